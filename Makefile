@@ -1,0 +1,58 @@
+# edgeway: build, test, demo, install. `make help` lists the targets.
+
+GO          ?= go
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT      ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+LDFLAGS      = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+GOBUILD      = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)"
+STATICCHECK  = $(GO) run honnef.co/go/tools/cmd/staticcheck@2026.2.2
+DESTDIR     ?=
+PREFIX      ?= /usr/local
+
+.PHONY: help build cross test test-tools check demo demo-shell demo-down bench install uninstall clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## bin/edgeway and bin/edgewayd, static
+	$(GOBUILD) -o bin/edgeway ./plugin/edgeway
+	$(GOBUILD) -o bin/edgewayd ./daemon/edgewayd
+
+cross: ## both programs for amd64 and arm64 in dist/
+	for arch in amd64 arm64; do \
+	  GOARCH=$$arch $(GOBUILD) -o dist/$$arch/edgeway ./plugin/edgeway && \
+	  GOARCH=$$arch $(GOBUILD) -o dist/$$arch/edgewayd ./daemon/edgewayd || exit 1; \
+	done
+
+check: ## format, vet, staticcheck, tests that need no root
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not gofmt-ed: $$unformatted" >&2; exit 1; }
+	$(GO) vet ./...
+	$(STATICCHECK) ./...
+	$(GO) test -short ./...
+
+test-tools: ## install what the tests need and this machine lacks
+	scripts/install-test-tools.sh
+
+test: test-tools build cross check ## everything: also kernel and LAN tests (root)
+	$(GO) test -count=1 -p 1 -timeout 20m ./...
+
+demo: test-tools build ## the main job, on real network namespaces with real switches (root)
+	$(GO) run ./scripts/demo
+
+demo-shell: test-tools build ## the same, and the lab is left standing to look around
+	$(GO) run ./scripts/demo -keep
+
+demo-down: ## take down what demo-shell left standing
+	$(GO) run ./scripts/demo -down
+
+bench: ## benchmarks side by side with the peers (root)
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
+
+install: build ## both programs, the systemd unit, an example configuration
+	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) scripts/install.sh
+
+uninstall: ## remove what install put there; leases and configuration stay
+	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) scripts/uninstall.sh
+
+clean:
+	rm -rf bin dist

@@ -1,0 +1,94 @@
+// Package bgp makes LAN switches hear a [State]: which sessions there are, and which paths each
+// switch is told. It embeds GoBGP, dials only, never listens, and learns nothing.
+//
+// There is one verb, [Speaker.Sync]. Each session has a GoBGP server of its own, with its own
+// paths, autonomous system and graceful restart state, so that no session can disturb another.
+//
+//	speaker := bgp.NewSpeaker(bgp.Options{Changed: trigger})
+//	changes, err := speaker.Sync(ctx, bgp.State{Sessions: []bgp.Session{{
+//		Peer:  bgp.Peer{Name: "BGPPeer/peer-a", Address: addr("10.0.10.1"), ASN: 65002, LocalASN: 65010, LocalAddress: addr("10.0.10.11"), RouterID: addr("10.0.10.11")},
+//		Paths: []bgp.Path{{Prefix: pfx("10.10.2.0/24"), NextHop: addr("10.0.10.12")}},
+//	}}})
+package bgp
+
+import (
+	"net/netip"
+	"time"
+)
+
+// DefaultPort is the port of BGP (RFC 4271, section 8.2.1).
+const DefaultPort = 179
+
+// MaxRestartTime is the largest restart time that fits the 12 bits of the graceful restart
+// capability (RFC 4724, section 3).
+const MaxRestartTime = 4095 * time.Second
+
+// Peer is one switch as one session sees it. Two sessions are the same when Key is.
+type Peer struct {
+	Name         string // of the resource that asks for it, for people
+	Address      netip.Addr
+	Port         uint16 // TCP; 0 means DefaultPort
+	ASN          uint32
+	LocalASN     uint32
+	LocalAddress netip.Addr // source address; always set
+	RouterID     netip.Addr // IPv4
+	Password     string     // RFC 2385; "" means none
+	HoldTime     time.Duration
+	RestartTime  time.Duration // graceful restart; 0 switches it off; at most MaxRestartTime
+	MultihopTTL  uint8         // 0: the switch is one hop away
+	TTLSecurity  bool          // RFC 5082: send and expect TTL 255
+}
+
+// Key tells sessions apart: the address and port of the switch and our autonomous system.
+type Key struct {
+	Address  netip.Addr
+	Port     uint16
+	LocalASN uint32
+}
+
+// Path is one prefix that the switch is told, and where it shall send its packets: the next hop
+// is the node that owns the prefix, not the speaker (a third-party next hop, RFC 4271
+// section 5.1.3).
+type Path struct {
+	Prefix  netip.Prefix
+	NextHop netip.Addr
+}
+
+// Session is one peer and all that it is told.
+type Session struct {
+	Peer  Peer
+	Paths []Path // unique by Prefix
+}
+
+// State is what this speaker should do. The empty State is a node that is no speaker.
+type State struct {
+	Sessions []Session
+}
+
+// Change is one thing that Sync did, printed as an operator knows it.
+type Change struct {
+	Op     string // "add", "replace", "delete"
+	Object string // "peer 10.0.10.1 as 65002", "path 10.10.2.0/24 via 10.0.10.12 to 10.0.10.1"
+	Why    string
+	Err    error
+}
+
+// Status of one session, as `edgewayd status` shows it.
+type Status struct {
+	Peer        Peer   `json:"-"` // its password is never shown
+	State       string // RFC 4271 section 8.2.2: Idle, Connect, Active, OpenSent, OpenConfirm, Established
+	Since       time.Time
+	Reason      string // why it is not Established: an identifier, "" when it is
+	Detail      string // one sentence with the next step
+	Advertised  []Path
+	Flaps       int           // times the session left Established
+	Restart     bool          // graceful restart was negotiated
+	RestartTime time.Duration // what the switch keeps our paths for
+}
+
+// Options of a Speaker.
+type Options struct {
+	// Changed is called, from any goroutine, when a session's state may have changed. It must
+	// not block.
+	Changed func()
+}

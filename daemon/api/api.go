@@ -1,0 +1,148 @@
+// Package api is what is spoken on the daemon's unix socket: one request, one reply, a
+// connection each. A CNI request carries the pod's network namespace as a file descriptor
+// (SCM_RIGHTS, unix(7)), so that the daemon needs no path into the runtime's mounts.
+//
+// It imports the standard library only: the plugin pays for each import at every pod start.
+//
+// On the wire a message is a 4-byte big-endian length and that many bytes of JSON. The file
+// descriptor travels with the first byte.
+package api
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"time"
+)
+
+// DefaultSocket is where the daemon listens unless configured otherwise.
+const DefaultSocket = "/run/edgeway/edgewayd.sock"
+
+// MaxMessage bounds a message, in bytes.
+const MaxMessage = 8 << 20
+
+var (
+	// ErrNoDaemon: nothing answers on the socket; nothing was sent.
+	ErrNoDaemon = errors.New("no daemon answers")
+	// ErrBroken: the daemon took the request but the connection ended before its reply:
+	// what it did is not known.
+	ErrBroken = errors.New("daemon went away before its reply")
+)
+
+// Request is one question. Op is "cni", "status" or another operator's command.
+type Request struct {
+	Op   string   `json:"op"`
+	CNI  *CNI     `json:"cni,omitempty"`
+	Args []string `json:"args,omitempty"`
+}
+
+// CNI is one call of the plugin, as the runtime made it: the environment of SPEC 1.1.0
+// section 2 and the configuration from standard input.
+type CNI struct {
+	Command     string `json:"command"`
+	ContainerID string `json:"containerID,omitempty"`
+	Netns       string `json:"netns,omitempty"` // path, for messages; the descriptor is what is used
+	IfName      string `json:"ifName,omitempty"`
+	Args        string `json:"args,omitempty"`
+	Path        string `json:"path,omitempty"`
+	Stdin       []byte `json:"stdin"`
+}
+
+// Reply answers a Request.
+type Reply struct {
+	// Output is what goes to standard output: for a CNI call the result or the error as JSON.
+	Output []byte `json:"output,omitempty"`
+	// Failed: Output is an error, the exit status is not zero.
+	Failed bool `json:"failed,omitempty"`
+	// Error says why the daemon could not serve the request at all.
+	Error string `json:"error,omitempty"`
+}
+
+// Call sends req to the daemon at socket and waits for its reply as long as ctx allows.
+// netns may be nil. The error wraps ErrNoDaemon or ErrBroken where that is the cause.
+func Call(ctx context.Context, socket string, req Request, netns *os.File) (Reply, error) {
+	panic("not yet")
+}
+
+// Handler serves one request; netns is nil when none came with it, and is closed after the
+// return. ctx ends when the caller hangs up.
+type Handler func(ctx context.Context, req Request, netns *os.File) Reply
+
+// Serve answers requests on l until ctx ends, then waits for those in flight. Only root and the
+// daemon's own user are served (SO_PEERCRED). delivered reports, after a Handler returned,
+// whether the caller got the reply.
+func Serve(ctx context.Context, l *net.UnixListener, serve Handler) error { panic("not yet") }
+
+// Status is the daemon's answer to Op "status", and what `edgewayd status -o json` prints.
+type Status struct {
+	Node     string    `json:"node"`
+	Version  string    `json:"version"`
+	Started  time.Time `json:"started"`
+	World    World     `json:"world"`
+	Mode     string    `json:"mode"`
+	PodCIDRs []string  `json:"podCIDRs"`
+	Routes   []Route   `json:"routes"`
+	Sessions []Session `json:"sessions"`
+	Leases   Leases    `json:"leases"`
+	Problems []Problem `json:"problems"`
+	Now      time.Time `json:"now"`
+}
+
+// World says where the daemon's knowledge of the cluster comes from.
+type World struct {
+	Source   string    `json:"source"`
+	ReadAt   time.Time `json:"readAt"`
+	FromDisk bool      `json:"fromDisk"`
+	Nodes    int       `json:"nodes"`
+	Peerings int       `json:"peerings"`
+}
+
+// Route is one route to another node's pod CIDR.
+type Route struct {
+	Dst  string `json:"dst"`
+	Via  string `json:"via,omitempty"`
+	Dev  string `json:"dev,omitempty"`
+	Node string `json:"node,omitempty"`
+	// State is "installed", "missing" or "foreign".
+	State string `json:"state"`
+}
+
+// Session is one BGP session.
+type Session struct {
+	Peer       string    `json:"peer"` // address
+	Resource   string    `json:"resource"`
+	PeerASN    uint32    `json:"peerASN"`
+	LocalASN   uint32    `json:"localASN"`
+	State      string    `json:"state"`
+	Since      time.Time `json:"since"`
+	Reason     string    `json:"reason,omitempty"`
+	Detail     string    `json:"detail,omitempty"`
+	Flaps      int       `json:"flaps"`
+	Advertised []Path    `json:"advertised"`
+	// GracefulRestart is the restart time in seconds that was negotiated; 0: none.
+	GracefulRestart int `json:"gracefulRestart"`
+}
+
+// Path is one advertised prefix.
+type Path struct {
+	Prefix  string `json:"prefix"`
+	NextHop string `json:"nextHop"`
+}
+
+// Leases counts addresses.
+type Leases struct {
+	Total   uint64 `json:"total"`
+	Used    uint64 `json:"used"`
+	Free    uint64 `json:"free"`
+	Outside uint64 `json:"outside"`
+}
+
+// Problem is a misconfiguration with its next step.
+type Problem struct {
+	Object string `json:"object"`
+	Reason string `json:"reason"`
+	Want   string `json:"want,omitempty"`
+	Got    string `json:"got,omitempty"`
+	Next   string `json:"next"`
+}

@@ -1,0 +1,131 @@
+// Package ipam owns the answer to one question: which address belongs to which attachment.
+// The answer is durable: a lease that [Store.Allocate] returned is on disk, and survives a
+// kill, a power cut and a reboot.
+//
+// The package knows nothing of links, network namespaces, CNI or Kubernetes. Whether an
+// attachment still lives is told by its caller (see [Request.Dead]).
+//
+//	store, err := ipam.Open(ctx, "/var/lib/edgeway/ipam.db", ipam.Options{BootID: boot})
+//	lease, err := store.Allocate(ctx, ipam.Request{
+//		Attachment: ipam.Attachment{ContainerID: "64dfdb43", IfName: "eth0"},
+//		Network:    "edgeway",
+//		Pod:        ipam.Pod{Namespace: "default", Name: "till-1"},
+//	})
+//	fmt.Println(lease.Addrs) // [10.10.1.2 fd00:10:1::2]
+package ipam
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+)
+
+// Attachment is one interface of one container: the key under which the CNI specification
+// (SPEC 1.1.0, section 2) identifies what an ADD made and a DEL removes.
+type Attachment struct {
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifName"`
+}
+
+func (a Attachment) String() string { return a.ContainerID + "/" + a.IfName }
+
+// Pod names whom an attachment serves. An address remembers its last pod, so that a pod that
+// comes back under the same name gets the address it had. The zero Pod is remembered by nobody.
+type Pod struct {
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
+	UID       string `json:"uid,omitempty"` // for people; never compared
+}
+
+func (p Pod) String() string {
+	if p.Name == "" {
+		return ""
+	}
+	return p.Namespace + "/" + p.Name
+}
+
+// Range is a run of addresses inside a subnet, as host-local's configuration writes it.
+// The zero First and Last mean the first and last host address of the subnet; an IPv4
+// subnet's network and broadcast address, an IPv6 subnet's router anycast address, and
+// Gateway are never leased.
+type Range struct {
+	Subnet  netip.Prefix `json:"subnet"`
+	First   netip.Addr   `json:"rangeStart,omitzero"`
+	Last    netip.Addr   `json:"rangeEnd,omitzero"`
+	Gateway netip.Addr   `json:"gateway,omitzero"`
+}
+
+// RangeSet is a list of ranges of one family of which a lease takes exactly one address.
+type RangeSet []Range
+
+// Pool is what addresses are taken from: one address of each set, or none at all.
+type Pool struct {
+	Sets []RangeSet `json:"sets"`
+	// Reserved addresses are never leased, not even on request.
+	Reserved []netip.Prefix `json:"reserved,omitempty"`
+}
+
+// Request asks for one address of each set of a pool.
+type Request struct {
+	Attachment Attachment
+	Network    string // the CNI network's name
+	Pod        Pod
+	// Pool to take from; nil means the pool that SetPool stored last.
+	Pool *Pool
+	// Addrs are addresses asked for by name; a set that contains none of them chooses freely.
+	Addrs []netip.Addr
+	// Netns is the network namespace's path, kept for people and for garbage collection.
+	Netns string
+	// Dead reports whether the holder of a lease is gone (its link does not exist any more).
+	// A dead lease of the same pod is taken over with its address. Nil: every lease of this
+	// boot is alive. Leases of an earlier boot are always dead.
+	Dead func(Lease) bool
+}
+
+// Lease is the durable record that an attachment holds addresses, one of each set of its pool.
+type Lease struct {
+	Attachment Attachment   `json:"attachment"`
+	Network    string       `json:"network,omitempty"`
+	Pod        Pod          `json:"pod,omitzero"`
+	Addrs      []netip.Addr `json:"addrs"`
+	Since      time.Time    `json:"since"`
+	BootID     string       `json:"bootID,omitempty"`
+	Netns      string       `json:"netns,omitempty"`
+}
+
+// Usage counts a pool's addresses, summed over its sets. Sizes over 2^62 are reported as 2^62.
+type Usage struct {
+	Total      uint64 `json:"total"`      // addresses that could ever be leased
+	Used       uint64 `json:"used"`       // held by a lease
+	Remembered uint64 `json:"remembered"` // free, but the address of a pod that may come back
+	Free       uint64 `json:"free"`       // Total - Used
+	Outside    uint64 `json:"outside"`    // leased addresses outside the pool: it changed since
+}
+
+// Options of a store.
+type Options struct {
+	// BootID identifies this boot of the machine (/proc/sys/kernel/random/boot_id).
+	BootID string
+	// LockTimeout bounds the wait for the store's file lock; zero means two seconds.
+	// Open returns an error that wraps ErrLocked when it runs out.
+	LockTimeout time.Duration
+}
+
+var (
+	// ErrLocked is returned by Open when another process holds the store: try again later.
+	ErrLocked = errors.New("store is locked by another process")
+	// ErrExhausted is returned by Allocate when a set has no address left.
+	ErrExhausted = errors.New("no address left")
+	// ErrInUse is returned by Allocate when a requested address is held by another attachment.
+	ErrInUse = errors.New("address is in use")
+	// ErrNotInPool is returned by Allocate when a requested address can never be leased:
+	// no range contains it, or it is reserved.
+	ErrNotInPool = errors.New("address is not in the pool")
+	// ErrHeld is returned by Allocate, with the existing lease, when the attachment holds a
+	// lease already and is not dead.
+	ErrHeld = errors.New("attachment holds a lease already")
+	// ErrNoPool is returned by Allocate when the request names no pool and none was ever set.
+	ErrNoPool = errors.New("no pool")
+	// ErrInvalid is wrapped by errors about a request or pool that makes no sense.
+	ErrInvalid = errors.New("invalid")
+)

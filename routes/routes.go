@@ -1,0 +1,163 @@
+// Package routes makes a network namespace look like a [State]: links, addresses, routes,
+// neighbours, forwarding entries, sysctls and one nftables table.
+//
+// There is one verb, [Kernel.Sync]: it asks the kernel what is there, computes [Diff], and
+// applies it. It remembers nothing: what is ours is known by the route's protocol number or the
+// link's name (see [Scope]). It never touches what is not in its scope.
+//
+//	k, err := routes.Open()          // the calling thread's network namespace
+//	changes, err := k.Sync(ctx, routes.Scope{Protocol: routes.ProtoNode}, routes.State{
+//		Routes: []routes.Route{{Dst: pfx("10.10.2.0/24"), Via: addr("10.0.0.12"), Link: "eth0", Protocol: routes.ProtoNode}},
+//	})
+//	fmt.Println(changes) // [add route 10.10.2.0/24 via 10.0.0.12 dev eth0 proto 119]
+package routes
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+)
+
+// Protocol is a route's origin (rtm_protocol, linux/rtnetlink.h): whose route it is.
+type Protocol uint8
+
+const (
+	// ProtoPod marks the host's routes to the pods of this node, and a pod's own routes.
+	ProtoPod Protocol = 101
+	// ProtoNode marks routes to the pod CIDRs of other nodes.
+	ProtoNode Protocol = 119
+)
+
+// ErrForeign is wrapped by the error of a Change that was not made because an object that is
+// not ours stands in its place.
+var ErrForeign = errors.New("held by another owner")
+
+// Link is a network device. Links are named, never numbered: an index is looked up at the last
+// moment and never kept.
+type Link struct {
+	Name  string
+	Kind  string // "veth", "vxlan", ...; "" when only its attributes matter
+	MAC   string // lower case, colons; "" leaves it to the kernel
+	MTU   int    // bytes; 0 leaves it to the kernel
+	Up    bool
+	Peer  *Peer  // of a veth that Sync shall create: the other end, made in place
+	VXLAN *VXLAN // of a vxlan
+}
+
+// Peer is the other end of a veth pair, created by the same RTM_NEWLINK inside another
+// network namespace (moving a device there afterwards costs tens of milliseconds).
+type Peer struct {
+	Name  string
+	MAC   string
+	MTU   int
+	Netns *os.File // open /proc/.../ns/net; nil: the same namespace
+}
+
+// VXLAN is the overlay device's own part (RFC 7348).
+type VXLAN struct {
+	VNI   uint32
+	Port  uint16     // UDP
+	Local netip.Addr // underlay source address
+}
+
+// Addr is an address on a link. IPv6 addresses are added without duplicate address detection.
+type Addr struct {
+	Link   string
+	Prefix netip.Prefix
+}
+
+// Route is a unicast route of the main table.
+type Route struct {
+	Dst      netip.Prefix
+	Via      netip.Addr // zero: on the link itself
+	Link     string
+	Src      netip.Addr // preferred source; zero: the kernel chooses
+	Protocol Protocol
+	Metric   int  // 0: the kernel's default (0 for IPv4, 1024 for IPv6)
+	Onlink   bool // Via is reachable on Link though no address says so
+	Table    int  // 0: main
+	MTU      int
+	AdvMSS   int
+}
+
+// Neigh is a permanent ARP or neighbour-discovery entry.
+type Neigh struct {
+	Link string
+	IP   netip.Addr
+	MAC  string
+}
+
+// FDB is a permanent forwarding entry of a VXLAN link: frames to MAC go to the VTEP at Dst.
+type FDB struct {
+	Link string
+	MAC  string
+	Dst  netip.Addr
+}
+
+// Sysctl is one kernel setting of the namespace, its key written with slashes below
+// /proc/sys: net/ipv4/ip_forward.
+type Sysctl struct {
+	Key   string
+	Value string
+}
+
+// NAT is the content of the node's one nftables table, named "edgeway": packets from Sources
+// that leave for anything outside Exclude take the node's address.
+type NAT struct {
+	Sources []netip.Prefix
+	Exclude []netip.Prefix
+}
+
+// State is what a namespace should look like, as far as it is ours.
+type State struct {
+	Links   []Link
+	Addrs   []Addr
+	Routes  []Route
+	Neighs  []Neigh
+	FDB     []FDB
+	Sysctls []Sysctl
+	NAT     *NAT // nil: no table
+}
+
+// Scope says what is ours, and so what Sync may delete when the State does not name it.
+// A zero Scope deletes nothing.
+type Scope struct {
+	// Protocol: every route of the main table with this protocol is ours.
+	Protocol Protocol
+	// Links of these names are ours, with every permanent neighbour, forwarding entry and
+	// global address on them.
+	Links []string
+	// NAT: the nftables table "edgeway" is ours.
+	NAT bool
+}
+
+// Op is what a Change does.
+type Op string
+
+// The operations of a Change.
+const (
+	Add     Op = "add"
+	Replace Op = "replace"
+	Delete  Op = "delete"
+)
+
+// Change is one difference between what is and what should be, and what came of it.
+type Change struct {
+	Op     Op
+	Object any // Link, Addr, Route, Neigh, FDB, Sysctl or NAT
+	Was    any // of a Replace: what stands there now
+	Err    error
+	Took   time.Duration
+}
+
+// Host is what a policy needs to know of the machine and does not own.
+type Host struct {
+	Addrs  []Addr  `json:"addrs"`  // global addresses with their on-link prefix, of links that are up
+	Routes []Route `json:"routes"` // the main table without our own routes
+	Links  []Link  `json:"links"`
+}
+
+// LinkAddr formats a hardware address as Link.MAC wants it.
+func LinkAddr(a net.HardwareAddr) string { return a.String() }
