@@ -5,14 +5,18 @@
 // It imports the standard library only: the plugin pays for each import at every pod start.
 //
 // On the wire a message is a 4-byte big-endian length and that many bytes of JSON. The file
-// descriptor travels with the first byte.
+// descriptor travels with the first byte. The caller acknowledges the reply with one byte, so
+// that the daemon knows whether what it did reached anybody:
+//
+//	caller                          daemon
+//	  length, JSON (+ netns) ------>
+//	                         <------ length, JSON
+//	  0x06 ------------------------>             end of file instead: Reply.Undelivered is called
 package api
 
 import (
 	"context"
 	"errors"
-	"net"
-	"os"
 	"time"
 )
 
@@ -23,7 +27,7 @@ const DefaultSocket = "/run/edgeway/edgewayd.sock"
 const MaxMessage = 8 << 20
 
 var (
-	// ErrNoDaemon: nothing answers on the socket; nothing was sent.
+	// ErrNoDaemon: nothing on the socket took the whole request, so nothing was done.
 	ErrNoDaemon = errors.New("no daemon answers")
 	// ErrBroken: the daemon took the request but the connection ended before its reply:
 	// what it did is not known.
@@ -57,22 +61,10 @@ type Reply struct {
 	Failed bool `json:"failed,omitempty"`
 	// Error says why the daemon could not serve the request at all.
 	Error string `json:"error,omitempty"`
+	// Undelivered, when set, undoes what the request did. Serve calls it when the caller hung
+	// up before it had the reply; it stays on this side of the socket.
+	Undelivered func(ctx context.Context) `json:"-"`
 }
-
-// Call sends req to the daemon at socket and waits for its reply as long as ctx allows.
-// netns may be nil. The error wraps ErrNoDaemon or ErrBroken where that is the cause.
-func Call(ctx context.Context, socket string, req Request, netns *os.File) (Reply, error) {
-	panic("not yet")
-}
-
-// Handler serves one request; netns is nil when none came with it, and is closed after the
-// return. ctx ends when the caller hangs up.
-type Handler func(ctx context.Context, req Request, netns *os.File) Reply
-
-// Serve answers requests on l until ctx ends, then waits for those in flight. Only root and the
-// daemon's own user are served (SO_PEERCRED). delivered reports, after a Handler returned,
-// whether the caller got the reply.
-func Serve(ctx context.Context, l *net.UnixListener, serve Handler) error { panic("not yet") }
 
 // Status is the daemon's answer to Op "status", and what `edgewayd status -o json` prints.
 type Status struct {

@@ -1,0 +1,165 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// transferTimeout bounds how long one message may take on the wire. Both ends are on this
+	// machine: a caller that needs longer is stopped or broken.
+	transferTimeout = 10 * time.Second
+	// lastRequestTimeout is what a connected caller has left to send its request when Serve ends.
+	lastRequestTimeout = time.Second
+	// acceptPause is the wait after an accept that found no free descriptor.
+	acceptPause = 50 * time.Millisecond
+)
+
+// Handler serves one request; netns is nil when none came with it, and is closed after the
+// return. ctx ends when the caller hangs up.
+type Handler func(ctx context.Context, req Request, netns *os.File) Reply
+
+// Serve answers requests on l until ctx ends, then closes l and waits for those in flight. Only
+// root and the daemon's own user are served (SO_PEERCRED). A Reply that did not reach its caller
+// has its Undelivered called.
+func Serve(ctx context.Context, l *net.UnixListener, serve Handler) error {
+	s := server{ctx: ctx, serve: serve}
+	defer s.calls.Wait()
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	for {
+		conn, err := l.AcceptUnix()
+		switch {
+		case err == nil:
+			s.calls.Go(func() { s.answer(conn) })
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE),
+			errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM), errors.Is(err, syscall.ECONNABORTED):
+			select { // the calls in flight give descriptors back
+			case <-ctx.Done():
+			case <-time.After(acceptPause):
+			}
+		default:
+			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
+		}
+	}
+}
+
+type server struct {
+	ctx   context.Context // ends when no new request is taken
+	serve Handler
+	calls sync.WaitGroup
+}
+
+func (s *server) answer(conn *net.UnixConn) {
+	defer conn.Close()
+	if err := admit(conn); err != nil {
+		_ = s.reply(conn, Reply{Error: err.Error()})
+		return
+	}
+	req, netns, err := s.request(conn)
+	if err != nil {
+		_ = s.reply(conn, Reply{Error: err.Error()})
+		return
+	}
+	if netns != nil {
+		defer netns.Close()
+	}
+	// A request that was taken is answered, also while Serve ends: only its caller ends it.
+	ctx, hangUp := context.WithCancel(context.WithoutCancel(s.ctx))
+	defer hangUp()
+	outcome := make(chan error, 1)
+	go func() {
+		outcome <- awaitAck(conn)
+		hangUp()
+	}()
+
+	reply := s.serve(ctx, req, netns)
+	lost := s.reply(conn, reply)
+	_ = conn.SetReadDeadline(time.Now().Add(transferTimeout))
+	if err := <-outcome; err != nil {
+		lost = err
+	}
+	// A caller that holds its tongue may hold the reply: it is taken as delivered, since to cut
+	// off a running pod is worse than what a sweep finds later.
+	if lost != nil && !errors.Is(lost, os.ErrDeadlineExceeded) && reply.Undelivered != nil {
+		reply.Undelivered(context.WithoutCancel(s.ctx))
+	}
+}
+
+// awaitAck returns nil once the caller says that it holds the reply, else how it went away.
+func awaitAck(conn *net.UnixConn) error {
+	var b [1]byte
+	_, err := conn.Read(b[:])
+	return err
+}
+
+// request reads the request. The end of Serve's context ends the wait for one that has not come.
+func (s *server) request(conn *net.UnixConn) (Request, *os.File, error) {
+	_ = conn.SetReadDeadline(time.Now().Add(transferTimeout))
+	shortened := make(chan struct{})
+	stop := context.AfterFunc(s.ctx, func() {
+		_ = conn.SetReadDeadline(time.Now().Add(lastRequestTimeout))
+		close(shortened)
+	})
+	body, netns, err := receive(conn)
+	if !stop() {
+		<-shortened
+	}
+	if err != nil {
+		return Request{}, nil, fmt.Errorf("receive request: %w", err)
+	}
+	_ = conn.SetReadDeadline(time.Time{})
+	var req Request
+	if err := json.Unmarshal(body, &req); err != nil {
+		if netns != nil {
+			_ = netns.Close()
+		}
+		return Request{}, nil, fmt.Errorf("decode request: %w", err)
+	}
+	return req, netns, nil
+}
+
+func (s *server) reply(conn *net.UnixConn, r Reply) error {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode reply: %w", err)
+	}
+	_ = conn.SetWriteDeadline(time.Now().Add(transferTimeout))
+	if err := send(conn, body, nil); errors.Is(err, errTooLong) {
+		return s.reply(conn, Reply{Error: "reply: " + err.Error()})
+	} else if err != nil {
+		return err
+	}
+	return nil
+}
+
+// admit refuses callers that are neither root nor the user that the daemon runs as.
+func admit(conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("credentials of the caller: %w", err)
+	}
+	var cred *syscall.Ucred
+	var cerr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, cerr = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	}); err != nil {
+		return fmt.Errorf("credentials of the caller: %w", err)
+	}
+	if cerr != nil {
+		return fmt.Errorf("credentials of the caller: %w", cerr)
+	}
+	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+		return fmt.Errorf("user %d (process %d) may not speak to the daemon; call as root", cred.Uid, cred.Pid)
+	}
+	return nil
+}
