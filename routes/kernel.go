@@ -2,45 +2,104 @@ package routes
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
+
+	"github.com/vishvananda/netns"
 )
 
-// Kernel speaks to one network namespace over sockets that stay open.
-type Kernel struct{}
+// Kernel speaks to one network namespace over sockets that stay open. Its methods may be called
+// from any goroutine.
+type Kernel struct {
+	c  *conn
+	ns netns.NsHandle
+}
 
 // Open returns the Kernel of the calling thread's network namespace.
-func Open() (*Kernel, error) { panic("not yet") }
+func Open() (*Kernel, error) {
+	ns, err := netns.Get()
+	if err != nil {
+		return nil, fmt.Errorf("open the thread's network namespace: %w", err)
+	}
+	return open(ns)
+}
 
 // OpenNetns returns the Kernel of the namespace that the open file names
 // (/proc/PID/ns/net or a bind mount of one). The file may be closed afterwards.
-func OpenNetns(ns *os.File) (*Kernel, error) { panic("not yet") }
+func OpenNetns(ns *os.File) (*Kernel, error) {
+	fd, err := dup(ns)
+	if err != nil {
+		return nil, fmt.Errorf("network namespace %s: %w", ns.Name(), err)
+	}
+	return open(netns.NsHandle(fd))
+}
+
+// open takes ns over.
+func open(ns netns.NsHandle) (*Kernel, error) {
+	c, err := dial(ns)
+	if err != nil {
+		ns.Close()
+		return nil, err
+	}
+	return &Kernel{c: c, ns: ns}, nil
+}
 
 // Close closes the sockets.
-func (k *Kernel) Close() { panic("not yet") }
+func (k *Kernel) Close() {
+	k.c.close()
+	k.ns.Close()
+}
 
 // Observe reads what the namespace has inside scope, and what it has in the place of each
 // object that desired names.
 func (k *Kernel) Observe(ctx context.Context, scope Scope, desired State) (State, error) {
-	panic("not yet")
+	return k.observe(ctx, newView(k.c), scope, desired)
+}
+
+func (k *Kernel) observe(ctx context.Context, v *view, scope Scope, desired State) (s State, err error) {
+	parts := []func() error{
+		func() (err error) { s.Links, err = v.observeLinks(scope, desired.Links); return err },
+		func() (err error) { s.Addrs, err = v.observeAddrs(scope, desired.Addrs); return err },
+		func() (err error) { s.Neighs, err = v.observeNeighs(scope, desired.Neighs); return err },
+		func() (err error) { s.FDB, err = v.observeFDB(scope, desired.FDB); return err },
+		func() (err error) { s.Routes, err = v.observeRoutes(scope, desired.Routes); return err },
+		func() (err error) { s.Sysctls, err = k.observeSysctls(desired.Sysctls); return err },
+		func() (err error) { s.NAT, err = k.observeNAT(scope, desired.NAT); return err },
+	}
+	for _, read := range parts {
+		if err := ctx.Err(); err != nil {
+			return State{}, err
+		}
+		if err := read(); err != nil {
+			return State{}, fmt.Errorf("observe: %w", err)
+		}
+	}
+	return s, nil
 }
 
 // Sync makes the namespace look like desired and returns what it changed or could not change.
 // The error joins the errors of the changes: siblings are all tried.
 func (k *Kernel) Sync(ctx context.Context, scope Scope, desired State) ([]Change, error) {
-	panic("not yet")
+	v := newView(k.c)
+	observed, err := k.observe(ctx, v, scope, desired)
+	if err != nil {
+		return nil, err
+	}
+	changes := Diff(observed, desired)
+	a := applier{k: k, v: v, ctx: ctx}
+	a.apply(changes)
+	errs := make([]error, 0, len(changes))
+	for _, c := range changes {
+		errs = append(errs, c.Err)
+	}
+	return changes, errors.Join(errs...)
 }
 
-// Host reads what the policy needs to know of the machine.
-func (k *Kernel) Host(ctx context.Context) (Host, error) { panic("not yet") }
-
 // Links returns the names of the links that exist and start with prefix.
-func (k *Kernel) Links(ctx context.Context, prefix string) ([]Link, error) { panic("not yet") }
-
-// Watch calls changed whenever a link, address, route or neighbour of the namespace changes,
-// and once whenever the kernel says that it lost events. It returns when ctx ends.
-func (k *Kernel) Watch(ctx context.Context, changed func()) error { panic("not yet") }
-
-// Diff returns what turns observed into desired, in an order that can be applied. It is pure:
-// Diff(x, x) is empty, and applying Diff(a, b) to a gives b. Objects of observed that desired
-// does not name are deleted; Observe puts only what is in scope there.
-func Diff(observed, desired State) []Change { panic("not yet") }
+func (k *Kernel) Links(ctx context.Context, prefix string) ([]Link, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return newView(k.c).links(func(name string) bool { return len(name) >= len(prefix) && name[:len(prefix)] == prefix })
+}

@@ -60,6 +60,8 @@ type VXLAN struct {
 	VNI   uint32
 	Port  uint16     // UDP
 	Local netip.Addr // underlay source address
+	// Learning of source addresses is on. Sync wants it off: the entries are ours.
+	Learning bool
 }
 
 // Addr is an address on a link. IPv6 addresses are added without duplicate address detection.
@@ -80,6 +82,10 @@ type Route struct {
 	Table    int  // 0: main
 	MTU      int
 	AdvMSS   int
+	// Type is "" for unicast; else blackhole, unreachable or prohibit.
+	Type string
+	// Multipath: the route has more next hops than Via. Observed only.
+	Multipath bool
 }
 
 // Neigh is a permanent ARP or neighbour-discovery entry.
@@ -108,6 +114,8 @@ type Sysctl struct {
 type NAT struct {
 	Sources []netip.Prefix
 	Exclude []netip.Prefix
+	// Damaged: the table's chain or sets are not the ones that Sync makes. Observed only.
+	Damaged bool
 }
 
 // State is what a namespace should look like, as far as it is ours.

@@ -1,0 +1,214 @@
+package routes
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// applier makes changes in their order. Changes of what is attached to links are collected and
+// sent together, until one comes that they may depend on.
+type applier struct {
+	k       *Kernel
+	v       *view
+	ctx     context.Context // of the one call that it serves
+	pending []*Change
+	msgs    []message
+}
+
+func (a *applier) apply(changes []Change) {
+	for i := range changes {
+		c := &changes[i]
+		if c.Err != nil {
+			continue
+		}
+		if err := a.ctx.Err(); err != nil {
+			c.Err = fmt.Errorf("%v: not tried: %w", c, err)
+			continue
+		}
+		m, alone, err := a.message(c)
+		switch {
+		case err != nil:
+			a.conclude(c, err)
+		case alone != nil:
+			a.flush()
+			start := time.Now()
+			err := alone()
+			c.Took = time.Since(start)
+			a.conclude(c, err)
+		default:
+			a.pending, a.msgs = append(a.pending, c), append(a.msgs, m)
+		}
+	}
+	a.flush()
+}
+
+// message is what the kernel is to be told for c; alone is set instead where it takes more than
+// one message.
+func (a *applier) message(c *Change) (m message, alone func() error, err error) {
+	switch o := c.Object.(type) {
+	case Link:
+		return nil, func() error { return a.link(c.Op, o) }, nil
+	case Sysctl:
+		return nil, func() error { return a.k.setSysctl(o) }, nil
+	case NAT:
+		return nil, func() error { return a.k.setNAT(c.Op, o) }, nil
+	case Route:
+		if c.Op == Delete {
+			m, err = a.v.delRoute(o)
+		} else {
+			m, err = a.v.newRoute(o, c.Op)
+		}
+	case Addr:
+		index, ierr := a.v.index(o.Link)
+		if c.Op == Delete {
+			return addrMessage(unix.RTM_DELADDR, 0, o, index), nil, ierr
+		}
+		return addrMessage(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, o, index), nil, ierr
+	case Neigh:
+		index, ierr := a.v.index(o.Link)
+		m, err = o.message(neighType(c.Op), index)
+		err = errors.Join(ierr, err)
+	case FDB:
+		index, ierr := a.v.index(o.Link)
+		m, err = o.message(neighType(c.Op), index)
+		err = errors.Join(ierr, err)
+	default:
+		err = fmt.Errorf("type %T is not part of a State", o)
+	}
+	return m, nil, err
+}
+
+func neighType(op Op) uint16 {
+	if op == Delete {
+		return unix.RTM_DELNEIGH
+	}
+	return unix.RTM_NEWNEIGH
+}
+
+// flush sends what is pending.
+func (a *applier) flush() {
+	if len(a.pending) == 0 {
+		return
+	}
+	start := time.Now()
+	errs := a.k.c.change(a.msgs...)
+	each := time.Since(start) / time.Duration(len(a.pending))
+	for i, c := range a.pending {
+		c.Took = each
+		a.conclude(c, errs[i])
+	}
+	a.pending, a.msgs = nil, nil
+}
+
+// conclude writes the outcome of c down.
+func (a *applier) conclude(c *Change, err error) {
+	if err == nil || (c.Op == Delete && absent(err)) {
+		return
+	}
+	if r, ok := c.Object.(Route); ok && errors.Is(err, unix.EEXIST) {
+		if held, found := a.v.holder(r); found {
+			c.Err = &foreignError{r, held}
+			return
+		}
+	}
+	c.Err = fmt.Errorf("%v: %w%s", c, err, nextStep(c.Object, err))
+}
+
+// absent: the object of a delete is gone already, perhaps with its link.
+func absent(err error) bool {
+	for _, gone := range []error{unix.ESRCH, unix.ENOENT, unix.EADDRNOTAVAIL, unix.ENODEV, unix.ENXIO, errNoLink} {
+		if errors.Is(err, gone) {
+			return true
+		}
+	}
+	return false
+}
+
+// nextStep is what an operator can do about the errors that have an outside cause.
+func nextStep(object any, err error) string {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return "; run as root or with CAP_NET_ADMIN"
+	case errors.Is(err, unix.ENETDOWN):
+		return "; set the link up"
+	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH):
+		if r, ok := object.(Route); ok && r.Via.IsValid() {
+			return fmt.Sprintf("; no address of link %s has %v in its subnet", r.Link, r.Via)
+		}
+	}
+	return ""
+}
+
+// holder finds the route of another protocol in the place of r.
+func (v *view) holder(r Route) (Route, bool) {
+	r = normal(r)
+	entries, err := v.fib(family(r.Dst.Addr()), r.Table, 0)
+	if err != nil {
+		return Route{}, false
+	}
+	for _, e := range entries {
+		if e.Protocol != r.Protocol && keyOfRoute(e.Route) == keyOfRoute(r) {
+			return v.route(e), true
+		}
+	}
+	return Route{}, false
+}
+
+// link makes one change of a link and learns its index.
+func (a *applier) link(op Op, l Link) error {
+	switch op {
+	case Delete:
+		return a.delLink(l)
+	case Add:
+		return a.addLink(l)
+	}
+	d, ok, err := a.v.fetch(l.Name)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("%w: %s went away", errNoLink, l.Name)
+	}
+	m, err := linkMessage(l, d.index, 0)
+	if err != nil {
+		return err
+	}
+	return a.k.c.change(m)[0]
+}
+
+func (a *applier) addLink(l Link) error {
+	switch {
+	case l.Kind == "":
+		return fmt.Errorf("%w; it is not made here: check the name", errNoLink)
+	case l.Kind == "veth" && l.Peer == nil:
+		return errors.New("a veth is made with its peer, and none is given")
+	case len(l.Name) >= unix.IFNAMSIZ || (l.Peer != nil && len(l.Peer.Name) >= unix.IFNAMSIZ):
+		return fmt.Errorf("a link's name has at most %d bytes", unix.IFNAMSIZ-1)
+	}
+	m, err := linkMessage(l, 0, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	if err != nil {
+		return err
+	}
+	err = a.k.c.change(m)[0]
+	_, ok, ferr := a.v.fetch(l.Name)
+	if errors.Is(err, unix.EEXIST) && !ok && l.Peer != nil {
+		return fmt.Errorf("the peer's network namespace has a link %s already: %w", l.Peer.Name, err)
+	}
+	return errors.Join(err, ferr)
+}
+
+func (a *applier) delLink(l Link) error {
+	d, ok, err := a.v.fetch(l.Name)
+	a.v.forget(l.Name)
+	if err != nil || !ok {
+		return err
+	}
+	h := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(h[4:], uint32(d.index))
+	return a.k.c.change(newMessage(unix.RTM_DELLINK, 0, h))[0]
+}

@@ -1,0 +1,247 @@
+package routes
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// What is attached to a link: addresses, neighbours, forwarding entries.
+
+// ifaPermanentNoDAD: no duplicate address detection (RFC 4862 section 5.4 takes a second or two,
+// and our addresses are leased), no prefix route for a single address.
+func addrMessage(typ uint16, flags int, a Addr, index int) message {
+	ip := a.Prefix.Addr()
+	h := make([]byte, unix.SizeofIfAddrmsg)
+	h[0], h[1] = family(ip), uint8(a.Prefix.Bits())
+	binary.NativeEndian.PutUint32(h[4:], uint32(index))
+	m := newMessage(typ, flags, h).attrAddr(unix.IFA_LOCAL, ip).attrAddr(unix.IFA_ADDRESS, ip)
+	var ifa uint32
+	if ip.Is6() {
+		ifa |= unix.IFA_F_NODAD
+	}
+	if a.Prefix.IsSingleIP() {
+		ifa |= unix.IFA_F_NOPREFIXROUTE
+	}
+	if typ == unix.RTM_NEWADDR && ifa != 0 {
+		m = m.attr32(unix.IFA_FLAGS, ifa)
+	}
+	return m
+}
+
+// ifAddr is one answer of an address dump.
+type ifAddr struct {
+	prefix netip.Prefix
+	index  int
+	scope  uint8
+}
+
+func parseAddr(b []byte) (ifAddr, bool) {
+	if len(b) < unix.SizeofIfAddrmsg {
+		return ifAddr{}, false
+	}
+	a := ifAddr{index: int(binary.NativeEndian.Uint32(b[4:])), scope: b[3]}
+	var address, local netip.Addr
+	for typ, v := range attrs(b[unix.SizeofIfAddrmsg:]) {
+		switch typ {
+		case unix.IFA_ADDRESS:
+			address = attrAddr(v)
+		case unix.IFA_LOCAL:
+			local = attrAddr(v)
+		}
+	}
+	if local.IsValid() {
+		address = local // IFA_ADDRESS is the other end's on a point-to-point link
+	}
+	a.prefix = netip.PrefixFrom(address, int(b[1]))
+	return a, a.prefix.IsValid()
+}
+
+// addrs reads the addresses of a link; index 0 is every link.
+func (v *view) addrs(index int) ([]ifAddr, error) {
+	h := make([]byte, unix.SizeofIfAddrmsg)
+	binary.NativeEndian.PutUint32(h[4:], uint32(index))
+	addrs, err := dump(v.c, newMessage(unix.RTM_GETADDR, 0, h), func(b []byte) (ifAddr, bool) {
+		a, ok := parseAddr(b)
+		return a, ok && (index == 0 || a.index == index)
+	})
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	return addrs, nil
+}
+
+// neighMessage: AF_BRIDGE is the forwarding table, else the neighbour table (struct ndmsg,
+// linux/neighbour.h).
+func neighMessage(typ uint16, flags int, family uint8, index int, state uint16, ntf uint8) message {
+	h := make([]byte, sizeofNdMsg)
+	h[0] = family
+	binary.NativeEndian.PutUint32(h[4:], uint32(index))
+	binary.NativeEndian.PutUint16(h[8:], state)
+	h[10] = ntf
+	return newMessage(typ, flags, h)
+}
+
+const (
+	sizeofNdMsg = 12
+	ntfSelf     = 1 << 1 // NTF_SELF: the device's own table
+	ntfProxy    = 1 << 3 // NTF_PROXY
+	createOrSet = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+)
+
+func (n Neigh) message(typ uint16, index int) (message, error) {
+	flags := 0
+	if typ == unix.RTM_NEWNEIGH {
+		flags = createOrSet
+	}
+	m := neighMessage(typ, flags, family(n.IP), index, unix.NUD_PERMANENT, 0).attrAddr(unix.NDA_DST, n.IP)
+	if typ == unix.RTM_DELNEIGH {
+		return m, nil
+	}
+	mac, err := hardwareAddr(n.MAC)
+	return m.attr(unix.NDA_LLADDR, mac), err
+}
+
+func (f FDB) message(typ uint16, index int) (message, error) {
+	mac, err := hardwareAddr(f.MAC)
+	if err != nil {
+		return nil, err
+	}
+	flags := 0
+	if typ == unix.RTM_NEWNEIGH {
+		flags = createOrSet
+		if keyOfFDB(f).Dst.IsValid() {
+			flags = unix.NLM_F_CREATE | unix.NLM_F_APPEND
+		}
+	}
+	m := neighMessage(typ, flags, unix.AF_BRIDGE, index, unix.NUD_PERMANENT|unix.NUD_NOARP, ntfSelf)
+	return m.attr(unix.NDA_LLADDR, mac).attrAddr(unix.NDA_DST, f.Dst), nil
+}
+
+// entry is one answer of a neighbour or forwarding dump.
+type entry struct {
+	index int
+	state uint16
+	flags uint8
+	ip    netip.Addr
+	mac   string
+}
+
+func parseNeigh(b []byte) (entry, bool) {
+	if len(b) < sizeofNdMsg {
+		return entry{}, false
+	}
+	e := entry{index: int(binary.NativeEndian.Uint32(b[4:])), state: binary.NativeEndian.Uint16(b[8:]), flags: b[10]}
+	for typ, v := range attrs(b[sizeofNdMsg:]) {
+		switch typ {
+		case unix.NDA_DST:
+			e.ip = attrAddr(v)
+		case unix.NDA_LLADDR:
+			e.mac = LinkAddr(net.HardwareAddr(v))
+		}
+	}
+	return e, e.ip.IsValid()
+}
+
+// permanent reads the permanent entries of a link.
+func (v *view) permanent(family uint8, index int) ([]entry, error) {
+	m := neighMessage(unix.RTM_GETNEIGH, 0, family, 0, 0, 0).attr32(unix.NDA_IFINDEX, uint32(index))
+	if family == unix.AF_BRIDGE { // rtnetlink.c: valid_fdb_dump_strict
+		m = neighMessage(unix.RTM_GETNEIGH, 0, family, index, 0, 0)
+	}
+	entries, err := dump(v.c, m, func(b []byte) (entry, bool) {
+		e, ok := parseNeigh(b)
+		return e, ok && e.index == index && e.state&unix.NUD_PERMANENT != 0 && e.flags&ntfProxy == 0
+	})
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return nil, fmt.Errorf("list neighbours of link %s: %w", v.name(index), err)
+	}
+	return entries, nil
+}
+
+// observeAddrs reads the addresses of the links that are ours, and the desired ones elsewhere.
+func (v *view) observeAddrs(scope Scope, desired []Addr) (out []Addr, err error) {
+	want := map[Addr]bool{}
+	links := slices.Clone(scope.Links)
+	for _, a := range desired {
+		want[a] = true
+		links = append(links, a.Link)
+	}
+	return eachLink(v, links, func(d device) (out []Addr, err error) {
+		found, err := v.addrs(d.index)
+		for _, f := range found {
+			a := Addr{d.Name, f.prefix}
+			clash := slices.ContainsFunc(desired, func(w Addr) bool {
+				return w.Link == a.Link && w.Prefix.Addr() == a.Prefix.Addr() && a.Prefix.Addr().Is6()
+			})
+			if want[a] || clash || (f.scope == unix.RT_SCOPE_UNIVERSE && slices.Contains(scope.Links, d.Name)) {
+				out = append(out, a)
+			}
+		}
+		return out, err
+	})
+}
+
+// observeNeighs reads the permanent neighbours of the links that are ours, and the desired ones
+// elsewhere.
+func (v *view) observeNeighs(scope Scope, desired []Neigh) ([]Neigh, error) {
+	want := map[Neigh]bool{}
+	links := slices.Clone(scope.Links)
+	for _, n := range desired {
+		want[Neigh{Link: n.Link, IP: n.IP}] = true
+		links = append(links, n.Link)
+	}
+	return eachLink(v, links, func(d device) (out []Neigh, err error) {
+		found, err := v.permanent(unix.AF_UNSPEC, d.index)
+		for _, e := range found {
+			if want[Neigh{Link: d.Name, IP: e.ip}] || slices.Contains(scope.Links, d.Name) {
+				out = append(out, Neigh{d.Name, e.ip, e.mac})
+			}
+		}
+		return out, err
+	})
+}
+
+// observeFDB reads the permanent forwarding entries, as observeNeighs does.
+func (v *view) observeFDB(scope Scope, desired []FDB) ([]FDB, error) {
+	want := map[FDB]bool{}
+	links := slices.Clone(scope.Links)
+	for _, f := range desired {
+		want[keyOfFDB(f)] = true
+		links = append(links, f.Link)
+	}
+	return eachLink(v, links, func(d device) (out []FDB, err error) {
+		if d.Kind != "vxlan" {
+			return nil, nil
+		}
+		found, err := v.permanent(unix.AF_BRIDGE, d.index)
+		for _, e := range found {
+			f := FDB{d.Name, e.mac, e.ip}
+			if want[keyOfFDB(f)] || slices.Contains(scope.Links, d.Name) {
+				out = append(out, f)
+			}
+		}
+		return out, err
+	})
+}
+
+// eachLink collects what read finds on each of the named links that exist.
+func eachLink[T any](v *view, names []string, read func(device) ([]T, error)) (out []T, err error) {
+	slices.Sort(names)
+	var errs []error
+	for _, name := range slices.Compact(names) {
+		d, ok, err := v.named(name)
+		if ok {
+			var found []T
+			found, err = read(d)
+			out = append(out, found...)
+		}
+		errs = append(errs, err)
+	}
+	return out, errors.Join(errs...)
+}

@@ -1,0 +1,320 @@
+package routes
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// receiveBuffer holds the acknowledgements of a whole batch, and a burst of events.
+	receiveBuffer = 4 << 20
+	// batchBytes and batchMessages bound one sendmsg: the acknowledgements of a batch queue
+	// up while the kernel works on it (af_netlink.c: netlink_rcv_skb).
+	batchBytes    = 32 << 10
+	batchMessages = 100
+	// replyTimeout bounds the wait for an answer. rtnetlink answers inside sendmsg, so that
+	// this runs out only when the kernel lost an answer for want of memory.
+	replyTimeout = 10
+	// dumpRetries: a dump that a change interrupted (NLM_F_DUMP_INTR) is read again.
+	dumpRetries = 5
+)
+
+var errInterrupted = errors.New("dump was interrupted by changes; try again")
+
+// conn is one rtnetlink socket. Requests and their answers are one exchange each.
+type conn struct {
+	mu     sync.Mutex // guards fd's exchange, seq and buf
+	fd     int
+	seq    uint32
+	buf    []byte
+	writes atomic.Int64 // requests sent that may change something
+}
+
+// dial opens the socket in the namespace ns.
+func dial(ns netns.NsHandle) (*conn, error) {
+	c := &conn{fd: -1, buf: make([]byte, 64<<10)}
+	err := inside(ns, func() error {
+		fd, err := rtnetlink(0)
+		c.fd = fd
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
+	}
+	// Strict checks make dumps filter in the kernel (Linux 4.20); without them every filter
+	// still holds here, later. Extended acknowledgements carry the kernel's own sentence.
+	_ = unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	_ = unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
+	_ = unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
+	if err := unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: replyTimeout}); err != nil {
+		c.close()
+		return nil, fmt.Errorf("open rtnetlink socket: set timeout: %w", err)
+	}
+	return c, nil
+}
+
+// rtnetlink opens a socket in the calling thread's namespace, bound to the multicast groups.
+func rtnetlink(flags int, groups ...int) (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|flags, unix.NETLINK_ROUTE)
+	if err != nil {
+		return -1, err
+	}
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+	}
+	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	for _, g := range groups {
+		err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g))
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func (c *conn) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fd >= 0 {
+		unix.Close(c.fd)
+		c.fd = -1
+	}
+}
+
+// replyError is a refusal by the kernel, with its own sentence when it gave one.
+type replyError struct {
+	errno unix.Errno
+	text  string
+}
+
+func (e *replyError) Error() string {
+	if e.text == "" {
+		return e.errno.Error()
+	}
+	return fmt.Sprintf("%v: %s", e.errno, lowerFirst(e.text))
+}
+
+func (e *replyError) Unwrap() error { return e.errno }
+
+// change sends requests that change something and returns one error each, nil for success.
+func (c *conn) change(msgs ...message) []error {
+	errs := make([]error, len(msgs))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for start := 0; start < len(msgs); {
+		end, size := start, 0
+		for end < len(msgs) && end-start < batchMessages && (end == start || size+len(msgs[end]) <= batchBytes) {
+			size += len(msgs[end])
+			end++
+		}
+		if err := c.batch(msgs[start:end], errs[start:end]); err != nil {
+			for i := start; i < len(msgs); i++ {
+				errs[i] = errors.Join(errs[i], err)
+			}
+			return errs
+		}
+		start = end
+	}
+	return errs
+}
+
+// batch sends msgs in one sendmsg and collects their acknowledgements.
+func (c *conn) batch(msgs []message, errs []error) error {
+	first := c.seq + 1
+	var out []byte
+	for _, m := range msgs {
+		flags := binary.NativeEndian.Uint16(m[6:]) | unix.NLM_F_ACK
+		binary.NativeEndian.PutUint16(m[6:], flags)
+		out = append(out, c.stamp(m)...)
+	}
+	c.writes.Add(int64(len(msgs)))
+	if err := c.send(out); err != nil {
+		return err
+	}
+	for waiting := len(msgs); waiting > 0; {
+		err := c.receive(func(h unix.NlMsghdr, body []byte) {
+			i := int(h.Seq - first)
+			if h.Type != unix.NLMSG_ERROR || i < 0 || i >= len(msgs) {
+				return
+			}
+			errs[i] = ackError(h, body)
+			waiting--
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// get sends a request that has one answer.
+func (c *conn) get(m message) (answer []byte, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.send(c.stamp(m)); err != nil {
+		return nil, err
+	}
+	seq, done := c.seq, false
+	for !done {
+		rerr := c.receive(func(h unix.NlMsghdr, body []byte) {
+			if h.Seq != seq {
+				return
+			}
+			done = true
+			if h.Type == unix.NLMSG_ERROR {
+				err = ackError(h, body)
+				return
+			}
+			answer = append([]byte(nil), body...)
+		})
+		if rerr != nil {
+			return nil, rerr
+		}
+	}
+	return answer, err
+}
+
+// dump sends a dump request and returns what parse makes of each answer.
+func dump[T any](c *conn, m message, parse func(body []byte) (T, bool)) ([]T, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	flags := binary.NativeEndian.Uint16(m[6:]) | unix.NLM_F_DUMP
+	binary.NativeEndian.PutUint16(m[6:], flags)
+	for range dumpRetries {
+		out, err := dumpOnce(c, m, parse)
+		if !errors.Is(err, errInterrupted) {
+			return out, err
+		}
+	}
+	return nil, errInterrupted
+}
+
+func dumpOnce[T any](c *conn, m message, parse func(body []byte) (T, bool)) (out []T, err error) {
+	if err := c.send(c.stamp(m)); err != nil {
+		return nil, err
+	}
+	seq, done := c.seq, false
+	for !done {
+		rerr := c.receive(func(h unix.NlMsghdr, body []byte) {
+			if h.Seq != seq {
+				return
+			}
+			if h.Flags&unix.NLM_F_DUMP_INTR != 0 {
+				err = errInterrupted
+			}
+			switch h.Type {
+			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+				done = true
+				if ack := ackError(h, body); ack != nil {
+					err = ack
+				}
+			default:
+				if t, ok := parse(body); ok {
+					out = append(out, t)
+				}
+			}
+		})
+		if rerr != nil {
+			return nil, rerr
+		}
+	}
+	return out, err
+}
+
+// stamp gives m its length and the next sequence number.
+func (c *conn) stamp(m message) message {
+	c.seq++
+	binary.NativeEndian.PutUint32(m, uint32(len(m)))
+	binary.NativeEndian.PutUint32(m[8:], c.seq)
+	return m
+}
+
+func (c *conn) send(b []byte) error {
+	for {
+		err := unix.Sendto(c.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// receive reads one datagram and hands out its messages. The bodies are valid until it returns.
+func (c *conn) receive(each func(unix.NlMsghdr, []byte)) error {
+	for {
+		n, from, err := unix.Recvfrom(c.fd, c.buf, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("rtnetlink answer: %w", err)
+		}
+		if sa, ok := from.(*unix.SockaddrNetlink); !ok || sa.Pid != 0 {
+			continue // not from the kernel
+		}
+		eachMessage(c.buf[:n], each)
+		return nil
+	}
+}
+
+// eachMessage walks the messages of one datagram.
+func eachMessage(b []byte, each func(unix.NlMsghdr, []byte)) {
+	for len(b) >= unix.SizeofNlMsghdr {
+		h := unix.NlMsghdr{
+			Len:   binary.NativeEndian.Uint32(b),
+			Type:  binary.NativeEndian.Uint16(b[4:]),
+			Flags: binary.NativeEndian.Uint16(b[6:]),
+			Seq:   binary.NativeEndian.Uint32(b[8:]),
+			Pid:   binary.NativeEndian.Uint32(b[12:]),
+		}
+		n := int(h.Len)
+		if n < unix.SizeofNlMsghdr || n > len(b) {
+			return
+		}
+		each(h, b[unix.SizeofNlMsghdr:n])
+		b = b[min((n+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), len(b)):]
+	}
+}
+
+// ackError reads NLMSG_ERROR and NLMSG_DONE: an errno, then perhaps the kernel's sentence
+// (linux/netlink.h: nlmsgerr_attrs).
+func ackError(h unix.NlMsghdr, body []byte) error {
+	if len(body) < 4 {
+		return nil
+	}
+	errno := unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
+	if errno == 0 {
+		return nil
+	}
+	e := &replyError{errno: errno}
+	if h.Flags&unix.NLM_F_ACK_TLVS == 0 {
+		return e
+	}
+	rest := body[4:]
+	if h.Type == unix.NLMSG_ERROR && len(rest) >= unix.SizeofNlMsghdr {
+		n := unix.SizeofNlMsghdr
+		if h.Flags&unix.NLM_F_CAPPED == 0 {
+			n = int(binary.NativeEndian.Uint32(rest))
+		}
+		rest = rest[min((n+3)&^3, len(rest)):]
+	}
+	for typ, v := range attrs(rest) {
+		if typ == unix.NLMSGERR_ATTR_MSG {
+			e.text = attrName(v)
+		}
+	}
+	return e
+}
+
+func lowerFirst(s string) string {
+	if len(s) > 1 && s[0] >= 'A' && s[0] <= 'Z' && (s[1] < 'A' || s[1] > 'Z') {
+		return string(s[0]+'a'-'A') + s[1:]
+	}
+	return s
+}

@@ -1,0 +1,91 @@
+package routes
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Host reads what the policy needs to know of the machine. Our own links (ew*, edgeway.*), their
+// addresses and routes, and routes of our protocols are left out.
+func (k *Kernel) Host(ctx context.Context) (Host, error) {
+	var h Host
+	if err := ctx.Err(); err != nil {
+		return h, err
+	}
+	v := newView(k.c)
+	var err error
+	h.Links, err = v.links(func(name string) bool { return !ours(name) })
+	if err != nil {
+		return Host{}, err
+	}
+	addrs, err := v.addrs(0)
+	if err != nil {
+		return Host{}, err
+	}
+	for _, a := range addrs {
+		d := v.byIndex[a.index]
+		if a.scope == unix.RT_SCOPE_UNIVERSE && d.Up && !ours(d.Name) {
+			h.Addrs = append(h.Addrs, Addr{d.Name, a.prefix})
+		}
+	}
+	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		entries, err := v.fib(fam, mainTable, 0)
+		if err != nil {
+			return Host{}, err
+		}
+		for _, e := range entries {
+			if e.Type == "" && e.Protocol != ProtoPod && e.Protocol != ProtoNode {
+				h.Routes = append(h.Routes, v.hostRoutes(e)...)
+			}
+		}
+	}
+	return h, nil
+}
+
+// hostRoutes gives each next hop of a multipath route a Route.
+func (v *view) hostRoutes(e fibEntry) (out []Route) {
+	hops := e.hops
+	if len(hops) == 0 {
+		hops = []hop{{e.Via, e.index}}
+	}
+	for _, h := range hops {
+		r := e.Route
+		r.Via, r.Link, r.Table = h.via, v.name(h.index), 0
+		if !ours(r.Link) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// Lookup returns the way that the kernel sends a packet to a: Dst is a itself, Src the source
+// address it would take. The error wraps ENETUNREACH when there is no way.
+func (k *Kernel) Lookup(ctx context.Context, a netip.Addr) (Route, error) {
+	if err := ctx.Err(); err != nil {
+		return Route{}, err
+	}
+	h := make([]byte, unix.SizeofRtMsg)
+	h[0], h[1] = family(a), uint8(a.BitLen())
+	body, err := k.c.get(newMessage(unix.RTM_GETROUTE, 0, h).attrAddr(unix.RTA_DST, a))
+	if err != nil {
+		return Route{}, fmt.Errorf("route to %v: %w", a, err)
+	}
+	if len(body) >= unix.SizeofRtMsg { // the answer is marked as a copy, which parseRoute skips
+		flags := binary.NativeEndian.Uint32(body[8:])
+		binary.NativeEndian.PutUint32(body[8:], flags&^unix.RTM_F_CLONED)
+	}
+	e, ok := parseRoute(body)
+	if !ok {
+		return Route{}, fmt.Errorf("route to %v: the kernel's answer is not understood", a)
+	}
+	if e.Type != "" && e.Type != "2" {
+		return e.Route, fmt.Errorf("route to %v: %s: %w", a, e.Type, unix.ENETUNREACH)
+	}
+	r := newView(k.c).route(e)
+	r.Table = 0
+	return r, nil
+}

@@ -1,0 +1,338 @@
+package routes
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// fibEntry is one answer of a route dump.
+type fibEntry struct {
+	Route
+	index  int
+	family uint8
+	hops   []hop // of a multipath route
+}
+
+type hop struct {
+	via   netip.Addr
+	index int
+}
+
+// routeMessage has the rtmsg header (linux/rtnetlink.h) filled for the route's place.
+func routeMessage(typ uint16, flags int, r Route, scope, kind uint8) message {
+	h := make([]byte, unix.SizeofRtMsg)
+	h[0], h[1] = family(r.Dst.Addr()), uint8(r.Dst.Bits())
+	if r.Table < 256 {
+		h[4] = uint8(r.Table)
+	}
+	h[5], h[6], h[7] = uint8(r.Protocol), scope, kind
+	if r.Onlink {
+		binary.NativeEndian.PutUint32(h[8:], unix.RTNH_F_ONLINK)
+	}
+	m := newMessage(typ, flags, h).attrAddr(unix.RTA_DST, r.Dst.Addr())
+	if r.Table >= 256 {
+		m = m.attr32(unix.RTA_TABLE, uint32(r.Table))
+	}
+	if r.Metric != 0 {
+		m = m.attr32(unix.RTA_PRIORITY, uint32(r.Metric))
+	}
+	return m
+}
+
+// newRoute makes r: one RTM_NEWROUTE, also when it replaces one, so that there is no moment
+// without a route.
+func (v *view) newRoute(r Route, op Op) (message, error) {
+	r = normal(r)
+	kind, err := routeType(r.Type)
+	if err != nil {
+		return nil, err
+	}
+	flags := unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	if op == Replace {
+		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+	}
+	scope := uint8(unix.RT_SCOPE_UNIVERSE)
+	if r.Dst.Addr().Is4() && !r.Via.IsValid() && r.Type == "" {
+		scope = unix.RT_SCOPE_LINK
+	}
+	m := routeMessage(unix.RTM_NEWROUTE, flags, r, scope, kind)
+	if r.Link != "" {
+		index, err := v.index(r.Link)
+		if err != nil {
+			return nil, err
+		}
+		m = m.attr32(unix.RTA_OIF, uint32(index))
+	}
+	m = via(m, r)
+	if r.Src.IsValid() {
+		m = m.attrAddr(unix.RTA_PREFSRC, r.Src)
+	}
+	if r.MTU != 0 || r.AdvMSS != 0 {
+		m = m.nest(unix.RTA_METRICS, func(m message) message {
+			if r.MTU != 0 {
+				m = m.attr32(unix.RTAX_MTU, uint32(r.MTU))
+			}
+			if r.AdvMSS != 0 {
+				m = m.attr32(unix.RTAX_ADVMSS, uint32(r.AdvMSS))
+			}
+			return m
+		})
+	}
+	return m, nil
+}
+
+// via adds the next hop; an IPv4 route may have an IPv6 one (RFC 5549, RTA_VIA).
+func via(m message, r Route) message {
+	switch {
+	case !r.Via.IsValid():
+		return m
+	case r.Via.Is4() == r.Dst.Addr().Is4():
+		return m.attrAddr(unix.RTA_GATEWAY, r.Via)
+	}
+	return m.attr(unix.RTA_VIA, append(binary.NativeEndian.AppendUint16(nil, unix.AF_INET6), r.Via.AsSlice()...))
+}
+
+// delRoute names all that tells r from its neighbours, so that nothing else is deleted.
+func (v *view) delRoute(r Route) (message, error) {
+	r = normal(r)
+	kind, err := routeType(r.Type)
+	if err != nil {
+		return nil, err
+	}
+	r.Onlink = false
+	m := routeMessage(unix.RTM_DELROUTE, 0, r, unix.RT_SCOPE_NOWHERE, kind)
+	if r.Multipath {
+		return m, nil
+	}
+	if r.Link != "" {
+		index, err := v.index(r.Link)
+		if err != nil {
+			return nil, err
+		}
+		m = m.attr32(unix.RTA_OIF, uint32(index))
+	}
+	return via(m, r), nil
+}
+
+func routeType(text string) (uint8, error) {
+	switch text {
+	case "":
+		return unix.RTN_UNICAST, nil
+	case "blackhole":
+		return unix.RTN_BLACKHOLE, nil
+	case "unreachable":
+		return unix.RTN_UNREACHABLE, nil
+	case "prohibit":
+		return unix.RTN_PROHIBIT, nil
+	}
+	if n, err := strconv.ParseUint(text, 10, 8); err == nil {
+		return uint8(n), nil
+	}
+	return 0, fmt.Errorf("route type %q is not known", text)
+}
+
+func routeTypeText(kind uint8) string {
+	switch kind {
+	case unix.RTN_UNICAST:
+		return ""
+	case unix.RTN_BLACKHOLE:
+		return "blackhole"
+	case unix.RTN_UNREACHABLE:
+		return "unreachable"
+	case unix.RTN_PROHIBIT:
+		return "prohibit"
+	}
+	return strconv.Itoa(int(kind))
+}
+
+func parseRoute(b []byte) (fibEntry, bool) {
+	if len(b) < unix.SizeofRtMsg || (b[0] != unix.AF_INET && b[0] != unix.AF_INET6) {
+		return fibEntry{}, false
+	}
+	e := fibEntry{family: b[0]}
+	e.Table, e.Protocol, e.Type = int(b[4]), Protocol(b[5]), routeTypeText(b[7])
+	flags := binary.NativeEndian.Uint32(b[8:])
+	e.Onlink = flags&unix.RTNH_F_ONLINK != 0
+	if flags&unix.RTM_F_CLONED != 0 {
+		return e, false // an exception of the IPv6 cache, no route
+	}
+	dst := netip.IPv4Unspecified()
+	if e.family == unix.AF_INET6 {
+		dst = netip.IPv6Unspecified()
+	}
+	for typ, v := range attrs(b[unix.SizeofRtMsg:]) {
+		switch typ {
+		case unix.RTA_DST:
+			dst = attrAddr(v)
+		case unix.RTA_MULTIPATH:
+			e.hops = parseHops(v)
+		default:
+			e.attr(typ, v)
+		}
+	}
+	if len(e.hops) > 0 {
+		e.Via, e.index, e.Multipath = e.hops[0].via, e.hops[0].index, len(e.hops) > 1
+	}
+	if e.Type != "" {
+		e.index = 0 // IPv6 shows such routes on lo
+	}
+	e.Dst = netip.PrefixFrom(dst, int(b[1]))
+	return e, true
+}
+
+// attr takes one attribute of a route.
+func (e *fibEntry) attr(typ uint16, v []byte) {
+	switch typ {
+	case unix.RTA_GATEWAY:
+		e.Via = attrAddr(v)
+	case unix.RTA_VIA:
+		if len(v) > 2 {
+			e.Via = attrAddr(v[2:])
+		}
+	case unix.RTA_OIF:
+		e.index = int(attrUint32(v))
+	case unix.RTA_PREFSRC:
+		e.Src = attrAddr(v)
+	case unix.RTA_PRIORITY:
+		e.Metric = int(attrUint32(v))
+	case unix.RTA_TABLE:
+		e.Table = int(attrUint32(v))
+	case unix.RTA_METRICS:
+		for typ, v := range attrs(v) {
+			switch typ {
+			case unix.RTAX_MTU:
+				e.MTU = int(attrUint32(v))
+			case unix.RTAX_ADVMSS:
+				e.AdvMSS = int(attrUint32(v))
+			}
+		}
+	}
+}
+
+// parseHops walks struct rtnexthop: len, flags, hops, ifindex, attributes.
+func parseHops(b []byte) (hops []hop) {
+	for len(b) >= unix.SizeofRtNexthop {
+		n := int(binary.NativeEndian.Uint16(b))
+		if n < unix.SizeofRtNexthop || n > len(b) {
+			return hops
+		}
+		h := fibEntry{index: int(binary.NativeEndian.Uint32(b[4:]))}
+		for typ, v := range attrs(b[unix.SizeofRtNexthop:n]) {
+			h.attr(typ, v)
+		}
+		hops = append(hops, hop{h.Via, h.index})
+		b = b[min((n+3)&^3, len(b)):]
+	}
+	return hops
+}
+
+// fib reads one table of one family; a protocol of 0 is any.
+func (v *view) fib(family uint8, table int, protocol Protocol) ([]fibEntry, error) {
+	h := make([]byte, unix.SizeofRtMsg)
+	h[0], h[5] = family, uint8(protocol)
+	if table < 256 {
+		h[4] = uint8(table)
+	}
+	m := newMessage(unix.RTM_GETROUTE, 0, h).attr32(unix.RTA_TABLE, uint32(table))
+	entries, err := dump(v.c, m, func(b []byte) (fibEntry, bool) {
+		e, ok := parseRoute(b)
+		return e, ok && e.family == family && e.Table == table && (protocol == 0 || e.Protocol == protocol)
+	})
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EOPNOTSUPP):
+		return nil, nil // no such table, or no such family in this kernel
+	case err != nil:
+		return nil, fmt.Errorf("list routes of table %d: %w", table, err)
+	}
+	return entries, nil
+}
+
+// route names the entry's link.
+func (v *view) route(e fibEntry) Route {
+	e.Link = v.name(e.index)
+	return e.Route
+}
+
+// observeRoutes reads the routes that are ours by their protocol, and what stands in the place
+// of each desired one. Others' routes are read only when a desired one is not there.
+func (v *view) observeRoutes(scope Scope, desired []Route) ([]Route, error) {
+	var out []Route
+	var errs []error
+	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		routes, err := v.observeFamily(fam, scope, desired)
+		out, errs = append(out, routes...), append(errs, err)
+	}
+	return out, errors.Join(errs...)
+}
+
+// owner is what a dump of our own routes is filtered by.
+type owner struct {
+	table    int
+	protocol Protocol
+}
+
+func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, error) {
+	want := map[routeKey]Route{}
+	owners := map[owner]bool{}
+	if scope.Protocol != 0 {
+		owners[owner{mainTable, scope.Protocol}] = true
+	}
+	for _, r := range desired {
+		if r.Dst.IsValid() && family(r.Dst.Addr()) == fam {
+			r = normal(r)
+			want[keyOfRoute(r)] = r
+			owners[owner{r.Table, r.Protocol}] = true
+		}
+	}
+	var out []Route
+	right := 0
+	for o := range owners {
+		entries, err := v.fib(fam, o.table, o.protocol)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			w, wanted := want[keyOfRoute(e.Route)]
+			if !wanted && (scope.Protocol == 0 || o != (owner{mainTable, scope.Protocol})) {
+				continue
+			}
+			r := v.route(e)
+			if wanted && normal(r) == w {
+				right++
+			}
+			out = append(out, r)
+		}
+	}
+	if right >= len(want) {
+		return out, nil
+	}
+	return v.observeTables(fam, scope, want, owners)
+}
+
+// observeTables reads the whole tables, so that what others put in the place of our routes is
+// seen in the kernel's order with ours.
+func (v *view) observeTables(fam uint8, scope Scope, want map[routeKey]Route, owners map[owner]bool) ([]Route, error) {
+	tables := map[int]bool{}
+	for o := range owners {
+		tables[o.table] = true
+	}
+	var out []Route
+	for table := range tables {
+		entries, err := v.fib(fam, table, 0)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			_, wanted := want[keyOfRoute(e.Route)]
+			if wanted || (table == mainTable && scope.Protocol != 0 && e.Protocol == scope.Protocol) {
+				out = append(out, v.route(e))
+			}
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,108 @@
+package routes
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+const (
+	procSys      = "/proc/sys"
+	v6Forwarding = "net/ipv6/conf/all/forwarding"
+)
+
+// observeSysctls reads the desired keys; one that the kernel does not have is left out.
+// /proc/sys/net shows the namespace of the thread that opens it (net/sysctl_net.c), so all files
+// are opened inside the Kernel's.
+func (k *Kernel) observeSysctls(desired []Sysctl) (out []Sysctl, err error) {
+	if len(desired) == 0 {
+		return nil, nil
+	}
+	err = inside(k.ns, func() error {
+		for _, s := range desired {
+			value, err := readSysctl(s.Key)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			out = append(out, Sysctl{s.Key, value})
+		}
+		return nil
+	})
+	return out, err
+}
+
+// setSysctl writes one setting. IPv6 forwarding has a side effect that is prevented here: while
+// it is on, an interface with accept_ra=1 takes no router advertisements, and the default route
+// it learned from them is dropped the moment forwarding changes (net/ipv6/addrconf.c:
+// dev_forward_change, addrconf_fixup_forwarding: rt6_purge_dflt_routers). Interfaces that have
+// accept_ra=1 get 2, which means "although forwarding", first. Our own links keep 1: a pod's
+// router advertisements must not be heard.
+func (k *Kernel) setSysctl(s Sysctl) error {
+	return inside(k.ns, func() error {
+		if s.Key == v6Forwarding && s.Value == "1" {
+			if err := keepAdvertisedRoutes(); err != nil {
+				return err
+			}
+		}
+		return writeSysctl(s.Key, s.Value)
+	})
+}
+
+// keepAdvertisedRoutes runs inside the namespace.
+func keepAdvertisedRoutes() error {
+	keys, err := filepath.Glob(procSys + "/net/ipv6/conf/*/accept_ra")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range keys {
+		link := filepath.Base(filepath.Dir(path))
+		if link == "all" || link == "default" || link == "lo" || ours(link) {
+			continue
+		}
+		key := strings.TrimPrefix(path, procSys+"/")
+		value, err := readSysctl(key)
+		if err == nil && value == "1" {
+			err = writeSysctl(key, "2")
+		}
+		if !errors.Is(err, fs.ErrNotExist) { // the link went away meanwhile
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func sysctlPath(key string) (string, error) {
+	if key == "" || !filepath.IsLocal(key) {
+		return "", fmt.Errorf("sysctl %q: want a key like net/ipv4/ip_forward", key)
+	}
+	return filepath.Join(procSys, key), nil
+}
+
+func readSysctl(key string) (string, error) {
+	path, err := sysctlPath(key)
+	if err != nil {
+		return "", err
+	}
+	b, err := os.ReadFile(path)
+	return strings.TrimSpace(string(b)), err
+}
+
+func writeSysctl(key, value string) error {
+	path, err := sysctlPath(key)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0) // never O_CREATE: no such key is an error
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}

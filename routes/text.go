@@ -1,0 +1,187 @@
+package routes
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// protocols are the names that ip prints (iproute2, etc/iproute2/rt_protos).
+func (p Protocol) String() string {
+	switch p {
+	case 0:
+		return "unspec"
+	case 1:
+		return "redirect"
+	case 2:
+		return "kernel"
+	case 3:
+		return "boot"
+	case 4:
+		return "static"
+	case 8:
+		return "gated"
+	case 9:
+		return "ra"
+	case 11:
+		return "zebra"
+	case 12:
+		return "bird"
+	case 16:
+		return "dhcp"
+	case 18:
+		return "keepalived"
+	case 42:
+		return "babel"
+	case 186:
+		return "bgp"
+	case 187:
+		return "isis"
+	case 188:
+		return "ospf"
+	case 189:
+		return "rip"
+	case 192:
+		return "eigrp"
+	}
+	return strconv.Itoa(int(p))
+}
+
+// String is the route as ip route prints it.
+func (r Route) String() string {
+	var b strings.Builder
+	if r.Type != "" {
+		b.WriteString(r.Type + " ")
+	}
+	b.WriteString(prefixText(r.Dst))
+	if r.Via.IsValid() {
+		b.WriteString(" via " + r.Via.String())
+	}
+	if r.Link != "" {
+		b.WriteString(" dev " + r.Link)
+	}
+	if r.Table != 0 && r.Table != mainTable {
+		b.WriteString(" table " + strconv.Itoa(r.Table))
+	}
+	b.WriteString(" proto " + r.Protocol.String())
+	if r.Src.IsValid() {
+		b.WriteString(" src " + r.Src.String())
+	}
+	for _, n := range []struct {
+		name  string
+		value int
+	}{{"metric", r.Metric}, {"mtu", r.MTU}, {"advmss", r.AdvMSS}} {
+		if n.value != 0 {
+			fmt.Fprintf(&b, " %s %d", n.name, n.value)
+		}
+	}
+	if r.Onlink {
+		b.WriteString(" onlink")
+	}
+	if r.Multipath {
+		b.WriteString(" multipath")
+	}
+	return b.String()
+}
+
+func prefixText(p netip.Prefix) string {
+	switch {
+	case p.IsValid() && p.Bits() == 0:
+		return "default"
+	case p.IsSingleIP():
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
+// String is the link in the words of ip link add.
+func (l Link) String() string {
+	var b strings.Builder
+	b.WriteString(l.Name)
+	if l.MAC != "" {
+		b.WriteString(" address " + l.MAC)
+	}
+	if l.MTU != 0 {
+		fmt.Fprintf(&b, " mtu %d", l.MTU)
+	}
+	if l.Up {
+		b.WriteString(" up")
+	} else {
+		b.WriteString(" down")
+	}
+	if l.Kind != "" {
+		b.WriteString(" type " + l.Kind)
+	}
+	if v := l.VXLAN; v != nil {
+		fmt.Fprintf(&b, " id %d", v.VNI)
+		if v.Local.IsValid() {
+			fmt.Fprintf(&b, " local %v", v.Local)
+		}
+		fmt.Fprintf(&b, " dstport %d", v.Port)
+		if v.Learning {
+			b.WriteString(" learning")
+		} else {
+			b.WriteString(" nolearning")
+		}
+	}
+	if p := l.Peer; p != nil {
+		b.WriteString(" peer " + p.Name)
+		if p.MAC != "" {
+			b.WriteString(" address " + p.MAC)
+		}
+	}
+	return b.String()
+}
+
+func (a Addr) String() string { return a.Prefix.String() + " dev " + a.Link }
+
+func (n Neigh) String() string {
+	return n.IP.String() + " lladdr " + n.MAC + " dev " + n.Link + " nud permanent"
+}
+
+// String is the entry as bridge fdb prints it.
+func (f FDB) String() string { return f.MAC + " dev " + f.Link + " dst " + f.Dst.String() }
+
+// String is the setting as sysctl.conf writes it.
+func (s Sysctl) String() string { return s.Key + " = " + s.Value }
+
+func (n NAT) String() string {
+	s := fmt.Sprintf("table inet %s sources %v exclude %v", tableName, n.Sources, n.Exclude)
+	if n.Damaged {
+		s += " damaged"
+	}
+	return s
+}
+
+// String is the change in an operator's words: "add route 10.10.2.0/24 via 10.0.0.12 dev eth0
+// proto 119".
+func (c Change) String() string {
+	s := string(c.Op) + " " + objectText(c.Object)
+	if c.Was != nil {
+		s += " (was " + fmt.Sprint(c.Was) + ")"
+	}
+	return s
+}
+
+// objectText puts the noun before the object.
+func objectText(o any) string {
+	noun := ""
+	switch o.(type) {
+	case Link:
+		noun = "link "
+	case Addr:
+		noun = "address "
+	case Route:
+		noun = "route "
+	case Neigh:
+		noun = "neighbour "
+	case FDB:
+		noun = "fdb "
+	case Sysctl:
+		noun = "sysctl "
+	case NAT:
+		noun = "nat "
+	}
+	return noun + fmt.Sprint(o)
+}

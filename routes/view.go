@@ -1,0 +1,328 @@
+package routes
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// device is a link with its index of this moment.
+type device struct {
+	Link
+	index int
+}
+
+// view is what one call has learned of links: indexes are looked up in it and forgotten with it.
+type view struct {
+	c       *conn
+	byName  map[string]device
+	byIndex map[int]device
+	asked   int
+	whole   bool // every link has been read
+}
+
+var errNoLink = errors.New("link does not exist")
+
+// lookups is how many links are asked for one by one before all of them are read at once.
+const lookups = 8
+
+func newView(c *conn) *view {
+	return &view{c: c, byName: map[string]device{}, byIndex: map[int]device{}}
+}
+
+func (v *view) put(d device) {
+	v.byName[d.Name] = d
+	v.byIndex[d.index] = d
+}
+
+func (v *view) forget(name string) {
+	if d, ok := v.byName[name]; ok {
+		delete(v.byName, name)
+		delete(v.byIndex, d.index)
+	}
+}
+
+// linkRequest leaves the counters out of the answers, which are most of their size.
+func linkRequest(typ uint16) message {
+	const skipStats = 1 << 3 // RTEXT_FILTER_SKIP_STATS, linux/rtnetlink.h
+	return newMessage(typ, 0, make([]byte, unix.SizeofIfInfomsg)).attr32(unix.IFLA_EXT_MASK, skipStats)
+}
+
+// all reads every link.
+func (v *view) all() ([]device, error) {
+	devices, err := dump(v.c, linkRequest(unix.RTM_GETLINK), parseLink)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	v.whole = true
+	v.byName, v.byIndex = make(map[string]device, len(devices)), make(map[int]device, len(devices))
+	for _, d := range devices {
+		v.put(d)
+	}
+	return devices, nil
+}
+
+// named finds a link by its name; ok is false when there is none.
+func (v *view) named(name string) (d device, ok bool, err error) {
+	if d, ok := v.byName[name]; ok || v.whole {
+		return d, ok, nil
+	}
+	if v.asked++; v.asked > lookups {
+		if _, err := v.all(); err != nil {
+			return device{}, false, err
+		}
+		d, ok = v.byName[name]
+		return d, ok, nil
+	}
+	return v.fetch(name)
+}
+
+// fetch asks the kernel for one link now.
+func (v *view) fetch(name string) (d device, ok bool, err error) {
+	if name == "" || len(name) >= unix.IFNAMSIZ {
+		return device{}, false, fmt.Errorf("link %q: a name has 1 to %d bytes", name, unix.IFNAMSIZ-1)
+	}
+	body, err := v.c.get(linkRequest(unix.RTM_GETLINK).attrString(unix.IFLA_IFNAME, name))
+	if errors.Is(err, unix.ENODEV) {
+		return device{}, false, nil
+	}
+	if err != nil {
+		return device{}, false, fmt.Errorf("look up link %s: %w", name, err)
+	}
+	d, ok = parseLink(body)
+	if ok {
+		v.put(d)
+	}
+	return d, ok, nil
+}
+
+// name finds a link's name; "" when it is gone.
+func (v *view) name(index int) string {
+	if d, ok := v.byIndex[index]; ok || v.whole || index == 0 {
+		return d.Name
+	}
+	if v.asked++; v.asked > lookups {
+		_, _ = v.all()
+		return v.byIndex[index].Name
+	}
+	m := linkRequest(unix.RTM_GETLINK)
+	binary.NativeEndian.PutUint32(m[unix.SizeofNlMsghdr+4:], uint32(index))
+	body, err := v.c.get(m)
+	if err != nil {
+		return ""
+	}
+	if d, ok := parseLink(body); ok {
+		v.put(d)
+	}
+	return v.byIndex[index].Name
+}
+
+// index is what a message about an object on the link needs.
+func (v *view) index(name string) (int, error) {
+	d, ok, err := v.named(name)
+	if err != nil {
+		return 0, err
+	}
+	if !ok {
+		return 0, fmt.Errorf("%w: %s", errNoLink, name)
+	}
+	return d.index, nil
+}
+
+func parseLink(b []byte) (device, bool) {
+	if len(b) < unix.SizeofIfInfomsg {
+		return device{}, false
+	}
+	d := device{index: int(int32(binary.NativeEndian.Uint32(b[4:])))}
+	d.Up = binary.NativeEndian.Uint32(b[8:])&unix.IFF_UP != 0
+	for typ, v := range attrs(b[unix.SizeofIfInfomsg:]) {
+		switch typ {
+		case unix.IFLA_IFNAME:
+			d.Name = attrName(v)
+		case unix.IFLA_ADDRESS:
+			if len(v) == 6 {
+				d.MAC = LinkAddr(net.HardwareAddr(v))
+			}
+		case unix.IFLA_MTU:
+			d.MTU = int(attrUint32(v))
+		case unix.IFLA_LINKINFO:
+			d.Kind, d.VXLAN = parseKind(v)
+		}
+	}
+	return d, d.Name != ""
+}
+
+func parseKind(b []byte) (kind string, vx *VXLAN) {
+	var data []byte
+	for typ, v := range attrs(b) {
+		switch typ {
+		case unix.IFLA_INFO_KIND:
+			kind = attrName(v)
+		case unix.IFLA_INFO_DATA:
+			data = v
+		}
+	}
+	if kind != "vxlan" {
+		return kind, nil
+	}
+	vx = &VXLAN{}
+	for typ, v := range attrs(data) {
+		switch typ {
+		case unix.IFLA_VXLAN_ID:
+			vx.VNI = attrUint32(v)
+		case unix.IFLA_VXLAN_LOCAL, unix.IFLA_VXLAN_LOCAL6:
+			vx.Local = attrAddr(v)
+		case unix.IFLA_VXLAN_LEARNING:
+			vx.Learning = len(v) > 0 && v[0] != 0
+		case unix.IFLA_VXLAN_PORT:
+			if len(v) == 2 {
+				vx.Port = binary.BigEndian.Uint16(v)
+			}
+		}
+	}
+	return kind, vx
+}
+
+// links returns the links whose names are wanted.
+func (v *view) links(wanted func(name string) bool) ([]Link, error) {
+	devices, err := v.all()
+	if err != nil {
+		return nil, err
+	}
+	var out []Link
+	for _, d := range devices {
+		if wanted(d.Name) {
+			out = append(out, d.Link)
+		}
+	}
+	return out, nil
+}
+
+// observeLinks reads the links that are desired or ours by name.
+func (v *view) observeLinks(scope Scope, desired []Link) ([]Link, error) {
+	var names []string
+	for _, l := range desired {
+		names = append(names, l.Name)
+	}
+	for _, name := range scope.Links {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	var out []Link
+	var errs []error
+	for _, name := range names {
+		d, ok, err := v.named(name)
+		if err != nil {
+			errs = append(errs, err)
+		} else if ok {
+			out = append(out, d.Link)
+		}
+	}
+	return out, errors.Join(errs...)
+}
+
+func hardwareAddr(text string) ([]byte, error) {
+	mac, err := net.ParseMAC(text)
+	if err != nil || len(mac) != 6 {
+		return nil, fmt.Errorf("%q is no MAC address of 6 bytes", text)
+	}
+	return mac, nil
+}
+
+// linkMessage creates a link (flags NLM_F_CREATE|NLM_F_EXCL, index 0) or changes one.
+func linkMessage(l Link, index, flags int) (message, error) {
+	header := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(header[4:], uint32(index))
+	if l.Up {
+		binary.NativeEndian.PutUint32(header[8:], unix.IFF_UP)
+	}
+	binary.NativeEndian.PutUint32(header[12:], unix.IFF_UP) // the flags that count
+	m := newMessage(unix.RTM_NEWLINK, flags, header)
+	if index == 0 {
+		m = m.attrString(unix.IFLA_IFNAME, l.Name)
+	}
+	m, err := commonAttrs(m, l.MAC, l.MTU)
+	if err != nil || index != 0 {
+		return m, err
+	}
+	if l.Kind == "veth" {
+		m = oneQueue(m)
+	}
+	m = m.nest(unix.IFLA_LINKINFO, func(m message) message {
+		m = m.attrString(unix.IFLA_INFO_KIND, l.Kind)
+		switch {
+		case l.Kind == "veth" && l.Peer != nil:
+			return m.nest(unix.IFLA_INFO_DATA, func(m message) message {
+				return m.nest(vethInfoPeer, func(m message) message {
+					m, err = peerAttrs(m, l)
+					return m
+				})
+			})
+		case l.VXLAN != nil:
+			return m.nest(unix.IFLA_INFO_DATA, func(m message) message { return vxlanAttrs(m, *l.VXLAN) })
+		}
+		return m
+	})
+	return m, err
+}
+
+const vethInfoPeer = 1 // VETH_INFO_PEER, linux/veth.h
+
+func commonAttrs(m message, mac string, mtu int) (message, error) {
+	if mac != "" {
+		hw, err := hardwareAddr(mac)
+		if err != nil {
+			return m, err
+		}
+		m = m.attr(unix.IFLA_ADDRESS, hw)
+	}
+	if mtu != 0 {
+		m = m.attr32(unix.IFLA_MTU, uint32(mtu))
+	}
+	return m, nil
+}
+
+// oneQueue: veth's default is one queue per possible CPU at each end; they cost milliseconds on
+// big machines and do nothing without XDP (drivers/net/veth.c is lockless on transmit).
+func oneQueue(m message) message {
+	return m.attr32(unix.IFLA_NUM_TX_QUEUES, 1).attr32(unix.IFLA_NUM_RX_QUEUES, 1)
+}
+
+// peerAttrs describes the other end. It cannot be set up here: veth_newlink configures it before
+// the pair is joined, and the kernel answers ENOTCONN.
+func peerAttrs(m message, l Link) (message, error) {
+	p := *l.Peer
+	if p.MTU == 0 {
+		p.MTU = l.MTU
+	}
+	m = append(m, make([]byte, unix.SizeofIfInfomsg)...)
+	m = oneQueue(m.attrString(unix.IFLA_IFNAME, p.Name))
+	if p.Netns != nil {
+		m = m.attr32(unix.IFLA_NET_NS_FD, uint32(p.Netns.Fd()))
+	}
+	return commonAttrs(m, p.MAC, p.MTU)
+}
+
+func vxlanAttrs(m message, vx VXLAN) message {
+	m = m.attr32(unix.IFLA_VXLAN_ID, vx.VNI)
+	m = m.attr(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, vx.Port))
+	m = m.attr8(unix.IFLA_VXLAN_LEARNING, 0)
+	if !vx.Local.IsValid() {
+		return m
+	}
+	if vx.Local.Is4() {
+		return m.attrAddr(unix.IFLA_VXLAN_LOCAL, vx.Local)
+	}
+	return m.attrAddr(unix.IFLA_VXLAN_LOCAL6, vx.Local)
+}
+
+// ours reports whether a link's name is one that this project gives.
+func ours(name string) bool {
+	return strings.HasPrefix(name, "ew") || strings.HasPrefix(name, "edgeway.")
+}
