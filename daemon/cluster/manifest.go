@@ -1,0 +1,263 @@
+package cluster
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// object is one accepted object: exactly one of its fields is set.
+type object struct {
+	node    *Node
+	peering *Peering
+	secret  *Secret
+}
+
+// statement is what a directory says of one object. A statement without object is not valid:
+// its problems say why.
+type statement struct {
+	ref      string // "BGPPeer/peer-a"
+	file     string
+	line     int
+	object   object
+	problems []Problem
+}
+
+func (s statement) valid() bool { return s.object != object{} }
+
+// manifest is what one file says.
+type manifest struct {
+	file       string
+	statements []statement
+	// strays are Secrets of other namespaces than kube-system.
+	strays   []stray
+	problems []Problem
+	// broken: nothing in the file counts, what it said before does.
+	broken bool
+	// unsure: a document of the file names no object, so that what is missing in the file may
+	// be meant to be there.
+	unsure bool
+}
+
+type stray struct{ name, namespace, place string }
+
+// kind is the type of an object as manifests name it.
+type kind struct{ apiVersion, kind string }
+
+// maxListDepth bounds Lists in Lists: with an alias one can be its own item.
+const maxListDepth = 4
+
+// readManifest reads the documents of one file. It is pure.
+func readManifest(file string, text []byte) manifest {
+	m := manifest{file: file}
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	for documents := 0; ; {
+		var doc yaml.Node
+		err := decoder.Decode(&doc)
+		if errors.Is(err, io.EOF) && documents == 0 {
+			return brokenManifest(file, Problem{
+				Reason: emptyFile, Want: "manifests", Got: "no document",
+				Next: "save it again, or delete it to remove its objects",
+			})
+		}
+		if errors.Is(err, io.EOF) {
+			return m
+		}
+		if err != nil {
+			return brokenManifest(file, syntaxProblem(file, err))
+		}
+		d := &document{file: file, object: "file " + file}
+		for _, n := range doc.Content {
+			if root := d.at("", n, n.Line); !root.absent() {
+				documents++
+				m.readDocument(root, kind{}, 0)
+			}
+		}
+	}
+}
+
+func brokenManifest(file string, p Problem) manifest {
+	p.Object = "file " + file
+	return manifest{file: file, broken: true, problems: []Problem{p}}
+}
+
+// syntaxProblem says where the YAML parser stopped.
+func syntaxProblem(file string, err error) Problem {
+	message := strings.TrimPrefix(err.Error(), "yaml: ")
+	place := file
+	if rest, ok := strings.CutPrefix(message, "line "); ok {
+		number, what, _ := strings.Cut(rest, ": ")
+		if _, err := strconv.Atoi(number); err == nil {
+			place, message = file+":"+number, what
+		}
+	}
+	if strings.HasPrefix(message, "unknown anchor") {
+		message = "an alias (*) of no anchor" // its name may be the begin of a password
+	}
+	return Problem{
+		Reason: badManifest, Want: "YAML or JSON", Got: message,
+		Next: "repair " + place + ", or delete the file to remove its objects",
+	}
+}
+
+// readDocument reads one document, or one item of a List, that starts at root.
+func (m *manifest) readDocument(root field, inherited kind, depth int) {
+	d := root.doc
+	top := root.mapping()
+	k := kind{top.at("apiVersion").scalar(), top.at("kind").scalar()}
+	if k == (kind{}) {
+		k = inherited
+	}
+	if len(d.problems) == 0 && (k.apiVersion == "" || k.kind == "") {
+		root.bad(missingField, "apiVersion and kind", fmt.Sprintf("apiVersion %q, kind %q", k.apiVersion, k.kind))
+	}
+	if len(d.problems) > 0 {
+		m.unsure = true
+		m.problems = append(m.problems, d.problems...)
+		return
+	}
+	if item, ok := k.listItem(); ok {
+		m.readList(top, item, depth)
+		return
+	}
+	if want, close := k.meant(); want != "" {
+		if name := top.at("metadata").mapping().at("name").name(); name != "" {
+			d.object = k.kind + "/" + name
+		}
+		d.problems = nil
+		top.at("kind").bad(unknownKind, want, k.apiVersion+" "+k.kind)
+		m.problems = append(m.problems, d.problems...)
+		m.unsure = m.unsure || close
+		return
+	}
+	if k.ours() {
+		m.readObject(top, k)
+	}
+}
+
+func (m *manifest) readList(top mapping, item kind, depth int) {
+	items := top.at("items").list()
+	if depth >= maxListDepth {
+		top.bad(badManifest, "a List without Lists in it", "a deep one")
+	}
+	if len(top.doc.problems) > 0 {
+		m.unsure = true
+		m.problems = append(m.problems, top.doc.problems...)
+		return
+	}
+	for _, f := range items {
+		f.doc = &document{file: m.file, object: "file " + m.file}
+		m.readDocument(f, item, depth+1)
+	}
+}
+
+// readObject reads an object of a kind that is ours to read.
+func (m *manifest) readObject(top mapping, k kind) {
+	d := top.doc
+	meta := top.at("metadata").mapping()
+	nameField := meta.at("name")
+	name := nameField.name()
+	if nameField.absent() {
+		nameField.bad(missingField, "metadata.name of the "+k.kind, "nothing")
+	}
+	if name == "" {
+		m.unsure = true
+		m.problems = append(m.problems, d.problems...)
+		return
+	}
+	d.problems = nil // found again below, under the object's name
+	d.object = k.kind + "/" + name
+	s := statement{ref: d.object, file: m.file, line: top.line}
+	switch k.kind {
+	case kindNode:
+		node := readNode(top, name)
+		node.Origin = m.file
+		s.object.node = &node
+	case kindSecret:
+		namespace := meta.at("namespace").scalar()
+		if namespace != "" && namespace != secretNamespace {
+			m.strays = append(m.strays, stray{name, namespace, fmt.Sprintf("%s:%d", m.file, meta.at("namespace").line)})
+			return
+		}
+		secret := readSecret(top, name)
+		secret.Origin = m.file
+		s.object.secret = &secret
+	default:
+		read := readPeer
+		if k.kind == kindCluster {
+			read = readCluster
+		}
+		peering := read(top, name)
+		peering.Origin = m.file
+		s.object.peering = &peering
+	}
+	if s.problems = d.problems; len(d.problems) > 0 {
+		s.object = object{}
+	}
+	m.statements = append(m.statements, s)
+}
+
+// version returns the apiVersion under which a kind is read, "" for a kind that is not.
+func version(name string) string {
+	switch name {
+	case kindNode, kindSecret:
+		return "v1"
+	case kindPeer:
+		return groupOpenYurt + "/v1alpha1"
+	case kindCluster:
+		return groupAlibaba + "/v1beta1"
+	}
+	return ""
+}
+
+// ours reports whether objects of the kind are read.
+func (k kind) ours() bool { return k.apiVersion != "" && version(k.kind) == k.apiVersion }
+
+// listItem reports whether k is a list, and the kind of its items where the list fixes it.
+func (k kind) listItem() (kind, bool) {
+	if k == (kind{"v1", "List"}) {
+		return kind{}, true
+	}
+	name, ok := strings.CutSuffix(k.kind, "List")
+	item := kind{k.apiVersion, name}
+	return item, ok && item.ours()
+}
+
+// meant returns which kind an object probably is that is not read: its group is ours, or its
+// kind and nearly its group are. close reports whether it is near to one of our kinds; "" means
+// that it is something else, which a directory may hold too.
+func (k kind) meant() (want string, close bool) {
+	if k.ours() {
+		return "", false
+	}
+	group, _, grouped := strings.Cut(k.apiVersion, "/")
+	if !grouped {
+		for _, name := range []string{kindNode, kindSecret} {
+			if strings.EqualFold(k.kind, name) {
+				return "v1 " + name, true
+			}
+		}
+		group = ""
+	}
+	for _, name := range []string{kindPeer, kindCluster} {
+		ourGroup, _, _ := strings.Cut(version(name), "/")
+		_, nearKind := nearest(k.kind, []string{name})
+		_, nearGroup := nearest(group, []string{ourGroup})
+		switch {
+		case group == ourGroup:
+			return version(name) + " " + name, nearKind
+		case nearGroup && k.kind == name:
+			return version(name) + " " + name, true
+		}
+	}
+	// A BGPPeer without a group is one of ours: MetalLB's and Calico's have theirs.
+	if !grouped && version(k.kind) != "" {
+		return version(k.kind) + " " + k.kind, true
+	}
+	return "", false
+}

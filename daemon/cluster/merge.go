@@ -1,0 +1,197 @@
+package cluster
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// merge decides what the World is, from what the files say now and what it was: pure, and the
+// only place that keeps or forgets an object.
+//
+//	the object is ...                          then
+//	stated by a valid document                 it is that
+//	stated by a document that is not valid     its last version stays
+//	stated twice                               the first by file name counts
+//	not stated, its file is broken or empty    its last version stays
+//	not stated, its file is unsure             its last version stays
+//	not stated, its file is gone or valid      it is gone
+func merge(files []manifest, last World) World {
+	was := objects(last)
+	m := merging{now: map[string]statement{}, was: was}
+	slices.SortStableFunc(files, func(a, b manifest) int { return strings.Compare(a.file, b.file) })
+	for _, f := range files {
+		for _, p := range f.problems {
+			if f.broken || f.unsure {
+				p.Next += "; until then what it said before stays"
+			}
+			m.problems = append(m.problems, p)
+		}
+		if f.broken {
+			m.keep(statedBy(last, f.file))
+		}
+		for _, s := range f.statements {
+			m.add(s)
+		}
+	}
+	for _, f := range files {
+		if f.unsure {
+			m.keep(statedBy(last, f.file))
+		}
+	}
+	return m.world(files)
+}
+
+// merging is a merge under way.
+type merging struct {
+	now      map[string]statement
+	was      map[string]object
+	problems []Problem
+}
+
+// keep takes the statements of objects that nothing states so far.
+func (m *merging) keep(statements []statement) {
+	for _, s := range statements {
+		if _, ok := m.now[s.ref]; !ok {
+			m.now[s.ref] = s
+		}
+	}
+}
+
+// add takes a statement unless an earlier one is of the same object.
+func (m *merging) add(s statement) {
+	if first, ok := m.now[s.ref]; ok {
+		m.problems = append(m.problems, Problem{
+			Object: s.ref, Reason: duplicateObject,
+			Want: "one object of this name", Got: "another in " + first.file,
+			Next: fmt.Sprintf("remove one; %s:%d does not count", s.file, s.line),
+		})
+		return
+	}
+	if !s.valid() {
+		old, kept := m.was[s.ref]
+		after := "; until then it does not count"
+		if kept {
+			after = "; until then its last valid version stays"
+			s.object = old.from(s.file)
+		}
+		for _, p := range s.problems {
+			p.Next += after
+			m.problems = append(m.problems, p)
+		}
+	}
+	m.now[s.ref] = s
+}
+
+// world collects what counts now. Of the Secrets only those are kept that a peering names: the
+// World is saved, and no other password belongs there.
+func (m *merging) world(files []manifest) World {
+	w := World{Problems: m.problems}
+	named := map[string]string{} // Secret: the first peering that names it
+	for _, s := range m.now {
+		switch o := s.object; {
+		case o.node != nil:
+			w.Nodes = append(w.Nodes, *o.node)
+		case o.peering != nil:
+			w.Peerings = append(w.Peerings, *o.peering)
+		case o.secret != nil:
+			w.Secrets = append(w.Secrets, *o.secret)
+		}
+	}
+	w.sort()
+	for _, p := range w.Peerings {
+		for _, name := range p.secretNames() {
+			if named[name] == "" {
+				named[name] = p.Ref()
+			}
+		}
+	}
+	w.Secrets = slices.DeleteFunc(w.Secrets, func(s Secret) bool { return named[s.Name] == "" })
+	for _, f := range files {
+		for _, s := range f.strays {
+			if _, there := m.now[kindSecret+"/"+s.name]; there || named[s.name] == "" {
+				continue
+			}
+			w.Problems = append(w.Problems, Problem{
+				Object: kindSecret + "/" + s.name, Reason: wrongNamespace,
+				Want: fmt.Sprintf("the namespace %s, as %s names it", secretNamespace, named[s.name]),
+				Got:  "the namespace " + s.namespace,
+				Next: fmt.Sprintf("correct %s; until then there is no password", s.place),
+			})
+		}
+	}
+	w.sort()
+	return w
+}
+
+// secretNames returns the Secrets that the peering's passwords are in.
+func (p Peering) secretNames() []string {
+	var names []string
+	for _, s := range p.Speakers {
+		for _, peer := range s.Peers {
+			if peer.Password != nil {
+				names = append(names, peer.Password.Name)
+			}
+		}
+	}
+	return names
+}
+
+// objects returns what the World holds, by reference.
+func objects(w World) map[string]object {
+	all := make(map[string]object, len(w.Nodes)+len(w.Peerings)+len(w.Secrets))
+	for _, n := range w.Nodes {
+		all[kindNode+"/"+n.Name] = object{node: &n}
+	}
+	for _, p := range w.Peerings {
+		all[p.Ref()] = object{peering: &p}
+	}
+	for _, s := range w.Secrets {
+		all[kindSecret+"/"+s.Name] = object{secret: &s}
+	}
+	return all
+}
+
+// statedBy returns the World's objects that were read from the file, in the World's order.
+func statedBy(w World, file string) []statement {
+	var all []statement
+	for ref, o := range objects(w) {
+		if o.origin() == file {
+			all = append(all, statement{ref: ref, file: file, object: o})
+		}
+	}
+	slices.SortFunc(all, func(a, b statement) int { return strings.Compare(a.ref, b.ref) })
+	return all
+}
+
+func (o object) origin() string {
+	switch {
+	case o.node != nil:
+		return o.node.Origin
+	case o.peering != nil:
+		return o.peering.Origin
+	case o.secret != nil:
+		return o.secret.Origin
+	}
+	return ""
+}
+
+// from returns a copy of the object with that origin: the file that now speaks of it, so that
+// it stays when next the whole file is broken.
+func (o object) from(file string) object {
+	switch {
+	case o.node != nil:
+		n := *o.node
+		n.Origin = file
+		return object{node: &n}
+	case o.peering != nil:
+		p := *o.peering
+		p.Origin = file
+		return object{peering: &p}
+	case o.secret != nil:
+		s := *o.secret
+		s.Origin = file
+		return object{secret: &s}
+	}
+	return o
+}

@@ -1,0 +1,72 @@
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// allNodes is the selector text that selects every node. An empty selector does not: it is
+// what a forgotten value looks like.
+const allNodes = "all()"
+
+// Selector selects nodes by their labels: a Kubernetes label selector, or all(). The zero
+// Selector selects nothing. Selectors with the same text are the same.
+type Selector struct {
+	_    [0]func() // no ==: see Equal
+	text string
+	set  labels.Selector // nil selects nothing
+}
+
+// ParseSelector parses a selector string: "all()", "ASN=65010", "pool in (a,b)".
+func ParseSelector(s string) (Selector, error) {
+	s = strings.TrimSpace(s)
+	if s == allNodes {
+		return Selector{text: s, set: labels.Everything()}, nil
+	}
+	if s == "" {
+		return Selector{}, errors.New("selector: empty; write all() to select every node")
+	}
+	set, err := labels.Parse(s)
+	if err != nil {
+		return Selector{}, fmt.Errorf("selector %q: %w", s, err)
+	}
+	if set.Empty() {
+		return Selector{}, fmt.Errorf("selector %q: has no requirement; write all() to select every node", s)
+	}
+	return Selector{text: s, set: set}, nil
+}
+
+// Selects reports whether the node's labels match.
+func (s Selector) Selects(nodeLabels map[string]string) bool {
+	return s.set != nil && s.set.Matches(labels.Set(nodeLabels))
+}
+
+func (s Selector) String() string { return s.text }
+
+// Equal reports whether both have the same text.
+func (s Selector) Equal(other Selector) bool { return s.text == other.text }
+
+// MarshalJSON writes the text.
+func (s Selector) MarshalJSON() ([]byte, error) { return json.Marshal(s.text) }
+
+// UnmarshalJSON parses the text; the empty text is the zero Selector.
+func (s *Selector) UnmarshalJSON(b []byte) error {
+	var text string
+	if err := json.Unmarshal(b, &text); err != nil {
+		return fmt.Errorf("selector: %w", err)
+	}
+	if text == "" {
+		*s = Selector{}
+		return nil
+	}
+	parsed, err := ParseSelector(text)
+	if err != nil {
+		return err
+	}
+	*s = parsed
+	return nil
+}

@@ -1,0 +1,160 @@
+package cluster
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// pace says how a directory is watched.
+type pace struct {
+	quiet  time.Duration // without an event before changed is called: an editor is done by then
+	limit  time.Duration // the longest that events can put that off
+	poll   time.Duration // between looks whether the directory is still the one we watch
+	safety time.Duration // between readings for what inotify(7) does not report (NFS, FUSE)
+}
+
+var defaultPace = pace{quiet: 75 * time.Millisecond, limit: 500 * time.Millisecond, poll: time.Second, safety: 30 * time.Second}
+
+// Watch calls changed once at the start, so that nothing is lost between a World and its Watch,
+// and then whenever the directory may say something else. Without inotify (no instance left,
+// no directory yet) it compares the content at every poll instead.
+func (m *manifests) Watch(ctx context.Context, changed func()) error {
+	w := watching{dir: m.dir, content: m.content()}
+	// An error leaves notify nil: the polls do.
+	if notify, err := fsnotify.NewWatcher(); err == nil {
+		w.notify = notify
+		defer notify.Close()
+	}
+	w.attach()
+	changed()
+	return w.run(ctx, m, changed)
+}
+
+// watching is the state of one Watch.
+type watching struct {
+	dir     string
+	notify  *fsnotify.Watcher // nil: there is none
+	watched fs.FileInfo       // the directory that notify is on; nil: none
+	content [sha256.Size]byte
+}
+
+func (w *watching) run(ctx context.Context, m *manifests, changed func()) error {
+	poll := time.NewTicker(m.pace.poll)
+	defer poll.Stop()
+	safety := time.NewTicker(m.pace.safety)
+	defer safety.Stop()
+	quiet := time.NewTimer(time.Hour)
+	quiet.Stop()
+	defer quiet.Stop()
+	var first time.Time // of the events since changed was called last
+	event := func() {
+		now := m.clock()
+		if first.IsZero() {
+			first = now
+		}
+		quiet.Reset(max(0, min(m.pace.quiet, m.pace.limit-now.Sub(first))))
+	}
+	compare := func() {
+		if content := m.content(); content != w.content {
+			w.content = content
+			event()
+		}
+	}
+	events, faults := w.channels()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e := <-events:
+			if w.isDirectory(e) {
+				w.detach()
+				w.attach()
+				event()
+			}
+			if relevant(filepath.Base(e.Name)) {
+				event()
+			}
+		case <-faults: // the kernel's queue ran over: look
+			event()
+		case <-quiet.C:
+			first = time.Time{}
+			w.content = m.content()
+			changed()
+		case <-poll.C:
+			if w.attach() {
+				event()
+			}
+			if w.watched == nil {
+				compare()
+			}
+		case <-safety.C:
+			compare()
+		}
+	}
+}
+
+// channels returns nil channels, which never deliver, without inotify.
+func (w *watching) channels() (chan fsnotify.Event, chan error) {
+	if w.notify == nil {
+		return nil, nil
+	}
+	return w.notify.Events, w.notify.Errors
+}
+
+// relevant reports whether an event on that name can change what the directory says. A mounted
+// ConfigMap changes by renaming its link "..data".
+func relevant(name string) bool { return isManifest(name) || strings.HasPrefix(name, "..") }
+
+// attach sees to it that notify is on the directory that now has the name: it may have been
+// removed, come back, been mounted over, or be a link that points elsewhere since. It reports
+// whether it put notify on another one.
+func (w *watching) attach() (moved bool) {
+	st, err := os.Stat(w.dir)
+	if err == nil && w.watched != nil && os.SameFile(st, w.watched) {
+		return false
+	}
+	if w.notify == nil {
+		return false
+	}
+	moved = w.watched != nil
+	w.detach()
+	if err != nil || w.notify.Add(w.dir) != nil {
+		return moved
+	}
+	w.watched = st
+	return true
+}
+
+// isDirectory reports whether the event says that the directory itself is gone. Its inode number
+// cannot tell: the next directory may get the same.
+func (w *watching) isDirectory(e fsnotify.Event) bool {
+	return e.Name == w.dir && (e.Has(fsnotify.Remove) || e.Has(fsnotify.Rename))
+}
+
+func (w *watching) detach() {
+	if w.watched != nil {
+		w.watched = nil
+		_ = w.notify.Remove(w.dir) // mostly gone with the directory
+	}
+}
+
+// content is a digest of what World would read. What cannot be read counts by its error.
+func (m *manifests) content() (sum [sha256.Size]byte) {
+	digest := sha256.New()
+	paths, err := m.paths()
+	fmt.Fprintln(digest, len(paths), err)
+	for _, path := range paths {
+		text, err := readRegular(path)
+		fmt.Fprintf(digest, "%q %d %v\n", path, len(text), err)
+		digest.Write(text)
+	}
+	return [sha256.Size]byte(digest.Sum(nil))
+}
