@@ -1,0 +1,114 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/user"
+	"strconv"
+)
+
+// frr plays a switch with FRR's zebra and bgpd (Debian package frr).
+type frr struct{}
+
+// frrDir is where Debian keeps FRR's daemons.
+const frrDir = "/usr/lib/frr"
+
+// frrConfig does the same as birdConfig. The stale-path time is FRR's own cap on how long it keeps
+// the routes of a restarting neighbor; its default of 360 s would undercut the neighbor's 600 s. GLOBAL makes the next hops between switches
+// readable: FRR takes the link-local ones otherwise.
+const frrConfig = `hostname {{.Spec.Name}}
+router bgp {{.Spec.ASN}}
+ bgp router-id {{.RouterID}}
+ no bgp ebgp-requires-policy
+ no bgp default ipv4-unicast
+ bgp graceful-restart stalepath-time 600
+ bgp graceful-restart
+{{- range .Spec.Neighbors}}
+ neighbor {{.Address}} remote-as {{.ASN}}
+ neighbor {{.Address}} description {{.Name}}
+ neighbor {{.Address}} timers connect 5
+{{- if .Password}}
+ neighbor {{.Address}} password {{.Password}}
+{{- end}}
+{{- end}}
+{{- range $family := .Families}}
+ address-family {{$family}} unicast
+  redistribute connected
+  redistribute kernel
+{{- range $.Spec.Neighbors}}
+  neighbor {{.Address}} activate
+{{- if .Announce}}
+  neighbor {{.Address}} route-map GLOBAL in
+{{- else}}
+  neighbor {{.Address}} route-map NOTHING out
+{{- end}}
+{{- end}}
+ exit-address-family
+{{- end}}
+exit
+route-map GLOBAL permit 10
+ set ipv6 next-hop prefer-global
+exit
+route-map NOTHING deny 10
+exit
+`
+
+func (frr) files(s *Switch) (map[string]string, error) {
+	// The daemons shed root for a user of their own, who makes sockets in the directory.
+	u, err := user.Lookup("frr")
+	if err != nil {
+		return nil, err
+	}
+	uid, err := strconv.Atoi(u.Uid)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chown(s.Dir, uid, -1); err != nil {
+		return nil, err
+	}
+	text, err := s.config(frrConfig)
+	return map[string]string{"bgpd.conf": text, "zebra.conf": "hostname " + s.Name + "\n"}, err
+}
+
+func (frr) programs(s *Switch) [][]string {
+	var all [][]string
+	for _, name := range []string{"zebra", "bgpd"} {
+		all = append(all, []string{frrDir + "/" + name, "--log", "stdout",
+			"--config_file", s.file(name + ".conf"), "--pid_file", s.file(name + ".pid"),
+			"--socket", s.file("zserv.api"), "--vty_socket", s.Dir, "--vty_port", "0"})
+	}
+	return all
+}
+
+func (frr) proto() string { return "bgp" }
+
+func (frr) tables(s *Switch) (sessions, routes []string) {
+	vtysh := []string{"vtysh", "--vty_socket", s.Dir, "-c"}
+	return append(vtysh[:4:4], "show bgp ipv4 unicast summary"), append(vtysh[:4:4], "show bgp ipv4")
+}
+
+func (frr) sessions(ctx context.Context, s *Switch) ([]Session, error) {
+	out, err := s.Run(ctx, "vtysh", "--vty_socket", s.Dir, "-c", "show bgp ipv4 unicast summary json")
+	if err != nil {
+		return nil, err
+	}
+	var summary struct {
+		Peers map[string]struct {
+			State string `json:"state"`
+		} `json:"peers"`
+	}
+	if err := json.Unmarshal([]byte(out), &summary); err != nil {
+		return nil, fmt.Errorf("%s: vtysh answers no JSON: %w: %.200s", s.Name, err, out)
+	}
+	var all []Session
+	for _, n := range s.Spec.Neighbors {
+		peer, ok := summary.Peers[n.Address.String()]
+		if !ok {
+			return nil, fmt.Errorf("%s: bgpd shows no neighbor %s:\n%s", s.Name, n.Address, out)
+		}
+		all = append(all, Session{Neighbor: n.Address, Name: n.Name, ASN: n.ASN, State: peer.State})
+	}
+	return all, nil
+}

@@ -1,0 +1,278 @@
+// Package lab builds laboratories out of network namespaces: LANs, switches that are real BIRD or
+// FRR, nodes that run a real edgewayd, pods that the real plugin wires. The demonstration and the
+// LAN tests play on them.
+//
+// The package is what stands around the programs under test, so it shares no code with them: it
+// configures links with iproute2, speaks CNI through libcni as a container runtime does, and sends
+// its own packets. It needs root, and touches nothing outside of the namespaces it made.
+//
+//	l, err := lab.New(lab.Options{Bin: "bin"})
+//	defer l.Close()
+//	err = l.Build(ctx, topology)                 // LANs, machines, switches
+//	err = l.Node("Node-1").Start(ctx)            // its daemon
+//	pod, err := l.Node("Node-1").AddPod(ctx, "default", "web")
+//	rtt, err := l.Machine("vpc").Ping(ctx, pod.Addrs[0])
+package lab
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// netnsDir is where iproute2 keeps named network namespaces (ip-netns(8)).
+	netnsDir = "/run/netns"
+	// closeTimeout bounds taking a laboratory down, which happens after the caller's context ended.
+	closeTimeout = 20 * time.Second
+	// maxSocketPath is sun_path of unix(7) without its final zero.
+	maxSocketPath = 107
+)
+
+// Options of a laboratory.
+type Options struct {
+	// Bin is the directory of the programs under test: edgeway and edgewayd.
+	Bin string
+}
+
+// Lab is one laboratory. Its namespaces' names begin with Prefix, its files lie below Dir: any
+// number of laboratories stand side by side.
+type Lab struct {
+	Prefix string // "ew-4f2a"
+	Dir    string
+	bin    string
+	lock   *os.File // flock(2) held while the owner lives
+
+	mu       sync.Mutex // guards the maps: pods come and go from several goroutines
+	machines map[string]*Machine
+	switches map[string]*Switch
+	nodes    map[string]*Node
+	pods     []*Pod
+	cables   int               // made so far
+	bridges  map[string]string // by LAN, in the namespace "wire"
+}
+
+// New makes an empty laboratory.
+func New(o Options) (*Lab, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("laboratory: needs root to make network namespaces; run it with sudo")
+	}
+	bin, err := filepath.Abs(o.Bin)
+	if err != nil {
+		return nil, fmt.Errorf("laboratory: %w", err)
+	}
+	for {
+		var b [2]byte
+		rand.Read(b[:])
+		prefix := "ew-" + hex.EncodeToString(b[:])
+		dir := filepath.Join(os.TempDir(), prefix)
+		err := os.Mkdir(dir, 0o755)
+		if errors.Is(err, fs.ErrExist) {
+			continue // another laboratory's
+		}
+		if err != nil {
+			return nil, fmt.Errorf("laboratory: %w", err)
+		}
+		l := &Lab{Prefix: prefix, Dir: dir, bin: bin,
+			machines: map[string]*Machine{}, switches: map[string]*Switch{}, nodes: map[string]*Node{}, bridges: map[string]string{}}
+		if l.lock, err = own(dir); err != nil {
+			return nil, errors.Join(err, os.RemoveAll(dir))
+		}
+		return l, nil
+	}
+}
+
+// ClusterDir is the directory of manifests that every node of the laboratory reads.
+func (l *Lab) ClusterDir() string { return filepath.Join(l.Dir, "cluster") }
+
+// Machine returns the machine of that name, nil when there is none.
+func (l *Lab) Machine(name string) *Machine {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.machines[name]
+}
+
+// Switch returns the switch of that name, nil when there is none.
+func (l *Lab) Switch(name string) *Switch {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.switches[name]
+}
+
+// Node returns the node of that name, nil when there is none.
+func (l *Lab) Node(name string) *Node {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.nodes[name]
+}
+
+// Keep leaves the laboratory standing when this process ends: Sweep passes it over, Down takes it
+// down. Close must not be called any more.
+func (l *Lab) Keep() error {
+	if err := os.WriteFile(filepath.Join(l.Dir, keptName), nil, 0o644); err != nil {
+		return fmt.Errorf("keep laboratory %s: %w", l.Prefix, err)
+	}
+	return l.lock.Close()
+}
+
+// Close ends every process of the laboratory and removes its namespaces and files. It does so
+// however little of it was built, and may be called twice.
+func (l *Lab) Close() error {
+	err := remove(l.Prefix, l.Dir)
+	l.lock.Close()
+	return err
+}
+
+const (
+	lockName = "lock"
+	keptName = "kept"
+)
+
+func own(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("laboratory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return f, nil
+}
+
+// Sweep removes laboratories whose owner died without taking them down, and returns their names.
+// Those that were kept stay.
+func Sweep() ([]string, error) {
+	return takeDown(func(dir string) bool {
+		_, err := os.Stat(filepath.Join(dir, keptName))
+		return err != nil
+	})
+}
+
+// Down removes laboratories that were kept, and returns their names.
+func Down() ([]string, error) { return takeDown(func(string) bool { return true }) }
+
+// takeDown removes the wanted ones of the laboratories that no process owns.
+func takeDown(wanted func(dir string) bool) (gone []string, err error) {
+	locks, _ := filepath.Glob(filepath.Join(os.TempDir(), "ew-????", lockName)) // the pattern is valid
+	for _, path := range locks {
+		dir := filepath.Dir(path)
+		lock, owned := own(dir)
+		if owned != nil {
+			continue // its owner lives
+		}
+		if wanted(dir) {
+			err = errors.Join(err, remove(filepath.Base(dir), dir))
+			gone = append(gone, filepath.Base(dir))
+		}
+		lock.Close()
+	}
+	return gone, err
+}
+
+// remove ends the processes in the namespaces of prefix, then removes the namespaces and dir.
+func remove(prefix, dir string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	names, err := filepath.Glob(filepath.Join(netnsDir, prefix+"-*"))
+	if err != nil {
+		return fmt.Errorf("laboratory %s: %w", prefix, err)
+	}
+	var errs []error
+	errs = append(errs, Wait(ctx, closeTimeout, func() error { return killAll(names) }))
+	var script strings.Builder
+	for _, name := range names {
+		fmt.Fprintf(&script, "netns del %s\n", filepath.Base(name))
+	}
+	errs = append(errs, ip(ctx, "", script.String(), "-force"), os.RemoveAll(dir))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("take down laboratory %s: %w", prefix, err)
+	}
+	return nil
+}
+
+// killAll kills every process that lives in one of the namespaces; nil says that there was none.
+func killAll(names []string) error {
+	ours := map[uint64]bool{} // inode numbers of nsfs tell namespaces apart
+	for _, name := range names {
+		var st unix.Stat_t
+		if unix.Stat(name, &st) == nil {
+			ours[st.Ino] = true
+		}
+	}
+	procs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return err
+	}
+	var left []string
+	for _, proc := range procs {
+		var st unix.Stat_t
+		var pid int
+		fmt.Sscanf(filepath.Base(proc), "%d", &pid)
+		// A process that has just ended has no namespace to look at.
+		if pid == os.Getpid() || unix.Stat(filepath.Join(proc, "ns/net"), &st) != nil || !ours[st.Ino] {
+			continue
+		}
+		left = append(left, filepath.Base(proc))
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("kill %d: %w", pid, err)
+		}
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("processes %v have not ended", left)
+	}
+	return nil
+}
+
+// ip runs a script of iproute2 commands, one a line, in the namespace netns ("": this process's).
+func ip(ctx context.Context, netns, script string, args ...string) error {
+	if script == "" {
+		return nil
+	}
+	if netns != "" {
+		args = append(args, "-netns", netns)
+	}
+	cmd := exec.CommandContext(ctx, "ip", append(args, "-batch", "-")...)
+	cmd.Stdin = strings.NewReader(script)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("ip -batch in %q: %w: %s", netns, err, strings.TrimSpace(out.String()))
+	}
+	return nil
+}
+
+// pollInterval is short against everything that is waited for, and long against one look at it.
+const pollInterval = 20 * time.Millisecond
+
+// Wait calls f until it returns nil, for as long as limit and ctx allow, and not after a process
+// that f looks at has ended. Its error is f's last one.
+func Wait(ctx context.Context, limit time.Duration, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for {
+		err := f()
+		if err == nil || errors.Is(err, errEnded) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w (%w)", err, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}

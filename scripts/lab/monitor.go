@@ -1,0 +1,96 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Monitor is `ip monitor route` on one machine: what its kernel was told.
+type Monitor struct {
+	m     *Machine
+	proc  *process
+	proto string
+	from  int // events before are of the monitor's own start
+}
+
+// monitorProbe is a route that nobody has (RFC 5737): its coming and going shows that the monitor
+// listens.
+const monitorProbe = "203.0.113.77/32"
+
+// monitorTimeout bounds how long the kernel's news take to reach a file.
+const monitorTimeout = 5 * time.Second
+
+// Monitor watches the routes of an origin, given as `ip route` names it.
+func (m *Machine) Monitor(ctx context.Context, proto string) (*Monitor, error) {
+	log, err := os.CreateTemp(m.Dir, "monitor-*.log")
+	if err != nil {
+		return nil, fmt.Errorf("%s: monitor: %w", m.Name, err)
+	}
+	log.Close()
+	p, err := m.spawn(log.Name(), "ip", "-timestamp", "monitor", "route")
+	if err != nil {
+		return nil, err
+	}
+	mon := &Monitor{m: m, proc: p, proto: proto}
+	if err := mon.sync(ctx); err != nil {
+		p.end(unix.SIGKILL, stopTimeout)
+		return nil, err
+	}
+	mon.from = len(mon.all())
+	return mon, nil
+}
+
+// sync returns when everything that happened so far is in the log.
+func (mon *Monitor) sync(ctx context.Context) error {
+	before := strings.Count(mon.text(), monitorProbe[:len(monitorProbe)-3])
+	return Wait(ctx, monitorTimeout, func() error {
+		if err := mon.proc.running(); err != nil {
+			return fmt.Errorf("%s: monitor: %w", mon.m.Name, err)
+		}
+		script := fmt.Sprintf("route add blackhole %s proto static\nroute del blackhole %s proto static\n", monitorProbe, monitorProbe)
+		if err := ip(ctx, mon.m.Netns, script); err != nil {
+			return err
+		}
+		if strings.Count(mon.text(), monitorProbe[:len(monitorProbe)-3]) == before {
+			return fmt.Errorf("%s: ip monitor shows nothing", mon.m.Name)
+		}
+		return nil
+	})
+}
+
+// Events are the changes seen so far, as `ip monitor` prints them.
+func (mon *Monitor) Events(ctx context.Context) ([]string, error) {
+	if err := mon.sync(ctx); err != nil {
+		return nil, err
+	}
+	return mon.all()[mon.from:], nil
+}
+
+// Stop ends the monitor and returns the changes that it saw.
+func (mon *Monitor) Stop(ctx context.Context) ([]string, error) {
+	events, err := mon.Events(ctx)
+	if e := mon.proc.end(unix.SIGKILL, stopTimeout); err == nil {
+		err = e
+	}
+	return events, err
+}
+
+func (mon *Monitor) text() string {
+	b, _ := os.ReadFile(mon.proc.log) // a missing file says nothing, which Sync reports
+	return string(b)
+}
+
+func (mon *Monitor) all() []string {
+	var events []string
+	for line := range strings.Lines(mon.text()) {
+		if strings.Contains(line, " proto "+mon.proto+" ") {
+			events = append(events, strings.TrimSpace(line))
+		}
+	}
+	return events
+}

@@ -1,0 +1,174 @@
+package lab
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	current "github.com/containernetworking/cni/pkg/types/100"
+)
+
+// Pod is a network namespace that the plugin wired.
+type Pod struct {
+	*Machine
+	Node      *Node
+	Namespace string        // Kubernetes'
+	Took      time.Duration // the whole ADD, as a runtime sees it
+	rt        *libcni.RuntimeConf
+}
+
+// podIfName is what the kubelet's container runtimes call a pod's interface.
+const podIfName = "eth0"
+
+// network reads the network configuration that the daemon wrote, as a container runtime does.
+func (n *Node) network() (*libcni.NetworkConfigList, error) {
+	files, err := libcni.ConfFiles(n.file("net.d"), []string{".conflist"})
+	if err != nil {
+		return nil, fmt.Errorf("%s: network configuration: %w", n.Name, err)
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("%s: no network configuration in %s yet", n.Name, n.file("net.d"))
+	}
+	list, err := libcni.NetworkConfFromFile(files[0])
+	if err != nil {
+		return nil, fmt.Errorf("%s: network configuration: %w", n.Name, err)
+	}
+	return list, nil
+}
+
+// cni is a container runtime's view of the plugins: their directory, and its own cache.
+func (n *Node) cni() *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir([]string{n.lab.bin}, n.file("cni-cache"), nil)
+}
+
+// AddPod makes a pod's sandbox and has it wired: ADD with the arguments that the kubelet's
+// container runtimes send. When that does not succeed they send DEL, and so does AddPod.
+func (n *Node) AddPod(ctx context.Context, namespace, name string) (*Pod, error) {
+	list, err := n.network()
+	if err != nil {
+		return nil, err
+	}
+	m, err := n.lab.addMachine(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	id := randomID()
+	p := &Pod{Machine: m, Node: n, Namespace: namespace, rt: &libcni.RuntimeConf{
+		ContainerID: id,
+		NetNS:       m.Path(),
+		IfName:      podIfName,
+		Args: [][2]string{
+			{"IgnoreUnknown", "1"},
+			{"K8S_POD_NAMESPACE", namespace},
+			{"K8S_POD_NAME", name},
+			{"K8S_POD_INFRA_CONTAINER_ID", id},
+			{"K8S_POD_UID", randomID()[:32]},
+		},
+	}}
+	start := time.Now()
+	var result *current.Result
+	err = n.Do(func() error {
+		r, err := n.cni().AddNetworkList(ctx, list, p.rt)
+		if err != nil {
+			return err
+		}
+		result, err = current.NewResultFromResult(r)
+		return err
+	})
+	p.Took = time.Since(start)
+	if err != nil {
+		err = fmt.Errorf("pod %s/%s on %s: ADD: %w", namespace, name, n.Name, err)
+		return nil, errors.Join(err, p.Delete(ctx))
+	}
+	for _, ip := range result.IPs {
+		addr, _ := netip.AddrFromSlice(ip.Address.IP)
+		m.Addrs = append(m.Addrs, addr.Unmap())
+	}
+	n.lab.mu.Lock()
+	n.lab.pods = append(n.lab.pods, p)
+	n.lab.mu.Unlock()
+	return p, nil
+}
+
+// Check has the plugin compare what is with what it made.
+func (p *Pod) Check(ctx context.Context) error {
+	return p.verb("CHECK", func(list *libcni.NetworkConfigList) error {
+		return p.Node.cni().CheckNetworkList(ctx, list, p.rt)
+	})
+}
+
+// Delete has the pod's wiring removed, then its sandbox.
+func (p *Pod) Delete(ctx context.Context) error {
+	err := p.verb("DEL", func(list *libcni.NetworkConfigList) error {
+		return p.Node.cni().DelNetworkList(ctx, list, p.rt)
+	})
+	if err != nil {
+		return err
+	}
+	l := p.Node.lab
+	l.mu.Lock()
+	l.pods = without(l.pods, p)
+	l.mu.Unlock()
+	return l.removeMachine(ctx, p.Machine)
+}
+
+func (p *Pod) verb(name string, f func(*libcni.NetworkConfigList) error) error {
+	list, err := p.Node.network()
+	if err != nil {
+		return err
+	}
+	if err := p.Node.Do(func() error { return f(list) }); err != nil {
+		return fmt.Errorf("pod %s/%s on %s: %s: %w", p.Namespace, p.Name, p.Node.Name, name, err)
+	}
+	return nil
+}
+
+// Conflist is the path of the network configuration that the daemon writes.
+func (n *Node) Conflist() string { return filepath.Join(n.file("net.d"), "10-edgeway.conflist") }
+
+// Pod returns the pod of that name, nil when there is none.
+func (l *Lab) Pod(name string) *Pod {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.pods {
+		if p.Name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+func (l *Lab) podsOf(n *Node) []*Pod {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []*Pod
+	for _, p := range l.pods {
+		if p.Node == n {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+func without(pods []*Pod, gone *Pod) []*Pod {
+	var rest []*Pod
+	for _, p := range pods {
+		if p != gone {
+			rest = append(rest, p)
+		}
+	}
+	return rest
+}
+
+// randomID is a container ID as containerd makes them.
+func randomID() string {
+	var b [32]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,225 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+)
+
+// Topology says which machines there are and how they are wired. LANs need no declaration: two
+// links with the same LAN are on the same wire.
+type Topology struct {
+	Switches []SwitchSpec `json:"switches,omitempty"`
+	Nodes    []NodeSpec   `json:"nodes,omitempty"`
+	Hosts    []HostSpec   `json:"hosts,omitempty"` // also plain routers
+}
+
+// HostSpec is a machine with fixed addresses and routes.
+type HostSpec struct {
+	Name    string      `json:"name"`
+	Links   []LinkSpec  `json:"links"`
+	Routes  []RouteSpec `json:"routes,omitempty"`
+	Forward bool        `json:"forward,omitempty"` // it is a router
+}
+
+// LinkSpec is one network card. It is named eth0, or as its LAN when the machine has several.
+type LinkSpec struct {
+	LAN   string         `json:"lan"`
+	Addrs []netip.Prefix `json:"addrs"`
+}
+
+// RouteSpec is a fixed route.
+type RouteSpec struct {
+	To  netip.Prefix `json:"to"`
+	Via netip.Addr   `json:"via"`
+}
+
+// SwitchSpec is a router that speaks BGP.
+type SwitchSpec struct {
+	HostSpec
+	Flavour   Flavour        `json:"flavour,omitempty"` // default: BIRD
+	ASN       uint32         `json:"asn"`
+	Neighbors []NeighborSpec `json:"neighbors"`
+}
+
+// NeighborSpec is one BGP neighbor of a switch.
+type NeighborSpec struct {
+	Name     string     `json:"name"`
+	Address  netip.Addr `json:"address"`
+	ASN      uint32     `json:"asn"`
+	Password string     `json:"password,omitempty"`
+	// Announce tells it all that the switch knows. A node is told nothing, another switch is.
+	Announce bool `json:"announce,omitempty"`
+}
+
+// NodeSpec is a machine with an edgewayd.
+type NodeSpec struct {
+	HostSpec
+	// Config is laid over the daemon configuration that the laboratory writes.
+	Config map[string]any `json:"config,omitempty"`
+}
+
+// ParseTopology reads a topology from YAML.
+func ParseTopology(text []byte) (Topology, error) {
+	var t Topology
+	if err := yaml.UnmarshalStrict(text, &t); err != nil {
+		return Topology{}, fmt.Errorf("topology: %w", err)
+	}
+	return t, nil
+}
+
+// wireName is the machine that holds the LANs.
+const wireName = "wire"
+
+// Build makes the machines, wires them, and starts the switches. The nodes' daemons are not
+// started, and the cluster directory is empty.
+func (l *Lab) Build(ctx context.Context, t Topology) error {
+	specs := append([]HostSpec(nil), t.Hosts...)
+	for _, s := range t.Switches {
+		s.Forward = true
+		specs = append(specs, s.HostSpec)
+	}
+	for _, n := range t.Nodes {
+		specs = append(specs, n.HostSpec)
+	}
+	if err := l.addWire(ctx); err != nil {
+		return err
+	}
+	if err := l.wire(ctx, specs); err != nil {
+		return err
+	}
+	for _, n := range t.Nodes {
+		if err := l.addNode(n); err != nil {
+			return err
+		}
+	}
+	var errs []error
+	for _, s := range t.Switches {
+		errs = append(errs, l.addSwitch(ctx, s))
+	}
+	return errors.Join(append(errs, os.MkdirAll(l.ClusterDir(), 0o755))...)
+}
+
+// wire makes the machines' namespaces and connects them in one more, where a bridge plays each LAN.
+//
+//	[ Node-1  eth0 ]---p1 | br1 | p2---[ switch-a  lan-a ]
+//	                      wire
+func (l *Lab) wire(ctx context.Context, specs []HostSpec) error {
+	wire := l.Machine(wireName)
+	var plug strings.Builder
+	for _, spec := range specs {
+		m, err := l.addMachine(ctx, spec.Name)
+		if err != nil {
+			return err
+		}
+		for i, link := range spec.Links {
+			bridge, ok := l.bridges[link.LAN]
+			if !ok {
+				bridge = fmt.Sprintf("br%d", len(l.bridges)+1)
+				l.bridges[link.LAN] = bridge
+				// Without snooping a bridge passes neighbour solicitations from its first moment.
+				fmt.Fprintf(&plug, "link add name %s type bridge mcast_snooping 0 forward_delay 0\nlink set dev %s up\n", bridge, bridge)
+			}
+			l.cables++
+			fmt.Fprintf(&plug, "link add name p%d type veth peer name %s netns %s\nlink set dev p%d master %s up\n",
+				l.cables, spec.ifName(i), m.Netns, l.cables, bridge)
+		}
+	}
+	if err := ip(ctx, wire.Netns, plug.String()); err != nil {
+		return fmt.Errorf("wire LANs: %w", err)
+	}
+	for _, spec := range specs {
+		if err := l.Machine(spec.Name).configure(ctx, spec); err != nil {
+			return fmt.Errorf("%s: %w", spec.Name, err)
+		}
+	}
+	return nil
+}
+
+// addWire makes the namespace of the LANs' bridges, which need no addresses.
+func (l *Lab) addWire(ctx context.Context) error {
+	wire, err := l.addMachine(ctx, wireName)
+	if err != nil {
+		return err
+	}
+	return wire.sysctl("net/ipv6/conf/default/disable_ipv6", "1")
+}
+
+// addMachine makes an empty namespace.
+func (l *Lab) addMachine(ctx context.Context, name string) (*Machine, error) {
+	m := &Machine{Name: name, Netns: l.Prefix + "-" + name, Dir: filepath.Join(l.Dir, name)}
+	l.mu.Lock()
+	_, taken := l.machines[name]
+	if !taken {
+		l.machines[name] = m
+	}
+	l.mu.Unlock()
+	if taken {
+		return nil, fmt.Errorf("machine %s: there are two of that name", name)
+	}
+	if err := os.MkdirAll(m.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("machine %s: %w", name, err)
+	}
+	if err := ip(ctx, "", "netns add "+m.Netns+"\n"); err != nil {
+		return nil, fmt.Errorf("machine %s: %w", name, err)
+	}
+	return m, ip(ctx, m.Netns, "link set dev lo up\n")
+}
+
+// removeMachine removes a namespace with all that is in it.
+func (l *Lab) removeMachine(ctx context.Context, m *Machine) error {
+	l.mu.Lock()
+	delete(l.machines, m.Name)
+	l.mu.Unlock()
+	return ip(ctx, "", "netns del "+m.Netns+"\n")
+}
+
+// configure gives a wired machine its addresses and routes.
+func (m *Machine) configure(ctx context.Context, spec HostSpec) error {
+	if spec.Forward {
+		for _, key := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
+			if err := m.sysctl(key, "1"); err != nil {
+				return err
+			}
+		}
+	}
+	var script strings.Builder
+	for i, link := range spec.Links {
+		name := spec.ifName(i)
+		// The link-local address counts at once; detection of duplicates takes a second.
+		if err := m.sysctl("net/ipv6/conf/"+name+"/accept_dad", "0"); err != nil {
+			return err
+		}
+		fmt.Fprintf(&script, "link set dev %s up\n", name)
+		for _, addr := range link.Addrs {
+			nodad := ""
+			if addr.Addr().Is6() {
+				nodad = " nodad"
+			}
+			fmt.Fprintf(&script, "addr add %s dev %s%s\n", addr, name, nodad)
+			m.Addrs = append(m.Addrs, addr.Addr())
+		}
+	}
+	for _, r := range spec.Routes {
+		fmt.Fprintf(&script, "route add %s via %s proto static\n", r.To, r.Via)
+	}
+	return ip(ctx, m.Netns, script.String())
+}
+
+func (h HostSpec) ifName(i int) string {
+	if len(h.Links) == 1 {
+		return "eth0"
+	}
+	return h.Links[i].LAN
+}
+
+// sysctl sets one kernel setting of the machine; key is a path below /proc/sys.
+func (m *Machine) sysctl(key, value string) error {
+	return m.Do(func() error { return os.WriteFile("/proc/sys/"+key, []byte(value), 0o644) })
+}
