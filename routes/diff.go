@@ -274,6 +274,10 @@ func withoutRemade(s State, links []Change) State {
 	s.Neighs = without(s.Neighs, func(n Neigh) bool { return remade[n.Link] })
 	s.FDB = without(s.FDB, func(f FDB) bool { return remade[f.Link] })
 	s.Routes = without(s.Routes, func(r Route) bool { return remade[r.Link] })
+	s.Sysctls = without(s.Sysctls, func(y Sysctl) bool { // net/ipv4/conf/LINK/rp_filter
+		parts := strings.Split(y.Key, "/")
+		return len(parts) == 5 && remade[parts[3]]
+	})
 	return s
 }
 

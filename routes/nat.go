@@ -1,13 +1,466 @@
 package routes
 
 import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
 )
 
-const tableName = "edgeway"
+// The table, as nft prints it, for one family of two:
+//
+//	table inet edgeway {
+//		set sources4 { type ipv4_addr; flags interval; }  # of the NAT: pod CIDRs
+//		set exclude4 { type ipv4_addr; flags interval; }  # of the NAT
+//		set pods4    { type ipv4_addr; }                  # of AddMasq; Sync keeps it
+//		chain postrouting {
+//			type nat hook postrouting priority srcnat; policy accept;
+//			ip daddr @exclude4 return
+//			ip daddr @sources4 return
+//			ip daddr @pods4 return
+//			ip daddr 224.0.0.0/4 return
+//			ip saddr @sources4 masquerade
+//			ip saddr @pods4 masquerade
+//		}
+//	}
+//
+// Only the first packet of a connection passes here (nft(8), chain type nat).
+const (
+	tableName = "edgeway"
+	chainName = "postrouting"
+	// rulesVersion is written into each rule's comment; a table with other rules is made anew.
+	rulesVersion = "edgeway 1"
+	// setChunk keeps a list of elements below the 64 KiB that a netlink attribute can hold.
+	setChunk = 500
+)
 
-func samePrefixes(a, b []netip.Prefix) bool { return true }
+// natSet is one set of the table.
+type natSet struct {
+	name     string
+	v6       bool
+	interval bool
+}
 
-func (k *Kernel) observeNAT(scope Scope, desired *NAT) (*NAT, error) { return nil, nil }
+const (
+	natSources = iota
+	natExclude
+	natPods
+	natKinds
+)
 
-func (k *Kernel) setNAT(op Op, n NAT) error { return nil }
+// natSets are all sets; the set of kind k and family f is at k+natKinds*f.
+func natSets() []natSet {
+	return []natSet{
+		{"sources4", false, true}, {"exclude4", false, true}, {"pods4", false, false},
+		{"sources6", true, true}, {"exclude6", true, true}, {"pods6", true, false},
+	}
+}
+
+func natTable() *nftables.Table {
+	return &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
+}
+
+// set is s in the library's words. IDs are fixed: they count inside one transaction only.
+func (s natSet) set(id int) *nftables.Set {
+	out := &nftables.Set{Table: natTable(), ID: uint32(id + 1), Name: s.name, KeyType: nftables.TypeIPAddr, Interval: s.interval}
+	if s.v6 {
+		out.KeyType = nftables.TypeIP6Addr
+	}
+	return out
+}
+
+// natConn opens a connection for each exchange and closes it after: NAT changes are rare.
+func (k *Kernel) natConn() (*nftables.Conn, error) {
+	return nftables.New(nftables.WithNetNSFd(int(k.ns)))
+}
+
+// natContent is what the table has.
+type natContent struct {
+	NAT
+	exists bool
+	pods   int
+}
+
+// observeNAT: a table that exists only for AddMasq is none of a NAT's business.
+func (k *Kernel) observeNAT(scope Scope, desired *NAT) (*NAT, error) {
+	if !scope.NAT && desired == nil {
+		return nil, nil
+	}
+	content, err := k.readNAT()
+	if err != nil || !content.exists {
+		return nil, err
+	}
+	n := content.NAT
+	if desired == nil && content.pods > 0 && len(n.Sources) == 0 && len(n.Exclude) == 0 && !n.Damaged {
+		return nil, nil
+	}
+	return &n, nil
+}
+
+func (k *Kernel) readNAT() (content natContent, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("read nftables table inet %s: %w", tableName, err)
+		}
+	}()
+	c, err := k.natConn()
+	if err != nil {
+		return content, err
+	}
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return content, err
+	}
+	content.exists = slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName })
+	if !content.exists {
+		return content, nil
+	}
+	sets, err := c.GetSets(natTable())
+	if err != nil {
+		return content, err
+	}
+	for i, s := range natSets() {
+		if !slices.ContainsFunc(sets, func(have *nftables.Set) bool { return have.Name == s.name }) {
+			content.Damaged = true
+			continue
+		}
+		elements, err := c.GetSetElements(s.set(i))
+		if err != nil {
+			return content, err
+		}
+		switch i % natKinds {
+		case natSources:
+			content.Sources = append(content.Sources, prefixesOf(elements)...)
+		case natExclude:
+			content.Exclude = append(content.Exclude, prefixesOf(elements)...)
+		case natPods:
+			content.pods += len(elements)
+		}
+	}
+	whole, err := natChainIsWhole(c)
+	content.Damaged = content.Damaged || !whole
+	return content, err
+}
+
+// natChainIsWhole reports whether the chain hangs where it should and has our rules and no other.
+func natChainIsWhole(c *nftables.Conn) (bool, error) {
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, err
+	}
+	want := natChain()
+	i := slices.IndexFunc(chains, func(have *nftables.Chain) bool {
+		return have.Table.Name == tableName && have.Name == chainName && have.Type == want.Type &&
+			have.Hooknum != nil && *have.Hooknum == *want.Hooknum && have.Priority != nil && *have.Priority == *want.Priority
+	})
+	if i < 0 {
+		return false, nil
+	}
+	rules, err := c.GetRules(natTable(), want)
+	if err != nil {
+		return false, err
+	}
+	return slices.EqualFunc(rules, natRules(), func(have, want *nftables.Rule) bool {
+		return slices.Equal(have.UserData, want.UserData) && len(have.Exprs) == len(want.Exprs)
+	}), nil
+}
+
+func natChain() *nftables.Chain {
+	return &nftables.Chain{
+		Name: chainName, Table: natTable(), Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+	}
+}
+
+// natRules are the chain's rules in order.
+func natRules() (rules []*nftables.Rule) {
+	sets := natSets()
+	for f, proto := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
+		set := func(kind int) expr.Any {
+			at := kind + natKinds*f
+			return &expr.Lookup{SourceRegister: 1, SetName: sets[at].name, SetID: uint32(at + 1)}
+		}
+		saddr, daddr := ipField(f == 1)
+		leave, masq := &expr.Verdict{Kind: expr.VerdictReturn}, &expr.Masq{}
+		for _, match := range [][]expr.Any{
+			{daddr, set(natExclude), leave},
+			{daddr, set(natSources), leave},
+			{daddr, set(natPods), leave},
+			append(multicast(daddr, f == 1), leave),
+			{saddr, set(natSources), masq},
+			{saddr, set(natPods), masq},
+		} {
+			family := []expr.Any{
+				&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
+			}
+			rules = append(rules, &nftables.Rule{
+				Table: natTable(), Chain: natChain(), Exprs: append(family, match...),
+				UserData: userdata.AppendString(nil, userdata.TypeComment, fmt.Sprintf("%s/%d", rulesVersion, len(rules)+1)),
+			})
+		}
+	}
+	return rules
+}
+
+// ipField loads the source and destination address: offsets 12 and 16 of the IPv4 header
+// (RFC 791), 8 and 24 of the IPv6 header (RFC 8200).
+func ipField(v6 bool) (saddr, daddr expr.Any) {
+	at := func(offset, size uint32) expr.Any {
+		return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size}
+	}
+	if v6 {
+		return at(8, 16), at(24, 16)
+	}
+	return at(12, 4), at(16, 4)
+}
+
+// multicast compares the destination with 224.0.0.0/4 or ff00::/8.
+func multicast(daddr expr.Any, v6 bool) []expr.Any {
+	if v6 {
+		first := *daddr.(*expr.Payload)
+		first.Len = 1
+		return []expr.Any{&first, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0xff}}}
+	}
+	return []expr.Any{
+		daddr,
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: []byte{0xf0, 0, 0, 0}, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{224, 0, 0, 0}},
+	}
+}
+
+// setNAT replaces the content of the table in one transaction. The sets pods4 and pods6 are not
+// touched, so that an AddMasq at the same time is not lost.
+func (k *Kernel) setNAT(op Op, n NAT) error {
+	c, err := k.natConn()
+	if err != nil {
+		return err
+	}
+	content, err := k.readNAT()
+	if err != nil {
+		return err
+	}
+	if op == Delete {
+		if !content.exists {
+			return nil
+		}
+		if content.pods == 0 {
+			c.DelTable(natTable())
+			return c.Flush()
+		}
+		n = NAT{}
+	}
+	sets := natFrame(c, c.AddTable)
+	for i, s := range sets {
+		from := n.Sources
+		switch i % natKinds {
+		case natPods:
+			continue
+		case natExclude:
+			from = n.Exclude
+		}
+		c.FlushSet(s)
+		elements := intervals(from, s.KeyType == nftables.TypeIP6Addr)
+		for chunk := range slices.Chunk(elements, setChunk) {
+			if err := c.SetAddElements(s, chunk); err != nil {
+				return err
+			}
+		}
+	}
+	c.FlushChain(natChain())
+	for _, r := range natRules() {
+		c.AddRule(r)
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("%w; when something else made this table: nft delete table inet %s", err, tableName)
+	}
+	return nil
+}
+
+// natFrame adds table, sets and chain where they are missing.
+func natFrame(c *nftables.Conn, addTable func(*nftables.Table) *nftables.Table) (sets []*nftables.Set) {
+	addTable(natTable())
+	for i, s := range natSets() {
+		set := s.set(i)
+		_ = c.AddSet(set, nil) // an error is kept by c until Flush
+		sets = append(sets, set)
+	}
+	c.AddChain(natChain())
+	return sets
+}
+
+// AddMasq makes packets from a that leave for anything but a NAT's prefixes and other such
+// addresses take the node's address. It makes the table when there is none.
+func (k *Kernel) AddMasq(ctx context.Context, a netip.Addr) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c, err := k.natConn()
+	if err != nil {
+		return fmt.Errorf("masquerade %v: %w", a, err)
+	}
+	// Whoever comes first makes the table, whole: the transaction of a second one fails as one
+	// (NLM_F_EXCL), and only its element is left to do.
+	natFrame(c, c.CreateTable)
+	for _, r := range natRules() {
+		c.AddRule(r)
+	}
+	set := podSet(a)
+	if err := c.SetAddElements(set, []nftables.SetElement{{Key: a.AsSlice()}}); err != nil {
+		return fmt.Errorf("masquerade %v: %w", a, err)
+	}
+	err = c.Flush()
+	if errors.Is(err, unix.EEXIST) {
+		_ = c.SetAddElements(set, []nftables.SetElement{{Key: a.AsSlice()}})
+		err = c.Flush()
+	}
+	if err != nil {
+		return fmt.Errorf("masquerade %v: %w", a, err)
+	}
+	return nil
+}
+
+// DelMasq ends what AddMasq began; an address that is not there is no error.
+func (k *Kernel) DelMasq(ctx context.Context, a netip.Addr) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c, err := k.natConn()
+	if err != nil {
+		return fmt.Errorf("end masquerade of %v: %w", a, err)
+	}
+	if err := c.SetDeleteElements(podSet(a), []nftables.SetElement{{Key: a.AsSlice()}}); err != nil {
+		return fmt.Errorf("end masquerade of %v: %w", a, err)
+	}
+	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("end masquerade of %v: %w", a, err)
+	}
+	return nil
+}
+
+func podSet(a netip.Addr) *nftables.Set {
+	at := natPods
+	if a.Is6() {
+		at += natKinds
+	}
+	return natSets()[at].set(at)
+}
+
+// samePrefixes compares as sets of addresses.
+func samePrefixes(a, b []netip.Prefix) bool { return slices.Equal(canonical(a), canonical(b)) }
+
+// canonical is the shortest list that covers the same addresses, sorted.
+func canonical(in []netip.Prefix) (out []netip.Prefix) {
+	sorted := make([]netip.Prefix, 0, len(in))
+	for _, p := range in {
+		if p.IsValid() {
+			sorted = append(sorted, p.Masked())
+		}
+	}
+	slices.SortFunc(sorted, func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
+	for _, p := range sorted {
+		if n := len(out); n > 0 && out[n-1].Overlaps(p) {
+			continue // inside the one before
+		}
+		out = append(out, p)
+		for len(out) > 1 && halves(out[len(out)-2], out[len(out)-1]) {
+			out = out[:len(out)-1]
+			last := &out[len(out)-1]
+			*last = netip.PrefixFrom(last.Addr(), last.Bits()-1)
+		}
+	}
+	return out
+}
+
+// halves reports whether a and b, a first, are the two halves of one prefix.
+func halves(a, b netip.Prefix) bool {
+	if a.Bits() != b.Bits() || a.Bits() == 0 || a == b {
+		return false
+	}
+	whole := netip.PrefixFrom(a.Addr(), a.Bits()-1).Masked()
+	return whole.Addr() == a.Addr() && whole.Contains(b.Addr())
+}
+
+// intervals are the elements of an interval set: a first address and the one behind the last.
+func intervals(in []netip.Prefix, v6 bool) (out []nftables.SetElement) {
+	for _, p := range canonical(in) {
+		if p.Addr().Is6() != v6 {
+			continue
+		}
+		out = append(out, nftables.SetElement{Key: p.Addr().AsSlice()})
+		if end := lastOf(p).Next(); end.IsValid() {
+			out = append(out, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+		}
+	}
+	return out
+}
+
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	last, _ := netip.AddrFromSlice(b)
+	return last
+}
+
+// prefixesOf reads the elements of an interval set back. The kernel lists them in any order.
+func prefixesOf(elements []nftables.SetElement) (out []netip.Prefix) {
+	type edge struct {
+		at  netip.Addr
+		end bool
+	}
+	var edges []edge
+	for _, e := range elements {
+		if a, ok := netip.AddrFromSlice(e.Key); ok {
+			edges = append(edges, edge{a, e.IntervalEnd})
+		}
+	}
+	slices.SortFunc(edges, func(a, b edge) int {
+		if c := a.at.Compare(b.at); c != 0 || a.end == b.end {
+			return c
+		}
+		if a.end {
+			return -1 // one interval ends where the next begins
+		}
+		return 1
+	})
+	for i, e := range edges {
+		if e.end {
+			continue
+		}
+		last := netip.Addr{}
+		if i+1 < len(edges) {
+			last = edges[i+1].at.Prev()
+		}
+		out = append(out, cover(e.at, last)...)
+	}
+	return canonical(out)
+}
+
+// cover splits the addresses from first to last into prefixes; an invalid last is the end of the
+// address space.
+func cover(first, last netip.Addr) (out []netip.Prefix) {
+	for first.IsValid() && (!last.IsValid() || first.Compare(last) <= 0) {
+		p := netip.PrefixFrom(first, first.BitLen())
+		for p.Bits() > 0 {
+			wider := netip.PrefixFrom(first, p.Bits()-1)
+			if wider.Masked().Addr() != first || (last.IsValid() && lastOf(wider).Compare(last) > 0) {
+				break
+			}
+			p = wider
+		}
+		out = append(out, p)
+		first = lastOf(p).Next()
+	}
+	return out
+}

@@ -1,0 +1,419 @@
+package routes
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+func nodeRoutes() State {
+	return State{Routes: []Route{
+		{Dst: pfx("10.10.2.0/24"), Via: addr("10.0.0.12"), Link: "eth0", Protocol: ProtoNode},
+		{Dst: pfx("10.10.3.0/24"), Via: addr("10.0.0.13"), Link: "eth0", Protocol: ProtoNode},
+		{Dst: pfx("fd00:10:2::/64"), Via: addr("fd00:10::12"), Link: "eth0", Protocol: ProtoNode},
+	}}
+}
+
+var nodeScope = Scope{Protocol: ProtoNode}
+
+func TestHostGatewayRoutes(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	want := nodeRoutes()
+	wantTexts(t, s.sync(nodeScope, want),
+		"add route 10.10.2.0/24 via 10.0.0.12 dev eth0 proto 119",
+		"add route 10.10.3.0/24 via 10.0.0.13 dev eth0 proto 119",
+		"add route fd00:10:2::/64 via fd00:10::12 dev eth0 proto 119")
+	s.contains("ip route show proto 119", "10.10.2.0/24 via 10.0.0.12 dev eth0")
+	s.contains("ip -6 route show proto 119", "fd00:10:2::/64 via fd00:10::12 dev eth0 metric 1024")
+
+	t.Run("deleted by hand", func(t *testing.T) {
+		s.run("ip route del 10.10.2.0/24")
+		s.run("ip -6 route del fd00:10:2::/64")
+		wantTexts(t, s.sync(nodeScope, want),
+			"add route 10.10.2.0/24 via 10.0.0.12 dev eth0 proto 119",
+			"add route fd00:10:2::/64 via fd00:10::12 dev eth0 proto 119")
+	})
+	t.Run("changed by hand", func(t *testing.T) {
+		s.run("ip route replace 10.10.2.0/24 via 10.0.0.99 proto 119")
+		s.run("ip -6 route replace fd00:10:2::/64 via fd00:10::99 proto 119")
+		wantTexts(t, s.sync(nodeScope, want),
+			"replace route 10.10.2.0/24 via 10.0.0.12 dev eth0 proto 119 (was 10.10.2.0/24 via 10.0.0.99 dev eth0 proto 119)",
+			"replace route fd00:10:2::/64 via fd00:10::12 dev eth0 proto 119 (was fd00:10:2::/64 via fd00:10::99 dev eth0 proto 119 metric 1024)")
+		s.lacks("ip route", "10.0.0.99")
+		s.lacks("ip -6 route", "fd00:10::99")
+	})
+	t.Run("made multipath by hand", func(t *testing.T) {
+		s.run("ip route replace 10.10.2.0/24 proto 119 nexthop via 10.0.0.12 nexthop via 10.0.0.98")
+		s.run("ip -6 route append fd00:10:2::/64 via fd00:10::98 proto 119")
+		s.sync(nodeScope, want)
+		s.lacks("ip route", "10.0.0.98")
+		s.lacks("ip -6 route", "fd00:10::98")
+		s.contains("ip -6 route", "fd00:10:2::/64 via fd00:10::12 dev eth0")
+	})
+	t.Run("appended by hand", func(t *testing.T) {
+		s.run("ip route append 10.10.2.0/24 via 10.0.0.97 proto 119")
+		s.run("ip route prepend 10.10.3.0/24 via 10.0.0.97 proto 119")
+		s.sync(nodeScope, want)
+		s.lacks("ip route", "10.0.0.97")
+	})
+	t.Run("link down and up", func(t *testing.T) {
+		s.run("ip link set eth0 down")
+		s.lacks("ip route", "10.10.2.0/24")
+		s.run("ip link set eth0 up")
+		s.run("ip addr replace fd00:10::11/64 dev eth0 nodad") // the kernel drops IPv6 addresses with the link
+		s.carrier("eth0")
+		if n := len(s.sync(nodeScope, want)); n != 3 {
+			t.Fatalf("%d changes, want 3", n)
+		}
+	})
+	t.Run("stale routes of an earlier run", func(t *testing.T) {
+		s.run("ip route add 10.10.9.0/24 via 10.0.0.19 proto 119")
+		s.run("ip route add blackhole 10.10.8.0/24 proto 119")
+		s.run("ip -6 route add blackhole fd00:10:8::/64 proto 119")
+		s.run("ip route add 10.10.7.0/24 via 10.0.0.17 proto static")
+		wantTexts(t, s.sync(nodeScope, want),
+			"delete route blackhole 10.10.8.0/24 proto 119",
+			"delete route 10.10.9.0/24 via 10.0.0.19 dev eth0 proto 119",
+			"delete route blackhole fd00:10:8::/64 proto 119 metric 1024")
+		s.contains("ip route", "10.10.7.0/24 via 10.0.0.17 dev eth0 proto static")
+	})
+	t.Run("nothing desired", func(t *testing.T) {
+		s.sync(nodeScope, State{})
+		s.lacks("ip route", "proto 119")
+		s.lacks("ip -6 route", "proto 119")
+		s.contains("ip route", "10.10.7.0/24 via 10.0.0.17")
+	})
+}
+
+func TestForeignRouteIsLeftAndReported(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	s.run("ip route add 10.10.2.0/24 via 10.0.0.1 proto bird")
+	s.run("ip -6 route add fd00:10:2::/64 via fd00:10::1 proto static")
+	changes, err := s.k.Sync(t.Context(), nodeScope, nodeRoutes())
+	if !errors.Is(err, ErrForeign) {
+		t.Fatalf("err %v, want ErrForeign", err)
+	}
+	for _, want := range []string{
+		"route 10.10.2.0/24 via 10.0.0.12: held by proto bird via 10.0.0.1; stop the other agent or change the CIDR",
+		"route fd00:10:2::/64 via fd00:10::12: held by proto static via fd00:10::1; stop the other agent or change the CIDR",
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("error:\n%v\nwant %s", err, want)
+		}
+	}
+	if len(changes) != 3 || changes[1].Err != nil {
+		t.Errorf("changes %v: the sibling was not made", texts(changes))
+	}
+	s.contains("ip route", "10.10.2.0/24 via 10.0.0.1 dev eth0 proto bird")
+	s.contains("ip -6 route", "fd00:10:2::/64 via fd00:10::1 dev eth0 proto static")
+	s.contains("ip route", "10.10.3.0/24 via 10.0.0.13 dev eth0 proto 119")
+	before := s.k.c.writes.Load()
+	if _, err := s.k.Sync(t.Context(), nodeScope, nodeRoutes()); !errors.Is(err, ErrForeign) || s.k.c.writes.Load() != before {
+		t.Errorf("second sync: %v, %d writes; want ErrForeign and 0", err, s.k.c.writes.Load()-before)
+	}
+	// One that appeared between the look and the write is refused by the kernel (NLM_F_EXCL).
+	a := applier{k: s.k, v: newView(s.k.c), ctx: t.Context()}
+	late := []Change{{Op: Add, Object: nodeRoutes().Routes[0]}}
+	if a.apply(late); !errors.Is(late[0].Err, ErrForeign) {
+		t.Errorf("late: %v, want ErrForeign", late[0].Err)
+	}
+}
+
+func TestMissingLinkDoesNotStopTheOthers(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	want := nodeRoutes()
+	want.Routes[0].Link = "eth9"
+	want.Neighs = []Neigh{{"eth9", addr("10.0.0.12"), "02:00:00:00:00:01"}}
+	want.Addrs = []Addr{{"eth9", pfx("10.9.9.9/32")}}
+	want.Links = []Link{{Name: "eth9", Up: true}}
+	changes, err := s.k.Sync(t.Context(), nodeScope, want)
+	if err == nil || !strings.Contains(err.Error(), "add route 10.10.2.0/24 via 10.0.0.12 dev eth9 proto 119: link does not exist: eth9") {
+		t.Errorf("err %v", err)
+	}
+	t.Log(err)
+	failed := 0
+	for _, c := range changes {
+		if c.Err != nil {
+			failed++
+		}
+	}
+	if failed != 4 || len(changes) != 6 {
+		t.Errorf("%d of %d changes failed, want 4 of 6", failed, len(changes))
+	}
+	s.contains("ip route", "10.10.3.0/24 via 10.0.0.13")
+}
+
+func TestPodWiring(t *testing.T) {
+	host, pod := newSpace(t), newSpace(t)
+	podPrefix4, podPrefix6 := pfx("10.10.1.5/32"), pfx("fd00:10:1::5/128")
+	want := State{
+		Links: []Link{{Name: "ew0123456789a", Kind: "veth", MAC: "02:00:00:00:00:aa", MTU: 1400, Up: true,
+			Peer: &Peer{Name: "eth0", MAC: "02:00:00:00:00:bb", MTU: 1400, Netns: pod.f}}},
+		Neighs: []Neigh{
+			{"ew0123456789a", addr("10.10.1.5"), "02:00:00:00:00:bb"},
+			{"ew0123456789a", addr("fd00:10:1::5"), "02:00:00:00:00:bb"},
+		},
+		Routes: []Route{
+			{Dst: podPrefix4, Link: "ew0123456789a", Protocol: ProtoPod},
+			{Dst: podPrefix6, Link: "ew0123456789a", Protocol: ProtoPod},
+		},
+	}
+	inPod := State{
+		Links:  []Link{{Name: "eth0", MAC: "02:00:00:00:00:bb", MTU: 1400, Up: true}},
+		Addrs:  []Addr{{"eth0", podPrefix4}, {"eth0", podPrefix6}},
+		Neighs: []Neigh{{"eth0", addr("169.254.1.1"), "02:00:00:00:00:aa"}, {"eth0", addr("fe80::1"), "02:00:00:00:00:aa"}},
+		Routes: []Route{
+			{Dst: pfx("169.254.1.1/32"), Link: "eth0", Protocol: ProtoPod},
+			{Dst: pfx("0.0.0.0/0"), Via: addr("169.254.1.1"), Link: "eth0", Protocol: ProtoPod},
+			{Dst: pfx("::/0"), Via: addr("fe80::1"), Link: "eth0", Protocol: ProtoPod},
+		},
+	}
+	host.sync(Scope{}, want)
+	pod.sync(Scope{}, inPod)
+	host.quiet(Scope{}, want)
+	pod.contains("ip -d link show eth0", "numtxqueues 1 ")
+	host.contains("ip -d link show ew0123456789a", "numrxqueues 1 ")
+	pod.lacks("ip -6 addr", "tentative dadfailed")
+	pod.contains("ip route get 8.8.8.8", "8.8.8.8 via 169.254.1.1 dev eth0 src 10.10.1.5")
+	pod.contains("ip -6 addr show dev eth0", "inet6 fd00:10:1::5/128 scope global")
+
+	t.Run("check names the differences", func(t *testing.T) {
+		host.run("ip link set ew0123456789a mtu 1300 down")
+		host.run("ip link set ew0123456789a address 02:00:00:00:00:cc up")
+		pod.run("ip neigh del 169.254.1.1 dev eth0")
+		pod.run("ip route replace default via 169.254.1.1 dev eth0 proto 101 mtu 1000")
+		observed, err := host.k.Observe(t.Context(), Scope{}, want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantTexts(t, Diff(observed, want),
+			"replace link ew0123456789a address 02:00:00:00:00:aa mtu 1400 up type veth peer eth0 address 02:00:00:00:00:bb (was ew0123456789a address 02:00:00:00:00:cc mtu 1300 up type veth)",
+			"add neighbour 10.10.1.5 lladdr 02:00:00:00:00:bb dev ew0123456789a nud permanent",
+			"add neighbour fd00:10:1::5 lladdr 02:00:00:00:00:bb dev ew0123456789a nud permanent",
+			"add route 10.10.1.5 dev ew0123456789a proto 101",
+			"add route fd00:10:1::5 dev ew0123456789a proto 101")
+		observed, err = pod.k.Observe(t.Context(), Scope{}, inPod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Log(texts(Diff(observed, inPod)))
+		host.sync(Scope{}, want)
+		pod.sync(Scope{}, inPod)
+	})
+	t.Run("the name is taken in the pod", func(t *testing.T) {
+		twin := State{Links: []Link{{Name: "ewtwin", Kind: "veth", Peer: &Peer{Name: "eth0", Netns: pod.f}}}}
+		_, err := host.k.Sync(t.Context(), Scope{}, twin)
+		if err == nil || !strings.Contains(err.Error(), "the peer's network namespace has a link eth0 already") {
+			t.Fatalf("err %v", err)
+		}
+	})
+	t.Run("delete", func(t *testing.T) {
+		scope := Scope{Links: []string{"ew0123456789a"}}
+		changes := host.sync(scope, State{})
+		t.Log(texts(changes))
+		host.sync(scope, State{})
+		if links, err := host.k.Links(t.Context(), "ew"); err != nil || len(links) != 0 {
+			t.Fatalf("links %v, err %v", links, err)
+		}
+		pod.lacks("ip link", "eth0")
+	})
+}
+
+func TestOverlay(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	scope := Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}
+	want := State{
+		Links: []Link{{Name: "edgeway.1", Kind: "vxlan", MAC: "02:00:00:00:01:01", MTU: 1450, Up: true,
+			VXLAN: &VXLAN{VNI: 1, Port: 8472, Local: addr("10.0.0.11")}}},
+		Addrs:  []Addr{{"edgeway.1", pfx("10.10.1.0/32")}, {"edgeway.1", pfx("fd00:10:1::/128")}},
+		Neighs: []Neigh{{"edgeway.1", addr("10.10.2.0"), "02:00:00:00:01:02"}, {"edgeway.1", addr("fd00:10:2::"), "02:00:00:00:01:02"}},
+		FDB:    []FDB{{"edgeway.1", "02:00:00:00:01:02", addr("10.0.0.12")}},
+		Routes: []Route{
+			{Dst: pfx("10.10.2.0/24"), Via: addr("10.10.2.0"), Link: "edgeway.1", Protocol: ProtoNode, Onlink: true},
+			{Dst: pfx("fd00:10:2::/64"), Via: addr("fd00:10:2::"), Link: "edgeway.1", Protocol: ProtoNode, Onlink: true},
+		},
+		Sysctls: []Sysctl{{"net/ipv4/conf/edgeway.1/rp_filter", "2"}},
+	}
+	s.sync(scope, want)
+	s.contains("ip -d link show edgeway.1", "vxlan id 1 local 10.0.0.11 srcport 0 0 dstport 8472 nolearning")
+	s.contains("bridge fdb show dev edgeway.1", "02:00:00:00:01:02 dst 10.0.0.12 self permanent")
+	s.contains("ip route", "10.10.2.0/24 via 10.10.2.0 dev edgeway.1 proto 119 onlink")
+
+	t.Run("another VTEP", func(t *testing.T) {
+		want.FDB[0].Dst = addr("10.0.0.22")
+		wantTexts(t, s.sync(scope, want),
+			"replace fdb 02:00:00:00:01:02 dev edgeway.1 dst 10.0.0.22 (was 02:00:00:00:01:02 dev edgeway.1 dst 10.0.0.12)")
+		s.lacks("bridge fdb show dev edgeway.1", "10.0.0.12")
+	})
+	t.Run("a node went away", func(t *testing.T) {
+		less := want
+		less.FDB, less.Neighs = nil, want.Neighs[1:]
+		s.sync(scope, less)
+		s.lacks("bridge fdb show dev edgeway.1", "02:00:00:00:01:02")
+		s.lacks("ip neigh", "10.10.2.0 ")
+		s.sync(scope, want)
+	})
+	t.Run("another VNI", func(t *testing.T) {
+		want.Links[0].VXLAN = &VXLAN{VNI: 2, Port: 8472, Local: addr("10.0.0.11")}
+		changes := s.sync(scope, want)
+		if len(changes) != 10 {
+			t.Errorf("%d changes:\n%s", len(changes), strings.Join(texts(changes), "\n"))
+		}
+		s.contains("ip -d link show edgeway.1", "vxlan id 2 ")
+		s.contains("ip route", "10.10.2.0/24 via 10.10.2.0 dev edgeway.1 proto 119 onlink")
+	})
+	t.Run("to the underlay without a gap", func(t *testing.T) {
+		changes := s.sync(scope, nodeRoutes())
+		t.Log(strings.Join(texts(changes), "\n"))
+		s.lacks("ip link", "edgeway.1")
+		s.contains("ip route", "10.10.2.0/24 via 10.0.0.12 dev eth0 proto 119")
+	})
+}
+
+func TestSysctl(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	s.run("sysctl -w net.ipv6.conf.eth0.accept_ra=1")
+	want := State{Sysctls: []Sysctl{{"net/ipv4/ip_forward", "1"}, {"net/ipv6/conf/all/forwarding", "1"}}}
+	s.sync(Scope{}, want)
+	s.contains("sysctl net.ipv6.conf.eth0.accept_ra", "= 2")
+	s.contains("sysctl net.ipv6.conf.eth0.forwarding", "= 1")
+	_, err := s.k.Sync(t.Context(), Scope{}, State{Sysctls: []Sysctl{{"net/ipv4/no_such_thing", "1"}}})
+	t.Log(err)
+	if err == nil {
+		t.Fatal("a key that does not exist was written")
+	}
+}
+
+func TestNAT(t *testing.T) {
+	s := newSpace(t)
+	scope := Scope{NAT: true}
+	s.sync(scope, State{})
+	want := State{NAT: &NAT{
+		Sources: prefixes("10.10.0.0/24", "10.10.1.0/24", "fd00:10::/48"),
+		Exclude: prefixes("10.0.0.0/8", "192.168.0.0/16", "fd00::/8"),
+	}}
+	s.sync(scope, want)
+	out := s.run("nft list table inet edgeway")
+	t.Log(out)
+	for _, rule := range []string{"ip daddr @exclude4 return", "ip saddr @sources4 masquerade", "ip6 saddr @pods6 masquerade", "ip daddr 224.0.0.0/4 return"} {
+		if !strings.Contains(squeeze(out), rule) {
+			t.Errorf("no rule %q", rule)
+		}
+	}
+	for range 2 {
+		if err := s.k.AddMasq(t.Context(), addr("10.10.1.5")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want.NAT = &NAT{Sources: prefixes("10.20.0.0/16"), Exclude: prefixes("0.0.0.0/1", "128.0.0.0/1")}
+	s.sync(scope, want)
+	s.contains("nft list set inet edgeway pods4", "10.10.1.5")
+
+	s.run("nft flush chain inet edgeway postrouting")
+	s.sync(scope, want)
+	s.contains("nft list chain inet edgeway postrouting", "ip saddr @sources4 masquerade")
+
+	s.sync(scope, State{})
+	s.contains("nft list set inet edgeway pods4", "10.10.1.5")
+	s.lacks("nft list set inet edgeway sources4", "10.20")
+	for range 2 {
+		if err := s.k.DelMasq(t.Context(), addr("10.10.1.5")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.sync(scope, State{})
+	s.lacks("nft list ruleset", "edgeway")
+	if err := s.k.DelMasq(t.Context(), addr("10.10.1.5")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.k.AddMasq(t.Context(), addr("fd00::5")); err != nil {
+		t.Fatal(err)
+	}
+	s.contains("nft list set inet edgeway pods6", "fd00::5")
+}
+
+func TestWatch(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	ctx, cancel := context.WithCancel(t.Context())
+	events, done := make(chan struct{}, 1), make(chan error, 1)
+	go func() {
+		done <- s.k.Watch(ctx, func() {
+			select {
+			case events <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	for _, command := range []string{
+		"ip route add 10.10.2.0/24 via 10.0.0.12", "ip route del 10.10.2.0/24",
+		"ip -6 route add fd00:1::/64 via fd00:10::12", "ip addr add 10.0.0.77/32 dev eth0",
+		"ip link set eth0 mtu 1400", "ip link set eth0 down",
+	} {
+		deadline := time.After(time.Second)
+		for seen := false; !seen; {
+			// The watch may not listen yet the first time: do it until it is heard.
+			_, _ = s.try(command)
+			select {
+			case <-events:
+				seen = true
+			case <-deadline:
+				t.Fatalf("%s was not seen within a second", command)
+			default:
+			}
+		}
+	}
+	cancel()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("watch did not end")
+	}
+}
+
+func TestHostAndLookup(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	s.run("ip route add default via 10.0.0.1 proto dhcp metric 100")
+	s.sync(nodeScope, nodeRoutes())
+	h, err := s.k.Host(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text []string
+	for _, a := range h.Addrs {
+		text = append(text, a.String())
+	}
+	for _, r := range h.Routes {
+		text = append(text, r.String())
+	}
+	got := strings.Join(text, "\n") + "\n"
+	for _, want := range []string{"10.0.0.11/24 dev eth0", "fd00:10::11/64 dev eth0", "default via 10.0.0.1 dev eth0 proto dhcp metric 100", "10.0.0.0/24 dev eth0 proto kernel src 10.0.0.11"} {
+		if !strings.Contains(got, want+"\n") {
+			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+	if strings.Contains(got, "proto 119") {
+		t.Errorf("our own routes in\n%s", got)
+	}
+	r, err := s.k.Lookup(t.Context(), addr("10.10.2.7"))
+	if err != nil || r.Via != addr("10.0.0.12") || r.Link != "eth0" || r.Src != addr("10.0.0.11") {
+		t.Errorf("lookup %+v, %v", r, err)
+	}
+	if _, err := s.k.Lookup(t.Context(), addr("fd77::1")); err == nil {
+		t.Error("lookup without a route succeeded")
+	}
+	if err := s.k.FlushConntrack(t.Context(), addr("10.10.2.7")); err != nil {
+		t.Error(err)
+	}
+}

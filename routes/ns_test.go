@@ -1,0 +1,193 @@
+package routes
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+func addr(s string) netip.Addr  { return netip.MustParseAddr(s) }
+
+// space is a fresh network namespace of one test.
+type space struct {
+	t testing.TB
+	f *os.File
+	k *Kernel
+}
+
+// newSpace makes a namespace that lives as long as its file is open. The thread that made it
+// ends, so that no other code ever runs there by accident.
+func newSpace(t testing.TB) *space {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("kernel test")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("not root: network namespaces cannot be made")
+	}
+	type made struct {
+		f   *os.File
+		err error
+	}
+	ch := make(chan made)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			ch <- made{nil, err}
+			return
+		}
+		f, err := os.Open("/proc/thread-self/ns/net")
+		ch <- made{f, err}
+	}()
+	m := <-ch
+	if m.err != nil {
+		t.Fatalf("new network namespace: %v", m.err)
+	}
+	k, err := OpenNetns(m.f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &space{t, m.f, k}
+	t.Cleanup(func() { k.Close(); m.f.Close() })
+	s.run("ip link set lo up")
+	return s
+}
+
+// run runs a command in the namespace and returns its output.
+func (s *space) run(command string) string {
+	s.t.Helper()
+	out, err := s.try(command)
+	if err != nil {
+		s.t.Fatalf("%s: %v\n%s", command, err, out)
+	}
+	return out
+}
+
+func (s *space) try(command string) (string, error) {
+	f := strings.Fields(command)
+	if _, err := exec.LookPath(f[0]); err != nil {
+		if os.Getenv("CI") == "true" {
+			s.t.Fatalf("%s is missing", f[0])
+		}
+		s.t.Skipf("%s is missing", f[0])
+	}
+	var out []byte
+	err := inside(netns.NsHandle(s.f.Fd()), func() (err error) {
+		out, err = exec.Command(f[0], f[1:]...).CombinedOutput()
+		return err
+	})
+	return string(out), err
+}
+
+// wire makes the host's uplink: eth0 with 10.0.0.11/24 and fd00:10::11/64; its other end hangs
+// in a second namespace.
+func (s *space) wire() *space {
+	s.t.Helper()
+	lan := newSpace(s.t)
+	s.sync(Scope{}, State{
+		Links: []Link{{Name: "eth0", Kind: "veth", Up: true, Peer: &Peer{Name: "lan0", Netns: lan.f}}},
+		Addrs: []Addr{{"eth0", pfx("10.0.0.11/24")}, {"eth0", pfx("fd00:10::11/64")}},
+	})
+	lan.run("ip link set lan0 up")
+	s.carrier("eth0")
+	return lan
+}
+
+// carrier waits until the link passes packets: IPv6 routes are unusable before.
+func (s *space) carrier(link string) {
+	s.t.Helper()
+	eventually(s.t, link+" has a carrier", func() bool {
+		return strings.Contains(s.run("ip -o link show dev "+link), "LOWER_UP")
+	})
+}
+
+// sync must succeed and must change nothing the second time.
+func (s *space) sync(scope Scope, want State) []Change {
+	s.t.Helper()
+	changes, err := s.k.Sync(s.t.Context(), scope, want)
+	if err != nil {
+		s.t.Fatalf("sync: %v\nchanges: %v", err, changes)
+	}
+	s.quiet(scope, want)
+	return changes
+}
+
+// quiet: a second Sync writes nothing.
+func (s *space) quiet(scope Scope, want State) {
+	s.t.Helper()
+	before := s.k.c.writes.Load()
+	again, err := s.k.Sync(s.t.Context(), scope, want)
+	if err != nil || len(again) != 0 {
+		s.t.Fatalf("second sync: %v, changes %v, want none", err, again)
+	}
+	if n := s.k.c.writes.Load() - before; n != 0 {
+		s.t.Fatalf("second sync wrote %d times, want 0", n)
+	}
+}
+
+func (s *space) contains(command, want string) {
+	s.t.Helper()
+	if out := squeeze(s.run(command)); !strings.Contains(out, want) {
+		s.t.Fatalf("%s has no %q:\n%s", command, want, out)
+	}
+}
+
+func (s *space) lacks(command, not string) {
+	s.t.Helper()
+	if out := squeeze(s.run(command)); strings.Contains(out, not) {
+		s.t.Fatalf("%s has %q:\n%s", command, not, out)
+	}
+}
+
+func squeeze(s string) string {
+	var lines []string
+	for line := range strings.Lines(s) {
+		lines = append(lines, strings.Join(strings.Fields(line), " "))
+	}
+	return strings.Join(lines, "\n") + "\n"
+}
+
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(5 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 5s: %s", what)
+		}
+		runtime.Gosched()
+	}
+}
+
+func texts(changes []Change) (out []string) {
+	for _, c := range changes {
+		s := c.String()
+		if c.Err != nil {
+			s += " ERR " + c.Err.Error()
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func wantTexts(t testing.TB, changes []Change, want ...string) {
+	t.Helper()
+	if got := texts(changes); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Fatalf("changes:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+func prefixes(texts ...string) (out []netip.Prefix) {
+	for _, s := range texts {
+		out = append(out, pfx(s))
+	}
+	return out
+}
