@@ -185,3 +185,23 @@ func objectText(o any) string {
 	}
 	return noun + fmt.Sprint(o)
 }
+
+// String is the state, a line each thing, in the words of ip and sysctl.
+func (s State) String() string {
+	var b strings.Builder
+	list := func(word string, n int, item func(int) string) {
+		for i := range n {
+			fmt.Fprintf(&b, "%s %s\n", word, item(i))
+		}
+	}
+	list("link", len(s.Links), func(i int) string { return s.Links[i].String() })
+	list("addr", len(s.Addrs), func(i int) string { return s.Addrs[i].String() })
+	list("route", len(s.Routes), func(i int) string { return s.Routes[i].String() })
+	list("neigh", len(s.Neighs), func(i int) string { return s.Neighs[i].String() })
+	list("fdb", len(s.FDB), func(i int) string { return s.FDB[i].String() })
+	list("sysctl", len(s.Sysctls), func(i int) string { return s.Sysctls[i].String() })
+	if s.NAT != nil {
+		fmt.Fprintln(&b, s.NAT.String())
+	}
+	return b.String()
+}
