@@ -109,6 +109,10 @@ type Options struct {
 	// LockTimeout bounds the wait for the store's file lock; zero means two seconds.
 	// Open returns an error that wraps ErrLocked when it runs out.
 	LockTimeout time.Duration
+	// Recover returns the leases that are true on the node now: what its links say. It is
+	// asked only when a file is damaged or new, so that no address is leased twice. Nil: a
+	// damaged file is an error that wraps ErrDamaged.
+	Recover func() ([]Lease, error)
 }
 
 var (

@@ -1,39 +1,337 @@
 package ipam
 
-import "context"
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
 
 // Store is the bbolt file that holds all leases of a node. One process holds it at a time;
 // inside that process any number of goroutines may call it.
-type Store struct{}
+type Store struct {
+	path string
+	opts Options
+	lock *os.File
+	db   *bbolt.DB
+
+	wake     chan struct{} // one slot: look at the queue
+	finished chan struct{} // closed when the committer is gone
+
+	mu     sync.Mutex // guards what follows
+	queue  []*call
+	closed bool
+}
+
+// mapSize is how much address space is mapped ahead: a file that grows below it is not mapped
+// again, for which bbolt would wait until all readers are done.
+const mapSize = 64 << 20
 
 // Open opens or creates the store at path. A file that does not open or fails its check is
 // kept aside, never deleted.
-func Open(ctx context.Context, path string, opts Options) (*Store, error) { panic("not yet") }
+func Open(ctx context.Context, path string, opts Options) (s *Store, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("open store %s: %w", path, err)
+		}
+	}()
+	if opts.LockTimeout == 0 {
+		opts.LockTimeout = defaultLockTimeout
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	lock, err := lockFile(ctx, path+".lock", opts.LockTimeout)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			lock.Close()
+		}
+	}()
+	s = &Store{path: path, opts: opts, lock: lock, wake: make(chan struct{}, 1), finished: make(chan struct{})}
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		if err := create(path); err != nil {
+			return nil, err
+		}
+	} else if err != nil {
+		return nil, err
+	}
+	if s.db, err = openFile(path); err != nil {
+		return nil, err
+	}
+	if err := s.view(func(t *txn) error { return t.checkSchema() }); err != nil {
+		s.db.Close()
+		return nil, err
+	}
+	go s.commits()
+	return s, nil
+}
+
+// openFile opens the bbolt file. The lock file is held, so nobody else should have it: bbolt
+// tries its own lock once.
+func openFile(path string) (db *bbolt.DB, err error) {
+	err = guarded(func() error {
+		db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+			Timeout:         time.Millisecond,
+			FreelistType:    bbolt.FreelistMapType,
+			InitialMmapSize: mapSize,
+			NoStatistics:    true,
+		})
+		return err
+	})
+	if errors.Is(err, bbolt.ErrTimeout) {
+		err = fmt.Errorf("%w: %s is open elsewhere", ErrLocked, path)
+	}
+	return db, err
+}
+
+// create makes an empty store at path: whole or not at all.
+func create(path string) error {
+	tmp := path + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	db, err := openFile(tmp)
+	if err != nil {
+		return err
+	}
+	err = db.Update(format)
+	if err := errors.Join(err, db.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir makes a rename in dir durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	err = d.Sync()
+	return errors.Join(err, d.Close())
+}
+
+// checkSchema refuses a file that this program does not understand.
+func (t *txn) checkSchema() error {
+	raw, ok, err := t.meta.get([]byte(keySchema))
+	if err != nil {
+		return err
+	}
+	r := reader{b: raw}
+	v := r.uint()
+	switch {
+	case !ok || r.bad || v == 0:
+		return t.meta.damaged([]byte(keySchema), "not a version")
+	case v > schema:
+		return fmt.Errorf("schema %d is newer than this program's %d; install the version that wrote it", v, schema)
+	}
+	return nil
+}
+
+// guarded turns a panic of bbolt or a page fault in its mapping into an error: it trusts what it
+// reads.
+func guarded(fn func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w: %v", ErrDamaged, r)
+		}
+	}()
+	return fn()
+}
+
+func (s *Store) guard(fn func() error) error { return guarded(fn) }
+
+// harmless errors are the answers of a call that changed nothing but indexes.
+func harmless(err error) bool {
+	var a ask
+	return errors.As(err, &a) || errors.Is(err, ErrExhausted) || errors.Is(err, ErrInUse) ||
+		errors.Is(err, ErrNotInPool) || errors.Is(err, ErrHeld) || errors.Is(err, ErrInvalid)
+}
+
+func (s *Store) view(fn func(*txn) error) error {
+	err := s.guard(func() error {
+		return s.db.View(func(tx *bbolt.Tx) error {
+			t, err := begin(tx, s.opts.BootID)
+			if err != nil {
+				return err
+			}
+			return fn(t)
+		})
+	})
+	if errors.Is(err, bbolt.ErrDatabaseNotOpen) {
+		return errClosed
+	}
+	return err
+}
 
 // Close releases the file and its lock. Calls in flight finish first.
-func (s *Store) Close() error { panic("not yet") }
+func (s *Store) Close() error {
+	s.mu.Lock()
+	closed := s.closed
+	s.closed = true
+	s.mu.Unlock()
+	if closed {
+		return nil
+	}
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+	<-s.finished
+	err := s.guard(s.db.Close)
+	return errors.Join(err, s.lock.Close())
+}
 
 // Allocate leases one address of each set to the attachment, and returns when that is on disk.
 // Order of choice: the addresses asked for, the ones the pod had last, never used, longest free.
-func (s *Store) Allocate(ctx context.Context, req Request) (Lease, error) { panic("not yet") }
+func (s *Store) Allocate(ctx context.Context, req Request) (Lease, error) {
+	if err := req.check(); err != nil {
+		return Lease{}, err
+	}
+	var given layout
+	if req.Pool != nil {
+		var err error
+		if given, err = req.Pool.layout(); err != nil {
+			return Lease{}, fmt.Errorf("allocate %s: %w", req.Attachment, err)
+		}
+	}
+	dead := verdicts{}
+	for {
+		var l Lease
+		var question ask
+		err := s.do(ctx, func(t *txn) (err error) {
+			pool := given
+			if pool == nil {
+				if pool, err = t.storedLayout(); err != nil {
+					return err
+				}
+			}
+			l, err = t.allocate(req, pool, dead)
+			return err
+		})
+		switch {
+		case errors.Is(err, errAbandoned):
+			return Lease{}, fmt.Errorf("allocate %s: %w", req.Attachment, err)
+		case !errors.As(err, &question):
+			return l, err
+		}
+		for _, h := range question.leases {
+			dead[h.Seq] = req.Dead(h.Lease)
+		}
+	}
+}
 
 // Release ends the attachment's lease and returns it; ok is false when there was none, which is
 // no error.
 func (s *Store) Release(ctx context.Context, a Attachment) (lease Lease, ok bool, err error) {
-	panic("not yet")
+	err = s.do(ctx, func(t *txn) (err error) {
+		lease, ok, err = t.release(a)
+		return err
+	})
+	if err != nil {
+		return Lease{}, false, fmt.Errorf("release %s: %w", a, err)
+	}
+	return lease, ok, nil
 }
 
 // Lookup returns the attachment's lease.
-func (s *Store) Lookup(a Attachment) (lease Lease, ok bool, err error) { panic("not yet") }
+func (s *Store) Lookup(a Attachment) (lease Lease, ok bool, err error) {
+	err = s.view(func(t *txn) error {
+		h, found, err := t.lease(a.key())
+		lease, ok = h.Lease, found
+		return err
+	})
+	return lease, ok, err
+}
 
 // Leases returns all leases, oldest first.
-func (s *Store) Leases() ([]Lease, error) { panic("not yet") }
+func (s *Store) Leases() ([]Lease, error) {
+	var out []Lease
+	err := s.view(func(t *txn) error {
+		all, err := t.all()
+		out = make([]Lease, len(all))
+		for i, h := range all {
+			out[i] = h.Lease
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 // SetPool makes p the pool of requests that name none. Leases outside p stay valid.
-func (s *Store) SetPool(ctx context.Context, p Pool) error { panic("not yet") }
+func (s *Store) SetPool(ctx context.Context, p Pool) error {
+	if err := p.Validate(); err != nil {
+		return fmt.Errorf("set %w", err)
+	}
+	data, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	return s.do(ctx, func(t *txn) error {
+		if raw, ok, err := t.meta.get([]byte(keyPool)); err != nil || ok && string(raw) == string(data) {
+			return err
+		}
+		return t.meta.put([]byte(keyPool), data)
+	})
+}
 
 // Pool returns what SetPool stored last; ok is false when it never did.
-func (s *Store) Pool() (p Pool, ok bool, err error) { panic("not yet") }
+func (s *Store) Pool() (p Pool, ok bool, err error) {
+	err = s.view(func(t *txn) (err error) {
+		p, ok, err = t.pool()
+		return err
+	})
+	return p, ok, err
+}
+
+func (t *txn) pool() (p Pool, ok bool, err error) {
+	raw, ok, err := t.meta.get([]byte(keyPool))
+	if err != nil || !ok {
+		return Pool{}, false, err
+	}
+	if err := json.Unmarshal(raw, &p); err != nil {
+		return Pool{}, false, t.meta.damaged([]byte(keyPool), err.Error())
+	}
+	return p, true, nil
+}
+
+func (t *txn) storedLayout() (layout, error) {
+	p, ok, err := t.pool()
+	switch {
+	case err != nil:
+		return nil, err
+	case !ok:
+		return nil, fmt.Errorf("allocate: %w: none was set; name ranges in the network configuration or start edgewayd", ErrNoPool)
+	}
+	return p.layout()
+}
 
 // Usage counts the addresses of p.
-func (s *Store) Usage(p Pool) (Usage, error) { panic("not yet") }
+func (s *Store) Usage(p Pool) (u Usage, err error) {
+	l, err := p.layout()
+	if err != nil {
+		return Usage{}, fmt.Errorf("usage of %w", err)
+	}
+	err = s.view(func(t *txn) error {
+		u, err = t.usage(l)
+		return err
+	})
+	return u, err
+}

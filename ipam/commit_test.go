@@ -1,0 +1,177 @@
+package ipam
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"go.etcd.io/bbolt"
+)
+
+func TestCallersShareCommits(t *testing.T) {
+	s := newStore(t, "10.1.0.0/16", "fd00::/64")
+	const callers, rounds = 64, 20
+	var mu sync.Mutex
+	taken := map[netip.Addr]string{}
+	var wg sync.WaitGroup
+	for c := range callers {
+		wg.Go(func() {
+			for r := range rounds {
+				id := fmt.Sprintf("c%d-%d", c, r)
+				l, err := s.Allocate(t.Context(), request(id, fmt.Sprint("pod", c)))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				for _, a := range l.Addrs {
+					if by, dup := taken[a]; dup {
+						t.Errorf("%s is held by %s and %s", a, by, id)
+					}
+					taken[a] = id
+				}
+				mu.Unlock()
+				if r%2 == 0 {
+					mu.Lock()
+					for _, a := range l.Addrs {
+						delete(taken, a)
+					}
+					mu.Unlock()
+					if _, ok, err := s.Release(t.Context(), l.Attachment); !ok || err != nil {
+						t.Error("release", ok, err)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	leases, err := s.Leases()
+	if err != nil || len(leases) != callers*rounds/2 {
+		t.Fatal(len(leases), err)
+	}
+}
+
+func TestBadRequestDoesNotFailItsNeighbours(t *testing.T) {
+	s := newStore(t, "10.1.0.0/16")
+	var wg sync.WaitGroup
+	for i := range 32 {
+		wg.Go(func() {
+			req := request(fmt.Sprint("c", i), "")
+			if i%2 == 0 {
+				req.Addrs = []netip.Addr{addr("192.0.2.1")}
+			}
+			if _, err := s.Allocate(t.Context(), req); (err != nil) != (i%2 == 0) {
+				t.Errorf("caller %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// BenchmarkAllocateRelease is one ADD and one DEL by as many callers at once.
+func BenchmarkAllocateRelease(b *testing.B) {
+	for _, callers := range []int{1, 8, 32} {
+		b.Run(fmt.Sprintf("store/%d", callers), func(b *testing.B) {
+			s := newStore(b, "10.1.0.0/16")
+			parallel(b, callers, func(i int64) error {
+				req := request(fmt.Sprint("c", i), fmt.Sprint("p", i))
+				if _, err := s.Allocate(b.Context(), req); err != nil {
+					return err
+				}
+				_, _, err := s.Release(b.Context(), req.Attachment)
+				return err
+			})
+		})
+		b.Run(fmt.Sprintf("update/%d", callers), func(b *testing.B) {
+			s := newStore(b, "10.1.0.0/16")
+			layout, _ := testPool(b, "10.1.0.0/16").layout()
+			one := func(fn func(*txn) error) error {
+				return s.db.Update(func(tx *bbolt.Tx) error {
+					t, err := begin(tx, "boot-1")
+					if err == nil {
+						err = fn(t)
+					}
+					if err == nil {
+						err = t.finish()
+					}
+					return err
+				})
+			}
+			parallel(b, callers, func(i int64) error {
+				req := request(fmt.Sprint("c", i), fmt.Sprint("p", i))
+				err := one(func(t *txn) error { _, err := t.allocate(req, layout, nil); return err })
+				if err != nil {
+					return err
+				}
+				return one(func(t *txn) error { _, _, err := t.release(req.Attachment); return err })
+			})
+		})
+	}
+}
+
+// parallel runs b.N calls of fn by as many goroutines.
+func parallel(b *testing.B, goroutines int, fn func(i int64) error) {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	b.ResetTimer()
+	for range goroutines {
+		wg.Go(func() {
+			for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
+				if err := fn(i); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+}
+
+// BenchmarkFill is one ADD (and, untimed in its share, one DEL) beside 10 and 60,000 leases.
+func BenchmarkFill(b *testing.B) {
+	for _, n := range []int{10, 60000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			path := filepath.Join(b.TempDir(), "ipam.db")
+			s := open(b, path, "boot-1")
+			if err := s.SetPool(b.Context(), testPool(b, "10.1.0.0/16")); err != nil {
+				b.Fatal(err)
+			}
+			parallel(b, 1, func(int64) error { return nil })
+			fill(b, s, n)
+			b.ResetTimer()
+			for i := range b.N {
+				req := request(fmt.Sprint("x", i), fmt.Sprint("x", i))
+				if _, err := s.Allocate(b.Context(), req); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				if _, _, err := s.Release(b.Context(), req.Attachment); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+			b.StopTimer()
+		})
+	}
+}
+
+func fill(b testing.TB, s *Store, n int) {
+	b.Helper()
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range 256 {
+		wg.Go(func() {
+			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
+				if _, err := s.Allocate(b.Context(), request(fmt.Sprintf("%064d", i), fmt.Sprint("pod", i))); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}

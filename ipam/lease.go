@@ -1,0 +1,132 @@
+package ipam
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// maxKey bounds the names of a request, in bytes: several times what the CNI specification,
+// Kubernetes and path lengths need, and far below bbolt's limit for a key.
+const maxKey = 4096
+
+// check refuses what cannot be stored.
+func (r Request) check() error {
+	if r.Attachment.ContainerID == "" {
+		return fmt.Errorf("allocate %s: %w: no container ID", r.Attachment, ErrInvalid)
+	}
+	for _, x := range [...]struct{ name, value string }{
+		{"container ID", r.Attachment.ContainerID}, {"interface name", r.Attachment.IfName}, {"network", r.Network},
+		{"pod namespace", r.Pod.Namespace}, {"pod name", r.Pod.Name}, {"pod UID", r.Pod.UID}, {"network namespace", r.Netns},
+	} {
+		if len(x.value) > maxKey || strings.ContainsRune(x.value, 0) {
+			return fmt.Errorf("allocate %.80q: %w: %s is longer than %d bytes or contains a NUL", r.Attachment, ErrInvalid, x.name, maxKey)
+		}
+	}
+	for _, a := range r.Addrs {
+		if !a.IsValid() || a.Zone() != "" {
+			return fmt.Errorf("allocate %s: %w: requested address %q", r.Attachment, ErrInvalid, a)
+		}
+	}
+	return nil
+}
+
+// begin writes the lease and its addresses. homes are the areas they are listed under.
+func (t *txn) begin(l Lease, homes []uint32) error {
+	boot, err := t.thisBoot()
+	if err != nil {
+		return err
+	}
+	return t.beginIn(boot, l, homes)
+}
+
+func (t *txn) beginIn(boot uint32, l Lease, homes []uint32) error {
+	h := held{Seq: t.nextSeq(), Boot: boot, Lease: l}
+	data, err := h.encode()
+	if err != nil {
+		return err
+	}
+	if err := t.leases.set(l.Attachment.key(), data); err != nil {
+		return err
+	}
+	t.state.leases++
+	for i, a := range l.Addrs {
+		last, _, err := t.entry(a)
+		if err != nil {
+			return err
+		}
+		if last.held {
+			return t.addrs.damaged(addrKey(a), "held by two leases")
+		}
+		next := entry{held: true, home: homes[i], boot: boot, leased: h.Seq, holder: string(l.Attachment.key()), memory: h.memory()}
+		if err := t.store(a, last, next); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// end removes a lease; its addresses become free and remember its pod.
+func (t *txn) end(h held) error {
+	key := h.Lease.Attachment.key()
+	for _, a := range h.Lease.Addrs {
+		last, ok, err := t.entry(a)
+		if err != nil {
+			return err
+		}
+		if !ok || !last.held || last.holder != string(key) {
+			return t.addrs.damaged(addrKey(a), "not held by the lease that names it")
+		}
+		next := last
+		next.held, next.holder, next.boot, next.freed = false, "", 0, t.nextSeq()
+		if err := t.store(a, last, next); err != nil {
+			return err
+		}
+	}
+	if t.state.leases == 0 {
+		return t.meta.damaged([]byte(keyState), "counts fewer leases than there are")
+	}
+	t.state.leases--
+	return t.leases.remove(key)
+}
+
+// release is Release inside a transaction.
+func (t *txn) release(a Attachment) (Lease, bool, error) {
+	h, ok, err := t.lease(a.key())
+	if err != nil || !ok {
+		return Lease{}, false, err
+	}
+	return h.Lease, true, t.end(h)
+}
+
+// list returns all leases, oldest first.
+func (t *txn) all() ([]held, error) {
+	out := make([]held, 0, min(t.state.leases, 1<<16))
+	err := t.leases.each(nil, func(k, v []byte) (bool, error) {
+		h, err := decodeHeld(v)
+		if err != nil {
+			return false, t.leases.damaged(k, err.Error())
+		}
+		out = append(out, h)
+		return true, nil
+	})
+	if err == nil && uint64(len(out)) != t.state.leases {
+		err = fmt.Errorf("leases: %w: %d records, %d counted", ErrDamaged, len(out), t.state.leases)
+	}
+	slices.SortFunc(out, func(a, b held) int {
+		if a.Seq < b.Seq {
+			return -1
+		}
+		return 1
+	})
+	return out, err
+}
+
+func addrStrings(addrs []netip.Addr) string {
+	var s []string
+	for _, a := range addrs {
+		s = append(s, a.String())
+	}
+	return strings.Join(s, ",")
+}

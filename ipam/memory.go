@@ -1,0 +1,149 @@
+package ipam
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Memory is a free address that remembers its last pod.
+type Memory struct {
+	Addr    netip.Addr `json:"addr"`
+	Network string     `json:"network,omitempty"`
+	Pod     Pod        `json:"pod"`
+	IfName  string     `json:"ifName"`
+}
+
+// Remembered returns the free addresses that remember a pod, longest free first.
+func (s *Store) Remembered() ([]Memory, error) {
+	type aged struct {
+		Memory
+		freed uint64
+	}
+	var found []aged
+	err := s.view(func(t *txn) error {
+		return t.addrs.each(nil, func(k, v []byte) (bool, error) {
+			a, ok := parseAddrKey(k)
+			e, err := decodeEntry(v)
+			if !ok || err != nil {
+				return false, t.addrs.damaged(k, "not an address entry")
+			}
+			if f := strings.Split(e.memory, "\x00"); !e.held && len(f) == 4 {
+				found = append(found, aged{Memory{a, f[0], Pod{Namespace: f[1], Name: f[2]}, f[3]}, e.freed})
+			}
+			return true, nil
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(found, func(a, b aged) int {
+		if a.freed < b.freed {
+			return -1
+		}
+		return 1
+	})
+	out := make([]Memory, len(found))
+	for i, f := range found {
+		out[i] = f.Memory
+	}
+	return out, nil
+}
+
+// Forget drops what a free address remembers: the next pod that finds no never-used address
+// gets it. A held address is ErrInUse; an address that was never leased is no error.
+func (s *Store) Forget(ctx context.Context, a netip.Addr) error {
+	a = a.Unmap()
+	return s.do(ctx, func(t *txn) error {
+		e, ok, err := t.entry(a)
+		switch {
+		case err != nil || !ok:
+			return err
+		case e.held:
+			return fmt.Errorf("forget %s: %w; release its lease first", a, ErrInUse)
+		case e.memory == "" && e.freed == 0:
+			return nil
+		}
+		next := e
+		next.memory, next.freed = "", 0
+		return t.store(a, e, next)
+	})
+}
+
+// Import takes over leases that were given elsewhere: all of them or, with an error, none. A
+// lease that is held already with the same addresses is left as it is; an attachment with other
+// addresses is ErrHeld, an address of another attachment ErrInUse. Addresses outside the pool
+// are taken as they are (see Usage.Outside). Zero Since and BootID mean now and this boot.
+func (s *Store) Import(ctx context.Context, leases []Lease) error {
+	taken := map[netip.Addr]Attachment{}
+	for _, l := range leases {
+		req := Request{Attachment: l.Attachment, Network: l.Network, Pod: l.Pod, Netns: l.Netns, Addrs: l.Addrs}
+		if err := req.check(); err != nil {
+			return fmt.Errorf("import: %w", err)
+		}
+		if len(l.Addrs) == 0 {
+			return fmt.Errorf("import %s: %w: no address", l.Attachment, ErrInvalid)
+		}
+		for _, a := range l.Addrs {
+			if by, dup := taken[a.Unmap()]; dup {
+				return fmt.Errorf("import %s: %s: %w: %s has it in the same list", l.Attachment, a, ErrInUse, by)
+			}
+			taken[a.Unmap()] = l.Attachment
+		}
+	}
+	return s.do(ctx, func(t *txn) error {
+		var fresh []Lease
+		for _, l := range leases {
+			l.Addrs = slices.Clone(l.Addrs)
+			for i := range l.Addrs {
+				l.Addrs[i] = l.Addrs[i].Unmap()
+			}
+			old, ok, err := t.lease(l.Attachment.key())
+			if err != nil {
+				return err
+			}
+			if ok {
+				if !slices.Equal(old.Lease.Addrs, l.Addrs) {
+					return fmt.Errorf("import %s: %w: %s; release it first", l.Attachment, ErrHeld, addrStrings(old.Lease.Addrs))
+				}
+				continue
+			}
+			for _, a := range l.Addrs {
+				if e, _, err := t.entry(a); err != nil {
+					return err
+				} else if e.held {
+					return fmt.Errorf("import %s: %s: %w; release its lease first", l.Attachment, a, ErrInUse)
+				}
+			}
+			fresh = append(fresh, l)
+		}
+		for _, l := range fresh {
+			if err := t.take(l); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// take begins a lease as it is, wherever its addresses lie.
+func (t *txn) take(l Lease) error {
+	if l.Since.IsZero() {
+		l.Since = t.now.UTC()
+	}
+	if l.BootID == "" {
+		l.BootID = t.bootID
+	}
+	boot, err := t.bootOrdinal(l.BootID)
+	if err != nil {
+		return err
+	}
+	for _, a := range l.Addrs {
+		if err := t.leave(a); err != nil {
+			return err
+		}
+	}
+	return t.beginIn(boot, l, make([]uint32, len(l.Addrs))) // in no area until one enters
+}

@@ -1,0 +1,324 @@
+package ipam
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// The buckets of the file, schema 1. Every value starts with a checksum (table).
+//
+//	meta    "schema", "state", "pool", "boot/"+boot ID -> ordinal
+//	leases  attachment -> held              (chain)
+//	addrs   address -> entry                (chain) every address that was ever leased
+//	queue   area, release, address          free addresses, longest free first
+//	living  area, boot, allocation, address held addresses, oldest boot first
+//	pods    memoryKey, address              which addresses a pod had
+//	areas   area.key -> areaState           where the never-used addresses begin
+//	blocks  block of 256 addresses -> counts
+const (
+	bucketMeta   = "meta"
+	bucketLeases = "leases"
+	bucketAddrs  = "addrs"
+	bucketQueue  = "queue"
+	bucketLiving = "living"
+	bucketPods   = "pods"
+	bucketAreas  = "areas"
+	bucketBlocks = "blocks"
+)
+
+func bucketNames() []string {
+	return []string{bucketMeta, bucketLeases, bucketAddrs, bucketQueue, bucketLiving, bucketPods, bucketAreas, bucketBlocks}
+}
+
+// schema is the version of this layout.
+const schema = 1
+
+const (
+	keySchema = "schema"
+	keyState  = "state"
+	keyPool   = "pool"
+	keyBoot   = "boot/"
+)
+
+// txn is one bbolt transaction with the buckets open.
+type txn struct {
+	leases, addrs                            chain
+	meta, queue, living, pods, areas, blocks table
+
+	now    time.Time
+	bootID string
+	boot   uint32 // ordinal of bootID; 0: not registered yet
+	state  state
+	dirty  bool // something was written
+}
+
+// state counts what must never be counted by walking.
+type state struct {
+	seq    uint64 // last sequence number given out
+	leases uint64 // records in leases
+	held   uint64 // held addresses
+	boots  uint32 // boot ordinals given out
+	areas  uint32 // area numbers given out
+}
+
+func (s state) encode() []byte {
+	b := binary.AppendUvarint(nil, s.seq)
+	b = binary.AppendUvarint(b, s.leases)
+	b = binary.AppendUvarint(b, s.held)
+	b = binary.AppendUvarint(b, uint64(s.boots))
+	return binary.AppendUvarint(b, uint64(s.areas))
+}
+
+func decodeState(b []byte) (state, error) {
+	r := reader{b: b}
+	s := state{r.uint(), r.uint(), r.uint(), r.uint32(), r.uint32()}
+	if r.bad || len(r.b) > 0 {
+		return state{}, fmt.Errorf("malformed state %x", b)
+	}
+	return s, nil
+}
+
+// begin opens the buckets of tx and reads the state.
+func begin(tx *bbolt.Tx, bootID string) (*txn, error) {
+	t := &txn{bootID: bootID, now: time.Now()}
+	for name, tab := range map[string]*table{
+		bucketMeta: &t.meta, bucketLeases: &t.leases.table, bucketAddrs: &t.addrs.table, bucketQueue: &t.queue,
+		bucketLiving: &t.living, bucketPods: &t.pods, bucketAreas: &t.areas, bucketBlocks: &t.blocks,
+	} {
+		b := tx.Bucket([]byte(name))
+		if b == nil {
+			return nil, fmt.Errorf("bucket %s: %w: it is missing", name, ErrDamaged)
+		}
+		*tab = table{name, b, t}
+	}
+	raw, ok, err := t.meta.get([]byte(keyState))
+	if err == nil && !ok {
+		err = t.meta.damaged([]byte(keyState), "the record is missing")
+	}
+	if err != nil {
+		return nil, err
+	}
+	if t.state, err = decodeState(raw); err != nil {
+		return nil, fmt.Errorf("state: %w: %w", ErrDamaged, err)
+	}
+	if _, ok, err := t.meta.get([]byte(keyBoot + bootID)); err != nil {
+		return nil, err
+	} else if ok {
+		if t.boot, err = t.bootOrdinal(bootID); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// format makes the buckets of an empty file.
+func format(tx *bbolt.Tx) error {
+	for _, name := range bucketNames() {
+		if _, err := tx.CreateBucket([]byte(name)); err != nil {
+			return err
+		}
+	}
+	t := &txn{}
+	meta := table{bucketMeta, tx.Bucket([]byte(bucketMeta)), t}
+	if err := meta.put([]byte(keySchema), binary.AppendUvarint(nil, schema)); err != nil {
+		return err
+	}
+	if err := meta.put([]byte(keyState), state{}.encode()); err != nil {
+		return err
+	}
+	for _, name := range []string{bucketLeases, bucketAddrs} {
+		if err := (chain{table{name, tx.Bucket([]byte(name)), t}}).init(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish writes the state back; the transaction can be committed then.
+func (t *txn) finish() error {
+	if !t.dirty {
+		return nil
+	}
+	return t.meta.put([]byte(keyState), t.state.encode())
+}
+
+// thisBoot is the ordinal of the store's boot ID.
+func (t *txn) thisBoot() (ordinal uint32, err error) {
+	if t.boot == 0 {
+		t.boot, err = t.bootOrdinal(t.bootID)
+	}
+	return t.boot, err
+}
+
+// bootOrdinal returns the ordinal of a boot ID, which it gets at its first use.
+func (t *txn) bootOrdinal(id string) (uint32, error) {
+	key := []byte(keyBoot + id)
+	raw, ok, err := t.meta.get(key)
+	if err != nil {
+		return 0, err
+	}
+	if ok {
+		r := reader{b: raw}
+		if n := r.uint32(); !r.bad && n != 0 {
+			return n, nil
+		}
+		return 0, t.meta.damaged(key, "not a boot ordinal")
+	}
+	t.state.boots++
+	return t.state.boots, t.meta.put(key, binary.AppendUvarint(nil, uint64(t.state.boots)))
+}
+
+func (t *txn) nextSeq() uint64 {
+	t.state.seq++
+	return t.state.seq
+}
+
+func (t *txn) lease(key []byte) (held, bool, error) {
+	raw, ok, err := t.leases.get(key)
+	if err != nil || !ok {
+		return held{}, false, err
+	}
+	h, err := decodeHeld(raw)
+	if err != nil {
+		return held{}, false, t.leases.damaged(key, err.Error())
+	}
+	return h, true, nil
+}
+
+// holder returns the lease that holds an address; it must be there.
+func (t *txn) holder(a netip.Addr, e entry) (held, error) {
+	h, ok, err := t.lease([]byte(e.holder))
+	if err == nil && !ok {
+		err = t.addrs.damaged(addrKey(a), "its lease is missing")
+	}
+	return h, err
+}
+
+func (t *txn) entry(a netip.Addr) (entry, bool, error) {
+	raw, ok, err := t.addrs.get(addrKey(a))
+	if err != nil || !ok {
+		return entry{}, false, err
+	}
+	e, err := decodeEntry(raw)
+	if err != nil {
+		return entry{}, false, t.addrs.damaged(addrKey(a), err.Error())
+	}
+	return e, true, nil
+}
+
+// queueKey orders the free addresses of an area by release.
+func queueKey(home uint32, freed uint64, addr []byte) []byte {
+	k := binary.BigEndian.AppendUint32(make([]byte, 0, 12+len(addr)), home)
+	return append(binary.BigEndian.AppendUint64(k, freed), addr...)
+}
+
+// livingKey orders the held addresses of an area by boot, then by allocation.
+func livingKey(home, boot uint32, leased uint64, addr []byte) []byte {
+	k := binary.BigEndian.AppendUint32(make([]byte, 0, 16+len(addr)), home)
+	k = binary.BigEndian.AppendUint32(k, boot)
+	return append(binary.BigEndian.AppendUint64(k, leased), addr...)
+}
+
+func podKey(memory string, addr []byte) []byte {
+	k := binary.AppendUvarint(nil, uint64(len(memory)))
+	return append(append(k, memory...), addr...)
+}
+
+// store writes next as what is known of a, in place of last (the zero entry: nothing was), and
+// keeps queue, living, pods and blocks in step. It is the only writer of the five.
+func (t *txn) store(a netip.Addr, last, next entry) error {
+	key := addrKey(a)
+	if err := t.unlist(key, last); err != nil {
+		return err
+	}
+	if err := t.list(key, next); err != nil {
+		return err
+	}
+	if err := t.count(key, last, next); err != nil {
+		return err
+	}
+	return t.addrs.set(key, next.encode())
+}
+
+func (e entry) known() bool { return e.held || e.leased != 0 || e.freed != 0 }
+
+func (t *txn) unlist(key []byte, e entry) error {
+	if !e.known() {
+		return nil
+	}
+	if e.memory != "" {
+		if err := t.pods.delete(podKey(e.memory, key)); err != nil {
+			return err
+		}
+	}
+	if e.held {
+		return t.living.delete(livingKey(e.home, e.boot, e.leased, key))
+	}
+	return t.queue.delete(queueKey(e.home, e.freed, key))
+}
+
+func (t *txn) list(key []byte, e entry) error {
+	if e.memory != "" {
+		if err := t.pods.put(podKey(e.memory, key), nil); err != nil {
+			return err
+		}
+	}
+	if e.held {
+		return t.living.put(livingKey(e.home, e.boot, e.leased, key), nil)
+	}
+	return t.queue.put(queueKey(e.home, e.freed, key), nil)
+}
+
+// counts of a block of 256 addresses.
+type counts struct{ held, remembered uint64 }
+
+func blockKey(addrKey []byte) []byte { return addrKey[:len(addrKey)-1] }
+
+func (t *txn) blockCounts(block []byte) (counts, error) {
+	raw, ok, err := t.blocks.get(block)
+	if err != nil || !ok {
+		return counts{}, err
+	}
+	return t.parseCounts(block, raw)
+}
+
+func (t *txn) parseCounts(block, raw []byte) (counts, error) {
+	r := reader{b: raw}
+	c := counts{r.uint(), r.uint()}
+	if r.bad || len(r.b) > 0 || c.held+c.remembered > 256 {
+		return counts{}, t.blocks.damaged(block, "not a count")
+	}
+	return c, nil
+}
+
+func (e entry) counts() counts {
+	switch {
+	case e.held:
+		return counts{held: 1}
+	case e.memory != "":
+		return counts{remembered: 1}
+	}
+	return counts{}
+}
+
+func (t *txn) count(key []byte, last, next entry) error {
+	from, to := last.counts(), next.counts()
+	if from == to {
+		return nil
+	}
+	block := blockKey(key)
+	c, err := t.blockCounts(block)
+	if err != nil {
+		return err
+	}
+	if c.held+to.held < from.held || c.remembered+to.remembered < from.remembered || t.state.held+to.held < from.held {
+		return t.blocks.damaged(block, "counts less than there are")
+	}
+	c = counts{c.held + to.held - from.held, c.remembered + to.remembered - from.remembered}
+	t.state.held += to.held - from.held
+	return t.blocks.put(block, binary.AppendUvarint(binary.AppendUvarint(nil, c.held), c.remembered))
+}
