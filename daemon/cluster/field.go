@@ -101,15 +101,6 @@ func (f field) form() string {
 	return "a scalar (" + f.node.Tag + ")"
 }
 
-// required reports whether there is a value, and records a problem when there is none.
-func (f field) required() bool {
-	if f.absent() {
-		f.bad(missingField, f.path, "nothing")
-		return false
-	}
-	return true
-}
-
 // mapping reads the field as a mapping. Given keys are all that it may have.
 func (f field) mapping(known ...string) mapping {
 	m := mapping{field: f, values: map[string]*yaml.Node{}}
@@ -117,7 +108,7 @@ func (f field) mapping(known ...string) mapping {
 		return m
 	}
 	if f.node.Kind != yaml.MappingNode {
-		f.bad(badValue, "a mapping in "+f.path, f.form()) // not its content: it may be a password
+		f.bad(badValue, "a mapping"+f.inPath(), f.form()) // not its content: it may be a password
 		return m
 	}
 	m.add(f.node, 0)
@@ -135,6 +126,19 @@ func (f field) mapping(known ...string) mapping {
 		field{doc: f.doc, line: key.Line}.bad(unknownKey, want+f.inPath(), strconv.Quote(key.Value))
 	}
 	return m
+}
+
+// require records each of the keys that is absent. It is silent when the mapping itself is:
+// that is one problem, recorded where the mapping is required.
+func (m mapping) require(keys ...string) {
+	if m.absent() || m.node.Kind != yaml.MappingNode {
+		return
+	}
+	for _, key := range keys {
+		if f := m.at(key); f.absent() {
+			f.bad(missingField, f.path, "nothing")
+		}
+	}
 }
 
 // add takes the keys of n, and then those that its merge keys ("<<") bring and it lacks itself.
@@ -204,13 +208,22 @@ func (m mapping) at(key string) field {
 	return m.doc.at(path, m.values[key], m.line)
 }
 
+// items reads the field as a list that may be absent but not empty; noun is what it is of.
+func (f field) items(noun string) []field {
+	items := f.list()
+	if !f.absent() && f.node.Kind == yaml.SequenceNode && len(items) == 0 {
+		f.bad(missingField, "at least one "+noun+f.inPath(), "an empty list")
+	}
+	return items
+}
+
 // list reads the field as a list.
 func (f field) list() []field {
 	if f.absent() {
 		return nil
 	}
 	if f.node.Kind != yaml.SequenceNode {
-		f.bad(badValue, "a list in "+f.path, f.form())
+		f.bad(badValue, "a list"+f.inPath(), f.form())
 		return nil
 	}
 	items := make([]field, 0, len(f.node.Content))
@@ -222,9 +235,10 @@ func (f field) list() []field {
 
 // nearest returns the word of known that s was probably meant to be.
 func nearest(s string, known []string) (string, bool) {
-	best, least := "", 4 // three edits: more is another word
+	best, least := "", 4
 	for _, k := range known {
-		if d := edits(strings.ToLower(s), strings.ToLower(k)); d < least && d < len(k) {
+		// Two edits (letters swapped), or one in three letters; more is another word.
+		if d := edits(strings.ToLower(s), strings.ToLower(k)); d < least && d <= max(2, len(k)/3) && d < len(k)-1 {
 			best, least = k, d
 		}
 	}

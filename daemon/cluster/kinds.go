@@ -67,10 +67,9 @@ func readNode(root mapping, name string) Node {
 		if entry.at("type").scalar() != "InternalIP" {
 			continue
 		}
-		if a := entry.at("address"); a.required() {
-			if ip := a.addr(); ip.IsValid() && !slices.Contains(n.Addresses, ip) {
-				n.Addresses = append(n.Addresses, ip)
-			}
+		entry.require("address")
+		if ip := entry.at("address").addr(); ip.IsValid() && !slices.Contains(n.Addresses, ip) {
+			n.Addresses = append(n.Addresses, ip)
 		}
 	}
 	for _, f := range status.at("conditions").list() {
@@ -110,9 +109,7 @@ func readSecret(root mapping, name string) Secret {
 func readPeer(root mapping, name string) Peering {
 	spec := strictSpec(root, "localSpeakers", "localAsNumber", "peerIP", "peerAsNumber", "gateway",
 		"nodeSelector", "authPassword", "peerPort", "ebgpMultihop", "ttlSecurity")
-	for _, key := range []string{"localSpeakers", "localAsNumber", "peerIP", "peerAsNumber", "nodeSelector"} {
-		spec.at(key).required()
-	}
+	spec.require("localSpeakers", "localAsNumber", "peerIP", "peerAsNumber", "nodeSelector")
 	p := Peering{
 		Kind: kindPeer, Name: name,
 		LocalASN: spec.at("localAsNumber").asn(),
@@ -121,11 +118,7 @@ func readPeer(root mapping, name string) Peering {
 	}
 	peer := readSession(spec, "peerIP", "peerAsNumber")
 	speakers := spec.at("localSpeakers")
-	items := speakers.list()
-	if len(items) == 0 && !speakers.absent() {
-		speakers.badText(missingField, "at least one node")
-	}
-	for _, f := range items {
+	for _, f := range speakers.items("node") {
 		node := f.nodeName()
 		if slices.ContainsFunc(p.Speakers, func(s Speaker) bool { return s.Node == node }) && node != "" {
 			f.bad(duplicateEntry, "each node once in "+speakers.path, strconv.Quote(node)+" twice")
@@ -139,9 +132,7 @@ func readPeer(root mapping, name string) Peering {
 // readCluster reads a BGPClusterConfig: each speaker with switches of its own.
 func readCluster(root mapping, name string) Peering {
 	spec := strictSpec(root, "localASN", "nodeSelector", "bgpSpeakers", "gateway")
-	for _, key := range []string{"localASN", "nodeSelector", "bgpSpeakers"} {
-		spec.at(key).required()
-	}
+	spec.require("localASN", "nodeSelector", "bgpSpeakers")
 	p := Peering{
 		Kind: kindCluster, Name: name,
 		LocalASN: spec.at("localASN").asn(),
@@ -149,13 +140,9 @@ func readCluster(root mapping, name string) Peering {
 		Gateway:  spec.at("gateway").addr(),
 	}
 	speakers := spec.at("bgpSpeakers")
-	items := speakers.list()
-	if len(items) == 0 && !speakers.absent() {
-		speakers.badText(missingField, "at least one speaker")
-	}
-	for _, f := range items {
+	for _, f := range speakers.items("speaker") {
 		m := f.mapping("name", "peers")
-		m.at("name").required()
+		m.require("name", "peers")
 		s := Speaker{Node: m.at("name").name(), Peers: readPeers(m.at("peers"))}
 		if slices.ContainsFunc(p.Speakers, func(o Speaker) bool { return o.Node == s.Node }) && s.Node != "" {
 			f.bad(duplicateEntry, "each speaker once in "+speakers.path, strconv.Quote(s.Node)+" twice")
@@ -168,19 +155,10 @@ func readCluster(root mapping, name string) Peering {
 
 // readPeers reads spec.bgpSpeakers[].peers.
 func readPeers(list field) []Peer {
-	if !list.required() {
-		return nil
-	}
-	items := list.list()
-	if len(items) == 0 {
-		list.badText(missingField, "at least one peer")
-	}
 	var peers []Peer
-	for _, f := range items {
+	for _, f := range list.items("peer") {
 		m := f.mapping("name", "peerASN", "peerAddress", "authPassword", "peerPort", "ebgpMultihop", "ttlSecurity")
-		for _, key := range []string{"name", "peerASN", "peerAddress"} {
-			m.at(key).required()
-		}
+		m.require("name", "peerASN", "peerAddress")
 		peer := readSession(m, "peerAddress", "peerASN")
 		peer.Name = m.at("name").text()
 		for _, other := range peers {
@@ -209,11 +187,10 @@ func readSession(m mapping, addressKey, asnKey string) Peer {
 		m.at("ttlSecurity").bad(badValue, "either ttlSecurity or ebgpMultihop"+m.inPath(), "both")
 	}
 	if auth := m.at("authPassword"); !auth.absent() {
-		ref := auth.mapping("secretKeyRef").at("secretKeyRef")
-		if ref.required() {
-			key := ref.mapping("name", "key")
-			key.at("name").required()
-			key.at("key").required()
+		ref := auth.mapping("secretKeyRef")
+		ref.require("secretKeyRef")
+		if key := ref.at("secretKeyRef").mapping("name", "key"); !key.absent() {
+			key.require("name", "key")
 			p.Password = &SecretKey{Name: key.at("name").name(), Key: key.at("key").text()}
 		}
 	}
@@ -224,6 +201,6 @@ func readSession(m mapping, addressKey, asnKey string) Peer {
 func strictSpec(root mapping, known ...string) mapping {
 	root.mapping(objectKeys...)
 	root.at("metadata").mapping(metadataKeys...)
-	root.at("spec").required()
+	root.require("spec")
 	return root.at("spec").mapping(known...)
 }

@@ -151,7 +151,7 @@ func (m *manifest) readList(top mapping, item kind, depth int) {
 		return
 	}
 	for _, f := range items {
-		f.doc = &document{file: m.file, object: "file " + m.file}
+		f.path, f.doc = "", &document{file: m.file, object: "file " + m.file}
 		m.readDocument(f, item, depth+1)
 	}
 }
@@ -244,20 +244,18 @@ func (k kind) meant() (want string, close bool) {
 		}
 		group = ""
 	}
+	var inGroup string
 	for _, name := range []string{kindPeer, kindCluster} {
+		our := version(name) + " " + name
 		ourGroup, _, _ := strings.Cut(version(name), "/")
 		_, nearKind := nearest(k.kind, []string{name})
 		_, nearGroup := nearest(group, []string{ourGroup})
-		switch {
-		case group == ourGroup:
-			return version(name) + " " + name, nearKind
-		case nearGroup && k.kind == name:
-			return version(name) + " " + name, true
+		if nearKind && (nearGroup || group == "") || k.kind == name && (group == groupOpenYurt || group == groupAlibaba) {
+			return our, true // MetalLB's and Calico's BGPPeer have other groups
+		}
+		if group == ourGroup {
+			inGroup = our
 		}
 	}
-	// A BGPPeer without a group is one of ours: MetalLB's and Calico's have theirs.
-	if !grouped && version(k.kind) != "" {
-		return version(k.kind) + " " + k.kind, true
-	}
-	return "", false
+	return inGroup, false
 }

@@ -77,7 +77,7 @@ func tell(t *testing.T, story *txtar.Archive) *txtar.Archive {
 		}
 		again, err := Manifests(dir).World(t.Context(), w)
 		if err != nil || !Equal(w, again) || cmp.Diff(w.Problems, again.Problems) != "" {
-			t.Errorf("step %s: the second reading differs (%v):\n%s", step, err, cmp.Diff(w, again))
+			t.Errorf("step %s: the second reading differs (%v):\n%s", step, err, cmp.Diff(w, again, byValue))
 		}
 		last = w
 		seen.Files = append(seen.Files,

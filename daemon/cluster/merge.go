@@ -121,6 +121,7 @@ func (m *merging) world(files []manifest) World {
 		}
 	}
 	w.sort()
+	w.Problems = slices.Compact(w.Problems) // an alias can show one place twice
 	return w
 }
 

@@ -184,7 +184,8 @@ func (f field) selector() Selector {
 	}
 	set, err := metav1.LabelSelectorAsSelector(&form)
 	if err != nil {
-		f.bad(badSelector, want+" in "+f.path, err.Error())
+		got, _, _ := strings.Cut(err.Error(), ": a valid label") // a regular expression follows
+		f.bad(badSelector, want+" in "+f.path, got)
 		return Selector{}
 	}
 	if set.Empty() {
@@ -203,8 +204,7 @@ func (f field) labelSelector() metav1.LabelSelector {
 	}
 	for _, item := range m.at("matchExpressions").list() {
 		e := item.mapping("key", "operator", "values")
-		e.at("key").required()
-		e.at("operator").required()
+		e.require("key", "operator")
 		r := metav1.LabelSelectorRequirement{
 			Key:      e.at("key").text(),
 			Operator: metav1.LabelSelectorOperator(e.at("operator").text()),
