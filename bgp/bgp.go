@@ -67,7 +67,7 @@ type State struct {
 
 // Change is one thing that Sync did, printed as an operator knows it.
 type Change struct {
-	Op     string // "add", "replace", "delete"
+	Op     string // "add", "replace", "delete"; of a peer also "reset"
 	Object string // "peer 10.0.10.1 as 65002", "path 10.10.2.0/24 via 10.0.10.12 to 10.0.10.1"
 	Why    string
 	Err    error
@@ -75,15 +75,15 @@ type Change struct {
 
 // Status of one session, as `edgewayd status` shows it.
 type Status struct {
-	Peer        Peer   `json:"-"` // its password is never shown
-	State       string // RFC 4271 section 8.2.2: Idle, Connect, Active, OpenSent, OpenConfirm, Established
-	Since       time.Time
-	Reason      string // why it is not Established: an identifier, "" when it is
-	Detail      string // one sentence with the next step
-	Advertised  []Path
+	Peer        Peer          `json:"-"` // its password is never shown
+	State       string        // RFC 4271 section 8.2.2: Idle, Connect, Active, OpenSent, OpenConfirm, Established
+	Since       time.Time     // since when it is Established, or is not
+	Reason      string        // why it is not Established: an identifier, "" when it is
+	Detail      string        // one sentence with the next step
+	Advertised  []Path        // what the switch was told in this session, sorted
 	Flaps       int           // times the session left Established
 	Restart     bool          // graceful restart was negotiated
-	RestartTime time.Duration // what the switch keeps our paths for
+	RestartTime time.Duration // what the switch was asked to keep our paths for
 }
 
 // Options of a Speaker.

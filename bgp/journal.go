@@ -1,0 +1,255 @@
+package bgp
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/osrg/gobgp/v3/pkg/log"
+	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
+)
+
+// journal keeps what is known of one session from the lines that GoBGP logs. They are the only
+// place where v3 says why a connection failed, and they come in order, from whatever goroutine
+// it happens in and often under GoBGP's locks: the methods write down and return.
+type journal struct {
+	mu       sync.Mutex // guards all below
+	peer     Peer
+	state    bgp.FSMState
+	since    time.Time // of being Established, or of not being so
+	flaps    int
+	last     cause // evidence so far of why it is not Established
+	hint     cause // of the next change of state
+	lost     bool  // left Established, and nobody has taken note yet
+	down     chan struct{}
+	notify   func() // must not block
+	lifetime time.Duration
+}
+
+func newJournal(p Peer, notify func()) *journal {
+	return &journal{
+		peer:   p,
+		since:  time.Now(),
+		last:   cause{reasonConnecting, fmt.Sprintf("connecting to %s port %d", p.Address, p.Port)},
+		down:   closedChan(),
+		notify: notify,
+	}
+}
+
+func closedChan() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}
+
+// restarted notes that the session begins anew as p, for the given cause.
+func (j *journal) restarted(p Peer, why cause) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.peer = p
+	if why.reason != "" {
+		j.last = why
+	}
+	j.hint = cause{}
+	j.moved(bgp.BGP_FSM_IDLE)
+}
+
+// established reports whether the session is up, and a channel that is closed when it is not.
+func (j *journal) established() (bool, <-chan struct{}) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.state == bgp.BGP_FSM_ESTABLISHED, j.down
+}
+
+// takeLoss reports once after each loss of the session, with how long it had lived.
+func (j *journal) takeLoss() (time.Duration, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	lost := j.lost
+	j.lost = false
+	return j.lifetime, lost
+}
+
+// stateChanged follows GoBGP's state machine.
+func (j *journal) stateChanged(next bgp.FSMState, why string) {
+	j.mu.Lock()
+	old := j.state
+	if old != next && next == bgp.BGP_FSM_IDLE {
+		if c := j.explain(old, why); c.reason != "" {
+			j.last = c
+		}
+		j.hint = cause{}
+	}
+	if next == bgp.BGP_FSM_ESTABLISHED {
+		j.last, j.hint = cause{}, cause{}
+	}
+	if old == bgp.BGP_FSM_ESTABLISHED && next != old {
+		j.lost = true
+	}
+	j.moved(next)
+	j.mu.Unlock()
+	j.notify()
+}
+
+// moved sets the state. Callers hold mu.
+func (j *journal) moved(next bgp.FSMState) {
+	old := j.state
+	j.state = next
+	switch {
+	case next == bgp.BGP_FSM_ESTABLISHED && old != next:
+		j.since = time.Now()
+		j.down = make(chan struct{})
+	case old == bgp.BGP_FSM_ESTABLISHED && next != old:
+		j.lifetime = time.Since(j.since)
+		j.since = time.Now()
+		j.flaps++
+		close(j.down)
+	}
+}
+
+// explain says why a session fell back to Idle from old. Callers hold mu.
+func (j *journal) explain(old bgp.FSMState, why string) cause {
+	if j.hint.reason != "" {
+		return j.hint
+	}
+	switch old {
+	case bgp.BGP_FSM_OPENSENT:
+		return cause{reasonUnknownToSwitch, unknown(j.peer)}
+	case bgp.BGP_FSM_OPENCONFIRM:
+		return openRefusedThere(j.peer)
+	case bgp.BGP_FSM_ESTABLISHED:
+		return cause{reasonConnectionLost, fmt.Sprintf("the connection to the switch ended without a NOTIFICATION (%s): look whether the switch restarted or a filter cut it", why)}
+	}
+	return cause{}
+}
+
+// dialFailed notes why the last attempt to connect failed.
+func (j *journal) dialFailed(err error) {
+	j.mu.Lock()
+	c := dialCause(j.peer, err)
+	news := c != j.last
+	j.last = c
+	j.mu.Unlock()
+	if news {
+		j.notify()
+	}
+}
+
+// suspect notes evidence that explains the change of state that follows.
+func (j *journal) suspect(c cause) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.hint.reason == "" {
+		j.hint = c
+	}
+}
+
+// peerNow returns the peer as the evidence is to be read.
+func (j *journal) peerNow() Peer {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.peer
+}
+
+// logger is what a GoBGP server logs to: the journal of the session that it serves now. Nothing
+// is ever written anywhere.
+type logger struct {
+	journal atomic.Pointer[journal]
+}
+
+// GetLevel asks for debug lines only while they can tell something: GoBGP prints every UPDATE
+// at that level.
+func (l *logger) GetLevel() log.LogLevel {
+	if j := l.journal.Load(); j != nil {
+		if up, _ := j.established(); !up {
+			return log.DebugLevel
+		}
+	}
+	return log.InfoLevel
+}
+
+func (l *logger) SetLevel(log.LogLevel) {}
+
+func (l *logger) Debug(msg string, f log.Fields) {
+	j := l.journal.Load()
+	if j == nil {
+		return
+	}
+	switch msg {
+	case "state changed":
+		if next, ok := stateNamed(f["new"]); ok {
+			j.stateChanged(next, fmt.Sprint(f["reason"]))
+		}
+	case "failed to connect":
+		if err, ok := f["Error"].(error); ok {
+			j.dialFailed(err)
+		}
+	}
+}
+
+func (l *logger) Info(string, log.Fields) {}
+
+func (l *logger) Warn(msg string, f log.Fields) {
+	j := l.journal.Load()
+	if j == nil {
+		return
+	}
+	switch msg {
+	case "received notification":
+		code, ok1 := f["Code"].(uint8)
+		subcode, ok2 := f["Subcode"].(uint8)
+		if ok1 && ok2 {
+			j.suspect(notified(j.peerNow(), code, subcode))
+		}
+	case "sent notification":
+		if e, ok := f["Data"].(*bgp.MessageError); ok {
+			j.suspect(openRefusedHere(j.peerNow(), e))
+		}
+	case "hold timer expired":
+		j.suspect(cause{reasonHoldTimer, "nothing heard from the switch for the hold time: check the link and the switch"})
+	case "Session will be reset due to malformed BGP Header", "Session will be reset due to malformed BGP message",
+		"Session will be reset due to malformed BGP update message":
+		err := f["Error"]
+		if err == nil {
+			err = f["error"]
+		}
+		j.suspect(cause{reasonMalformed, fmt.Sprintf("the switch sent what cannot be parsed: %v; update the switch's software", err)})
+	}
+}
+
+func (l *logger) Error(string, log.Fields) {}
+func (l *logger) Fatal(string, log.Fields) {}
+
+// Panic does not: the process serves other sessions too.
+func (l *logger) Panic(msg string, f log.Fields) {
+	if j := l.journal.Load(); j != nil {
+		j.suspect(cause{reasonBroken, fmt.Sprintf("internal error: %s: %v", msg, f["Data"])})
+	}
+}
+
+func stateNamed(v any) (bgp.FSMState, bool) {
+	for s := bgp.BGP_FSM_IDLE; s <= bgp.BGP_FSM_ESTABLISHED; s++ {
+		if v == s.String() {
+			return s, true
+		}
+	}
+	return 0, false
+}
+
+// stateName is the name of RFC 4271, section 8.2.2.
+func stateName(s bgp.FSMState) string {
+	switch s {
+	case bgp.BGP_FSM_CONNECT:
+		return "Connect"
+	case bgp.BGP_FSM_ACTIVE:
+		return "Active"
+	case bgp.BGP_FSM_OPENSENT:
+		return "OpenSent"
+	case bgp.BGP_FSM_OPENCONFIRM:
+		return "OpenConfirm"
+	case bgp.BGP_FSM_ESTABLISHED:
+		return "Established"
+	}
+	return "Idle"
+}

@@ -1,0 +1,133 @@
+package bgp
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+
+	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
+)
+
+// The reasons of Status.Reason.
+const (
+	reasonConnecting      = "connecting"      // just begun
+	reasonRefused         = "refused"         // TCP reset: nobody listens
+	reasonNoRoute         = "noRoute"         // this node has no route there
+	reasonNoNeighbour     = "noNeighbour"     // nobody answers ARP or neighbour discovery
+	reasonNoLocalAddress  = "noLocalAddress"  // this node does not have the source address
+	reasonTimeout         = "timeout"         // SYNs vanish: filter, or TCP MD5 mismatch
+	reasonDial            = "dial"            // any other error of connect(2)
+	reasonUnknownToSwitch = "unknownToSwitch" // closed after our OPEN
+	reasonASNMismatch     = "asnMismatch"     // OPEN refused, by either side
+	reasonOpenRefused     = "openRefused"     // we refuse the switch's OPEN for another cause
+	reasonHoldTimer       = "holdTimer"       // one side heard nothing for the hold time
+	reasonCeased          = "ceased"          // the switch sent a Cease
+	reasonNotification    = "notification"    // the switch sent another NOTIFICATION
+	reasonConnectionLost  = "connectionLost"  // TCP ended without a NOTIFICATION
+	reasonMalformed       = "malformed"       // the switch sent what cannot be parsed
+	reasonReset           = "reset"           // we reset it: its settings changed
+	reasonBroken          = "broken"          // the server of this session failed
+)
+
+// cause is why a session is not Established: an identifier and a sentence with the next step.
+type cause struct {
+	reason string
+	detail string
+}
+
+// dialCause explains why a TCP connection did not come about.
+func dialCause(p Peer, err error) cause {
+	to := fmt.Sprintf("%s port %d", p.Address, p.Port)
+	var timeout net.Error
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return cause{reasonRefused, to + " refuses the connection: start BGP on the switch, or correct the address or port"}
+	case errors.Is(err, syscall.ENETUNREACH):
+		return cause{reasonNoRoute, fmt.Sprintf("this node has no route to %s: add one, or correct the address of the switch", p.Address)}
+	case errors.Is(err, syscall.EHOSTUNREACH):
+		return cause{reasonNoNeighbour, fmt.Sprintf("%s answers no %s: check cable, VLAN and the address of the switch", p.Address, resolution(p.Address))}
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return cause{reasonNoLocalAddress, fmt.Sprintf("this node does not have the source address %s: correct the node's InternalIP, or add the address", p.LocalAddress)}
+	case errors.As(err, &timeout) && timeout.Timeout() && p.Password == "":
+		return cause{reasonTimeout, to + " does not answer: the switch expects a password, a filter drops TCP, or the address is wrong; set the switch's password here, or open the filter"}
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return cause{reasonTimeout, to + " does not answer: the password differs from the switch's, a filter drops TCP, or the address is wrong; compare the passwords first"}
+	case errors.Is(err, syscall.ECONNRESET):
+		return cause{reasonUnknownToSwitch, unknown(p)}
+	}
+	return cause{reasonDial, fmt.Sprintf("connect to %s: %v; check the addresses of both sides", to, err)}
+}
+
+func resolution(a netip.Addr) string {
+	if a.Is4() {
+		return "ARP"
+	}
+	return "neighbour discovery"
+}
+
+func unknown(p Peer) string {
+	return fmt.Sprintf("the switch closed the connection before its OPEN: configure neighbour %s as %d there, or wait if it holds off after an error", p.LocalAddress, p.LocalASN)
+}
+
+// openRefusedHere explains a NOTIFICATION with which we answered the switch's OPEN.
+func openRefusedHere(p Peer, e *bgp.MessageError) cause {
+	if e.TypeCode == bgp.BGP_ERROR_OPEN_MESSAGE_ERROR && e.SubTypeCode == bgp.BGP_ERROR_SUB_BAD_PEER_AS {
+		return cause{reasonASNMismatch, fmt.Sprintf("the switch has another AS number than %d: %s; correct the peer's AS number here", p.ASN, e.Message)}
+	}
+	if e.TypeCode == bgp.BGP_ERROR_OPEN_MESSAGE_ERROR && e.SubTypeCode == bgp.BGP_ERROR_SUB_BAD_BGP_IDENTIFIER {
+		return cause{reasonOpenRefused, fmt.Sprintf("the switch has the router ID %s too: give it, or this node, another one", p.RouterID)}
+	}
+	if e.TypeCode == bgp.BGP_ERROR_HOLD_TIMER_EXPIRED {
+		return cause{reasonHoldTimer, "the switch sent no OPEN: check that BGP runs there and knows this node"}
+	}
+	return cause{reasonOpenRefused, fmt.Sprintf("we refuse the switch's OPEN: %s; correct the switch's BGP settings for this neighbour", e.Message)}
+}
+
+// openRefusedThere explains that the switch sent its OPEN and ended the session on ours. GoBGP
+// keeps the NOTIFICATION's code to itself at this point; Bad Peer AS is what it is in practice.
+func openRefusedThere(p Peer) cause {
+	return cause{reasonASNMismatch, fmt.Sprintf("the switch refuses our OPEN: it expects another AS number than %d from %s, or another node has the router ID %s; compare its neighbour configuration", p.LocalASN, p.LocalAddress, p.RouterID)}
+}
+
+// notified explains a NOTIFICATION that the switch sent in an established session.
+func notified(p Peer, code, subcode uint8) cause {
+	switch code {
+	case bgp.BGP_ERROR_CEASE:
+		text, next := cease(subcode)
+		return cause{reasonCeased, fmt.Sprintf("the switch sent Cease, %s: %s", text, next)}
+	case bgp.BGP_ERROR_HOLD_TIMER_EXPIRED:
+		return cause{reasonHoldTimer, fmt.Sprintf("the switch heard nothing from %s for its hold time: check the link, and the load of this node", p.LocalAddress)}
+	}
+	return cause{reasonNotification, fmt.Sprintf("the switch ended the session with NOTIFICATION %d/%d: look at the switch's log", code, subcode)}
+}
+
+// cease gives a Cease's subcode its name (RFC 4486, section 3; RFC 8538, section 3; RFC 9384)
+// and the operator's next step.
+func cease(subcode uint8) (text, next string) {
+	const look = "look at the switch's log"
+	switch subcode {
+	case 1:
+		return "maximum number of prefixes reached", "raise the switch's prefix limit for this neighbour, or advertise less"
+	case 2:
+		return "administrative shutdown", "enable the neighbour on the switch"
+	case 3:
+		return "peer de-configured", "configure the neighbour on the switch"
+	case 4:
+		return "administrative reset", "nothing to do, the session comes back"
+	case 5:
+		return "connection rejected", "configure this node as neighbour on the switch"
+	case 6:
+		return "other configuration change", "nothing to do, the session comes back"
+	case 7:
+		return "connection collision resolution", "nothing to do, the session comes back"
+	case 8:
+		return "out of resources", look
+	case 9:
+		return "hard reset", "nothing to do, the session comes back"
+	case 10:
+		return "BFD down", "check the link, or switch BFD off for this neighbour"
+	}
+	return fmt.Sprintf("subcode %d", subcode), look
+}

@@ -1,0 +1,275 @@
+package bgp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime/debug"
+	"time"
+
+	"github.com/osrg/gobgp/v3/pkg/apiutil"
+	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
+	gobgp "github.com/osrg/gobgp/v3/pkg/server"
+
+	api "github.com/osrg/gobgp/v3/api"
+)
+
+const (
+	// connectRetry is how often a switch is dialled; GoBGP's default of 120 s is also its
+	// dial timeout, so that one lost SYN would cost two minutes.
+	connectRetry = 5 * time.Second
+	// deferral is how long the first UPDATE after a restart waits for the switch's
+	// End-of-RIB (RFC 4724, section 4.1). We learn nothing, so there is nothing to wait for;
+	// GoBGP takes 0 for 360 s.
+	deferral = 5 * time.Second
+)
+
+// errDead is returned for calls to a server that panicked.
+var errDead = errors.New("BGP server of this session failed")
+
+// server is one GoBGP server: one session, one RIB. It never listens.
+type server struct {
+	bgp  *gobgp.BgpServer
+	log  *logger
+	dead chan struct{} // closed when the server panicked
+	why  string        // of dead
+}
+
+func newServer() *server {
+	s := &server{log: &logger{}, dead: make(chan struct{})}
+	s.bgp = gobgp.NewBgpServer(gobgp.LoggerOption(s.log))
+	go s.serve()
+	return s
+}
+
+// serve runs GoBGP's main loop. After a panic the loop goes on, so that what waits for it ends,
+// but the server is not used again.
+func (s *server) serve() {
+	for first := true; ; first = false {
+		s.serveOnce(first)
+	}
+}
+
+func (s *server) serveOnce(first bool) {
+	defer func() {
+		r := recover()
+		if r == nil || !first {
+			return
+		}
+		s.why = fmt.Sprintf("panic: %v\n%s", r, debug.Stack())
+		close(s.dead)
+		if j := s.log.journal.Load(); j != nil {
+			j.notify()
+		}
+	}()
+	s.bgp.Serve()
+}
+
+// do runs calls to GoBGP, which obey no context, until they are done or the server is dead.
+func (s *server) do(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		defer func() {
+			if r := recover(); r != nil {
+				done <- fmt.Errorf("%w: panic: %v", errDead, r)
+			}
+		}()
+		done <- f()
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-s.dead:
+		return errDead
+	}
+}
+
+// start makes the server speak as p's local side, with an empty RIB. Paths of the switch are
+// rejected on import; our own pass, for GoBGP applies the policy to them too.
+func (s *server) start(ctx context.Context, p Peer) error {
+	err := s.bgp.StartBgp(ctx, &api.StartBgpRequest{Global: &api.Global{
+		Asn:        p.LocalASN,
+		RouterId:   p.RouterID.String(),
+		ListenPort: -1,
+		Families:   []uint32{0, 1}, // indexes: IPv4 and IPv6 unicast
+	}})
+	if err != nil {
+		return err
+	}
+	local := &api.Policy{Name: "local", Statements: []*api.Statement{{
+		Name:       "local",
+		Conditions: &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL},
+		Actions:    &api.Actions{RouteAction: api.RouteAction_ACCEPT},
+	}}}
+	if err := s.bgp.AddPolicy(ctx, &api.AddPolicyRequest{Policy: local}); err != nil {
+		return err
+	}
+	return s.bgp.SetPolicyAssignment(ctx, &api.SetPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
+		Name:          "global",
+		Direction:     api.PolicyDirection_IMPORT,
+		DefaultAction: api.RouteAction_REJECT,
+		Policies:      []*api.Policy{local},
+	}})
+}
+
+// stop ends all sessions, with a Cease where one is established, and empties the RIB, so that
+// the server can be started again.
+func (s *server) stop(ctx context.Context) error {
+	return s.bgp.StopBgp(ctx, &api.StopBgpRequest{})
+}
+
+// open dials the switch. Both bits of the graceful restart capability that say that our
+// forwarding state survived are set: the routes are the kernel's of other nodes, not ours to lose.
+func (s *server) open(ctx context.Context, p Peer) error {
+	peer := &api.Peer{
+		Conf: &api.PeerConf{
+			NeighborAddress: p.Address.String(),
+			PeerAsn:         p.ASN,
+			LocalAsn:        p.LocalASN,
+			AuthPassword:    p.Password,
+		},
+		Timers: &api.Timers{Config: &api.TimersConfig{
+			ConnectRetry:      uint64(connectRetry / time.Second),
+			HoldTime:          uint64(p.HoldTime / time.Second),
+			KeepaliveInterval: max(1, uint64(p.HoldTime/time.Second/3)),
+		}},
+		Transport: &api.Transport{
+			LocalAddress: p.LocalAddress.String(),
+			RemotePort:   uint32(p.Port),
+		},
+		AfiSafis: []*api.AfiSafi{afiSafi(ipv4, p.RestartTime > 0), afiSafi(ipv6, p.RestartTime > 0)},
+	}
+	if p.RestartTime > 0 {
+		peer.GracefulRestart = &api.GracefulRestart{
+			Enabled:             true,
+			RestartTime:         uint32(p.RestartTime / time.Second),
+			DeferralTime:        uint32(deferral / time.Second),
+			NotificationEnabled: true,
+			LocalRestarting:     true,
+		}
+	}
+	if p.MultihopTTL > 0 && !p.TTLSecurity {
+		peer.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: uint32(p.MultihopTTL)}
+	}
+	if p.TTLSecurity {
+		// A packet from n hops away has lost n-1 (RFC 5082, section 3).
+		peer.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 256 - uint32(max(1, p.MultihopTTL))}
+	}
+	return s.bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: peer})
+}
+
+// close forgets the switch: a Cease if the session is established, not a word if it is not.
+func (s *server) close(ctx context.Context, p Peer) error {
+	return s.bgp.DeletePeer(ctx, &api.DeletePeerRequest{Address: p.Address.String()})
+}
+
+// add puts the path into the RIB; it replaces the one of the same prefix. It is originated
+// here, so GoBGP keeps its next hop.
+func (s *server) add(ctx context.Context, path Path) error {
+	p, err := apiPath(path)
+	if err != nil {
+		return err
+	}
+	_, err = s.bgp.AddPath(ctx, &api.AddPathRequest{TableType: api.TableType_GLOBAL, Path: p})
+	return err
+}
+
+// remove takes the path out of the RIB.
+func (s *server) remove(ctx context.Context, path Path) error {
+	p, err := apiPath(path)
+	if err != nil {
+		return err
+	}
+	return s.bgp.DeletePath(ctx, &api.DeletePathRequest{TableType: api.TableType_GLOBAL, Path: p})
+}
+
+// removeAll empties the RIB.
+func (s *server) removeAll(ctx context.Context) error {
+	return s.bgp.DeletePath(ctx, &api.DeletePathRequest{TableType: api.TableType_GLOBAL})
+}
+
+// offer is what the switch said in its OPEN.
+type offer struct {
+	known   bool // it has been read
+	restart bool // graceful restart: it keeps our paths (RFC 4724)
+	ipv4    bool
+	ipv6    bool
+}
+
+func (o offer) takes(p netip.Prefix) bool {
+	if p.Addr().Is4() {
+		return o.ipv4
+	}
+	return o.ipv6
+}
+
+// offer reads the capabilities of the established session with p.
+func (s *server) offer(ctx context.Context, p Peer) (offer, error) {
+	o := offer{known: true}
+	var inner error
+	err := s.bgp.ListPeer(ctx, &api.ListPeerRequest{Address: p.Address.String()}, func(peer *api.Peer) {
+		caps, err := apiutil.UnmarshalCapabilities(peer.GetState().GetRemoteCap())
+		if err != nil {
+			inner = err
+			return
+		}
+		for _, c := range caps {
+			switch c := c.(type) {
+			case *bgp.CapGracefulRestart:
+				o.restart = true
+			case *bgp.CapMultiProtocol:
+				o.ipv4 = o.ipv4 || c.CapValue == bgp.RF_IPv4_UC
+				o.ipv6 = o.ipv6 || c.CapValue == bgp.RF_IPv6_UC
+			}
+		}
+	})
+	return o, errors.Join(err, inner)
+}
+
+// localPort finds out the source port of the session with p; 0 if there is no connection.
+func (s *server) localPort(ctx context.Context, p Peer) (uint16, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	port := make(chan uint16, 1)
+	err := s.bgp.WatchEvent(ctx, &api.WatchEventRequest{Peer: &api.WatchEventRequest_Peer{}}, func(r *api.WatchEventResponse) {
+		// One INIT for each peer, here at most one, then END_OF_INIT, which has no port.
+		select {
+		case port <- uint16(r.GetPeer().GetPeer().GetTransport().GetLocalPort()):
+		default:
+		}
+	})
+	if err != nil {
+		return 0, err
+	}
+	select {
+	case n := <-port:
+		return n, nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+var ( // read only
+	ipv4 = &api.Family{Afi: api.Family_AFI_IP, Safi: api.Family_SAFI_UNICAST}
+	ipv6 = &api.Family{Afi: api.Family_AFI_IP6, Safi: api.Family_SAFI_UNICAST}
+)
+
+func afiSafi(f *api.Family, restart bool) *api.AfiSafi {
+	return &api.AfiSafi{
+		Config:            &api.AfiSafiConfig{Family: f, Enabled: true},
+		MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: restart}},
+	}
+}
+
+func apiPath(p Path) (*api.Path, error) {
+	addr, bits, hop := p.Prefix.Addr().String(), uint8(p.Prefix.Bits()), p.NextHop.String()
+	origin := bgp.NewPathAttributeOrigin(bgp.BGP_ORIGIN_ATTR_TYPE_IGP)
+	if p.Prefix.Addr().Is4() {
+		nlri := bgp.NewIPAddrPrefix(bits, addr)
+		return apiutil.NewPath(nlri, false, []bgp.PathAttributeInterface{origin, bgp.NewPathAttributeNextHop(hop)}, time.Time{})
+	}
+	nlri := bgp.NewIPv6AddrPrefix(bits, addr)
+	reach := bgp.NewPathAttributeMpReachNLRI(hop, []bgp.AddrPrefixInterface{nlri})
+	return apiutil.NewPath(nlri, false, []bgp.PathAttributeInterface{origin, reach}, time.Time{})
+}

@@ -1,0 +1,83 @@
+package bgp
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+)
+
+func speakerProcess() int { _ = os.Stdin; return 0 }
+
+func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+func addr(s string) netip.Addr  { return netip.MustParseAddr(s) }
+
+// peerOf is the session of 10.0.0.10, AS 65001, with the switch of AS 65000.
+func peerOf(r *router) Peer {
+	return Peer{
+		Name: "BGPPeer/" + r.kind, Address: r.addr4, ASN: 65000, LocalASN: 65001,
+		LocalAddress: addr("10.0.0.10"), RouterID: addr("10.0.0.10"),
+		HoldTime: 90 * time.Second, RestartTime: 600 * time.Second,
+	}
+}
+
+// pods returns the paths of n nodes, both families, with the nodes' addresses as next hops.
+func pods(n int) []Path {
+	var out []Path
+	for i := range n {
+		out = append(out,
+			Path{pfx(fmt.Sprintf("10.%d.%d.0/24", 100+i/250, i%250)), addr(fmt.Sprintf("10.0.0.%d", 11+i%200))},
+			Path{pfx(fmt.Sprintf("fd01:%x::/64", i)), addr(fmt.Sprintf("fd00:10::%d", 11+i%200))})
+	}
+	return out
+}
+
+func newTestSpeaker(t *testing.T) *Speaker {
+	s := NewSpeaker(Options{})
+	t.Cleanup(s.Stop)
+	return s
+}
+
+func mustSync(t testing.TB, s *Speaker, sessions ...Session) []Change {
+	t.Helper()
+	changes, err := s.Sync(t.Context(), State{Sessions: sessions})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return changes
+}
+
+// becomes waits until the first session has that state and reason.
+func becomes(t testing.TB, s *Speaker, d time.Duration, state, reason string) Status {
+	t.Helper()
+	var st Status
+	eventually(t, d, func() error {
+		all := s.Status(t.Context())
+		if len(all) == 0 {
+			return fmt.Errorf("no session")
+		}
+		st = all[0]
+		if state != "" && st.State != state || st.Reason != reason {
+			return fmt.Errorf("state %s, reason %q (%s), want %s %q", st.State, st.Reason, st.Detail, state, reason)
+		}
+		return nil
+	})
+	return st
+}
+
+func TestThirdPartyNextHop(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		sw.start(swconf{asn: 65000, neighbours: []neighbour{{addr: "10.0.0.10", asn: 65001}}})
+		s := newTestSpeaker(t)
+		mustSync(t, s, Session{peerOf(sw), pods(5)})
+		sw.hears(15*time.Second, pods(5))
+		st := becomes(t, s, time.Second, "Established", "")
+		if !st.Restart || len(st.Advertised) != 10 || st.Detail != "" {
+			t.Errorf("status %+v", st)
+		}
+		if again := mustSync(t, s, Session{peerOf(sw), pods(5)}); len(again) != 0 {
+			t.Errorf("second Sync: %v", again)
+		}
+	})
+}
