@@ -1,0 +1,176 @@
+package main
+
+import (
+	"embed"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
+)
+
+// files are the topologies, and the manifests: the BGPPeer documents as their authors wrote them,
+// and Nodes as an API server would show them.
+//
+//go:embed topology manifests
+var files embed.FS
+
+// act is one scenario of the documents.
+type act struct {
+	name    string // of its files
+	title   string
+	picture string
+	pods    []podSpec
+	guests  []guest             // machines that take part in the traffic beside the pods
+	expect  map[string][]string // by switch: routes that it must learn
+	speaker string              // whose status is shown, and who is restarted
+	restart [][2]string         // pairs with traffic while the speaker restarts; none: no restart
+}
+
+type podSpec struct{ node, name string }
+
+// guest is a machine of the topology with its part.
+type guest struct{ machine, part string }
+
+// end is one end of a pair.
+type end struct {
+	name string
+	part string // "pod", "node", "host" or "VPC"
+	node string // of a pod
+	lan  string
+	m    *lab.Machine
+}
+
+var acts = []act{
+	{
+		name:  "edge-containers",
+		title: "Act 1. Communication between edge containers: one LAN, three speakers, the cloud behind",
+		picture: `
+     VPC 192.168.0.0/16                                data center 10.0.0.0/16, AS 65010
+  +---------------------+                             +------------------------------------+
+  | ecs 192.168.1.20    |   TR       VBR     circuit  |  core switch 10.0.0.1, AS 65001    |
+  |  '- vpc -------------- tr ----- vbr -----------------+  (BIRD)                         |
+  +---------------------+                             |  |                                 |
+                                                      |  +-- host    10.0.0.50             |
+   every router forwards 10.0.0.0/16 and              |  +-- Node-1  10.0.0.10  speaker    |
+   10.10.0.0/16 toward the core switch; the           |  |     pods  10.10.0.0/24          |
+   core switch learns by BGP which node has           |  +-- Node-2  10.0.0.11  speaker    |
+   which pods                                         |  |     pods  10.10.1.0/24          |
+                                                      |  +-- Node-3  10.0.0.12  speaker    |
+                                                      |        pods  10.10.2.0/24          |
+                                                      +------------------------------------+`,
+		pods:    []podSpec{{"Node-1", "web-1"}, {"Node-1", "db-1"}, {"Node-2", "web-2"}, {"Node-3", "web-3"}},
+		guests:  []guest{{"Node-1", "node"}, {"host", "host"}, {"ecs", "VPC"}},
+		speaker: "Node-1",
+		expect: map[string][]string{"core": {
+			"10.10.0.0/24 via 10.0.0.10", "10.10.1.0/24 via 10.0.0.11", "10.10.2.0/24 via 10.0.0.12",
+			"fd00:10:10::/64 via fd00:10::10", "fd00:10:10:1::/64 via fd00:10::11", "fd00:10:10:2::/64 via fd00:10::12",
+		}},
+	},
+	{
+		name:  "two-lans",
+		title: "Act 2. Communication between containers across LANs: one speaker each, switches that peer",
+		picture: `
+                        VPC 192.168.0.0/16   ecs 192.168.1.20
+                                 |
+                        vpc - tr - vbr - circuit
+                                 |
+                      core switch, AS 65001 (BIRD)
+                      BGP /               \ BGP
+                         /                 \
+     switch A 10.0.10.1, AS 65002 -- BGP -- switch B 10.0.20.1, AS 65003
+      |   BGP with Node-1 only               |   BGP with Node-5 only
+      |                                      |
+      +-- host    10.0.10.50                 +-- Node-4  10.0.20.14   pods 10.10.3.0/24
+      +-- Node-1  10.0.10.11  pods 10.10.0.0/24    +-- Node-5  10.0.20.15   pods 10.10.4.0/24
+      +-- Node-2  10.0.10.12  pods 10.10.1.0/24          speaker of LAN B, AS 65020
+      +-- Node-3  10.0.10.13  pods 10.10.2.0/24
+            Node-1 is the speaker of LAN A, AS 65010`,
+		pods: []podSpec{{"Node-1", "a1"}, {"Node-1", "a1-too"}, {"Node-2", "a2"}, {"Node-3", "a3"},
+			{"Node-4", "b4"}, {"Node-5", "b5"}},
+		guests:  []guest{{"Node-2", "node"}, {"host", "host"}, {"ecs", "VPC"}},
+		speaker: "Node-1",
+		restart: [][2]string{{"a1", "a1-too"}, {"a1", "a2"}, {"a2", "a3"}, {"a1", "b5"}, {"b4", "a3"},
+			{"ecs", "a1"}, {"ecs", "a3"}, {"a2", "ecs"}, {"host", "a2"}},
+		expect: map[string][]string{
+			"switch-a": {
+				"10.10.0.0/24 via 10.0.10.11", "10.10.1.0/24 via 10.0.10.12", "10.10.2.0/24 via 10.0.10.13",
+				"10.10.3.0/24 via 172.30.0.2", "10.10.4.0/24 via 172.30.0.2", "192.168.0.0/16 via 172.30.1.2",
+				"fd00:10:10::/64 via fd00:10:0:10::11", "fd00:10:10:1::/64 via fd00:10:0:10::12",
+				"fd00:10:10:2::/64 via fd00:10:0:10::13", "fd00:10:10:3::/64 via fd00:172:30::2",
+				"fd00:10:10:4::/64 via fd00:172:30::2", "fd00:192:168::/48 via fd00:172:30:1::2",
+			},
+			"switch-b": {
+				"10.10.0.0/24 via 172.30.0.1", "10.10.1.0/24 via 172.30.0.1", "10.10.2.0/24 via 172.30.0.1",
+				"10.10.3.0/24 via 10.0.20.14", "10.10.4.0/24 via 10.0.20.15", "192.168.0.0/16 via 172.30.2.2",
+				"fd00:10:10::/64 via fd00:172:30::1", "fd00:10:10:1::/64 via fd00:172:30::1",
+				"fd00:10:10:2::/64 via fd00:172:30::1", "fd00:10:10:3::/64 via fd00:10:0:20::14",
+				"fd00:10:10:4::/64 via fd00:10:0:20::15", "fd00:192:168::/48 via fd00:172:30:2::2",
+			},
+			"core": {
+				"10.10.0.0/24 via 172.30.1.1", "10.10.2.0/24 via 172.30.1.1", "10.10.4.0/24 via 172.30.2.1",
+				"fd00:10:10::/64 via fd00:172:30:1::1", "fd00:10:10:4::/64 via fd00:172:30:2::1",
+			},
+		},
+	},
+}
+
+// kindOf says what a pair shows.
+func kindOf(from, to end) string {
+	if from.part != "pod" || to.part != "pod" {
+		if from.part != "pod" && to.part != "pod" {
+			return "" // the network as it is without us
+		}
+		return from.part + " to " + to.part
+	}
+	switch {
+	case from.node == to.node:
+		return "pods of one node"
+	case from.lan == to.lan:
+		return "pods of one LAN"
+	default:
+		return "pods of two LANs"
+	}
+}
+
+// topology reads the act's machines, and the cloud behind them.
+func (a act) topology() (lab.Topology, error) {
+	var all lab.Topology
+	for _, name := range []string{a.name, "cloud"} {
+		text, err := files.ReadFile("topology/" + name + ".yaml")
+		if err != nil {
+			return all, err
+		}
+		t, err := lab.ParseTopology(text)
+		if err != nil {
+			return all, fmt.Errorf("%s: %w", name, err)
+		}
+		all.Switches = append(all.Switches, t.Switches...)
+		all.Nodes = append(all.Nodes, t.Nodes...)
+		all.Hosts = append(all.Hosts, t.Hosts...)
+	}
+	return all, nil
+}
+
+// manifests names the act's manifests.
+func (a act) manifests() ([]fs.DirEntry, error) { return files.ReadDir("manifests/" + a.name) }
+
+// copyManifests puts the act's manifests where the daemons read them.
+func (a act) copyManifests(dir string) error {
+	entries, err := a.manifests()
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		text, err := files.ReadFile(path.Join("manifests", a.name, e.Name()))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, e.Name()), text, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,136 @@
+// Command demo plays what edgeway is for, on real network namespaces with real BIRD switches: the
+// documents' two scenarios with their manifests as written, then restarts of the only speaker of a
+// LAN under traffic. It needs root, and removes what it made, also when it is interrupted.
+//
+//	go run ./scripts/demo          play, and take everything down
+//	go run ./scripts/demo -keep    leave the laboratories standing to look around
+//	go run ./scripts/demo -down    take down what -keep left
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
+)
+
+func main() {
+	keep := flag.Bool("keep", false, "leave the laboratories standing, and say how to look around")
+	down := flag.Bool("down", false, "take down what -keep left standing, and stop")
+	bin := flag.String("bin", "bin", "directory of edgeway and edgewayd")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	out := newPage(os.Stdout)
+	var err error
+	if *down {
+		err = takeDown(out)
+	} else {
+		err = run(ctx, out, *bin, *keep)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		os.Exit(1)
+	}
+}
+
+// run plays both acts and gives the verdict. Laboratories are taken down however it ends.
+func run(ctx context.Context, out *page, bin string, keep bool) (err error) {
+	if err := ready(bin); err != nil {
+		return err
+	}
+	if gone, err := lab.Sweep(); err != nil {
+		return fmt.Errorf("remove what an interrupted run left: %w", err)
+	} else if len(gone) > 0 {
+		out.printf("removed what an interrupted run left: %s\n", strings.Join(gone, ", "))
+	}
+	start := time.Now()
+	out.printf("edgeway, demonstrated: pods with addresses that the LAN itself routes; no tunnel, no NAT.\n")
+	out.printf("Switches are %s; everything stands in network namespaces.\n", birdVersion())
+
+	var verdict verdict
+	var standing []*stage
+	defer func() {
+		if keep && ctx.Err() == nil {
+			err = errors.Join(err, leave(out, standing))
+			return
+		}
+		for _, s := range standing {
+			err = errors.Join(err, s.lab.Close())
+		}
+	}()
+	for _, a := range acts {
+		l, err := lab.New(lab.Options{Bin: bin})
+		if err != nil {
+			return err
+		}
+		s := &stage{act: a, lab: l, out: out, verdict: &verdict}
+		standing = append(standing, s)
+		if err := s.play(ctx); err != nil {
+			if ctx.Err() != nil {
+				return errors.New("interrupted; the laboratories are taken down")
+			}
+			return fmt.Errorf("%s: %w", a.title, err)
+		}
+	}
+	return verdict.print(out, time.Since(start))
+}
+
+// ready says what is missing, and how to get it.
+func ready(bin string) error {
+	if os.Geteuid() != 0 {
+		return errors.New("needs root to make network namespaces; run 'sudo make demo'")
+	}
+	if missing := lab.Tools(lab.BIRD); len(missing) > 0 {
+		return fmt.Errorf("not installed: %s; run scripts/install-test-tools.sh", strings.Join(missing, ", "))
+	}
+	for _, name := range []string{"edgeway", "edgewayd"} {
+		if _, err := os.Stat(filepath.Join(bin, name)); err != nil {
+			return fmt.Errorf("%w; run 'make build'", err)
+		}
+	}
+	return nil
+}
+
+func birdVersion() string {
+	text, err := exec.Command("bird", "--version").CombinedOutput() // it answers on standard error
+	if err != nil {
+		return "BIRD"
+	}
+	return strings.TrimSpace(strings.Replace(string(text), " version ", " ", 1))
+}
+
+func takeDown(out *page) error {
+	gone, err := lab.Down()
+	if err == nil && len(gone) == 0 {
+		out.printf("no laboratory is standing\n")
+	}
+	for _, name := range gone {
+		out.printf("took down %s\n", name)
+	}
+	return err
+}
+
+// leave keeps the laboratories, and says how to look around in them.
+func leave(out *page, standing []*stage) error {
+	var errs []error
+	for _, s := range standing {
+		if err := s.lab.Keep(); err != nil {
+			errs = append(errs, err, s.lab.Close())
+			continue
+		}
+		s.lookAround()
+	}
+	out.printf("\nTake it all down:  go run ./scripts/demo -down   (make demo-down)\n")
+	return errors.Join(errs...)
+}

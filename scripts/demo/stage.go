@@ -1,0 +1,342 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
+)
+
+const (
+	// sessionTimeout is how long a switch may take to learn the routes: it includes the
+	// daemons' first dial and BIRD's own delays.
+	sessionTimeout = 20 * time.Second
+	// convergeTimeout is how long first packets may take once the routes are there.
+	convergeTimeout = 5 * time.Second
+)
+
+// stage is where an act is played.
+type stage struct {
+	act     act
+	lab     *lab.Lab
+	out     *page
+	verdict *verdict
+	nodes   []*lab.Node
+	ends    []end
+	owners  map[netip.Addr]string // machines by address, to say whose next hop it is
+}
+
+// play builds the act's laboratory and plays its scenes.
+func (s *stage) play(ctx context.Context) error {
+	s.out.title(s.act.title)
+	s.out.printf("%s\n", s.act.picture)
+	scenes := []func(context.Context) error{s.build, s.daemons, s.pods, s.switches, s.status, s.pairs}
+	if len(s.act.restart) > 0 {
+		scenes = append(scenes, s.restarts)
+	}
+	for _, scene := range scenes {
+		if err := scene(ctx); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (s *stage) build(ctx context.Context) error {
+	t, err := s.act.topology()
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	if err := s.lab.Build(ctx, t); err != nil {
+		return err
+	}
+	s.out.heading(fmt.Sprintf("network namespaces %s-*: %d switches, %d nodes, %d hosts and routers  (%s)",
+		s.lab.Prefix, len(t.Switches), len(t.Nodes), len(t.Hosts), since(start)))
+	s.owners = map[netip.Addr]string{}
+	add := func(h lab.HostSpec) {
+		for _, link := range h.Links {
+			for _, a := range link.Addrs {
+				s.owners[a.Addr()] = h.Name
+			}
+		}
+	}
+	for _, h := range t.Hosts {
+		add(h)
+	}
+	for _, sw := range t.Switches {
+		add(sw.HostSpec)
+	}
+	for _, n := range t.Nodes {
+		add(n.HostSpec)
+		s.nodes = append(s.nodes, s.lab.Node(n.Name))
+	}
+	return s.act.copyManifests(s.lab.ClusterDir())
+}
+
+// daemons starts edgewayd on every node, all at once.
+func (s *stage) daemons(ctx context.Context) error {
+	entries, err := s.act.manifests()
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	s.out.heading("edgewayd on each node, told by " + strings.Join(names, ", "))
+	took := make([]time.Duration, len(s.nodes))
+	var g errgroup.Group
+	for i, n := range s.nodes {
+		g.Go(func() error {
+			start := time.Now()
+			defer func() { took[i] = time.Since(start) }()
+			return n.Start(ctx)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	rows := [][]string{{"NODE", "ADDRESSES", "POD CIDRS", "ROUTES TO NODES", "BGP", "READY AFTER"}}
+	for i, n := range s.nodes {
+		status, err := n.Status(ctx)
+		if err != nil {
+			return err
+		}
+		role := "no speaker"
+		if len(status.Sessions) > 0 {
+			role = fmt.Sprintf("speaker, AS %d", status.Sessions[0].LocalASN)
+		}
+		rows = append(rows, []string{n.Name, join(n.Addrs), strings.Join(status.PodCIDRs, " "),
+			fmt.Sprint(len(status.Routes)), role, millis(took[i])})
+	}
+	s.out.table(rows)
+	return nil
+}
+
+// pods adds the act's pods through the plugin, as a container runtime does.
+func (s *stage) pods(ctx context.Context) error {
+	s.out.heading("pods, wired by the edgeway plugin (CNI ADD through libcni, as a container runtime does)")
+	rows := [][]string{{"POD", "NODE", "ADDRESSES", "ADD TOOK"}}
+	for _, spec := range s.act.pods {
+		p, err := s.lab.Node(spec.node).AddPod(ctx, "default", spec.name)
+		if err != nil {
+			return err
+		}
+		for _, a := range p.Addrs {
+			s.owners[a] = p.Name
+		}
+		rows = append(rows, []string{p.Name, spec.node, join(p.Addrs), millis(p.Took)})
+		s.ends = append(s.ends, end{name: p.Name, part: "pod", node: spec.node, lan: s.lanOf(spec.node), m: p.Machine})
+	}
+	for _, g := range s.act.guests {
+		s.ends = append(s.ends, end{name: g.machine, part: g.part, m: s.lab.Machine(g.machine)})
+	}
+	s.out.table(rows)
+	return nil
+}
+
+// lanOf is the subnet of a node's first address.
+func (s *stage) lanOf(node string) string {
+	prefix, err := s.lab.Machine(node).Addrs[0].Prefix(24)
+	if err != nil {
+		return ""
+	}
+	return prefix.String()
+}
+
+// switches waits until the switches have learned what they should, and shows it.
+func (s *stage) switches(ctx context.Context) error {
+	start := time.Now()
+	var names []string
+	for name := range s.act.expect {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		want := s.act.expect[name]
+		err := lab.Wait(ctx, sessionTimeout, func() error { return s.missing(ctx, name, want) })
+		s.verdict.check(s.act.name, "switch learned every next hop: "+name, err)
+		if err != nil && ctx.Err() != nil {
+			return err
+		}
+	}
+	s.out.heading(fmt.Sprintf("what the switches learned by BGP  (complete after %s)", since(start)))
+	for _, name := range names {
+		if err := s.show(ctx, s.lab.Switch(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// missing says which of the routes are not in the switch's kernel.
+func (s *stage) missing(ctx context.Context, name string, want []string) error {
+	routes, err := s.lab.Switch(name).Learned(ctx)
+	if err != nil {
+		return err
+	}
+	have := map[string]bool{}
+	for _, r := range routes {
+		have[r.String()] = true
+	}
+	var missing []string
+	for _, w := range want {
+		if !have[w] {
+			missing = append(missing, w)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%s has not learned %s", name, strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// show prints a switch's sessions and routes as birdc does; the routes with the machine whose
+// address the next hop is.
+func (s *stage) show(ctx context.Context, sw *lab.Switch) error {
+	sessions, routes := sw.Tables()
+	text, err := sw.Run(ctx, sessions[0], sessions[1:]...)
+	if err != nil {
+		return err
+	}
+	s.out.printf("\n")
+	s.out.command("birdc show protocols      (" + sw.Name + ")")
+	s.out.block(onlyBGP(text))
+	text, err = sw.Run(ctx, routes[0], routes[1:]...)
+	if err != nil {
+		return err
+	}
+	s.out.command("birdc show route          (" + sw.Name + ", sorted)")
+	rows := [][]string{{"PREFIX", "NEXT HOP", "WHICH IS", "HEARD FROM"}}
+	for _, h := range heard(text) {
+		rows = append(rows, []string{h.prefix, h.via, s.owners[h.addr()], strings.Join(h.from, " ")})
+	}
+	s.out.table(rows)
+	return nil
+}
+
+// onlyBGP keeps the head and the BGP lines of `show protocols`.
+func onlyBGP(text string) string {
+	var keep []string
+	for line := range strings.Lines(text) {
+		if f := strings.Fields(line); len(f) > 1 && (f[1] == "BGP" || f[0] == "Name") {
+			keep = append(keep, strings.TrimRight(line, "\n"))
+		}
+	}
+	return strings.Join(keep, "\n")
+}
+
+// hearsay is one prefix with one next hop, and all who told it.
+type hearsay struct {
+	prefix, via string
+	from        []string
+}
+
+func (h hearsay) addr() netip.Addr {
+	a, _ := netip.ParseAddr(h.via) // BIRD wrote it
+	return a
+}
+
+var birdRoute = regexp.MustCompile(`^(\S*)\s+unicast \[(\S+) `)
+
+// heard reads `birdc show route`: a prefix, who told it, and on the next line the next hop.
+func heard(text string) []hearsay {
+	var all []hearsay
+	var prefix, from string
+	for line := range strings.Lines(text) {
+		if m := birdRoute.FindStringSubmatch(line); m != nil {
+			if m[1] != "" {
+				prefix = m[1]
+			}
+			from = m[2]
+			continue
+		}
+		f := strings.Fields(line)
+		if len(f) < 2 || f[0] != "via" {
+			continue
+		}
+		i := slices.IndexFunc(all, func(h hearsay) bool { return h.prefix == prefix && h.via == f[1] })
+		if i < 0 {
+			i = len(all)
+			all = append(all, hearsay{prefix: prefix, via: f[1]})
+		}
+		all[i].from = append(all[i].from, from)
+	}
+	for _, h := range all {
+		slices.Sort(h.from)
+	}
+	slices.SortStableFunc(all, func(a, b hearsay) int {
+		p, _ := netip.ParsePrefix(a.prefix)
+		q, _ := netip.ParsePrefix(b.prefix)
+		return p.Compare(q)
+	})
+	return all
+}
+
+// status shows what the daemon of the speaker says.
+func (s *stage) status(ctx context.Context) error {
+	n := s.lab.Node(s.act.speaker)
+	text, err := n.Command(ctx, "status")
+	if err != nil {
+		return err
+	}
+	s.out.heading("what a node says of itself")
+	s.out.command("edgewayd status           (" + n.Name + ")")
+	s.out.block(text)
+	return nil
+}
+
+// lookAround says how to look around in a laboratory that was kept.
+func (s *stage) lookAround() {
+	out := s.out
+	out.heading("look around: " + s.act.name + "  (" + s.lab.Prefix + ", files in " + s.lab.Dir + ")")
+	self, err := os.Getwd()
+	if err != nil {
+		self = "."
+	}
+	bin := filepath.Join(self, "bin")
+	speaker := s.lab.Node(s.act.speaker)
+	if speaker == nil {
+		return
+	}
+	if p := s.lab.Pod(s.act.pods[0].name); p != nil {
+		out.printf("  a pod         ip netns exec %s ip address\n", p.Netns)
+	}
+	out.printf("  a node        ip netns exec %s ip route\n", speaker.Netns)
+	out.printf("  its daemon    %s/edgewayd status --config %s\n", bin, speaker.Config)
+	out.printf("  its log       %s\n", speaker.Log())
+	for name := range s.act.expect {
+		_, routes := s.lab.Switch(name).Tables()
+		out.printf("  %-13s %s\n", name, strings.Join(routes, " "))
+	}
+	out.printf("  the cluster   edit the manifests in %s\n", s.lab.ClusterDir())
+}
+
+func join(addrs []netip.Addr) string {
+	var all []string
+	for _, a := range addrs {
+		all = append(all, a.String())
+	}
+	return strings.Join(all, " ")
+}
+
+func millis(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }
+
+func since(start time.Time) string { return fmt.Sprintf("%.1f s", time.Since(start).Seconds()) }
+
+// workers bounds the checks under way at once.
+func workers() int { return 4 * runtime.GOMAXPROCS(0) }
