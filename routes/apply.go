@@ -147,7 +147,7 @@ func nextStep(object any, err error) string {
 // holder finds the route of another protocol in the place of r.
 func (v *view) holder(r Route) (Route, bool) {
 	r = normal(r)
-	entries, err := v.fib(family(r.Dst.Addr()), r.Table, 0)
+	entries, err := v.fib(family(r.Dst.Addr()), r.Table, 0, 0)
 	if err != nil {
 		return Route{}, false
 	}

@@ -66,7 +66,7 @@ func parseAddr(b []byte) (ifAddr, bool) {
 func (v *view) addrs(index int) ([]ifAddr, error) {
 	h := make([]byte, unix.SizeofIfAddrmsg)
 	binary.NativeEndian.PutUint32(h[4:], uint32(index))
-	addrs, err := dump(v.c, newMessage(unix.RTM_GETADDR, 0, h), func(b []byte) (ifAddr, bool) {
+	addrs, err := dump(v.c, newMessage(unix.RTM_GETADDR, 0, h), 0, func(b []byte) (ifAddr, bool) {
 		a, ok := parseAddr(b)
 		return a, ok && (index == 0 || a.index == index)
 	})
@@ -154,7 +154,7 @@ func (v *view) permanent(family uint8, index int) ([]entry, error) {
 	if family == unix.AF_BRIDGE { // rtnetlink.c: valid_fdb_dump_strict
 		m = neighMessage(unix.RTM_GETNEIGH, 0, family, index, 0, 0)
 	}
-	entries, err := dump(v.c, m, func(b []byte) (entry, bool) {
+	entries, err := dump(v.c, m, 0, func(b []byte) (entry, bool) {
 		e, ok := parseNeigh(b)
 		return e, ok && e.index == index && e.state&unix.NUD_PERMANENT != 0 && e.flags&ntfProxy == 0
 	})

@@ -181,14 +181,15 @@ func (c *conn) get(m message) (answer []byte, err error) {
 	return answer, err
 }
 
-// dump sends a dump request and returns what parse makes of each answer.
-func dump[T any](c *conn, m message, parse func(body []byte) (T, bool)) ([]T, error) {
+// dump sends a dump request and returns what parse makes of each answer; about expect answers
+// are expected.
+func dump[T any](c *conn, m message, expect int, parse func(body []byte) (T, bool)) ([]T, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	flags := binary.NativeEndian.Uint16(m[6:]) | unix.NLM_F_DUMP
 	binary.NativeEndian.PutUint16(m[6:], flags)
 	for range dumpRetries {
-		out, err := dumpOnce(c, m, parse)
+		out, err := dumpOnce(c, m, make([]T, 0, expect), parse)
 		if !errors.Is(err, errInterrupted) {
 			return out, err
 		}
@@ -196,7 +197,7 @@ func dump[T any](c *conn, m message, parse func(body []byte) (T, bool)) ([]T, er
 	return nil, errInterrupted
 }
 
-func dumpOnce[T any](c *conn, m message, parse func(body []byte) (T, bool)) (out []T, err error) {
+func dumpOnce[T any](c *conn, m message, out []T, parse func(body []byte) (T, bool)) (_ []T, err error) {
 	if err := c.send(c.stamp(m)); err != nil {
 		return nil, err
 	}

@@ -14,7 +14,7 @@ const (
 
 // Diff returns what turns observed into desired, in an order that can be applied. It is pure:
 // Diff(x, x) is empty, and applying Diff(a, b) to a gives b. Objects of observed that desired
-// does not name are deleted; Observe puts only what is in scope there.
+// does not name are deleted, but for sysctls; Observe puts only what is in scope there.
 //
 // Order: links come before what stands on them, sysctls before addresses, addresses before
 // neighbours and routes; deletions come last, so that a route that changes its metric or its
@@ -56,19 +56,23 @@ func diff[T any, K comparable](observed, desired []T, id identity[T, K]) (set, d
 		first[k] = i
 	}
 	keep := make([]bool, len(observed))
-	seen := make(map[K]T, len(desired))
-	for _, d := range desired {
+	seen := make(map[K]int, len(desired))
+	for n, d := range desired {
 		k := id.key(d)
-		if twin, ok := seen[k]; ok {
-			if !id.right(twin, d) {
+		if at, ok := seen[k]; ok {
+			if twin := desired[at]; !id.right(twin, d) {
 				set = append(set, Change{Op: Add, Object: d, Err: fmt.Errorf("%s: desired twice, the other is %v", objectText(d), any(twin))})
 			}
 			continue
 		}
-		seen[k] = d
+		seen[k] = n
 		i, ok := first[k]
 		if !ok {
 			set = append(set, Change{Op: Add, Object: d})
+			continue
+		}
+		if len(more) == 0 && id.right(observed[i], d) {
+			keep[i] = true
 			continue
 		}
 		group := append([]int{i}, more[k]...)

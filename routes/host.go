@@ -33,7 +33,7 @@ func (k *Kernel) Host(ctx context.Context) (Host, error) {
 		}
 	}
 	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		entries, err := v.fib(fam, mainTable, 0)
+		entries, err := v.fib(fam, mainTable, 0, 0)
 		if err != nil {
 			return Host{}, err
 		}

@@ -54,7 +54,9 @@ func (k *Kernel) Close() {
 // Observe reads what the namespace has inside scope, and what it has in the place of each
 // object that desired names.
 func (k *Kernel) Observe(ctx context.Context, scope Scope, desired State) (State, error) {
-	return k.observe(ctx, newView(k.c), scope, desired)
+	v := newView(k.c)
+	v.holders = true
+	return k.observe(ctx, v, scope, desired)
 }
 
 func (k *Kernel) observe(ctx context.Context, v *view, scope Scope, desired State) (s State, err error) {

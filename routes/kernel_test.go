@@ -111,16 +111,21 @@ func TestForeignRouteIsLeftAndReported(t *testing.T) {
 	s.contains("ip route", "10.10.2.0/24 via 10.0.0.1 dev eth0 proto bird")
 	s.contains("ip -6 route", "fd00:10:2::/64 via fd00:10::1 dev eth0 proto static")
 	s.contains("ip route", "10.10.3.0/24 via 10.0.0.13 dev eth0 proto 119")
-	before := s.k.c.writes.Load()
-	if _, err := s.k.Sync(t.Context(), nodeScope, nodeRoutes()); !errors.Is(err, ErrForeign) || s.k.c.writes.Load() != before {
-		t.Errorf("second sync: %v, %d writes; want ErrForeign and 0", err, s.k.c.writes.Load()-before)
+	observed, err := s.k.Observe(t.Context(), nodeScope, nodeRoutes())
+	if err != nil {
+		t.Fatal(err)
 	}
-	// One that appeared between the look and the write is refused by the kernel (NLM_F_EXCL).
-	a := applier{k: s.k, v: newView(s.k.c), ctx: t.Context()}
-	late := []Change{{Op: Add, Object: nodeRoutes().Routes[0]}}
-	if a.apply(late); !errors.Is(late[0].Err, ErrForeign) {
-		t.Errorf("late: %v, want ErrForeign", late[0].Err)
+	if diff := Diff(observed, nodeRoutes()); len(diff) != 2 || !errors.Is(diff[0].Err, ErrForeign) || !errors.Is(diff[1].Err, ErrForeign) {
+		t.Errorf("diff of what is observed: %v, want two changes with ErrForeign", texts(diff))
 	}
+	// Beside a foreign route stands a wrong one of ours: the kernel would replace the first.
+	s.run("ip route append 10.10.2.0/24 via 10.0.0.96 proto 119")
+	_, err = s.k.Sync(t.Context(), nodeScope, nodeRoutes())
+	if !errors.Is(err, ErrForeign) {
+		t.Fatalf("err %v, want ErrForeign", err)
+	}
+	s.contains("ip route", "10.10.2.0/24 via 10.0.0.1 dev eth0 proto bird")
+	s.lacks("ip route", "10.0.0.96")
 }
 
 func TestMissingLinkDoesNotStopTheOthers(t *testing.T) {
@@ -148,10 +153,10 @@ func TestMissingLinkDoesNotStopTheOthers(t *testing.T) {
 	s.contains("ip route", "10.10.3.0/24 via 10.0.0.13")
 }
 
-func TestPodWiring(t *testing.T) {
-	host, pod := newSpace(t), newSpace(t)
+// podStates are the host's and the pod's side of one attachment.
+func podStates(pod *space) (host, inPod State) {
 	podPrefix4, podPrefix6 := pfx("10.10.1.5/32"), pfx("fd00:10:1::5/128")
-	want := State{
+	host = State{
 		Links: []Link{{Name: "ew0123456789a", Kind: "veth", MAC: "02:00:00:00:00:aa", MTU: 1400, Up: true,
 			Peer: &Peer{Name: "eth0", MAC: "02:00:00:00:00:bb", MTU: 1400, Netns: pod.f}}},
 		Neighs: []Neigh{
@@ -163,7 +168,7 @@ func TestPodWiring(t *testing.T) {
 			{Dst: podPrefix6, Link: "ew0123456789a", Protocol: ProtoPod},
 		},
 	}
-	inPod := State{
+	inPod = State{
 		Links:  []Link{{Name: "eth0", MAC: "02:00:00:00:00:bb", MTU: 1400, Up: true}},
 		Addrs:  []Addr{{"eth0", podPrefix4}, {"eth0", podPrefix6}},
 		Neighs: []Neigh{{"eth0", addr("169.254.1.1"), "02:00:00:00:00:aa"}, {"eth0", addr("fe80::1"), "02:00:00:00:00:aa"}},
@@ -173,6 +178,12 @@ func TestPodWiring(t *testing.T) {
 			{Dst: pfx("::/0"), Via: addr("fe80::1"), Link: "eth0", Protocol: ProtoPod},
 		},
 	}
+	return host, inPod
+}
+
+func TestPodWiring(t *testing.T) {
+	host, pod := newSpace(t), newSpace(t)
+	want, inPod := podStates(pod)
 	host.sync(Scope{}, want)
 	pod.sync(Scope{}, inPod)
 	host.quiet(Scope{}, want)

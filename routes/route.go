@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -231,15 +232,15 @@ func parseHops(b []byte) (hops []hop) {
 	return hops
 }
 
-// fib reads one table of one family; a protocol of 0 is any.
-func (v *view) fib(family uint8, table int, protocol Protocol) ([]fibEntry, error) {
+// fib reads one table of one family; a protocol of 0 is any. About expect entries are expected.
+func (v *view) fib(family uint8, table int, protocol Protocol, expect int) ([]fibEntry, error) {
 	h := make([]byte, unix.SizeofRtMsg)
 	h[0], h[5] = family, uint8(protocol)
 	if table < 256 {
 		h[4] = uint8(table)
 	}
 	m := newMessage(unix.RTM_GETROUTE, 0, h).attr32(unix.RTA_TABLE, uint32(table))
-	entries, err := dump(v.c, m, func(b []byte) (fibEntry, bool) {
+	entries, err := dump(v.c, m, expect, func(b []byte) (fibEntry, bool) {
 		e, ok := parseRoute(b)
 		return e, ok && e.family == family && e.Table == table && (protocol == 0 || e.Protocol == protocol)
 	})
@@ -259,7 +260,9 @@ func (v *view) route(e fibEntry) Route {
 }
 
 // observeRoutes reads the routes that are ours by their protocol, and what stands in the place
-// of each desired one. Others' routes are read only when a desired one is not there.
+// of each desired one. Others' routes are read only when one of ours is not what it should be, or
+// one is missing and the caller wants to know who is there instead: the kernel refuses to add a
+// route where there is one (NLM_F_EXCL), so that Sync need not know in advance.
 func (v *view) observeRoutes(scope Scope, desired []Route) ([]Route, error) {
 	var out []Route
 	var errs []error
@@ -277,38 +280,41 @@ type owner struct {
 }
 
 func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, error) {
-	want := map[routeKey]Route{}
+	want := make(map[routeKey]int, len(desired)) // to index in desired
 	owners := map[owner]bool{}
 	if scope.Protocol != 0 {
 		owners[owner{mainTable, scope.Protocol}] = true
 	}
-	for _, r := range desired {
+	for i, r := range desired {
 		if r.Dst.IsValid() && family(r.Dst.Addr()) == fam {
-			r = normal(r)
-			want[keyOfRoute(r)] = r
-			owners[owner{r.Table, r.Protocol}] = true
+			k := keyOfRoute(r)
+			want[k] = i
+			owners[owner{k.table, r.Protocol}] = true
 		}
 	}
 	var out []Route
-	right := 0
+	right, wrong := 0, false
 	for o := range owners {
-		entries, err := v.fib(fam, o.table, o.protocol)
+		entries, err := v.fib(fam, o.table, o.protocol, len(want))
 		if err != nil {
 			return nil, err
 		}
-		for _, e := range entries {
-			w, wanted := want[keyOfRoute(e.Route)]
+		out = slices.Grow(out, len(entries))
+		for i := range entries {
+			at, wanted := want[keyOfRoute(entries[i].Route)]
 			if !wanted && (scope.Protocol == 0 || o != (owner{mainTable, scope.Protocol})) {
 				continue
 			}
-			r := v.route(e)
-			if wanted && normal(r) == w {
+			r := v.route(entries[i])
+			if wanted && normal(r) == normal(desired[at]) {
 				right++
+			} else if wanted {
+				wrong = true
 			}
 			out = append(out, r)
 		}
 	}
-	if right >= len(want) {
+	if !wrong && (right >= len(want) || !v.holders) {
 		return out, nil
 	}
 	return v.observeTables(fam, scope, want, owners)
@@ -316,14 +322,14 @@ func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, 
 
 // observeTables reads the whole tables, so that what others put in the place of our routes is
 // seen in the kernel's order with ours.
-func (v *view) observeTables(fam uint8, scope Scope, want map[routeKey]Route, owners map[owner]bool) ([]Route, error) {
+func (v *view) observeTables(fam uint8, scope Scope, want map[routeKey]int, owners map[owner]bool) ([]Route, error) {
 	tables := map[int]bool{}
 	for o := range owners {
 		tables[o.table] = true
 	}
 	var out []Route
 	for table := range tables {
-		entries, err := v.fib(fam, table, 0)
+		entries, err := v.fib(fam, table, 0, len(want))
 		if err != nil {
 			return nil, err
 		}

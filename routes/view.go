@@ -22,8 +22,10 @@ type view struct {
 	c       *conn
 	byName  map[string]device
 	byIndex map[int]device
+	absent  map[string]bool
 	asked   int
 	whole   bool // every link has been read
+	holders bool // others' routes in the place of desired ones are wanted
 }
 
 var errNoLink = errors.New("link does not exist")
@@ -32,12 +34,13 @@ var errNoLink = errors.New("link does not exist")
 const lookups = 8
 
 func newView(c *conn) *view {
-	return &view{c: c, byName: map[string]device{}, byIndex: map[int]device{}}
+	return &view{c: c, byName: map[string]device{}, byIndex: map[int]device{}, absent: map[string]bool{}}
 }
 
 func (v *view) put(d device) {
 	v.byName[d.Name] = d
 	v.byIndex[d.index] = d
+	delete(v.absent, d.Name)
 }
 
 func (v *view) forget(name string) {
@@ -55,7 +58,7 @@ func linkRequest(typ uint16) message {
 
 // all reads every link.
 func (v *view) all() ([]device, error) {
-	devices, err := dump(v.c, linkRequest(unix.RTM_GETLINK), parseLink)
+	devices, err := dump(v.c, linkRequest(unix.RTM_GETLINK), 0, parseLink)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -69,7 +72,7 @@ func (v *view) all() ([]device, error) {
 
 // named finds a link by its name; ok is false when there is none.
 func (v *view) named(name string) (d device, ok bool, err error) {
-	if d, ok := v.byName[name]; ok || v.whole {
+	if d, ok := v.byName[name]; ok || v.whole || v.absent[name] {
 		return d, ok, nil
 	}
 	if v.asked++; v.asked > lookups {
@@ -89,6 +92,7 @@ func (v *view) fetch(name string) (d device, ok bool, err error) {
 	}
 	body, err := v.c.get(linkRequest(unix.RTM_GETLINK).attrString(unix.IFLA_IFNAME, name))
 	if errors.Is(err, unix.ENODEV) {
+		v.absent[name] = true
 		return device{}, false, nil
 	}
 	if err != nil {
