@@ -165,6 +165,10 @@ func sorted(s State) State {
 	s.Addrs = slices.SortedFunc(slices.Values(s.Addrs), func(a, b Addr) int { return by(a, b) })
 	s.Neighs = slices.SortedFunc(slices.Values(s.Neighs), func(a, b Neigh) int { return by(a, b) })
 	s.FDB = slices.SortedFunc(slices.Values(s.FDB), func(a, b FDB) int { return by(a, b) })
+	s.Routes = slices.Clone(s.Routes)
+	for i := range s.Routes {
+		s.Routes[i] = normal(s.Routes[i])
+	}
 	s.Routes = slices.SortedFunc(slices.Values(s.Routes), func(a, b Route) int { return by(a, b) })
 	s.Sysctls = slices.SortedFunc(slices.Values(s.Sysctls), func(a, b Sysctl) int { return by(a, b) })
 	return s
