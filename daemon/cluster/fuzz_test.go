@@ -26,32 +26,39 @@ func FuzzManifest(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		w := merge([]manifest{readManifest("f.yaml", text)}, World{})
-		encoded, err := json.Marshal(w)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var decoded World
-		if err := json.Unmarshal(encoded, &decoded); err != nil {
-			t.Fatalf("%v in %s", err, encoded)
-		}
-		if !Equal(w, decoded) {
-			t.Errorf("%s does not come back", encoded)
-		}
-		again := merge([]manifest{readManifest("f.yaml", text)}, w)
-		if !Equal(w, again) {
-			t.Errorf("the second reading differs")
-		}
-		kept := merge([]manifest{brokenManifest("f.yaml", Problem{})}, w)
-		if !Equal(w, kept) {
-			t.Errorf("a broken file does not keep all")
-		}
-		for _, p := range w.Problems {
-			if p.Object == "" || p.Reason == "" || p.Next == "" {
-				t.Errorf("incomplete problem %+v", p)
-			}
+		for _, file := range []string{"f.yaml", "f.json"} {
+			readAndMerge(t, file, text)
 		}
 	})
+}
+
+func readAndMerge(t *testing.T, file string, text []byte) {
+	t.Helper()
+	w := merge([]manifest{readManifest(file, text)}, World{})
+	encoded, err := json.Marshal(w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var decoded World
+	if err := json.Unmarshal(encoded, &decoded); err != nil {
+		t.Fatalf("%v in %s", err, encoded)
+	}
+	if !Equal(w, decoded) {
+		t.Errorf("%s does not come back", encoded)
+	}
+	again := merge([]manifest{readManifest(file, text)}, w)
+	if !Equal(w, again) {
+		t.Errorf("the second reading differs")
+	}
+	kept := merge([]manifest{brokenManifest(file, Problem{})}, w)
+	if !Equal(w, kept) {
+		t.Errorf("a broken file does not keep all")
+	}
+	for _, p := range w.Problems {
+		if p.Object == "" || p.Reason == "" || p.Next == "" {
+			t.Errorf("incomplete problem %+v", p)
+		}
+	}
 }
 
 func FuzzSelector(f *testing.F) {

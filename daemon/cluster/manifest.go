@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -55,10 +56,12 @@ const maxListDepth = 4
 // readManifest reads the documents of one file. It is pure.
 func readManifest(file string, text []byte) manifest {
 	m := manifest{file: file}
-	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	next := yamlDocuments(text)
+	if isJSON(file) {
+		next = newJSONDocuments(text).next
+	}
 	for documents := 0; ; {
-		var doc yaml.Node
-		err := decoder.Decode(&doc)
+		n, err := next()
 		if errors.Is(err, io.EOF) && documents == 0 {
 			return brokenManifest(file, Problem{
 				Reason: emptyFile, Want: "manifests", Got: "no document",
@@ -72,12 +75,28 @@ func readManifest(file string, text []byte) manifest {
 			return brokenManifest(file, syntaxProblem(file, err))
 		}
 		d := &document{file: file, object: "file " + file}
-		for _, n := range doc.Content {
-			if root := d.at("", n, n.Line); !root.absent() {
-				documents++
-				m.readDocument(root, kind{}, 0)
-			}
+		if root := d.at("", n, n.Line); !root.absent() {
+			documents++
+			m.readDocument(root, kind{}, 0)
 		}
+	}
+}
+
+func isJSON(file string) bool { return filepath.Ext(file) == ".json" }
+
+// yamlDocuments returns the function that gives the next document of text; its error is io.EOF
+// at the end.
+func yamlDocuments(text []byte) func() (*yaml.Node, error) {
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	return func() (*yaml.Node, error) {
+		var doc yaml.Node
+		if err := decoder.Decode(&doc); err != nil {
+			return nil, err
+		}
+		if len(doc.Content) == 0 {
+			return &doc, nil
+		}
+		return doc.Content[0], nil
 	}
 }
 
@@ -86,7 +105,7 @@ func brokenManifest(file string, p Problem) manifest {
 	return manifest{file: file, broken: true, problems: []Problem{p}}
 }
 
-// syntaxProblem says where the YAML parser stopped.
+// syntaxProblem says where the parser stopped.
 func syntaxProblem(file string, err error) Problem {
 	message := strings.TrimPrefix(err.Error(), "yaml: ")
 	place := file
@@ -99,8 +118,12 @@ func syntaxProblem(file string, err error) Problem {
 	if strings.HasPrefix(message, "unknown anchor") {
 		message = "an alias (*) of no anchor" // its name may be the begin of a password
 	}
+	want := "YAML"
+	if isJSON(file) {
+		want = "JSON"
+	}
 	return Problem{
-		Reason: badManifest, Want: "YAML or JSON", Got: message,
+		Reason: badManifest, Want: want, Got: message,
 		Next: "repair " + place + ", or delete the file to remove its objects",
 	}
 }

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,9 @@ import (
 	"strings"
 	"time"
 )
+
+// maxReadings bounds how often a directory that changes all the time is read again.
+const maxReadings = 10
 
 // manifests is a directory of Kubernetes manifests.
 type manifests struct {
@@ -30,49 +34,101 @@ func Manifests(dir string) Source {
 	return &manifests{dir: filepath.Clean(dir), pace: defaultPace, clock: time.Now}
 }
 
-// World reads the directory.
+// World reads the directory. Before it forgets an object it waits and reads again until two
+// readings agree: an editor may be in the middle of replacing a file.
 func (m *manifests) World(ctx context.Context, last World) (World, error) {
-	paths, err := m.paths()
+	content, files, err := m.read(ctx)
 	if err != nil {
 		return last, err
 	}
-	var files []manifest
-	for _, path := range paths {
-		if err := ctx.Err(); err != nil {
-			return last, fmt.Errorf("read manifests %s: %w", m.dir, err)
+	w := merge(files, last)
+	for range maxReadings {
+		if len(files) == 0 || !forgets(last, w) {
+			break
 		}
-		text, err := readRegular(path)
-		if err != nil {
-			files = append(files, unreadable(path, err))
-			continue
+		select {
+		case <-ctx.Done():
+			return last, fmt.Errorf("read manifests %s: %w", m.dir, ctx.Err())
+		case <-time.After(m.pace.settle):
 		}
-		files = append(files, readManifest(path, text))
+		before := content
+		if content, files, err = m.read(ctx); err != nil {
+			return last, err
+		}
+		w = merge(files, last)
+		if content == before {
+			break
+		}
 	}
-	if len(paths) == 0 && len(last.Nodes)+len(last.Peerings) > 0 {
-		w := last
+	if len(files) == 0 && len(last.Nodes)+len(last.Peerings) > 0 {
+		w = last
 		w.Problems = []Problem{{
 			Object: "directory " + m.dir, Reason: emptyDirectory,
 			Want: "manifests, as there were before", Got: "none",
 			Next: "mount or fill it; to remove everything leave one file with an empty List in it",
 		}}
-		return m.confirmed(w), nil
 	}
-	return m.confirmed(merge(files, last)), nil
-}
-
-// confirmed marks w as what the directory says now.
-func (m *manifests) confirmed(w World) World {
 	w.Source = "manifests " + m.dir
 	w.ReadAt = m.clock()
 	w.FromDisk = false
-	return w
+	return w, nil
+}
+
+// read reads and parses all manifests.
+func (m *manifests) read(ctx context.Context) (digest, []manifest, error) {
+	var files []manifest
+	content, err := m.each(func(path string, text []byte, err error) error {
+		if err != nil {
+			files = append(files, unreadable(path, err))
+		} else {
+			files = append(files, readManifest(path, text))
+		}
+		return ctx.Err()
+	})
+	if err != nil {
+		return content, nil, fmt.Errorf("read manifests %s: %w", m.dir, err)
+	}
+	return content, files, nil
+}
+
+// digest stands for all that the directory says: equal digests, equal Worlds.
+type digest [sha256.Size]byte
+
+// each reads the manifests, sorted by name, and returns the digest of them.
+func (m *manifests) each(do func(path string, text []byte, err error) error) (sum digest, err error) {
+	hash := sha256.New()
+	paths, err := m.paths()
+	if err != nil {
+		return digest{}, err
+	}
+	for _, path := range paths {
+		text, err := readRegular(path)
+		fmt.Fprintf(hash, "%q %d %v\n", path, len(text), err)
+		hash.Write(text)
+		if err := do(path, text, err); err != nil {
+			return digest{}, err
+		}
+	}
+	hash.Sum(sum[:0])
+	return sum, nil
+}
+
+// forgets reports whether last holds a node or peering that w does not.
+func forgets(last, w World) bool {
+	now := objects(w)
+	for ref, o := range objects(last) {
+		if _, there := now[ref]; !there && o.secret == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // paths returns the manifests of the directory, sorted by name.
 func (m *manifests) paths() ([]string, error) {
 	entries, err := os.ReadDir(m.dir)
 	if err != nil {
-		return nil, fmt.Errorf("read manifests: %w; create the directory, or correct cluster.manifests", err)
+		return nil, fmt.Errorf("%w; create the directory, or correct cluster.manifests", err)
 	}
 	var paths []string
 	for _, e := range entries {

@@ -17,8 +17,8 @@ import (
 //	not stated, its file is unsure             its last version stays
 //	not stated, its file is gone or valid      it is gone
 func merge(files []manifest, last World) World {
-	was := objects(last)
-	m := merging{now: map[string]statement{}, was: was}
+	m := merging{now: map[string]statement{}, was: objects(last)}
+	before := byFile(m.was)
 	slices.SortStableFunc(files, func(a, b manifest) int { return strings.Compare(a.file, b.file) })
 	for _, f := range files {
 		for _, p := range f.problems {
@@ -28,7 +28,7 @@ func merge(files []manifest, last World) World {
 			m.problems = append(m.problems, p)
 		}
 		if f.broken {
-			m.keep(statedBy(last, f.file))
+			m.keep(before[f.file])
 		}
 		for _, s := range f.statements {
 			m.add(s)
@@ -36,7 +36,7 @@ func merge(files []manifest, last World) World {
 	}
 	for _, f := range files {
 		if f.unsure {
-			m.keep(statedBy(last, f.file))
+			m.keep(before[f.file])
 		}
 	}
 	return m.world(files)
@@ -153,15 +153,13 @@ func objects(w World) map[string]object {
 	return all
 }
 
-// statedBy returns the World's objects that were read from the file, in the World's order.
-func statedBy(w World, file string) []statement {
-	var all []statement
-	for ref, o := range objects(w) {
-		if o.origin() == file {
-			all = append(all, statement{ref: ref, file: file, object: o})
-		}
+// byFile returns the objects by the file that they were read from.
+func byFile(was map[string]object) map[string][]statement {
+	all := map[string][]statement{}
+	for ref, o := range was {
+		file := o.origin()
+		all[file] = append(all[file], statement{ref: ref, file: file, object: o})
 	}
-	slices.SortFunc(all, func(a, b statement) int { return strings.Compare(a.ref, b.ref) })
 	return all
 }
 

@@ -2,8 +2,6 @@ package cluster
 
 import (
 	"context"
-	"crypto/sha256"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -19,9 +17,16 @@ type pace struct {
 	limit  time.Duration // the longest that events can put that off
 	poll   time.Duration // between looks whether the directory is still the one we watch
 	safety time.Duration // between readings for what inotify(7) does not report (NFS, FUSE)
+	settle time.Duration // between the readings that must agree before an object is forgotten
 }
 
-var defaultPace = pace{quiet: 75 * time.Millisecond, limit: 500 * time.Millisecond, poll: time.Second, safety: 30 * time.Second}
+var defaultPace = pace{
+	quiet:  75 * time.Millisecond,
+	limit:  500 * time.Millisecond,
+	poll:   time.Second,
+	safety: 30 * time.Second,
+	settle: 100 * time.Millisecond,
+}
 
 // Watch calls changed once at the start, so that nothing is lost between a World and its Watch,
 // and then whenever the directory may say something else. Without inotify (no instance left,
@@ -43,7 +48,7 @@ type watching struct {
 	dir     string
 	notify  *fsnotify.Watcher // nil: there is none
 	watched fs.FileInfo       // the directory that notify is on; nil: none
-	content [sha256.Size]byte
+	content digest
 }
 
 func (w *watching) run(ctx context.Context, m *manifests, changed func()) error {
@@ -146,15 +151,9 @@ func (w *watching) detach() {
 	}
 }
 
-// content is a digest of what World would read. What cannot be read counts by its error.
-func (m *manifests) content() (sum [sha256.Size]byte) {
-	digest := sha256.New()
-	paths, err := m.paths()
-	fmt.Fprintln(digest, len(paths), err)
-	for _, path := range paths {
-		text, err := readRegular(path)
-		fmt.Fprintf(digest, "%q %d %v\n", path, len(text), err)
-		digest.Write(text)
-	}
-	return [sha256.Size]byte(digest.Sum(nil))
+// content is the digest of what World would read.
+func (m *manifests) content() digest {
+	// Without a directory it is the zero digest, which no directory has.
+	sum, _ := m.each(func(string, []byte, error) error { return nil })
+	return sum
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // quick is a pace at which only inotify and the look for the directory report anything.
-var quick = pace{quiet: 10 * time.Millisecond, limit: 100 * time.Millisecond, poll: 20 * time.Millisecond, safety: time.Hour}
+var quick = pace{quiet: 10 * time.Millisecond, limit: 100 * time.Millisecond, poll: 20 * time.Millisecond, safety: time.Hour, settle: time.Millisecond}
 
 // watched is a directory under Watch.
 type watched struct {
@@ -93,7 +93,7 @@ func TestWatchSeesEdits(t *testing.T) {
 	}
 	w.until(t, "vim")
 
-	mustWrite(t, filepath.Join(dir, "b.json"), nodeNamed("b"))
+	mustWrite(t, filepath.Join(dir, "b.yml"), nodeNamed("b"))
 	w.until(t, "b", "vim")
 
 	if err := os.Remove(path); err != nil {
