@@ -73,21 +73,19 @@ var acts = []act{
 		name:  "two-lans",
 		title: "Act 2. Communication between containers across LANs: one speaker each, switches that peer",
 		picture: `
-                        VPC 192.168.0.0/16   ecs 192.168.1.20
-                                 |
-                        vpc - tr - vbr - circuit
-                                 |
-                      core switch, AS 65001 (BIRD)
-                      BGP /               \ BGP
-                         /                 \
-     switch A 10.0.10.1, AS 65002 -- BGP -- switch B 10.0.20.1, AS 65003
-      |   BGP with Node-1 only               |   BGP with Node-5 only
-      |                                      |
-      +-- host    10.0.10.50                 +-- Node-4  10.0.20.14   pods 10.10.3.0/24
-      +-- Node-1  10.0.10.11  pods 10.10.0.0/24    +-- Node-5  10.0.20.15   pods 10.10.4.0/24
-      +-- Node-2  10.0.10.12  pods 10.10.1.0/24          speaker of LAN B, AS 65020
-      +-- Node-3  10.0.10.13  pods 10.10.2.0/24
-            Node-1 is the speaker of LAN A, AS 65010`,
+                VPC 192.168.0.0/16:  ecs --- vpc --- tr --- vbr
+                                                             |  circuit
+                                                core switch, AS 65001
+                                              BGP /               \ BGP
+            switch A 10.0.10.1, AS 65002 ------- BGP -------- switch B 10.0.20.1, AS 65003
+              |                                                 |
+              +-- host    10.0.10.50                            +-- Node-4  10.0.20.14
+              +-- Node-1  10.0.10.11  speaker, AS 65010         |     pods  10.10.3.0/24
+              |     pods  10.10.0.0/24                          +-- Node-5  10.0.20.15  speaker,
+              +-- Node-2  10.0.10.12                                  pods  10.10.4.0/24  AS 65020
+              |     pods  10.10.1.0/24
+              +-- Node-3  10.0.10.13
+                    pods  10.10.2.0/24`,
 		pods: []podSpec{{"Node-1", "a1"}, {"Node-1", "a1-too"}, {"Node-2", "a2"}, {"Node-3", "a3"},
 			{"Node-4", "b4"}, {"Node-5", "b5"}},
 		guests:  []guest{{"Node-2", "node"}, {"host", "host"}, {"ecs", "VPC"}},

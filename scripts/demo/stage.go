@@ -84,7 +84,7 @@ func (s *stage) build(ctx context.Context) error {
 		add(n.HostSpec)
 		s.nodes = append(s.nodes, s.lab.Node(n.Name))
 	}
-	return s.act.copyManifests(s.lab.ClusterDir())
+	return s.act.copyManifests(s.lab.ClusterDir)
 }
 
 // daemons starts edgewayd on every node, all at once.
@@ -323,7 +323,7 @@ func (s *stage) lookAround() {
 		_, routes := s.lab.Switch(name).Tables()
 		out.printf("  %-13s %s\n", name, strings.Join(routes, " "))
 	}
-	out.printf("  the cluster   edit the manifests in %s\n", s.lab.ClusterDir())
+	out.printf("  the cluster   edit the manifests in %s\n", s.lab.ClusterDir)
 }
 
 func join(addrs []netip.Addr) string {

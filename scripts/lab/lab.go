@@ -16,6 +16,7 @@ package lab
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -45,6 +46,8 @@ const (
 type Options struct {
 	// Bin is the directory of the programs under test: edgeway and edgewayd.
 	Bin string
+	// Cluster is the directory of manifests that the nodes read; "" makes one in Dir.
+	Cluster string
 }
 
 // Lab is one laboratory. Its namespaces' names begin with Prefix, its files lie below Dir: any
@@ -52,8 +55,10 @@ type Options struct {
 type Lab struct {
 	Prefix string // "ew-4f2a"
 	Dir    string
-	bin    string
-	lock   *os.File // flock(2) held while the owner lives
+	// ClusterDir is the directory of manifests that every node reads.
+	ClusterDir string
+	bin        string
+	lock       *os.File // flock(2) held while the owner lives
 
 	mu       sync.Mutex // guards the maps: pods come and go from several goroutines
 	machines map[string]*Machine
@@ -85,7 +90,7 @@ func New(o Options) (*Lab, error) {
 		if err != nil {
 			return nil, fmt.Errorf("laboratory: %w", err)
 		}
-		l := &Lab{Prefix: prefix, Dir: dir, bin: bin,
+		l := &Lab{Prefix: prefix, Dir: dir, ClusterDir: cmp.Or(o.Cluster, filepath.Join(dir, "cluster")), bin: bin,
 			machines: map[string]*Machine{}, switches: map[string]*Switch{}, nodes: map[string]*Node{}, bridges: map[string]string{}}
 		if l.lock, err = own(dir); err != nil {
 			return nil, errors.Join(err, os.RemoveAll(dir))
@@ -93,9 +98,6 @@ func New(o Options) (*Lab, error) {
 		return l, nil
 	}
 }
-
-// ClusterDir is the directory of manifests that every node of the laboratory reads.
-func (l *Lab) ClusterDir() string { return filepath.Join(l.Dir, "cluster") }
 
 // Machine returns the machine of that name, nil when there is none.
 func (l *Lab) Machine(name string) *Machine {

@@ -52,7 +52,7 @@ hosts:
   routes: [{to: 0.0.0.0/0, via: 10.0.20.1}, {to: "::/0", via: "fd00:10:0:20::1"}]
 `
 
-func build(t *testing.T, topology string) *Lab {
+func buildLab(t *testing.T, topology string) *Lab {
 	t.Helper()
 	spec, err := ParseTopology([]byte(topology))
 	if err != nil {
@@ -81,7 +81,7 @@ func TestSwitchesPeer(t *testing.T) {
 	needRoot(t)
 	for _, flavour := range []Flavour{BIRD, FRR} {
 		t.Run(string(flavour), func(t *testing.T) {
-			l := build(t, strings.NewReplacer("FLAVOUR", string(flavour), "PASSWORD", "secret").Replace(twoSwitches))
+			l := buildLab(t, strings.NewReplacer("FLAVOUR", string(flavour), "PASSWORD", "secret").Replace(twoSwitches))
 			a := l.Switch("sw-a")
 			waitLearned(t, a, "10.0.20.0/24 via 10.255.0.2", "192.168.0.0/16 via 10.255.0.2", "fd00:10:0:20::/64 via fd00:255::2")
 			waitLearned(t, l.Switch("sw-b"), "10.0.10.0/24 via 10.255.0.1", "fd00:10:0:10::/64 via fd00:255::1")
@@ -112,17 +112,6 @@ func waitLearned(t *testing.T, s *Switch, want ...string) {
 	}
 }
 
-type differError string
-
-func (e differError) Error() string { return "-want +got:\n" + string(e) }
-
-func differ(want, got any) error {
-	if d := cmp.Diff(want, got); d != "" {
-		return differError(d)
-	}
-	return nil
-}
-
 func pingAll(t *testing.T, from, to *Machine) {
 	t.Helper()
 	mirror, err := to.Serve()
@@ -146,7 +135,7 @@ func TestWrongPasswordHoldsTheSessionDown(t *testing.T) {
 	for _, flavour := range []Flavour{BIRD, FRR} {
 		t.Run(string(flavour), func(t *testing.T) {
 			t.Parallel()
-			l := build(t, strings.NewReplacer("FLAVOUR", string(flavour), "PASSWORD", "wrong").Replace(twoSwitches))
+			l := buildLab(t, strings.NewReplacer("FLAVOUR", string(flavour), "PASSWORD", "wrong").Replace(twoSwitches))
 			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
 			defer cancel()
 			err := Wait(ctx, time.Minute, func() error {
@@ -165,7 +154,7 @@ func TestWrongPasswordHoldsTheSessionDown(t *testing.T) {
 
 func TestFlowCountsWhatIsLost(t *testing.T) {
 	needRoot(t)
-	l := build(t, `
+	l := buildLab(t, `
 hosts:
 - {name: a, links: [{lan: x, addrs: [10.0.0.1/24, "fd00::1/64"]}]}
 - {name: b, links: [{lan: x, addrs: [10.0.0.2/24, "fd00::2/64"]}]}
@@ -210,7 +199,7 @@ func waitSent(t *testing.T, f *Flow, n int) {
 
 func TestMonitorSeesEachChange(t *testing.T) {
 	needRoot(t)
-	l := build(t, `hosts: [{name: a, links: [{lan: x, addrs: [10.0.0.1/24]}]}]`)
+	l := buildLab(t, `hosts: [{name: a, links: [{lan: x, addrs: [10.0.0.1/24]}]}]`)
 	a := l.Machine("a")
 	mon, err := a.Monitor(t.Context(), "bird")
 	if err != nil {

@@ -37,7 +37,7 @@ func (l *Lab) addNode(spec NodeSpec) error {
 	}
 	config := map[string]any{
 		"nodeName": spec.Name,
-		"cluster":  map[string]any{"manifests": l.ClusterDir()},
+		"cluster":  map[string]any{"manifests": l.ClusterDir},
 		"cni":      map[string]any{"confDir": n.file("net.d"), "binDir": l.bin, "chain": []string{}},
 		"stateDir": n.file("state"),
 		"socket":   n.Socket(),

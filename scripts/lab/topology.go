@@ -103,7 +103,7 @@ func (l *Lab) Build(ctx context.Context, t Topology) error {
 	for _, s := range t.Switches {
 		errs = append(errs, l.addSwitch(ctx, s))
 	}
-	return errors.Join(append(errs, os.MkdirAll(l.ClusterDir(), 0o755))...)
+	return errors.Join(append(errs, os.MkdirAll(l.ClusterDir, 0o755))...)
 }
 
 // wire makes the machines' namespaces and connects them in one more, where a bridge plays each LAN.

@@ -1,0 +1,85 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+const (
+	stories = "../../testdata/lan"
+	bin     = "../../bin"
+	// waitLimit bounds every `wait`; its command may say less.
+	waitLimit = 30 * time.Second
+	// storyPing is the interval of `traffic`.
+	storyPing = 20 * time.Millisecond
+)
+
+// TestLAN plays the stories of testdata/lan, each with BIRD and with FRR as the switches.
+func TestLAN(t *testing.T) {
+	needRoot(t)
+	for _, name := range []string{"edgeway", "edgewayd"} {
+		if _, err := os.Stat(filepath.Join(bin, name)); err != nil {
+			if os.Getenv("CI") == "true" {
+				t.Fatalf("%v; run make build", err)
+			}
+			t.Skipf("%v; run make build", err)
+		}
+	}
+	if gone, err := Sweep(); err != nil {
+		t.Fatal(err)
+	} else if len(gone) > 0 {
+		t.Logf("removed what an interrupted run left: %v", gone)
+	}
+	for _, flavour := range []Flavour{BIRD, FRR} {
+		t.Run(string(flavour), func(t *testing.T) {
+			t.Parallel()
+			testscript.Run(t, testscript.Params{
+				Dir:   stories,
+				Setup: func(env *testscript.Env) error { return setup(env, flavour) },
+				Cmds:  commands(),
+			})
+		})
+	}
+}
+
+// story is what the commands of one script share.
+type story struct {
+	ctx      context.Context
+	lab      *Lab
+	flavour  Flavour
+	work     string // the script's directory
+	flows    []*Flow
+	monitors []*Monitor
+}
+
+type storyKey struct{}
+
+func setup(env *testscript.Env, flavour Flavour) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &story{ctx: ctx, flavour: flavour, work: env.WorkDir}
+	env.Values[storyKey{}] = s
+	env.Defer(func() {
+		cancel()
+		if s.lab == nil {
+			return
+		}
+		if t, ok := env.T().(interface{ Failed() bool }); ok && t.Failed() {
+			for _, n := range s.lab.nodes {
+				env.T().Log(fmt.Sprintf("%s: end of its log:\n%s", n.Name, tail(n.Log(), 25)))
+			}
+		}
+		if err := s.lab.Close(); err != nil {
+			env.T().Log(err)
+		}
+	})
+	return nil
+}
+
+// file is a path of the script's directory.
+func (s *story) file(name string) string { return filepath.Join(s.work, name) }

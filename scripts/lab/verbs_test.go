@@ -1,0 +1,452 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sync/errgroup"
+)
+
+// verb is one command of a story: what it prints, or why it fails.
+type verb func(s *story, args []string) (string, error)
+
+// verbs are what stories are written in, beside testscript's own cp, mv, rm, cmp and stdout.
+//
+//	lab TOPOLOGY                      build it; the script's directory cluster is what nodes read
+//	start|kill|stop NODE...           daemons: begin, SIGKILL, SIGTERM
+//	reboot NODE...                    only the disk is left; the daemon is not started
+//	pod add NODE NAME... | pod del NAME... | pod check NAME...
+//	addr MACHINE                      its addresses
+//	routes MACHINE [FILTER...]        what `ip route show FILTER` selects, sorted
+//	learned SWITCH                    what BGP put into its kernel
+//	sessions SWITCH
+//	status NODE [-o json]
+//	log NODE                          its daemon's
+//	in MACHINE COMMAND...             run there
+//	ping FROM TO...                   every address of TO answers
+//	tcp FROM TO...                    every address of TO sees FROM's own address
+//	traffic start FROM TO... | traffic for PACKETS | traffic stop
+//	monitor start SWITCH... | monitor stop [MAX]
+//	phantoms COUNT FILE               manifests of nodes that exist on paper only
+//	wait [-SECONDS] VERB... [== FILE | ~ REGEXP]    until it succeeds and prints that
+func verbs() map[string]verb {
+	return map[string]verb{
+		"lab":      (*story).build,
+		"start":    (*story).start,
+		"kill":     (*story).kill,
+		"stop":     (*story).stop,
+		"reboot":   (*story).reboot,
+		"pod":      (*story).pod,
+		"addr":     (*story).addr,
+		"routes":   (*story).routes,
+		"learned":  (*story).learned,
+		"sessions": (*story).sessions,
+		"status":   (*story).status,
+		"in":       (*story).in,
+		"log":      (*story).log,
+		"ping":     (*story).ping,
+		"tcp":      (*story).tcp,
+		"traffic":  (*story).traffic,
+		"monitor":  (*story).monitor,
+		"phantoms": (*story).phantoms,
+	}
+}
+
+// commands makes verbs callable from scripts.
+func commands() map[string]func(*testscript.TestScript, bool, []string) {
+	all := map[string]func(*testscript.TestScript, bool, []string){}
+	add := func(name string, v verb) {
+		all[name] = func(ts *testscript.TestScript, neg bool, args []string) {
+			out, err := v(ts.Value(storyKey{}).(*story), args)
+			fmt.Fprint(ts.Stdout(), out)
+			switch {
+			case neg && err == nil:
+				ts.Fatalf("%s %s: succeeded, and must not", name, strings.Join(args, " "))
+			case neg:
+				fmt.Fprintln(ts.Stderr(), err)
+			default:
+				ts.Check(err)
+			}
+		}
+	}
+	for name, v := range verbs() {
+		add(name, v)
+	}
+	add("wait", (*story).wait)
+	return all
+}
+
+// wait repeats a verb until it succeeds and its output is as wanted.
+func (s *story) wait(args []string) (out string, err error) {
+	limit := waitLimit
+	if len(args) > 0 && strings.HasPrefix(args[0], "-") {
+		seconds, err := strconv.Atoi(args[0][1:])
+		if err != nil {
+			return "", fmt.Errorf("wait %s: want seconds", args[0])
+		}
+		limit, args = time.Duration(seconds)*time.Second, args[1:]
+	}
+	args, wanted, err := s.wanted(args)
+	if err != nil {
+		return "", err
+	}
+	if len(args) == 0 || verbs()[args[0]] == nil {
+		return "", fmt.Errorf("wait %q: no such verb", args)
+	}
+	err = Wait(s.ctx, limit, func() error {
+		if out, err = verbs()[args[0]](s, args[1:]); err != nil {
+			return err
+		}
+		return wanted(out)
+	})
+	if err != nil {
+		return out, fmt.Errorf("wait %s: %w", strings.Join(args, " "), err)
+	}
+	return out, nil
+}
+
+// wanted cuts the expectation off the end of a command.
+func (s *story) wanted(args []string) ([]string, func(out string) error, error) {
+	if n := len(args); n > 2 && args[n-2] == "==" {
+		text, err := os.ReadFile(s.file(args[n-1]))
+		if err != nil {
+			return nil, nil, err
+		}
+		return args[:n-2], func(out string) error { return differ(table(string(text)), table(out)) }, nil
+	} else if n > 2 && (args[n-2] == "~" || args[n-2] == "!~") {
+		re, err := regexp.Compile("(?m)" + args[n-1])
+		if err != nil {
+			return nil, nil, err
+		}
+		return args[:n-2], func(out string) error {
+			if re.MatchString(out) != (args[n-2] == "~") {
+				return fmt.Errorf("want it %s %q: %s", args[n-2], re, out)
+			}
+			return nil
+		}, nil
+	}
+	return args, func(string) error { return nil }, nil
+}
+
+// table is a text's lines without comments, outer space and empty lines.
+func table(text string) []string {
+	var rows []string
+	for line := range strings.Lines(text) {
+		line, _, _ = strings.Cut(line, "#")
+		if line = strings.Join(strings.Fields(line), " "); line != "" {
+			rows = append(rows, line)
+		}
+	}
+	return rows
+}
+
+type differError string
+
+func (e differError) Error() string { return "-want +got:\n" + string(e) }
+
+func differ(want, got any) error {
+	if d := cmp.Diff(want, got); d != "" {
+		return differError(d)
+	}
+	return nil
+}
+
+func (s *story) build(args []string) (string, error) {
+	text, err := os.ReadFile(s.file(args[0]))
+	if err != nil {
+		return "", err
+	}
+	topology, err := ParseTopology(text)
+	if err != nil {
+		return "", err
+	}
+	for i, sw := range topology.Switches {
+		if sw.Flavour == "" {
+			topology.Switches[i].Flavour = s.flavour
+		}
+	}
+	if s.lab, err = New(Options{Bin: bin, Cluster: s.file("cluster")}); err != nil {
+		return "", err
+	}
+	return "", s.lab.Build(s.ctx, topology)
+}
+
+// each does f for all the named nodes at once.
+func (s *story) each(names []string, f func(*Node) error) (string, error) {
+	var g errgroup.Group
+	for _, name := range names {
+		n := s.lab.Node(name)
+		if n == nil {
+			return "", fmt.Errorf("no node %s", name)
+		}
+		g.Go(func() error { return f(n) })
+	}
+	return "", g.Wait()
+}
+
+func (s *story) start(args []string) (string, error) {
+	return s.each(args, func(n *Node) error { return n.Start(s.ctx) })
+}
+
+func (s *story) kill(args []string) (string, error) { return s.each(args, (*Node).Kill) }
+
+func (s *story) stop(args []string) (string, error) { return s.each(args, (*Node).Terminate) }
+
+func (s *story) reboot(args []string) (string, error) {
+	for _, name := range args {
+		if _, err := s.each([]string{name}, func(n *Node) error { return n.Reboot(s.ctx) }); err != nil {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
+func (s *story) pod(args []string) (out string, err error) {
+	if args[0] == "add" {
+		for _, name := range args[2:] {
+			p, err := s.lab.Node(args[1]).AddPod(s.ctx, "default", name)
+			if err != nil {
+				return out, err
+			}
+			out += fmt.Sprintln(name, p.Addrs)
+		}
+		return out, nil
+	}
+	for _, name := range args[1:] {
+		p := s.lab.Pod(name)
+		switch {
+		case p == nil:
+			err = fmt.Errorf("no pod %s", name)
+		case args[0] == "del":
+			err = p.Delete(s.ctx)
+		case args[0] == "check":
+			err = p.Check(s.ctx)
+		default:
+			err = fmt.Errorf("pod %s: want add, del or check", args[0])
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
+func (s *story) machine(name string) (*Machine, error) {
+	if m := s.lab.Machine(name); m != nil {
+		return m, nil
+	}
+	return nil, fmt.Errorf("no machine %s", name)
+}
+
+func (s *story) addr(args []string) (out string, err error) {
+	m, err := s.machine(args[0])
+	if err != nil {
+		return "", err
+	}
+	for _, a := range m.Addrs {
+		out += fmt.Sprintln(a)
+	}
+	return out, nil
+}
+
+func (s *story) routes(args []string) (string, error) {
+	m, err := s.machine(args[0])
+	if err != nil {
+		return "", err
+	}
+	return printRoutes(m.Routes(s.ctx, args[1:]...))
+}
+
+func (s *story) learned(args []string) (string, error) {
+	sw := s.lab.Switch(args[0])
+	if sw == nil {
+		return "", fmt.Errorf("no switch %s", args[0])
+	}
+	return printRoutes(sw.Learned(s.ctx))
+}
+
+func printRoutes(routes []Route, err error) (string, error) {
+	var out strings.Builder
+	for _, r := range routes {
+		fmt.Fprintln(&out, r)
+	}
+	return out.String(), err
+}
+
+func (s *story) sessions(args []string) (out string, err error) {
+	sw := s.lab.Switch(args[0])
+	if sw == nil {
+		return "", fmt.Errorf("no switch %s", args[0])
+	}
+	sessions, err := sw.Sessions(s.ctx)
+	for _, session := range sessions {
+		out += fmt.Sprintln(session)
+	}
+	return out, err
+}
+
+func (s *story) status(args []string) (string, error) {
+	n := s.lab.Node(args[0])
+	if n == nil {
+		return "", fmt.Errorf("no node %s", args[0])
+	}
+	return n.Command(s.ctx, slices.Concat([]string{"status"}, args[1:])...)
+}
+
+func (s *story) log(args []string) (string, error) {
+	n := s.lab.Node(args[0])
+	if n == nil {
+		return "", fmt.Errorf("no node %s", args[0])
+	}
+	text, err := os.ReadFile(n.Log())
+	return string(text), err
+}
+
+func (s *story) in(args []string) (string, error) {
+	m, err := s.machine(args[0])
+	if err != nil {
+		return "", err
+	}
+	return m.Run(s.ctx, args[1], args[2:]...)
+}
+
+// pairs does f from the first machine to every address of the others.
+func (s *story) pairs(args []string, f func(from, to *Machine, addr netip.Addr) error) error {
+	from, err := s.machine(args[0])
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range args[1:] {
+		to, err := s.machine(name)
+		if err != nil {
+			return err
+		}
+		for _, addr := range to.Addrs {
+			errs = append(errs, f(from, to, addr))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *story) ping(args []string) (string, error) {
+	return "", s.pairs(args, func(from, _ *Machine, addr netip.Addr) error {
+		_, err := from.Ping(s.ctx, addr)
+		return err
+	})
+}
+
+func (s *story) tcp(args []string) (string, error) {
+	return "", s.pairs(args, func(from, to *Machine, addr netip.Addr) error {
+		mirror, err := to.Serve()
+		if err != nil {
+			return err
+		}
+		defer mirror.Close()
+		saw, err := from.Seen(s.ctx, netip.AddrPortFrom(addr, mirror.Port()))
+		if err == nil && saw != from.Addr(addr) {
+			err = fmt.Errorf("TCP from %s to %s at %s: it saw %s, want %s", from.Name, to.Name, addr, saw, from.Addr(addr))
+		}
+		return err
+	})
+}
+
+func (s *story) traffic(args []string) (out string, err error) {
+	switch args[0] {
+	case "start":
+		return "", s.pairs(args[1:], func(from, _ *Machine, addr netip.Addr) error {
+			flow, err := from.StartFlow(addr, storyPing)
+			if err == nil {
+				s.flows = append(s.flows, flow)
+			}
+			return err
+		})
+	case "for":
+		packets, err := strconv.Atoi(args[1])
+		if err != nil {
+			return "", err
+		}
+		for _, f := range s.flows {
+			target := f.count().Sent + packets
+			err = errors.Join(err, Wait(s.ctx, waitLimit, func() error {
+				if sent := f.count().Sent; sent < target {
+					return fmt.Errorf("traffic: %d of %d packets sent", sent, target)
+				}
+				return nil
+			}))
+		}
+		return "", err
+	case "stop":
+		for _, f := range s.flows {
+			lost := f.Stop()
+			row := fmt.Sprintf("%s to %s: %s\n", f.From, f.Addr, lost)
+			out += row
+			if lost.Lost > 0 || lost.Err != nil {
+				err = errors.Join(err, errors.New(strings.TrimSpace(row)))
+			}
+		}
+		s.flows = nil
+		return out, err
+	}
+	return "", fmt.Errorf("traffic %s: want start, for or stop", args[0])
+}
+
+func (s *story) monitor(args []string) (out string, err error) {
+	if args[0] == "start" {
+		for _, name := range args[1:] {
+			sw := s.lab.Switch(name)
+			mon, err := sw.Monitor(s.ctx, sw.Proto())
+			if err != nil {
+				return "", err
+			}
+			s.monitors = append(s.monitors, mon)
+		}
+		return "", nil
+	}
+	limit := 0
+	if len(args) > 1 {
+		if limit, err = strconv.Atoi(args[1]); err != nil {
+			return "", err
+		}
+	}
+	for _, mon := range s.monitors {
+		events, err := mon.Stop(s.ctx)
+		if err != nil {
+			return out, err
+		}
+		out += fmt.Sprintf("%s: %d route changes\n", mon.m.Name, len(events))
+		if len(events) > limit {
+			return out, fmt.Errorf("%s: %d route changes, want at most %d:\n%s", mon.m.Name, len(events), limit,
+				strings.Join(events[:min(len(events), 10)], "\n"))
+		}
+	}
+	s.monitors = nil
+	return out, nil
+}
+
+// phantoms writes Node manifests on the LAN 10.0.0.0/16, fd00:10::/64 with the label ASN=65010:
+// a switch that batches its work shows a broken restart only with thousands of routes.
+func (s *story) phantoms(args []string) (string, error) {
+	count, err := strconv.Atoi(args[0])
+	if err != nil {
+		return "", err
+	}
+	var out strings.Builder
+	for i := range count {
+		high, low := i/250, i%250+1
+		fmt.Fprintf(&out, `---
+{apiVersion: v1, kind: Node, metadata: {name: phantom-%d, labels: {ASN: "65010"}}, spec: {podCIDRs: [10.%d.%d.0/24, "fd00:10:20:%x::/64"]},
+status: {addresses: [{type: InternalIP, address: 10.0.%d.%d}, {type: InternalIP, address: "fd00:10::%x:%x"}]}}
+`, i, 100+high, low, i, 10+high, low, 10+high, low)
+	}
+	return "", os.WriteFile(s.file(args[1]), []byte(out.String()), 0o644)
+}
