@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -110,13 +111,43 @@ func (a *applier) conclude(c *Change, err error) {
 	if err == nil || (c.Op == Delete && absent(err)) {
 		return
 	}
-	if r, ok := c.Object.(Route); ok && errors.Is(err, unix.EEXIST) {
-		if held, found := a.v.holder(r); found {
+	if r, ok := c.Object.(Route); ok {
+		if errors.Is(err, unix.EINVAL) && r.Onlink && r.Via.Is6() {
+			if err = a.onlink(c.Op, r); err == nil {
+				return
+			}
+		}
+		if held, found := a.v.holder(r, err); found {
 			c.Err = &foreignError{r, held}
 			return
 		}
 	}
 	c.Err = fmt.Errorf("%v: %w%s", c, err, nextStep(c.Object, err))
+}
+
+// onlink makes an IPv6 route whose next hop another link's route covers, which the kernel refuses
+// although the route says that the next hop is on the link (net/ipv6/route.c:
+// ip6_route_check_nh_onlink). That is so whenever a pod CIDR moves from the underlay to the
+// overlay, since the next hop lies in it. A host route to the next hop stands in while the route
+// is replaced, so that there is no moment without one.
+func (a *applier) onlink(op Op, r Route) error {
+	step := Route{Dst: netip.PrefixFrom(r.Via, r.Via.BitLen()), Link: r.Link, Protocol: r.Protocol, Table: r.Table}
+	there, err := a.v.newRoute(step, Add)
+	if err != nil {
+		return err
+	}
+	route, err := a.v.newRoute(r, op)
+	if err != nil {
+		return err
+	}
+	gone, err := a.v.delRoute(step)
+	if err != nil {
+		return err
+	}
+	if a.k.c.change(there)[0] != nil { // a route to the next hop was there, and stays
+		return a.k.c.change(route)[0]
+	}
+	return a.k.c.change(route, gone)[0]
 }
 
 // absent: the object of a delete is gone already, perhaps with its link.
@@ -144,8 +175,11 @@ func nextStep(object any, err error) string {
 	return ""
 }
 
-// holder finds the route of another protocol in the place of r.
-func (v *view) holder(r Route) (Route, bool) {
+// holder finds the route of another protocol in the place of r, when that is what err says.
+func (v *view) holder(r Route, err error) (Route, bool) {
+	if !errors.Is(err, unix.EEXIST) {
+		return Route{}, false
+	}
 	r = normal(r)
 	entries, err := v.fib(family(r.Dst.Addr()), r.Table, 0, 0)
 	if err != nil {

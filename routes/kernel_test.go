@@ -1,7 +1,6 @@
 package routes
 
 import (
-	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -353,42 +352,21 @@ func TestNAT(t *testing.T) {
 func TestWatch(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
-	ctx, cancel := context.WithCancel(t.Context())
-	events, done := make(chan struct{}, 1), make(chan error, 1)
-	go func() {
-		done <- s.k.Watch(ctx, func() {
-			select {
-			case events <- struct{}{}:
-			default:
-			}
-		})
-	}()
+	events := make(chan struct{}, 1)
+	stop := s.watched(func() { signal(events) })
+	defer stop()
+	s.listening(events)
 	for _, command := range []string{
 		"ip route add 10.10.2.0/24 via 10.0.0.12", "ip route del 10.10.2.0/24",
 		"ip -6 route add fd00:1::/64 via fd00:10::12", "ip addr add 10.0.0.77/32 dev eth0",
 		"ip link set eth0 mtu 1400", "ip link set eth0 down",
 	} {
-		deadline := time.After(time.Second)
-		for seen := false; !seen; {
-			// The watch may not listen yet the first time: do it until it is heard.
-			_, _ = s.try(command)
-			select {
-			case <-events:
-				seen = true
-			case <-deadline:
-				t.Fatalf("%s was not seen within a second", command)
-			default:
-			}
+		s.run(command)
+		select {
+		case <-events:
+		case <-time.After(time.Second):
+			t.Fatalf("%s was not seen within a second", command)
 		}
-	}
-	cancel()
-	select {
-	case err := <-done:
-		if err != nil {
-			t.Fatal(err)
-		}
-	case <-time.After(5 * time.Second):
-		t.Fatal("watch did not end")
 	}
 }
 

@@ -10,31 +10,33 @@ import (
 )
 
 // inside runs do on a thread that is in the namespace ns, and returns when it is done. The
-// caller's own thread never moves. A thread that cannot be moved back ends with its goroutine
-// (runtime.LockOSThread).
+// caller's own thread never moves.
 func inside(ns netns.NsHandle, do func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		home, err := netns.Get()
-		if err != nil {
-			runtime.UnlockOSThread()
-			done <- fmt.Errorf("open the thread's network namespace: %w", err)
-			return
-		}
-		defer home.Close()
-		if err := netns.Set(ns); err != nil {
-			runtime.UnlockOSThread()
-			done <- fmt.Errorf("enter network namespace: %w", err)
-			return
-		}
-		err = do()
-		if netns.Set(home) == nil {
+		home, err := visit(ns, do)
+		if home {
 			runtime.UnlockOSThread()
 		}
+		// A thread that is not home ends here with its goroutine (runtime.LockOSThread).
 		done <- err
 	}()
 	return <-done
+}
+
+// visit moves the thread to ns and back; home is false when it could not be moved back.
+func visit(ns netns.NsHandle, do func() error) (home bool, err error) {
+	from, err := netns.Get()
+	if err != nil {
+		return true, fmt.Errorf("open the thread's network namespace: %w", err)
+	}
+	defer from.Close()
+	if err := netns.Set(ns); err != nil {
+		return true, fmt.Errorf("enter network namespace: %w", err)
+	}
+	err = do()
+	return netns.Set(from) == nil, err
 }
 
 // dup returns a descriptor of its own for f.

@@ -1,0 +1,391 @@
+package routes
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// watched runs Watch on its own; stop ends it and must not take long.
+func (s *space) watched(changed func()) (stop func()) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.k.Watch(ctx, changed) }()
+	return func() {
+		s.t.Helper()
+		cancel()
+		if err := <-done; err != nil {
+			s.t.Errorf("watch: %v", err)
+		}
+	}
+}
+
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// listening waits until the watch hears what happens, and empties events.
+func (s *space) listening(events chan struct{}) {
+	s.t.Helper()
+	eventually(s.t, "the watch listens", func() bool {
+		s.run("ip addr replace 10.0.0.78/32 dev eth0")
+		s.run("ip addr del 10.0.0.78/32 dev eth0")
+		select {
+		case <-events:
+			return true
+		default:
+			return false
+		}
+	})
+	for len(events) > 0 {
+		<-events
+	}
+}
+
+// TestWatchSurvivesLostEvents floods the socket while the watcher is busy, until the kernel says
+// ENOBUFS; the watcher must say "look again" and go on.
+func TestWatchSurvivesLostEvents(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	events, busy := make(chan struct{}, 1), make(chan struct{})
+	var once sync.Once
+	started := make(chan struct{}, 1)
+	stop := s.watched(func() {
+		once.Do(func() {
+			started <- struct{}{}
+			<-busy
+		})
+		signal(events)
+	})
+	defer stop()
+	s.listening(started)
+	var flood State
+	for i := range 12000 {
+		dst := netip.AddrFrom4([4]byte{100, 64, byte(i >> 8), byte(i)})
+		flood.Routes = append(flood.Routes, Route{Dst: netip.PrefixFrom(dst, 32), Link: "eth0", Protocol: ProtoPod})
+	}
+	for _, want := range []State{flood, {}} {
+		if _, err := s.k.Sync(t.Context(), Scope{Protocol: ProtoPod}, want); err != nil {
+			t.Fatal(err)
+		}
+	}
+	drops := s.netlinkDrops()
+	close(busy)
+	if drops == 0 {
+		t.Fatal("the kernel lost no event: the test proves nothing")
+	}
+	<-events
+	s.listening(events)
+}
+
+// netlinkDrops sums the drops of the namespace's netlink sockets (/proc/net/netlink).
+func (s *space) netlinkDrops() (sum int) {
+	s.t.Helper()
+	err := inside(netns.NsHandle(s.f.Fd()), func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/netlink")
+		for line := range strings.Lines(string(b)) {
+			var drops int
+			if f := strings.Fields(line); len(f) == 10 {
+				_, _ = fmt.Sscan(f[8], &drops)
+			}
+			sum += drops
+		}
+		return err
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return sum
+}
+
+// TestArpDoesNotWakeTheWatch: what ARP learns on the uplink is no event.
+func TestArpDoesNotWakeTheWatch(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	w := watcher{links: map[int]bool{7: true}, changed: nil}
+	neigh := func(index int) []byte {
+		m := neighMessage(unix.RTM_NEWNEIGH, 0, unix.AF_INET, index, unix.NUD_REACHABLE, 0)
+		return (&conn{}).stamp(m)
+	}
+	if w.counts(neigh(3)) {
+		t.Error("a neighbour of another's link counts")
+	}
+	if !w.counts(neigh(7)) {
+		t.Error("a neighbour of our link does not count")
+	}
+}
+
+// TestNextHopChangesWithoutGap looks the destination up all the time while its next hop changes,
+// from underlay to underlay and to the overlay and back: there is always a way.
+func TestNextHopChangesWithoutGap(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	via := func(n int) State {
+		return State{Routes: []Route{
+			{Dst: pfx("10.10.2.0/24"), Via: addr(fmt.Sprintf("10.0.0.%d", 12+n%2)), Link: "eth0", Protocol: ProtoNode},
+			{Dst: pfx("fd00:10:2::/64"), Via: addr(fmt.Sprintf("fd00:10::%d", 12+n%2)), Link: "eth0", Protocol: ProtoNode},
+		}}
+	}
+	overlay := State{
+		Links: []Link{{Name: "edgeway.1", Kind: "vxlan", MTU: 1450, Up: true, VXLAN: &VXLAN{VNI: 1, Port: 8472, Local: addr("10.0.0.11")}}},
+		Routes: []Route{
+			{Dst: pfx("10.10.2.0/24"), Via: addr("10.10.2.0"), Link: "edgeway.1", Protocol: ProtoNode, Onlink: true},
+			{Dst: pfx("fd00:10:2::/64"), Via: addr("fd00:10:2::"), Link: "edgeway.1", Protocol: ProtoNode, Onlink: true},
+		},
+	}
+	scope := Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}
+	s.sync(scope, via(0))
+
+	looker, err := OpenNetns(s.f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer looker.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	type result struct {
+		looks int
+		err   error
+	}
+	done := make(chan result)
+	go func() {
+		var r result
+		for ctx.Err() == nil && r.err == nil {
+			for _, a := range []string{"10.10.2.7", "fd00:10:2::7"} {
+				if _, err := looker.Lookup(t.Context(), addr(a)); err != nil {
+					r.err = err
+				}
+				r.looks++
+			}
+		}
+		done <- r
+	}()
+	for n := range 100 {
+		want := via(n)
+		if n%10 == 9 {
+			want = overlay
+		}
+		if _, err := s.k.Sync(t.Context(), scope, want); err != nil {
+			t.Error(err)
+		}
+	}
+	cancel()
+	r := <-done
+	if r.err != nil {
+		t.Fatalf("after %d lookups: %v", r.looks, r.err)
+	}
+	t.Logf("%d lookups during 100 changes, all with a way", r.looks)
+}
+
+// TestManyAtOnce: one Kernel serves many attachments side by side.
+func TestManyAtOnce(t *testing.T) {
+	host := newSpace(t)
+	const pods = 8
+	var wg sync.WaitGroup
+	errs := make([]error, pods)
+	for i := range pods {
+		pod := newSpace(t)
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			name := fmt.Sprintf("ew%011x", i)
+			want := State{
+				Links:  []Link{{Name: name, Kind: "veth", Up: true, Peer: &Peer{Name: "eth0", Netns: pod.f}}},
+				Routes: []Route{{Dst: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 10, 1, byte(i)}), 32), Link: name, Protocol: ProtoPod}},
+				NAT:    nil,
+			}
+			if _, err := host.k.Sync(t.Context(), Scope{}, want); err != nil {
+				errs[i] = err
+				return
+			}
+			if err := host.k.AddMasq(t.Context(), want.Routes[0].Dst.Addr()); err != nil {
+				errs[i] = err
+				return
+			}
+			if again, err := host.k.Sync(t.Context(), Scope{}, want); err != nil || len(again) != 0 {
+				errs[i] = fmt.Errorf("second sync: %v, %w", again, err)
+			}
+		}()
+	}
+	wg.Wait()
+	for i, err := range errs {
+		if err != nil {
+			t.Errorf("pod %d: %v", i, err)
+		}
+		host.contains("nft list set inet edgeway pods4", fmt.Sprintf("10.10.1.%d", i))
+	}
+	links, err := host.k.Links(t.Context(), "ew")
+	if err != nil || len(links) != pods {
+		t.Errorf("%d links, %v", len(links), err)
+	}
+}
+
+// TestNothingIsLeftOpen: a Kernel that is closed leaves no descriptor and no goroutine.
+func TestNothingIsLeftOpen(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	use := func() {
+		k, err := OpenNetns(s.f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer k.Close()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- k.Watch(ctx, func() {}) }()
+		want := nodeRoutes()
+		want.NAT = &NAT{Sources: prefixes("10.10.0.0/16")}
+		want.Sysctls = []Sysctl{{"net/ipv4/ip_forward", "1"}}
+		if _, err := k.Sync(ctx, Scope{Protocol: ProtoNode, NAT: true}, want); err != nil {
+			t.Error(err)
+		}
+		if _, err := k.Host(ctx); err != nil {
+			t.Error(err)
+		}
+		if err := k.FlushConntrack(ctx, addr("10.10.2.1")); err != nil {
+			t.Error(err)
+		}
+		if err := k.AddMasq(ctx, addr("10.10.2.1")); err != nil {
+			t.Error(err)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	use() // the runtime opens its poller once
+	files, goroutines := openFiles(t), runtime.NumGoroutine()
+	for range 5 {
+		use()
+	}
+	eventually(t, "the goroutines end", func() bool { return runtime.NumGoroutine() <= goroutines })
+	if now := openFiles(t); now > files {
+		t.Errorf("%d descriptors open, %d before", now, files)
+	}
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// TestForwardingKeepsAdvertisedDefaultRoute: a host that got its IPv6 default route from the
+// router on the LAN keeps it when it begins to forward.
+func TestForwardingKeepsAdvertisedDefaultRoute(t *testing.T) {
+	forward := Sysctl{"net/ipv6/conf/all/forwarding", "1"}
+	for _, c := range []struct {
+		name string
+		set  func(s *space) error
+		kept bool
+	}{
+		{"by Sync", func(s *space) error {
+			_, err := s.k.Sync(t.Context(), Scope{}, State{Sysctls: []Sysctl{forward}})
+			return err
+		}, true},
+		{"by hand it is lost", func(s *space) error {
+			_, err := s.try("sysctl -w net.ipv6.conf.all.forwarding=1")
+			return err
+		}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSpace(t)
+			lan := s.wire()
+			lan.run("ip addr add fe80::99/64 dev lan0 nodad")
+			has := func() bool { return strings.Contains(s.run("ip -6 route show default"), "via fe80::99") }
+			eventually(t, "the host learns the default route", func() bool {
+				lan.advertise("lan0")
+				return has()
+			})
+			if err := c.set(s); err != nil {
+				t.Fatal(err)
+			}
+			if has() != c.kept {
+				t.Errorf("default route is there: %v, want %v\n%s", has(), c.kept, s.run("ip -6 route"))
+			}
+		})
+	}
+}
+
+// advertise sends one router advertisement (RFC 4861 section 4.2) with a lifetime of 30 minutes.
+func (s *space) advertise(link string) {
+	s.t.Helper()
+	err := inside(netns.NsHandle(s.f.Fd()), func() error {
+		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		index := s.index(link)
+		for _, o := range [][2]int{{unix.IPV6_MULTICAST_HOPS, 255}, {unix.IPV6_MULTICAST_IF, index}} {
+			if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, o[0], o[1]); err != nil {
+				return err
+			}
+		}
+		src := unix.SockaddrInet6{ZoneId: uint32(index), Addr: addr("fe80::99").As16()}
+		if err := unix.Bind(fd, &src); err != nil {
+			return err
+		}
+		ra := []byte{134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0}
+		return unix.Sendto(fd, ra, 0, &unix.SockaddrInet6{Addr: addr("ff02::1").As16(), ZoneId: uint32(index)})
+	})
+	if err != nil {
+		s.t.Fatalf("router advertisement: %v", err)
+	}
+}
+
+func (s *space) index(link string) int {
+	index, err := newView(s.k.c).index(link)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return index
+}
+
+// TestRoutesInOtherShapes: on the link, with source, MTU, metric, another table, an IPv6 next hop
+// for IPv4, types without a next hop, and from one to the other.
+func TestRoutesInOtherShapes(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	node := func(r Route) Route { r.Protocol = ProtoNode; return r }
+	shapes := []Route{
+		node(Route{Dst: pfx("10.20.0.0/24"), Link: "eth0"}),
+		node(Route{Dst: pfx("10.20.0.0/24"), Link: "eth0", Via: addr("10.0.0.12"), Src: addr("10.0.0.11"), MTU: 1400, AdvMSS: 1360}),
+		node(Route{Dst: pfx("10.20.0.0/24"), Link: "eth0", Via: addr("fd00:10::12")}),
+		node(Route{Dst: pfx("10.20.0.0/24"), Type: "blackhole"}),
+		node(Route{Dst: pfx("10.20.0.0/24"), Type: "unreachable"}),
+		node(Route{Dst: pfx("10.20.0.0/24"), Link: "eth0", Via: addr("10.0.0.13"), Metric: 50}),
+		node(Route{Dst: pfx("fd00:20::/64"), Link: "eth0"}),
+		node(Route{Dst: pfx("fd00:20::/64"), Link: "eth0", Via: addr("fd00:10::12"), Src: addr("fd00:10::11"), MTU: 1400}),
+		node(Route{Dst: pfx("fd00:20::/64"), Link: "eth0"}),
+		node(Route{Dst: pfx("fd00:20::/64"), Type: "unreachable"}),
+		node(Route{Dst: pfx("fd00:20::/64"), Link: "eth0", Via: addr("fd00:10::12"), Metric: 50}),
+		node(Route{Dst: pfx("::/0"), Link: "eth0", Via: addr("fd00:10::1")}),
+		node(Route{Dst: pfx("0.0.0.0/0"), Link: "eth0", Via: addr("10.0.0.1")}),
+	}
+	for _, r := range shapes {
+		s.sync(nodeScope, State{Routes: []Route{r}})
+		all := s.run("ip route show proto 119") + s.run("ip -6 route show proto 119")
+		if n := strings.Count(all, "\n"); n != 1 {
+			t.Fatalf("%v: %d routes\n%s", r, n, all)
+		}
+	}
+	// A table other than main is nobody's scope: such a route is made, and goes only by hand.
+	other := node(Route{Dst: pfx("10.30.0.0/24"), Link: "eth0", Via: addr("10.0.0.12"), Table: 1000})
+	s.sync(nodeScope, State{Routes: []Route{other}})
+	s.contains("ip route show table 1000", "10.30.0.0/24 via 10.0.0.12 dev eth0 proto 119")
+}
