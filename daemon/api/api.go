@@ -68,17 +68,18 @@ type Reply struct {
 
 // Status is the daemon's answer to Op "status", and what `edgewayd status -o json` prints.
 type Status struct {
-	Node     string    `json:"node"`
-	Version  string    `json:"version"`
-	Started  time.Time `json:"started"`
-	World    World     `json:"world"`
-	Mode     string    `json:"mode"`
-	PodCIDRs []string  `json:"podCIDRs"`
-	Routes   []Route   `json:"routes"`
-	Sessions []Session `json:"sessions"`
-	Leases   Leases    `json:"leases"`
-	Problems []Problem `json:"problems"`
-	Now      time.Time `json:"now"`
+	Node      string    `json:"node"`
+	Version   string    `json:"version"`
+	Started   time.Time `json:"started"`
+	World     World     `json:"world"`
+	Mode      string    `json:"mode"`
+	Addresses []string  `json:"addresses"`
+	PodCIDRs  []string  `json:"podCIDRs"`
+	Routes    []Route   `json:"routes"`
+	Sessions  []Session `json:"sessions"`
+	Leases    Leases    `json:"leases"`
+	Problems  []Problem `json:"problems"`
+	Now       time.Time `json:"now"`
 }
 
 // World says where the daemon's knowledge of the cluster comes from.
@@ -122,7 +123,7 @@ type Path struct {
 	NextHop string `json:"nextHop"`
 }
 
-// Leases counts addresses.
+// Leases counts pods: a pod holds one address of each family, and Free says how many more fit.
 type Leases struct {
 	Total   uint64 `json:"total"`
 	Used    uint64 `json:"used"`
