@@ -13,6 +13,9 @@ import (
 // would grow them exponentially.
 const mergeBudget = 10_000
 
+// maxProblems bounds what is said of one object: nobody reads more before correcting some.
+const maxProblems = 50
+
 // document is one object of a manifest while it is read, and what is wrong with it.
 type document struct {
 	file     string
@@ -55,7 +58,7 @@ func (f field) bad(reason, want, got string) {
 		Object: f.doc.object, Reason: reason, Want: want, Got: got,
 		Next: fmt.Sprintf("correct %s:%d", f.doc.file, f.line),
 	}
-	if !slices.Contains(f.doc.problems, p) { // a mapping may be read twice
+	if len(f.doc.problems) < maxProblems && !slices.Contains(f.doc.problems, p) { // a mapping may be read twice
 		f.doc.problems = append(f.doc.problems, p)
 	}
 }

@@ -43,6 +43,7 @@ type manifest struct {
 	// unsure: a document of the file names no object, so that what is missing in the file may
 	// be meant to be there.
 	unsure bool
+	items  int // of Lists, so far
 }
 
 type stray struct{ name, namespace, place string }
@@ -52,6 +53,10 @@ type kind struct{ apiVersion, kind string }
 
 // maxListDepth bounds Lists in Lists: with an alias one can be its own item.
 const maxListDepth = 4
+
+// maxItems bounds the items of all Lists of a file, for the same reason: four Lists of a
+// thousand aliases are 10^12 items. The largest cluster has 5,000 nodes.
+const maxItems = 100_000
 
 // readManifest reads the documents of one file. It is pure.
 func readManifest(file string, text []byte) manifest {
@@ -164,9 +169,18 @@ func (m *manifest) readDocument(root field, inherited kind, depth int) {
 }
 
 func (m *manifest) readList(top mapping, item kind, depth int) {
-	items := top.at("items").list()
-	if depth >= maxListDepth {
+	list := top.at("items")
+	if !list.absent() {
+		m.items += len(list.node.Content)
+	}
+	var items []field
+	switch {
+	case depth >= maxListDepth:
 		top.bad(badManifest, "a List without Lists in it", "a deep one")
+	case m.items > maxItems:
+		top.bad(badManifest, fmt.Sprintf("at most %d items in Lists", maxItems), "more")
+	default:
+		items = list.list()
 	}
 	if len(top.doc.problems) > 0 {
 		m.unsure = true
@@ -174,6 +188,9 @@ func (m *manifest) readList(top mapping, item kind, depth int) {
 		return
 	}
 	for _, f := range items {
+		if m.items > maxItems { // an item was a List that went over it
+			return
+		}
 		f.path, f.doc = "", &document{file: m.file, object: "file " + m.file}
 		m.readDocument(f, item, depth+1)
 	}
