@@ -15,7 +15,7 @@ import (
 // changed, not at each ADD.
 type entered struct {
 	area
-	areaState
+	*areaState
 }
 
 // areaState is the record of an area.
@@ -23,78 +23,129 @@ type areaState struct {
 	id     uint32
 	gen    uint64     // sequence number of the last entering
 	cursor netip.Addr // no address of the area before it was never used; invalid: none is left
+	counts            // of the addresses listed under id
+	key    []byte     // area.key
+
+	changed bool // to be written when the transaction ends
 }
 
-func (s areaState) encode() []byte {
-	b := binary.AppendUvarint(nil, uint64(s.id))
-	b = binary.AppendUvarint(b, s.gen)
+func areaNumber(id uint32) []byte { return binary.BigEndian.AppendUint32(nil, id) }
+
+func (s *areaState) encode() []byte {
+	b := binary.AppendUvarint(nil, s.gen)
+	b = binary.AppendUvarint(b, s.held)
+	b = binary.AppendUvarint(b, s.remembered)
+	b = appendString(b, string(s.key))
 	if !s.cursor.IsValid() {
 		return b
 	}
 	return append(b, addrKey(s.cursor)...)
 }
 
-func decodeAreaState(b []byte) (areaState, error) {
+func decodeAreaState(k, b []byte) (*areaState, error) {
 	r := reader{b: b}
-	s := areaState{id: r.uint32(), gen: r.uint()}
+	s := &areaState{gen: r.uint(), counts: counts{r.uint(), r.uint()}, key: []byte(r.string())}
 	ok := true
 	if len(r.b) > 0 {
 		s.cursor, ok = parseAddrKey(r.b)
 	}
-	if r.bad || !ok || s.id == 0 {
-		return areaState{}, fmt.Errorf("malformed area %x", b)
+	if _, isSpan := s.span(); len(k) != 4 || r.bad || !ok || !isSpan {
+		return nil, fmt.Errorf("malformed area %x", b)
 	}
+	s.id = binary.BigEndian.Uint32(k)
 	return s, nil
 }
 
-// areaSpan reads the ends off an area's key.
-func areaSpan(key []byte) (span, bool) {
+// span reads the ends off the area's key.
+func (s *areaState) span() (span, bool) {
 	width := 4
-	if len(key) > 0 && key[0] == 6 {
+	if len(s.key) > 0 && s.key[0] == 6 {
 		width = 16
 	}
-	if len(key) != 1+2*width+8 {
+	if len(s.key) != 1+2*width+8 {
 		return span{}, false
 	}
-	first, ok := parseAddrKey(key[:1+width])
-	last, ok2 := parseAddrKey(append([]byte{key[0]}, key[1+width:1+2*width]...))
+	first, ok := parseAddrKey(s.key[:1+width])
+	last, ok2 := parseAddrKey(append([]byte{s.key[0]}, s.key[1+width:1+2*width]...))
 	return span{first, last}, ok && ok2
+}
+
+// allAreas loads the areas. There are as many as there were different ranges since the last
+// that contained them was entered: a few.
+func (t *txn) allAreas() ([]*areaState, error) {
+	if t.registered != nil {
+		return t.registered, nil
+	}
+	t.registered = []*areaState{}
+	cur := t.areas.b.Cursor()
+	for k, v := cur.First(); k != nil; k, v = cur.Next() {
+		raw, err := t.areas.open(k, v)
+		if err != nil {
+			return nil, err
+		}
+		s, err := decodeAreaState(k, raw)
+		if err != nil {
+			return nil, t.areas.damaged(k, err.Error())
+		}
+		t.registered = append(t.registered, s)
+	}
+	return t.registered, nil
+}
+
+// numbered returns an area to change its counts.
+func (t *txn) numbered(id uint32) (*areaState, error) {
+	all, err := t.allAreas()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range all {
+		if s.id == id {
+			s.changed = true
+			return s, nil
+		}
+	}
+	return nil, t.areas.damaged(areaNumber(id), "the record is missing")
+}
+
+// registeredAs returns the state of a, nil when it is not registered; current is false when an
+// area that overlaps it was entered later.
+func (t *txn) registeredAs(a area) (s *areaState, current bool, err error) {
+	all, err := t.allAreas()
+	if err != nil {
+		return nil, false, err
+	}
+	key := a.key()
+	var newest uint64
+	for _, x := range all {
+		if bytes.Equal(x.key, key) {
+			s = x
+		} else if o, _ := x.span(); o.overlaps(a.span) {
+			newest = max(newest, x.gen)
+		}
+	}
+	return s, s != nil && s.gen > newest, nil
 }
 
 // enter makes sure that the areas of a set are registered and list what they contain.
 func (t *txn) enter(set []area) ([]entered, error) {
 	out := make([]entered, len(set))
 	for i, a := range set {
-		key := a.key()
-		raw, known, err := t.areas.get(key)
+		s, current, err := t.registeredAs(a)
 		if err != nil {
 			return nil, err
 		}
-		var s areaState
-		if known {
-			if s, err = decodeAreaState(raw); err != nil {
-				return nil, t.areas.damaged(key, err.Error())
-			}
+		if s == nil {
+			t.state.areas++
+			s = &areaState{id: t.state.areas, cursor: a.first, key: a.key()}
+			t.registered = append(t.registered, s)
 		}
-		newest, inside, err := t.overlapping(a, key)
-		if err != nil {
-			return nil, err
-		}
-		if !known || newest > s.gen {
-			if !known {
-				t.state.areas++
-				s = areaState{id: t.state.areas, cursor: a.first}
-			}
-			s.gen = t.nextSeq()
+		if !current {
+			t.dirty = true
+			s.gen, s.changed = t.nextSeq(), true
 			if err := t.adopt(a, s.id); err != nil {
 				return nil, err
 			}
-			for _, k := range inside { // nothing is listed under these any more
-				if err := t.areas.delete(k); err != nil {
-					return nil, err
-				}
-			}
-			if err := t.areas.put(key, s.encode()); err != nil {
+			if err := t.dropInside(a, s); err != nil {
 				return nil, err
 			}
 		}
@@ -103,32 +154,25 @@ func (t *txn) enter(set []area) ([]entered, error) {
 	return out, nil
 }
 
-// overlapping returns the newest generation of the other areas that overlap a, and the keys of
-// those that lie inside it. There are as many areas as there were ever different ranges.
-func (t *txn) overlapping(a area, self []byte) (newest uint64, inside [][]byte, err error) {
-	cur := t.areas.b.Cursor()
-	for k, v := cur.First(); k != nil; k, v = cur.Next() {
-		s, ok := areaSpan(k)
-		if !ok {
-			return 0, nil, t.areas.damaged(k, "not an area")
-		}
-		if bytes.Equal(k, self) || !s.overlaps(a.span) {
-			continue
-		}
-		raw, err := t.areas.open(k, v)
-		if err != nil {
-			return 0, nil, err
-		}
-		state, err := decodeAreaState(raw)
-		if err != nil {
-			return 0, nil, t.areas.damaged(k, err.Error())
-		}
-		newest = max(newest, state.gen)
-		if len(a.spans) == 1 && a.spans[0].covers(s) {
-			inside = append(inside, bytes.Clone(k))
+// dropInside forgets the areas inside a: nothing is listed under them any more.
+func (t *txn) dropInside(a area, self *areaState) error {
+	return t.dropAreas(func(s *areaState) bool {
+		o, _ := s.span()
+		return s != self && len(a.spans) == 1 && a.spans[0].covers(o)
+	})
+}
+
+func (t *txn) dropAreas(drop func(*areaState) bool) error {
+	var kept []*areaState
+	for _, s := range t.registered {
+		if !drop(s) {
+			kept = append(kept, s)
+		} else if err := t.areas.delete(areaNumber(s.id)); err != nil {
+			return err
 		}
 	}
-	return newest, inside, nil
+	t.registered = kept
+	return nil
 }
 
 // adopt lists every address in a that was ever leased under number id.
@@ -139,11 +183,11 @@ func (t *txn) adopt(a area, id uint32) error {
 	}
 	var moved []change
 	for _, s := range a.spans {
-		err := t.eachEntry(s, func(addr netip.Addr, e entry) error {
+		err := t.eachEntry(s, func(addr netip.Addr, e entry) (bool, error) {
 			if e.home != id {
 				moved = append(moved, change{addr, e})
 			}
-			return nil
+			return true, nil
 		})
 		if err != nil {
 			return err
@@ -161,7 +205,7 @@ func (t *txn) adopt(a area, id uint32) error {
 
 // eachEntry calls fn with every address of s that was ever leased, in order. The first record
 // is reached by a proof, not by a plain seek: a hidden record cannot be skipped.
-func (t *txn) eachEntry(s span, fn func(netip.Addr, entry) error) error {
+func (t *txn) eachEntry(s span, fn func(netip.Addr, entry) (bool, error)) error {
 	if _, _, _, err := t.addrs.find(addrKey(s.first)); err != nil {
 		return err
 	}
@@ -177,13 +221,13 @@ func (t *txn) eachEntry(s span, fn func(netip.Addr, entry) error) error {
 		if err != nil {
 			return false, t.addrs.damaged(k, err.Error())
 		}
-		return true, fn(addr, e)
+		return fn(addr, e)
 	})
 }
 
 // neverUsed returns the lowest address of the area that was never leased. Addresses are never
 // forgotten, so the cursor only moves up; what it passes is passed once.
-func (t *txn) neverUsed(x *entered) (netip.Addr, bool, error) {
+func (t *txn) neverUsed(x entered) (netip.Addr, bool, error) {
 	if !x.cursor.IsValid() {
 		return netip.Addr{}, false, nil
 	}
@@ -204,25 +248,21 @@ func (t *txn) neverUsed(x *entered) (netip.Addr, bool, error) {
 	if !ok {
 		at = netip.Addr{}
 	}
-	if at == x.cursor {
-		return at, ok, nil
+	if at != x.cursor {
+		x.cursor, x.changed, t.dirty = at, true, true
 	}
-	x.cursor = at
-	return at, ok, t.areas.put(x.key(), x.encode())
+	return at, ok, nil
 }
 
 // leave makes the areas around a enter again at their next use, so that they list a.
 func (t *txn) leave(a netip.Addr) error {
-	var around [][]byte
-	cur := t.areas.b.Cursor()
-	for k, _ := cur.First(); k != nil; k, _ = cur.Next() {
-		if s, ok := areaSpan(k); ok && s.contains(a) {
-			around = append(around, bytes.Clone(k))
-		}
+	all, err := t.allAreas()
+	if err != nil {
+		return err
 	}
-	for _, k := range around {
-		if err := t.areas.delete(k); err != nil {
-			return err
+	for _, s := range all {
+		if o, _ := s.span(); o.contains(a) {
+			s.gen, s.changed, t.dirty = 0, true, true
 		}
 	}
 	return nil

@@ -32,7 +32,7 @@ type choice struct {
 // allocate is Allocate inside a transaction.
 func (t *txn) allocate(req Request, pool layout, dead verdicts) (Lease, error) {
 	c := &choice{req: req, layout: pool, dead: dead, ended: map[uint64]held{}}
-	own, ok, err := t.lease(req.Attachment.key())
+	own, ok, err := t.leaseOf(req.Attachment)
 	if err != nil {
 		return Lease{}, err
 	}
@@ -137,8 +137,11 @@ func (t *txn) remembered(memory string) ([]candidate, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !ok || e.memory != memory {
-			return nil, t.pods.damaged(k, "the address remembers another pod")
+		if !ok || e.memory == "" {
+			return nil, t.pods.damaged(k, "the address remembers no pod")
+		}
+		if e.memory != memory {
+			continue // of equal hash
 		}
 		out = append(out, candidate{a, e})
 	}
@@ -184,7 +187,7 @@ func (t *txn) choose(c *choice, set int, asked netip.Addr, remembered []candidat
 		}
 	}
 	for i := range areas {
-		if a, ok, err := t.neverUsed(&areas[i]); err != nil || ok {
+		if a, ok, err := t.neverUsed(areas[i]); err != nil || ok {
 			return a, areas[i].id, err
 		}
 	}
@@ -285,6 +288,9 @@ func (t *txn) longestFree(areas []entered) (addr netip.Addr, id uint32, ok bool,
 
 // longestDead is the address of the oldest lease of an earlier boot; its lease gives way.
 func (t *txn) longestDead(c *choice, areas []entered) (addr netip.Addr, id uint32, ok bool, err error) {
+	if err := t.sweep(); err != nil {
+		return addr, 0, false, err
+	}
 	var found held
 	for _, x := range areas {
 		h, a, dead, err := t.oldestDead(x)
@@ -302,33 +308,63 @@ func (t *txn) longestDead(c *choice, areas []entered) (addr netip.Addr, id uint3
 }
 
 func (t *txn) oldestDead(x entered) (held, netip.Addr, bool, error) {
-	cur := t.living.b.Cursor()
-	k, v := cur.Seek(livingKey(x.id, 0, 0, nil))
-	if len(k) >= 16 && binary.BigEndian.Uint32(k) == x.id && t.boot != 0 && binary.BigEndian.Uint32(k[4:]) == t.boot {
-		k, v = cur.Seek(livingKey(x.id, t.boot+1, 0, nil))
+	cur := t.dead.b.Cursor()
+	k, v := cur.Seek(deadKey(x.id, 0, 0, nil))
+	if len(k) >= 16 && binary.BigEndian.Uint32(k) == x.id && binary.BigEndian.Uint32(k[4:]) == t.boot {
+		k, v = cur.Seek(deadKey(x.id, t.boot+1, 0, nil))
 	}
 	if len(k) < 16 || binary.BigEndian.Uint32(k) != x.id {
 		return held{}, netip.Addr{}, false, nil
 	}
-	if _, err := t.living.open(k, v); err != nil {
+	if _, err := t.dead.open(k, v); err != nil {
 		return held{}, netip.Addr{}, false, err
 	}
 	a, ok := parseAddrKey(k[16:])
 	if !ok || !x.contains(a) {
-		return held{}, netip.Addr{}, false, t.living.damaged(k, "not an address of its area")
+		return held{}, netip.Addr{}, false, t.dead.damaged(k, "not an address of its area")
 	}
 	e, ok, err := t.entry(a)
 	if err != nil {
 		return held{}, netip.Addr{}, false, err
 	}
 	if !ok || !e.held || e.leased != binary.BigEndian.Uint64(k[8:]) {
-		return held{}, netip.Addr{}, false, t.living.damaged(k, "the address is not held")
+		return held{}, netip.Addr{}, false, t.dead.damaged(k, "the address is not held")
 	}
 	h, err := t.holder(a, e)
 	if err == nil && h.Lease.BootID == t.bootID {
-		err = t.living.damaged(k, "the lease is of this boot")
+		err = t.dead.damaged(k, "the lease is of this boot")
 	}
 	return h, a, err == nil, err
+}
+
+// sweep completes "dead" for this boot: once per boot, and only when a pool is exhausted, so
+// that an ADD writes no record for it.
+func (t *txn) sweep() error {
+	boot, err := t.thisBoot()
+	if err != nil || t.state.swept == boot {
+		return err
+	}
+	var found [][]byte
+	err = t.addrs.each(nil, func(k, v []byte) (bool, error) {
+		e, err := decodeEntry(v)
+		if err != nil {
+			return false, t.addrs.damaged(k, err.Error())
+		}
+		if e.held && e.boot != boot {
+			found = append(found, deadKey(e.home, e.boot, e.leased, k))
+		}
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, k := range found {
+		if err := t.dead.put(k, nil); err != nil {
+			return err
+		}
+	}
+	t.state.swept, t.dirty = boot, true
+	return nil
 }
 
 // namesInError is how many holders an exhausted pool's error lists.
@@ -340,24 +376,24 @@ func (t *txn) exhausted(c *choice, areas []entered) error {
 	for _, x := range areas {
 		subnets = append(subnets, x.subnet)
 		for _, s := range x.spans {
-			n, err := t.countSpan(s)
-			if err != nil {
-				return err
-			}
-			total, used = total+s.size(), used+n.held
+			total += s.size()
 		}
-		cur := t.living.b.Cursor()
-		prefix := binary.BigEndian.AppendUint32(nil, x.id)
-		for k, _ := cur.Seek(prefix); bytes.HasPrefix(k, prefix) && len(who) < namesInError; k, _ = cur.Next() {
-			a, ok := parseAddrKey(k[min(16, len(k)):])
-			if !ok {
-				continue
-			}
-			if e, ok, err := t.entry(a); err == nil && ok && e.held {
-				if h, err := t.holder(a, e); err == nil {
-					who = append(who, cmp.Or(h.Lease.Pod.String(), h.Lease.Attachment.String()))
+		used += x.held
+		if len(x.spans) == 0 {
+			continue
+		}
+		err := t.eachEntry(x.spans[0], func(a netip.Addr, e entry) (bool, error) {
+			if e.held {
+				h, err := t.holder(a, e)
+				if err != nil {
+					return false, err
 				}
+				who = append(who, cmp.Or(h.Lease.Pod.String(), h.Lease.Attachment.String()))
 			}
+			return len(who) < namesInError, nil
+		})
+		if err != nil {
+			return err
 		}
 	}
 	holders := ""

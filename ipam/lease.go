@@ -93,7 +93,7 @@ func (t *txn) end(h held) error {
 
 // release is Release inside a transaction.
 func (t *txn) release(a Attachment) (Lease, bool, error) {
-	h, ok, err := t.lease(a.key())
+	h, ok, err := t.leaseOf(a)
 	if err != nil || !ok {
 		return Lease{}, false, err
 	}

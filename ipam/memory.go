@@ -100,7 +100,7 @@ func (s *Store) Import(ctx context.Context, leases []Lease) error {
 			for i := range l.Addrs {
 				l.Addrs[i] = l.Addrs[i].Unmap()
 			}
-			old, ok, err := t.lease(l.Attachment.key())
+			old, ok, err := t.leaseOf(l.Attachment)
 			if err != nil {
 				return err
 			}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"strings"
 )
@@ -30,9 +31,16 @@ func parseAddrKey(k []byte) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// key of an attachment. The container ID comes first and is not empty, so that no key sorts
-// before chainHead.
-func (a Attachment) key() []byte { return []byte(a.ContainerID + "\x00" + a.IfName) }
+// key of an attachment in leases: a hash, since container IDs are long and each page of the
+// tree above the records holds such keys. The record names the attachment (txn.lease compares).
+// The first byte keeps every key behind chainHead.
+func (a Attachment) key() []byte {
+	h := fnv.New128a()
+	h.Write([]byte(a.ContainerID))
+	h.Write([]byte{0})
+	h.Write([]byte(a.IfName))
+	return h.Sum([]byte{1})
+}
 
 // memoryKey is under which an address remembers its last pod: the same pod on another network
 // or interface is another key. Empty: remembered by nobody.

@@ -251,7 +251,7 @@ func (s *Store) Release(ctx context.Context, a Attachment) (lease Lease, ok bool
 // Lookup returns the attachment's lease.
 func (s *Store) Lookup(a Attachment) (lease Lease, ok bool, err error) {
 	err = s.view(func(t *txn) error {
-		h, found, err := t.lease(a.key())
+		h, found, err := t.leaseOf(a)
 		lease, ok = h.Lease, found
 		return err
 	})

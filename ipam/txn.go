@@ -3,6 +3,7 @@ package ipam
 import (
 	"encoding/binary"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"time"
 
@@ -15,23 +16,21 @@ import (
 //	leases  attachment -> held              (chain)
 //	addrs   address -> entry                (chain) every address that was ever leased
 //	queue   area, release, address          free addresses, longest free first
-//	living  area, boot, allocation, address held addresses, oldest boot first
-//	pods    memoryKey, address              which addresses a pod had
-//	areas   area.key -> areaState           where the never-used addresses begin
-//	blocks  block of 256 addresses -> counts
+//	dead    area, boot, allocation, address held by leases of earlier boots (txn.sweep)
+//	pods    hash of memoryKey, address      which addresses a pod had
+//	areas   area number -> areaState
 const (
 	bucketMeta   = "meta"
 	bucketLeases = "leases"
 	bucketAddrs  = "addrs"
 	bucketQueue  = "queue"
-	bucketLiving = "living"
+	bucketDead   = "dead"
 	bucketPods   = "pods"
 	bucketAreas  = "areas"
-	bucketBlocks = "blocks"
 )
 
 func bucketNames() []string {
-	return []string{bucketMeta, bucketLeases, bucketAddrs, bucketQueue, bucketLiving, bucketPods, bucketAreas, bucketBlocks}
+	return []string{bucketMeta, bucketLeases, bucketAddrs, bucketQueue, bucketDead, bucketPods, bucketAreas}
 }
 
 // schema is the version of this layout.
@@ -46,14 +45,16 @@ const (
 
 // txn is one bbolt transaction with the buckets open.
 type txn struct {
-	leases, addrs                            chain
-	meta, queue, living, pods, areas, blocks table
+	leases, addrs                  chain
+	meta, queue, dead, pods, areas table
 
 	now    time.Time
 	bootID string
 	boot   uint32 // ordinal of bootID; 0: not registered yet
 	state  state
 	dirty  bool // something was written
+
+	registered []*areaState // all areas, once loaded
 }
 
 // state counts what must never be counted by walking.
@@ -63,6 +64,8 @@ type state struct {
 	held   uint64 // held addresses
 	boots  uint32 // boot ordinals given out
 	areas  uint32 // area numbers given out
+	last   uint32 // ordinal of the boot that wrote last
+	swept  uint32 // ordinal of the boot for which "dead" is complete, 0: none
 }
 
 func (s state) encode() []byte {
@@ -70,12 +73,14 @@ func (s state) encode() []byte {
 	b = binary.AppendUvarint(b, s.leases)
 	b = binary.AppendUvarint(b, s.held)
 	b = binary.AppendUvarint(b, uint64(s.boots))
-	return binary.AppendUvarint(b, uint64(s.areas))
+	b = binary.AppendUvarint(b, uint64(s.areas))
+	b = binary.AppendUvarint(b, uint64(s.last))
+	return binary.AppendUvarint(b, uint64(s.swept))
 }
 
 func decodeState(b []byte) (state, error) {
 	r := reader{b: b}
-	s := state{r.uint(), r.uint(), r.uint(), r.uint32(), r.uint32()}
+	s := state{r.uint(), r.uint(), r.uint(), r.uint32(), r.uint32(), r.uint32(), r.uint32()}
 	if r.bad || len(r.b) > 0 {
 		return state{}, fmt.Errorf("malformed state %x", b)
 	}
@@ -87,7 +92,7 @@ func begin(tx *bbolt.Tx, bootID string) (*txn, error) {
 	t := &txn{bootID: bootID, now: time.Now()}
 	for name, tab := range map[string]*table{
 		bucketMeta: &t.meta, bucketLeases: &t.leases.table, bucketAddrs: &t.addrs.table, bucketQueue: &t.queue,
-		bucketLiving: &t.living, bucketPods: &t.pods, bucketAreas: &t.areas, bucketBlocks: &t.blocks,
+		bucketDead: &t.dead, bucketPods: &t.pods, bucketAreas: &t.areas,
 	} {
 		b := tx.Bucket([]byte(name))
 		if b == nil {
@@ -112,6 +117,7 @@ func begin(tx *bbolt.Tx, bootID string) (*txn, error) {
 			return nil, err
 		}
 	}
+	t.addrs.b.FillPercent = 0.9 // addresses are mostly first leased in ascending order
 	return t, nil
 }
 
@@ -143,15 +149,27 @@ func (t *txn) finish() error {
 	if !t.dirty {
 		return nil
 	}
+	for _, s := range t.registered {
+		if s.changed {
+			if err := t.areas.put(areaNumber(s.id), s.encode()); err != nil {
+				return err
+			}
+		}
+	}
 	return t.meta.put([]byte(keyState), t.state.encode())
 }
 
 // thisBoot is the ordinal of the store's boot ID.
 func (t *txn) thisBoot() (ordinal uint32, err error) {
 	if t.boot == 0 {
-		t.boot, err = t.bootOrdinal(t.bootID)
+		if t.boot, err = t.bootOrdinal(t.bootID); err != nil {
+			return 0, err
+		}
 	}
-	return t.boot, err
+	if t.state.last != t.boot { // what the last boot leased is dead now
+		t.state.last, t.state.swept = t.boot, 0
+	}
+	return t.boot, nil
 }
 
 // bootOrdinal returns the ordinal of a boot ID, which it gets at its first use.
@@ -175,6 +193,15 @@ func (t *txn) bootOrdinal(id string) (uint32, error) {
 func (t *txn) nextSeq() uint64 {
 	t.state.seq++
 	return t.state.seq
+}
+
+// leaseOf returns the lease of an attachment.
+func (t *txn) leaseOf(a Attachment) (held, bool, error) {
+	h, ok, err := t.lease(a.key())
+	if ok && h.Lease.Attachment != a {
+		return held{}, false, t.leases.damaged(a.key(), "the record is of "+h.Lease.Attachment.String())
+	}
+	return h, ok, err
 }
 
 func (t *txn) lease(key []byte) (held, bool, error) {
@@ -216,20 +243,23 @@ func queueKey(home uint32, freed uint64, addr []byte) []byte {
 	return append(binary.BigEndian.AppendUint64(k, freed), addr...)
 }
 
-// livingKey orders the held addresses of an area by boot, then by allocation.
-func livingKey(home, boot uint32, leased uint64, addr []byte) []byte {
+// deadKey orders the addresses of an area that dead leases hold by boot, then by allocation.
+func deadKey(home, boot uint32, leased uint64, addr []byte) []byte {
 	k := binary.BigEndian.AppendUint32(make([]byte, 0, 16+len(addr)), home)
 	k = binary.BigEndian.AppendUint32(k, boot)
 	return append(binary.BigEndian.AppendUint64(k, leased), addr...)
 }
 
+// podKey lists an address under its memory. The memory is hashed: names are long, and what is
+// found is compared with the entry anyway.
 func podKey(memory string, addr []byte) []byte {
-	k := binary.AppendUvarint(nil, uint64(len(memory)))
-	return append(append(k, memory...), addr...)
+	h := fnv.New64a()
+	h.Write([]byte(memory))
+	return append(h.Sum(make([]byte, 0, 8+len(addr))), addr...)
 }
 
 // store writes next as what is known of a, in place of last (the zero entry: nothing was), and
-// keeps queue, living, pods and blocks in step. It is the only writer of the five.
+// keeps queue, dead, pods and the counts in step. It is the only writer of the five.
 func (t *txn) store(a netip.Addr, last, next entry) error {
 	key := addrKey(a)
 	if err := t.unlist(key, last); err != nil {
@@ -238,7 +268,7 @@ func (t *txn) store(a netip.Addr, last, next entry) error {
 	if err := t.list(key, next); err != nil {
 		return err
 	}
-	if err := t.count(key, last, next); err != nil {
+	if err := t.count(last, next); err != nil {
 		return err
 	}
 	return t.addrs.set(key, next.encode())
@@ -256,7 +286,7 @@ func (t *txn) unlist(key []byte, e entry) error {
 		}
 	}
 	if e.held {
-		return t.living.delete(livingKey(e.home, e.boot, e.leased, key))
+		return t.dead.delete(deadKey(e.home, e.boot, e.leased, key))
 	}
 	return t.queue.delete(queueKey(e.home, e.freed, key))
 }
@@ -267,33 +297,17 @@ func (t *txn) list(key []byte, e entry) error {
 			return err
 		}
 	}
-	if e.held {
-		return t.living.put(livingKey(e.home, e.boot, e.leased, key), nil)
+	switch {
+	case !e.held:
+		return t.queue.put(queueKey(e.home, e.freed, key), nil)
+	case e.boot != t.boot:
+		return t.dead.put(deadKey(e.home, e.boot, e.leased, key), nil)
 	}
-	return t.queue.put(queueKey(e.home, e.freed, key), nil)
+	return nil
 }
 
-// counts of a block of 256 addresses.
+// counts of addresses.
 type counts struct{ held, remembered uint64 }
-
-func blockKey(addrKey []byte) []byte { return addrKey[:len(addrKey)-1] }
-
-func (t *txn) blockCounts(block []byte) (counts, error) {
-	raw, ok, err := t.blocks.get(block)
-	if err != nil || !ok {
-		return counts{}, err
-	}
-	return t.parseCounts(block, raw)
-}
-
-func (t *txn) parseCounts(block, raw []byte) (counts, error) {
-	r := reader{b: raw}
-	c := counts{r.uint(), r.uint()}
-	if r.bad || len(r.b) > 0 || c.held+c.remembered > 256 {
-		return counts{}, t.blocks.damaged(block, "not a count")
-	}
-	return c, nil
-}
 
 func (e entry) counts() counts {
 	switch {
@@ -305,20 +319,24 @@ func (e entry) counts() counts {
 	return counts{}
 }
 
-func (t *txn) count(key []byte, last, next entry) error {
-	from, to := last.counts(), next.counts()
-	if from == to {
-		return nil
+// count moves an address from what it was to what it is in the counts of its areas.
+func (t *txn) count(last, next entry) error {
+	t.state.held += next.counts().held - last.counts().held
+	if last.known() && last.home != 0 {
+		s, err := t.numbered(last.home)
+		if err != nil {
+			return err
+		}
+		s.held -= last.counts().held
+		s.remembered -= last.counts().remembered
 	}
-	block := blockKey(key)
-	c, err := t.blockCounts(block)
-	if err != nil {
-		return err
+	if next.home != 0 {
+		s, err := t.numbered(next.home)
+		if err != nil {
+			return err
+		}
+		s.held += next.counts().held
+		s.remembered += next.counts().remembered
 	}
-	if c.held+to.held < from.held || c.remembered+to.remembered < from.remembered || t.state.held+to.held < from.held {
-		return t.blocks.damaged(block, "counts less than there are")
-	}
-	c = counts{c.held + to.held - from.held, c.remembered + to.remembered - from.remembered}
-	t.state.held += to.held - from.held
-	return t.blocks.put(block, binary.AppendUvarint(binary.AppendUvarint(nil, c.held), c.remembered))
+	return nil
 }
