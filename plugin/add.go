@@ -1,0 +1,205 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+const fallbackMTU = 1500 // RFC 894
+
+// add makes an attachment: everything is checked, then addresses, then links (docs in Do).
+func (n *Node) add(ctx context.Context, rq request) (reply api.Reply, err error) {
+	o, err := newOrder(rq)
+	if err != nil {
+		return reply, err
+	}
+	previous, err := rq.conf.previous()
+	if err != nil {
+		return reply, err
+	}
+	if rq.conf.ipamOnly() {
+		return n.lend(ctx, o)
+	}
+	if err := n.podNetns(rq); err != nil {
+		return reply, err
+	}
+	release, err := n.enter(ctx, rq)
+	if err != nil {
+		return reply, err
+	}
+	defer release()
+
+	pod, err := n.dial(rq.netns)
+	if err != nil {
+		return reply, fault(codeIO, "enter network namespace %s: %w", rq.cni.Netns, err)
+	}
+	defer pod.Close()
+	if taken, err := linkExists(ctx, pod, rq.attachment.IfName); err != nil {
+		return reply, err
+	} else if taken {
+		return reply, fault(codeExists, "interface %s exists in %s already", rq.attachment.IfName, rq.cni.Netns).
+			next("call DEL before a second ADD, or choose another CNI_IFNAME")
+	}
+	host, done, err := n.host()
+	if err != nil {
+		return reply, err
+	}
+	defer done()
+	return n.attach(ctx, o, ends{host: host, pod: pod}, previous)
+}
+
+// enter keeps other verbs off the attachment, and the sweeps off all of them.
+func (n *Node) enter(ctx context.Context, rq request) (release func(), err error) {
+	if !rq.conf.delegated() {
+		if err := n.needStore(); err != nil {
+			return nil, err
+		}
+	}
+	n.sweep.RLock()
+	unlock, err := n.attachments.lock(ctx, rq.attachment)
+	if err != nil {
+		n.sweep.RUnlock()
+		return nil, err
+	}
+	return func() {
+		unlock()
+		n.sweep.RUnlock()
+	}, nil
+}
+
+// ends are the two namespaces of an attachment.
+type ends struct{ host, pod kernel }
+
+// attach is the part of ADD that changes something. What it did is undone when it fails.
+func (n *Node) attach(ctx context.Context, o order, at ends, previous *current.Result) (reply api.Reply, err error) {
+	mtu := o.conf.MTU
+	if mtu == 0 {
+		if mtu, err = uplinkMTU(ctx, at.host); err != nil {
+			return reply, err
+		}
+	}
+	g, err := n.obtain(ctx, at.host, o)
+	if err != nil {
+		return reply, err
+	}
+	w := wiring{
+		hostLink: o.hostLink(), hostMAC: macOf(o.attachment, "host"),
+		ifName: o.attachment.IfName, podMAC: macOf(o.attachment, "pod"),
+		mtu: mtu, addrs: g.addrs, routes: g.routes,
+	}
+	if o.mac != "" {
+		w.podMAC = o.mac
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.undo(ctx, o.request, at.host, w))
+		}
+	}()
+	if min := minMTUOf(w); mtu < min {
+		return reply, fault(codeConfig, "mtu %d is too small for %v: the least is %d", mtu, w.addrs, min).next("raise mtu in the network configuration")
+	}
+	if err := w.make(ctx, o, at); err != nil {
+		return reply, err
+	}
+	if o.conf.IPMasq {
+		for _, a := range w.addrs {
+			if err := at.host.AddMasq(ctx, a); err != nil {
+				return reply, fault(codeWiring, "%w", err).next("load nf_tables, or set ipMasq to false")
+			}
+		}
+	}
+	reply, err = printed(w.result(previous, g.dns, o.cni.Netns), o.conf.CNIVersion)
+	reply.Undelivered = func(ctx context.Context) { n.withdraw(ctx, o.request, g.lease) }
+	return reply, err
+}
+
+func minMTUOf(w wiring) int {
+	if w.has(true) {
+		return minMTU6
+	}
+	return minMTU
+}
+
+// make builds both ends. A link of the same name is a crash's left-over: its lease was not there,
+// or dead.
+func (w wiring) make(ctx context.Context, o order, at ends) error {
+	stale, err := linkExists(ctx, at.host, w.hostLink)
+	if err == nil && stale {
+		err = deleteLink(ctx, at.host, w.hostLink)
+	}
+	if err == nil {
+		_, err = at.host.Sync(ctx, routes.Scope{}, w.host(o.netns))
+	}
+	if err != nil {
+		return fault(codeWiring, "%s: host end: %w", o.attachment, err).next("look at ip link, ip route and dmesg of the host")
+	}
+	if _, err = at.pod.Sync(ctx, routes.Scope{}, w.pod()); err != nil {
+		return fault(codeWiring, "%s: pod end: %w", o.attachment, err).next("look at ip link and ip route inside %s", o.cni.Netns)
+	}
+	return nil
+}
+
+// undo removes what a failed ADD made. The lease goes last: its address must not be leased again
+// while a link carries it.
+func (n *Node) undo(ctx context.Context, rq request, host kernel, w wiring) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	err := deleteLink(ctx, host, w.hostLink)
+	if err == nil && rq.conf.IPMasq {
+		err = endFlows(ctx, host, w.addrs)
+	}
+	if err == nil {
+		err = n.giveBack(ctx, rq)
+	}
+	if err != nil {
+		return fmt.Errorf("undo: %w", err)
+	}
+	return nil
+}
+
+// withdraw undoes an ADD whose result reached nobody, unless the attachment was made anew since.
+func (n *Node) withdraw(ctx context.Context, rq request, made ipam.Lease) {
+	ctx, cancel := context.WithTimeout(ctx, undoTimeout)
+	defer cancel()
+	release, err := n.enter(ctx, rq)
+	if err != nil {
+		return
+	}
+	defer release()
+	if !rq.conf.delegated() {
+		now, ok, err := n.lookup(rq.attachment)
+		if err != nil || !ok || !now.Since.Equal(made.Since) || !slices.Equal(now.Addrs, made.Addrs) {
+			return
+		}
+	}
+	// What is left over a failure is found by the next DEL or sweep.
+	_ = n.detach(ctx, rq)
+}
+
+// uplinkMTU is the MTU of the link that the host's default route leaves by.
+func uplinkMTU(ctx context.Context, host kernel) (int, error) {
+	h, err := host.Host(ctx)
+	if err != nil {
+		return 0, fault(codeIO, "find the uplink's MTU: %w", err).next("set mtu in the network configuration")
+	}
+	best, metric := "", 0
+	for _, r := range h.Routes {
+		if r.Dst.Bits() == 0 && r.Link != "" && (best == "" || r.Metric < metric) {
+			best, metric = r.Link, r.Metric
+		}
+	}
+	for _, l := range h.Links {
+		if l.Name == best && l.MTU >= minMTU && l.MTU <= maxMTU {
+			return l.MTU, nil
+		}
+	}
+	return fallbackMTU, nil
+}

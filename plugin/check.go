@@ -1,0 +1,194 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// check compares both ends with what ADD made and prevResult still lists. What others added is
+// none of its business, nor is what others removed from prevResult (SPEC 1.1.0 section 2, CHECK).
+func (n *Node) check(ctx context.Context, rq request) (reply api.Reply, err error) {
+	previous, err := rq.conf.previous()
+	if err != nil {
+		return reply, err
+	}
+	if previous == nil {
+		return reply, fault(codeConfig, "CHECK without prevResult").next("the runtime must pass the result of ADD as prevResult")
+	}
+	if !rq.conf.ipamOnly() {
+		if err := n.podNetns(rq); err != nil {
+			return reply, err
+		}
+	}
+	release, err := n.enter(ctx, rq)
+	if err != nil {
+		return reply, err
+	}
+	defer release()
+	p := inspection{rq: rq, previous: previous}
+	if rq.conf.delegated() {
+		if err := n.delegate(ctx, rq, "CHECK"); err != nil {
+			return reply, err
+		}
+		p.addrs = p.listedAddrs(p.podInterface())
+	} else if err := n.inspectLease(&p); err != nil {
+		return reply, err
+	}
+	if !rq.conf.ipamOnly() {
+		if err := n.inspectEnds(ctx, &p); err != nil {
+			return reply, err
+		}
+	}
+	if len(p.differences) > 0 {
+		return reply, fault(codeDifferent, "%s is not as ADD left it: %s", rq.attachment, strings.Join(p.differences, "; ")).
+			next("delete the pod, so that it is made anew; find out what changed it")
+	}
+	return reply, nil
+}
+
+// inspection is one CHECK under way.
+type inspection struct {
+	rq          request
+	previous    *current.Result
+	addrs       []netip.Addr
+	differences []string
+}
+
+func (p *inspection) differs(format string, args ...any) {
+	p.differences = append(p.differences, fmt.Sprintf(format, args...))
+}
+
+// inspectLease compares the reservation with prevResult.
+func (n *Node) inspectLease(p *inspection) error {
+	lease, ok, err := n.lookup(p.rq.attachment)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		p.differs("no lease of its addresses")
+		p.addrs = p.listedAddrs(p.podInterface())
+		return nil
+	}
+	listed := p.listedAddrs(-1)
+	for _, a := range lease.Addrs {
+		if !slices.Contains(listed, a) {
+			p.differs("%s is leased and not in prevResult", a)
+			continue
+		}
+		p.addrs = append(p.addrs, a)
+	}
+	return nil
+}
+
+// podInterface is the index of our interface in prevResult; -1 when it is not listed.
+func (p *inspection) podInterface() int {
+	return slices.IndexFunc(p.previous.Interfaces, func(i *current.Interface) bool {
+		return i.Name == p.rq.attachment.IfName && i.Sandbox != ""
+	})
+}
+
+// listedAddrs are the addresses of one interface in prevResult, or of all for -1.
+func (p *inspection) listedAddrs(index int) (out []netip.Addr) {
+	for _, ip := range p.previous.IPs {
+		a, ok := netip.AddrFromSlice(ip.Address.IP)
+		if ok && (index < 0 || ip.Interface == nil || *ip.Interface == index) {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
+}
+
+// wiring is what should be there: ours, as far as prevResult lists it, with the values that later
+// plugins gave it.
+func (p *inspection) wiring() (wiring, error) {
+	w := wiring{
+		hostLink: p.rq.hostLink(), hostMAC: macOf(p.rq.attachment, "host"),
+		ifName: p.rq.attachment.IfName, podMAC: macOf(p.rq.attachment, "pod"), addrs: p.addrs,
+	}
+	for _, i := range p.previous.Interfaces {
+		switch {
+		case i.Sandbox == "" && i.Name == w.hostLink && i.Mac != "":
+			w.hostMAC = i.Mac
+		case i.Sandbox != "" && i.Name == w.ifName:
+			w.mtu = i.Mtu
+			if i.Mac != "" {
+				w.podMAC = i.Mac
+			}
+		}
+	}
+	asked, err := p.rq.conf.routes()
+	if err != nil || p.rq.conf.delegated() {
+		asked = nil
+	}
+	for _, r := range podRoutes(asked, p.addrs) {
+		if p.lists(r) {
+			w.routes = append(w.routes, r)
+		}
+	}
+	return w, err
+}
+
+// lists reports whether prevResult has the route. Results before 1.1.0 say no more of it than
+// its destination and next hop.
+func (p *inspection) lists(r podRoute) bool {
+	for _, l := range p.previous.Routes {
+		dst, ok := netip.AddrFromSlice(l.Dst.IP)
+		bits, _ := l.Dst.Mask.Size()
+		via, _ := netip.AddrFromSlice(l.GW)
+		if ok && netip.PrefixFrom(dst.Unmap(), bits) == r.dst && via.Unmap() == r.nextHop() {
+			return true
+		}
+	}
+	return false
+}
+
+// inspectEnds compares both namespaces with the wiring.
+func (n *Node) inspectEnds(ctx context.Context, p *inspection) error {
+	if p.podInterface() < 0 {
+		p.differs("prevResult lists no interface %s in a sandbox", p.rq.attachment.IfName)
+	}
+	w, err := p.wiring()
+	if err != nil {
+		return err
+	}
+	host, done, err := n.host()
+	if err != nil {
+		return err
+	}
+	defer done()
+	pod, err := n.dial(p.rq.netns)
+	if err != nil {
+		return fault(codeIO, "enter network namespace %s: %w", p.rq.cni.Netns, err)
+	}
+	defer pod.Close()
+	want := w.pod()
+	want.Sysctls = nil // they did their work when the link came up
+	return errors.Join(p.compare(ctx, host, "host", w.host(nil)), p.compare(ctx, pod, "pod", want))
+}
+
+// compare notes what would have to be added or replaced.
+func (p *inspection) compare(ctx context.Context, k kernel, end string, want routes.State) error {
+	observed, err := k.Observe(ctx, routes.Scope{}, want)
+	if err != nil {
+		return fmt.Errorf("%s end: %w", end, err)
+	}
+	for _, c := range routes.Diff(observed, want) {
+		switch c.Op {
+		case routes.Add:
+			p.differs("%s: missing %v", end, c.Object)
+		case routes.Replace:
+			p.differs("%s: want %v, have %v", end, c.Object, c.Was)
+		case routes.Delete: // not ours to judge
+		}
+	}
+	return nil
+}

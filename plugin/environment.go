@@ -1,0 +1,182 @@
+package plugin
+
+import (
+	"errors"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/edgeway-cni/edgeway/ipam"
+)
+
+// maxIfName is the longest interface name in bytes (linux/if.h: IFNAMSIZ less the final NUL).
+const maxIfName = unix.IFNAMSIZ - 1
+
+func badCommand(command string) error {
+	if command == "" {
+		return fault(codeEnvironment, "CNI_COMMAND is not set").next("edgeway is a CNI plugin: container runtimes call it; operators use edgewayd")
+	}
+	return fault(codeEnvironment, "CNI_COMMAND %q is not known", command).next("use ADD, DEL, CHECK, GC, STATUS or VERSION")
+}
+
+// checkContainerID applies SPEC 1.1.0 section 2, "Parameters".
+func checkContainerID(id string) error {
+	if id == "" {
+		return fault(codeEnvironment, "CNI_CONTAINERID is not set").next("the runtime must name the container")
+	}
+	if !isIdentifier(id) {
+		return fault(codeEnvironment, "CNI_CONTAINERID %q is not an identifier", id).next("it starts with a letter or digit, followed by letters, digits, '_', '.' and '-'")
+	}
+	return nil
+}
+
+// isIdentifier reports whether s is what the SPEC allows as a container ID and a network name.
+func isIdentifier(s string) bool {
+	for i, c := range []byte(s) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case i > 0 && (c == '_' || c == '.' || c == '-'):
+		default:
+			return false
+		}
+	}
+	return s != ""
+}
+
+// checkIfName applies what the kernel allows (net/core/dev.c: dev_valid_name). It takes a '%' as
+// a template to number, never as a letter (__dev_alloc_name).
+func checkIfName(name string) error {
+	why := ""
+	switch {
+	case name == "":
+		return fault(codeEnvironment, "CNI_IFNAME is not set").next("the runtime must name the interface to make")
+	case len(name) > maxIfName:
+		why = "is longer than 15 bytes"
+	case name == "." || name == "..":
+		why = "is a directory"
+	case strings.ContainsAny(name, "/:%") || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f || r == 0x85 || r == 0xa0 }):
+		why = "has a character that no interface name can have"
+	}
+	if why != "" {
+		return fault(codeEnvironment, "CNI_IFNAME %q %s", name, why).next("use 1 to 15 bytes without space, '/', ':' and '%%'")
+	}
+	return nil
+}
+
+// OpenNetns opens the network namespace that CNI_NETNS names. It does not wait on a path that
+// is a FIFO.
+func OpenNetns(path string) (*os.File, error) {
+	if path == "" {
+		return nil, nil
+	}
+	if !filepath.IsAbs(path) {
+		return nil, fault(codeEnvironment, "CNI_NETNS %q is not an absolute path", path).next("name the namespace as /run/netns/NAME or /proc/PID/ns/net")
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault(codeContainer, "CNI_NETNS %s does not exist", path).next("the container is gone, or its namespace is mounted where the plugin cannot see it")
+	}
+	if err != nil {
+		return nil, fault(codeEnvironment, "CNI_NETNS: %w", err).next("name the namespace as /run/netns/NAME or /proc/PID/ns/net")
+	}
+	return f, nil
+}
+
+// podNetns checks that the call brought a network namespace, and not the host's own.
+func (n *Node) podNetns(rq request) error {
+	if rq.netns == nil {
+		return fault(codeEnvironment, "CNI_NETNS %s was not opened", rq.cni.Netns).next("pass the namespace's file beside its path")
+	}
+	if !isNetnsFile(rq.netns) {
+		return fault(codeEnvironment, "CNI_NETNS %s is not a network namespace", rq.cni.Netns).next("name the namespace as /run/netns/NAME or /proc/PID/ns/net")
+	}
+	pod, err := rq.netns.Stat()
+	if err != nil {
+		return fault(codeIO, "CNI_NETNS: %w", err)
+	}
+	host, err := n.home.Stat()
+	if err != nil {
+		return fault(codeIO, "host's network namespace: %w", err)
+	}
+	if os.SameFile(pod, host) {
+		return fault(codeEnvironment, "CNI_NETNS %s is the host's own network namespace", rq.cni.Netns).next("a pod on the host's network needs no CNI call")
+	}
+	return nil
+}
+
+func isNetnsFile(f *os.File) bool {
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	return err == nil && kind == unix.CLONE_NEWNET
+}
+
+// args is what CNI_ARGS says. Keys that are not known are ignored: runtimes add theirs.
+type args struct {
+	pod ipam.Pod
+	ip  netip.Addr
+	mac string
+}
+
+func parseArgs(s string) (args, error) {
+	var a args
+	if s == "" {
+		return a, nil
+	}
+	for pair := range strings.SplitSeq(s, ";") {
+		if pair == "" {
+			continue
+		}
+		key, value, ok := strings.Cut(pair, "=")
+		if !ok {
+			return a, fault(codeEnvironment, "CNI_ARGS: %q is not KEY=VALUE", pair).next("separate pairs with ';'")
+		}
+		var err error
+		switch key {
+		case "K8S_POD_NAMESPACE":
+			a.pod.Namespace = value
+		case "K8S_POD_NAME":
+			a.pod.Name = value
+		case "K8S_POD_UID":
+			a.pod.UID = value
+		case "IP":
+			a.ip, err = parseAddr(value)
+		case "MAC":
+			a.mac, err = parseMAC(value)
+		}
+		if err != nil {
+			return a, fault(codeEnvironment, "CNI_ARGS %s: %w", key, err).next("correct the value or leave the key out")
+		}
+	}
+	return a, nil
+}
+
+// parseAddr parses an address; a prefix length behind it is allowed and ignored (CONVENTIONS,
+// "ips").
+func parseAddr(s string) (netip.Addr, error) {
+	ip := s
+	if p, err := netip.ParsePrefix(s); err == nil {
+		return p.Addr().Unmap(), nil
+	}
+	a, err := netip.ParseAddr(ip)
+	if err != nil || a.Zone() != "" {
+		return netip.Addr{}, errors.New(`"` + s + `" is not an IP address`)
+	}
+	return a.Unmap(), nil
+}
+
+func parseMAC(s string) (string, error) {
+	mac, err := net.ParseMAC(s)
+	switch {
+	case err != nil || len(mac) != 6:
+		return "", errors.New(`"` + s + `" is not a MAC address of 6 bytes`)
+	case mac[0]&1 != 0:
+		return "", errors.New(s + " is a multicast address")
+	case mac.String() == "00:00:00:00:00:00":
+		return "", errors.New(s + " is no address")
+	}
+	return mac.String(), nil
+}

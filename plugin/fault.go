@@ -1,0 +1,98 @@
+package plugin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/ipam"
+)
+
+// The error codes of SPEC 1.1.0 section 5, and our own from 100 on.
+const (
+	codeVersion     uint = types.ErrIncompatibleCNIVersion
+	codeContainer   uint = types.ErrUnknownContainer
+	codeEnvironment uint = types.ErrInvalidEnvironmentVariables
+	codeIO          uint = types.ErrIOFailure
+	codeDecode      uint = types.ErrDecodingFailure
+	codeConfig      uint = types.ErrInvalidNetworkConfig
+	codeTryAgain    uint = types.ErrTryAgainLater
+	codeUnavailable uint = types.ErrPluginNotAvailable
+	codeLimited     uint = types.ErrLimitedConnectivity
+
+	codeExists    uint = 100 // the attachment or the interface is there already
+	codeInUse     uint = 101 // a requested address belongs to another attachment
+	codeWiring    uint = 102 // the kernel refused a link, address, neighbour or route
+	codeDifferent uint = 103 // CHECK: the attachment is not as ADD left it
+	codeDelegate  uint = 104 // the delegated IPAM plugin ended without a CNI error of its own
+)
+
+// cniError is an error with its code and what the operator can do.
+type cniError struct {
+	code uint
+	err  error
+	todo string
+}
+
+// fault returns an error that ends up as the CNI error of that code. Its details are added by
+// next.
+func fault(code uint, format string, args ...any) *cniError {
+	return &cniError{code: code, err: fmt.Errorf(format, args...)}
+}
+
+func (e *cniError) next(format string, args ...any) *cniError {
+	e.todo = fmt.Sprintf(format, args...)
+	return e
+}
+
+func (e *cniError) Error() string { return e.err.Error() }
+func (e *cniError) Unwrap() error { return e.err }
+
+// asCNI finds the code and the advice of any error that a verb returns.
+func asCNI(err error) *cniError {
+	var e *cniError
+	if errors.As(err, &e) {
+		return &cniError{code: e.code, err: err, todo: e.todo}
+	}
+	switch {
+	case errors.Is(err, ipam.ErrExhausted):
+		return fault(codeTryAgain, "%w", err).next("delete pods of this node or give it a larger pod CIDR")
+	case errors.Is(err, ipam.ErrNoPool):
+		return fault(codeTryAgain, "no pool yet: %w", err).next("give the Node a podCIDR and look at edgewayd status, or write ipam.ranges into the network configuration")
+	case errors.Is(err, ipam.ErrInUse):
+		return fault(codeInUse, "%w", err).next("ask for another address, or delete the pod that holds it")
+	case errors.Is(err, ipam.ErrNotInPool):
+		return fault(codeConfig, "%w", err).next("ask for an address of the node's pool")
+	case errors.Is(err, ipam.ErrHeld):
+		return fault(codeExists, "%w", err).next("call DEL before a second ADD of the same container and interface")
+	case errors.Is(err, ipam.ErrInvalid):
+		return fault(codeConfig, "%w", err).next("correct ipam in the network configuration")
+	case errors.Is(err, ipam.ErrLocked):
+		return fault(codeTryAgain, "%w", err).next("edgewayd holds the store but does not answer: look at its log")
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return fault(codeTryAgain, "%w", err).next("try again")
+	}
+	return fault(codeIO, "%w", err).next("look at the cause in msg and try again")
+}
+
+// errorReply is err as SPEC section 5 wants it on standard output.
+func errorReply(version string, err error) api.Reply {
+	e := asCNI(err)
+	if version == "" {
+		version = newestVersion
+	}
+	out, merr := json.Marshal(struct {
+		CNIVersion string `json:"cniVersion"`
+		Code       uint   `json:"code"`
+		Msg        string `json:"msg"`
+		Details    string `json:"details,omitempty"`
+	}{version, e.code, e.Error(), e.todo})
+	if merr != nil {
+		panic("strings and a number always marshal: " + merr.Error())
+	}
+	return api.Reply{Output: append(out, '\n'), Failed: true}
+}

@@ -1,0 +1,96 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/ipam"
+)
+
+// valid are the attachments that GC shall keep; ok is false when the runtime knows of none, which
+// frees nothing.
+func (c conf) valid() (keep map[ipam.Attachment]bool, ok bool, err error) {
+	list := c.Valid
+	if list == nil {
+		list = c.ValidOld
+	}
+	if list == nil {
+		return nil, false, nil
+	}
+	keep = map[ipam.Attachment]bool{}
+	for i, a := range *list {
+		if a.ContainerID == "" || a.IfName == "" {
+			return nil, false, fault(codeConfig, "cni.dev/valid-attachments: entry %d lacks containerID or ifname", i).next("nothing was freed; correct the list")
+		}
+		keep[ipam.Attachment{ContainerID: a.ContainerID, IfName: a.IfName}] = true
+	}
+	return keep, true, nil
+}
+
+// gc removes the attachments of the network that the runtime does not list.
+func (n *Node) gc(ctx context.Context, rq request) (reply api.Reply, err error) {
+	keep, ok, err := rq.conf.valid()
+	if err != nil {
+		return reply, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verbTimeout)
+	defer cancel()
+	if rq.conf.delegated() {
+		if ok {
+			err = n.gcDelegated(ctx, rq, keep)
+		}
+		return reply, errors.Join(err, n.delegate(ctx, rq, "GC"))
+	}
+	if !ok {
+		return reply, nil
+	}
+	if err := n.needStore(); err != nil {
+		return reply, err
+	}
+	n.sweep.Lock()
+	defer n.sweep.Unlock()
+	host, done, err := n.host()
+	if err != nil {
+		return reply, err
+	}
+	defer done()
+	_, err = n.collect(ctx, host, func(l ipam.Lease, _ bool) bool {
+		return l.Network != rq.conf.network() || keep[l.Attachment]
+	})
+	return reply, err
+}
+
+// gcDelegated removes the links of a network whose addresses another IPAM plugin gives.
+func (n *Node) gcDelegated(ctx context.Context, rq request, keep map[ipam.Attachment]bool) error {
+	n.sweep.Lock()
+	defer n.sweep.Unlock()
+	host, done, err := n.host()
+	if err != nil {
+		return err
+	}
+	defer done()
+	prefix := delegatedPrefix(rq.conf.Name)
+	links, err := host.Links(ctx, prefix)
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	named := map[string]bool{}
+	for a := range keep {
+		named[delegatedLink(rq.conf.Name, a)] = true
+	}
+	var errs []error
+	for _, l := range links {
+		if isOwnLink(l.Name) || named[l.Name] || !strings.HasPrefix(l.Name, prefix) {
+			continue
+		}
+		addrs, err := addrsOn(ctx, host, l.Name)
+		if err == nil {
+			err = n.cut(ctx, host, l.Name, addrs)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,57 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+
+	"github.com/edgeway-cni/edgeway/ipam"
+)
+
+// errNoStore: the Node has none (yet).
+var errNoStore = errors.New("the store of leases is not open")
+
+// needStore is asked before the methods below. A store without a file has no leases: that is
+// known without one.
+func (n *Node) needStore() error {
+	if n.Store == nil && !n.unborn {
+		return fault(codeTryAgain, "%w", errNoStore).next("look at edgewayd status and its log")
+	}
+	return nil
+}
+
+func (n *Node) lookup(a ipam.Attachment) (l ipam.Lease, ok bool, err error) {
+	if n.Store == nil {
+		return l, false, nil
+	}
+	return n.Store.Lookup(a)
+}
+
+func (n *Node) leases() ([]ipam.Lease, error) {
+	if n.Store == nil {
+		return nil, nil
+	}
+	return n.Store.Leases()
+}
+
+func (n *Node) release(ctx context.Context, a ipam.Attachment) error {
+	if n.Store == nil {
+		return nil
+	}
+	_, _, err := n.Store.Release(ctx, a)
+	return err
+}
+
+func (n *Node) storedPool() (p ipam.Pool, ok bool, err error) {
+	if n.Store == nil {
+		return p, false, nil
+	}
+	return n.Store.Pool()
+}
+
+// usage counts the addresses of p.
+func (n *Node) usage(p ipam.Pool) (ipam.Usage, error) {
+	if n.Store == nil {
+		return ipam.Usage{Free: 1}, p.Validate()
+	}
+	return n.Store.Usage(p)
+}

@@ -1,0 +1,87 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/ipam"
+)
+
+// lend is ADD for another main plugin: addresses without links.
+func (n *Node) lend(ctx context.Context, o order) (reply api.Reply, err error) {
+	release, err := n.enter(ctx, o.request)
+	if err != nil {
+		return reply, err
+	}
+	defer release()
+	host, done, err := n.host()
+	if err != nil {
+		return reply, err
+	}
+	defer done()
+	g, err := n.obtain(ctx, host, o)
+	if err != nil {
+		return reply, err
+	}
+	result, err := o.lent(g.lease, n)
+	if err == nil {
+		reply, err = printed(result, o.conf.CNIVersion)
+	}
+	if err != nil {
+		return api.Reply{}, errors.Join(err, n.giveBack(context.WithoutCancel(ctx), o.request))
+	}
+	reply.Undelivered = func(ctx context.Context) { n.withdraw(ctx, o.request, g.lease) }
+	return reply, nil
+}
+
+// lent is the abbreviated result of an IPAM plugin (SPEC 1.1.0 section 5): addresses with their
+// subnet's length and gateway.
+func (o order) lent(l ipam.Lease, n *Node) (*current.Result, error) {
+	pool := o.pool
+	if pool == nil {
+		p, _, err := n.storedPool()
+		if err != nil {
+			return nil, err
+		}
+		pool = &p
+	}
+	out := &current.Result{CNIVersion: current.ImplementedSpecVersion, DNS: o.conf.DNS}
+	for _, a := range l.Addrs {
+		ip := &current.IPConfig{Address: ipNet(single(a))}
+		for _, set := range pool.Sets {
+			for _, r := range set {
+				if r.Subnet.Contains(a) {
+					ip.Address = ipNet(netip.PrefixFrom(a, r.Subnet.Bits()))
+					ip.Gateway = gatewayOf(r).AsSlice()
+				}
+			}
+		}
+		out.IPs = append(out.IPs, ip)
+	}
+	for _, r := range o.routes {
+		out.Routes = append(out.Routes, r.asked())
+	}
+	return out, nil
+}
+
+// gatewayOf is the subnet's gateway: by default its first address, as host-local has it.
+func gatewayOf(r ipam.Range) netip.Addr {
+	if r.Gateway.IsValid() {
+		return r.Gateway
+	}
+	return r.Subnet.Masked().Addr().Next()
+}
+
+// asked is the route as the configuration has it: the main plugin fills in the next hop.
+func (r podRoute) asked() *types.Route {
+	out := &types.Route{Dst: ipNet(r.dst), MTU: r.mtu, AdvMSS: r.advMSS, Priority: r.priority, Table: r.table, Scope: r.scope}
+	if r.via.IsValid() {
+		out.GW = r.via.AsSlice()
+	}
+	return out
+}

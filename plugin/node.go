@@ -1,0 +1,184 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+const (
+	// verbTimeout bounds one verb. Runtimes wait minutes; a kernel that needs longer than this
+	// for one link is stuck.
+	verbTimeout = 60 * time.Second
+	// undoTimeout bounds what is done after a verb's own context ended.
+	undoTimeout = 20 * time.Second
+	// idleKernels is how many sockets to the host's namespace stay open. The kernel serialises
+	// changes (rtnl), but a deleted link makes its caller wait for an RCU grace period
+	// afterwards (net/core/dev.c: netdev_run_todo), and those waits overlap.
+	idleKernels = 8
+)
+
+// Node is where attachments are made: one store, one host network namespace. The zero Node with
+// a Store is ready; its host namespace is that of the thread that calls it first. With a nil Store
+// the verbs that need one ask the runtime to try again later.
+type Node struct {
+	Store *ipam.Store
+
+	// unborn: the store has no file yet, so there are no leases.
+	unborn bool
+
+	opened  sync.Once
+	openErr error
+	home    *os.File // the host's network namespace
+	idle    chan kernel
+
+	// attachments serialises the verbs of one attachment; sweep keeps GC and Sweep, which look
+	// at all of them, apart from the verbs.
+	attachments locks
+	sweep       sync.RWMutex
+
+	// dial opens a kernel; tests put faults there. Nil: routes.OpenNetns.
+	dial func(netns *os.File) (kernel, error)
+}
+
+// NewNode returns a Node whose host network namespace is the calling thread's.
+func NewNode(store *ipam.Store) (*Node, error) {
+	n := &Node{Store: store}
+	return n, n.open()
+}
+
+// Close closes the sockets, not the Store. No verb may run.
+func (n *Node) Close() error {
+	if n.home == nil {
+		return nil
+	}
+	for {
+		select {
+		case k := <-n.idle:
+			k.Close()
+		default:
+			return n.home.Close()
+		}
+	}
+}
+
+func (n *Node) open() error {
+	n.opened.Do(func() {
+		n.idle = make(chan kernel, idleKernels)
+		n.home, n.openErr = os.Open("/proc/thread-self/ns/net")
+		if n.dial == nil {
+			n.dial = func(netns *os.File) (kernel, error) { return routes.OpenNetns(netns) }
+		}
+	})
+	if n.openErr != nil {
+		return fault(codeIO, "open the host's network namespace: %w", n.openErr).next("mount /proc")
+	}
+	return nil
+}
+
+// kernel is what the verbs use of routes.Kernel.
+type kernel interface {
+	Observe(ctx context.Context, scope routes.Scope, desired routes.State) (routes.State, error)
+	Sync(ctx context.Context, scope routes.Scope, desired routes.State) ([]routes.Change, error)
+	Host(ctx context.Context) (routes.Host, error)
+	Links(ctx context.Context, prefix string) ([]routes.Link, error)
+	AddMasq(ctx context.Context, a netip.Addr) error
+	DelMasq(ctx context.Context, a netip.Addr) error
+	FlushConntrack(ctx context.Context, a netip.Addr) error
+	Close()
+}
+
+var _ kernel = (*routes.Kernel)(nil)
+
+// host borrows a kernel of the host's namespace; done gives it back.
+func (n *Node) host() (k kernel, done func(), err error) {
+	select {
+	case k = <-n.idle:
+	default:
+		if k, err = n.dial(n.home); err != nil {
+			return nil, nil, fault(codeIO, "open the host's network namespace: %w", err).next("the plugin needs root in the host's network namespace")
+		}
+	}
+	return k, func() {
+		select {
+		case n.idle <- k:
+		default:
+			k.Close()
+		}
+	}, nil
+}
+
+// linkExists asks the kernel for one link by name.
+func linkExists(ctx context.Context, k kernel, name string) (bool, error) {
+	observed, err := k.Observe(ctx, routes.Scope{}, routes.State{Links: []routes.Link{{Name: name}}})
+	if err != nil {
+		return false, fmt.Errorf("look up link %s: %w", name, err)
+	}
+	return len(observed.Links) > 0, nil
+}
+
+// deleteLink removes a link of ours with all that is on it; an absent one is no error.
+func deleteLink(ctx context.Context, k kernel, name string) error {
+	_, err := k.Sync(ctx, routes.Scope{Links: []string{name}}, routes.State{})
+	return err
+}
+
+// locks serialises work on one attachment. The zero value is ready.
+type locks struct {
+	mu   sync.Mutex // guards held
+	held map[ipam.Attachment]*lock
+}
+
+type lock struct {
+	turn    chan struct{} // holds one token while nobody works
+	waiters int           // holder included
+}
+
+var errLockWait = errors.New("another call works on the same attachment")
+
+// lock waits for the attachment's turn; unlock must be called when err is nil.
+func (l *locks) lock(ctx context.Context, a ipam.Attachment) (unlock func(), err error) {
+	l.mu.Lock()
+	if l.held == nil {
+		l.held = map[ipam.Attachment]*lock{}
+	}
+	e := l.held[a]
+	if e == nil {
+		e = &lock{turn: make(chan struct{}, 1)}
+		e.turn <- struct{}{}
+		l.held[a] = e
+	}
+	e.waiters++
+	l.mu.Unlock()
+	leave := func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if e.waiters--; e.waiters == 0 {
+			delete(l.held, a)
+		}
+	}
+	select {
+	case <-e.turn:
+		return func() {
+			e.turn <- struct{}{}
+			leave()
+		}, nil
+	case <-ctx.Done():
+		leave()
+		return nil, fault(codeTryAgain, "%s: %w: %w", a, errLockWait, context.Cause(ctx)).next("the runtime must not run two calls for one attachment at a time")
+	}
+}
+
+// busy reports whether a verb works on the attachment, or waits to.
+func (l *locks) busy(a ipam.Attachment) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held[a] != nil
+}

@@ -1,0 +1,219 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/ipam"
+)
+
+const (
+	// maxStdin bounds the configuration: a GC list of ten thousand pods fits. Base64 on the
+	// socket makes four bytes of three.
+	maxStdin = api.MaxMessage / 2
+	// stdinTimeout bounds the wait for a runtime that does not close its end.
+	stdinTimeout = 30 * time.Second
+	// storePatience is how long daemon and store are tried in turn: a daemon that starts or
+	// stops holds the store for a moment without an answer on its socket.
+	storePatience = 8 * time.Second
+	// storeTry is one wait for the store's lock. Executables that run side by side without a
+	// daemon queue on it.
+	storeTry = 2 * time.Second
+)
+
+// Process is one invocation of the executable.
+type Process struct {
+	Getenv func(string) string
+	Stdin  io.Reader
+	Stdout io.Writer
+}
+
+// Run serves the invocation and returns its exit status: it asks the daemon, and when none
+// answers runs the verb on the store itself. Standard output gets one JSON value or nothing.
+func (p Process) Run(ctx context.Context) (status int) {
+	version, reply, err := p.run(ctx)
+	if err != nil {
+		reply = errorReply(version, err)
+	}
+	if _, err := p.Stdout.Write(reply.Output); err != nil {
+		if reply.Undelivered != nil {
+			reply.Undelivered(context.WithoutCancel(ctx))
+		}
+		return 1
+	}
+	if reply.Failed {
+		return 1
+	}
+	return 0
+}
+
+func (p Process) run(ctx context.Context) (version string, reply api.Reply, err error) {
+	cni := api.CNI{
+		Command: p.Getenv("CNI_COMMAND"), ContainerID: p.Getenv("CNI_CONTAINERID"), Netns: p.Getenv("CNI_NETNS"),
+		IfName: p.Getenv("CNI_IFNAME"), Args: p.Getenv("CNI_ARGS"), Path: p.Getenv("CNI_PATH"),
+	}
+	verb, ok := verbs[cni.Command]
+	if !ok && cni.Command != "VERSION" {
+		return "", reply, badCommand(cni.Command)
+	}
+	if cni.Stdin, err = readStdin(ctx, p.Stdin); err != nil {
+		return "", reply, err
+	}
+	if cni.Command == "VERSION" {
+		return probeVersion(cni.Stdin)
+	}
+	c, err := parseConf(cni.Stdin)
+	version = c.answerVersion()
+	if err != nil {
+		return version, reply, err
+	}
+	if err := verb.admits(cni, c); err != nil {
+		return version, reply, err
+	}
+	call := Call{CNI: cni}
+	call.NetnsFile, err = OpenNetns(cni.Netns)
+	if err != nil && verb.netns && !c.ipamOnly() {
+		return version, reply, err
+	}
+	if call.NetnsFile != nil {
+		defer call.NetnsFile.Close()
+	}
+	reply, err = caller{call: call, conf: c}.serve(ctx)
+	return version, reply, err
+}
+
+// readStdin reads the configuration whole, within bounds of size and time.
+func readStdin(ctx context.Context, r io.Reader) ([]byte, error) {
+	type input struct {
+		b   []byte
+		err error
+	}
+	got := make(chan input, 1)
+	go func() { // a read that never ends ends with the process
+		b, err := io.ReadAll(io.LimitReader(r, maxStdin+1))
+		got <- input{b, err}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, stdinTimeout)
+	defer cancel()
+	select {
+	case in := <-got:
+		switch {
+		case in.err != nil:
+			return nil, fault(codeIO, "read standard input: %w", in.err).next("the runtime must pass the network configuration on standard input")
+		case len(in.b) > maxStdin:
+			return nil, fault(codeIO, "standard input is longer than %d bytes", maxStdin).next("make the network configuration smaller")
+		}
+		return in.b, nil
+	case <-ctx.Done():
+		return nil, fault(codeIO, "read standard input: %w", context.Cause(ctx)).next("the runtime must close standard input after the network configuration")
+	}
+}
+
+// caller finds somebody to serve one call.
+type caller struct {
+	call Call
+	conf conf
+	// begun: a daemon took the call and went away. What it did is not known.
+	begun bool
+}
+
+func (c caller) serve(ctx context.Context) (api.Reply, error) {
+	// An IPAM plugin is executed where the runtime's paths are true, and the store is not asked.
+	if c.conf.delegated() {
+		return c.direct(ctx, nil)
+	}
+	for deadline := time.Now().Add(storePatience); ; {
+		reply, err := c.ask(ctx)
+		switch {
+		case err == nil:
+			return reply, nil
+		case errors.Is(err, api.ErrBroken):
+			c.begun = true
+		case !errors.Is(err, api.ErrNoDaemon):
+			return reply, fault(codeTryAgain, "%w", err).next("look at edgewayd status and its log")
+		}
+		if ctx.Err() != nil {
+			return reply, fault(codeTryAgain, "%w", err).next("the call was ended from outside")
+		}
+		reply, err = c.local(ctx)
+		if !errors.Is(err, ipam.ErrLocked) || time.Now().After(deadline) {
+			return reply, err
+		}
+	}
+}
+
+// errRefused: the daemon answered, but did not serve.
+var errRefused = errors.New("the daemon refused the call")
+
+// ask passes the call to the daemon. A daemon that went away over an earlier try may have left
+// half an attachment, which DEL removes.
+func (c caller) ask(ctx context.Context) (reply api.Reply, err error) {
+	for _, cni := range c.steps() {
+		reply, err = api.Call(ctx, c.conf.socket(), api.Request{Op: "cni", CNI: &cni}, c.call.NetnsFile)
+		if err != nil {
+			return reply, err
+		}
+		if reply.Error != "" {
+			return reply, fmt.Errorf("%w: %s", errRefused, reply.Error)
+		}
+	}
+	if c.call.Command == "ADD" && !reply.Failed {
+		reply.Undelivered = func(ctx context.Context) {
+			del := c.call.CNI
+			del.Command = "DEL"
+			// What is left over a failure is found by the runtime's DEL.
+			_, _ = api.Call(ctx, c.conf.socket(), api.Request{Op: "cni", CNI: &del}, nil)
+		}
+	}
+	return reply, nil
+}
+
+// steps are the calls to make: the one that was asked for, after a DEL where an ADD had begun.
+func (c caller) steps() []api.CNI {
+	if c.begun && c.call.Command == "ADD" {
+		del := c.call.CNI
+		del.Command = "DEL"
+		return []api.CNI{del, c.call.CNI}
+	}
+	return []api.CNI{c.call.CNI}
+}
+
+// local runs the verb in this process, on the store.
+func (c caller) local(ctx context.Context) (reply api.Reply, err error) {
+	path := filepath.Join(c.conf.dataDir(), StoreFile)
+	if c.call.Command != "ADD" {
+		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+			return c.direct(ctx, nil)
+		}
+	}
+	boot, err := BootID()
+	if err != nil {
+		return reply, err
+	}
+	store, err := ipam.Open(ctx, path, ipam.Options{BootID: boot, LockTimeout: storeTry})
+	if err != nil {
+		return reply, err
+	}
+	// The reply is printed and perhaps undone after this return: the store stays open until the
+	// process ends, which is soon.
+	return c.direct(ctx, store)
+}
+
+// direct runs the steps on a Node of this process.
+func (c caller) direct(ctx context.Context, store *ipam.Store) (reply api.Reply, err error) {
+	node, err := NewNode(store)
+	if err != nil {
+		return reply, err
+	}
+	node.unborn = store == nil
+	for _, cni := range c.steps() {
+		reply = node.Do(ctx, Call{CNI: cni, NetnsFile: c.call.NetnsFile})
+	}
+	return reply, nil
+}

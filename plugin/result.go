@@ -1,0 +1,113 @@
+package plugin
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/types/create"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+)
+
+// previous decodes prevResult; nil when there is none.
+func (c conf) previous() (*current.Result, error) {
+	if raw := bytes.TrimSpace(c.PrevResult); len(raw) == 0 || bytes.Equal(raw, []byte("null")) {
+		return nil, nil
+	}
+	bad := func(err error) error {
+		return fault(codeDecode, "decode prevResult: %w", err).next("pass the result of the plugin before, in cniVersion %s", c.CNIVersion)
+	}
+	// Before 1.0.0 a result need not say its version: it is the configuration's.
+	var in map[string]json.RawMessage
+	if err := json.Unmarshal(c.PrevResult, &in); err != nil {
+		return nil, bad(err)
+	}
+	version := ""
+	_ = json.Unmarshal(in["cniVersion"], &version) // of another type: it counts as missing
+	if version == "" {
+		version = c.CNIVersion
+		in["cniVersion"], _ = json.Marshal(version)
+	}
+	raw, err := json.Marshal(in)
+	if err != nil {
+		return nil, bad(err)
+	}
+	result, err := create.Create(version, raw)
+	if err != nil {
+		return nil, bad(err)
+	}
+	out, err := current.NewResultFromResult(result)
+	if err != nil {
+		return nil, bad(err)
+	}
+	for _, ip := range out.IPs {
+		if ip.Interface != nil && (*ip.Interface < 0 || *ip.Interface >= len(out.Interfaces)) {
+			return nil, bad(fmt.Errorf("ips: interface %d is not one of %d", *ip.Interface, len(out.Interfaces)))
+		}
+	}
+	return out, nil
+}
+
+// result appends what was made to the result of the plugins before (SPEC 1.1.0 section 5).
+func (w wiring) result(previous *current.Result, dns types.DNS, netns string) *current.Result {
+	out := &current.Result{CNIVersion: current.ImplementedSpecVersion}
+	if previous != nil {
+		out.Interfaces, out.IPs, out.Routes, out.DNS = previous.Interfaces, previous.IPs, previous.Routes, previous.DNS
+	}
+	out.Interfaces = append(out.Interfaces,
+		&current.Interface{Name: w.hostLink, Mac: w.hostMAC, Mtu: w.mtu},
+		&current.Interface{Name: w.ifName, Mac: w.podMAC, Mtu: w.mtu, Sandbox: netns})
+	pod := len(out.Interfaces) - 1
+	for _, a := range w.addrs {
+		out.IPs = append(out.IPs, &current.IPConfig{
+			Interface: current.Int(pod), Address: ipNet(single(a)), Gateway: gateway(a.Is6()).AsSlice(),
+		})
+	}
+	for _, r := range w.routes {
+		route := r.asked()
+		if via := r.nextHop(); via.IsValid() {
+			route.GW = via.AsSlice()
+		}
+		out.Routes = append(out.Routes, route)
+	}
+	if !dns.IsEmpty() {
+		out.DNS = dns
+	}
+	return out
+}
+
+func ipNet(p netip.Prefix) net.IPNet {
+	return net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// printed is the result in the protocol version of the request.
+func printed(result *current.Result, version string) (api.Reply, error) {
+	if versionIndex(version) < versionIndex(newestVersion) {
+		withoutNewKeys(result)
+	}
+	out, err := result.GetAsVersion(version)
+	if err != nil {
+		return api.Reply{}, fault(codeVersion, "result in cniVersion %s: %w", version, err)
+	}
+	var b bytes.Buffer
+	if err := out.PrintTo(&b); err != nil {
+		return api.Reply{}, fault(codeIO, "encode result: %w", err)
+	}
+	b.WriteByte('\n')
+	return api.Reply{Output: b.Bytes()}, nil
+}
+
+// withoutNewKeys drops what cniVersion 1.1.0 added to results.
+func withoutNewKeys(r *current.Result) {
+	for _, i := range r.Interfaces {
+		i.Mtu, i.SocketPath, i.PciID = 0, "", ""
+	}
+	for _, route := range r.Routes {
+		route.MTU, route.AdvMSS, route.Priority, route.Table, route.Scope = 0, 0, 0, nil, nil
+	}
+}

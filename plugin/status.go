@@ -1,0 +1,174 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// minFree is the room on disk below which a lease may not fit: bbolt grows its file in steps.
+const minFree = 1 << 20
+
+// status says whether an ADD could be served now (SPEC 1.1.0 section 2, STATUS). It changes
+// nothing.
+func (n *Node) status(ctx context.Context, rq request) (reply api.Reply, err error) {
+	if rq.conf.delegated() {
+		return reply, n.delegate(ctx, rq, "STATUS")
+	}
+	unavailable := func(err error) error {
+		e := asCNI(err)
+		return &cniError{code: codeUnavailable, err: e.err, todo: e.todo}
+	}
+	if err := n.needStore(); err != nil {
+		return reply, unavailable(err)
+	}
+	if err := n.writable(rq.conf.dataDir()); err != nil {
+		return reply, unavailable(err)
+	}
+	leases, err := n.leases()
+	if err != nil {
+		return reply, unavailable(err)
+	}
+	boot, err := BootID()
+	if err != nil {
+		return reply, unavailable(err)
+	}
+	if err := n.room(rq, leases, boot); err != nil {
+		return reply, unavailable(err)
+	}
+	if rq.conf.ipamOnly() {
+		return reply, nil
+	}
+	return reply, n.forwards(ctx, leases, boot)
+}
+
+// writable finds out without writing whether the store could grow.
+func (n *Node) writable(dir string) error {
+	paths := []string{dir, filepath.Join(dir, StoreFile)}
+	if n.Store == nil { // the first ADD makes both
+		for dir != "/" && unix.Access(dir, unix.F_OK) == unix.ENOENT {
+			dir = filepath.Dir(dir)
+		}
+		paths = []string{dir}
+	}
+	var fs unix.Statfs_t
+	err := unix.Statfs(dir, &fs)
+	switch {
+	case err != nil:
+		return fault(codeUnavailable, "data directory %s: %w", dir, err).next("create the directory, or correct dataDir")
+	case fs.Flags&unix.ST_RDONLY != 0:
+		return fault(codeUnavailable, "data directory %s is on a read-only file system", dir).next("mount it writable")
+	case fs.Bavail*uint64(fs.Bsize) < minFree:
+		return fault(codeUnavailable, "data directory %s has %d bytes left", dir, fs.Bavail*uint64(fs.Bsize)).next("make room on its file system")
+	}
+	for _, path := range paths {
+		if err := unix.Access(path, unix.W_OK); err != nil {
+			return fault(codeUnavailable, "%s is not writable: %w", path, err).next("let root write to it")
+		}
+	}
+	return nil
+}
+
+// room reports the first set of the pool that has no address for another pod. Leases of an
+// earlier boot do not count: ADD takes theirs.
+func (n *Node) room(rq request, leases []ipam.Lease, boot string) error {
+	pool, err := rq.conf.pool()
+	if err != nil {
+		return err
+	}
+	if pool == nil {
+		stored, ok, err := n.storedPool()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return ipam.ErrNoPool
+		}
+		pool = &stored
+	}
+	for _, set := range pool.Sets {
+		u, err := n.usage(ipam.Pool{Sets: []ipam.RangeSet{set}, Reserved: pool.Reserved})
+		if err != nil {
+			return err
+		}
+		if u.Free == 0 && !slices.ContainsFunc(leases, func(l ipam.Lease) bool { return l.BootID != boot && touches(l, set) }) {
+			return fmt.Errorf("network %s: %w in %s: %d of %d used", rq.conf.Name, ipam.ErrExhausted, subnets(set), u.Used, u.Total)
+		}
+	}
+	return nil
+}
+
+func touches(l ipam.Lease, set ipam.RangeSet) bool {
+	for _, a := range l.Addrs {
+		if slices.ContainsFunc(set, func(r ipam.Range) bool { return r.Subnet.Contains(a) }) {
+			return true
+		}
+	}
+	return false
+}
+
+func subnets(set ipam.RangeSet) string {
+	var out []string
+	for _, r := range set {
+		out = append(out, r.Subnet.String())
+	}
+	return strings.Join(out, ", ")
+}
+
+// forwards reports running pods that the host does not route for. Pods of an earlier boot do not
+// run; the first ADD switches forwarding on.
+func (n *Node) forwards(ctx context.Context, leases []ipam.Lease, boot string) error {
+	var w wiring
+	for _, l := range leases {
+		if l.BootID == boot && !isForeign(l) {
+			w.addrs = append(w.addrs, l.Addrs...)
+		}
+	}
+	want := routes.State{Sysctls: w.forwarding()}
+	if len(want.Sysctls) == 0 {
+		return nil
+	}
+	host, done, err := n.host()
+	if err != nil {
+		return err
+	}
+	defer done()
+	observed, err := host.Observe(ctx, routes.Scope{}, want)
+	if err != nil {
+		return err
+	}
+	var off []string
+	for _, c := range routes.Diff(observed, want) {
+		if s, ok := c.Object.(routes.Sysctl); ok {
+			off = append(off, s.Key)
+		}
+	}
+	if len(off) > 0 {
+		return fault(codeLimited, "the host does not route for its pods: %s is not 1", strings.Join(off, ", ")).
+			next("something switched forwarding off: find the sysctl configuration that does, and set it to 1")
+	}
+	return nil
+}
+
+// BootID identifies this boot of the machine.
+func BootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fault(codeIO, "boot ID: %w", err).next("mount /proc")
+	}
+	id := strings.TrimSpace(string(b))
+	if id == "" {
+		return "", errors.New("boot ID is empty")
+	}
+	return id, nil
+}

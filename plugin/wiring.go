@@ -1,0 +1,239 @@
+package plugin
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+const (
+	linkPrefix = "ew"
+	// linkDigits: 44 bits of hash. 250 pods share a name with a chance of 2e-9; then ADD is
+	// refused and the runtime tries again with another container ID.
+	linkDigits = 11
+	// delegatedNetwork and delegatedDigits: an attachment whose addresses another IPAM plugin
+	// gave has no lease. Its link's name says the network, so that GC knows whose it is; its
+	// length tells it from the others.
+	delegatedNetwork = 5
+	delegatedDigits  = 8
+)
+
+// HostLink is the name of the host's end of the attachment's veth pair: "ew" and 11 hex digits.
+func HostLink(a ipam.Attachment) string { return linkPrefix + hash(a.String())[:linkDigits] }
+
+// delegatedLink is the host's end where another IPAM plugin gives the addresses.
+func delegatedLink(network string, a ipam.Attachment) string {
+	return delegatedPrefix(network) + hash(a.String())[:delegatedDigits]
+}
+
+func delegatedPrefix(network string) string { return linkPrefix + hash(network)[:delegatedNetwork] }
+
+// hostLink is the name of the request's host end.
+func (rq request) hostLink() string {
+	if rq.conf.delegated() {
+		return delegatedLink(rq.conf.Name, rq.attachment)
+	}
+	return HostLink(rq.attachment)
+}
+
+// isOwnLink reports whether name is a host end with a lease behind it.
+func isOwnLink(name string) bool { return len(name) == len(linkPrefix)+linkDigits }
+
+func hash(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:])
+}
+
+// macOf derives a unicast, locally administered address (IEEE 802, section 8.4): it is the same
+// at each look, and needs no storage.
+func macOf(a ipam.Attachment, end string) string {
+	sum := sha256.Sum256([]byte(a.String() + " " + end))
+	mac := net.HardwareAddr(sum[:6])
+	mac[0] = mac[0]&^1 | 2
+	return routes.LinkAddr(mac)
+}
+
+// gateway4 and gateway6 are the next hops of every pod. No interface has them: a permanent
+// neighbour entry leads to the host's end.
+func gateway(v6 bool) netip.Addr {
+	if v6 {
+		return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: 1})
+	}
+	return netip.AddrFrom4([4]byte{169, 254, 1, 1})
+}
+
+func anywhere(v6 bool) netip.Prefix {
+	if v6 {
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+}
+
+// podRoute is a route that the pod asks for. Via is zero for the pod's gateway.
+type podRoute struct {
+	dst      netip.Prefix
+	via      netip.Addr
+	onLink   bool // scope link: no next hop
+	mtu      int
+	advMSS   int
+	priority int
+	table    *int
+	scope    *int
+}
+
+// nextHop is where the route leads; zero for a route on the link itself.
+func (r podRoute) nextHop() netip.Addr {
+	switch {
+	case r.onLink:
+		return netip.Addr{}
+	case r.via.IsValid():
+		return r.via
+	}
+	return gateway(r.dst.Addr().Is6())
+}
+
+// wiring is all that the kernel holds for one attachment, except the pod's own lo.
+type wiring struct {
+	hostLink, hostMAC string
+	ifName, podMAC    string
+	mtu               int
+	addrs             []netip.Addr
+	routes            []podRoute
+}
+
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+func (w wiring) has(v6 bool) bool {
+	return slices.ContainsFunc(w.addrs, func(a netip.Addr) bool { return a.Is6() == v6 })
+}
+
+// host is the host's side. The veth pair is made as a whole, its other end inside netns.
+func (w wiring) host(netns *os.File) routes.State {
+	s := routes.State{
+		Links: []routes.Link{{
+			Name: w.hostLink, Kind: "veth", MAC: w.hostMAC, MTU: w.mtu, Up: true,
+			Peer: &routes.Peer{Name: w.ifName, MAC: w.podMAC, MTU: w.mtu, Netns: netns},
+		}},
+		Sysctls: w.forwarding(),
+	}
+	for _, a := range w.addrs {
+		s.Routes = append(s.Routes, routes.Route{Dst: single(a), Link: w.hostLink, Protocol: routes.ProtoPod})
+		s.Neighs = append(s.Neighs, routes.Neigh{Link: w.hostLink, IP: a, MAC: w.podMAC})
+	}
+	return s
+}
+
+// forwarding is what the host needs to route for pods, of the families in use.
+func (w wiring) forwarding() (out []routes.Sysctl) {
+	if w.has(false) {
+		out = append(out, routes.Sysctl{Key: "net/ipv4/ip_forward", Value: "1"})
+	}
+	if w.has(true) {
+		out = append(out, routes.Sysctl{Key: "net/ipv6/conf/all/forwarding", Value: "1"})
+	}
+	return out
+}
+
+// pod is the pod's side.
+func (w wiring) pod() routes.State {
+	s := routes.State{Links: []routes.Link{{Name: w.ifName, MAC: w.podMAC, MTU: w.mtu, Up: true}}}
+	if w.has(true) {
+		// Runtimes switch IPv6 off by default in a new namespace; the rest spares the
+		// link-local address its two seconds of duplicate detection on a link of two.
+		conf := "net/ipv6/conf/" + w.ifName + "/"
+		s.Sysctls = []routes.Sysctl{{Key: conf + "disable_ipv6", Value: "0"}, {Key: conf + "accept_dad", Value: "0"}}
+	}
+	for _, a := range w.addrs {
+		s.Addrs = append(s.Addrs, routes.Addr{Link: w.ifName, Prefix: single(a)})
+	}
+	tables := map[netip.Addr]bool{}
+	for _, r := range w.routes {
+		via := r.nextHop()
+		if via.IsValid() && !tables[via] {
+			tables[via] = true
+			s.Neighs = append(s.Neighs, routes.Neigh{Link: w.ifName, IP: via, MAC: w.hostMAC})
+			// A next hop must be on a link (net/ipv4/fib_semantics.c: fib_check_nh); an IPv6
+			// link-local one always is.
+			if !via.IsLinkLocalUnicast() || via.Is4() {
+				s.Routes = append(s.Routes, routes.Route{Dst: single(via), Link: w.ifName, Protocol: routes.ProtoPod})
+			}
+		}
+	}
+	for _, r := range w.routes {
+		s.Routes = append(s.Routes, r.kernel(w.ifName))
+	}
+	return s
+}
+
+func (r podRoute) kernel(link string) routes.Route {
+	out := routes.Route{
+		Dst: r.dst, Via: r.nextHop(), Link: link, Protocol: routes.ProtoPod,
+		Metric: r.priority, MTU: r.mtu, AdvMSS: r.advMSS,
+	}
+	if r.table != nil {
+		out.Table = *r.table
+	}
+	return out
+}
+
+// podRoutes are the routes that the configuration asks for, of the families that the pod has;
+// without any, a default route of each family.
+func podRoutes(asked []podRoute, addrs []netip.Addr) (out []podRoute) {
+	has := func(v6 bool) bool {
+		return slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a.Is6() == v6 })
+	}
+	for _, v6 := range []bool{false, true} {
+		if len(asked) == 0 && has(v6) {
+			out = append(out, podRoute{dst: anywhere(v6)})
+		}
+	}
+	for _, r := range asked {
+		if has(r.dst.Addr().Is6()) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// parse checks a route of ipam.routes.
+func (r routeConf) parse() (podRoute, error) {
+	dst, err := netip.ParsePrefix(r.Dst)
+	if err != nil {
+		return podRoute{}, fault(codeConfig, "ipam.routes: dst %q is not a prefix", r.Dst).next("write it as 0.0.0.0/0")
+	}
+	out := podRoute{
+		dst: netip.PrefixFrom(dst.Addr().Unmap(), dst.Bits()).Masked(),
+		mtu: r.MTU, advMSS: r.AdvMSS, priority: r.Priority, table: r.Table, scope: r.Scope,
+	}
+	if r.GW != "" {
+		via, err := netip.ParseAddr(r.GW)
+		if err != nil || via.Unmap().Is6() != out.dst.Addr().Is6() {
+			return out, fault(codeConfig, "ipam.routes: gw %q of %s is not an address of its family", r.GW, out.dst).next("correct it, or leave it out for the pod's gateway")
+		}
+		out.via = via.Unmap()
+	}
+	for _, n := range []struct {
+		key   string
+		value int
+	}{{"mtu", r.MTU}, {"advmss", r.AdvMSS}, {"priority", r.Priority}} {
+		if n.value < 0 {
+			return out, fault(codeConfig, "ipam.routes: %s %d of %s is negative", n.key, n.value, out.dst).next("use 0 for the kernel's choice")
+		}
+	}
+	if r.Scope != nil {
+		switch *r.Scope {
+		case 0: // universe
+		case 253: // link (SPEC 1.1.0 section 5)
+			out.onLink = !out.via.IsValid()
+		default:
+			return out, fault(codeConfig, "ipam.routes: scope %d of %s is not supported", *r.Scope, out.dst).next("use 0 (universe) or 253 (link)")
+		}
+	}
+	return out, nil
+}
