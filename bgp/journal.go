@@ -199,8 +199,9 @@ func (l *logger) Warn(msg string, f log.Fields) {
 	case "received notification":
 		code, ok1 := f["Code"].(uint8)
 		subcode, ok2 := f["Subcode"].(uint8)
+		data, _ := f["Data"].([]byte)
 		if ok1 && ok2 {
-			j.suspect(notified(j.peerNow(), code, subcode))
+			j.suspect(notified(j.peerNow(), code, subcode, data))
 		}
 	case "sent notification":
 		if e, ok := f["Data"].(*bgp.MessageError); ok {

@@ -232,7 +232,7 @@ func birdConf(r *router, c swconf) string {
 		if strings.Contains(n.addr, ":") {
 			self = r.addr6
 		}
-		fmt.Fprintf(&b, "protocol bgp n%d {\n local %s port %d as %d;\n neighbor %s as %d;\n hold time %d;\n connect retry time 5;\n connect delay time 1;\n error wait time 1, 2;\n",
+		fmt.Fprintf(&b, "protocol bgp n%d {\n local %s port %d as %d;\n neighbor %s as %d;\n hold time %d;\n connect retry time 5;\n connect delay time 1;\n debug { events, packets };\n error wait time 1, 2;\n",
 			i, self, c.port, c.asn, n.addr, n.asn, c.hold)
 		if c.noRestart {
 			b.WriteString(" graceful restart off;\n long lived graceful restart off;\n")
@@ -342,7 +342,34 @@ func (r *router) ask(command string) string {
 	return out
 }
 
-// resetSession ends all sessions from the switch's side, with a Cease.
+// settled waits until the switch has had the End-of-RIB of both families in its newest session:
+// what a restart was going to flush is flushed then.
+func (r *router) settled() {
+	r.t.Helper()
+	eventually(r.t, 30*time.Second, func() error {
+		if r.kind == "bird" {
+			log, err := os.ReadFile(r.file("bird.log"))
+			if err != nil {
+				return err
+			}
+			text := string(log)
+			text = text[max(0, strings.LastIndex(text, "BGP session established")):]
+			if n := strings.Count(text, "Got END-OF-RIB"); n < 2 {
+				return fmt.Errorf("bird had %d End-of-RIB", n)
+			}
+			return nil
+		}
+		out := r.ask("show bgp neighbors")
+		_, got, _ := strings.Cut(out, "End-of-RIB received:")
+		got, _, _ = strings.Cut(got, "\n")
+		if !strings.Contains(got, "IPv4 Unicast") {
+			return fmt.Errorf("frr had no End-of-RIB: %s", out)
+		}
+		return nil
+	})
+}
+
+// clear ends all sessions from the switch's side, with a Cease.
 func (r *router) clear() {
 	r.t.Helper()
 	if r.kind == "bird" {
@@ -418,7 +445,7 @@ func (r *router) watch() *watch {
 	if err := cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
-	w := &watch{r: r}
+	w := &watch{t: r.t, r: r}
 	go func() {
 		for lines := bufio.NewScanner(out); lines.Scan(); {
 			if text := lines.Text(); strings.Contains(text, "10.1") || strings.Contains(text, "fd01:") {
@@ -443,6 +470,7 @@ func (r *router) watch() *watch {
 }
 
 type watch struct {
+	t        testing.TB
 	r        *router
 	n, other atomic.Int64
 	last     atomic.Pointer[string]
@@ -464,10 +492,10 @@ func (w *watch) sync() {
 
 // still fails the test if any pod route of the switch's kernel was touched.
 func (w *watch) still(what string) {
-	w.r.t.Helper()
+	w.t.Helper()
 	w.sync()
 	if n := w.n.Load(); n != 0 {
-		w.r.t.Errorf("%s: %s: %d route events, want 0; last: %s", w.r.kind, what, n, *w.last.Load())
+		w.t.Errorf("%s: %s: %d route events, want 0; last: %s", w.r.kind, what, n, *w.last.Load())
 	}
 }
 

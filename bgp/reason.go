@@ -91,8 +91,12 @@ func openRefusedThere(p Peer) cause {
 	return cause{reasonASNMismatch, fmt.Sprintf("the switch refuses our OPEN: it expects another AS number than %d from %s, or another node has the router ID %s; compare its neighbour configuration", p.LocalASN, p.LocalAddress, p.RouterID)}
 }
 
-// notified explains a NOTIFICATION that the switch sent in an established session.
-func notified(p Peer, code, subcode uint8) cause {
+// notified explains a NOTIFICATION that the switch sent in an established session. A Hard Reset
+// carries the NOTIFICATION that it stands for (RFC 8538, section 3.1).
+func notified(p Peer, code, subcode uint8, data []byte) cause {
+	if code == bgp.BGP_ERROR_CEASE && subcode == bgp.BGP_ERROR_SUB_HARD_RESET && len(data) >= 2 {
+		code, subcode = data[0], data[1]
+	}
 	switch code {
 	case bgp.BGP_ERROR_CEASE:
 		text, next := cease(subcode)

@@ -3,12 +3,9 @@ package bgp
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 )
-
-func speakerProcess() int { _ = os.Stdin; return 0 }
 
 func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 func addr(s string) netip.Addr  { return netip.MustParseAddr(s) }

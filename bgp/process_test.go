@@ -1,0 +1,184 @@
+package bgp
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// process is a daemon that can be killed: the test binary again, with one Speaker that Syncs
+// each line of its standard input, a State as JSON, and Stops at SIGTERM.
+type process struct {
+	t     testing.TB
+	cmd   *exec.Cmd
+	in    io.WriteCloser
+	out   *bufio.Scanner
+	flaps int
+}
+
+// report is what a process answers to each line.
+type report struct {
+	Err        string
+	Changes    []string
+	Status     []Status
+	Goroutines int
+	HeapMiB    uint64
+	TookMS     int64
+}
+
+func speakerProcess() int {
+	s := NewSpeaker(Options{})
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM)
+	lines := make(chan []byte)
+	go func() {
+		in := bufio.NewReader(os.Stdin)
+		for {
+			line, err := in.ReadBytes('\n')
+			if err != nil {
+				return
+			}
+			lines <- line
+		}
+	}()
+	out := json.NewEncoder(os.Stdout)
+	for {
+		select {
+		case <-term:
+			s.Stop()
+			return 0
+		case line := <-lines:
+			if err := out.Encode(answer(s, line)); err != nil {
+				return 1
+			}
+		}
+	}
+}
+
+func answer(s *Speaker, line []byte) (r report) {
+	var desired *State
+	if err := json.Unmarshal(line, &desired); err != nil {
+		return report{Err: err.Error()}
+	}
+	if desired != nil {
+		begun := time.Now()
+		changes, err := s.Sync(context.Background(), *desired)
+		r.TookMS = time.Since(begun).Milliseconds()
+		if err != nil {
+			r.Err = err.Error()
+		}
+		for _, c := range changes {
+			r.Changes = append(r.Changes, c.String())
+		}
+	}
+	r.Status = s.Status(context.Background())
+	r.Goroutines = runtime.NumGoroutine()
+	runtime.GC()
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	r.HeapMiB = mem.HeapAlloc >> 20
+	return r
+}
+
+func startProcess(t testing.TB, sessions ...Session) *process {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), envSpeaker+"=1")
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := &process{t: t, cmd: cmd, in: in, out: bufio.NewScanner(out)}
+	p.out.Buffer(nil, 16<<20)
+	t.Cleanup(func() { p.end(syscall.SIGKILL) })
+	if r := p.sync(sessions...); r.Err != "" {
+		t.Fatal(r.Err)
+	}
+	return p
+}
+
+func (p *process) sync(sessions ...Session) report {
+	p.t.Helper()
+	return p.send(&State{Sessions: sessions})
+}
+
+func (p *process) report() report {
+	p.t.Helper()
+	return p.send(nil)
+}
+
+func (p *process) send(desired *State) (r report) {
+	p.t.Helper()
+	if err := json.NewEncoder(p.in).Encode(desired); err != nil {
+		p.t.Fatal(err)
+	}
+	if !p.out.Scan() {
+		p.t.Fatalf("process ended: %v", p.out.Err())
+	}
+	if err := json.Unmarshal(p.out.Bytes(), &r); err != nil {
+		p.t.Fatal(err)
+	}
+	return r
+}
+
+// end signals the process and waits for its end.
+func (p *process) end(sig os.Signal) {
+	if p.cmd.ProcessState != nil {
+		return
+	}
+	_ = p.cmd.Process.Signal(sig)
+	_ = p.cmd.Wait()
+}
+
+// established waits until all n sessions are.
+func (p *process) established(d time.Duration, n int) report {
+	p.t.Helper()
+	var r report
+	eventually(p.t, d, func() error {
+		r = p.report()
+		up := 0
+		for _, st := range r.Status {
+			if st.State == "Established" {
+				up++
+			}
+		}
+		if up != n {
+			return fmt.Errorf("%d of %d sessions up: %+v", up, n, r.Status)
+		}
+		return nil
+	})
+	return r
+}
+
+// flapped waits until every session has been lost once more than at the last call.
+func (p *process) flapped(d time.Duration) {
+	p.t.Helper()
+	eventually(p.t, d, func() error {
+		r := p.report()
+		for _, st := range r.Status {
+			if st.Flaps <= p.flaps {
+				return fmt.Errorf("no new flap: %+v", st)
+			}
+		}
+		p.flaps++
+		return nil
+	})
+}

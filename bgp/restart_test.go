@@ -1,0 +1,117 @@
+package bgp
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// many is how many routes it takes to see a broken restart: switches batch a flush of a few away.
+const many = 5000
+
+func manyPaths() []Path {
+	var out []Path
+	for i := range many {
+		out = append(out, Path{pfx(fmt.Sprintf("10.%d.%d.0/24", 100+i/250, i%250)), addr(fmt.Sprintf("10.0.0.%d", 11+i%5))})
+	}
+	return out
+}
+
+// peerASN of the session with BIRD and FRR in one speaker: 65000 both.
+func bothSwitches(t *testing.T, l *lan) (bird, frr *router) {
+	c := swconf{asn: 65000, neighbours: []neighbour{{addr: "10.0.0.10", asn: 65001}}}
+	return l.router("bird", 1).start(c), l.router("frr", 2).start(c)
+}
+
+func TestGracefulRestart(t *testing.T) {
+	l := newLAN(t)
+	bird, frr := bothSwitches(t, l)
+	want := []Session{{peerOf(bird), manyPaths()}, {peerOf(frr), manyPaths()}}
+	p := startProcess(t, want...)
+	bird.hears(20*time.Second, manyPaths())
+	frr.hears(20*time.Second, manyPaths())
+	watches := []*watch{bird.watch(), frr.watch()}
+	still := func(t *testing.T, what string) {
+		t.Helper()
+		bird.settled()
+		frr.settled()
+		for _, w := range watches {
+			w.t = t
+			w.still(what)
+			w.n.Store(0)
+			if err := w.r.compare(manyPaths()); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	restart := func(sig syscall.Signal) {
+		p.end(sig)
+		p = startProcess(t, want...)
+		p.established(20*time.Second, 2)
+	}
+	t.Run("killed", func(t *testing.T) {
+		restart(syscall.SIGKILL)
+		still(t, "after kill -9")
+	})
+	t.Run("stopped", func(t *testing.T) {
+		restart(syscall.SIGTERM)
+		still(t, "after SIGTERM")
+	})
+	t.Run("twice in a row", func(t *testing.T) {
+		p.end(syscall.SIGKILL)
+		p = startProcess(t, want...) // killed again before its sessions are up
+		restart(syscall.SIGKILL)
+		bird.settled() // a switch flushes what is still stale at the next loss (RFC 4724, section 4.2)
+		frr.settled()
+		restart(syscall.SIGKILL)
+		still(t, "after three restarts in a row")
+	})
+	t.Run("connection cut", func(t *testing.T) {
+		for range 2 {
+			bird.settled()
+			frr.settled()
+			run(t, "ss", "-K", "dst", bird.addr4.String())
+			run(t, "ss", "-K", "dst", frr.addr4.String())
+			p.flapped(10 * time.Second)
+			p.established(30*time.Second, 2)
+		}
+		still(t, "after two TCP resets")
+	})
+	t.Run("link down", func(t *testing.T) {
+		ip(t, "-n lan link set node down")
+		time.Sleep(2 * time.Second) // the fault itself
+		ip(t, "-n lan link set node up")
+		p.established(30*time.Second, 2)
+		still(t, "after a short link loss")
+	})
+	t.Run("settings changed", func(t *testing.T) {
+		changed := []Session{want[0], want[1]}
+		changed[0].Peer.HoldTime, changed[1].Peer.HoldTime = 60*time.Second, 60*time.Second
+		r := p.sync(changed...)
+		if r.Err != "" || len(r.Changes) != 2 {
+			t.Errorf("err %q, changes %q, want two resets", r.Err, r.Changes)
+		}
+		p.established(20*time.Second, 2)
+		still(t, "after a reset for a new hold time")
+		p.sync(want...)
+		p.established(20*time.Second, 2)
+		still(t, "after a reset back")
+	})
+	t.Run("changed while down", func(t *testing.T) {
+		moved := manyPaths()
+		moved[7].NextHop = addr("10.0.0.99")
+		moved = moved[:many-1]
+		p.end(syscall.SIGKILL)
+		p = startProcess(t, Session{want[0].Peer, moved}, Session{want[1].Peer, moved})
+		p.established(20*time.Second, 2)
+		for _, w := range watches {
+			w.r.hears(20*time.Second, moved)
+			w.r.settled()
+			w.sync()
+			if n := w.n.Load(); n == 0 || n > 4 {
+				t.Errorf("%s: %d route events for 2 changes; last: %s", w.r.kind, n, *w.last.Load())
+			}
+		}
+	})
+}

@@ -1,0 +1,424 @@
+package bgp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func nodeOf(sw *router) swconf {
+	return swconf{asn: 65000, neighbours: []neighbour{{addr: "10.0.0.10", asn: 65001}}}
+}
+
+// Over an IPv6 session IPv4 prefixes keep their IPv4 next hops.
+func TestIPv6Session(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		sw.start(swconf{asn: 65000, neighbours: []neighbour{{addr: "fd00:10::10", asn: 65001}}})
+		p := peerOf(sw)
+		p.Address, p.LocalAddress = sw.addr6, addr("fd00:10::10")
+		s := newTestSpeaker(t)
+		mustSync(t, s, Session{p, pods(3)})
+		sw.hears(15*time.Second, pods(3))
+	})
+}
+
+func TestInternalSession(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		sw.start(swconf{asn: 4200000001, neighbours: []neighbour{{addr: "10.0.0.10", asn: 4200000001}}})
+		p := peerOf(sw)
+		p.ASN, p.LocalASN = 4200000001, 4200000001
+		s := newTestSpeaker(t)
+		mustSync(t, s, Session{p, pods(3)})
+		sw.hears(15*time.Second, pods(3))
+	})
+}
+
+func TestFourOctetASNOtherPortTTLSecurity(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		sw.start(swconf{asn: 4200000000, port: 1790, neighbours: []neighbour{{addr: "10.0.0.10", asn: 4200000001, ttlSec: true}}})
+		p := peerOf(sw)
+		p.ASN, p.LocalASN, p.Port, p.TTLSecurity = 4200000000, 4200000001, 1790, true
+		s := newTestSpeaker(t)
+		mustSync(t, s, Session{p, pods(3)})
+		sw.hears(15*time.Second, pods(3))
+	})
+}
+
+// The session runs between addresses that are not on the link.
+func TestMultihop(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		ip(t, "addr add 10.1.255.10/32 dev lo")
+		t.Cleanup(func() { ip(t, "addr del 10.1.255.10/32 dev lo") })
+		ip(t, fmt.Sprintf("route add 10.1.255.1/32 via %s", sw.addr4))
+		ip(t, fmt.Sprintf("-n %s addr add 10.1.255.1/32 dev lo", sw.ns))
+		ip(t, fmt.Sprintf("-n %s route add 10.1.255.10/32 via 10.0.0.10", sw.ns))
+		n := neighbour{addr: "10.1.255.10", asn: 65001, multihop: 3}
+		if sw.kind == "frr" {
+			n.extra = " neighbor 10.1.255.10 update-source 10.1.255.1\n"
+		} else {
+			n.extra = " local 10.1.255.1 as 65000;\n"
+		}
+		sw.start(swconf{asn: 65000, neighbours: []neighbour{n}})
+		p := peerOf(sw)
+		p.Address, p.LocalAddress, p.MultihopTTL = addr("10.1.255.1"), addr("10.1.255.10"), 3
+		s := newTestSpeaker(t)
+		want := pods(3)
+		mustSync(t, s, Session{p, want})
+		sw.hears(15*time.Second, want)
+	})
+}
+
+func TestTwoSwitchesHearDifferentPaths(t *testing.T) {
+	l := newLAN(t)
+	bird, frr := l.router("bird", 1), l.router("frr", 2)
+	bird.start(nodeOf(bird))
+	frr.start(nodeOf(frr))
+	s := newTestSpeaker(t)
+	mustSync(t, s, Session{peerOf(bird), pods(4)}, Session{peerOf(frr), pods(9)[8:]})
+	bird.hears(15*time.Second, pods(4))
+	frr.hears(15*time.Second, pods(9)[8:])
+	for _, st := range s.Status(t.Context()) {
+		if st.State != "Established" || st.Flaps != 0 {
+			t.Errorf("%+v", st)
+		}
+	}
+	// We are no transit between the two, and no port is open.
+	if out := run(t, "ss", "-Hltn"); out != "" {
+		t.Errorf("listening sockets:\n%s", out)
+	}
+}
+
+func TestPathsChangeWithoutFlap(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		sw.start(nodeOf(sw))
+		s := newTestSpeaker(t)
+		mustSync(t, s, Session{peerOf(sw), pods(5)})
+		sw.hears(15*time.Second, pods(5))
+		before := becomes(t, s, 5*time.Second, "Established", "")
+
+		moved := pods(6)[2:]                 // the first node is gone, a sixth is new
+		moved[0].NextHop = addr("10.0.0.77") // the second has another address
+		w := sw.watch()
+		changes := mustSync(t, s, Session{peerOf(sw), moved})
+		got := map[string]int{}
+		for _, c := range changes {
+			got[c.Op]++
+		}
+		if got["add"] != 2 || got["replace"] != 1 || got["delete"] != 2 || len(changes) != 5 {
+			t.Errorf("changes:\n%v", changes)
+		}
+		sw.hears(10*time.Second, moved)
+		w.sync()
+		if n := w.n.Load(); n < 5 || n > 8 {
+			t.Errorf("%d route events for 5 changes", n)
+		}
+		if now := becomes(t, s, time.Second, "Established", ""); now.Flaps != 0 || !now.Since.Equal(before.Since) {
+			t.Errorf("session flapped: %+v", now)
+		}
+	})
+}
+
+func TestRemovedPeerIsWithdrawnAtOnce(t *testing.T) {
+	l := newLAN(t)
+	bird, frr := l.router("bird", 1), l.router("frr", 2)
+	bird.start(nodeOf(bird))
+	frr.start(nodeOf(frr))
+	s := newTestSpeaker(t)
+	both := []Session{{peerOf(bird), pods(3)}, {peerOf(frr), pods(3)}}
+	mustSync(t, s, both...)
+	bird.hears(15*time.Second, pods(3))
+	frr.hears(15*time.Second, pods(3))
+	changes := mustSync(t, s, both[1])
+	if len(changes) != 1 || changes[0].Op != "delete" {
+		t.Errorf("changes %v", changes)
+	}
+	bird.hears(2*time.Second, nil)
+	if err := frr.compare(pods(3)); err != nil {
+		t.Error(err)
+	}
+	mustSync(t, s, both[0])
+	frr.hears(2*time.Second, nil)
+	bird.hears(15*time.Second, pods(3))
+	mustSync(t, s)
+	bird.hears(2*time.Second, nil)
+	if all := s.Status(t.Context()); len(all) != 0 {
+		t.Errorf("status %v", all)
+	}
+}
+
+func TestPassword(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		c := nodeOf(sw)
+		c.neighbours[0].password = "s3cret"
+		sw.start(c)
+		s := newTestSpeaker(t)
+		p := peerOf(sw)
+		mustSync(t, s, Session{p, pods(2)})
+		st := becomes(t, s, 20*time.Second, "", reasonTimeout)
+		if !strings.Contains(st.Detail, "expects a password") {
+			t.Error(st.Detail)
+		}
+		p.Password = "wrong"
+		changes := mustSync(t, s, Session{p, pods(2)})
+		if len(changes) != 1 || changes[0].Op != "reset" || strings.Contains(fmt.Sprint(changes), "wrong") {
+			t.Errorf("changes %v", changes)
+		}
+		eventually(t, 20*time.Second, func() error {
+			if st := s.Status(t.Context())[0]; !strings.Contains(st.Detail, "password differs") {
+				return errors.New(st.Reason + ": " + st.Detail)
+			}
+			return nil
+		})
+		p.Password = "s3cret"
+		mustSync(t, s, Session{p, pods(2)})
+		sw.hears(20*time.Second, pods(2))
+	})
+}
+
+func TestReasons(t *testing.T) {
+	type row struct {
+		name, reason, detail string
+		change               func(*Peer)
+	}
+	from := func(a string) func(*Peer) { return func(p *Peer) { p.LocalAddress = addr(a) } }
+	group := func(t *testing.T, sw *router, name string, rows ...row) {
+		t.Run(name, func(t *testing.T) {
+			for _, row := range rows {
+				t.Run(row.name, func(t *testing.T) {
+					t.Parallel()
+					p := peerOf(sw)
+					row.change(&p)
+					s := newTestSpeaker(t)
+					mustSync(t, s, Session{p, pods(1)})
+					if st := s.Status(t.Context())[0]; st.Reason != reasonConnecting {
+						t.Errorf("at first: %q %q", st.Reason, st.Detail)
+					}
+					if st := becomes(t, s, 20*time.Second, "", row.reason); !strings.Contains(st.Detail, row.detail) {
+						t.Error(st.Detail)
+					}
+				})
+			}
+		})
+	}
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		for _, a := range []string{"10.0.0.20", "10.0.0.21"} {
+			ip(t, "addr add "+a+"/24 dev eth0")
+		}
+		group(t, sw, "no switch",
+			row{"no BGP there", reasonRefused, "refuses the connection", func(*Peer) {}},
+			row{"no route", reasonNoRoute, "no route to 203.0.113.1", func(p *Peer) { p.Address = addr("203.0.113.1") }},
+			row{"nobody there", reasonNoNeighbour, "answers no ARP", func(p *Peer) { p.Address = addr("10.0.0.200") }},
+			row{"not our address", reasonNoLocalAddress, "10.0.0.55", from("10.0.0.55")})
+		c := nodeOf(sw)
+		c.neighbours = append(c.neighbours, neighbour{addr: "10.0.0.21", asn: 65001})
+		sw.start(c)
+		run(t, "ip", "netns", "exec", sw.ns, "nft", "add table inet f; add chain inet f in { type filter hook input priority 0; }; add rule inet f in tcp dport 179 ip saddr 10.0.0.11 drop")
+		ip(t, "addr add 10.0.0.11/24 dev eth0")
+		group(t, sw, "switch",
+			row{"other peer ASN", reasonASNMismatch, "expected 64999, received 65000", func(p *Peer) { p.ASN = 64999 }},
+			row{"other local ASN", reasonASNMismatch, "another AS number than 64999", func(p *Peer) { p.LocalAddress, p.LocalASN = addr("10.0.0.21"), 64999 }},
+			row{"unknown to the switch", reasonUnknownToSwitch, "10.0.0.20 as 65001", from("10.0.0.20")},
+			row{"filtered", reasonTimeout, "a filter drops TCP", from("10.0.0.11")})
+	})
+}
+
+func TestCeased(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		sw.start(nodeOf(sw))
+		s := newTestSpeaker(t)
+		mustSync(t, s, Session{peerOf(sw), pods(1)})
+		sw.hears(15*time.Second, pods(1))
+		if sw.kind == "bird" {
+			sw.ask("disable n0")
+		} else {
+			run(t, "vtysh", "--vty_socket", sw.dir, "-d", "bgpd", "-c", "conf t", "-c", "router bgp 65000", "-c", "neighbor 10.0.0.10 shutdown")
+		}
+		st := becomes(t, s, 5*time.Second, "", reasonCeased)
+		if !strings.Contains(st.Detail, "administrative shutdown") || st.Flaps != 1 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+func TestHoldTimer(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		sw.start(nodeOf(sw))
+		s := newTestSpeaker(t)
+		p := peerOf(sw)
+		p.HoldTime = 3 * time.Second
+		mustSync(t, s, Session{p, pods(1)})
+		sw.hears(15*time.Second, pods(1))
+		ip(t, "-n lan link set node down")
+		becomes(t, s, 20*time.Second, "", reasonHoldTimer)
+		ip(t, "-n lan link set node up")
+		sw.hears(40*time.Second, pods(1))
+	})
+}
+
+// A dead switch must not hold back what the living one is told.
+func TestDeadSwitchDelaysNobody(t *testing.T) {
+	l := newLAN(t)
+	frr := l.router("frr", 2)
+	frr.start(nodeOf(frr))
+	dead := peerOf(frr)
+	dead.Address = addr("10.0.0.1")
+	s := newTestSpeaker(t)
+	begun := time.Now()
+	mustSync(t, s, Session{dead, pods(2)}, Session{peerOf(frr), pods(2)})
+	frr.hears(10*time.Second, pods(2))
+	frr.settled()
+	if took := time.Since(begun); took > 9*time.Second {
+		t.Errorf("End-of-RIB after %v", took)
+	}
+}
+
+func TestSwitchWithoutGracefulRestart(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		c := nodeOf(sw)
+		c.noRestart = true
+		c.neighbours[0].only4 = true
+		sw.start(c)
+		s := newTestSpeaker(t)
+		mustSync(t, s, Session{peerOf(sw), pods(1)})
+		sw.hears(15*time.Second, pods(1)[:1])
+		st := becomes(t, s, 5*time.Second, "Established", "")
+		eventually(t, 5*time.Second, func() error {
+			if st = s.Status(t.Context())[0]; st.Detail == "" {
+				return errors.New("no detail")
+			}
+			return nil
+		})
+		if st.Restart || len(st.Advertised) != 1 || !strings.Contains(st.Detail, "1 IPv6 paths are not told") || !strings.Contains(st.Detail, "enable graceful restart") {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// What the switch sends is installed nowhere and told to nobody.
+func TestLearnsNothing(t *testing.T) {
+	l := newLAN(t)
+	bird, frr := l.router("bird", 1), l.router("frr", 2)
+	c := nodeOf(bird)
+	c.extra = "protocol static s4 { ipv4; route 198.51.100.0/24 blackhole; }\n"
+	bird.start(c)
+	frr.start(nodeOf(frr))
+	s := newTestSpeaker(t)
+	mustSync(t, s, Session{peerOf(bird), pods(1)}, Session{peerOf(frr), pods(1)})
+	bird.hears(15*time.Second, pods(1))
+	frr.hears(15*time.Second, pods(1))
+	bird.settled()
+	if err := frr.compare(pods(1)); err != nil {
+		t.Error(err)
+	}
+	if out := ip(t, "route show 198.51.100.0/24"); out != "" {
+		t.Error(out)
+	}
+}
+
+func TestNoLeakOverFlaps(t *testing.T) {
+	l := newLAN(t)
+	bird := l.router("bird", 1)
+	bird.start(nodeOf(bird))
+	var changed atomic.Int64
+	s := NewSpeaker(Options{Changed: func() { changed.Add(1) }})
+	t.Cleanup(s.Stop)
+	both := Session{peerOf(bird), pods(2)}
+	mustSync(t, s, both)
+	flaps := 0
+	flap := func() {
+		becomes(t, s, 20*time.Second, "Established", "")
+		n, err := hangUp(netip.AddrPortFrom(addr("10.0.0.10"), 0), netip.AddrPortFrom(bird.addr4, 179))
+		if n != 1 || err != nil {
+			t.Fatalf("hung up %d: %v", n, err)
+		}
+		flaps++
+		eventually(t, 5*time.Second, func() error {
+			if st := s.Status(t.Context())[0]; st.Flaps != flaps || st.Reason != reasonConnectionLost {
+				return fmt.Errorf("%+v", st)
+			}
+			return nil
+		})
+		s.all()[0].backoffNow(t)
+		becomes(t, s, 20*time.Second, "Established", "")
+	}
+	flap()
+	before := steadyGoroutines()
+	for range 5 {
+		flap()
+	}
+	for range 5 {
+		mustSync(t, s)
+		mustSync(t, s, both)
+		becomes(t, s, 20*time.Second, "Established", "")
+	}
+	eventually(t, 10*time.Second, func() error {
+		if after := steadyGoroutines(); after > before+1 {
+			return fmt.Errorf("%d goroutines, were %d", after, before)
+		}
+		return nil
+	})
+	if changed.Load() < 10 {
+		t.Errorf("Changed called %d times", changed.Load())
+	}
+}
+
+// backoffNow forgets the pause that a short-lived session has earned.
+func (s *session) backoffNow(t testing.TB) {
+	t.Helper()
+	if err := s.do(t.Context(), func() { s.backoff = 0 }); err != nil {
+		t.Fatal(err)
+	}
+	s.poke()
+}
+
+func steadyGoroutines() int {
+	runtime.GC()
+	return runtime.NumGoroutine()
+}
+
+// Garbage from the other end of one session costs that session only.
+func TestGarbageFromSwitch(t *testing.T) {
+	l := newLAN(t)
+	bird := l.router("bird", 1)
+	bird.start(nodeOf(bird))
+	ip(t, "addr add 10.0.0.30/24 dev eth0")
+	var lc net.ListenConfig
+	ln, err := lc.Listen(t.Context(), "tcp", "10.0.0.30:1179")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for i := 0; ; i++ {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			b := make([]byte, 19)
+			for j := range b {
+				b[j] = byte(i)
+			}
+			_, _ = conn.Write(b)
+			conn.Close()
+		}
+	}()
+	s := newTestSpeaker(t)
+	bad := peerOf(bird)
+	bad.Address, bad.Port = addr("10.0.0.30"), 1179
+	mustSync(t, s, Session{peerOf(bird), pods(2)}, Session{bad, pods(2)})
+	bird.hears(15*time.Second, pods(2))
+	eventually(t, 15*time.Second, func() error {
+		all := s.Status(context.Background())
+		if all[1].Reason == reasonConnecting || all[0].State != "Established" {
+			return fmt.Errorf("%+v", all)
+		}
+		return nil
+	})
+}
