@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -82,7 +83,7 @@ func tell(t *testing.T, story *txtar.Archive) *txtar.Archive {
 		last = w
 		seen.Files = append(seen.Files,
 			txtar.File{Name: step + "/world", Data: []byte(shown(t, w, dir))},
-			txtar.File{Name: step + "/problems", Data: []byte(problemLines(w, dir))})
+			txtar.File{Name: step + "/problems", Data: []byte(problemLines(t, w, dir))})
 	}
 	return seen
 }
@@ -110,10 +111,17 @@ func shown(t *testing.T, w World, dir string) string {
 	return lines.String()
 }
 
-func problemLines(w World, dir string) string {
+// password is in every story's manifests that have one, and must not be in any message.
+const password = "hunter2"
+
+func problemLines(t *testing.T, w World, dir string) string {
+	t.Helper()
 	var lines strings.Builder
 	for _, p := range w.Problems {
 		lines.WriteString(p.Reason + ": " + p.String() + "\n")
+	}
+	if strings.Contains(lines.String(), password) {
+		t.Errorf("problems show a password:\n%s", &lines)
 	}
 	return strings.ReplaceAll(lines.String(), dir, "/d")
 }
@@ -233,6 +241,15 @@ func TestUnreadableFileKeepsItsObjects(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantRead(t, dir, w, []string{"b"}, nil)
+}
+
+// Opening a FIFO without a writer would block for ever.
+func TestFIFOIsNotOpened(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mkfifo(filepath.Join(dir, "a.yaml"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wantRead(t, dir, World{}, nil, []string{unreadableFile})
 }
 
 func TestConfigMapMount(t *testing.T) {
