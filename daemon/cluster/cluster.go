@@ -7,6 +7,20 @@
 //	src := cluster.Manifests("/etc/edgeway/cluster.d")
 //	last, _ := cluster.Load("/var/lib/edgeway/world.json")
 //	world, err := src.World(ctx, last) // err: nothing could be read, last still counts
+//
+// # Objects
+//
+// Read are Node and Secret (v1), BGPPeer (network.openyurt.io/v1alpha1) and BGPClusterConfig
+// (network.alibabacloud.com/v1beta1). Of the last two every key must be known, as a key that
+// nobody reads is a typing error; Node and Secret carry more than is read here. Keys that are
+// ours alone, all optional, stand in BGPPeer.spec and in BGPClusterConfig.spec.bgpSpeakers[].peers[]:
+//
+//	peerPort: 1179     # TCP port of the switch, 1 to 65535
+//	ebgpMultihop: 3    # the switch is that many hops away at most, 2 to 255
+//	ttlSecurity: true  # RFC 5082; excludes ebgpMultihop
+//
+// Both kinds take spec.gateway, and spec.nodeSelector as text or as matchLabels and
+// matchExpressions. A selector that selects every node says all(); an empty one is a mistake.
 package cluster
 
 import (
@@ -86,7 +100,8 @@ type Secret struct {
 	Origin string            `json:"origin,omitempty"`
 }
 
-// Problem is a misconfiguration as a value: an operator reads it in `edgewayd status`.
+// Problem is a misconfiguration as a value: an operator reads it in `edgewayd status`. Where the
+// place is known, Next names file and line. No field shows a value of a Secret.
 type Problem struct {
 	Object string `json:"object"`         // "BGPPeer/peer-a", "Node/Node-5", "file /etc/.../x.yaml"
 	Reason string `json:"reason"`         // an identifier: noPodCIDR, badManifest

@@ -84,6 +84,42 @@ func TestSaveAndLoad(t *testing.T) {
 	}
 }
 
+// A reader sees the old or the new World, never a part of one.
+func TestSaveIsAtomic(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "world.json")
+	small, large := World{}, fullWorld(t)
+	for i := range 500 {
+		large.Nodes = append(large.Nodes, Node{Name: fmt.Sprint("x", i)})
+	}
+	if err := Save(path, small); err != nil {
+		t.Fatal(err)
+	}
+	saved := make(chan error, 1)
+	go func() {
+		for range 20 {
+			if err := errors.Join(Save(path, large), Save(path, small)); err != nil {
+				saved <- err
+				return
+			}
+		}
+		saved <- nil
+	}()
+	for {
+		w, err := Load(path)
+		if err != nil || !Equal(w, small) && !Equal(w, large) {
+			t.Fatalf("got %d nodes, %v", len(w.Nodes), err)
+		}
+		select {
+		case err := <-saved:
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		default:
+		}
+	}
+}
+
 func TestSaveAfterACrash(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "world.json")
 	if err := os.WriteFile(filepath.Join(filepath.Dir(path), ".world.json.tmp"), []byte("torn"), 0o644); err != nil {
