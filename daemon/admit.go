@@ -1,0 +1,61 @@
+package daemon
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+)
+
+// admit takes the changes from last to next, but not those that would give one node addresses
+// that another already has: such a Node keeps the pod CIDRs it had, or none if it is new, so
+// that a mistake made today does not cut a node that worked yesterday. Two Nodes that come at
+// the same time with overlapping CIDRs are both admitted, and desired routes to neither.
+func admit(last, next cluster.World) (cluster.World, []cluster.Problem) {
+	had := map[string]cluster.Node{}
+	for _, n := range last.Nodes {
+		had[n.Name] = n
+	}
+	var settled, changed []int
+	for i, n := range next.Nodes {
+		if old, ok := had[n.Name]; ok && slices.Equal(old.PodCIDRs, n.PodCIDRs) {
+			settled = append(settled, i)
+		} else {
+			changed = append(changed, i)
+		}
+	}
+	var problems []cluster.Problem
+	nodes := slices.Clone(next.Nodes)
+	for _, i := range changed {
+		n := &nodes[i]
+		owner, got := claimed(next.Nodes, settled, *n)
+		if owner == "" {
+			continue
+		}
+		n.PodCIDRs = had[n.Name].PodCIDRs
+		kept := "none"
+		if len(n.PodCIDRs) > 0 {
+			kept = fmt.Sprint(n.PodCIDRs)
+		}
+		problems = append(problems, cluster.Problem{
+			Object: "Node/" + n.Name, Reason: "overlap", Want: "a pod CIDR of its own", Got: got + " of Node/" + owner,
+			Next: fmt.Sprintf("change one of the two; until then Node/%s has the pod CIDRs it had: %s", n.Name, kept),
+		})
+	}
+	next.Nodes = nodes
+	return next, problems
+}
+
+// claimed finds the settled node whose pod CIDR overlaps one of n's.
+func claimed(nodes []cluster.Node, settled []int, n cluster.Node) (owner, got string) {
+	for _, i := range settled {
+		for _, theirs := range nodes[i].PodCIDRs {
+			for _, ours := range n.PodCIDRs {
+				if ours.Overlaps(theirs) {
+					return nodes[i].Name, fmt.Sprintf("%s, which overlaps %s", ours, theirs)
+				}
+			}
+		}
+	}
+	return "", ""
+}

@@ -1,0 +1,70 @@
+package daemon
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestParseConfig(t *testing.T) {
+	c, err := parseConfig([]byte(`
+nodeName: Node-1
+mode: auto
+modes:
+- {nodeSelector: pool=warehouse, mode: overlay}
+sourceNAT: {enabled: true, exclude: [10.0.0.0/8]}
+bgp: {port: 1790, restartTime: 300s, holdTime: 9s}
+metrics: ""
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.NodeName != "Node-1" || c.Mode != Auto || c.Modes[0].Mode != Overlay || !c.Modes[0].NodeSelector.Selects(map[string]string{"pool": "warehouse"}) ||
+		c.SourceNAT.Exclude[0].String() != "10.0.0.0/8" || c.BGP.Port != 1790 || time.Duration(c.BGP.RestartTime) != 5*time.Minute || c.Metrics != "" {
+		t.Errorf("got %+v", c)
+	}
+	if c.StateDir != "/var/lib/edgeway" || c.VXLAN.Port != 8472 {
+		t.Errorf("defaults: %+v", c)
+	}
+}
+
+func TestConfigMistakes(t *testing.T) {
+	for _, c := range []struct{ name, text, want string }{
+		{"unknown key", "mode: underlay\nmodee: overlay\n", "line 2: unknown key modee"},
+		{"unknown key inside", "bgp:\n  restart: 600s\n", "line 2: unknown key restart"},
+		{"wrong type", "sourceNAT: {enabled: perhaps}\n", "line 1"},
+		{"list for a text", "stateDir: [a]\n", "line 1"},
+		{"mode", "\nmode: tunnel\n", `line 2: want underlay, overlay or auto, got "tunnel"`},
+		{"restart time over 12 bits", "bgp: {restartTime: 5000s}\n", `line 1: want a restart time from 0s (off) to 4095s (RFC 4724), whole seconds, got "5000s"`},
+		{"hold time", "bgp: {holdTime: 2s}\n", "want a hold time from 3s"},
+		{"port", "bgp: {port: 70000}\n", "want a port from 1 to 65535"},
+		{"VNI", "vxlan: {vni: 16777216}\n", "want a VNI"},
+		{"MTU", "cni: {mtu: 100}\n", "want an MTU"},
+		{"CIDR", "sourceNAT: {exclude: [10.0.0.1/8]}\n", `want a CIDR such as 10.0.0.0/8, got "10.0.0.1/8"`},
+		{"selector", "modes: [{nodeSelector: 'a=(', mode: overlay}]\n", "line 1"},
+		{"half a pool mode", "modes: [{nodeSelector: a=b}]\n", "modes[0]: want both"},
+		{"two documents", "mode: auto\n---\nmode: auto\n", "a second document"},
+		{"no YAML", "mode: [", "line 1"},
+		{"kubeconfig", "cluster: {kubeconfig: /x}\n", "cluster.kubeconfig"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := parseConfig([]byte(c.text))
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			if err != nil && strings.Contains(err.Error(), "daemon.") {
+				t.Errorf("speaks of Go types: %v", err)
+			}
+		})
+	}
+}
+
+func FuzzParseConfig(f *testing.F) {
+	f.Add([]byte("mode: auto\nbgp: {port: 1}\n"))
+	f.Add([]byte("modes:\n- nodeSelector: all()\n  mode: overlay\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if c, err := parseConfig(text); err == nil && c.NodeName == "" {
+			t.Error("accepted, but without a node name")
+		}
+	})
+}

@@ -1,0 +1,159 @@
+package daemon
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+)
+
+// conflistName sorts before what other networks usually write: runtimes take the first file.
+const conflistName = "10-edgeway.conflist"
+
+// conflist is the network configuration list that the container runtime reads (CNI SPEC
+// 1.1.0, section 1). cniVersion is 1.0.0 because containerd 1.6 loads a list of 1.1.0 and then
+// fails every ADD; cniVersions lets newer runtimes choose 1.1.0 and ask for STATUS.
+func conflist(c Config, mtu int, chain []string) ([]byte, error) {
+	type object = map[string]any
+	ours := object{
+		"type": "edgeway", "mtu": mtu, "socket": c.Socket, "dataDir": c.StateDir,
+		"capabilities": object{"ips": true, "mac": true},
+	}
+	plugins := []object{ours}
+	for _, name := range chain {
+		p := object{"type": name}
+		if key := capability(name); key != "" {
+			p["capabilities"] = object{key: true}
+		}
+		plugins = append(plugins, p)
+	}
+	text, err := json.MarshalIndent(object{
+		"cniVersion": "1.0.0", "cniVersions": []string{"0.4.0", "1.0.0", "1.1.0"}, "name": "edgeway", "plugins": plugins,
+	}, "", "  ")
+	return append(text, '\n'), err
+}
+
+// capability is the runtimeConfig key that the runtime gives to a known plugin (CNI
+// CONVENTIONS, dynamic plugin specific fields); "" for others.
+func capability(plugin string) string {
+	switch plugin {
+	case "portmap":
+		return "portMappings"
+	case "bandwidth":
+		return "bandwidth"
+	}
+	return ""
+}
+
+// podMTU is the MTU of pods' links: what the underlay carries, less the tunnel where one is used.
+func podMTU(w World, tunnelMTU int) int {
+	if w.Config.CNI.MTU != 0 {
+		return int(w.Config.CNI.MTU)
+	}
+	i := slices.IndexFunc(w.Cluster.Nodes, func(n cluster.Node) bool { return n.Name == w.Self })
+	if i < 0 {
+		return 1500
+	}
+	mtu := w.underlayMTU(w.Cluster.Nodes[i])
+	if tunnelMTU > 0 {
+		return min(mtu, tunnelMTU)
+	}
+	return mtu
+}
+
+// writeConflist puts the list where the runtime looks, if it is not there already, and says
+// what in that directory is in the way. Plugins of the chain that are not installed are left
+// out: pods without hostPorts are better than no pods.
+func writeConflist(c Config, mtu int) ([]cluster.Problem, error) {
+	var problems []cluster.Problem
+	var chain []string
+	wanted := c.CNI.Chain
+	if wanted == nil {
+		wanted = []string{"portmap"}
+	}
+	for _, name := range wanted {
+		if _, err := os.Stat(filepath.Join(c.CNI.BinDir, name)); err == nil {
+			chain = append(chain, name)
+		} else if c.CNI.Chain != nil {
+			problems = append(problems, cluster.Problem{Object: "plugin " + name, Reason: "notInstalled", Want: "an executable in " + c.CNI.BinDir,
+				Got: "none", Next: "install it (containernetworking plugins), or take it out of cni.chain; pods start without it"})
+		}
+	}
+	text, err := conflist(c, mtu, chain)
+	if err != nil {
+		return problems, err
+	}
+	path := filepath.Join(c.CNI.ConfDir, conflistName)
+	if other := earlierConf(c.CNI.ConfDir); other != "" {
+		problems = append(problems, cluster.Problem{Object: "file " + filepath.Join(c.CNI.ConfDir, other), Reason: "competingNetwork", Want: conflistName + " to be the first file",
+			Got: other + " before it", Next: "remove it: the runtime uses the first file of the directory"})
+	}
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, text) {
+		return problems, nil
+	}
+	return problems, replaceFile(path, text)
+}
+
+// earlierConf names a network configuration that the runtime prefers to ours.
+func earlierConf(dir string) string {
+	entries, err := os.ReadDir(dir) // sorted
+	if err != nil {
+		return ""
+	}
+	for _, e := range entries {
+		if e.Name() >= conflistName {
+			return ""
+		}
+		switch filepath.Ext(e.Name()) {
+		case ".conf", ".conflist", ".json":
+			return e.Name()
+		}
+	}
+	return ""
+}
+
+// replaceFile makes path hold text, whole or not at all, also over a power cut. The temporary
+// file is in the same directory: containerd does not notice a file that comes from elsewhere,
+// and it ignores names that do not end in .conf, .conflist or .json.
+func replaceFile(path string, text []byte) (err error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, "."+strings.TrimSuffix(filepath.Base(path), filepath.Ext(path))+".*.tmp")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("write %s: %w", path, err), dropFile(f.Name()))
+		}
+	}()
+	_, err = f.Write(text)
+	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
+	if err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func dropFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

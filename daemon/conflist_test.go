@@ -1,0 +1,86 @@
+package daemon
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+func TestConflist(t *testing.T) {
+	c := defaults()
+	c.CNI.ConfDir, c.CNI.BinDir = filepath.Join(t.TempDir(), "net.d"), t.TempDir()
+	if problems, err := writeConflist(c, 1450); err != nil || len(problems) > 0 {
+		t.Fatal(problems, err)
+	}
+	path := filepath.Join(c.CNI.ConfDir, conflistName)
+	read := func() (list struct {
+		CNIVersion  string   `json:"cniVersion"`
+		CNIVersions []string `json:"cniVersions"`
+		Name        string
+		Plugins     []struct {
+			Type         string
+			MTU          int
+			Socket       string
+			DataDir      string
+			Capabilities map[string]bool
+		}
+	}) {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(text, &list); err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	list := read()
+	if list.CNIVersion != "1.0.0" || len(list.CNIVersions) != 3 || len(list.Plugins) != 1 || list.Plugins[0].MTU != 1450 ||
+		list.Plugins[0].Socket != c.Socket || list.Plugins[0].DataDir != c.StateDir || !list.Plugins[0].Capabilities["ips"] {
+		t.Errorf("got %+v", list)
+	}
+
+	// What is right is not written again: the runtime would reload it.
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := writeConflist(c, 1450); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) || after.ModTime().Unix() != 1 {
+		t.Errorf("rewritten: %v", err)
+	}
+
+	// A torn file, as a power cut leaves it, is written anew; a plugin that appeared is chained.
+	if err := os.WriteFile(path, []byte(`{"cniVersion`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(c.CNI.BinDir, "portmap"), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := writeConflist(c, 1450); err != nil {
+		t.Fatal(err)
+	}
+	if list := read(); len(list.Plugins) != 2 || list.Plugins[1].Type != "portmap" || !list.Plugins[1].Capabilities["portMappings"] {
+		t.Errorf("got %+v", list)
+	}
+
+	c.CNI.Chain = []string{"bandwidth"}
+	if err := os.WriteFile(filepath.Join(c.CNI.ConfDir, "05-other.conf"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	problems, err := writeConflist(c, 1450)
+	if err != nil || len(problems) != 2 || problems[0].Reason != "notInstalled" || problems[1].Reason != "competingNetwork" {
+		t.Errorf("problems %v, %v", problems, err)
+	}
+	files, err := os.ReadDir(c.CNI.ConfDir)
+	if err != nil || len(files) != 2 {
+		t.Errorf("left behind: %v, %v", files, err)
+	}
+}

@@ -1,0 +1,85 @@
+package daemon
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const house = "github.com/edgeway-cni/edgeway/"
+
+// TestDependencies holds who may import whom. One package, one noun, one family of libraries:
+// that is what lets a reader learn them one at a time, and a pod start without linking GoBGP.
+func TestDependencies(t *testing.T) {
+	rules := []struct {
+		pkg  string
+		ours []string // the packages of ours that it may import directly
+		// never: prefixes that it must not even reach through others, and why.
+		never map[string]string
+	}{
+		{"ipam", nil, map[string]string{
+			"github.com/vishvananda/": "whether an attachment lives is told by the caller", "github.com/containernetworking/": "the store serves any caller", "k8s.io/": "no API on the way of an ADD"}},
+		{"routes", nil, map[string]string{
+			"k8s.io/": "mechanism knows no policy", "go.etcd.io/bbolt": "the kernel is asked, not remembered", "github.com/osrg/": "routes and bgp do not know each other"}},
+		{"bgp", nil, map[string]string{
+			"k8s.io/client-go": "mechanism knows no policy", "go.etcd.io/": "what switches hear follows from the World alone"}},
+		{"daemon/api", nil, map[string]string{"github.com/": "each import costs every pod start", "golang.org/": "each import costs every pod start", "net/http": "each import costs every pod start"}},
+		{"daemon/cluster", nil, map[string]string{
+			"github.com/vishvananda/": "the cluster says what should be, not what is", "github.com/osrg/": "the cluster says what should be, not how"}},
+		{"plugin", []string{"ipam", "routes", "daemon/api"}, pluginNever},
+		{"plugin/edgeway", []string{"plugin", "ipam", "routes", "daemon/api"}, pluginNever},
+		{"daemon", []string{"ipam", "routes", "bgp", "plugin", "daemon/api", "daemon/cluster"}, nil},
+		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "ipam", "routes", "plugin"}, nil},
+	}
+	for _, r := range rules {
+		for _, imp := range goList(t, `{{join .Imports "\n"}}`, r.pkg) {
+			if short, ok := strings.CutPrefix(imp, house); ok && !slices.Contains(r.ours, short) {
+				t.Errorf("%s imports %s; it may import %v", r.pkg, short, r.ours)
+			}
+		}
+		for _, dep := range goList(t, `{{join .Deps "\n"}}`, r.pkg) {
+			for prefix, why := range r.never {
+				if strings.HasPrefix(dep, prefix) && !strings.HasPrefix(dep, house) {
+					t.Errorf("%s reaches %s: %s", r.pkg, dep, why)
+				}
+			}
+		}
+	}
+
+	// Some libraries have one owner each.
+	owners := map[string][]string{
+		"go.etcd.io/bbolt":               {"ipam"},
+		"github.com/vishvananda/":        {"routes"},
+		"github.com/google/nftables":     {"routes"},
+		"github.com/osrg/gobgp":          {"bgp"},
+		"github.com/containernetworking": {"plugin"},
+		"k8s.io/":                        {"daemon/cluster"},
+		"github.com/prometheus/":         {"daemon"},
+		"github.com/spf13/cobra":         {"daemon/edgewayd"},
+	}
+	for _, r := range rules {
+		for _, imp := range goList(t, `{{join .Imports "\n"}}`, r.pkg) {
+			for prefix, who := range owners {
+				if strings.HasPrefix(imp, prefix) && !slices.Contains(who, r.pkg) {
+					t.Errorf("%s imports %s, which belongs to %v", r.pkg, imp, who)
+				}
+			}
+		}
+	}
+}
+
+// pluginNever is what the plugin must not link: each costs milliseconds at every pod start.
+var pluginNever = map[string]string{
+	"k8s.io/": "9 ms of initialisation", "github.com/osrg/": "13 ms and 35 MiB", "google.golang.org/grpc": "2 ms", "net/http": "1 ms",
+	"github.com/prometheus/": "net/http", "github.com/spf13/": "text/template", "text/template": "reflection keeps dead code in",
+}
+
+func goList(t *testing.T, format, pkg string) []string {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-f", format, "../"+pkg).Output()
+	if err != nil {
+		t.Fatalf("go list %s: %v", pkg, err)
+	}
+	return strings.Fields(string(out))
+}

@@ -1,0 +1,120 @@
+package daemon
+
+import (
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+var update = flag.Bool("update", false, "write what desired says into the stories instead of comparing")
+
+// TestDesired reads each story in testdata/desired: a configuration, a machine and manifests in;
+// routes, BGP tables and problems out, as an operator knows them.
+func TestDesired(t *testing.T) {
+	files, err := filepath.Glob("../testdata/desired/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("stories: %v, %d found", err, len(files))
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			a, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, f := range a.Files {
+				node, ok := strings.CutPrefix(f.Name, "want ")
+				if !ok {
+					continue
+				}
+				got := tell(t, worldOf(t, a, node))
+				if *update {
+					a.Files[i].Data = []byte(got)
+				} else if diff := cmp.Diff(got, string(f.Data)); diff != "" {
+					t.Errorf("%s (-got +want):\n%s", node, diff)
+				}
+			}
+			if *update {
+				if err := os.WriteFile(file, txtar.Format(a), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// worldOf makes the World that the node sees: the story's manifests, its config.yaml, and the
+// machine in the file "host NODE".
+func worldOf(t *testing.T, a *txtar.Archive, node string) World {
+	t.Helper()
+	dir := t.TempDir()
+	w := World{Self: node, Config: defaults()}
+	for _, f := range a.Files {
+		var err error
+		switch {
+		case f.Name == "config.yaml":
+			w.Config, err = parseConfig(f.Data)
+		case f.Name == "host "+node:
+			w.Host = hostOf(t, string(f.Data))
+		case strings.HasSuffix(f.Name, ".yaml"):
+			err = os.WriteFile(filepath.Join(dir, f.Name), f.Data, 0o644)
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", f.Name, err)
+		}
+	}
+	var err error
+	if w.Cluster, err = cluster.Manifests(dir).World(t.Context(), cluster.World{}); err != nil {
+		t.Fatal(err)
+	}
+	if len(w.Cluster.Problems) > 0 {
+		t.Fatalf("manifests: %v", w.Cluster.Problems)
+	}
+	return w
+}
+
+// hostOf parses lines such as "addr 10.0.10.11/24 dev eth0", "link eth0 mtu 1500" and "route
+// 0.0.0.0/0 via 10.0.10.1 dev eth0".
+func hostOf(t *testing.T, text string) routes.Host {
+	t.Helper()
+	var h routes.Host
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) == 4 && f[0] == "addr":
+			h.Addrs = append(h.Addrs, routes.Addr{Link: f[3], Prefix: netip.MustParsePrefix(f[1])})
+		case len(f) == 4 && f[0] == "link":
+			mtu, err := strconv.Atoi(f[3])
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.Links = append(h.Links, routes.Link{Name: f[1], MTU: mtu, Up: true})
+		case len(f) == 6 && f[0] == "route":
+			h.Routes = append(h.Routes, routes.Route{Dst: netip.MustParsePrefix(f[1]), Via: netip.MustParseAddr(f[3]), Link: f[5], Protocol: 4})
+		case len(f) > 0:
+			t.Fatalf("host: %q", line)
+		}
+	}
+	return h
+}
+
+func tell(t *testing.T, w World) string {
+	t.Helper()
+	state, sessions, problems := desired(w)
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s%s", state, sessions)
+	for _, p := range sortProblems(problems) {
+		fmt.Fprintf(&b, "problem: %s\n", p)
+	}
+	return b.String()
+}

@@ -1,0 +1,134 @@
+// Command edgewayd is the node daemon and the operator's command line.
+//
+//go:debug multipathtcp=0
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/edgeway-cni/edgeway/daemon"
+	"github.com/edgeway-cni/edgeway/daemon/api"
+)
+
+// Set by the linker; see the Makefile.
+var (
+	version = "unknown"
+	commit  = "unknown"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := root().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "edgewayd:", err)
+		os.Exit(1)
+	}
+}
+
+// flags are what every command understands.
+type flags struct{ config, socket string }
+
+func root() *cobra.Command {
+	var f flags
+	cmd := &cobra.Command{
+		Use:   "edgewayd",
+		Short: "the network of edge and on-premises Kubernetes nodes: daemon and command line",
+		Long: `edgewayd keeps this node's network as the cluster says: routes to the other nodes' pods, and,
+on the nodes that BGP resources name as speakers, sessions with the LAN's switches.
+
+It runs with "edgewayd run"; the other commands ask the daemon that runs.`,
+		Version:       fmt.Sprintf("%s (commit %s)", version, commit),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+	}
+	cmd.CompletionOptions.HiddenDefaultCmd = true
+	cmd.PersistentFlags().StringVar(&f.config, "config", "", "configuration file (default "+daemon.DefaultConfig+" where it exists)")
+	cmd.PersistentFlags().StringVar(&f.socket, "socket", "", "the daemon's socket (default: what the configuration says)")
+	cmd.AddCommand(runCommand(&f), statusCommand(&f), checkCommand(&f))
+	return cmd
+}
+
+func runCommand(f *flags) *cobra.Command {
+	var level string
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "run the daemon until it is told to stop",
+		Long: `run keeps the node's network right until SIGTERM or SIGINT. Stopping changes nothing: pods and
+routes stay, and the switches keep the node's routes for the graceful restart time.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.read()
+			if err != nil {
+				return err
+			}
+			var l slog.Level
+			if err := l.UnmarshalText([]byte(level)); err != nil {
+				return fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
+			}
+			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l}))
+			return daemon.Run(cmd.Context(), c, daemon.Options{Version: version, Log: log, Ready: notifyReady, Alive: notifyAlive})
+		},
+	}
+	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	return cmd
+}
+
+func checkCommand(f *flags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "check",
+		Short: "read configuration and manifests, and say what is wrong with them",
+		Long: `check reads the configuration and the manifests as the daemon would, changes nothing, and prints
+what this node would route and advertise, and every problem. It exits 1 when there is one.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.read()
+			if err != nil {
+				return err
+			}
+			plan, err := daemon.Preview(cmd.Context(), c)
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			fmt.Fprint(out, plan.Text)
+			if n := len(plan.Problems); n > 0 {
+				return fmt.Errorf("%d problems", n)
+			}
+			return nil
+		},
+	}
+}
+
+// read reads the configuration: the file that was named, else the default one, else none.
+func (f *flags) read() (daemon.Config, error) {
+	path := f.config
+	if path == "" {
+		path = daemon.DefaultConfig
+		if _, err := os.Stat(path); os.IsNotExist(err) {
+			path = os.DevNull
+		}
+	}
+	return daemon.ReadConfig(path)
+}
+
+// where is the socket to ask.
+func (f *flags) where() (string, error) {
+	if f.socket != "" {
+		return f.socket, nil
+	}
+	if f.config == "" {
+		if _, err := os.Stat(daemon.DefaultConfig); os.IsNotExist(err) {
+			return api.DefaultSocket, nil
+		}
+	}
+	c, err := f.read()
+	return c.Socket, err
+}

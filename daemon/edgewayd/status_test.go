@@ -1,0 +1,62 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// TestStatusScreen shows what an operator reads of a speaker with one healthy session, one that
+// is down, a route that is missing and a problem.
+func TestStatusScreen(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	s := api.Status{
+		Node: "Node-1", Version: "v0.1.0", Started: now.Add(-26 * time.Hour), Now: now, Mode: "underlay",
+		Addresses: []string{"10.0.10.11"}, PodCIDRs: []string{"10.10.1.0/24"},
+		World:  api.World{Source: "manifests /etc/edgeway/cluster.d", ReadAt: now.Add(-90 * time.Second), FromDisk: true, Nodes: 3, Peerings: 1},
+		Leases: api.Leases{Total: 253, Used: 7, Free: 246, Outside: 1},
+		Routes: []api.Route{
+			{Dst: "10.10.2.0/24", Via: "10.0.10.12", Dev: "eth0", Node: "Node-2", State: "installed"},
+			{Dst: "10.10.3.0/24", Via: "10.0.10.13", Dev: "eth0", Node: "Node-3", State: "foreign"},
+		},
+		Sessions: []api.Session{
+			{Peer: "10.0.10.1", Resource: "BGPPeer/peer-a", PeerASN: 65002, LocalASN: 65010, State: "Established", Since: now.Add(-3 * time.Hour),
+				Advertised: []api.Path{{Prefix: "10.10.1.0/24", NextHop: "10.0.10.11"}, {Prefix: "10.10.2.0/24", NextHop: "10.0.10.12"}}, GracefulRestart: 600},
+			{Peer: "10.0.10.2", Resource: "BGPPeer/peer-b", PeerASN: 65002, LocalASN: 65010, State: "Active", Since: now.Add(-4 * time.Second), Reason: "refused"},
+		},
+		Problems: []api.Problem{{Object: "BGPPeer/peer-b", Reason: "refused", Want: "an established session with 10.0.10.2", Got: "Active", Next: "start BGP on the switch"}},
+	}
+	for i := range 20 {
+		s.Routes = append(s.Routes, api.Route{Dst: "10.10." + string(rune('a'+i)) + ".0/24", Via: "10.0.10.99", Dev: "eth0", Node: "Node-n", State: "installed"})
+	}
+	var out bytes.Buffer
+	printStatus(&out, s, false)
+	const golden = "testdata/status.txt"
+	if *update {
+		if err := os.WriteFile(golden, out.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(out.String(), string(want)); diff != "" {
+		t.Errorf("-got +want\n%s", diff)
+	}
+
+	out.Reset()
+	printStatus(&out, s, true)
+	if n := strings.Count(out.String(), "Node-n"); n != 20 {
+		t.Errorf("--all shows %d of 20 routes", n)
+	}
+}

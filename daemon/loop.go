@@ -1,0 +1,236 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/bgp"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+const (
+	// resyncEvery bounds how long an event that nobody sent can hide a difference.
+	resyncEvery = 30 * time.Second
+	// settle is the pause after a look: a burst of events costs one more look, not one each,
+	// and a route changed by hand is back well within a second.
+	settle = 100 * time.Millisecond
+	// retryLeast and retryMost bound the wait after a look that could not do all it wanted.
+	retryLeast = time.Second
+	retryMost  = 30 * time.Second
+)
+
+// trigger is a slot that holds at most one "look again". It carries no data: what happened is
+// found by looking.
+type trigger chan struct{}
+
+func newTrigger() trigger { return make(trigger, 1) }
+
+func (t trigger) fire() {
+	select {
+	case t <- struct{}{}:
+	default:
+	}
+}
+
+// kernel is routes.Kernel as the loop uses it.
+type kernel interface {
+	Host(ctx context.Context) (routes.Host, error)
+	Sync(ctx context.Context, scope routes.Scope, desired routes.State) ([]routes.Change, error)
+}
+
+// speaker is bgp.Speaker as the loop uses it.
+type speaker interface {
+	Sync(ctx context.Context, desired bgp.State) ([]bgp.Change, error)
+}
+
+// view is what one look saw and decided: what status shows. It is never changed once published.
+type view struct {
+	World    World
+	Routes   routes.State
+	BGP      bgp.State
+	Problems []cluster.Problem
+	At       time.Time
+}
+
+// scope is what of the host's network namespace belongs to the daemon.
+func scope() routes.Scope {
+	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{vxlanName}, NAT: true}
+}
+
+// loop keeps the machine as desired says. One goroutine runs it and owns its fields.
+//
+//	look ────┐            ┌─ source ─ admit ─ save      (only after reread)
+//	reread ──┼─> observe ─┤
+//	clock ───┘            └─ Host ─ desired ─ Sync kernel ─ Sync speaker ─ serve pods
+type loop struct {
+	config  Config
+	source  cluster.Source
+	kernel  kernel
+	speaker speaker
+	save    func(cluster.World) error
+	// pods makes the machine ready for ADDs: pool, store, network configuration.
+	pods  func(ctx context.Context, w World, desired routes.State) ([]cluster.Problem, error)
+	log   *slog.Logger
+	alive func() // called after each look
+
+	look, reread trigger
+	seen         *atomic.Pointer[view]
+
+	last  cluster.World     // what counts; its zero value as long as known is false
+	known bool              // a source or the disk gave a World
+	saved bool              // last is on disk
+	found []cluster.Problem // by the last read of the source
+	said  map[string]bool   // failures of the last look: a failure that stays is logged once
+}
+
+// run looks, then waits for a reason to look again, until ctx ends.
+func (l *loop) run(ctx context.Context) {
+	reread, retry := true, retryLeast
+	for ctx.Err() == nil {
+		wait := resyncEvery
+		if l.once(ctx, reread) {
+			retry = retryLeast
+		} else {
+			wait, retry = retry, min(2*retry, retryMost)
+		}
+		l.alive()
+		if !pause(ctx, settle) {
+			return
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-l.look:
+			reread = false
+		case <-l.reread:
+			reread = true
+		case <-timer.C:
+			reread = true
+		}
+		timer.Stop()
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// once makes everything right that is not. Each part is tried even where another fails; the
+// result is false when a part should be tried again soon.
+func (l *loop) once(ctx context.Context, reread bool) bool {
+	o := outcome{said: map[string]bool{}}
+	defer func() { l.said = o.said }()
+	if reread {
+		l.read(ctx, &o)
+	}
+	w := World{Cluster: l.last, Self: l.config.NodeName, Config: l.config}
+	if !l.known {
+		// Nothing was ever known: what stands on this machine stays as it is.
+		l.seen.Store(&view{World: w, Problems: append(o.problems, l.found...), At: time.Now()})
+		return false
+	}
+	if !l.saved {
+		err := l.save(l.last)
+		l.saved = err == nil
+		l.failed(&o, "worldNotSaved", err, "a reboot without the cluster would start from an older World; see to the disk of stateDir")
+	}
+	var err error
+	if w.Host, err = l.kernel.Host(ctx); err != nil {
+		l.failed(&o, "hostUnreadable", err, "nothing was changed; it is tried again by itself")
+		l.seen.Store(&view{World: w, Problems: append(o.problems, l.found...), At: time.Now()})
+		return false
+	}
+	state, sessions, problems := desired(w)
+	o.problems = append(append(append(o.problems, problems...), l.found...), l.last.Problems...)
+
+	changes, err := l.kernel.Sync(ctx, scope(), state)
+	l.changed(&o, changes, err)
+	told, err := l.speaker.Sync(ctx, sessions)
+	for _, c := range told {
+		if c.Why == "" {
+			l.log.Info(c.Op + " " + c.Object)
+		} else {
+			l.log.Info(c.Op+" "+c.Object, "why", c.Why)
+		}
+	}
+	l.failed(&o, "switchNotTold", err, "it is tried again by itself")
+	found, err := l.pods(ctx, w, state)
+	o.problems = append(o.problems, found...)
+	l.failed(&o, "podsNotServed", err, "pods that run are not touched; it is tried again by itself")
+
+	l.seen.Store(&view{World: w, Routes: state, BGP: sessions, Problems: o.problems, At: time.Now()})
+	return !o.again
+}
+
+// outcome collects what one look could not do.
+type outcome struct {
+	problems []cluster.Problem
+	said     map[string]bool
+	again    bool
+}
+
+// failed notes that a part did not work: as a problem, and in the log unless it said so before.
+func (l *loop) failed(o *outcome, reason string, err error, next string) {
+	if err == nil {
+		return
+	}
+	o.again = true
+	o.problems = append(o.problems, cluster.Problem{Object: "edgewayd", Reason: reason, Got: err.Error(), Next: next})
+	l.warn(o, reason, err)
+}
+
+func (l *loop) warn(o *outcome, what string, err error) {
+	key := what + ": " + err.Error()
+	if !l.said[key] && !o.said[key] {
+		l.log.Warn(what, "err", err)
+	}
+	o.said[key] = true
+}
+
+// read asks the source what the cluster says. When it cannot tell, what was known counts.
+func (l *loop) read(ctx context.Context, o *outcome) {
+	next, err := l.source.World(ctx, l.last)
+	if err != nil {
+		l.found = nil
+		l.failed(o, "clusterUnreadable", err, "what was known last still counts; it is read again by itself")
+		return
+	}
+	next, l.found = admit(l.last, next)
+	if !l.known || !cluster.Equal(l.last, next) {
+		l.saved = false
+		l.log.Info("world changed", "source", next.Source, "nodes", len(next.Nodes), "bgpResources", len(next.Peerings))
+	}
+	l.last, l.known = next, true
+}
+
+// changed logs what the kernel was told and turns what it refused into problems.
+func (l *loop) changed(o *outcome, changes []routes.Change, err error) {
+	refused := false
+	for _, c := range changes {
+		if c.Err == nil {
+			l.log.Info(c.String(), "took", c.Took)
+			continue
+		}
+		refused = true
+		p := cluster.Problem{Object: "kernel", Reason: "kernelRefused", Want: c.String(), Got: c.Err.Error(), Next: "it is tried again by itself"}
+		if errors.Is(c.Err, routes.ErrForeign) {
+			p.Reason, p.Next = "foreignRoute", "stop the other agent that owns it, or change the pod CIDR"
+		}
+		o.problems, o.again = append(o.problems, p), true
+		l.warn(o, c.String(), c.Err)
+	}
+	if !refused {
+		l.failed(o, "kernelRefused", err, "it is tried again by itself")
+	}
+}

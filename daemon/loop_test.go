@@ -1,0 +1,190 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/bgp"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// machine is the one fake: what Sync is asked for, with what must always hold.
+type machine struct {
+	t      *testing.T
+	world  cluster.World
+	err    error // of the source
+	kernel error
+	state  routes.State
+	bgp    bgp.State
+	looks  int
+	saves  int
+	log    strings.Builder
+	loop   *loop
+	seen   atomic.Pointer[view]
+}
+
+func newMachine(t *testing.T) *machine {
+	m := &machine{t: t, world: cluster.World{Nodes: []cluster.Node{testNode("a", 1), testNode("b", 2)}}}
+	c := defaults()
+	c.NodeName = "a"
+	m.loop = &loop{config: c, source: m, kernel: m, speaker: switches{m}, log: slog.New(slog.NewTextHandler(&m.log, nil)),
+		look: newTrigger(), reread: newTrigger(), seen: &m.seen, alive: func() { m.looks++ },
+		save: func(cluster.World) error { m.saves++; return nil },
+		pods: func(context.Context, World, routes.State) ([]cluster.Problem, error) { return nil, nil }}
+	return m
+}
+
+func testNode(name string, n byte) cluster.Node {
+	return cluster.Node{Name: name, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, n})},
+		PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, n, 0}), 24)}}
+}
+
+func (m *machine) World(context.Context, cluster.World) (cluster.World, error) { return m.world, m.err }
+func (m *machine) Watch(context.Context, func()) error                         { return nil }
+
+func (m *machine) Host(context.Context) (routes.Host, error) {
+	return routes.Host{Addrs: []routes.Addr{{Link: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")}}}, nil
+}
+
+func (m *machine) Sync(_ context.Context, s routes.Scope, desired routes.State) ([]routes.Change, error) {
+	if s.Protocol != routes.ProtoNode {
+		m.t.Errorf("scope %+v", s)
+	}
+	if m.kernel != nil {
+		return []routes.Change{{Op: routes.Add, Object: desired.Routes[0], Err: m.kernel}}, m.kernel
+	}
+	m.state = desired
+	return nil, nil
+}
+
+type switches struct{ m *machine }
+
+func (s switches) Sync(_ context.Context, desired bgp.State) ([]bgp.Change, error) {
+	s.m.bgp = desired
+	return nil, nil
+}
+
+// run runs the loop beside story, in a bubble in which time passes only when all wait.
+func (m *machine) run(story func()) {
+	ctx, cancel := context.WithCancel(m.t.Context())
+	done := make(chan struct{})
+	go func() { m.loop.run(ctx); close(done) }()
+	synctest.Wait()
+	story()
+	cancel()
+	<-done
+}
+
+func (m *machine) routed(node string) bool {
+	return strings.Contains(fmt.Sprint(m.state), fmt.Sprintf("10.244.%s.0/24", node))
+}
+
+func TestNothingIsTouchedBeforeAnythingIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.err = errors.New("directory is gone")
+		m.kernel = errors.New("must not be asked")
+		m.run(func() {
+			time.Sleep(5 * time.Minute)
+			if v := m.seen.Load(); len(v.Problems) != 1 || v.Problems[0].Reason != "clusterUnreadable" {
+				t.Errorf("problems: %v", v.Problems)
+			}
+			if m.looks > 30 {
+				t.Errorf("%d looks in five minutes of failure", m.looks)
+			}
+			m.err, m.kernel = nil, nil
+			m.loop.reread.fire()
+			time.Sleep(time.Second)
+			if !m.routed("2") {
+				t.Errorf("state %v", m.state)
+			}
+		})
+		if n := strings.Count(m.log.String(), "directory is gone"); n != 1 {
+			t.Errorf("the same failure was logged %d times", n)
+		}
+	})
+}
+
+func TestClusterGoneKeepsRoutes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.run(func() {
+			m.err, m.world = errors.New("gone"), cluster.World{}
+			m.loop.reread.fire()
+			time.Sleep(time.Hour)
+			if !m.routed("2") {
+				t.Errorf("state %v", m.state)
+			}
+			if m.saves != 1 {
+				t.Errorf("saved %d times", m.saves)
+			}
+		})
+	})
+}
+
+func TestBurstOfEventsCostsFewLooks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.run(func() {
+			before := m.looks
+			for range 1000 {
+				m.loop.look.fire()
+				time.Sleep(time.Millisecond)
+			}
+			if n := m.looks - before; n < 2 || n > 12 {
+				t.Errorf("%d looks for a second of events", n)
+			}
+		})
+	})
+}
+
+func TestKernelRefusalIsProblemAndTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.kernel = fmt.Errorf("route 10.244.2.0/24: %w", routes.ErrForeign)
+		m.run(func() {
+			if v := m.seen.Load(); len(v.Problems) != 1 || v.Problems[0].Reason != "foreignRoute" {
+				t.Errorf("problems: %v", v.Problems)
+			}
+			m.kernel = nil
+			time.Sleep(retryMost)
+			if v := m.seen.Load(); len(v.Problems) != 0 || !m.routed("2") {
+				t.Errorf("problems %v, state %v", v.Problems, m.state)
+			}
+		})
+	})
+}
+
+func TestNewcomerDoesNotTakeAddresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.run(func() {
+			thief := testNode("c", 3)
+			thief.PodCIDRs = testNode("b", 2).PodCIDRs
+			m.world.Nodes = append(m.world.Nodes[:2:2], thief)
+			m.loop.reread.fire()
+			time.Sleep(time.Second)
+			v := m.seen.Load()
+			if !m.routed("2") || len(v.Problems) != 1 || v.Problems[0].Reason != "overlap" || v.Problems[0].Object != "Node/c" {
+				t.Errorf("problems %v, state %v", v.Problems, m.state)
+			}
+			m.world.Nodes[1].PodCIDRs = testNode("b", 9).PodCIDRs
+			m.loop.reread.fire()
+			time.Sleep(time.Second)
+			m.loop.reread.fire()
+			time.Sleep(time.Second)
+			if v := m.seen.Load(); len(v.Problems) != 0 || !m.routed("9") || !m.routed("2") {
+				t.Errorf("after the owner moved: problems %v, state %v", v.Problems, m.state)
+			}
+		})
+	})
+}

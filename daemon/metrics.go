@@ -1,0 +1,116 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// metrics are what a Prometheus server reads: gauges are the status of the moment, taken when
+// asked for; counters and the histogram are of CNI calls.
+type metrics struct {
+	address  string
+	registry *prometheus.Registry
+	calls    *prometheus.HistogramVec
+}
+
+func newMetrics(d *Daemon) *metrics {
+	m := &metrics{address: d.config.Metrics, registry: prometheus.NewRegistry()}
+	m.calls = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "edgeway_cni_call_seconds", Help: "CNI calls served by the daemon, by verb and result.",
+		Buckets: []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .5, 1, 5},
+	}, []string{"verb", "result"})
+	m.registry.MustRegister(m.calls, statusCollector{d})
+	return m
+}
+
+func (m *metrics) observe(verb string, failed bool, took time.Duration) {
+	result := "ok"
+	if failed {
+		result = "error"
+	}
+	m.calls.WithLabelValues(verb, result).Observe(took.Seconds())
+}
+
+// serve answers HTTP until ctx ends.
+func (m *metrics) serve(ctx context.Context) error {
+	if m.address == "" {
+		<-ctx.Done()
+		return nil
+	}
+	l, err := net.Listen("tcp", m.address)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
+	// Alive means that the process answers. It depends on no switch and on no API server: a
+	// restart would mend neither, and would cut what still works.
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
+	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { s.Close() })
+	defer stop()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// statusCollector turns the status into gauges.
+type statusCollector struct{ d *Daemon }
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("edgeway_"+name, help, labels, nil)
+}
+
+// Describe sends nothing: the collector is unchecked, its descriptions are made as it collects.
+func (c statusCollector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c statusCollector) Collect(out chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	s := c.d.status(ctx)
+	gauge := func(v float64, desc *prometheus.Desc, labels ...string) {
+		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, labels...)
+	}
+	gauge(1, describe("build_info", "Version of the daemon.", "version", "node"), s.Version, s.Node)
+	gauge(float64(s.World.Nodes), describe("world_nodes", "Nodes in the World."))
+	if !s.World.ReadAt.IsZero() {
+		gauge(s.Now.Sub(s.World.ReadAt).Seconds(), describe("world_age_seconds", "Time since the cluster was last read with success."))
+	}
+	states := map[string]int{"installed": 0, "missing": 0, "foreign": 0}
+	for _, r := range s.Routes {
+		states[r.State]++
+	}
+	for state, n := range states {
+		gauge(float64(n), describe("node_routes", "Routes to other nodes' pod CIDRs, by state.", "state"), state)
+	}
+	for _, b := range s.Sessions {
+		labels := []string{b.Peer, b.Resource, strconv.FormatUint(uint64(b.PeerASN), 10)}
+		up := 0.0
+		if b.State == "Established" {
+			up = 1
+		}
+		gauge(up, describe("bgp_session_up", "1 when the session is Established.", "peer", "resource", "peer_asn"), labels...)
+		gauge(float64(len(b.Advertised)), describe("bgp_advertised_prefixes", "Prefixes that the switch is told.", "peer", "resource", "peer_asn"), labels...)
+		gauge(float64(b.Flaps), describe("bgp_session_flaps", "Times the session left Established since the daemon started.", "peer", "resource", "peer_asn"), labels...)
+		gauge(float64(b.GracefulRestart), describe("bgp_graceful_restart_seconds", "Negotiated restart time; 0: none.", "peer", "resource", "peer_asn"), labels...)
+	}
+	gauge(float64(s.Leases.Total), describe("addresses_total", "Addresses of the pod pool."))
+	gauge(float64(s.Leases.Used), describe("addresses_used", "Addresses that pods hold."))
+	gauge(float64(s.Leases.Free), describe("addresses_free", "Addresses that can be given."))
+	reasons := map[string]int{}
+	for _, p := range s.Problems {
+		reasons[p.Reason]++
+	}
+	for reason, n := range reasons {
+		gauge(float64(n), describe("problems", "What an operator should mend, by reason; see edgewayd status.", "reason"), reason)
+	}
+}

@@ -1,0 +1,122 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/plugin"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// node is what serves pods: the open store, and the verbs on it.
+type node struct {
+	store *ipam.Store
+	verbs *plugin.Node
+}
+
+func (n *node) close() error { return errors.Join(n.verbs.Close(), n.store.Close()) }
+
+// openNode opens the store and removes what a crash left behind.
+func openNode(ctx context.Context, stateDir string) (*node, []string, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, nil, fmt.Errorf("boot ID: %w", err)
+	}
+	store, err := ipam.Open(ctx, filepath.Join(stateDir, "ipam.db"), ipam.Options{BootID: strings.TrimSpace(string(boot)), LockTimeout: 5 * time.Second})
+	if err != nil {
+		return nil, nil, err
+	}
+	verbs, err := plugin.NewNode(store)
+	if err != nil {
+		return nil, nil, errors.Join(err, store.Close())
+	}
+	n := &node{store: store, verbs: verbs}
+	swept, err := verbs.Sweep(ctx)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("sweep: %w", err), n.close())
+	}
+	return n, swept, nil
+}
+
+// pods makes this machine ready to start pods: the store open, the pool set, and then the
+// network configuration where the runtime finds it.
+func (d *Daemon) pods(ctx context.Context, w World, state routes.State) ([]cluster.Problem, error) {
+	n := d.node.Load()
+	if n == nil {
+		opened, swept, err := openNode(ctx, d.config.StateDir)
+		if err != nil {
+			return nil, fmt.Errorf("%w; pods that run go on, new ones wait", err)
+		}
+		for _, what := range swept {
+			d.options.Log.Info("swept", "what", what)
+		}
+		d.node.Store(opened)
+		n = opened
+	}
+	pool, ok := podPool(w)
+	if !ok {
+		return nil, nil // desired said why
+	}
+	have, _, err := n.store.Pool()
+	if err != nil {
+		return nil, err
+	}
+	if !samePool(have, pool) {
+		if err := n.store.SetPool(ctx, pool); err != nil {
+			return nil, fmt.Errorf("set pool: %w", err)
+		}
+		d.options.Log.Info("pool set", "ranges", pool.Sets)
+	}
+	tunnel := 0
+	for _, l := range state.Links {
+		tunnel = l.MTU
+	}
+	return writeConflist(w.Config, podMTU(w, tunnel))
+}
+
+// podPool is the pool of this node: one address of each of its pod CIDRs for each pod.
+func podPool(w World) (ipam.Pool, bool) {
+	self, ok := w.Cluster.Node(w.Self)
+	if !ok || len(self.PodCIDRs) == 0 {
+		return ipam.Pool{}, false
+	}
+	var pool ipam.Pool
+	for _, c := range self.PodCIDRs {
+		pool.Sets = append(pool.Sets, ipam.RangeSet{{Subnet: c}})
+	}
+	return pool, true
+}
+
+func samePool(a, b ipam.Pool) bool {
+	return slices.EqualFunc(a.Sets, b.Sets, func(x, y ipam.RangeSet) bool { return slices.Equal(x, y) }) && slices.Equal(a.Reserved, b.Reserved)
+}
+
+// cni runs one verb of the plugin, as the plugin itself would without a daemon.
+func (d *Daemon) cni(ctx context.Context, req api.Request, netns *os.File) api.Reply {
+	if req.CNI == nil {
+		return api.Reply{Failed: true, Error: "request cni: it names no verb"}
+	}
+	verbs := &plugin.Node{} // without a store it asks the runtime to try again later
+	if n := d.node.Load(); n != nil {
+		verbs = n.verbs
+	}
+	begin := time.Now()
+	reply := verbs.Do(ctx, plugin.Call{CNI: *req.CNI, NetnsFile: netns})
+	took := time.Since(begin)
+	d.metrics.observe(req.CNI.Command, reply.Failed, took)
+	if reply.Failed {
+		d.options.Log.Warn("cni "+req.CNI.Command, "attachment", req.CNI.ContainerID+"/"+req.CNI.IfName, "took", took, "err", string(reply.Output))
+	} else {
+		d.options.Log.Info("cni "+req.CNI.Command, "attachment", req.CNI.ContainerID+"/"+req.CNI.IfName, "took", took)
+	}
+	return reply
+}
