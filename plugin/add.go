@@ -109,6 +109,9 @@ func (n *Node) attach(ctx context.Context, o order, at ends, previous *current.R
 	if err := w.make(ctx, o, at); err != nil {
 		return reply, err
 	}
+	if err := settle(n.probe, w.hostLink); err != nil {
+		return reply, fault(codeWiring, "%s: host end: %w", o.attachment, err).next("look at ip link of the host")
+	}
 	if o.conf.IPMasq {
 		for _, a := range w.addrs {
 			if err := at.host.AddMasq(ctx, a); err != nil {

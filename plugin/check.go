@@ -181,14 +181,33 @@ func (p *inspection) compare(ctx context.Context, k kernel, end string, want rou
 	if err != nil {
 		return fmt.Errorf("%s end: %w", end, err)
 	}
+	missing := map[string]bool{} // links: what should be on them is missing too
 	for _, c := range routes.Diff(observed, want) {
-		switch c.Op {
-		case routes.Add:
+		if l, ok := c.Object.(routes.Link); ok && c.Op == routes.Add {
+			missing[l.Name] = true
+			p.differs("%s: missing link %s", end, l.Name)
+			continue
+		}
+		switch {
+		case missing[linkUnder(c.Object)] || c.Op == routes.Delete: // not ours to judge
+		case c.Op == routes.Add:
 			p.differs("%s: missing %v", end, c.Object)
-		case routes.Replace:
+		default:
 			p.differs("%s: want %v, have %v", end, c.Object, c.Was)
-		case routes.Delete: // not ours to judge
 		}
 	}
 	return nil
+}
+
+// linkUnder is the link that an object stands on; "" for those that stand on none.
+func linkUnder(object any) string {
+	switch o := object.(type) {
+	case routes.Addr:
+		return o.Link
+	case routes.Neigh:
+		return o.Link
+	case routes.Route:
+		return o.Link
+	}
+	return ""
 }

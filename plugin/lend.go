@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -19,6 +20,9 @@ func (n *Node) lend(ctx context.Context, o order) (reply api.Reply, err error) {
 		return reply, err
 	}
 	defer release()
+	if o.pool, err = n.lendPool(o.pool); err != nil {
+		return reply, err
+	}
 	host, done, err := n.host()
 	if err != nil {
 		return reply, err
@@ -28,11 +32,7 @@ func (n *Node) lend(ctx context.Context, o order) (reply api.Reply, err error) {
 	if err != nil {
 		return reply, err
 	}
-	result, err := o.lent(g.lease, n)
-	if err == nil {
-		reply, err = printed(result, o.conf.CNIVersion)
-	}
-	if err != nil {
+	if reply, err = printed(o.lent(g.lease), o.conf.CNIVersion); err != nil {
 		return api.Reply{}, errors.Join(err, n.giveBack(context.WithoutCancel(ctx), o.request))
 	}
 	reply.Undelivered = func(ctx context.Context) { n.withdraw(ctx, o.request, g.lease) }
@@ -41,19 +41,11 @@ func (n *Node) lend(ctx context.Context, o order) (reply api.Reply, err error) {
 
 // lent is the abbreviated result of an IPAM plugin (SPEC 1.1.0 section 5): addresses with their
 // subnet's length and gateway.
-func (o order) lent(l ipam.Lease, n *Node) (*current.Result, error) {
-	pool := o.pool
-	if pool == nil {
-		p, _, err := n.storedPool()
-		if err != nil {
-			return nil, err
-		}
-		pool = &p
-	}
+func (o order) lent(l ipam.Lease) *current.Result {
 	out := &current.Result{CNIVersion: current.ImplementedSpecVersion, DNS: o.conf.DNS}
 	for _, a := range l.Addrs {
 		ip := &current.IPConfig{Address: ipNet(single(a))}
-		for _, set := range pool.Sets {
+		for _, set := range o.pool.Sets {
 			for _, r := range set {
 				if r.Subnet.Contains(a) {
 					ip.Address = ipNet(netip.PrefixFrom(a, r.Subnet.Bits()))
@@ -65,6 +57,30 @@ func (o order) lent(l ipam.Lease, n *Node) (*current.Result, error) {
 	}
 	for _, r := range o.routes {
 		out.Routes = append(out.Routes, r.asked())
+	}
+	return out
+}
+
+// lendPool is the pool with the gateway of each subnet named, so that it is never leased: the
+// main plugin gives it to the host.
+func (n *Node) lendPool(pool *ipam.Pool) (*ipam.Pool, error) {
+	if pool == nil {
+		stored, ok, err := n.storedPool()
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			return nil, ipam.ErrNoPool
+		}
+		pool = &stored
+	}
+	out := &ipam.Pool{Reserved: pool.Reserved}
+	for _, set := range pool.Sets {
+		set = slices.Clone(set)
+		for i := range set {
+			set[i].Gateway = gatewayOf(set[i])
+		}
+		out.Sets = append(out.Sets, set)
 	}
 	return out, nil
 }

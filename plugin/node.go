@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/routes"
@@ -37,6 +40,7 @@ type Node struct {
 	opened  sync.Once
 	openErr error
 	home    *os.File // the host's network namespace
+	probe   int      // a socket in it, for settle
 	idle    chan kernel
 
 	// attachments serialises the verbs of one attachment; sweep keeps GC and Sweep, which look
@@ -64,7 +68,7 @@ func (n *Node) Close() error {
 		case k := <-n.idle:
 			k.Close()
 		default:
-			return n.home.Close()
+			return errors.Join(n.home.Close(), unix.Close(n.probe))
 		}
 	}
 }
@@ -72,7 +76,7 @@ func (n *Node) Close() error {
 func (n *Node) open() error {
 	n.opened.Do(func() {
 		n.idle = make(chan kernel, idleKernels)
-		n.home, n.openErr = os.Open("/proc/thread-self/ns/net")
+		n.home, n.probe, n.openErr = hostSpace()
 		if n.dial == nil {
 			n.dial = func(netns *os.File) (kernel, error) { return routes.OpenNetns(netns) }
 		}
@@ -81,6 +85,19 @@ func (n *Node) open() error {
 		return fault(codeIO, "open the host's network namespace: %w", n.openErr).next("mount /proc")
 	}
 	return nil
+}
+
+// hostSpace opens the calling thread's network namespace, and a socket in it.
+func hostSpace() (home *os.File, probe int, err error) {
+	runtime.LockOSThread() // both of the same thread
+	defer runtime.UnlockOSThread()
+	if home, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+		return nil, 0, err
+	}
+	if probe, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return nil, 0, errors.Join(err, home.Close())
+	}
+	return home, probe, nil
 }
 
 // kernel is what the verbs use of routes.Kernel.
