@@ -2,7 +2,6 @@ package routes
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -22,6 +21,10 @@ type applier struct {
 }
 
 func (a *applier) apply(changes []Change) {
+	a.v.objects = a.objects(changes)
+	dying := dyingLinks(changes)
+	changes = changes[:len(changes)-len(dying)]
+	defer a.end(dying)
 	for i := range changes {
 		c := &changes[i]
 		if c.Err != nil {
@@ -48,9 +51,44 @@ func (a *applier) apply(changes []Change) {
 	a.flush()
 }
 
+// dyingLinks are the deletions of links at the end, when there are several.
+func dyingLinks(changes []Change) (dying []*Change) {
+	for i := len(changes) - 1; i >= 0; i-- {
+		if _, ok := changes[i].Object.(Link); !ok || changes[i].Op != Delete || changes[i].Err != nil {
+			break
+		}
+		dying = append(dying, &changes[i])
+	}
+	if len(dying) < 2 {
+		return nil
+	}
+	return dying
+}
+
+// end deletes the links that are left for last.
+func (a *applier) end(dying []*Change) {
+	if len(dying) == 0 {
+		return
+	}
+	if err := a.ctx.Err(); err != nil {
+		for _, c := range dying {
+			c.Err = fmt.Errorf("%v: not tried: %w", c, err)
+		}
+		return
+	}
+	start := time.Now()
+	a.delLinks(dying)
+	for _, c := range dying {
+		c.Took = time.Since(start)
+	}
+}
+
 // message is what the kernel is to be told for c; alone is set instead where it takes more than
 // one message.
 func (a *applier) message(c *Change) (m message, alone func() error, err error) {
+	if err := possible(c.Object); err != nil {
+		return nil, nil, err
+	}
 	switch o := c.Object.(type) {
 	case Link:
 		return nil, func() error { return a.link(c.Op, o) }, nil
@@ -82,6 +120,36 @@ func (a *applier) message(c *Change) (m message, alone func() error, err error) 
 		err = fmt.Errorf("type %T is not part of a State", o)
 	}
 	return m, nil, err
+}
+
+// possible refuses objects whose zero fields the kernel would read as something else: a route
+// without Dst is a default route.
+func possible(object any) error {
+	proper := func(what string, a netip.Addr) error {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
+			return fmt.Errorf("%s %q is no plain address", what, a)
+		}
+		return nil
+	}
+	switch o := object.(type) {
+	case Route:
+		if o.Via.IsValid() {
+			if err := proper("next hop", o.Via); err != nil {
+				return err
+			}
+			if o.Dst.Addr().Is6() && o.Via.Is4() {
+				return errors.New("an IPv6 route has no IPv4 next hop")
+			}
+		}
+		return proper("destination", o.Dst.Addr())
+	case Addr:
+		return proper("address", o.Prefix.Addr())
+	case Neigh:
+		return proper("neighbour", o.IP)
+	case FDB:
+		return proper("VTEP", o.Dst)
+	}
+	return nil
 }
 
 func neighType(op Op) uint16 {
@@ -191,58 +259,4 @@ func (v *view) holder(r Route, err error) (Route, bool) {
 		}
 	}
 	return Route{}, false
-}
-
-// link makes one change of a link and learns its index.
-func (a *applier) link(op Op, l Link) error {
-	switch op {
-	case Delete:
-		return a.delLink(l)
-	case Add:
-		return a.addLink(l)
-	}
-	d, ok, err := a.v.fetch(l.Name)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return fmt.Errorf("%w: %s went away", errNoLink, l.Name)
-	}
-	m, err := linkMessage(l, d.index, 0)
-	if err != nil {
-		return err
-	}
-	return a.k.c.change(m)[0]
-}
-
-func (a *applier) addLink(l Link) error {
-	switch {
-	case l.Kind == "":
-		return fmt.Errorf("%w; it is not made here: check the name", errNoLink)
-	case l.Kind == "veth" && l.Peer == nil:
-		return errors.New("a veth is made with its peer, and none is given")
-	case len(l.Name) >= unix.IFNAMSIZ || (l.Peer != nil && len(l.Peer.Name) >= unix.IFNAMSIZ):
-		return fmt.Errorf("a link's name has at most %d bytes", unix.IFNAMSIZ-1)
-	}
-	m, err := linkMessage(l, 0, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-	if err != nil {
-		return err
-	}
-	err = a.k.c.change(m)[0]
-	_, ok, ferr := a.v.fetch(l.Name)
-	if errors.Is(err, unix.EEXIST) && !ok && l.Peer != nil {
-		return fmt.Errorf("the peer's network namespace has a link %s already: %w", l.Peer.Name, err)
-	}
-	return errors.Join(err, ferr)
-}
-
-func (a *applier) delLink(l Link) error {
-	d, ok, err := a.v.fetch(l.Name)
-	a.v.forget(l.Name)
-	if err != nil || !ok {
-		return err
-	}
-	h := make([]byte, unix.SizeofIfInfomsg)
-	binary.NativeEndian.PutUint32(h[4:], uint32(d.index))
-	return a.k.c.change(newMessage(unix.RTM_DELLINK, 0, h))[0]
 }

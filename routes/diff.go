@@ -129,6 +129,7 @@ func normal(r Route) Route {
 	if r.Table == 0 {
 		r.Table = mainTable
 	}
+	r.NextHopID = 0
 	if r.Metric == 0 && r.Dst.Addr().Is6() {
 		r.Metric = defaultMetric
 	}

@@ -54,7 +54,7 @@ func (v *view) hostRoutes(e fibEntry) (out []Route) {
 	}
 	for _, h := range hops {
 		r := e.Route
-		r.Via, r.Link, r.Table = h.via, v.name(h.index), 0
+		r.Via, r.Link, r.Table, r.NextHopID = h.via, v.name(h.index), 0, 0
 		if !ours(r.Link) {
 			out = append(out, r)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/vishvananda/netns"
 )
@@ -91,17 +92,17 @@ func (k *Kernel) Sync(ctx context.Context, scope Scope, desired State) ([]Change
 	changes := Diff(observed, desired)
 	a := applier{k: k, v: v, ctx: ctx}
 	a.apply(changes)
-	errs := make([]error, 0, len(changes))
+	errs := []error{a.sweep(changes)}
 	for _, c := range changes {
 		errs = append(errs, c.Err)
 	}
 	return changes, errors.Join(errs...)
 }
 
-// Links returns the names of the links that exist and start with prefix.
+// Links returns the links that exist and whose names start with prefix.
 func (k *Kernel) Links(ctx context.Context, prefix string) ([]Link, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return newView(k.c).links(func(name string) bool { return len(name) >= len(prefix) && name[:len(prefix)] == prefix })
+	return newView(k.c).links(func(name string) bool { return strings.HasPrefix(name, prefix) })
 }

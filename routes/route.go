@@ -53,6 +53,9 @@ func (v *view) newRoute(r Route, op Op) (message, error) {
 	if err != nil {
 		return nil, err
 	}
+	if h, ok := v.nextHopOf(r); ok && v.objects[h] != 0 {
+		r.NextHopID, r.Onlink = v.objects[h], false // the object has the flag
+	}
 	flags := unix.NLM_F_CREATE | unix.NLM_F_EXCL
 	if op == Replace {
 		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
@@ -62,14 +65,9 @@ func (v *view) newRoute(r Route, op Op) (message, error) {
 		scope = unix.RT_SCOPE_LINK
 	}
 	m := routeMessage(unix.RTM_NEWROUTE, flags, r, scope, kind)
-	if r.Link != "" {
-		index, err := v.index(r.Link)
-		if err != nil {
-			return nil, err
-		}
-		m = m.attr32(unix.RTA_OIF, uint32(index))
+	if m, err = v.way(m, r); err != nil {
+		return nil, err
 	}
-	m = via(m, r)
 	if r.Src.IsValid() {
 		m = m.attrAddr(unix.RTA_PREFSRC, r.Src)
 	}
@@ -100,15 +98,25 @@ func via(m message, r Route) message {
 
 // delRoute names all that tells r from its neighbours, so that nothing else is deleted.
 func (v *view) delRoute(r Route) (message, error) {
+	id := r.NextHopID
 	r = normal(r)
 	kind, err := routeType(r.Type)
 	if err != nil {
 		return nil, err
 	}
-	r.Onlink = false
+	r.Onlink, r.NextHopID = false, id
 	m := routeMessage(unix.RTM_DELROUTE, 0, r, unix.RT_SCOPE_NOWHERE, kind)
-	if r.Multipath {
+	if r.Multipath && id == 0 {
 		return m, nil
+	}
+	return v.way(m, r)
+}
+
+// way adds the link and the next hop, or the object that stands for both: a route over an object
+// is found by its object only (net/ipv4/fib_semantics.c: fib_nh_match).
+func (v *view) way(m message, r Route) (message, error) {
+	if r.NextHopID != 0 {
+		return m.attr32(rtaNextHopID, r.NextHopID), nil
 	}
 	if r.Link != "" {
 		index, err := v.index(r.Link)
@@ -119,6 +127,8 @@ func (v *view) delRoute(r Route) (message, error) {
 	}
 	return via(m, r), nil
 }
+
+const rtaNextHopID = 30 // RTA_NH_ID, linux/rtnetlink.h
 
 func routeType(text string) (uint8, error) {
 	switch text {
@@ -203,6 +213,8 @@ func (e *fibEntry) attr(typ uint16, v []byte) {
 		e.Metric = int(attrUint32(v))
 	case unix.RTA_TABLE:
 		e.Table = int(attrUint32(v))
+	case rtaNextHopID:
+		e.NextHopID = attrUint32(v)
 	case unix.RTA_METRICS:
 		for typ, v := range attrs(v) {
 			switch typ {
@@ -232,23 +244,31 @@ func parseHops(b []byte) (hops []hop) {
 	return hops
 }
 
-// fib reads one table of one family; a protocol of 0 is any. About expect entries are expected.
+// fib reads one table of one family; a table or a protocol of 0 is any. About expect entries are expected.
 func (v *view) fib(family uint8, table int, protocol Protocol, expect int) ([]fibEntry, error) {
 	h := make([]byte, unix.SizeofRtMsg)
 	h[0], h[5] = family, uint8(protocol)
 	if table < 256 {
 		h[4] = uint8(table)
 	}
-	m := newMessage(unix.RTM_GETROUTE, 0, h).attr32(unix.RTA_TABLE, uint32(table))
+	m := newMessage(unix.RTM_GETROUTE, 0, h)
+	if table != 0 {
+		m = m.attr32(unix.RTA_TABLE, uint32(table))
+	}
+	hidden := false
 	entries, err := dump(v.c, m, expect, func(b []byte) (fibEntry, bool) {
 		e, ok := parseRoute(b)
-		return e, ok && e.family == family && e.Table == table && (protocol == 0 || e.Protocol == protocol)
+		hidden = hidden || (e.NextHopID != 0 && e.index == 0)
+		return e, ok && e.family == family && (table == 0 || e.Table == table) && (protocol == 0 || e.Protocol == protocol)
 	})
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EOPNOTSUPP):
 		return nil, nil // no such table, or no such family in this kernel
 	case err != nil:
 		return nil, fmt.Errorf("list routes of table %d: %w", table, err)
+	}
+	if hidden {
+		return entries, v.reveal(entries)
 	}
 	return entries, nil
 }
@@ -281,20 +301,22 @@ type owner struct {
 
 func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, error) {
 	want := make(map[routeKey]int, len(desired)) // to index in desired
-	owners := map[owner]bool{}
+	var owners []owner
 	if scope.Protocol != 0 {
-		owners[owner{mainTable, scope.Protocol}] = true
+		owners = append(owners, owner{mainTable, scope.Protocol})
 	}
 	for i, r := range desired {
 		if r.Dst.IsValid() && family(r.Dst.Addr()) == fam {
 			k := keyOfRoute(r)
 			want[k] = i
-			owners[owner{k.table, r.Protocol}] = true
+			if o := (owner{k.table, r.Protocol}); !slices.Contains(owners, o) {
+				owners = append(owners, o)
+			}
 		}
 	}
 	var out []Route
 	right, wrong := 0, false
-	for o := range owners {
+	for _, o := range owners {
 		entries, err := v.fib(fam, o.table, o.protocol, len(want))
 		if err != nil {
 			return nil, err
@@ -322,13 +344,15 @@ func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, 
 
 // observeTables reads the whole tables, so that what others put in the place of our routes is
 // seen in the kernel's order with ours.
-func (v *view) observeTables(fam uint8, scope Scope, want map[routeKey]int, owners map[owner]bool) ([]Route, error) {
-	tables := map[int]bool{}
-	for o := range owners {
-		tables[o.table] = true
+func (v *view) observeTables(fam uint8, scope Scope, want map[routeKey]int, owners []owner) ([]Route, error) {
+	var tables []int
+	for _, o := range owners {
+		if !slices.Contains(tables, o.table) {
+			tables = append(tables, o.table)
+		}
 	}
 	var out []Route
-	for table := range tables {
+	for _, table := range tables {
 		entries, err := v.fib(fam, table, 0, len(want))
 		if err != nil {
 			return nil, err

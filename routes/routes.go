@@ -86,6 +86,9 @@ type Route struct {
 	Type string
 	// Multipath: the route has more next hops than Via. Observed only.
 	Multipath bool
+	// NextHopID is the number of the next hop object that the route names (ip nexthop), if any.
+	// Observed only; Diff takes no notice of it.
+	NextHopID uint32
 }
 
 // Neigh is a permanent ARP or neighbour-discovery entry.

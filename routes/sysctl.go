@@ -14,7 +14,8 @@ const (
 	v6Forwarding = "net/ipv6/conf/all/forwarding"
 )
 
-// observeSysctls reads the desired keys; one that the kernel does not have is left out.
+// observeSysctls reads the desired keys; one that cannot be read is left out, and setting it says
+// why.
 // /proc/sys/net shows the namespace of the thread that opens it (net/sysctl_net.c), so all files
 // are opened inside the Kernel's.
 func (k *Kernel) observeSysctls(desired []Sysctl) (out []Sysctl, err error) {
@@ -24,13 +25,9 @@ func (k *Kernel) observeSysctls(desired []Sysctl) (out []Sysctl, err error) {
 	err = inside(k.ns, func() error {
 		for _, s := range desired {
 			value, err := readSysctl(s.Key)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
+			if err == nil {
+				out = append(out, Sysctl{s.Key, value})
 			}
-			if err != nil {
-				return err
-			}
-			out = append(out, Sysctl{s.Key, value})
 		}
 		return nil
 	})

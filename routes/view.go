@@ -24,8 +24,9 @@ type view struct {
 	byIndex map[int]device
 	absent  map[string]bool
 	asked   int
-	whole   bool // every link has been read
-	holders bool // others' routes in the place of desired ones are wanted
+	whole   bool               // every link has been read
+	objects map[nextHop]uint32 // next hop objects that this call adds routes over
+	holders bool               // others' routes in the place of desired ones are wanted
 }
 
 var errNoLink = errors.New("link does not exist")
@@ -88,7 +89,7 @@ func (v *view) named(name string) (d device, ok bool, err error) {
 // fetch asks the kernel for one link now.
 func (v *view) fetch(name string) (d device, ok bool, err error) {
 	if name == "" || len(name) >= unix.IFNAMSIZ {
-		return device{}, false, fmt.Errorf("link %q: a name has 1 to %d bytes", name, unix.IFNAMSIZ-1)
+		return device{}, false, nil // no link can have such a name
 	}
 	body, err := v.c.get(linkRequest(unix.RTM_GETLINK).attrString(unix.IFLA_IFNAME, name))
 	if errors.Is(err, unix.ENODEV) {
@@ -229,101 +230,6 @@ func (v *view) observeLinks(scope Scope, desired []Link) ([]Link, error) {
 		}
 	}
 	return out, errors.Join(errs...)
-}
-
-func hardwareAddr(text string) ([]byte, error) {
-	mac, err := net.ParseMAC(text)
-	if err != nil || len(mac) != 6 {
-		return nil, fmt.Errorf("%q is no MAC address of 6 bytes", text)
-	}
-	return mac, nil
-}
-
-// linkMessage creates a link (flags NLM_F_CREATE|NLM_F_EXCL, index 0) or changes one.
-func linkMessage(l Link, index, flags int) (message, error) {
-	header := make([]byte, unix.SizeofIfInfomsg)
-	binary.NativeEndian.PutUint32(header[4:], uint32(index))
-	if l.Up {
-		binary.NativeEndian.PutUint32(header[8:], unix.IFF_UP)
-	}
-	binary.NativeEndian.PutUint32(header[12:], unix.IFF_UP) // the flags that count
-	m := newMessage(unix.RTM_NEWLINK, flags, header)
-	if index == 0 {
-		m = m.attrString(unix.IFLA_IFNAME, l.Name)
-	}
-	m, err := commonAttrs(m, l.MAC, l.MTU)
-	if err != nil || index != 0 {
-		return m, err
-	}
-	if l.Kind == "veth" {
-		m = oneQueue(m)
-	}
-	m = m.nest(unix.IFLA_LINKINFO, func(m message) message {
-		m = m.attrString(unix.IFLA_INFO_KIND, l.Kind)
-		switch {
-		case l.Kind == "veth" && l.Peer != nil:
-			return m.nest(unix.IFLA_INFO_DATA, func(m message) message {
-				return m.nest(vethInfoPeer, func(m message) message {
-					m, err = peerAttrs(m, l)
-					return m
-				})
-			})
-		case l.VXLAN != nil:
-			return m.nest(unix.IFLA_INFO_DATA, func(m message) message { return vxlanAttrs(m, *l.VXLAN) })
-		}
-		return m
-	})
-	return m, err
-}
-
-const vethInfoPeer = 1 // VETH_INFO_PEER, linux/veth.h
-
-func commonAttrs(m message, mac string, mtu int) (message, error) {
-	if mac != "" {
-		hw, err := hardwareAddr(mac)
-		if err != nil {
-			return m, err
-		}
-		m = m.attr(unix.IFLA_ADDRESS, hw)
-	}
-	if mtu != 0 {
-		m = m.attr32(unix.IFLA_MTU, uint32(mtu))
-	}
-	return m, nil
-}
-
-// oneQueue: veth's default is one queue per possible CPU at each end; they cost milliseconds on
-// big machines and do nothing without XDP (drivers/net/veth.c is lockless on transmit).
-func oneQueue(m message) message {
-	return m.attr32(unix.IFLA_NUM_TX_QUEUES, 1).attr32(unix.IFLA_NUM_RX_QUEUES, 1)
-}
-
-// peerAttrs describes the other end. It cannot be set up here: veth_newlink configures it before
-// the pair is joined, and the kernel answers ENOTCONN.
-func peerAttrs(m message, l Link) (message, error) {
-	p := *l.Peer
-	if p.MTU == 0 {
-		p.MTU = l.MTU
-	}
-	m = append(m, make([]byte, unix.SizeofIfInfomsg)...)
-	m = oneQueue(m.attrString(unix.IFLA_IFNAME, p.Name))
-	if p.Netns != nil {
-		m = m.attr32(unix.IFLA_NET_NS_FD, uint32(p.Netns.Fd()))
-	}
-	return commonAttrs(m, p.MAC, p.MTU)
-}
-
-func vxlanAttrs(m message, vx VXLAN) message {
-	m = m.attr32(unix.IFLA_VXLAN_ID, vx.VNI)
-	m = m.attr(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, vx.Port))
-	m = m.attr8(unix.IFLA_VXLAN_LEARNING, 0)
-	if !vx.Local.IsValid() {
-		return m
-	}
-	if vx.Local.Is4() {
-		return m.attrAddr(unix.IFLA_VXLAN_LOCAL, vx.Local)
-	}
-	return m.attrAddr(unix.IFLA_VXLAN_LOCAL6, vx.Local)
 }
 
 // ours reports whether a link's name is one that this project gives.

@@ -1,0 +1,197 @@
+package routes
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+
+	"golang.org/x/sys/unix"
+)
+
+func hardwareAddr(text string) ([]byte, error) {
+	mac, err := net.ParseMAC(text)
+	if err != nil || len(mac) != 6 {
+		return nil, fmt.Errorf("%q is no MAC address of 6 bytes", text)
+	}
+	return mac, nil
+}
+
+// linkMessage creates a link (flags NLM_F_CREATE|NLM_F_EXCL, index 0) or changes one.
+func linkMessage(l Link, index, flags int) (message, error) {
+	header := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(header[4:], uint32(index))
+	if l.Up {
+		binary.NativeEndian.PutUint32(header[8:], unix.IFF_UP)
+	}
+	binary.NativeEndian.PutUint32(header[12:], unix.IFF_UP) // the flags that count
+	m := newMessage(unix.RTM_NEWLINK, flags, header)
+	if index == 0 {
+		m = m.attrString(unix.IFLA_IFNAME, l.Name)
+	}
+	m, err := commonAttrs(m, l.MAC, l.MTU)
+	if err != nil || index != 0 {
+		return m, err
+	}
+	if l.Kind == "veth" {
+		m = oneQueue(m)
+	}
+	m = m.nest(unix.IFLA_LINKINFO, func(m message) message {
+		m = m.attrString(unix.IFLA_INFO_KIND, l.Kind)
+		switch {
+		case l.Kind == "veth" && l.Peer != nil:
+			return m.nest(unix.IFLA_INFO_DATA, func(m message) message {
+				return m.nest(vethInfoPeer, func(m message) message {
+					m, err = peerAttrs(m, l)
+					return m
+				})
+			})
+		case l.VXLAN != nil:
+			return m.nest(unix.IFLA_INFO_DATA, func(m message) message { return vxlanAttrs(m, *l.VXLAN) })
+		}
+		return m
+	})
+	return m, err
+}
+
+const vethInfoPeer = 1 // VETH_INFO_PEER, linux/veth.h
+
+func commonAttrs(m message, mac string, mtu int) (message, error) {
+	if mac != "" {
+		hw, err := hardwareAddr(mac)
+		if err != nil {
+			return m, err
+		}
+		m = m.attr(unix.IFLA_ADDRESS, hw)
+	}
+	if mtu != 0 {
+		m = m.attr32(unix.IFLA_MTU, uint32(mtu))
+	}
+	return m, nil
+}
+
+// oneQueue: veth's default is one queue per possible CPU at each end; they cost milliseconds on
+// big machines and do nothing without XDP (drivers/net/veth.c is lockless on transmit).
+func oneQueue(m message) message {
+	return m.attr32(unix.IFLA_NUM_TX_QUEUES, 1).attr32(unix.IFLA_NUM_RX_QUEUES, 1)
+}
+
+// peerAttrs describes the other end. It cannot be set up here: veth_newlink configures it before
+// the pair is joined, and the kernel answers ENOTCONN.
+func peerAttrs(m message, l Link) (message, error) {
+	p := *l.Peer
+	if p.MTU == 0 {
+		p.MTU = l.MTU
+	}
+	m = append(m, make([]byte, unix.SizeofIfInfomsg)...)
+	m = oneQueue(m.attrString(unix.IFLA_IFNAME, p.Name))
+	if p.Netns != nil {
+		m = m.attr32(unix.IFLA_NET_NS_FD, uint32(p.Netns.Fd()))
+	}
+	return commonAttrs(m, p.MAC, p.MTU)
+}
+
+func vxlanAttrs(m message, vx VXLAN) message {
+	m = m.attr32(unix.IFLA_VXLAN_ID, vx.VNI)
+	m = m.attr(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, vx.Port))
+	m = m.attr8(unix.IFLA_VXLAN_LEARNING, 0)
+	if !vx.Local.IsValid() {
+		return m
+	}
+	if vx.Local.Is4() {
+		return m.attrAddr(unix.IFLA_VXLAN_LOCAL, vx.Local)
+	}
+	return m.attrAddr(unix.IFLA_VXLAN_LOCAL6, vx.Local)
+}
+
+// doomed is the group that links are put in to be deleted together.
+const doomed = 0x65770001
+
+// delLinks deletes links in one go. A deletion waits for all processors to let go of the device
+// (net/core/dev.c: netdev_run_todo, rcu_barrier), some 20 ms; a group waits once.
+func (a *applier) delLinks(changes []*Change) {
+	var marked []*Change
+	var msgs []message
+	for _, c := range changes {
+		name := c.Object.(Link).Name
+		d, ok, err := a.v.fetch(name)
+		a.v.forget(name)
+		if err != nil {
+			a.conclude(c, err)
+		}
+		if !ok {
+			continue
+		}
+		marked = append(marked, c)
+		msgs = append(msgs, linkHeader(unix.RTM_NEWLINK, d.index).attr32(unix.IFLA_GROUP, doomed))
+	}
+	if len(marked) == 0 {
+		return
+	}
+	errs := a.k.c.change(msgs...)
+	err := a.k.c.change(linkHeader(unix.RTM_DELLINK, 0).attr32(unix.IFLA_GROUP, doomed))[0]
+	for i, c := range marked {
+		if errs[i] == nil {
+			errs[i] = err
+		}
+		a.conclude(c, errs[i])
+	}
+}
+
+func linkHeader(typ uint16, index int) message {
+	h := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(h[4:], uint32(index))
+	return newMessage(typ, 0, h)
+}
+
+// link makes one change of a link and learns its index.
+func (a *applier) link(op Op, l Link) error {
+	switch op {
+	case Delete:
+		return a.delLink(l)
+	case Add:
+		return a.addLink(l)
+	}
+	d, ok, err := a.v.fetch(l.Name)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("%w: %s went away", errNoLink, l.Name)
+	}
+	m, err := linkMessage(l, d.index, 0)
+	if err != nil {
+		return err
+	}
+	return a.k.c.change(m)[0]
+}
+
+func (a *applier) addLink(l Link) error {
+	switch {
+	case l.Kind == "":
+		return fmt.Errorf("%w; it is not made here: check the name", errNoLink)
+	case l.Kind == "veth" && l.Peer == nil:
+		return errors.New("a veth is made with its peer, and none is given")
+	case len(l.Name) >= unix.IFNAMSIZ || (l.Peer != nil && len(l.Peer.Name) >= unix.IFNAMSIZ):
+		return fmt.Errorf("a link's name has at most %d bytes", unix.IFNAMSIZ-1)
+	}
+	m, err := linkMessage(l, 0, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	if err != nil {
+		return err
+	}
+	err = a.k.c.change(m)[0]
+	_, ok, ferr := a.v.fetch(l.Name)
+	if errors.Is(err, unix.EEXIST) && !ok && l.Peer != nil {
+		return fmt.Errorf("the peer's network namespace has a link %s already: %w", l.Peer.Name, err)
+	}
+	return errors.Join(err, ferr)
+}
+
+func (a *applier) delLink(l Link) error {
+	d, ok, err := a.v.fetch(l.Name)
+	a.v.forget(l.Name)
+	if err != nil || !ok {
+		return err
+	}
+	return a.k.c.change(linkHeader(unix.RTM_DELLINK, d.index))[0]
+}

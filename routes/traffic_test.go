@@ -1,0 +1,186 @@
+package routes
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netns"
+)
+
+// listen opens a UDP socket in the namespace.
+func (s *space) listen(at netip.AddrPort) *net.UDPConn {
+	s.t.Helper()
+	var c *net.UDPConn
+	err := inside(netns.NsHandle(s.f.Fd()), func() (err error) {
+		c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+		return err
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// seenFrom sends from pod's address to the lan's and returns whom the lan saw.
+func seenFrom(t *testing.T, pod, lan *space, from, to netip.Addr) netip.Addr {
+	t.Helper()
+	at := lan.listen(netip.AddrPortFrom(to, 0))
+	out := pod.listen(netip.AddrPortFrom(from, 0))
+	target := netip.AddrPortFrom(to, uint16(at.LocalAddr().(*net.UDPAddr).Port))
+	buf := make([]byte, 16)
+	var seen netip.Addr
+	eventually(t, fmt.Sprintf("a packet from %v reaches %v", from, to), func() bool {
+		if _, err := out.WriteToUDPAddrPort([]byte("hello"), target); err != nil {
+			return false
+		}
+		if err := at.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		_, src, err := at.ReadFromUDPAddrPort(buf)
+		seen = src.Addr().Unmap()
+		return err == nil
+	})
+	at.Close()
+	out.Close()
+	return seen
+}
+
+// TestPacketsOfPods sends real packets from a pod through the host to the LAN: with the pod's own
+// address, with the node's where the NAT says so, and without ARP or neighbour discovery between
+// pod and host.
+func TestPacketsOfPods(t *testing.T) {
+	host, pod := newSpace(t), newSpace(t)
+	lan := host.wire()
+	onHost, inPod := podStates(pod)
+	onHost.Sysctls = []Sysctl{{"net/ipv4/ip_forward", "1"}, {"net/ipv6/conf/all/forwarding", "1"}}
+	host.sync(Scope{}, onHost)
+	pod.sync(Scope{}, inPod)
+	lan.sync(Scope{}, State{
+		Addrs: []Addr{
+			{"lan0", pfx("10.0.0.1/24")}, {"lan0", pfx("10.99.0.1/32")},
+			{"lan0", pfx("fd00:10::1/64")}, {"lan0", pfx("fd00:99::1/128")},
+		},
+		Routes: []Route{
+			{Dst: pfx("10.10.1.0/24"), Via: addr("10.0.0.11"), Link: "lan0", Protocol: ProtoNode},
+			{Dst: pfx("fd00:10:1::/64"), Via: addr("fd00:10::11"), Link: "lan0", Protocol: ProtoNode},
+		},
+	})
+	host.sync(Scope{}, State{Routes: []Route{
+		{Dst: pfx("10.99.0.0/24"), Via: addr("10.0.0.1"), Link: "eth0", Protocol: 4},
+		{Dst: pfx("fd00:99::/64"), Via: addr("fd00:10::1"), Link: "eth0", Protocol: 4},
+	}})
+	pod4, pod6 := addr("10.10.1.5"), addr("fd00:10:1::5")
+	node4, node6 := addr("10.0.0.11"), addr("fd00:10::11")
+	check := func(what string, to string, want netip.Addr) {
+		t.Helper()
+		from := pod4
+		if want.Is6() {
+			from = pod6
+		}
+		if got := seenFrom(t, pod, lan, from, addr(to)); got != want {
+			t.Errorf("%s: %s saw %v, want %v", what, to, got, want)
+		}
+	}
+	check("no NAT", "10.0.0.1", pod4)
+	check("no NAT", "fd00:10::1", pod6)
+
+	nat := State{NAT: &NAT{Sources: prefixes("10.10.1.0/24", "fd00:10:1::/64"), Exclude: prefixes("10.99.0.0/24", "fd00:99::/64")}}
+	host.sync(Scope{NAT: true}, nat)
+	check("NAT", "10.0.0.1", node4)
+	check("NAT", "fd00:10::1", node6)
+	check("excluded", "10.99.0.1", pod4)
+	check("excluded", "fd00:99::1", pod6)
+
+	host.sync(Scope{NAT: true}, State{})
+	check("NAT gone", "10.0.0.1", pod4)
+	ctx := context.Background()
+	for _, a := range []netip.Addr{pod4, pod6} {
+		if err := host.k.AddMasq(ctx, a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check("one pod's NAT", "10.0.0.1", node4)
+	check("one pod's NAT", "fd00:10::1", node6)
+	host.contains("conntrack -L", "src=10.10.1.5")
+	if err := host.k.FlushConntrack(ctx, pod4); err != nil {
+		t.Fatal(err)
+	}
+	host.lacks("conntrack -L", "src=10.10.1.5")
+	if err := host.k.DelMasq(ctx, pod4); err != nil {
+		t.Fatal(err)
+	}
+	check("one pod's NAT gone", "10.0.0.1", pod4)
+
+	// Nothing was ever learned between pod and host: both ends are permanent.
+	pod.lacks("ip neigh show nud reachable nud stale nud delay nud probe", "169.254.1.1")
+	host.lacks("ip neigh show dev ew0123456789a nud reachable nud stale nud delay nud probe", "10.10.1.5")
+}
+
+// TestManyLinksGoTogether: a node that starts after a crash removes all dead pods' links at once.
+func TestManyLinksGoTogether(t *testing.T) {
+	host, pod := newSpace(t), newSpace(t)
+	var want State
+	var scope Scope
+	for i := range 40 {
+		name := fmt.Sprintf("ew%011x", i)
+		scope.Links = append(scope.Links, name)
+		want.Links = append(want.Links, Link{Name: name, Kind: "veth", Peer: &Peer{Name: fmt.Sprintf("eth%d", i), Netns: pod.f}})
+	}
+	host.sync(scope, want)
+	before := host.k.c.writes.Load()
+	changes := host.sync(scope, State{Links: want.Links[:1]})
+	if len(changes) != 39 {
+		t.Errorf("%d changes, want 39", len(changes))
+	}
+	if n := host.k.c.writes.Load() - before; n != 40 {
+		t.Errorf("%d writes, want 39 marks and one deletion", n)
+	}
+	links, err := host.k.Links(t.Context(), "ew")
+	if err != nil || len(links) != 1 || links[0].Name != "ew00000000000" {
+		t.Errorf("links %v, %v", links, err)
+	}
+	t.Logf("39 links in %v", changes[0].Took)
+}
+
+// TestImpossibleObjectsAreRefused: a zero field must never reach the kernel as something else.
+func TestImpossibleObjectsAreRefused(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	before := s.run("ip route") + s.run("ip -6 route") + s.run("ip addr") + s.run("ip neigh show nud permanent")
+	writes := s.k.c.writes.Load()
+	changes, err := s.k.Sync(t.Context(), Scope{}, State{
+		Links: []Link{{Name: "a-name-of-more-than-15-bytes", Kind: "bridge", Up: true}, {Name: "br0", Kind: "bridge", MAC: "nonsense"}},
+		Addrs: []Addr{{Link: "eth0"}},
+		Neighs: []Neigh{
+			{Link: "eth0", MAC: "02:00:00:00:00:01"},
+			{Link: "eth0", IP: addr("10.0.0.9"), MAC: ""},
+		},
+		FDB: []FDB{{Link: "eth0", MAC: "02:00:00:00:00:01"}},
+		Routes: []Route{
+			{Link: "eth0", Protocol: ProtoNode},
+			{Dst: pfx("fd00:1::/64"), Via: addr("10.0.0.1"), Link: "eth0", Protocol: ProtoNode},
+			{Dst: pfx("10.1.0.0/16"), Type: "nonsense", Protocol: ProtoNode},
+		},
+		Sysctls: []Sysctl{{"../etc/passwd", "1"}},
+	})
+	t.Log(err)
+	for _, c := range changes {
+		if c.Err == nil {
+			t.Errorf("%v was made", c)
+		}
+	}
+	if len(changes) == 0 || err == nil {
+		t.Error("no error")
+	}
+	if n := s.k.c.writes.Load() - writes; n != 0 {
+		t.Errorf("%d writes", n)
+	}
+	if after := s.run("ip route") + s.run("ip -6 route") + s.run("ip addr") + s.run("ip neigh show nud permanent"); after != before {
+		t.Errorf("before\n%s\nafter\n%s", before, after)
+	}
+}
