@@ -5,7 +5,7 @@ VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 COMMIT      ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 LDFLAGS      = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 GOBUILD      = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)"
-STATICCHECK  = $(GO) run honnef.co/go/tools/cmd/staticcheck@2026.2.2
+STATICCHECK  = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DESTDIR     ?=
 PREFIX      ?= /usr/local
 
