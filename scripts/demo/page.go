@@ -53,12 +53,17 @@ func (p *page) heading(s string) { p.printf("\n%s\n", p.paint(cyan, "-- "+s)) }
 // command shows what an operator types; its output follows.
 func (p *page) command(s string) { p.printf("  %s\n", p.paint(bold, "$ "+s)) }
 
-// block prints a text indented, its lines cut at the width.
+// block prints a text indented; what does not fit in the width goes on in the next line.
 func (p *page) block(text string) {
 	for line := range strings.Lines(strings.Trim(text, "\n") + "\n") {
 		line = strings.TrimRight(strings.ReplaceAll(line, "\t", "    "), " \n")
-		if r := []rune(line); len(r) > width-4 {
-			line = string(r[:width-5]) + "~"
+		for len(line) > width-4 {
+			cut := strings.LastIndex(line[:width-4], " ")
+			if strings.TrimSpace(line[:max(0, cut)]) == "" {
+				break
+			}
+			p.printf("    %s\n", strings.TrimRight(line[:cut], " "))
+			line = "        " + strings.TrimLeft(line[cut:], " ")
 		}
 		p.printf("    %s\n", line)
 	}

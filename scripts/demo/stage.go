@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -64,8 +65,8 @@ func (s *stage) build(ctx context.Context) error {
 	if err := s.lab.Build(ctx, t); err != nil {
 		return err
 	}
-	s.out.heading(fmt.Sprintf("network namespaces %s-*: %d switches, %d nodes, %d hosts and routers  (%s)",
-		s.lab.Prefix, len(t.Switches), len(t.Nodes), len(t.Hosts), since(start)))
+	s.out.heading(fmt.Sprintf("network namespaces %s-*: %s, %s, %s  (%s)", s.lab.Prefix, plural(len(t.Switches), "BIRD switch", "BIRD switches"),
+		plural(len(t.Nodes), "node", "nodes"), plural(len(t.Hosts), "host or router", "hosts and routers"), since(start)))
 	s.owners = map[netip.Addr]string{}
 	add := func(h lab.HostSpec) {
 		for _, link := range h.Links {
@@ -110,7 +111,7 @@ func (s *stage) daemons(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	rows := [][]string{{"NODE", "ADDRESSES", "POD CIDRS", "ROUTES TO NODES", "BGP", "READY AFTER"}}
+	rows := [][]string{{"NODE", "ADDRESSES", "POD CIDRS", "BGP", "READY IN"}}
 	for i, n := range s.nodes {
 		status, err := n.Status(ctx)
 		if err != nil {
@@ -120,8 +121,7 @@ func (s *stage) daemons(ctx context.Context) error {
 		if len(status.Sessions) > 0 {
 			role = fmt.Sprintf("speaker, AS %d", status.Sessions[0].LocalASN)
 		}
-		rows = append(rows, []string{n.Name, join(n.Addrs), strings.Join(status.PodCIDRs, " "),
-			fmt.Sprint(len(status.Routes)), role, millis(took[i])})
+		rows = append(rows, []string{n.Name, join(n.Addrs), strings.Join(status.PodCIDRs, " "), role, millis(took[i])})
 	}
 	s.out.table(rows)
 	return nil
@@ -168,7 +168,9 @@ func (s *stage) switches(ctx context.Context) error {
 	slices.Sort(names)
 	for _, name := range names {
 		want := s.act.expect[name]
-		err := lab.Wait(ctx, sessionTimeout, func() error { return s.missing(ctx, name, want) })
+		err := lab.Wait(ctx, sessionTimeout, func() error {
+			return errors.Join(s.missing(ctx, name, want), s.down(ctx, name))
+		})
 		s.verdict.check(s.act.name, "switch learned every next hop: "+name, err)
 		if err != nil && ctx.Err() != nil {
 			return err
@@ -205,6 +207,20 @@ func (s *stage) missing(ctx context.Context, name string, want []string) error {
 	return nil
 }
 
+// down says which of the switch's sessions are not established.
+func (s *stage) down(ctx context.Context, name string) error {
+	sessions, err := s.lab.Switch(name).Sessions(ctx)
+	if err != nil {
+		return err
+	}
+	for _, session := range sessions {
+		if session.State != "Established" {
+			err = errors.Join(err, fmt.Errorf("%s: session with %s: %s", name, session.Name, session.State))
+		}
+	}
+	return err
+}
+
 // show prints a switch's sessions and routes as birdc does; the routes with the machine whose
 // address the next hop is.
 func (s *stage) show(ctx context.Context, sw *lab.Switch) error {
@@ -220,10 +236,12 @@ func (s *stage) show(ctx context.Context, sw *lab.Switch) error {
 	if err != nil {
 		return err
 	}
-	s.out.command("birdc show route          (" + sw.Name + ", sorted)")
+	s.out.command("birdc show route          (" + sw.Name + ": what leads to pods and to the VPC, best first)")
 	rows := [][]string{{"PREFIX", "NEXT HOP", "WHICH IS", "HEARD FROM"}}
 	for _, h := range heard(text) {
-		rows = append(rows, []string{h.prefix, h.via, s.owners[h.addr()], strings.Join(h.from, " ")})
+		if shown(h.prefix) {
+			rows = append(rows, []string{h.prefix.String(), h.via.String(), s.owners[h.via], strings.Join(h.from, " ")})
+		}
 	}
 	s.out.table(rows)
 	return nil
@@ -240,50 +258,47 @@ func onlyBGP(text string) string {
 	return strings.Join(keep, "\n")
 }
 
-// hearsay is one prefix with one next hop, and all who told it.
+// shown keeps a switch's table short: what leads to pods and to the VPC, and not its own LANs.
+func shown(p netip.Prefix) bool {
+	for _, of := range []string{"10.10.0.0/16", "fd00:10:10::/48", "192.168.0.0/16", "fd00:192:168::/48"} {
+		if netip.MustParsePrefix(of).Overlaps(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// hearsay is one prefix with the next hop that the switch chose, and all who told it of the prefix,
+// the chosen one first.
 type hearsay struct {
-	prefix, via string
-	from        []string
+	prefix netip.Prefix
+	via    netip.Addr
+	from   []string
 }
 
-func (h hearsay) addr() netip.Addr {
-	a, _ := netip.ParseAddr(h.via) // BIRD wrote it
-	return a
-}
-
+// birdRoute is the first line of a route in `birdc show route`; the prefix stands on the first of
+// several only, and that one is the best.
 var birdRoute = regexp.MustCompile(`^(\S*)\s+unicast \[(\S+) `)
 
 // heard reads `birdc show route`: a prefix, who told it, and on the next line the next hop.
 func heard(text string) []hearsay {
 	var all []hearsay
-	var prefix, from string
 	for line := range strings.Lines(text) {
 		if m := birdRoute.FindStringSubmatch(line); m != nil {
-			if m[1] != "" {
-				prefix = m[1]
+			if prefix, err := netip.ParsePrefix(m[1]); err == nil {
+				all = append(all, hearsay{prefix: prefix})
 			}
-			from = m[2]
-			continue
+			if len(all) > 0 {
+				last := &all[len(all)-1]
+				last.from = append(last.from, m[2])
+			}
+		} else if f := strings.Fields(line); len(f) > 1 && f[0] == "via" && len(all) > 0 {
+			if last := &all[len(all)-1]; !last.via.IsValid() {
+				last.via, _ = netip.ParseAddr(f[1]) // an address that is none shows as invalid
+			}
 		}
-		f := strings.Fields(line)
-		if len(f) < 2 || f[0] != "via" {
-			continue
-		}
-		i := slices.IndexFunc(all, func(h hearsay) bool { return h.prefix == prefix && h.via == f[1] })
-		if i < 0 {
-			i = len(all)
-			all = append(all, hearsay{prefix: prefix, via: f[1]})
-		}
-		all[i].from = append(all[i].from, from)
 	}
-	for _, h := range all {
-		slices.Sort(h.from)
-	}
-	slices.SortStableFunc(all, func(a, b hearsay) int {
-		p, _ := netip.ParsePrefix(a.prefix)
-		q, _ := netip.ParsePrefix(b.prefix)
-		return p.Compare(q)
-	})
+	slices.SortFunc(all, func(a, b hearsay) int { return a.prefix.Compare(b.prefix) })
 	return all
 }
 
@@ -332,6 +347,13 @@ func join(addrs []netip.Addr) string {
 		all = append(all, a.String())
 	}
 	return strings.Join(all, " ")
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 func millis(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -13,18 +14,20 @@ import (
 
 const (
 	stories = "../../testdata/lan"
-	bin     = "../../bin"
 	// waitLimit bounds every `wait`; its command may say less.
 	waitLimit = 30 * time.Second
 	// storyPing is the interval of `traffic`.
 	storyPing = 20 * time.Millisecond
 )
 
+// bin is the directory of the programs under test: what `make build` left, unless said otherwise.
+func bin() string { return cmp.Or(os.Getenv("EDGEWAY_BIN"), "../../bin") }
+
 // TestLAN plays the stories of testdata/lan, each with BIRD and with FRR as the switches.
 func TestLAN(t *testing.T) {
 	needRoot(t)
 	for _, name := range []string{"edgeway", "edgewayd"} {
-		if _, err := os.Stat(filepath.Join(bin, name)); err != nil {
+		if _, err := os.Stat(filepath.Join(bin(), name)); err != nil {
 			if os.Getenv("CI") == "true" {
 				t.Fatalf("%v; run make build", err)
 			}

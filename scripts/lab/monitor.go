@@ -18,9 +18,12 @@ type Monitor struct {
 	from  int // events before are of the monitor's own start
 }
 
-// monitorProbe is a route that nobody has (RFC 5737): its coming and going shows that the monitor
-// listens.
-const monitorProbe = "203.0.113.77/32"
+// The probe is a route in a table that nobody looks at: its coming and going shows that the monitor
+// listens, and that all before it has been written.
+const (
+	probeAddr  = "203.0.113.77" // RFC 5737
+	probeRoute = "blackhole " + probeAddr + " proto static table 7777"
+)
 
 // monitorTimeout bounds how long the kernel's news take to reach a file.
 const monitorTimeout = 5 * time.Second
@@ -47,16 +50,15 @@ func (m *Machine) Monitor(ctx context.Context, proto string) (*Monitor, error) {
 
 // sync returns when everything that happened so far is in the log.
 func (mon *Monitor) sync(ctx context.Context) error {
-	before := strings.Count(mon.text(), monitorProbe[:len(monitorProbe)-3])
+	before := strings.Count(mon.text(), probeAddr)
 	return Wait(ctx, monitorTimeout, func() error {
 		if err := mon.proc.running(); err != nil {
 			return fmt.Errorf("%s: monitor: %w", mon.m.Name, err)
 		}
-		script := fmt.Sprintf("route add blackhole %s proto static\nroute del blackhole %s proto static\n", monitorProbe, monitorProbe)
-		if err := ip(ctx, mon.m.Netns, script); err != nil {
+		if err := ip(ctx, mon.m.Netns, "route add "+probeRoute+"\nroute del "+probeRoute+"\n"); err != nil {
 			return err
 		}
-		if strings.Count(mon.text(), monitorProbe[:len(monitorProbe)-3]) == before {
+		if strings.Count(mon.text(), probeAddr) == before {
 			return fmt.Errorf("%s: ip monitor shows nothing", mon.m.Name)
 		}
 		return nil

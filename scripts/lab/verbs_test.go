@@ -174,7 +174,7 @@ func (s *story) build(args []string) (string, error) {
 			topology.Switches[i].Flavour = s.flavour
 		}
 	}
-	if s.lab, err = New(Options{Bin: bin, Cluster: s.file("cluster")}); err != nil {
+	if s.lab, err = New(Options{Bin: bin(), Cluster: s.file("cluster")}); err != nil {
 		return "", err
 	}
 	return "", s.lab.Build(s.ctx, topology)
