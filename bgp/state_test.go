@@ -1,0 +1,202 @@
+package bgp
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func goodPeer() Peer {
+	return Peer{Name: "BGPPeer/peer-a", Address: addr("10.0.10.1"), ASN: 65002, LocalASN: 65010, LocalAddress: addr("10.0.10.11"), RouterID: addr("10.0.10.11")}
+}
+
+func goodPath() Path { return Path{pfx("10.10.2.0/24"), addr("10.0.10.12")} }
+
+func TestValidate(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(*Session)
+		want   string // "" means valid
+	}{
+		{"plain", func(*Session) {}, ""},
+		{"longest restart time", func(s *Session) { s.Peer.RestartTime = MaxRestartTime }, ""},
+		{"no restart", func(s *Session) { s.Peer.RestartTime = 0 }, ""},
+		{"mapped addresses", func(s *Session) { s.Peer.Address = addr("::ffff:10.0.10.1") }, ""},
+		{"no paths", func(s *Session) { s.Paths = nil }, ""},
+		{"restart time too long", func(s *Session) { s.Peer.RestartTime = MaxRestartTime + time.Second }, "restart time 1h8m16s is out of range; set 0 to 1h8m15s"},
+		{"negative restart time", func(s *Session) { s.Peer.RestartTime = -time.Second }, "restart time -1s is out of range"},
+		{"restart time of half a second", func(s *Session) { s.Peer.RestartTime = time.Second / 2 }, "no whole number of seconds"},
+		{"no local address", func(s *Session) { s.Peer.LocalAddress = addr("0.0.0.0") }, "no local address; set the node's own address"},
+		{"zero local address", func(s *Session) { s.Peer.LocalAddress = Peer{}.Address }, "no local address; set"},
+		{"families differ", func(s *Session) { s.Peer.LocalAddress = addr("fd00::1") }, "different families; give the node an address of the peer's family"},
+		{"no address", func(s *Session) { s.Peer.Address = Peer{}.Address }, "no unicast address; set the switch's address"},
+		{"multicast", func(s *Session) { s.Peer.Address = addr("224.0.0.5") }, "no unicast address"},
+		{"itself", func(s *Session) { s.Peer.Address = s.Peer.LocalAddress }, "are both 10.0.10.11"},
+		{"AS 0", func(s *Session) { s.Peer.ASN = 0 }, "peer AS 0 is reserved"},
+		{"AS_TRANS", func(s *Session) { s.Peer.LocalASN = 23456 }, "local AS 23456 is reserved"},
+		{"last AS", func(s *Session) { s.Peer.ASN = 4294967295 }, "reserved"},
+		{"IPv6 router ID", func(s *Session) { s.Peer.RouterID = addr("fd00::1") }, "router ID fd00::1 is no IPv4 address"},
+		{"hold time too short", func(s *Session) { s.Peer.HoldTime = 2 * time.Second }, "hold time 2s is out of range"},
+		{"long password", func(s *Session) { s.Peer.Password = strings.Repeat("s3", 41) }, "password has 82 octets; TCP MD5 takes at most 80"},
+		{"host bits", func(s *Session) { s.Paths[0].Prefix = pfx("10.10.2.1/24") }, "host bits set; write 10.10.2.0/24"},
+		{"no prefix", func(s *Session) { s.Paths[0].Prefix = Path{}.Prefix }, "no prefix"},
+		{"no next hop", func(s *Session) { s.Paths[0].NextHop = Path{}.NextHop }, "next hop is no unicast address"},
+		{"next hop of other family", func(s *Session) { s.Paths[0].NextHop = addr("fd00::1") }, "next hop is not of the prefix's family"},
+		{"prefix twice", func(s *Session) { s.Paths = append(s.Paths, Path{s.Paths[0].Prefix, addr("10.0.10.13")}) }, "also told via 10.0.10.12"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := Session{Peer: goodPeer(), Paths: []Path{goodPath()}}
+			tt.change(&s)
+			err := State{Sessions: []Session{s}}.Validate()
+			if tt.want == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if !errors.Is(err, ErrInvalid) {
+				t.Fatalf("got %v, want ErrInvalid", err)
+			}
+			if text := err.Error(); !strings.Contains(text, tt.want) || !strings.HasPrefix(text, "BGPPeer/peer-a: peer ") || strings.Contains(text, "s3s3") {
+				t.Errorf("got %q, want it to name the session and say %q", text, tt.want)
+			}
+		})
+	}
+}
+
+func TestValidateSameKey(t *testing.T) {
+	a, b := goodPeer(), goodPeer()
+	b.Name, b.Port = "BGPClusterConfig/bgp", DefaultPort
+	err := State{Sessions: []Session{{Peer: a}, {Peer: b}}}.Validate()
+	want := "BGPClusterConfig/bgp: peer 10.0.10.1: invalid session: BGPPeer/peer-a and BGPClusterConfig/bgp both ask for the session 10.0.10.1 local as 65010; remove one of them"
+	if err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	b.Port = 1179
+	if err := (State{Sessions: []Session{{Peer: a}, {Peer: b}}}).Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPrintsAsATable(t *testing.T) {
+	b := goodPeer()
+	b.Name, b.Address, b.Port, b.MultihopTTL, b.TTLSecurity, b.Password = "BGPPeer/peer-b", addr("10.0.9.1"), 1179, 3, true, "s3cret"
+	b.HoldTime, b.RestartTime = 90*time.Second, 600*time.Second
+	state := State{Sessions: []Session{
+		{Peer: goodPeer(), Paths: []Path{{pfx("fd01:2::/64"), addr("fd00:10::12")}, {pfx("10.10.10.0/24"), addr("10.0.10.20")}, goodPath()}},
+		{Peer: b},
+	}}
+	want := `peer 10.0.9.1:1179 as 65002 local as 65010 source 10.0.10.11 router-id 10.0.10.11 hold 1m30s restart 10m0s multihop 3 ttl-security md5 # BGPPeer/peer-b
+peer 10.0.10.1 as 65002 local as 65010 source 10.0.10.11 router-id 10.0.10.11 # BGPPeer/peer-a
+	10.10.2.0/24 via 10.0.10.12
+	10.10.10.0/24 via 10.0.10.20
+	fd01:2::/64 via fd00:10::12
+`
+	if diff := cmp.Diff(want, state.String()); diff != "" {
+		t.Error(diff)
+	}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
+		for _, v := range []any{b, state, Status{Peer: b}, []Session{{Peer: b}}} {
+			if text := fmt.Sprintf(verb, v); strings.Contains(text, "s3cret") {
+				t.Errorf("password in %s of %T: %s", verb, v, text)
+			}
+		}
+	}
+	c := Change{Op: "replace", Object: "path 10.10.2.0/24 via 10.0.10.13 to 10.0.10.1", Why: "was via 10.0.10.12", Err: errors.New("busy")}
+	if got, want := c.String(), "replace path 10.10.2.0/24 via 10.0.10.13 to 10.0.10.1 (was via 10.0.10.12): busy"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// Nonsense in one session leaves the others alone, and what runs under its Key too.
+func TestSyncInvalidSessionLeavesOthers(t *testing.T) {
+	s := NewSpeaker(Options{})
+	defer s.Stop()
+	a, b := goodPeer(), goodPeer()
+	a.Address, a.LocalAddress = addr("127.0.0.2"), addr("127.0.0.1")
+	b.Address, b.LocalAddress = addr("127.0.0.3"), addr("127.0.0.1")
+	state := State{Sessions: []Session{{a, []Path{goodPath()}}, {b, []Path{goodPath()}}}}
+	changes, err := s.Sync(t.Context(), state)
+	if err != nil || len(changes) != 4 {
+		t.Fatalf("changes %v, error %v", changes, err)
+	}
+	var text []string
+	for _, c := range changes {
+		text = append(text, c.String())
+	}
+	want := []string{
+		"add peer 127.0.0.2 as 65002", "add path 10.10.2.0/24 via 10.0.10.12 to 127.0.0.2",
+		"add peer 127.0.0.3 as 65002", "add path 10.10.2.0/24 via 10.0.10.12 to 127.0.0.3",
+	}
+	if diff := cmp.Diff(want, text); diff != "" {
+		t.Error(diff)
+	}
+	state.Sessions[0].Peer.RestartTime = 2 * MaxRestartTime
+	state.Sessions[1].Paths = nil
+	changes, err = s.Sync(t.Context(), state)
+	if !errors.Is(err, ErrInvalid) || len(changes) != 1 || changes[0].Op != "delete" {
+		t.Errorf("changes %v, error %v", changes, err)
+	}
+	if all := s.Status(t.Context()); len(all) != 2 {
+		t.Errorf("%d sessions, want both", len(all))
+	}
+	changes, err = s.Sync(t.Context(), State{})
+	if err != nil || len(changes) != 2 {
+		t.Errorf("changes %v, error %v", changes, err)
+	}
+}
+
+func TestDialCause(t *testing.T) {
+	p := goodPeer().normal()
+	for _, tt := range []struct {
+		err    error
+		reason string
+	}{
+		{syscall.ECONNREFUSED, reasonRefused},
+		{syscall.ENETUNREACH, reasonNoRoute},
+		{syscall.EHOSTUNREACH, reasonNoNeighbour},
+		{syscall.EADDRNOTAVAIL, reasonNoLocalAddress},
+		{syscall.ETIMEDOUT, reasonTimeout},
+		{os.ErrDeadlineExceeded, reasonTimeout},
+		{syscall.ENOPROTOOPT, reasonDial},
+	} {
+		got := dialCause(p, &net.OpError{Op: "dial", Net: "tcp", Err: tt.err})
+		if got.reason != tt.reason || !strings.ContainsAny(got.detail, ":;") {
+			t.Errorf("%v: got %+v, want %s", tt.err, got, tt.reason)
+		}
+	}
+}
+
+func TestHardResetTellsWhatItStandsFor(t *testing.T) {
+	got := notified(goodPeer(), 6, 9, []byte{6, 2})
+	want := cause{reasonCeased, "the switch sent Cease, administrative shutdown: enable the neighbour on the switch"}
+	if got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got := notified(goodPeer(), 6, 9, nil); !strings.Contains(got.detail, "hard reset") {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestDiffers(t *testing.T) {
+	a := goodPeer().normal()
+	if why := a.differs(goodPeer().normal()); why != "" {
+		t.Errorf("same peer differs: %s", why)
+	}
+	b := a
+	b.Name = "another"
+	if why := a.differs(b); why != "" {
+		t.Errorf("name: %s", why)
+	}
+	b.Password, b.HoldTime = "s3cret", 30*time.Second
+	if got, want := a.differs(b), "another password, hold time 30s, was 1m30s"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
