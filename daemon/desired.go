@@ -303,7 +303,7 @@ func (p *plan) session(r cluster.Peering, peer cluster.Peer) (bgp.Session, bool)
 		password, got := p.password(*k)
 		if got != "" {
 			p.problem(r.Ref(), "noPassword", fmt.Sprintf("Secret kube-system/%s with key %s", k.Name, k.Key), got,
-				fmt.Sprintf("create it; the session with %s is held down until then", peer.Address))
+				fmt.Sprintf("set it; the session with %s is held down until then", peer.Address))
 			return s, false
 		}
 		s.Peer.Password = password
