@@ -1,10 +1,7 @@
 package routes
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
@@ -18,13 +15,15 @@ import (
 //	table inet edgeway {
 //		set sources4 { type ipv4_addr; flags interval; }  # of the NAT: pod CIDRs
 //		set exclude4 { type ipv4_addr; flags interval; }  # of the NAT
-//		set pods4    { type ipv4_addr; }                  # of AddMasq; Sync keeps it
+//		set pods4    { type ipv4_addr; }                  # of AddMasq; Sync keeps both
+//		set kept4    { type ipv4_addr . ipv4_addr; flags interval; }
 //		chain postrouting {
 //			type nat hook postrouting priority srcnat; policy accept;
 //			ip daddr @exclude4 return
 //			ip daddr @sources4 return
 //			ip daddr @pods4 return
 //			ip daddr 224.0.0.0/4 return
+//			ip saddr . ip daddr @kept4 return
 //			ip saddr @sources4 masquerade
 //			ip saddr @pods4 masquerade
 //		}
@@ -45,20 +44,22 @@ type natSet struct {
 	name     string
 	v6       bool
 	interval bool
+	pair     bool // of source and destination
 }
 
 const (
 	natSources = iota
 	natExclude
 	natPods
+	natKept
 	natKinds
 )
 
 // natSets are all sets; the set of kind k and family f is at k+natKinds*f.
 func natSets() []natSet {
 	return []natSet{
-		{"sources4", false, true}, {"exclude4", false, true}, {"pods4", false, false},
-		{"sources6", true, true}, {"exclude6", true, true}, {"pods6", true, false},
+		{"sources4", false, true, false}, {"exclude4", false, true, false}, {"pods4", false, false, false}, {"kept4", false, true, true},
+		{"sources6", true, true, false}, {"exclude6", true, true, false}, {"pods6", true, false, false}, {"kept6", true, true, true},
 	}
 }
 
@@ -71,6 +72,9 @@ func (s natSet) set(id int) *nftables.Set {
 	out := &nftables.Set{Table: natTable(), ID: uint32(id + 1), Name: s.name, KeyType: nftables.TypeIPAddr, Interval: s.interval}
 	if s.v6 {
 		out.KeyType = nftables.TypeIP6Addr
+	}
+	if s.pair {
+		out.KeyType, out.Concatenation = nftables.MustConcatSetType(out.KeyType, out.KeyType), true
 	}
 	return out
 }
@@ -128,6 +132,9 @@ func (k *Kernel) readNAT() (content natContent, err error) {
 	for i, s := range natSets() {
 		if !slices.ContainsFunc(sets, func(have *nftables.Set) bool { return have.Name == s.name }) {
 			content.Damaged = true
+			continue
+		}
+		if s.pair {
 			continue
 		}
 		elements, err := c.GetSetElements(s.set(i))
@@ -193,6 +200,7 @@ func natRules() (rules []*nftables.Rule) {
 			{daddr, set(natSources), leave},
 			{daddr, set(natPods), leave},
 			append(multicast(daddr, f == 1), leave),
+			{saddr, second(daddr), set(natKept), leave},
 			{saddr, set(natSources), masq},
 			{saddr, set(natPods), masq},
 		} {
@@ -221,6 +229,17 @@ func ipField(v6 bool) (saddr, daddr expr.Any) {
 	return at(12, 4), at(16, 4)
 }
 
+// second loads into the register behind the first address's (nf_tables.h: enum nft_registers; an
+// IPv4 address takes one of 4 bytes, an IPv6 address one of 16).
+func second(field expr.Any) expr.Any {
+	p := *field.(*expr.Payload)
+	p.DestRegister = unix.NFT_REG32_01
+	if p.Len == 16 {
+		p.DestRegister = unix.NFT_REG_2
+	}
+	return &p
+}
+
 // multicast compares the destination with 224.0.0.0/4 or ff00::/8.
 func multicast(daddr expr.Any, v6 bool) []expr.Any {
 	if v6 {
@@ -235,7 +254,7 @@ func multicast(daddr expr.Any, v6 bool) []expr.Any {
 	}
 }
 
-// setNAT replaces the content of the table in one transaction. The sets pods4 and pods6 are not
+// setNAT replaces the content of the table in one transaction. The pods' own sets are not
 // touched, so that an AddMasq at the same time is not lost.
 func (k *Kernel) setNAT(op Op, n NAT) error {
 	c, err := k.natConn()
@@ -260,13 +279,13 @@ func (k *Kernel) setNAT(op Op, n NAT) error {
 	for i, s := range sets {
 		from := n.Sources
 		switch i % natKinds {
-		case natPods:
+		case natPods, natKept:
 			continue
 		case natExclude:
 			from = n.Exclude
 		}
 		c.FlushSet(s)
-		elements := intervals(from, s.KeyType == nftables.TypeIP6Addr)
+		elements := intervals(from, natSets()[i].v6)
 		for chunk := range slices.Chunk(elements, setChunk) {
 			if err := c.SetAddElements(s, chunk); err != nil {
 				return err
@@ -293,61 +312,4 @@ func natFrame(c *nftables.Conn, addTable func(*nftables.Table) *nftables.Table) 
 	}
 	c.AddChain(natChain())
 	return sets
-}
-
-// AddMasq makes packets from a that leave for anything but a NAT's prefixes and other such
-// addresses take the node's address. It makes the table when there is none.
-func (k *Kernel) AddMasq(ctx context.Context, a netip.Addr) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	c, err := k.natConn()
-	if err != nil {
-		return fmt.Errorf("masquerade %v: %w", a, err)
-	}
-	// Whoever comes first makes the table, whole: the transaction of a second one fails as one
-	// (NLM_F_EXCL), and only its element is left to do.
-	natFrame(c, c.CreateTable)
-	for _, r := range natRules() {
-		c.AddRule(r)
-	}
-	set := podSet(a)
-	if err := c.SetAddElements(set, []nftables.SetElement{{Key: a.AsSlice()}}); err != nil {
-		return fmt.Errorf("masquerade %v: %w", a, err)
-	}
-	err = c.Flush()
-	if errors.Is(err, unix.EEXIST) {
-		_ = c.SetAddElements(set, []nftables.SetElement{{Key: a.AsSlice()}})
-		err = c.Flush()
-	}
-	if err != nil {
-		return fmt.Errorf("masquerade %v: %w", a, err)
-	}
-	return nil
-}
-
-// DelMasq ends what AddMasq began; an address that is not there is no error.
-func (k *Kernel) DelMasq(ctx context.Context, a netip.Addr) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	c, err := k.natConn()
-	if err != nil {
-		return fmt.Errorf("end masquerade of %v: %w", a, err)
-	}
-	if err := c.SetDeleteElements(podSet(a), []nftables.SetElement{{Key: a.AsSlice()}}); err != nil {
-		return fmt.Errorf("end masquerade of %v: %w", a, err)
-	}
-	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("end masquerade of %v: %w", a, err)
-	}
-	return nil
-}
-
-func podSet(a netip.Addr) *nftables.Set {
-	at := natPods
-	if a.Is6() {
-		at += natKinds
-	}
-	return natSets()[at].set(at)
 }

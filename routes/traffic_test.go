@@ -115,6 +115,28 @@ func TestPacketsOfPods(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("one pod's NAT gone", "10.0.0.1", pod4)
+	for range 2 {
+		for _, a := range []netip.Addr{pod4, pod6} {
+			if err := host.k.AddMasqOutside(ctx, a, prefixes("10.0.0.0/24", "10.10.0.0/16", "fd00:10::/64")...); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Log(host.run("nft list table inet edgeway"))
+	check("inside its network", "10.0.0.1", pod4)
+	check("inside its network", "fd00:10::1", pod6)
+	check("outside its network", "10.99.0.1", node4)
+	check("outside its network", "fd00:99::1", node6)
+	host.quiet(Scope{NAT: true}, State{})
+	for _, a := range []netip.Addr{pod4, pod6} {
+		if err := host.k.DelMasq(ctx, a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	host.lacks("nft list set inet edgeway kept4", "10.10.1.5")
+	host.lacks("nft list set inet edgeway kept6", "fd00:10:1::5")
+	host.sync(Scope{NAT: true}, State{})
+	host.lacks("nft list ruleset", "edgeway")
 
 	// Nothing was ever learned between pod and host: both ends are permanent.
 	pod.lacks("ip neigh show nud reachable nud stale nud delay nud probe", "169.254.1.1")

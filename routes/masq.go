@@ -1,0 +1,101 @@
+package routes
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// AddMasq makes packets from a that leave for anything but a NAT's prefixes and other such
+// addresses take the node's address. It makes the table when there is none.
+func (k *Kernel) AddMasq(ctx context.Context, a netip.Addr) error {
+	return k.AddMasqOutside(ctx, a)
+}
+
+// AddMasqOutside is AddMasq, and packets to networks keep the pod's address too: the network that
+// a pod is in reaches it under its own. Networks of the other family say nothing.
+func (k *Kernel) AddMasqOutside(ctx context.Context, a netip.Addr, networks ...netip.Prefix) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c, err := k.natConn()
+	if err != nil {
+		return fmt.Errorf("masquerade %v: %w", a, err)
+	}
+	// Whoever comes first makes the table, whole: the transaction of a second one fails as one
+	// (NLM_F_EXCL), and only its elements are left to do.
+	natFrame(c, c.CreateTable)
+	for _, r := range natRules() {
+		c.AddRule(r)
+	}
+	err = errors.Join(addPod(c, a, networks), c.Flush())
+	if errors.Is(err, unix.EEXIST) {
+		err = errors.Join(addPod(c, a, networks), c.Flush())
+	}
+	if err != nil {
+		return fmt.Errorf("masquerade %v: %w", a, err)
+	}
+	return nil
+}
+
+// addPod puts one pod's elements into the transaction.
+func addPod(c *nftables.Conn, a netip.Addr, networks []netip.Prefix) error {
+	var kept []nftables.SetElement
+	for _, n := range networks {
+		if n.Addr().Is6() == a.Is6() {
+			n = n.Masked()
+			kept = append(kept, nftables.SetElement{Key: pair(a, n.Addr()), KeyEnd: pair(a, lastOf(n))})
+		}
+	}
+	err := c.SetAddElements(podSet(natPods, a), []nftables.SetElement{{Key: a.AsSlice()}})
+	if len(kept) > 0 {
+		err = errors.Join(err, c.SetAddElements(podSet(natKept, a), kept))
+	}
+	return err
+}
+
+func pair(a, b netip.Addr) []byte { return append(a.AsSlice(), b.AsSlice()...) }
+
+// DelMasq ends what AddMasq began; an address that is not there is no error.
+func (k *Kernel) DelMasq(ctx context.Context, a netip.Addr) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c, err := k.natConn()
+	if err != nil {
+		return fmt.Errorf("end masquerade of %v: %w", a, err)
+	}
+	_ = c.SetDeleteElements(podSet(natPods, a), []nftables.SetElement{{Key: a.AsSlice()}})
+	if err := c.Flush(); errors.Is(err, unix.ENOENT) {
+		return nil // no table, no set, or no such element
+	} else if err != nil {
+		return fmt.Errorf("end masquerade of %v: %w", a, err)
+	}
+	set := podSet(natKept, a)
+	kept, err := c.GetSetElements(set)
+	if err != nil {
+		return fmt.Errorf("end masquerade of %v: %w", a, err)
+	}
+	kept = slices.DeleteFunc(kept, func(e nftables.SetElement) bool { return !bytes.HasPrefix(e.Key, a.AsSlice()) })
+	if len(kept) == 0 {
+		return nil
+	}
+	_ = c.SetDeleteElements(set, kept)
+	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("end masquerade of %v: %w", a, err)
+	}
+	return nil
+}
+
+func podSet(kind int, a netip.Addr) *nftables.Set {
+	if a.Is6() {
+		kind += natKinds
+	}
+	return natSets()[kind].set(kind)
+}
