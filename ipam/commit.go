@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"sync/atomic"
 
 	"go.etcd.io/bbolt"
@@ -59,7 +58,6 @@ func (s *Store) do(ctx context.Context, run func(*txn) error) error {
 // no timer (bbolt's Batch would add its 10 ms to each lone call).
 func (s *Store) commits() {
 	defer close(s.finished)
-	debug.SetPanicOnFault(true)
 	for {
 		s.mu.Lock()
 		n := min(len(s.queue), maxBatch)
@@ -108,7 +106,10 @@ var errNoChange = errors.New("no change")
 
 // update runs calls in one transaction. The error is of the transaction, not of a call.
 func (s *Store) update(calls []*call) error {
-	err := s.guard(func() error {
+	if err := s.damage(); err != nil {
+		return err
+	}
+	err := guarded(func() error {
 		return s.db.Update(func(tx *bbolt.Tx) error {
 			t, err := begin(tx, s.opts.BootID)
 			if err != nil {
@@ -130,7 +131,19 @@ func (s *Store) update(calls []*call) error {
 		})
 	})
 	if errors.Is(err, errNoChange) {
-		return nil
+		err = nil
+	}
+	var p panicked
+	if errors.As(err, &p) {
+		s.db.broken = true
+	}
+	if errors.Is(err, ErrDamaged) {
+		s.suspect(err)
+	}
+	for _, c := range calls {
+		if errors.Is(c.err, ErrDamaged) {
+			s.suspect(c.err)
+		}
 	}
 	return err
 }

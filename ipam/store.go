@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"sync"
-	"time"
 
 	"go.etcd.io/bbolt"
 )
@@ -20,19 +18,18 @@ type Store struct {
 	path string
 	opts Options
 	lock *os.File
-	db   *bbolt.DB
+	db   *file
 
 	wake     chan struct{} // one slot: look at the queue
 	finished chan struct{} // closed when the committer is gone
+	rebuilt  *Rebuild
+	backup   sync.Mutex // held by a running Backup
 
 	mu     sync.Mutex // guards what follows
 	queue  []*call
 	closed bool
+	cause  error // the damage that was met
 }
-
-// mapSize is how much address space is mapped ahead: a file that grows below it is not mapped
-// again, for which bbolt would wait until all readers are done.
-const mapSize = 64 << 20
 
 // Open opens or creates the store at path. A file that does not open or fails its check is
 // kept aside, never deleted.
@@ -48,7 +45,7 @@ func Open(ctx context.Context, path string, opts Options) (s *Store, err error) 
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
-	lock, err := lockFile(ctx, path+".lock", opts.LockTimeout)
+	lock, err := lockFile(ctx, path+suffixLock, opts.LockTimeout)
 	if err != nil {
 		return nil, err
 	}
@@ -58,70 +55,11 @@ func Open(ctx context.Context, path string, opts Options) (s *Store, err error) 
 		}
 	}()
 	s = &Store{path: path, opts: opts, lock: lock, wake: make(chan struct{}, 1), finished: make(chan struct{})}
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		if err := create(path); err != nil {
-			return nil, err
-		}
-	} else if err != nil {
-		return nil, err
-	}
-	if s.db, err = openFile(path); err != nil {
-		return nil, err
-	}
-	if err := s.view(func(t *txn) error { return t.checkSchema() }); err != nil {
-		s.db.Close()
+	if err := s.openOrRebuild(); err != nil {
 		return nil, err
 	}
 	go s.commits()
 	return s, nil
-}
-
-// openFile opens the bbolt file. The lock file is held, so nobody else should have it: bbolt
-// tries its own lock once.
-func openFile(path string) (db *bbolt.DB, err error) {
-	err = guarded(func() error {
-		db, err = bbolt.Open(path, 0o600, &bbolt.Options{
-			Timeout:         time.Millisecond,
-			FreelistType:    bbolt.FreelistMapType,
-			InitialMmapSize: mapSize,
-			NoStatistics:    true,
-		})
-		return err
-	})
-	if errors.Is(err, bbolt.ErrTimeout) {
-		err = fmt.Errorf("%w: %s is open elsewhere", ErrLocked, path)
-	}
-	return db, err
-}
-
-// create makes an empty store at path: whole or not at all.
-func create(path string) error {
-	tmp := path + ".new"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	db, err := openFile(tmp)
-	if err != nil {
-		return err
-	}
-	err = db.Update(format)
-	if err := errors.Join(err, db.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// syncDir makes a rename in dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
-	return errors.Join(err, d.Close())
 }
 
 // checkSchema refuses a file that this program does not understand.
@@ -141,20 +79,6 @@ func (t *txn) checkSchema() error {
 	return nil
 }
 
-// guarded turns a panic of bbolt or a page fault in its mapping into an error: it trusts what it
-// reads.
-func guarded(fn func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("%w: %v", ErrDamaged, r)
-		}
-	}()
-	return fn()
-}
-
-func (s *Store) guard(fn func() error) error { return guarded(fn) }
-
 // harmless errors are the answers of a call that changed nothing but indexes.
 func harmless(err error) bool {
 	var a ask
@@ -163,19 +87,34 @@ func harmless(err error) bool {
 }
 
 func (s *Store) view(fn func(*txn) error) error {
-	err := s.guard(func() error {
-		return s.db.View(func(tx *bbolt.Tx) error {
-			t, err := begin(tx, s.opts.BootID)
-			if err != nil {
-				return err
-			}
-			return fn(t)
-		})
-	})
+	err := s.db.read(s.opts.BootID, fn)
 	if errors.Is(err, bbolt.ErrDatabaseNotOpen) {
 		return errClosed
 	}
+	if errors.Is(err, ErrDamaged) {
+		s.suspect(err)
+	}
 	return err
+}
+
+// suspect remembers the first damage that was met: nothing is leased from then on, and the next
+// Open checks every record.
+func (s *Store) suspect(cause error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cause != nil {
+		return
+	}
+	s.cause = fmt.Errorf("%w; nothing is leased until the store is opened again, which rebuilds it", cause)
+	// Without the mark the damage is found when it is met again.
+	_ = os.WriteFile(s.path+suffixSuspect, []byte(cause.Error()+"\n"), 0o600)
+}
+
+// damage returns what suspect noted.
+func (s *Store) damage() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cause
 }
 
 // Close releases the file and its lock. Calls in flight finish first.
@@ -192,8 +131,7 @@ func (s *Store) Close() error {
 	default:
 	}
 	<-s.finished
-	err := s.guard(s.db.Close)
-	return errors.Join(err, s.lock.Close())
+	return errors.Join(s.db.close(), s.lock.Close())
 }
 
 // Allocate leases one address of each set to the attachment, and returns when that is on disk.

@@ -1,0 +1,356 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// Beside the store's file at PATH lie:
+//
+//	PATH.lock        held while the store is open
+//	PATH.good        the last copy that passed its check (Store.Backup)
+//	PATH.suspect     says that the running store met damage: the next Open checks everything
+//	PATH.bad-<time>  damaged files, kept for people
+//	PATH.new         a file in the making; worthless
+const (
+	suffixLock    = ".lock"
+	suffixGood    = ".good"
+	suffixSuspect = ".suspect"
+	suffixBad     = ".bad-"
+	suffixNew     = ".new"
+)
+
+// Rebuild tells how a damaged file was replaced.
+type Rebuild struct {
+	Cause     error    `json:"-"`
+	Kept      string   `json:"kept,omitempty"`      // where the damaged file is; empty: it was missing
+	Copied    int      `json:"copied"`              // leases of the last good copy that the node confirmed
+	Found     int      `json:"found"`               // leases that only the node knew
+	Ended     int      `json:"ended"`               // leases of the last good copy without a link: their addresses are remembered
+	Conflicts []string `json:"conflicts,omitempty"` // what the node says against itself
+}
+
+// Rebuilt tells whether Open had to rebuild the file, and how it did.
+func (s *Store) Rebuilt() (Rebuild, bool) {
+	if s.rebuilt == nil {
+		return Rebuild{}, false
+	}
+	return *s.rebuilt, true
+}
+
+// openOrRebuild opens the file at s.path, whatever state it is in.
+func (s *Store) openOrRebuild() error {
+	if err := os.Remove(s.path + suffixNew); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	cause := s.tryOpen()
+	switch {
+	case errors.Is(cause, os.ErrNotExist) && !exists(s.path+suffixGood):
+		return s.createNew()
+	case errors.Is(cause, os.ErrNotExist):
+		cause = fmt.Errorf("%w: the file is missing, but %s is there", ErrDamaged, s.path+suffixGood)
+	case cause == nil || !errors.Is(cause, ErrDamaged):
+		return cause
+	}
+	if s.opts.Recover == nil {
+		return fmt.Errorf("%w; which addresses are held cannot be known: start edgewayd, which rebuilds it from the node's links", cause)
+	}
+	if err := s.rebuild(cause); err != nil {
+		return fmt.Errorf("%w; rebuild: %w", cause, err)
+	}
+	return s.tryOpen()
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// tryOpen opens the file when it passes its inspection; a suspect one is checked record by
+// record.
+func (s *Store) tryOpen() error {
+	db, err := openFile(s.path)
+	if err != nil {
+		return err
+	}
+	suspect := s.path + suffixSuspect
+	err = db.read(s.opts.BootID, func(t *txn) error {
+		if err := t.checkSchema(); err != nil || !exists(suspect) {
+			return err
+		}
+		return errors.Join(inspectTx(db.f, t.meta.b.Tx()), t.check())
+	})
+	if err == nil && exists(suspect) {
+		err = os.Remove(suspect)
+	}
+	if err != nil {
+		return errors.Join(err, db.close())
+	}
+	s.db = db
+	return nil
+}
+
+// createNew makes the first file, with the leases that the node has already.
+func (s *Store) createNew() error {
+	var found []Lease
+	if s.opts.Recover != nil {
+		var err error
+		if found, err = s.opts.Recover(); err != nil {
+			return fmt.Errorf("leases of the node: %w", err)
+		}
+	}
+	report := &Rebuild{}
+	if err := s.build("", found, report); err != nil {
+		return err
+	}
+	if err := s.install(); err != nil {
+		return err
+	}
+	if len(found) > 0 {
+		s.rebuilt = report
+	}
+	return s.tryOpen()
+}
+
+// rebuild replaces a damaged file. What the node says is true; the last good copy adds who had
+// which address. The damaged file keeps its name until the new one is whole.
+func (s *Store) rebuild(cause error) error {
+	found, err := s.opts.Recover()
+	if err != nil {
+		return fmt.Errorf("leases of the node: %w", err)
+	}
+	report := &Rebuild{Cause: cause}
+	good := s.path + suffixGood
+	if verify(good) != nil {
+		good = "" // missing or damaged itself: the node alone
+	}
+	if err := s.build(good, found, report); err != nil {
+		return err
+	}
+	if exists(s.path) {
+		report.Kept = s.path + suffixBad + time.Now().UTC().Format("20060102T150405.000000000Z")
+		// A second name first, so that the path always names a file.
+		if err := os.Link(s.path, report.Kept); err != nil {
+			if err := os.Rename(s.path, report.Kept); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.install(); err != nil {
+		return err
+	}
+	if err := os.Remove(s.path + suffixSuspect); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	s.rebuilt = report
+	return nil
+}
+
+// install gives the new file its name, durably.
+func (s *Store) install() error {
+	if err := os.Rename(s.path+suffixNew, s.path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(s.path))
+}
+
+// build makes PATH.new: the content of the copy at good ("" for none), corrected to the leases
+// that were found on the node.
+func (s *Store) build(good string, found []Lease, report *Rebuild) (err error) {
+	db, err := newFile(s.path + suffixNew)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.close()) }()
+	return guarded(func() error {
+		if good != "" {
+			src, err := openFile(good)
+			if err != nil {
+				return err
+			}
+			defer src.close()
+			if err := bbolt.Compact(db.DB, src.DB, 0); err != nil {
+				return err
+			}
+		} else if err := db.Update(format); err != nil {
+			return err
+		}
+		return db.Update(func(tx *bbolt.Tx) error {
+			t, err := begin(tx, s.opts.BootID)
+			if err != nil {
+				return err
+			}
+			if err := t.correct(found, good != "", report); err != nil {
+				return err
+			}
+			return t.finish()
+		})
+	})
+}
+
+// correct makes the leases those that were found. A lease of the copy that the node does not
+// confirm is over: whoever would release it is told that there is none.
+func (t *txn) correct(found []Lease, copied bool, report *Rebuild) error {
+	truth := map[Attachment]Lease{}
+	taken := map[netip.Addr]Attachment{}
+	for _, l := range found {
+		l, ok := untaken(l, taken, report)
+		if _, dup := truth[l.Attachment]; ok && dup {
+			report.Conflicts = append(report.Conflicts, fmt.Sprintf("%s was found twice", l.Attachment))
+		} else if ok {
+			truth[l.Attachment] = l
+		}
+	}
+	if copied {
+		old, err := t.all()
+		if err != nil {
+			return err
+		}
+		for _, h := range old {
+			if l, ok := truth[h.Lease.Attachment]; ok && sameAddrs(l.Addrs, h.Lease.Addrs) {
+				delete(truth, h.Lease.Attachment)
+				report.Copied++
+				continue
+			}
+			if l, ok := truth[h.Lease.Attachment]; ok { // other addresses: the names are still right
+				l.Network, l.Pod, l.Netns = orElse(l.Network, h.Lease.Network), orElse(l.Pod, h.Lease.Pod), orElse(l.Netns, h.Lease.Netns)
+				truth[h.Lease.Attachment] = l
+			}
+			if err := t.end(h); err != nil {
+				return err
+			}
+			report.Ended++
+		}
+	}
+	for _, l := range found { // in the node's order
+		l, ok := truth[l.Attachment]
+		if !ok {
+			continue
+		}
+		delete(truth, l.Attachment)
+		if err := t.take(l); err != nil {
+			return err
+		}
+		report.Found++
+	}
+	return nil
+}
+
+func orElse[T comparable](a, b T) T {
+	var zero T
+	if a == zero {
+		return b
+	}
+	return a
+}
+
+// untaken drops the addresses of l that an earlier lease has.
+func untaken(l Lease, taken map[netip.Addr]Attachment, report *Rebuild) (Lease, bool) {
+	req := Request{Attachment: l.Attachment, Network: l.Network, Pod: l.Pod, Netns: l.Netns, Addrs: l.Addrs}
+	if err := req.check(); err != nil {
+		report.Conflicts = append(report.Conflicts, err.Error())
+		return l, false
+	}
+	var own []netip.Addr
+	for _, a := range l.Addrs {
+		a = a.Unmap()
+		if by, dup := taken[a]; dup {
+			report.Conflicts = append(report.Conflicts, fmt.Sprintf("%s is on links of %s and %s", a, by, l.Attachment))
+			continue
+		}
+		taken[a] = l.Attachment
+		own = append(own, a)
+	}
+	l.Addrs = own
+	return l, len(own) > 0
+}
+
+func sameAddrs(a, b []netip.Addr) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	in := map[netip.Addr]bool{}
+	for _, x := range a {
+		in[x] = true
+	}
+	for _, x := range b {
+		if !in[x] {
+			return false
+		}
+	}
+	return true
+}
+
+// verify checks a closed file page by page and record by record.
+func verify(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	err = inspect(f, leaves)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	db, err := openFile(path)
+	if err != nil {
+		return err
+	}
+	err = db.read("", func(t *txn) error {
+		if err := t.checkSchema(); err != nil {
+			return err
+		}
+		return t.check()
+	})
+	return errors.Join(err, db.close())
+}
+
+// Backup writes a copy of the store to PATH.good, from which Open rebuilds a damaged file: who
+// had which address survives, what is held is asked of the node. The copy replaces the last one
+// only after it passed a full check. Writers wait only when the file outgrows its mapping.
+func (s *Store) Backup(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("back up store %s: %w", s.path, err)
+		}
+	}()
+	if err := s.damage(); err != nil {
+		return err
+	}
+	s.backup.Lock()
+	defer s.backup.Unlock()
+	tmp := s.path + suffixGood + suffixNew
+	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	err = guarded(func() error {
+		return s.db.View(func(tx *bbolt.Tx) error {
+			_, err := tx.WriteTo(f)
+			return err
+		})
+	})
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := verify(tmp); err != nil {
+		s.suspect(err)
+		return fmt.Errorf("the copy fails its check: %w", err)
+	}
+	if err := os.Rename(tmp, s.path+suffixGood); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(s.path))
+}
