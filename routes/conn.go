@@ -18,7 +18,7 @@ const (
 	// up while the kernel works on it (af_netlink.c: netlink_rcv_skb).
 	batchBytes    = 32 << 10
 	batchMessages = 100
-	// replyTimeout bounds the wait for an answer. rtnetlink answers inside sendmsg, so that
+	// replyTimeout bounds the wait for an answer. The kernel answers inside sendmsg, so that
 	// this runs out only when the kernel lost an answer for want of memory.
 	replyTimeout = 10
 	// dumpRetries: a dump that a change interrupted (NLM_F_DUMP_INTR) is read again.
@@ -27,7 +27,7 @@ const (
 
 var errInterrupted = errors.New("dump was interrupted by changes; try again")
 
-// conn is one rtnetlink socket. Requests and their answers are one exchange each.
+// conn is one netlink socket. Requests and their answers are one exchange each.
 type conn struct {
 	mu     sync.Mutex // guards fd's exchange, seq and buf
 	fd     int
@@ -36,16 +36,16 @@ type conn struct {
 	writes atomic.Int64 // requests sent that may change something
 }
 
-// dial opens the socket in the namespace ns.
-func dial(ns netns.NsHandle) (*conn, error) {
+// dial opens a socket of the protocol in the namespace ns.
+func dial(ns netns.NsHandle, protocol int) (*conn, error) {
 	c := &conn{fd: -1, buf: make([]byte, 64<<10)}
 	err := inside(ns, func() error {
-		fd, err := rtnetlink(0)
+		fd, err := socket(protocol, 0)
 		c.fd = fd
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
+		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
 	// Strict checks make dumps filter in the kernel (Linux 4.20); without them every filter
 	// still holds here, later. Extended acknowledgements carry the kernel's own sentence.
@@ -54,14 +54,15 @@ func dial(ns netns.NsHandle) (*conn, error) {
 	_ = unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
 	if err := unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: replyTimeout}); err != nil {
 		c.close()
-		return nil, fmt.Errorf("open rtnetlink socket: set timeout: %w", err)
+		return nil, fmt.Errorf("open netlink socket: set timeout: %w", err)
 	}
 	return c, nil
 }
 
-// rtnetlink opens a socket in the calling thread's namespace, bound to the multicast groups.
-func rtnetlink(flags int, groups ...int) (int, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|flags, unix.NETLINK_ROUTE)
+// socket opens a netlink socket of the protocol (NETLINK_ROUTE, NETLINK_NETFILTER) in the calling
+// thread's namespace, and joins the multicast groups.
+func socket(protocol, flags int, groups ...int) (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|flags, protocol)
 	if err != nil {
 		return -1, err
 	}
@@ -254,7 +255,7 @@ func (c *conn) receive(each func(unix.NlMsghdr, []byte)) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("rtnetlink answer: %w", err)
+			return fmt.Errorf("netlink answer: %w", err)
 		}
 		if sa, ok := from.(*unix.SockaddrNetlink); !ok || sa.Pid != 0 {
 			continue // not from the kernel

@@ -114,7 +114,7 @@ func (s *space) netlinkDrops() (sum int) {
 func TestArpDoesNotWakeTheWatch(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
-	w := watcher{links: map[int]bool{7: true}, changed: nil}
+	w := watcher{links: map[int]bool{7: true}}
 	neigh := func(index int) []byte {
 		m := neighMessage(unix.RTM_NEWNEIGH, 0, unix.AF_INET, index, unix.NUD_REACHABLE, 0)
 		return (&conn{}).stamp(m)

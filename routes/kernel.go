@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // Kernel speaks to one network namespace over sockets that stay open. Its methods may be called
@@ -38,7 +39,7 @@ func OpenNetns(ns *os.File) (*Kernel, error) {
 
 // open takes ns over.
 func open(ns netns.NsHandle) (*Kernel, error) {
-	c, err := dial(ns)
+	c, err := dial(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		ns.Close()
 		return nil, err

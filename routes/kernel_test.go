@@ -359,7 +359,7 @@ func TestWatch(t *testing.T) {
 	for _, command := range []string{
 		"ip route add 10.10.2.0/24 via 10.0.0.12", "ip route del 10.10.2.0/24",
 		"ip -6 route add fd00:1::/64 via fd00:10::12", "ip addr add 10.0.0.77/32 dev eth0",
-		"ip link set eth0 mtu 1400", "ip link set eth0 down",
+		"ip link set eth0 mtu 1400", "ip link set eth0 down", "nft add table inet edgeway", "nft flush ruleset",
 	} {
 		s.run(command)
 		select {

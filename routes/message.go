@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// message is one rtnetlink request under construction: nlmsghdr, the family's own header,
+// message is one netlink request under construction: nlmsghdr, the family's own header,
 // attributes (rtnetlink(7)).
 type message []byte
 

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // listen opens a UDP socket in the namespace.
@@ -204,5 +206,45 @@ func TestImpossibleObjectsAreRefused(t *testing.T) {
 	}
 	if after := s.run("ip route") + s.run("ip -6 route") + s.run("ip addr") + s.run("ip neigh show nud permanent"); after != before {
 		t.Errorf("before\n%s\nafter\n%s", before, after)
+	}
+}
+
+// TestFlushConntrack forgets the flows of one address and no others.
+func TestFlushConntrack(t *testing.T) {
+	s := newSpace(t)
+	for _, flow := range []string{
+		"-s 10.10.1.5 -d 10.0.0.1", "-s 10.0.0.1 -d 10.10.1.5", // to and from
+		"-s 10.10.1.5 -d 10.0.0.2 --src-nat 10.0.0.11",        // masqueraded
+		"-s 10.0.0.3 -d 10.0.0.11 --dst-nat 10.10.1.5",        // a host port
+		"-s 10.10.1.6 -d 10.0.0.1", "-s 10.0.0.1 -d 10.0.0.2", // others
+		"-s fd00::5 -d fd00::1", "-s fd00::1 -d fd00::6",
+	} {
+		s.run("conntrack -I -p udp --sport 1000 --dport 2000 --timeout 600 -u ASSURED,SEEN_REPLY " + flow)
+	}
+	count := func() int {
+		return strings.Count(s.run("conntrack -L"), "udp ")
+	}
+	if n := count(); n != 8 {
+		t.Fatalf("%d flows, want 8", n)
+	}
+	c, err := dial(s.k.ns, unix.NETLINK_NETFILTER)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	listed, err := dump(c, flowsOf(addr("10.10.1.5"), ctaTupleOrig, 0), 0, func([]byte) (bool, bool) { return true, true })
+	if err != nil || len(listed) != 2 {
+		t.Errorf("the kernel listed %d flows from 10.10.1.5, %v; want 2: it filters", len(listed), err)
+	}
+	for _, step := range []struct {
+		a    string
+		left int
+	}{{"10.10.1.7", 8}, {"10.10.1.5", 4}, {"10.10.1.5", 4}, {"fd00::5", 3}, {"fd00::6", 2}} {
+		if err := s.k.FlushConntrack(t.Context(), addr(step.a)); err != nil {
+			t.Fatal(err)
+		}
+		if n := count(); n != step.left {
+			t.Fatalf("%d flows left after %s, want %d\n%s", n, step.a, step.left, s.run("conntrack -L"))
+		}
 	}
 }

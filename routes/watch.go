@@ -11,18 +11,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch calls changed whenever a link, address, route or neighbour of the namespace changes,
-// and once whenever the kernel says that it lost events. It returns when ctx ends.
+// Watch calls changed whenever a link, address, route or neighbour of the namespace changes, or
+// its nftables table edgeway, and once whenever the kernel says that it lost events. It returns
+// when ctx ends.
 //
 // Of neighbours it reports those of our own links (ew*, edgeway.*), which are permanent: what
 // ARP learns elsewhere comes and goes all the time.
 func (k *Kernel) Watch(ctx context.Context, changed func()) error {
-	f, err := k.subscribe()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	rtnl, err := k.subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
 	if err != nil {
-		return fmt.Errorf("watch: %w", err)
+		return fmt.Errorf("watch links and routes: %w", err)
 	}
-	defer f.Close()
-	w := watcher{links: map[int]bool{}, changed: changed}
+	defer rtnl.Close()
+	w := watcher{links: map[int]bool{}}
 	devices, err := newView(k.c).all()
 	if err != nil {
 		return fmt.Errorf("watch: %w", err)
@@ -30,32 +34,46 @@ func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 	for _, d := range devices {
 		w.links[d.index] = ours(d.Name)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	return w.read(ctx, f)
+	streams := []stream{{rtnl, w.counts}}
+	// A firewall that starts anew flushes every table. A kernel without nftables has nothing to see.
+	if nft, err := k.subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES); err == nil {
+		defer nft.Close()
+		streams = append(streams, stream{nft, ourTable})
+	}
+	done := make(chan error, len(streams))
+	for _, s := range streams {
+		go func() { done <- s.read(ctx, changed) }()
+	}
+	for range streams {
+		err = errors.Join(err, <-done)
+		cancel() // one that ends ends the other
+	}
+	return err
 }
 
-// subscribe opens the socket of the events, in the runtime's poller so that a deadline ends reads.
-func (k *Kernel) subscribe() (*os.File, error) {
+// subscribe opens the socket of events, in the runtime's poller so that a deadline ends reads.
+func (k *Kernel) subscribe(protocol int, groups ...int) (*os.File, error) {
 	var fd int
 	err := inside(k.ns, func() (err error) {
-		fd, err = rtnetlink(unix.SOCK_NONBLOCK, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
-			unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+		fd, err = socket(protocol, unix.SOCK_NONBLOCK, groups...)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), "rtnetlink"), nil
+	return os.NewFile(uintptr(fd), "netlink"), nil
 }
 
-type watcher struct {
-	links   map[int]bool // index to: it is one of ours
-	changed func()
+// stream is one socket of events, and which of its datagrams are worth a look.
+type stream struct {
+	f      *os.File
+	counts func(datagram []byte) bool
 }
 
-func (w *watcher) read(ctx context.Context, f *os.File) error {
-	raw, err := f.SyscallConn()
+func (s stream) read(ctx context.Context, changed func()) error {
+	stop := context.AfterFunc(ctx, func() { _ = s.f.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	raw, err := s.f.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("watch: %w", err)
 	}
@@ -73,13 +91,31 @@ func (w *watcher) read(ctx context.Context, f *os.File) error {
 		case err != nil:
 			return fmt.Errorf("watch: %w", err)
 		case errors.Is(rerr, unix.ENOBUFS):
-			w.changed() // events were lost: what changed is not known
+			changed() // events were lost: what changed is not known
 		case rerr != nil:
 			return fmt.Errorf("watch: %w", rerr)
-		case w.counts(buf[:n]):
-			w.changed()
+		case s.counts(buf[:n]):
+			changed()
 		}
 	}
+}
+
+// ourTable reports whether one of the nftables events is about the table edgeway. Attribute 1 is
+// the table's name in the messages of tables, chains, rules and sets (linux/netfilter/nf_tables.h).
+func ourTable(b []byte) (worth bool) {
+	eachMessage(b, func(h unix.NlMsghdr, body []byte) {
+		if h.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || h.Type&0xff == unix.NFT_MSG_NEWGEN || len(body) < 4 {
+			return
+		}
+		for typ, v := range attrs(body[4:]) { // behind struct nfgenmsg
+			worth = worth || (typ == 1 && attrName(v) == tableName)
+		}
+	})
+	return worth
+}
+
+type watcher struct {
+	links map[int]bool // index to: it is one of ours
 }
 
 // counts reports whether one of the events is worth a look.
