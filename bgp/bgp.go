@@ -52,6 +52,9 @@ type Key struct {
 type Path struct {
 	Prefix  netip.Prefix
 	NextHop netip.Addr
+	// MED is the multi-exit discriminator (RFC 4271, section 5.1.4): of two speakers' paths for
+	// a prefix the switch takes the lower one. 0 sends none, which counts as lowest. See Freshness.
+	MED uint32
 }
 
 // Session is one peer and all that it is told.

@@ -1,7 +1,10 @@
 package bgp
 
 import (
+	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -13,7 +16,7 @@ const many = 5000
 func manyPaths() []Path {
 	var out []Path
 	for i := range many {
-		out = append(out, Path{pfx(fmt.Sprintf("10.%d.%d.0/24", 100+i/250, i%250)), addr(fmt.Sprintf("10.0.0.%d", 11+i%5))})
+		out = append(out, Path{pfx(fmt.Sprintf("10.%d.%d.0/24", 100+i/250, i%250)), addr(fmt.Sprintf("10.0.0.%d", 11+i%5)), 0})
 	}
 	return out
 }
@@ -28,7 +31,8 @@ func TestGracefulRestart(t *testing.T) {
 	l := newLAN(t)
 	bird, frr := bothSwitches(t, l)
 	want := []Session{{peerOf(bird), manyPaths()}, {peerOf(frr), manyPaths()}}
-	p := startProcess(t, want...)
+	begin := func(sessions ...Session) *process { return startProcess(t, sessions...) } // outlives a subtest
+	p := begin(want...)
 	bird.hears(20*time.Second, manyPaths())
 	frr.hears(20*time.Second, manyPaths())
 	watches := []*watch{bird.watch(), frr.watch()}
@@ -47,7 +51,7 @@ func TestGracefulRestart(t *testing.T) {
 	}
 	restart := func(sig syscall.Signal) {
 		p.end(sig)
-		p = startProcess(t, want...)
+		p = begin(want...)
 		p.established(20*time.Second, 2)
 	}
 	t.Run("killed", func(t *testing.T) {
@@ -60,7 +64,7 @@ func TestGracefulRestart(t *testing.T) {
 	})
 	t.Run("twice in a row", func(t *testing.T) {
 		p.end(syscall.SIGKILL)
-		p = startProcess(t, want...) // killed again before its sessions are up
+		p = begin(want...) // killed again before its sessions are up
 		restart(syscall.SIGKILL)
 		bird.settled() // a switch flushes what is still stale at the next loss (RFC 4724, section 4.2)
 		frr.settled()
@@ -85,6 +89,16 @@ func TestGracefulRestart(t *testing.T) {
 		p.established(30*time.Second, 2)
 		still(t, "after a short link loss")
 	})
+	t.Run("power cut", func(t *testing.T) {
+		// The switch hears no FIN and no RST: a new connection comes while its session is up.
+		ip(t, "-n lan link set node down")
+		p.end(syscall.SIGKILL)
+		run(t, "ss", "-K", "dst", "10.0.0.0/24")
+		ip(t, "-n lan link set node up")
+		p = begin(want...)
+		p.established(30*time.Second, 2)
+		still(t, "after a power cut")
+	})
 	t.Run("settings changed", func(t *testing.T) {
 		changed := []Session{want[0], want[1]}
 		changed[0].Peer.HoldTime, changed[1].Peer.HoldTime = 60*time.Second, 60*time.Second
@@ -103,7 +117,7 @@ func TestGracefulRestart(t *testing.T) {
 		moved[7].NextHop = addr("10.0.0.99")
 		moved = moved[:many-1]
 		p.end(syscall.SIGKILL)
-		p = startProcess(t, Session{want[0].Peer, moved}, Session{want[1].Peer, moved})
+		p = begin(Session{want[0].Peer, moved}, Session{want[1].Peer, moved})
 		p.established(20*time.Second, 2)
 		for _, w := range watches {
 			w.r.hears(20*time.Second, moved)
@@ -113,5 +127,70 @@ func TestGracefulRestart(t *testing.T) {
 				t.Errorf("%s: %d route events for 2 changes; last: %s", w.r.kind, n, *w.last.Load())
 			}
 		}
+	})
+}
+
+// While one speaker is away and the switch keeps its paths, what another one has seen change
+// since must win: a pod CIDR that has another owner, at once, not when the restart time ends.
+func TestChangeWinsOverStalePath(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		ip(t, "addr add 10.0.0.20/24 dev eth0")
+		c := nodeOf(sw)
+		c.neighbours = append(c.neighbours, neighbour{addr: "10.0.0.20", asn: 65001})
+		sw.start(c)
+		began := time.Date(2026, 11, 22, 3, 0, 0, 0, time.UTC)
+		paths := manyPaths()
+		for i := range paths {
+			paths[i].MED = Freshness(began)
+		}
+		away, live := peerOf(sw), peerOf(sw)
+		live.LocalAddress, live.RouterID = addr("10.0.0.20"), addr("10.0.0.20")
+		p := startProcess(t, Session{away, paths})
+		sw.hears(20*time.Second, paths)
+		q := startProcess(t, Session{live, paths})
+		q.established(20*time.Second, 1)
+		w := sw.watch()
+		sw.settled()
+		p.end(syscall.SIGKILL)
+
+		moved := slices.Clone(paths)
+		moved[7].NextHop, moved[7].MED = addr("10.0.0.99"), Freshness(began.Add(time.Second))
+		begun := time.Now()
+		q.sync(Session{live, moved})
+		sw.hears(5*time.Second, moved)
+		t.Logf("%s: heard after %v", sw.kind, time.Since(begun))
+
+		// The speaker returns with its old knowledge, then learns the news.
+		p = startProcess(t, Session{away, paths})
+		p.established(20*time.Second, 1)
+		sw.settled()
+		if err := sw.compare(moved); err != nil {
+			t.Error(err)
+		}
+		p.sync(Session{away, moved})
+		sw.hears(5*time.Second, moved)
+		w.sync()
+		if n := w.n.Load(); n > 4 {
+			t.Errorf("%d route events for one change; last: %s", n, *w.last.Load())
+		}
+		// Fresher knowledge of the same next hops is no event.
+		w.n.Store(0)
+		for i := range moved {
+			moved[i].MED = Freshness(began.Add(time.Hour))
+		}
+		p.sync(Session{away, moved})
+		q.sync(Session{live, moved})
+		last := moved[len(moved)-1]
+		eventually(t, 20*time.Second, func() error {
+			command := "show route all for " + last.Prefix.String()
+			if sw.kind == "frr" {
+				command = "show bgp ipv4 unicast " + last.Prefix.String()
+			}
+			if out := sw.ask(command); strings.Count(out, fmt.Sprint(last.MED)) < 2 {
+				return errors.New(out)
+			}
+			return nil
+		})
+		w.still("after 5000 new MEDs")
 	})
 }

@@ -264,12 +264,14 @@ func afiSafi(f *api.Family, restart bool) *api.AfiSafi {
 
 func apiPath(p Path) (*api.Path, error) {
 	addr, bits, hop := p.Prefix.Addr().String(), uint8(p.Prefix.Bits()), p.NextHop.String()
-	origin := bgp.NewPathAttributeOrigin(bgp.BGP_ORIGIN_ATTR_TYPE_IGP)
+	attrs := []bgp.PathAttributeInterface{bgp.NewPathAttributeOrigin(bgp.BGP_ORIGIN_ATTR_TYPE_IGP)}
+	if p.MED != 0 {
+		attrs = append(attrs, bgp.NewPathAttributeMultiExitDisc(p.MED))
+	}
 	if p.Prefix.Addr().Is4() {
-		nlri := bgp.NewIPAddrPrefix(bits, addr)
-		return apiutil.NewPath(nlri, false, []bgp.PathAttributeInterface{origin, bgp.NewPathAttributeNextHop(hop)}, time.Time{})
+		return apiutil.NewPath(bgp.NewIPAddrPrefix(bits, addr), false, append(attrs, bgp.NewPathAttributeNextHop(hop)), time.Time{})
 	}
 	nlri := bgp.NewIPv6AddrPrefix(bits, addr)
 	reach := bgp.NewPathAttributeMpReachNLRI(hop, []bgp.AddrPrefixInterface{nlri})
-	return apiutil.NewPath(nlri, false, []bgp.PathAttributeInterface{origin, reach}, time.Time{})
+	return apiutil.NewPath(nlri, false, append(attrs, reach), time.Time{})
 }

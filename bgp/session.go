@@ -51,7 +51,7 @@ type session struct {
 
 	mu    sync.Mutex // guards what Status reads
 	peer  Peer
-	told  map[netip.Prefix]netip.Addr // the server's RIB; nobody else writes there
+	told  map[netip.Prefix]Path // the server's RIB; nobody else writes there
 	offer offer
 }
 
@@ -67,7 +67,7 @@ func newSession(p Peer, server *server, changed func()) *session {
 		sem:     make(chan struct{}, 1),
 		server:  server,
 		peer:    p,
-		told:    make(map[netip.Prefix]netip.Addr),
+		told:    make(map[netip.Prefix]Path),
 	}
 	s.journal = newJournal(p, s.poke)
 	server.log.journal.Store(s.journal)
@@ -268,15 +268,15 @@ func (s *session) syncPaths(ctx context.Context, want []Path) []Change {
 		p.NextHop = p.NextHop.Unmap()
 		wanted[p.Prefix] = true
 		was, ok := s.told[p.Prefix]
-		if ok && was == p.NextHop {
+		if was == p {
 			continue
 		}
 		c := Change{Op: "add", Object: s.pathObject(p)}
 		if ok {
-			c.Op, c.Why = "replace", "was via "+was.String()
+			c.Op, c.Why = "replace", "was "+strings.TrimPrefix(was.String(), p.Prefix.String()+" ")
 		}
 		if c.Err = s.tell(ctx, p, s.server.add); c.Err == nil {
-			s.remember(func() { s.told[p.Prefix] = p.NextHop })
+			s.remember(func() { s.told[p.Prefix] = p })
 		}
 		changes = append(changes, c)
 	}
@@ -416,8 +416,8 @@ func (s *session) leave(ctx context.Context) {
 func (s *session) paths() []Path {
 	s.mu.Lock()
 	paths := make([]Path, 0, len(s.told))
-	for prefix, hop := range s.told {
-		paths = append(paths, Path{Prefix: prefix, NextHop: hop})
+	for _, p := range s.told {
+		paths = append(paths, p)
 	}
 	s.mu.Unlock()
 	slices.SortFunc(paths, Path.Compare)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -100,11 +101,27 @@ func (p Peer) String() string {
 // GoString keeps the password out of %#v.
 func (p Peer) GoString() string { return "bgp.Peer{" + p.String() + "}" }
 
-func (p Path) String() string { return fmt.Sprintf("%s via %s", p.Prefix, p.NextHop) }
+// Freshness is the MED of a path that is known to be true since that time, in seconds: the
+// later, the lower. A switch that still keeps the path of a speaker that is away prefers the
+// path of one that has seen the change. It is never 0 from 2020 to 2156.
+//
+// Without it the path of the absent speaker stays the best, as the oldest, until the restart
+// time ends, and with it the next hop that is no more.
+func Freshness(since time.Time) uint32 {
+	const begin = 1577836800 // 2020-01-01
+	return math.MaxUint32 - uint32(min(max(since.Unix()-begin, 0), math.MaxUint32-1))
+}
 
-// Compare orders paths by family, prefix and next hop.
+func (p Path) String() string {
+	if p.MED == 0 {
+		return fmt.Sprintf("%s via %s", p.Prefix, p.NextHop)
+	}
+	return fmt.Sprintf("%s via %s med %d", p.Prefix, p.NextHop, p.MED)
+}
+
+// Compare orders paths by family, prefix, next hop and MED.
 func (p Path) Compare(other Path) int {
-	return cmp.Or(p.Prefix.Compare(other.Prefix), p.NextHop.Compare(other.NextHop))
+	return cmp.Or(p.Prefix.Compare(other.Prefix), p.NextHop.Compare(other.NextHop), cmp.Compare(p.MED, other.MED))
 }
 
 // String prints the session as a table: the peer, then a line for each path, sorted.

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	api "github.com/osrg/gobgp/v3/api"
 )
 
 func nodeOf(sw *router) swconf {
@@ -320,6 +322,60 @@ func TestLearnsNothing(t *testing.T) {
 	if out := ip(t, "route show 198.51.100.0/24"); out != "" {
 		t.Error(out)
 	}
+}
+
+// A GoBGP server that panics is replaced; its session comes back with the same paths, and the
+// other session does not notice.
+func TestServerPanicCostsOneSession(t *testing.T) {
+	l := newLAN(t)
+	bird, frr := l.router("bird", 1), l.router("frr", 2)
+	bird.start(nodeOf(bird))
+	frr.start(nodeOf(frr))
+	s := newTestSpeaker(t)
+	both := []Session{{peerOf(bird), pods(3)}, {peerOf(frr), pods(3)}}
+	mustSync(t, s, both...)
+	bird.hears(15*time.Second, pods(3))
+	frr.hears(15*time.Second, pods(3))
+	bird.settled()
+	w := bird.watch()
+
+	victim := s.all()[0]
+	old := victim.server
+	if err := old.do(func() error {
+		// GoBGP dereferences the peer group that is not there.
+		return old.bgp.AddDynamicNeighbor(t.Context(), &api.AddDynamicNeighborRequest{DynamicNeighbor: &api.DynamicNeighbor{Prefix: "192.0.2.0/24", PeerGroup: "none"}})
+	}); !errors.Is(err, errDead) {
+		t.Fatalf("got %v, want %v", err, errDead)
+	}
+	eventually(t, 20*time.Second, func() error {
+		if st := s.Status(t.Context())[0]; st.Flaps == 0 || st.State != "Established" {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	bird.settled()
+	w.still("after a panic")
+	if err := bird.compare(pods(3)); err != nil {
+		t.Error(err)
+	}
+	if st := s.Status(t.Context())[1]; st.Flaps != 0 || st.State != "Established" {
+		t.Errorf("the other session: %+v", st)
+	}
+	mustSync(t, s, Session{peerOf(bird), pods(4)}, both[1])
+	bird.hears(15*time.Second, pods(4))
+}
+
+func TestSwitchRestarts(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		sw.start(nodeOf(sw))
+		s := newTestSpeaker(t)
+		mustSync(t, s, Session{peerOf(sw), pods(3)})
+		sw.hears(15*time.Second, pods(3))
+		begun := time.Now()
+		sw.start(nodeOf(sw))
+		sw.hears(30*time.Second, pods(3))
+		t.Logf("%s: heard again %v after its start", sw.kind, time.Since(begun))
+	})
 }
 
 func TestNoLeakOverFlaps(t *testing.T) {
