@@ -63,7 +63,7 @@ func (v *view) hostRoutes(e fibEntry) (out []Route) {
 }
 
 // Lookup returns the way that the kernel sends a packet to a: Dst is a itself, Src the source
-// address it would take. The error wraps ENETUNREACH when there is no way.
+// address it would take; Type is local for an address of this machine. The error wraps ENETUNREACH when there is no way.
 func (k *Kernel) Lookup(ctx context.Context, a netip.Addr) (Route, error) {
 	if err := ctx.Err(); err != nil {
 		return Route{}, err
@@ -82,7 +82,7 @@ func (k *Kernel) Lookup(ctx context.Context, a netip.Addr) (Route, error) {
 	if !ok {
 		return Route{}, fmt.Errorf("route to %v: the kernel's answer is not understood", a)
 	}
-	if e.Type != "" && e.Type != "2" {
+	if e.Type != "" && e.Type != "local" {
 		return e.Route, fmt.Errorf("route to %v: %s: %w", a, e.Type, unix.ENETUNREACH)
 	}
 	r := newView(k.c).route(e)

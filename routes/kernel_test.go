@@ -399,6 +399,9 @@ func TestHostAndLookup(t *testing.T) {
 	if err != nil || r.Via != addr("10.0.0.12") || r.Link != "eth0" || r.Src != addr("10.0.0.11") {
 		t.Errorf("lookup %+v, %v", r, err)
 	}
+	if r, err := s.k.Lookup(t.Context(), addr("10.0.0.11")); err != nil || r.Type != "local" {
+		t.Errorf("lookup of an own address %+v, %v", r, err)
+	}
 	if _, err := s.k.Lookup(t.Context(), addr("fd77::1")); err == nil {
 		t.Error("lookup without a route succeeded")
 	}

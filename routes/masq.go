@@ -28,13 +28,16 @@ func (k *Kernel) AddMasqOutside(ctx context.Context, a netip.Addr, networks ...n
 	if err != nil {
 		return fmt.Errorf("masquerade %v: %w", a, err)
 	}
-	// Whoever comes first makes the table, whole: the transaction of a second one fails as one
-	// (NLM_F_EXCL), and only its elements are left to do.
-	natFrame(c, c.CreateTable)
-	for _, r := range natRules() {
-		c.AddRule(r)
-	}
 	err = errors.Join(addPod(c, a, networks), c.Flush())
+	if errors.Is(err, unix.ENOENT) {
+		// No table. Whoever comes first makes it, whole: the transaction of a second one fails as
+		// one (NLM_F_EXCL), and only its elements are left to do.
+		natFrame(c, c.CreateTable)
+		for _, r := range natRules() {
+			c.AddRule(r)
+		}
+		err = errors.Join(addPod(c, a, networks), c.Flush())
+	}
 	if errors.Is(err, unix.EEXIST) {
 		err = errors.Join(addPod(c, a, networks), c.Flush())
 	}

@@ -92,19 +92,19 @@ type natContent struct {
 }
 
 // observeNAT: a table that exists only for AddMasq is none of a NAT's business.
-func (k *Kernel) observeNAT(scope Scope, desired *NAT) (*NAT, error) {
+func (k *Kernel) observeNAT(scope Scope, desired *NAT) *NAT {
 	if !scope.NAT && desired == nil {
-		return nil, nil
+		return nil
 	}
 	content, err := k.readNAT()
 	if err != nil || !content.exists {
-		return nil, err
+		return nil // a kernel without nftables has no table; making one tells what is wrong
 	}
 	n := content.NAT
 	if desired == nil && content.pods > 0 && len(n.Sources) == 0 && len(n.Exclude) == 0 && !n.Damaged {
-		return nil, nil
+		return nil
 	}
-	return &n, nil
+	return &n
 }
 
 func (k *Kernel) readNAT() (content natContent, err error) {

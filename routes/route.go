@@ -130,33 +130,32 @@ func (v *view) way(m message, r Route) (message, error) {
 
 const rtaNextHopID = 30 // RTA_NH_ID, linux/rtnetlink.h
 
-func routeType(text string) (uint8, error) {
-	switch text {
-	case "":
-		return unix.RTN_UNICAST, nil
-	case "blackhole":
-		return unix.RTN_BLACKHOLE, nil
-	case "unreachable":
-		return unix.RTN_UNREACHABLE, nil
-	case "prohibit":
-		return unix.RTN_PROHIBIT, nil
+// routeTypes are the types that ip names besides unicast (linux/rtnetlink.h: RTN_*).
+func routeTypes() map[string]uint8 {
+	return map[string]uint8{
+		"local": unix.RTN_LOCAL, "broadcast": unix.RTN_BROADCAST, "anycast": unix.RTN_ANYCAST, "multicast": unix.RTN_MULTICAST,
+		"blackhole": unix.RTN_BLACKHOLE, "unreachable": unix.RTN_UNREACHABLE, "prohibit": unix.RTN_PROHIBIT, "throw": unix.RTN_THROW,
 	}
-	if n, err := strconv.ParseUint(text, 10, 8); err == nil {
-		return uint8(n), nil
+}
+
+func routeType(text string) (uint8, error) {
+	if text == "" {
+		return unix.RTN_UNICAST, nil
+	}
+	if kind, ok := routeTypes()[text]; ok {
+		return kind, nil
 	}
 	return 0, fmt.Errorf("route type %q is not known", text)
 }
 
 func routeTypeText(kind uint8) string {
-	switch kind {
-	case unix.RTN_UNICAST:
+	if kind == unix.RTN_UNICAST {
 		return ""
-	case unix.RTN_BLACKHOLE:
-		return "blackhole"
-	case unix.RTN_UNREACHABLE:
-		return "unreachable"
-	case unix.RTN_PROHIBIT:
-		return "prohibit"
+	}
+	for text, k := range routeTypes() {
+		if k == kind {
+			return text
+		}
 	}
 	return strconv.Itoa(int(kind))
 }
@@ -189,7 +188,8 @@ func parseRoute(b []byte) (fibEntry, bool) {
 	if len(e.hops) > 0 {
 		e.Via, e.index, e.Multipath = e.hops[0].via, e.hops[0].index, len(e.hops) > 1
 	}
-	if e.Type != "" {
+	switch b[7] {
+	case unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT, unix.RTN_THROW:
 		e.index = 0 // IPv6 shows such routes on lo
 	}
 	e.Dst = netip.PrefixFrom(dst, int(b[1]))

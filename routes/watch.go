@@ -13,7 +13,7 @@ import (
 
 // Watch calls changed whenever a link, address, route or neighbour of the namespace changes, or
 // its nftables table edgeway, and once whenever the kernel says that it lost events. It returns
-// when ctx ends.
+// when ctx ends. It calls changed from several goroutines, and waits for it.
 //
 // Of neighbours it reports those of our own links (ew*, edgeway.*), which are permanent: what
 // ARP learns elsewhere comes and goes all the time.
