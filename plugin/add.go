@@ -106,18 +106,11 @@ func (n *Node) attach(ctx context.Context, o order, at ends, previous *current.R
 	if min := minMTUOf(w); mtu < min {
 		return reply, fault(codeConfig, "mtu %d is too small for %v: the least is %d", mtu, w.addrs, min).next("raise mtu in the network configuration")
 	}
-	if err := w.make(ctx, o, at); err != nil {
+	if err := n.make(ctx, o, w, at); err != nil {
 		return reply, err
 	}
-	if err := settle(n.probe, w.hostLink); err != nil {
-		return reply, fault(codeWiring, "%s: host end: %w", o.attachment, err).next("look at ip link of the host")
-	}
-	if o.conf.IPMasq {
-		for _, a := range w.addrs {
-			if err := at.host.AddMasq(ctx, a); err != nil {
-				return reply, fault(codeWiring, "%w", err).next("load nf_tables, or set ipMasq to false")
-			}
-		}
+	if err := o.masquerade(ctx, at.host, g); err != nil {
+		return reply, err
 	}
 	reply, err = printed(w.result(previous, g.dns, o.cni.Netns), o.conf.CNIVersion)
 	reply.Undelivered = func(ctx context.Context) { n.withdraw(ctx, o.request, g.lease) }
@@ -133,10 +126,10 @@ func minMTUOf(w wiring) int {
 
 // make builds both ends. A link of the same name is a crash's left-over: its lease was not there,
 // or dead.
-func (w wiring) make(ctx context.Context, o order, at ends) error {
+func (n *Node) make(ctx context.Context, o order, w wiring, at ends) error {
 	stale, err := linkExists(ctx, at.host, w.hostLink)
 	if err == nil && stale {
-		err = deleteLink(ctx, at.host, w.hostLink)
+		err = deleteLinks(ctx, at.host, w.hostLink)
 	}
 	if err == nil {
 		_, err = at.host.Sync(ctx, routes.Scope{}, w.host(o.netns))
@@ -144,9 +137,18 @@ func (w wiring) make(ctx context.Context, o order, at ends) error {
 	if err != nil {
 		return fault(codeWiring, "%s: host end: %w", o.attachment, err).next("look at ip link, ip route and dmesg of the host")
 	}
-	if _, err = at.pod.Sync(ctx, routes.Scope{}, w.pod()); err != nil {
+	want := w.pod()
+	_, err = at.pod.Sync(ctx, routes.Scope{}, routes.State{Links: want.Links, Sysctls: want.Sysctls})
+	if err == nil {
+		err = errors.Join(settlePod(o.netns, w.ifName), settle(n.probe, w.hostLink))
+	}
+	if err == nil {
+		_, err = at.pod.Sync(ctx, routes.Scope{}, want)
+	}
+	if err != nil {
 		return fault(codeWiring, "%s: pod end: %w", o.attachment, err).next("look at ip link and ip route inside %s", o.cni.Netns)
 	}
+	awaitLocal(ctx, at.pod, w.addrs)
 	return nil
 }
 
@@ -155,9 +157,9 @@ func (w wiring) make(ctx context.Context, o order, at ends) error {
 func (n *Node) undo(ctx context.Context, rq request, host kernel, w wiring) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	err := deleteLink(ctx, host, w.hostLink)
+	err := deleteLinks(ctx, host, w.hostLink)
 	if err == nil && rq.conf.IPMasq {
-		err = endFlows(ctx, host, w.addrs)
+		err = endMasquerade(ctx, host, w.addrs)
 	}
 	if err == nil {
 		err = n.giveBack(ctx, rq)

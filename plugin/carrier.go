@@ -1,18 +1,30 @@
 package plugin
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net/netip"
+	"os"
 	"runtime"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// settle makes the host's end of a pair send at once. The end that was set up first got no queue
-// discipline, for the other end was down (net/sched/sch_generic.c: dev_activate); when the other
-// end comes up a work queue makes up for it (net/core/link_watch.c), and until then what the host
-// sends is dropped. To ask for the carrier brings that forward (net/ethtool/ioctl.c:
-// ethtool_op_get_link calls linkwatch_sync_dev). socket is one of the host's namespace.
+const (
+	// localTimeout bounds the wait for a new IPv6 address; on an idle machine it takes 0.1 ms.
+	localTimeout = 200 * time.Millisecond
+	localPoll    = 100 * time.Microsecond
+)
+
+// settle makes an end of a pair work at once. The kernel leaves to a work queue what follows from
+// a carrier that comes up, for up to a second (net/core/link_watch.c): the queue discipline of the
+// end that was set up first (net/sched/sch_generic.c: dev_activate), without which all it sends is
+// dropped, and the state UP, without which IPv6 addresses stay unusable (net/ipv6/addrconf.c:
+// addrconf_dad_begin). To ask for the carrier brings that forward (net/ethtool/ioctl.c:
+// ethtool_op_get_link calls linkwatch_sync_dev). socket is one of the end's namespace.
 func settle(socket int, link string) error {
 	// struct ethtool_value (linux/ethtool.h) and struct ifreq (linux/if.h).
 	value := struct{ cmd, data uint32 }{cmd: unix.ETHTOOL_GLINK}
@@ -29,4 +41,67 @@ func settle(socket int, link string) error {
 		return fmt.Errorf("carrier of %s: %w", link, errno)
 	}
 	return nil
+}
+
+// socketIn opens a socket in a network namespace; nil is the calling thread's.
+func socketIn(netns *os.File) (fd int, err error) {
+	if netns == nil {
+		return unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		// A thread that cannot be moved back ends with its goroutine.
+		runtime.LockOSThread()
+		home, oerr := os.Open("/proc/thread-self/ns/net")
+		if oerr != nil {
+			err = oerr
+			runtime.UnlockOSThread()
+			return
+		}
+		defer home.Close()
+		if err = unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err == nil {
+			fd, err = socketIn(nil)
+		}
+		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	<-done
+	return fd, err
+}
+
+// settlePod settles the pod's end.
+func settlePod(netns *os.File, link string) error {
+	fd, err := socketIn(netns)
+	if err != nil {
+		return err
+	}
+	return errors.Join(settle(fd, link), unix.Close(fd))
+}
+
+// awaitLocal waits until the pod receives packets for its IPv6 addresses: the kernel installs
+// their local routes from a work queue, also when there is no duplicate detection to wait for
+// (net/ipv6/addrconf.c: addrconf_dad_work). What is not there in time comes soon after.
+func awaitLocal(ctx context.Context, pod kernel, addrs []netip.Addr) {
+	ctx, cancel := context.WithTimeout(ctx, localTimeout)
+	defer cancel()
+	tick := time.NewTicker(localPoll)
+	defer tick.Stop()
+	for _, a := range addrs {
+		if a.Is4() {
+			continue
+		}
+		for {
+			way, err := pod.Lookup(ctx, a)
+			if err == nil && !way.Via.IsValid() {
+				break
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
 }

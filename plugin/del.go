@@ -7,7 +7,6 @@ import (
 	"net/netip"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
-	"github.com/edgeway-cni/edgeway/ipam"
 )
 
 // del removes an attachment. It needs no more than its name: not the namespace, nor prevResult.
@@ -36,7 +35,7 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 	if rq.conf.delegated() {
 		addrs, err := addrsOn(ctx, host, rq.hostLink())
 		if err == nil {
-			err = n.cut(ctx, host, rq.hostLink(), addrs)
+			err = cut(ctx, host, rq.hostLink(), addrs, rq.conf.IPMasq)
 		}
 		// The other plugin is asked in any case: it knows what it gave.
 		return errors.Join(err, n.delegate(ctx, rq, "DEL"))
@@ -47,27 +46,31 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 	}
 	if !ok {
 		// Its addresses may be another's by now.
-		return n.cut(ctx, host, rq.hostLink(), nil)
+		return cut(ctx, host, rq.hostLink(), nil, false)
 	}
-	return n.end(ctx, host, lease)
-}
-
-// end removes a leased attachment.
-func (n *Node) end(ctx context.Context, host kernel, l ipam.Lease) error {
-	if !isForeign(l) {
-		if err := n.cut(ctx, host, linkOf(l), l.Addrs); err != nil {
+	if !isForeign(lease) {
+		if err := cut(ctx, host, linkOf(lease), lease.Addrs, rq.conf.IPMasq); err != nil {
 			return err
 		}
 	}
-	return n.release(ctx, l.Attachment)
+	return n.release(ctx, lease.Attachment)
 }
 
 // cut removes a host link and what is kept about its addresses elsewhere in the kernel.
-func (n *Node) cut(ctx context.Context, host kernel, link string, addrs []netip.Addr) error {
-	if err := deleteLink(ctx, host, link); err != nil {
+func cut(ctx context.Context, host kernel, link string, addrs []netip.Addr, masqueraded bool) error {
+	if err := deleteLinks(ctx, host, link); err != nil {
 		return fault(codeWiring, "delete link %s: %w", link, err).next("look at ip link show %s", link)
 	}
-	if err := endFlows(ctx, host, addrs); err != nil {
+	return forget(ctx, host, addrs, masqueraded)
+}
+
+// forget removes what the kernel keeps about addresses besides their link.
+func forget(ctx context.Context, host kernel, addrs []netip.Addr, masqueraded bool) error {
+	var err error
+	if masqueraded {
+		err = endMasquerade(ctx, host, addrs)
+	}
+	if err = errors.Join(err, endFlows(ctx, host, addrs)); err != nil {
 		return fmt.Errorf("addresses %v: %w", addrs, err)
 	}
 	return nil

@@ -52,6 +52,8 @@ func (c conf) granted(result *current.Result) (g grant, err error) {
 			continue
 		}
 		g.addrs = append(g.addrs, a.Unmap())
+		bits, _ := ip.Address.Mask.Size()
+		g.networks = append(g.networks, netip.PrefixFrom(a.Unmap(), bits).Masked())
 	}
 	if len(g.addrs) == 0 {
 		return g, fault(codeDelegate, "ipam plugin %s gave no address", c.IPAM.Type).next("look at its configuration below ipam")

@@ -88,7 +88,7 @@ func (n *Node) gcDelegated(ctx context.Context, rq request, keep map[ipam.Attach
 		}
 		addrs, err := addrsOn(ctx, host, l.Name)
 		if err == nil {
-			err = n.cut(ctx, host, l.Name, addrs)
+			err = cut(ctx, host, l.Name, addrs, true)
 		}
 		errs = append(errs, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
@@ -16,10 +17,11 @@ import (
 
 // grant is what an attachment may use, from the store or from another IPAM plugin.
 type grant struct {
-	lease  ipam.Lease // zero when delegated
-	addrs  []netip.Addr
-	routes []podRoute
-	dns    types.DNS
+	lease    ipam.Lease // zero when delegated
+	addrs    []netip.Addr
+	networks []netip.Prefix // that the addresses are from
+	routes   []podRoute
+	dns      types.DNS
 }
 
 // order is an ADD with everything that it asks for checked.
@@ -77,14 +79,36 @@ func (n *Node) obtain(ctx context.Context, k kernel, o order) (grant, error) {
 	if o.conf.delegated() {
 		return n.delegateAdd(ctx, o.request)
 	}
+	dead := n.dead(ctx, k, o.attachment)
+	if l, ok, err := n.Store.Lookup(recovered(o.attachment)); err != nil {
+		return grant{}, err
+	} else if ok && !dead(l) {
+		return grant{}, fmt.Errorf("network %s: %w: %v", o.conf.Name, ipam.ErrHeld, l.Addrs)
+	} else if ok {
+		if _, _, err := n.Store.Release(ctx, l.Attachment); err != nil {
+			return grant{}, err
+		}
+	}
 	lease, err := n.Store.Allocate(ctx, ipam.Request{
 		Attachment: o.attachment, Network: o.conf.network(), Pod: o.pod, Pool: o.pool, Addrs: o.addrs,
-		Netns: o.cni.Netns, Dead: n.dead(ctx, k, o.attachment),
+		Netns: o.cni.Netns, Dead: dead,
 	})
 	if err != nil {
 		return grant{}, fmt.Errorf("network %s: %w", o.conf.Name, err)
 	}
-	return grant{lease: lease, addrs: lease.Addrs, routes: podRoutes(o.routes, lease.Addrs), dns: o.conf.DNS}, nil
+	g := grant{lease: lease, addrs: lease.Addrs, routes: podRoutes(o.routes, lease.Addrs), dns: o.conf.DNS}
+	pool := o.pool
+	if pool == nil && o.conf.IPMasq {
+		stored, _, err := n.storedPool()
+		if err != nil {
+			return g, errors.Join(err, n.giveBack(context.WithoutCancel(ctx), o.request))
+		}
+		pool = &stored
+	}
+	if pool != nil {
+		g.networks = networksOf(pool, g.addrs)
+	}
+	return g, nil
 }
 
 // giveBack ends what obtain got.
@@ -125,13 +149,58 @@ func netnsGone(path string) bool {
 	return !isNetnsFile(f)
 }
 
-// endFlows makes the next holder of the addresses start afresh.
+// flows is the number of tracked connections of the namespace (net/netfilter/nf_conntrack_standalone.c).
+const flows = "net/netfilter/nf_conntrack_count"
+
+// endFlows makes the next holder of the addresses start afresh. To look through the kernel's
+// connections takes ten milliseconds and more whether there are any or not.
 func endFlows(ctx context.Context, k kernel, addrs []netip.Addr) error {
+	if len(addrs) == 0 {
+		return nil
+	}
+	observed, err := k.Observe(ctx, routes.Scope{}, routes.State{Sysctls: []routes.Sysctl{{Key: flows}}})
+	if err == nil && (len(observed.Sysctls) == 0 || observed.Sysctls[0].Value == "0") {
+		return nil
+	}
 	var errs []error
 	for _, a := range addrs {
-		errs = append(errs, k.DelMasq(ctx, a), k.FlushConntrack(ctx, a))
+		errs = append(errs, k.FlushConntrack(ctx, a))
 	}
 	return errors.Join(errs...)
+}
+
+// masquerade makes the pod's packets that leave its network take the node's address.
+func (o order) masquerade(ctx context.Context, k kernel, g grant) error {
+	if !o.conf.IPMasq {
+		return nil
+	}
+	for _, a := range g.addrs {
+		if err := k.AddMasqOutside(ctx, a, g.networks...); err != nil {
+			return fault(codeWiring, "%w", err).next("load nf_tables, or set ipMasq to false")
+		}
+	}
+	return nil
+}
+
+// endMasquerade ends it.
+func endMasquerade(ctx context.Context, k kernel, addrs []netip.Addr) error {
+	var errs []error
+	for _, a := range addrs {
+		errs = append(errs, k.DelMasq(ctx, a))
+	}
+	return errors.Join(errs...)
+}
+
+// networksOf are the subnets of the pool that the addresses are from.
+func networksOf(p *ipam.Pool, addrs []netip.Addr) (out []netip.Prefix) {
+	for _, set := range p.Sets {
+		for _, r := range set {
+			if slices.ContainsFunc(addrs, r.Subnet.Contains) {
+				out = append(out, r.Subnet)
+			}
+		}
+	}
+	return out
 }
 
 // addrsOn are the pod addresses that lead to a host link: its permanent neighbours.

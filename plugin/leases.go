@@ -23,7 +23,10 @@ func (n *Node) lookup(a ipam.Attachment) (l ipam.Lease, ok bool, err error) {
 	if n.Store == nil {
 		return l, false, nil
 	}
-	return n.Store.Lookup(a)
+	if l, ok, err = n.Store.Lookup(a); ok || err != nil {
+		return l, ok, err
+	}
+	return n.Store.Lookup(recovered(a))
 }
 
 func (n *Node) leases() ([]ipam.Lease, error) {

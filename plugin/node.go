@@ -94,7 +94,7 @@ func hostSpace() (home *os.File, probe int, err error) {
 	if home, err = os.Open("/proc/thread-self/ns/net"); err != nil {
 		return nil, 0, err
 	}
-	if probe, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+	if probe, err = socketIn(nil); err != nil {
 		return nil, 0, errors.Join(err, home.Close())
 	}
 	return home, probe, nil
@@ -106,7 +106,8 @@ type kernel interface {
 	Sync(ctx context.Context, scope routes.Scope, desired routes.State) ([]routes.Change, error)
 	Host(ctx context.Context) (routes.Host, error)
 	Links(ctx context.Context, prefix string) ([]routes.Link, error)
-	AddMasq(ctx context.Context, a netip.Addr) error
+	Lookup(ctx context.Context, a netip.Addr) (routes.Route, error)
+	AddMasqOutside(ctx context.Context, a netip.Addr, networks ...netip.Prefix) error
 	DelMasq(ctx context.Context, a netip.Addr) error
 	FlushConntrack(ctx context.Context, a netip.Addr) error
 	Close()
@@ -141,9 +142,9 @@ func linkExists(ctx context.Context, k kernel, name string) (bool, error) {
 	return len(observed.Links) > 0, nil
 }
 
-// deleteLink removes a link of ours with all that is on it; an absent one is no error.
-func deleteLink(ctx context.Context, k kernel, name string) error {
-	_, err := k.Sync(ctx, routes.Scope{Links: []string{name}}, routes.State{})
+// deleteLinks removes links of ours with all that is on them; absent ones are no error.
+func deleteLinks(ctx context.Context, k kernel, names ...string) error {
+	_, err := k.Sync(ctx, routes.Scope{Links: names}, routes.State{})
 	return err
 }
 

@@ -196,7 +196,7 @@ func (c caller) local(ctx context.Context) (reply api.Reply, err error) {
 	if err != nil {
 		return reply, err
 	}
-	store, err := ipam.Open(ctx, path, ipam.Options{BootID: boot, LockTimeout: storeTry})
+	store, err := ipam.Open(ctx, path, ipam.Options{BootID: boot, LockTimeout: storeTry, Recover: Recover})
 	if err != nil {
 		return reply, err
 	}

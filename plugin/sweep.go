@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/edgeway-cni/edgeway/ipam"
 )
@@ -13,7 +16,18 @@ import (
 func isForeign(l ipam.Lease) bool { return strings.Contains(l.Network, "/") }
 
 // linkOf is the host link of a lease of ours.
-func linkOf(l ipam.Lease) string { return HostLink(l.Attachment) }
+func linkOf(l ipam.Lease) string {
+	if isRecovered(l) {
+		return l.Attachment.ContainerID
+	}
+	return HostLink(l.Attachment)
+}
+
+// recovered is the key of the attachment's lease when the store was rebuilt from the node's links.
+// No CNI attachment lacks an interface name.
+func recovered(a ipam.Attachment) ipam.Attachment { return ipam.Attachment{ContainerID: HostLink(a)} }
+
+func isRecovered(l ipam.Lease) bool { return l.Attachment.IfName == "" }
 
 // Sweep removes what crashes left behind: leases without link and links without lease. Verbs
 // wait until it is done. It returns what it removed, a sentence each.
@@ -39,8 +53,13 @@ func (n *Node) Sweep(ctx context.Context) ([]string, error) {
 	})
 }
 
-// collect ends the leases that keep refuses, and deletes the links that have none.
+// collect ends the leases that keep refuses, and deletes the links that have none. All links go
+// at once: to delete one takes its caller twenty milliseconds of waiting.
 func (n *Node) collect(ctx context.Context, host kernel, keep func(l ipam.Lease, linked bool) bool) (did []string, err error) {
+	boot, err := BootID()
+	if err != nil {
+		return nil, err
+	}
 	links, err := host.Links(ctx, linkPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
@@ -55,7 +74,8 @@ func (n *Node) collect(ctx context.Context, host kernel, keep func(l ipam.Lease,
 			unowned[l.Name] = true
 		}
 	}
-	var errs []error
+	var ended []ipam.Lease
+	var cutoff []string
 	for _, l := range leases {
 		link := linkOf(l)
 		linked := unowned[link]
@@ -63,18 +83,72 @@ func (n *Node) collect(ctx context.Context, host kernel, keep func(l ipam.Lease,
 		if keep(l, linked) {
 			continue
 		}
-		if err := n.end(ctx, host, l); err != nil {
-			errs = append(errs, fmt.Errorf("lease of %s: %w", l.Attachment, err))
+		ended = append(ended, l)
+		if linked {
+			cutoff = append(cutoff, link)
+		}
+	}
+	for _, link := range slices.Sorted(maps.Keys(unowned)) {
+		cutoff = append(cutoff, link)
+		did = append(did, "delete link "+link+", which no lease owns")
+	}
+	if err := deleteLinks(ctx, host, cutoff...); err != nil {
+		return nil, fmt.Errorf("delete links: %w", err)
+	}
+	var errs []error
+	for _, l := range ended {
+		// Of an earlier boot the kernel knows nothing.
+		if l.BootID == boot && !isForeign(l) {
+			if err := forget(ctx, host, l.Addrs, true); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+		}
+		if err := n.release(ctx, l.Attachment); err != nil {
+			errs = append(errs, err)
 			continue
 		}
 		did = append(did, fmt.Sprintf("release %v of %s", l.Addrs, l.Attachment))
 	}
-	for link := range unowned {
-		if err := deleteLink(ctx, host, link); err != nil {
-			errs = append(errs, fmt.Errorf("link %s: %w", link, err))
+	return did, errors.Join(errs...)
+}
+
+// Recover says which leases are true on the node: the store asks when its file is new or damaged
+// (ipam.Options.Recover). The host namespace is the calling thread's. A link's name does not tell
+// its attachment, so that the lease is kept under the link's name (see recovered).
+func Recover() ([]ipam.Lease, error) {
+	n, err := NewNode(nil)
+	if err != nil {
+		return nil, err
+	}
+	defer n.Close()
+	host, done, err := n.host()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(context.Background(), verbTimeout)
+	defer cancel()
+	boot, err := BootID()
+	if err != nil {
+		return nil, err
+	}
+	links, err := host.Links(ctx, linkPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	var out []ipam.Lease
+	for _, l := range links {
+		if !isOwnLink(l.Name) {
 			continue
 		}
-		did = append(did, "delete link "+link+", which no lease owns")
+		addrs, err := addrsOn(ctx, host, l.Name)
+		if err != nil {
+			return nil, err
+		}
+		if len(addrs) > 0 {
+			out = append(out, ipam.Lease{Attachment: ipam.Attachment{ContainerID: l.Name}, Addrs: addrs, BootID: boot, Since: time.Now()})
+		}
 	}
-	return did, errors.Join(errs...)
+	return out, nil
 }
