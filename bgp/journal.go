@@ -117,6 +117,9 @@ func (j *journal) explain(old bgp.FSMState, why string) cause {
 	case bgp.BGP_FSM_OPENSENT:
 		return cause{reasonUnknownToSwitch, unknown(j.peer)}
 	case bgp.BGP_FSM_OPENCONFIRM:
+		if why == "read-failed" {
+			return cause{reasonConnectionLost, "the switch ended the connection after both OPENs, without a NOTIFICATION: look at the switch's log"}
+		}
 		return openRefusedThere(j.peer)
 	case bgp.BGP_FSM_ESTABLISHED:
 		return cause{reasonConnectionLost, fmt.Sprintf("the connection to the switch ended without a NOTIFICATION (%s): look whether the switch restarted or a filter cut it", why)}

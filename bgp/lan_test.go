@@ -137,12 +137,14 @@ type neighbour struct {
 
 // swconf is a switch's configuration.
 type swconf struct {
-	asn        uint32
-	port       int // 0: 179
-	hold       int // seconds; 0: 90
-	noRestart  bool
-	neighbours []neighbour
-	extra      string // more lines of the switch's own syntax, at top level (bird) or in router bgp (frr)
+	asn       uint32
+	port      int // 0: 179
+	hold      int // seconds; 0: 90
+	noRestart bool
+	// defaultRestart leaves graceful restart to the switch's default.
+	defaultRestart bool
+	neighbours     []neighbour
+	extra          string // more lines of the switch's own syntax, at top level (bird) or in router bgp (frr)
 }
 
 // router is a switch: real BIRD or real FRR in its own namespace.
@@ -236,7 +238,7 @@ func birdConf(r *router, c swconf) string {
 			i, self, c.port, c.asn, n.addr, n.asn, c.hold)
 		if c.noRestart {
 			b.WriteString(" graceful restart off;\n long lived graceful restart off;\n")
-		} else {
+		} else if !c.defaultRestart {
 			b.WriteString(" graceful restart on;\n")
 		}
 		if n.password != "" {
@@ -262,7 +264,7 @@ func frrConf(r *router, c swconf) string {
 	fmt.Fprintf(&b, "hostname bgpd\nrouter bgp %d\n bgp router-id %s\n no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n timers bgp %d %d\n", c.asn, r.addr4, max(1, c.hold/3), c.hold)
 	if c.noRestart {
 		b.WriteString(" bgp graceful-restart-disable\n")
-	} else {
+	} else if !c.defaultRestart {
 		b.WriteString(" bgp graceful-restart\n bgp graceful-restart stalepath-time 600\n")
 	}
 	b.WriteString(c.extra)

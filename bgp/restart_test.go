@@ -130,6 +130,29 @@ func TestGracefulRestart(t *testing.T) {
 	})
 }
 
+// A switch that nobody told of graceful restart: both help a restarting neighbour by default.
+func TestGracefulRestartWithDefaults(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		c := nodeOf(sw)
+		c.defaultRestart = true
+		sw.start(c)
+		want := Session{peerOf(sw), pods(many / 2)}
+		p := startProcess(t, want)
+		sw.hears(20*time.Second, want.Paths)
+		sw.settled()
+		w := sw.watch()
+		p.end(syscall.SIGKILL)
+		p = startProcess(t, want)
+		p.established(20*time.Second, 1)
+		sw.settled()
+		w.still("after kill -9")
+		if err := sw.compare(want.Paths); err != nil {
+			t.Error(err)
+		}
+		p.end(syscall.SIGTERM)
+	})
+}
+
 // While one speaker is away and the switch keeps its paths, what another one has seen change
 // since must win: a pod CIDR that has another owner, at once, not when the restart time ends.
 func TestChangeWinsOverStalePath(t *testing.T) {

@@ -88,6 +88,7 @@ func (s *session) run() {
 	defer close(s.done)
 	retry := time.NewTimer(0)
 	retry.Stop()
+	var seen view
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -102,8 +103,28 @@ func (s *session) run() {
 		if again > 0 {
 			retry.Reset(again)
 		}
-		s.changed()
+		if now := s.view(); now != seen {
+			seen = now
+			s.changed()
+		}
 	}
+}
+
+// view is what of a Status is worth a look: not each step of an attempt to connect.
+type view struct {
+	up    bool
+	flaps int
+	why   cause
+	offer offer
+}
+
+func (s *session) view() view {
+	s.mu.Lock()
+	offer := s.offer
+	s.mu.Unlock()
+	s.journal.mu.Lock()
+	defer s.journal.mu.Unlock()
+	return view{s.journal.state == bgp.BGP_FSM_ESTABLISHED, s.journal.flaps, s.journal.last, offer}
 }
 
 // do runs f as the only one who works on the session. When ctx ends before f does, f goes on

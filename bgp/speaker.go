@@ -156,6 +156,10 @@ func (s *Speaker) Status(ctx context.Context) []Status {
 func (s *Speaker) Stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
+	select {
+	case s.syncing <- struct{}{}: // for good
+	case <-ctx.Done():
+	}
 	var wg sync.WaitGroup
 	for _, session := range s.all() {
 		wg.Go(func() { session.leave(ctx) })

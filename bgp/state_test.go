@@ -38,6 +38,7 @@ func TestValidate(t *testing.T) {
 		{"families differ", func(s *Session) { s.Peer.LocalAddress = addr("fd00::1") }, "different families; give the node an address of the peer's family"},
 		{"no address", func(s *Session) { s.Peer.Address = Peer{}.Address }, "no unicast address; set the switch's address"},
 		{"multicast", func(s *Session) { s.Peer.Address = addr("224.0.0.5") }, "no unicast address"},
+		{"link-local", func(s *Session) { s.Peer.Address, s.Peer.LocalAddress = addr("fe80::1%eth0"), addr("fe80::2%eth0") }, "link-local address; use global"},
 		{"itself", func(s *Session) { s.Peer.Address = s.Peer.LocalAddress }, "are both 10.0.10.11"},
 		{"AS 0", func(s *Session) { s.Peer.ASN = 0 }, "peer AS 0 is reserved"},
 		{"AS_TRANS", func(s *Session) { s.Peer.LocalASN = 23456 }, "local AS 23456 is reserved"},
@@ -182,6 +183,24 @@ func TestHardResetTellsWhatItStandsFor(t *testing.T) {
 	}
 	if got := notified(goodPeer(), 6, 9, nil); !strings.Contains(got.detail, "hard reset") {
 		t.Errorf("got %+v", got)
+	}
+}
+
+func TestFreshness(t *testing.T) {
+	now := time.Date(2026, 11, 22, 3, 0, 0, 0, time.UTC)
+	for _, tt := range []struct {
+		name string
+		time time.Time
+	}{
+		{"never", time.Time{}}, {"2019", now.AddDate(-7, 0, 0)}, {"now", now}, {"a second later", now.Add(time.Second)},
+		{"2155", now.AddDate(129, 0, 0)}, {"2300", now.AddDate(274, 0, 0)},
+	} {
+		if Freshness(tt.time) == 0 {
+			t.Errorf("%s: 0 means none", tt.name)
+		}
+	}
+	if Freshness(now) <= Freshness(now.Add(time.Second)) {
+		t.Error("later is not lower")
 	}
 }
 

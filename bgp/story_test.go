@@ -22,9 +22,9 @@ func nodeOf(sw *router) swconf {
 // Over an IPv6 session IPv4 prefixes keep their IPv4 next hops.
 func TestIPv6Session(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
-		sw.start(swconf{asn: 65000, neighbours: []neighbour{{addr: "fd00:10::10", asn: 65001}}})
+		sw.start(swconf{asn: 65000, neighbours: []neighbour{{addr: "fd00:10::10", asn: 65001, password: "s3cret"}}})
 		p := peerOf(sw)
-		p.Address, p.LocalAddress = sw.addr6, addr("fd00:10::10")
+		p.Address, p.LocalAddress, p.Password = sw.addr6, addr("fd00:10::10"), "s3cret"
 		s := newTestSpeaker(t)
 		mustSync(t, s, Session{p, pods(3)})
 		sw.hears(15*time.Second, pods(3))
