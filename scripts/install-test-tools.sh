@@ -16,6 +16,9 @@ birdc:bird2
 vtysh:frr
 /usr/lib/frr/zebra:frr
 /usr/lib/frr/bgpd:frr
+containerd:containerd
+runc:runc
+busybox:busybox-static
 '
 
 # Daemons that Debian puts into sbin are often outside an ordinary user's PATH.
@@ -62,7 +65,7 @@ fi
 rm -f "$log"
 
 # Nor shall one start at the next boot.
-for unit in bird frr; do
+for unit in bird frr containerd; do
 	case "$packages" in
 	*" $unit"*) systemctl disable "$unit" >/dev/null 2>&1 || true ;; # absent in containers
 	esac
