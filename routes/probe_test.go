@@ -1,0 +1,62 @@
+package routes
+
+import (
+	"testing"
+	"time"
+)
+
+// A machine that goes away without a word is found silent within two rounds of probes, one that
+// stays keeps answering, and one that was never there is silent too.
+func TestListen(t *testing.T) {
+	here, there := newSpace(t), newSpace(t)
+	link(t, here, there)
+	gone := []Neighbour{{"eth0", addr("192.0.2.2")}, {"eth0", addr("fd00::2")}}
+	never := Neighbour{"eth0", addr("192.0.2.77")}
+	stays := Neighbour{"eth0", addr("192.0.2.3")}
+	all := append([]Neighbour{never, stays}, gone...)
+
+	until := func(what string, want map[Neighbour]Hearing) {
+		t.Helper()
+		deadline := time.Now().Add(30 * time.Second)
+		for {
+			heard, err := here.k.Listen(t.Context(), all)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wrong := 0
+			for n, h := range want {
+				if heard[n] != h {
+					wrong++
+				}
+			}
+			if wrong == 0 {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: heard %v", what, heard)
+			}
+			<-time.After(3500 * time.Millisecond) // the kernel's three probes are a second apart
+		}
+	}
+	until("all that are there answer", map[Neighbour]Hearing{gone[0]: Answers, gone[1]: Answers, stays: Answers, never: Silent})
+	there.run("ip addr del 192.0.2.2/32 dev eth0")
+	there.run("ip addr del fd00::2/64 dev eth0")
+	until("two are gone", map[Neighbour]Hearing{gone[0]: Silent, gone[1]: Silent, stays: Answers})
+	there.run("ip addr add 192.0.2.2/32 dev eth0")
+	until("one is back", map[Neighbour]Hearing{gone[0]: Answers, gone[1]: Silent, stays: Answers})
+}
+
+// link joins two namespaces with eth0 on both sides: 192.0.2.1, fd00::1 here, .2, .3 and ::2 there.
+func link(t *testing.T, here, there *space) {
+	t.Helper()
+	state := State{Links: []Link{{Name: "eth0", Kind: "veth", Up: true, Peer: &Peer{Name: "eth0", Netns: there.f}}},
+		Addrs: []Addr{{"eth0", pfx("192.0.2.1/24")}, {"eth0", pfx("fd00::1/64")}}}
+	if _, err := here.k.Sync(t.Context(), Scope{}, state); err != nil {
+		t.Fatal(err)
+	}
+	there.run("ip link set eth0 up")
+	for _, a := range []string{"192.0.2.3/24", "192.0.2.2/32"} {
+		there.run("ip addr add " + a + " dev eth0")
+	}
+	there.run("ip addr add fd00::2/64 dev eth0 nodad")
+}
