@@ -91,6 +91,9 @@ type Lease struct {
 	Since      time.Time    `json:"since"`
 	BootID     string       `json:"bootID,omitempty"`
 	Netns      string       `json:"netns,omitempty"`
+	// RememberAs is the network under which the addresses remember the pod, where that is not
+	// Network: of an imported lease the one that serves the pod when it comes back.
+	RememberAs string `json:"rememberAs,omitempty"`
 }
 
 // Usage counts a pool's addresses, summed over its sets. Sizes over 2^62 are reported as 2^62.

@@ -79,7 +79,7 @@ func (s *Store) Forget(ctx context.Context, a netip.Addr) error {
 func (s *Store) Import(ctx context.Context, leases []Lease) error {
 	taken := map[netip.Addr]Attachment{}
 	for _, l := range leases {
-		req := Request{Attachment: l.Attachment, Network: l.Network, Pod: l.Pod, Netns: l.Netns, Addrs: l.Addrs}
+		req := Request{Attachment: l.Attachment, Network: l.Network + l.RememberAs, Pod: l.Pod, Netns: l.Netns, Addrs: l.Addrs}
 		if err := req.check(); err != nil {
 			return fmt.Errorf("import: %w", err)
 		}

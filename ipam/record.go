@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -59,7 +60,7 @@ type held struct {
 }
 
 func (h held) memory() string {
-	return memoryKey(h.Lease.Network, h.Lease.Pod, h.Lease.Attachment.IfName)
+	return memoryKey(cmp.Or(h.Lease.RememberAs, h.Lease.Network), h.Lease.Pod, h.Lease.Attachment.IfName)
 }
 
 func (h held) encode() ([]byte, error) { return json.Marshal(h) }

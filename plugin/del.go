@@ -48,10 +48,13 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 		// Its addresses may be another's by now.
 		return cut(ctx, host, rq.hostLink(), nil, false)
 	}
-	if !isForeign(lease) {
-		if err := cut(ctx, host, linkOf(lease), lease.Addrs, rq.conf.IPMasq); err != nil {
-			return err
-		}
+	if isForeign(lease) {
+		err = n.unplug(ctx, rq, lease)
+	} else {
+		err = cut(ctx, host, linkOf(lease), lease.Addrs, rq.conf.IPMasq)
+	}
+	if err != nil {
+		return err
 	}
 	return n.release(ctx, lease.Attachment)
 }

@@ -45,12 +45,64 @@ func (n *Node) Sweep(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	defer done()
-	return n.collect(ctx, host, func(l ipam.Lease, linked bool) bool {
-		if isForeign(l) {
-			return !netnsGone(l.Netns)
+	boot, err := BootID()
+	if err != nil {
+		return nil, err
+	}
+	return n.collect(ctx, host, alive(boot))
+}
+
+// alive is what Sweep keeps: a lease with its link. An attachment of another main plugin has none;
+// it lasts as long as its namespace, and where that is not known as long as the boot.
+func alive(boot string) func(l ipam.Lease, linked bool) bool {
+	return func(l ipam.Lease, linked bool) bool {
+		switch {
+		case !isForeign(l):
+			return linked
+		case l.Netns == "":
+			return l.BootID == boot
 		}
-		return linked
-	})
+		return !netnsGone(l.Netns)
+	}
+}
+
+// litter is what crashes left behind.
+type litter struct {
+	leases []ipam.Lease
+	linked []string // links of those leases
+	links  []string // that no lease owns
+}
+
+// litter finds the leases that keep refuses, and the links that have none.
+func (n *Node) litter(ctx context.Context, host kernel, keep func(l ipam.Lease, linked bool) bool) (out litter, err error) {
+	links, err := host.Links(ctx, linkPrefix)
+	if err != nil {
+		return out, fmt.Errorf("list links: %w", err)
+	}
+	leases, err := n.leases()
+	if err != nil {
+		return out, err
+	}
+	unowned := map[string]bool{}
+	for _, l := range links {
+		if isOwnLink(l.Name) {
+			unowned[l.Name] = true
+		}
+	}
+	for _, l := range leases {
+		link := linkOf(l)
+		linked := unowned[link]
+		delete(unowned, link)
+		if keep(l, linked) {
+			continue
+		}
+		out.leases = append(out.leases, l)
+		if linked {
+			out.linked = append(out.linked, link)
+		}
+	}
+	out.links = slices.Sorted(maps.Keys(unowned))
+	return out, nil
 }
 
 // collect ends the leases that keep refuses, and deletes the links that have none. All links go
@@ -60,43 +112,18 @@ func (n *Node) collect(ctx context.Context, host kernel, keep func(l ipam.Lease,
 	if err != nil {
 		return nil, err
 	}
-	links, err := host.Links(ctx, linkPrefix)
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
-	leases, err := n.leases()
+	found, err := n.litter(ctx, host, keep)
 	if err != nil {
 		return nil, err
 	}
-	unowned := map[string]bool{}
-	for _, l := range links {
-		if isOwnLink(l.Name) {
-			unowned[l.Name] = true
-		}
-	}
-	var ended []ipam.Lease
-	var cutoff []string
-	for _, l := range leases {
-		link := linkOf(l)
-		linked := unowned[link]
-		delete(unowned, link)
-		if keep(l, linked) {
-			continue
-		}
-		ended = append(ended, l)
-		if linked {
-			cutoff = append(cutoff, link)
-		}
-	}
-	for _, link := range slices.Sorted(maps.Keys(unowned)) {
-		cutoff = append(cutoff, link)
-		did = append(did, "delete link "+link+", which no lease owns")
-	}
-	if err := deleteLinks(ctx, host, cutoff...); err != nil {
+	if err := deleteLinks(ctx, host, append(found.linked, found.links...)...); err != nil {
 		return nil, fmt.Errorf("delete links: %w", err)
 	}
+	for _, link := range found.links {
+		did = append(did, "delete link "+link+", which no lease owns")
+	}
 	var errs []error
-	for _, l := range ended {
+	for _, l := range found.leases {
 		// Of an earlier boot the kernel knows nothing.
 		if l.BootID == boot && !isForeign(l) {
 			if err := forget(ctx, host, l.Addrs, true); err != nil {
