@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func nodeRoutes() State {
@@ -347,6 +349,34 @@ func TestNAT(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.contains("nft list set inet edgeway pods6", "fd00::5")
+}
+
+// TestDeletingTheTableLosesNoPod: a transaction between the look and the deletion refuses it.
+func TestDeletingTheTableLosesNoPod(t *testing.T) {
+	s := newSpace(t)
+	s.sync(Scope{NAT: true}, State{NAT: &NAT{Sources: prefixes("10.10.0.0/16")}})
+	c, err := dial(s.k.ns, unix.NETLINK_NETFILTER)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	seen, err := c.generation()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.k.AddMasq(t.Context(), addr("10.10.1.5")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.deleteTable(seen); !errors.Is(err, unix.ERESTART) {
+		t.Fatalf("delete after another transaction: %v, want ERESTART", err)
+	}
+	s.sync(Scope{NAT: true}, State{})
+	s.contains("nft list set inet edgeway pods4", "10.10.1.5")
+	if err := s.k.DelMasq(t.Context(), addr("10.10.1.5")); err != nil {
+		t.Fatal(err)
+	}
+	s.sync(Scope{NAT: true}, State{})
+	s.lacks("nft list ruleset", "edgeway")
 }
 
 func TestWatch(t *testing.T) {

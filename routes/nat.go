@@ -257,23 +257,15 @@ func multicast(daddr expr.Any, v6 bool) []expr.Any {
 // setNAT replaces the content of the table in one transaction. The pods' own sets are not
 // touched, so that an AddMasq at the same time is not lost.
 func (k *Kernel) setNAT(op Op, n NAT) error {
+	if op == Delete {
+		if gone, err := k.deleteUnusedTable(); gone || err != nil {
+			return err
+		}
+		n = NAT{}
+	}
 	c, err := k.natConn()
 	if err != nil {
 		return err
-	}
-	content, err := k.readNAT()
-	if err != nil {
-		return err
-	}
-	if op == Delete {
-		if !content.exists {
-			return nil
-		}
-		if content.pods == 0 {
-			c.DelTable(natTable())
-			return c.Flush()
-		}
-		n = NAT{}
 	}
 	sets := natFrame(c, c.AddTable)
 	for i, s := range sets {
