@@ -22,7 +22,7 @@ const (
 	// this runs out only when the kernel lost an answer for want of memory.
 	replyTimeout = 10
 	// dumpRetries: a dump that a change interrupted (NLM_F_DUMP_INTR) is read again.
-	dumpRetries = 5
+	dumpRetries = 20
 )
 
 var errInterrupted = errors.New("dump was interrupted by changes; try again")

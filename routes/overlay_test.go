@@ -1,0 +1,74 @@
+package routes
+
+import (
+	"net/netip"
+	"testing"
+)
+
+// overlayNode is one side of two nodes that reach each other's pods through VXLAN.
+type overlayNode struct {
+	underlay netip.Addr
+	mac      string
+	cidrs    []netip.Prefix // the first address of each is the VTEP's
+}
+
+func (n overlayNode) state(other overlayNode) (s State) {
+	overhead := 50 // outer Ethernet, IPv4, UDP and VXLAN (RFC 7348 section 5)
+	if n.underlay.Is6() {
+		overhead = 70
+	}
+	s.Links = []Link{{Name: "edgeway.1", Kind: "vxlan", MAC: n.mac, MTU: 1500 - overhead, Up: true,
+		VXLAN: &VXLAN{VNI: 1, Port: 8472, Local: n.underlay}}}
+	for _, c := range n.cidrs {
+		s.Addrs = append(s.Addrs, Addr{"edgeway.1", netip.PrefixFrom(c.Addr(), c.Addr().BitLen())})
+	}
+	for _, c := range other.cidrs {
+		s.Routes = append(s.Routes, Route{Dst: c, Via: c.Addr(), Link: "edgeway.1", Protocol: ProtoNode, Onlink: true})
+		s.Neighs = append(s.Neighs, Neigh{"edgeway.1", c.Addr(), other.mac})
+	}
+	s.FDB = []FDB{{"edgeway.1", other.mac, other.underlay}}
+	return s
+}
+
+// TestOverlayCarriesPackets sends packets of both families through VXLAN, over an underlay of
+// either family, with nothing learned and nothing flooded.
+func TestOverlayCarriesPackets(t *testing.T) {
+	for name, underlay := range map[string][2]string{
+		"over IPv4": {"10.0.0.11", "10.0.0.12"},
+		"over IPv6": {"fd00:10::11", "fd00:10::12"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := newSpace(t), newSpace(t)
+			nodeA := overlayNode{addr(underlay[0]), "02:00:00:00:01:0a", prefixes("10.10.1.0/24", "fd00:10:1::/64")}
+			nodeB := overlayNode{addr(underlay[1]), "02:00:00:00:01:0b", prefixes("10.10.2.0/24", "fd00:10:2::/64")}
+			bits := nodeA.underlay.BitLen() - 8
+			a.sync(Scope{}, State{
+				Links: []Link{{Name: "eth0", Kind: "veth", Up: true, Peer: &Peer{Name: "eth0", Netns: b.f}}},
+				Addrs: []Addr{{"eth0", netip.PrefixFrom(nodeA.underlay, bits)}},
+			})
+			b.sync(Scope{}, State{
+				Links: []Link{{Name: "eth0", Up: true}},
+				Addrs: []Addr{{"eth0", netip.PrefixFrom(nodeB.underlay, bits)}},
+			})
+			scope := Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}
+			a.sync(scope, nodeA.state(nodeB))
+			b.sync(scope, nodeB.state(nodeA))
+			for i, c := range nodeA.cidrs {
+				if got := seenFrom(t, a, b, c.Addr(), nodeB.cidrs[i].Addr()); got != c.Addr() {
+					t.Errorf("saw %v, want %v", got, c.Addr())
+				}
+			}
+			// The other node gets another address: only the forwarding entry and the link follow.
+			nodeB.underlay = nodeB.underlay.Next()
+			b.sync(Scope{}, State{Addrs: []Addr{{"eth0", netip.PrefixFrom(nodeB.underlay, bits)}}})
+			b.sync(scope, nodeB.state(nodeA))
+			if changes := a.sync(scope, nodeA.state(nodeB)); len(changes) != 1 {
+				t.Errorf("changes %v, want the forwarding entry alone", texts(changes))
+			}
+			if got := seenFrom(t, a, b, nodeA.cidrs[0].Addr(), nodeB.cidrs[0].Addr()); got != nodeA.cidrs[0].Addr() {
+				t.Errorf("saw %v after the move", got)
+			}
+			a.quiet(scope, nodeA.state(nodeB))
+		})
+	}
+}
