@@ -14,7 +14,7 @@ import (
 
 const (
 	stories = "../../testdata/lan"
-	// waitLimit bounds every `wait`; its command may say less.
+	// waitLimit bounds every `until` that does not say otherwise.
 	waitLimit = 30 * time.Second
 	// storyPing is the interval of `traffic`.
 	storyPing = 20 * time.Millisecond
@@ -74,7 +74,7 @@ func setup(env *testscript.Env, flavour Flavour) error {
 		}
 		if t, ok := env.T().(interface{ Failed() bool }); ok && t.Failed() {
 			for _, n := range s.lab.nodes {
-				env.T().Log(fmt.Sprintf("%s: end of its log:\n%s", n.Name, tail(n.Log(), 25)))
+				env.T().Log(fmt.Sprintf("%s: end of its log:\n%s", n.Name, tail(n.Log(), 12)))
 			}
 		}
 		if err := s.lab.Close(); err != nil {

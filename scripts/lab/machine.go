@@ -112,10 +112,11 @@ func (r Route) String() string {
 	return s
 }
 
-// Routes lists the routes of the main table that `ip route show FILTER` selects, both families.
+// Routes lists the routes of the main table that `ip route show FILTER` selects: of both families,
+// or of the family of a prefix in the filter.
 func (m *Machine) Routes(ctx context.Context, filter ...string) ([]Route, error) {
 	var all []Route
-	for _, family := range []string{"-4", "-6"} {
+	for _, family := range families(filter) {
 		out, err := m.Run(ctx, "ip", slices.Concat([]string{"-json", family, "route", "show"}, filter)...)
 		if err != nil {
 			return nil, err
@@ -130,6 +131,18 @@ func (m *Machine) Routes(ctx context.Context, filter ...string) ([]Route, error)
 		return strings.Compare(sortKey(a.Dst), sortKey(b.Dst))
 	})
 	return all, nil
+}
+
+// families are iproute2's options for the families that a filter can speak of.
+func families(filter []string) []string {
+	for _, word := range filter {
+		if p, err := netip.ParsePrefix(word); err == nil && p.Addr().Is4() {
+			return []string{"-4"}
+		} else if err == nil {
+			return []string{"-6"}
+		}
+	}
+	return []string{"-4", "-6"}
 }
 
 // sortKey orders prefixes by family, address and length.

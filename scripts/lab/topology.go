@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -127,8 +128,8 @@ func (l *Lab) wire(ctx context.Context, specs []HostSpec) error {
 				fmt.Fprintf(&plug, "link add name %s type bridge mcast_snooping 0 forward_delay 0\nlink set dev %s up\n", bridge, bridge)
 			}
 			l.cables++
-			fmt.Fprintf(&plug, "link add name p%d type veth peer name %s netns %s\nlink set dev p%d master %s up\n",
-				l.cables, spec.ifName(i), m.Netns, l.cables, bridge)
+			fmt.Fprintf(&plug, "link add name p%d type veth peer name %s address %s netns %s\nlink set dev p%d master %s up\n",
+				l.cables, spec.ifName(i), mac(spec.Name, i), m.Netns, l.cables, bridge)
 		}
 	}
 	if err := ip(ctx, wire.Netns, plug.String()); err != nil {
@@ -140,6 +141,15 @@ func (l *Lab) wire(ctx context.Context, specs []HostSpec) error {
 		}
 	}
 	return nil
+}
+
+// mac is the hardware address of a machine's card. It stays the same when the machine reboots:
+// neighbours remember it.
+func mac(machine string, card int) string {
+	h := fnv.New32a()
+	fmt.Fprintf(h, "%s %d", machine, card)
+	b := h.Sum(nil)
+	return fmt.Sprintf("02:00:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3]) // locally administered
 }
 
 // addWire makes the namespace of the LANs' bridges, which need no addresses.

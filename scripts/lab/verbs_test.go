@@ -22,7 +22,7 @@ type verb func(s *story, args []string) (string, error)
 // verbs are what stories are written in, beside testscript's own cp, mv, rm, cmp and stdout.
 //
 //	lab TOPOLOGY                      build it; the script's directory cluster is what nodes read
-//	start|kill|stop NODE...           daemons: begin, SIGKILL, SIGTERM
+//	daemon start|kill|stop NODE...    kill is SIGKILL, stop is SIGTERM
 //	reboot NODE...                    only the disk is left; the daemon is not started
 //	pod add NODE NAME... | pod del NAME... | pod check NAME...
 //	addr MACHINE                      its addresses
@@ -37,13 +37,11 @@ type verb func(s *story, args []string) (string, error)
 //	traffic start FROM TO... | traffic for PACKETS | traffic stop
 //	monitor start SWITCH... | monitor stop [MAX]
 //	phantoms COUNT FILE               manifests of nodes that exist on paper only
-//	wait [-SECONDS] VERB... [== FILE | ~ REGEXP]    until it succeeds and prints that
+//	until [-SECONDS] VERB... [== FILE | ~ REGEXP]    repeat until it succeeds and prints that
 func verbs() map[string]verb {
 	return map[string]verb{
 		"lab":      (*story).build,
-		"start":    (*story).start,
-		"kill":     (*story).kill,
-		"stop":     (*story).stop,
+		"daemon":   (*story).daemon,
 		"reboot":   (*story).reboot,
 		"pod":      (*story).pod,
 		"addr":     (*story).addr,
@@ -81,17 +79,17 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 	for name, v := range verbs() {
 		add(name, v)
 	}
-	add("wait", (*story).wait)
+	add("until", (*story).until)
 	return all
 }
 
-// wait repeats a verb until it succeeds and its output is as wanted.
-func (s *story) wait(args []string) (out string, err error) {
+// until repeats a verb until it succeeds and its output is as wanted.
+func (s *story) until(args []string) (out string, err error) {
 	limit := waitLimit
 	if len(args) > 0 && strings.HasPrefix(args[0], "-") {
 		seconds, err := strconv.Atoi(args[0][1:])
 		if err != nil {
-			return "", fmt.Errorf("wait %s: want seconds", args[0])
+			return "", fmt.Errorf("until %s: want seconds", args[0])
 		}
 		limit, args = time.Duration(seconds)*time.Second, args[1:]
 	}
@@ -100,7 +98,7 @@ func (s *story) wait(args []string) (out string, err error) {
 		return "", err
 	}
 	if len(args) == 0 || verbs()[args[0]] == nil {
-		return "", fmt.Errorf("wait %q: no such verb", args)
+		return "", fmt.Errorf("until %q: no such verb", args)
 	}
 	err = Wait(s.ctx, limit, func() error {
 		if out, err = verbs()[args[0]](s, args[1:]); err != nil {
@@ -109,7 +107,7 @@ func (s *story) wait(args []string) (out string, err error) {
 		return wanted(out)
 	})
 	if err != nil {
-		return out, fmt.Errorf("wait %s: %w", strings.Join(args, " "), err)
+		return out, fmt.Errorf("until %s: %w", strings.Join(args, " "), err)
 	}
 	return out, nil
 }
@@ -193,13 +191,15 @@ func (s *story) each(names []string, f func(*Node) error) (string, error) {
 	return "", g.Wait()
 }
 
-func (s *story) start(args []string) (string, error) {
-	return s.each(args, func(n *Node) error { return n.Start(s.ctx) })
+func (s *story) daemon(args []string) (string, error) {
+	verbs := map[string]func(*Node) error{
+		"start": func(n *Node) error { return n.Start(s.ctx) }, "kill": (*Node).Kill, "stop": (*Node).Terminate,
+	}
+	if verbs[args[0]] == nil {
+		return "", fmt.Errorf("daemon %s: want start, kill or stop", args[0])
+	}
+	return s.each(args[1:], verbs[args[0]])
 }
-
-func (s *story) kill(args []string) (string, error) { return s.each(args, (*Node).Kill) }
-
-func (s *story) stop(args []string) (string, error) { return s.each(args, (*Node).Terminate) }
 
 func (s *story) reboot(args []string) (string, error) {
 	for _, name := range args {
@@ -375,11 +375,14 @@ func (s *story) traffic(args []string) (out string, err error) {
 		if err != nil {
 			return "", err
 		}
-		for _, f := range s.flows {
-			target := f.count().Sent + packets
+		targets := make([]int, len(s.flows))
+		for i, f := range s.flows {
+			targets[i] = f.count().Sent + packets
+		}
+		for i, f := range s.flows {
 			err = errors.Join(err, Wait(s.ctx, waitLimit, func() error {
-				if sent := f.count().Sent; sent < target {
-					return fmt.Errorf("traffic: %d of %d packets sent", sent, target)
+				if sent := f.count().Sent; sent < targets[i] {
+					return fmt.Errorf("traffic: %d of %d packets sent", sent, targets[i])
 				}
 				return nil
 			}))
