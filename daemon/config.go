@@ -76,6 +76,9 @@ type BGP struct {
 	RestartTime restartTime `yaml:"restartTime"`
 	HoldTime    holdTime    `yaml:"holdTime"`
 	RouterID    routerID    `yaml:"routerID"` // default: the node's IPv4 address
+	// WithdrawAfter is how long a node must not answer ARP or neighbour discovery before a
+	// speaker of its LAN withdraws its pod CIDRs; 0: never.
+	WithdrawAfter withdrawAfter `yaml:"withdrawAfter"`
 }
 
 // CNI says where the container runtime looks.
@@ -111,9 +114,10 @@ func ReadConfig(path string) (Config, error) {
 
 func defaults() Config {
 	return Config{
-		Mode:     Underlay,
-		VXLAN:    VXLAN{VNI: 1, Port: 8472},
-		BGP:      BGP{Port: bgp.DefaultPort, RestartTime: restartTime(600 * time.Second), HoldTime: holdTime(90 * time.Second)},
+		Mode:  Underlay,
+		VXLAN: VXLAN{VNI: 1, Port: 8472},
+		BGP: BGP{Port: bgp.DefaultPort, RestartTime: restartTime(600 * time.Second), HoldTime: holdTime(90 * time.Second),
+			WithdrawAfter: withdrawAfter(15 * time.Second)},
 		CNI:      CNI{ConfDir: "/etc/cni/net.d", BinDir: "/opt/cni/bin"},
 		StateDir: "/var/lib/edgeway",
 		Socket:   api.DefaultSocket,
@@ -270,6 +274,17 @@ func (t *holdTime) UnmarshalYAML(n *yaml.Node) error {
 	// RFC 4271, section 4.2: the hold time has 16 bits and is not 1 or 2.
 	v, err := seconds(n, 3*time.Second, 65535*time.Second, "a hold time from 3s to 65535s, whole seconds")
 	*t = holdTime(v)
+	return err
+}
+
+type withdrawAfter time.Duration
+
+func (t *withdrawAfter) UnmarshalYAML(n *yaml.Node) error {
+	v, err := seconds(n, 0, time.Hour, "0s (never) or a time from 10s to 1h, whole seconds")
+	if err == nil && v != 0 && v < 2*listenEvery {
+		return wanted(n, "0s (never) or a time from 10s to 1h, whole seconds")
+	}
+	*t = withdrawAfter(v)
 	return err
 }
 

@@ -23,6 +23,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -57,6 +58,7 @@ type Daemon struct {
 	reread  trigger
 	seen    atomic.Pointer[view]
 	node    atomic.Pointer[node] // nil until the store could be opened
+	silent  atomic.Pointer[map[netip.Addr]bool]
 	metrics *metrics
 }
 
@@ -99,9 +101,10 @@ func Run(ctx context.Context, c Config, o Options) error {
 	start("watch kernel", func(ctx context.Context) error { return k.Watch(ctx, d.look.fire) })
 	start("watch cluster", func(ctx context.Context) error { return d.source.Watch(ctx, d.reread.fire) })
 	start("serve metrics", d.metrics.serve)
+	start("probe the LAN", d.listen)
 
 	l := &loop{config: c, source: d.source, kernel: k, speaker: d.speaker, pods: d.pods, log: o.Log, look: d.look, reread: d.reread,
-		seen: &d.seen, alive: d.alive(), last: last, known: known, saved: known,
+		announcer: announcer{log: o.Log}, seen: &d.seen, silent: &d.silent, alive: d.alive(), last: last, known: known, saved: known,
 		save: func(w cluster.World) error { return cluster.Save(filepath.Join(c.StateDir, "world.json"), w) }}
 	wait.Go(func() { l.run(ctx) })
 	o.Log.Info("started", "node", c.NodeName, "version", o.Version, "socket", c.Socket, "worldFromDisk", known)

@@ -312,8 +312,8 @@ func (p *plan) session(r cluster.Peering, peer cluster.Peer) (bgp.Session, bool)
 	return s, true
 }
 
-// paths lists what r's switches are told. A node that is NotReady is still told of: its pods
-// may well run, and only their owner's removal makes its addresses free.
+// paths lists what r's switches are told. A node that is NotReady is still told of: the cluster
+// may just not hear it. One that the LAN does not hear is not.
 func (p *plan) paths(r cluster.Peering) []bgp.Path {
 	var paths []bgp.Path
 	for _, n := range p.Cluster.Nodes {
@@ -322,6 +322,11 @@ func (p *plan) paths(r cluster.Peering) []bgp.Path {
 		}
 		if len(n.PodCIDRs) == 0 && n.Name != p.self.Name {
 			p.problem("Node/"+n.Name, "noPodCIDR", "spec.podCIDRs", "none", "give the Node a pod CIDR; nothing is advertised for it until then")
+		}
+		if n.Name != p.self.Name && p.isSilent(n) {
+			p.problem("Node/"+n.Name, "silentNode", "an answer to ARP or neighbour discovery, as the LAN's other machines give", "none",
+				"look after the node; its pod CIDRs are withdrawn until it answers (bgp.withdrawAfter)")
+			continue
 		}
 		for _, c := range n.PodCIDRs {
 			if p.disputed[c] {

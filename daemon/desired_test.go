@@ -65,7 +65,7 @@ func worldOf(t *testing.T, a *txtar.Archive, node string) World {
 		case f.Name == "config.yaml":
 			w.Config, err = parseConfig(f.Data)
 		case f.Name == "host "+node:
-			w.Host = hostOf(t, string(f.Data))
+			w.Host, w.Silent = hostOf(t, string(f.Data))
 		case strings.HasSuffix(f.Name, ".yaml"):
 			err = os.WriteFile(filepath.Join(dir, f.Name), f.Data, 0o644)
 		}
@@ -83,11 +83,11 @@ func worldOf(t *testing.T, a *txtar.Archive, node string) World {
 	return w
 }
 
-// hostOf parses lines such as "addr 10.0.10.11/24 dev eth0", "link eth0 mtu 1500" and "route
-// 0.0.0.0/0 via 10.0.10.1 dev eth0".
-func hostOf(t *testing.T, text string) routes.Host {
+// hostOf parses lines such as "addr 10.0.10.11/24 dev eth0", "link eth0 mtu 1500", "route
+// 0.0.0.0/0 via 10.0.10.1 dev eth0", and "silent 10.0.10.12": that one answers no more.
+func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]bool) {
 	t.Helper()
-	var h routes.Host
+	silent = map[netip.Addr]bool{}
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
 		switch {
@@ -101,11 +101,13 @@ func hostOf(t *testing.T, text string) routes.Host {
 			h.Links = append(h.Links, routes.Link{Name: f[1], MTU: mtu, Up: true})
 		case len(f) == 6 && f[0] == "route":
 			h.Routes = append(h.Routes, routes.Route{Dst: netip.MustParsePrefix(f[1]), Via: netip.MustParseAddr(f[3]), Link: f[5], Protocol: 4})
+		case len(f) == 2 && f[0] == "silent":
+			silent[netip.MustParseAddr(f[1])] = true
 		case len(f) > 0:
 			t.Fatalf("host: %q", line)
 		}
 	}
-	return h
+	return h, silent
 }
 
 func tell(t *testing.T, w World) string {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -45,6 +46,7 @@ type kernel interface {
 // speaker is bgp.Speaker as the loop uses it.
 type speaker interface {
 	Sync(ctx context.Context, desired bgp.State) ([]bgp.Change, error)
+	Status(ctx context.Context) []bgp.Status
 }
 
 // view is what one look saw and decided: what status shows. It is never changed once published.
@@ -79,12 +81,15 @@ type loop struct {
 
 	look, reread trigger
 	seen         *atomic.Pointer[view]
+	silent       *atomic.Pointer[map[netip.Addr]bool] // by the last round of probes
 
 	last  cluster.World     // what counts; its zero value as long as known is false
 	known bool              // a source or the disk gave a World
 	saved bool              // last is on disk
 	found []cluster.Problem // by the last read of the source
 	said  map[string]bool   // failures of the last look: a failure that stays is logged once
+
+	announcer announcer
 }
 
 // run looks, then waits for a reason to look again, until ctx ends.
@@ -135,6 +140,9 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 		l.read(ctx, &o)
 	}
 	w := World{Cluster: l.last, Self: l.config.NodeName, Config: l.config}
+	if silent := l.silent.Load(); silent != nil {
+		w.Silent = *silent
+	}
 	if !l.known {
 		// Nothing was ever known: what stands on this machine stays as it is.
 		l.seen.Store(&view{World: w, Problems: append(o.problems, l.found...), At: time.Now()})
@@ -165,6 +173,7 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 		}
 	}
 	l.failed(&o, "switchNotTold", err, "it is tried again by itself")
+	l.announcer.announce(l.speaker.Status(ctx), time.Now())
 	found, err := l.pods(ctx, w, state)
 	o.problems = append(o.problems, found...)
 	l.failed(&o, "podsNotServed", err, "pods that run are not touched; it is tried again by itself")

@@ -30,6 +30,7 @@ type machine struct {
 	log    strings.Builder
 	loop   *loop
 	seen   atomic.Pointer[view]
+	silent atomic.Pointer[map[netip.Addr]bool]
 }
 
 func newMachine(t *testing.T) *machine {
@@ -37,7 +38,7 @@ func newMachine(t *testing.T) *machine {
 	c := defaults()
 	c.NodeName = "a"
 	m.loop = &loop{config: c, source: m, kernel: m, speaker: switches{m}, log: slog.New(slog.NewTextHandler(&m.log, nil)),
-		look: newTrigger(), reread: newTrigger(), seen: &m.seen, alive: func() { m.looks++ },
+		look: newTrigger(), reread: newTrigger(), seen: &m.seen, silent: &m.silent, alive: func() { m.looks++ },
 		save: func(cluster.World) error { m.saves++; return nil },
 		pods: func(context.Context, World, routes.State) ([]cluster.Problem, error) { return nil, nil }}
 	return m
@@ -72,6 +73,8 @@ func (s switches) Sync(_ context.Context, desired bgp.State) ([]bgp.Change, erro
 	s.m.bgp = desired
 	return nil, nil
 }
+
+func (s switches) Status(context.Context) []bgp.Status { return nil }
 
 // run runs the loop beside story, in a bubble in which time passes only when all wait.
 func (m *machine) run(story func()) {

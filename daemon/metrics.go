@@ -99,6 +99,9 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 			up = 1
 		}
 		gauge(up, describe("bgp_session_up", "1 when the session is Established.", "peer", "resource", "peer_asn"), labels...)
+		if up == 0 {
+			gauge(1, describe("bgp_session_down", "1 for a session that is not Established, by reason.", "peer", "resource", "peer_asn", "reason"), append(labels, b.Reason)...)
+		}
 		gauge(float64(len(b.Advertised)), describe("bgp_advertised_prefixes", "Prefixes that the switch is told.", "peer", "resource", "peer_asn"), labels...)
 		gauge(float64(b.Flaps), describe("bgp_session_flaps", "Times the session left Established since the daemon started.", "peer", "resource", "peer_asn"), labels...)
 		gauge(float64(b.GracefulRestart), describe("bgp_graceful_restart_seconds", "Negotiated restart time; 0: none.", "peer", "resource", "peer_asn"), labels...)

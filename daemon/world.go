@@ -16,6 +16,8 @@ type World struct {
 	Self    string        // this node's name in it
 	Config  Config        // what the operator set on this node
 	Host    routes.Host   // addresses and routes of this machine that are not ours
+	// Silent are the addresses on this LAN that answer no more while others do.
+	Silent map[netip.Addr]bool
 }
 
 // mode is how n wants to be reached.
@@ -36,6 +38,50 @@ func underlay(n cluster.Node, like netip.Addr) (netip.Addr, bool) {
 		}
 	}
 	return netip.Addr{}, false
+}
+
+// isSilent reports whether nothing answers at any of n's addresses that are one hop away.
+func (w World) isSilent(n cluster.Node) bool {
+	silent := false
+	for _, a := range n.Addresses {
+		if _, near := w.linkTo(a); near {
+			if !w.Silent[a] {
+				return false
+			}
+			silent = true
+		}
+	}
+	return silent
+}
+
+// neighbours are the machines that this node, as a speaker, speaks for or to: the nodes of its
+// resources and their switches, as far as they are one hop away.
+func (w World) neighbours() []routes.Neighbour {
+	var out []routes.Neighbour
+	add := func(a netip.Addr) {
+		if link, near := w.linkTo(a); near {
+			if n := (routes.Neighbour{Link: link, IP: a}); !slices.Contains(out, n) {
+				out = append(out, n)
+			}
+		}
+	}
+	for _, r := range w.Cluster.Peerings {
+		i := slices.IndexFunc(r.Speakers, func(s cluster.Speaker) bool { return s.Node == w.Self })
+		if i < 0 {
+			continue
+		}
+		for _, p := range r.Speakers[i].Peers {
+			add(p.Address)
+		}
+		for _, n := range w.Cluster.Nodes {
+			if n.Name != w.Self && r.Selector.Selects(n.Labels) {
+				for _, a := range n.Addresses {
+					add(a)
+				}
+			}
+		}
+	}
+	return out
 }
 
 // lans are the local ASNs of the resources that select n: a LAN is named by its ASN.
