@@ -31,6 +31,9 @@ var errAbandoned = errors.New("gave up waiting")
 // do queues run and waits until it is committed. When ctx ends first and the commit has begun,
 // the outcome is not known.
 func (s *Store) do(ctx context.Context, run func(*txn) error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", errAbandoned, context.Cause(ctx))
+	}
 	c := &call{run: run, done: make(chan struct{})}
 	s.mu.Lock()
 	if s.closed {

@@ -255,7 +255,7 @@ func TestPowerLoss(t *testing.T) {
 	t.Logf("%d states of %d commits; on a lying disk: %v", states, commits, outcomes)
 }
 
-func fresh(t *testing.T, path string, data []byte) {
+func fresh(t testing.TB, path string, data []byte) {
 	t.Helper()
 	if err := os.RemoveAll(filepath.Dir(path)); err != nil {
 		t.Fatal(err)

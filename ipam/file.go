@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 )
 
 // mapSize is how much address space is mapped ahead: a file that grows below it is not mapped
@@ -67,9 +68,9 @@ func mapFile(path string, f *os.File) (*file, error) {
 		return db, nil
 	}
 	f.Close()
-	if errors.Is(err, bbolt.ErrTimeout) {
+	if errors.Is(err, berrors.ErrTimeout) {
 		err = fmt.Errorf("%w: %s is open elsewhere", ErrLocked, path)
-	} else if errors.Is(err, bbolt.ErrInvalid) || errors.Is(err, bbolt.ErrChecksum) || errors.Is(err, bbolt.ErrVersionMismatch) {
+	} else if errors.Is(err, berrors.ErrInvalid) || errors.Is(err, berrors.ErrChecksum) || errors.Is(err, berrors.ErrVersionMismatch) {
 		err = fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return nil, err

@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 
-	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 )
 
 // Store is the bbolt file that holds all leases of a node. One process holds it at a time;
@@ -88,7 +88,7 @@ func harmless(err error) bool {
 
 func (s *Store) view(fn func(*txn) error) error {
 	err := s.db.read(s.opts.BootID, fn)
-	if errors.Is(err, bbolt.ErrDatabaseNotOpen) {
+	if errors.Is(err, berrors.ErrDatabaseNotOpen) {
 		return errClosed
 	}
 	if errors.Is(err, ErrDamaged) {
