@@ -32,6 +32,11 @@ func mountTmpfs(t *testing.T, dir, options string) {
 			t.Fatal(err)
 		}
 	}
+	t.Cleanup(func() { // on the same thread
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestFullDisk(t *testing.T) {

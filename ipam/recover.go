@@ -330,12 +330,21 @@ func (s *Store) Backup(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			os.Remove(tmp)
+		}
+	}()
+	w := &failing{f: f}
 	err = guarded(func() error {
 		return s.db.View(func(tx *bbolt.Tx) error {
-			_, err := tx.WriteTo(f)
+			_, err := tx.WriteTo(w)
 			return err
 		})
 	})
+	if w.err != nil {
+		err = w.err
+	}
 	if err == nil {
 		err = f.Sync()
 	}
@@ -353,4 +362,17 @@ func (s *Store) Backup(ctx context.Context) (err error) {
 		return err
 	}
 	return syncDir(filepath.Dir(s.path))
+}
+
+// failing remembers the error of a write, which bbolt's WriteTo reports as text only.
+type failing struct {
+	f   *os.File
+	err error
+}
+
+func (w *failing) Write(b []byte) (n int, err error) {
+	if n, err = w.f.Write(b); err != nil {
+		w.err = err
+	}
+	return n, err
 }
