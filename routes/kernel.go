@@ -34,7 +34,11 @@ func OpenNetns(ns *os.File) (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network namespace %s: %w", ns.Name(), err)
 	}
-	return open(netns.NsHandle(fd))
+	k, err := open(netns.NsHandle(fd))
+	if err != nil {
+		return nil, fmt.Errorf("network namespace %s: %w", ns.Name(), err)
+	}
+	return k, nil
 }
 
 // open takes ns over.

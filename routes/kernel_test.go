@@ -5,8 +5,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 func nodeRoutes() State {
@@ -141,7 +139,6 @@ func TestMissingLinkDoesNotStopTheOthers(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "add route 10.10.2.0/24 via 10.0.0.12 dev eth9 proto 119: link does not exist: eth9") {
 		t.Errorf("err %v", err)
 	}
-	t.Log(err)
 	failed := 0
 	for _, c := range changes {
 		if c.Err != nil {
@@ -213,7 +210,9 @@ func TestPodWiring(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Log(texts(Diff(observed, inPod)))
+		wantTexts(t, Diff(observed, inPod),
+			"add neighbour 169.254.1.1 lladdr 02:00:00:00:00:aa dev eth0 nud permanent",
+			"replace route default via 169.254.1.1 dev eth0 proto 101 (was default via 169.254.1.1 dev eth0 proto 101 mtu 1000)")
 		host.sync(Scope{}, want)
 		pod.sync(Scope{}, inPod)
 	})
@@ -226,8 +225,11 @@ func TestPodWiring(t *testing.T) {
 	})
 	t.Run("delete", func(t *testing.T) {
 		scope := Scope{Links: []string{"ew0123456789a"}}
-		changes := host.sync(scope, State{})
-		t.Log(texts(changes))
+		wantTexts(t, host.sync(scope, State{}),
+			"delete neighbour 10.10.1.5 lladdr 02:00:00:00:00:bb dev ew0123456789a nud permanent",
+			"delete neighbour fd00:10:1::5 lladdr 02:00:00:00:00:bb dev ew0123456789a nud permanent",
+			"delete link ew0123456789a address 02:00:00:00:00:aa mtu 1400 up type veth")
+
 		host.sync(scope, State{})
 		if links, err := host.k.Links(t.Context(), "ew"); err != nil || len(links) != 0 {
 			t.Fatalf("links %v, err %v", links, err)
@@ -282,7 +284,9 @@ func TestOverlay(t *testing.T) {
 	})
 	t.Run("to the underlay without a gap", func(t *testing.T) {
 		changes := s.sync(scope, nodeRoutes())
-		t.Log(strings.Join(texts(changes), "\n"))
+		if c := changes[0]; c.Op != Replace || changes[len(changes)-1].Op != Delete {
+			t.Errorf("the link goes before its routes have another:\n%s", strings.Join(texts(changes), "\n"))
+		}
 		s.lacks("ip link", "edgeway.1")
 		s.contains("ip route", "10.10.2.0/24 via 10.0.0.12 dev eth0 proto 119")
 	})
@@ -297,86 +301,9 @@ func TestSysctl(t *testing.T) {
 	s.contains("sysctl net.ipv6.conf.eth0.accept_ra", "= 2")
 	s.contains("sysctl net.ipv6.conf.eth0.forwarding", "= 1")
 	_, err := s.k.Sync(t.Context(), Scope{}, State{Sysctls: []Sysctl{{"net/ipv4/no_such_thing", "1"}}})
-	t.Log(err)
 	if err == nil {
 		t.Fatal("a key that does not exist was written")
 	}
-}
-
-func TestNAT(t *testing.T) {
-	s := newSpace(t)
-	scope := Scope{NAT: true}
-	s.sync(scope, State{})
-	want := State{NAT: &NAT{
-		Sources: prefixes("10.10.0.0/24", "10.10.1.0/24", "fd00:10::/48"),
-		Exclude: prefixes("10.0.0.0/8", "192.168.0.0/16", "fd00::/8"),
-	}}
-	s.sync(scope, want)
-	out := s.run("nft list table inet edgeway")
-	t.Log(out)
-	for _, rule := range []string{"ip daddr @exclude4 return", "ip saddr @sources4 masquerade", "ip6 saddr @pods6 masquerade", "ip daddr 224.0.0.0/4 return"} {
-		if !strings.Contains(squeeze(out), rule) {
-			t.Errorf("no rule %q", rule)
-		}
-	}
-	for range 2 {
-		if err := s.k.AddMasq(t.Context(), addr("10.10.1.5")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want.NAT = &NAT{Sources: prefixes("10.20.0.0/16"), Exclude: prefixes("0.0.0.0/1", "128.0.0.0/1")}
-	s.sync(scope, want)
-	s.contains("nft list set inet edgeway pods4", "10.10.1.5")
-
-	s.run("nft flush chain inet edgeway postrouting")
-	s.sync(scope, want)
-	s.contains("nft list chain inet edgeway postrouting", "ip saddr @sources4 masquerade")
-
-	s.sync(scope, State{})
-	s.contains("nft list set inet edgeway pods4", "10.10.1.5")
-	s.lacks("nft list set inet edgeway sources4", "10.20")
-	for range 2 {
-		if err := s.k.DelMasq(t.Context(), addr("10.10.1.5")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s.sync(scope, State{})
-	s.lacks("nft list ruleset", "edgeway")
-	if err := s.k.DelMasq(t.Context(), addr("10.10.1.5")); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.k.AddMasq(t.Context(), addr("fd00::5")); err != nil {
-		t.Fatal(err)
-	}
-	s.contains("nft list set inet edgeway pods6", "fd00::5")
-}
-
-// TestDeletingTheTableLosesNoPod: a transaction between the look and the deletion refuses it.
-func TestDeletingTheTableLosesNoPod(t *testing.T) {
-	s := newSpace(t)
-	s.sync(Scope{NAT: true}, State{NAT: &NAT{Sources: prefixes("10.10.0.0/16")}})
-	c, err := dial(s.k.ns, unix.NETLINK_NETFILTER)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.close()
-	seen, err := c.generation()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.k.AddMasq(t.Context(), addr("10.10.1.5")); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.deleteTable(seen); !errors.Is(err, unix.ERESTART) {
-		t.Fatalf("delete after another transaction: %v, want ERESTART", err)
-	}
-	s.sync(Scope{NAT: true}, State{})
-	s.contains("nft list set inet edgeway pods4", "10.10.1.5")
-	if err := s.k.DelMasq(t.Context(), addr("10.10.1.5")); err != nil {
-		t.Fatal(err)
-	}
-	s.sync(Scope{NAT: true}, State{})
-	s.lacks("nft list ruleset", "edgeway")
 }
 
 func TestWatch(t *testing.T) {

@@ -3,7 +3,8 @@
 //
 // There is one verb, [Kernel.Sync]: it asks the kernel what is there, computes [Diff], and
 // applies it. It remembers nothing: what is ours is known by the route's protocol number or the
-// link's name (see [Scope]). It never touches what is not in its scope.
+// link's name (see [Scope]). It never touches what is not in its scope. When everything is right
+// it writes nothing.
 //
 //	k, err := routes.Open()          // the calling thread's network namespace
 //	changes, err := k.Sync(ctx, routes.Scope{Protocol: routes.ProtoNode}, routes.State{

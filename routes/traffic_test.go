@@ -124,7 +124,6 @@ func TestPacketsOfPods(t *testing.T) {
 			}
 		}
 	}
-	t.Log(host.run("nft list table inet edgeway"))
 	check("inside its network", "10.0.0.1", pod4)
 	check("inside its network", "fd00:10::1", pod6)
 	check("outside its network", "10.99.0.1", node4)
@@ -192,7 +191,6 @@ func TestImpossibleObjectsAreRefused(t *testing.T) {
 		},
 		Sysctls: []Sysctl{{"../etc/passwd", "1"}},
 	})
-	t.Log(err)
 	for _, c := range changes {
 		if c.Err == nil {
 			t.Errorf("%v was made", c)

@@ -1,0 +1,84 @@
+package routes
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestNAT(t *testing.T) {
+	s := newSpace(t)
+	scope := Scope{NAT: true}
+	s.sync(scope, State{})
+	want := State{NAT: &NAT{
+		Sources: prefixes("10.10.0.0/24", "10.10.1.0/24", "fd00:10::/48"),
+		Exclude: prefixes("10.0.0.0/8", "192.168.0.0/16", "fd00::/8"),
+	}}
+	s.sync(scope, want)
+	out := s.run("nft list table inet edgeway")
+	for _, rule := range []string{"ip daddr @exclude4 return", "ip saddr @sources4 masquerade", "ip6 saddr @pods6 masquerade", "ip daddr 224.0.0.0/4 return"} {
+		if !strings.Contains(squeeze(out), rule) {
+			t.Errorf("no rule %q", rule)
+		}
+	}
+	for range 2 {
+		if err := s.k.AddMasq(t.Context(), addr("10.10.1.5")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want.NAT = &NAT{Sources: prefixes("10.20.0.0/16"), Exclude: prefixes("0.0.0.0/1", "128.0.0.0/1")}
+	s.sync(scope, want)
+	s.contains("nft list set inet edgeway pods4", "10.10.1.5")
+
+	s.run("nft flush chain inet edgeway postrouting")
+	s.sync(scope, want)
+	s.contains("nft list chain inet edgeway postrouting", "ip saddr @sources4 masquerade")
+
+	s.sync(scope, State{})
+	s.contains("nft list set inet edgeway pods4", "10.10.1.5")
+	s.lacks("nft list set inet edgeway sources4", "10.20")
+	for range 2 {
+		if err := s.k.DelMasq(t.Context(), addr("10.10.1.5")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.sync(scope, State{})
+	s.lacks("nft list ruleset", "edgeway")
+	if err := s.k.DelMasq(t.Context(), addr("10.10.1.5")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.k.AddMasq(t.Context(), addr("fd00::5")); err != nil {
+		t.Fatal(err)
+	}
+	s.contains("nft list set inet edgeway pods6", "fd00::5")
+}
+
+// TestDeletingTheTableLosesNoPod: a transaction between the look and the deletion refuses it.
+func TestDeletingTheTableLosesNoPod(t *testing.T) {
+	s := newSpace(t)
+	s.sync(Scope{NAT: true}, State{NAT: &NAT{Sources: prefixes("10.10.0.0/16")}})
+	c, err := dial(s.k.ns, unix.NETLINK_NETFILTER)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	seen, err := c.generation()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.k.AddMasq(t.Context(), addr("10.10.1.5")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.deleteTable(seen); !errors.Is(err, unix.ERESTART) {
+		t.Fatalf("delete after another transaction: %v, want ERESTART", err)
+	}
+	s.sync(Scope{NAT: true}, State{})
+	s.contains("nft list set inet edgeway pods4", "10.10.1.5")
+	if err := s.k.DelMasq(t.Context(), addr("10.10.1.5")); err != nil {
+		t.Fatal(err)
+	}
+	s.sync(Scope{NAT: true}, State{})
+	s.lacks("nft list ruleset", "edgeway")
+}
