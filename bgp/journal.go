@@ -139,6 +139,13 @@ func (j *journal) dialFailed(err error) {
 	}
 }
 
+// failed notes why the session could not be begun at all.
+func (j *journal) failed(c cause) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.last = c
+}
+
 // suspect notes evidence that explains the change of state that follows.
 func (j *journal) suspect(c cause) {
 	j.mu.Lock()

@@ -371,16 +371,6 @@ func (r *router) settled() {
 	})
 }
 
-// clear ends all sessions from the switch's side, with a Cease.
-func (r *router) clear() {
-	r.t.Helper()
-	if r.kind == "bird" {
-		r.ask("restart all")
-		return
-	}
-	r.ask("clear bgp *")
-}
-
 // routes returns what BGP put into the switch's kernel.
 func (r *router) routes() map[netip.Prefix]netip.Addr {
 	r.t.Helper()

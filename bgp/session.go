@@ -2,15 +2,10 @@ package bgp
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
-	"strings"
 	"sync"
 	"time"
-
-	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
 )
 
 const (
@@ -46,8 +41,10 @@ type session struct {
 	sem     chan struct{} // held by who works on what follows; mu too, to write what Status reads
 	server  *server
 	started bool // the server has a RIB
+	whole   bool // the RIB has held all wanted paths once: no End-of-RIB can flush one
 	opened  bool // the server has the peer
 	backoff time.Duration
+	retryAt time.Time // not opened before
 
 	mu    sync.Mutex // guards what Status reads
 	peer  Peer
@@ -110,23 +107,6 @@ func (s *session) run() {
 	}
 }
 
-// view is what of a Status is worth a look: not each step of an attempt to connect.
-type view struct {
-	up    bool
-	flaps int
-	why   cause
-	offer offer
-}
-
-func (s *session) view() view {
-	s.mu.Lock()
-	offer := s.offer
-	s.mu.Unlock()
-	s.journal.mu.Lock()
-	defer s.journal.mu.Unlock()
-	return view{s.journal.state == bgp.BGP_FSM_ESTABLISHED, s.journal.flaps, s.journal.last, offer}
-}
-
 // do runs f as the only one who works on the session. When ctx ends before f does, f goes on
 // alone and do reports that; f should then stop soon.
 func (s *session) do(ctx context.Context, f func()) error {
@@ -167,39 +147,56 @@ func (s *session) look(ctx context.Context) time.Duration {
 		return 0
 	default:
 	}
-	if lifetime, lost := s.journal.takeLoss(); lost {
-		s.mu.Lock()
-		s.offer = offer{}
-		s.mu.Unlock()
-		if s.opened {
-			_ = s.server.do(func() error { return s.server.close(ctx, s.peer) })
-			s.opened = false
-		}
-		if lifetime < steady {
-			return s.slower()
-		}
-		s.backoff = 0
-	}
-	if s.started && !s.opened {
-		if err := s.open(ctx); err != nil {
-			return s.slower()
-		}
-	}
+	lifetime, lost := s.journal.takeLoss()
 	if up, _ := s.journal.established(); up {
-		s.readOffer(ctx)
+		s.readOffer(ctx) // a loss that GoBGP has mended meanwhile is past help
+		return 0
+	}
+	if lost {
+		s.lose(ctx, lifetime)
+	}
+	if !s.whole || s.opened {
+		return 0
+	}
+	if wait := time.Until(s.retryAt); wait > 0 {
+		return wait
+	}
+	if err := s.open(ctx); err != nil {
+		return s.slower()
 	}
 	return 0
+}
+
+// lose closes the session, which is silent as nothing is connected, and sets when to open it.
+func (s *session) lose(ctx context.Context, lifetime time.Duration) {
+	s.remember(func() { s.offer = offer{} })
+	if s.opened {
+		_ = s.server.do(func() error { return s.server.close(ctx, s.peer) })
+		s.opened = false
+	}
+	if lifetime < steady {
+		s.slower()
+	} else {
+		s.hurry()
+	}
 }
 
 // slower doubles the pause before the next attempt: 1 s, 2 s, ... maxBackoff.
 func (s *session) slower() time.Duration {
 	s.backoff = min(max(2*s.backoff, time.Second), maxBackoff)
+	s.retryAt = time.Now().Add(s.backoff)
 	return s.backoff
 }
+
+// hurry forgets the pause.
+func (s *session) hurry() { s.backoff, s.retryAt = 0, time.Time{} }
 
 func (s *session) open(ctx context.Context) error {
 	err := s.server.do(func() error { return s.server.open(ctx, s.peer) })
 	s.opened = err == nil
+	if err != nil {
+		s.journal.failed(cause{reasonBroken, fmt.Sprintf("the session cannot be begun: %v; restart the daemon if it stays so", err)})
+	}
 	return err
 }
 
@@ -209,12 +206,9 @@ func (s *session) readOffer(ctx context.Context) {
 		o, err = s.server.offer(ctx, s.peer)
 		return err
 	})
-	if err != nil {
-		return
+	if err == nil {
+		s.remember(func() { s.offer = o })
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.offer = o
 }
 
 // replaceServer puts a new server in the place of one that panicked, with the same paths.
@@ -227,7 +221,7 @@ func (s *session) replaceServer(ctx context.Context) error {
 	go func() { _ = old.stop(ctx) }()
 	s.server, s.started, s.opened = newServer(), false, false
 	s.server.log.journal.Store(s.journal)
-	if err := s.start(ctx, s.paths()); err != nil {
+	if err := s.start(ctx, s.paths()); err != nil || !s.whole {
 		return err
 	}
 	return s.open(ctx)
@@ -248,273 +242,4 @@ func (s *session) start(ctx context.Context, paths []Path) error {
 	})
 	s.started = err == nil
 	return err
-}
-
-// begin starts a new session: all paths, then the peer, so that the first UPDATEs are complete
-// and the End-of-RIB after them flushes nothing that is still wanted.
-func (s *session) begin(ctx context.Context, want Session) []Change {
-	change := Change{Op: "add", Object: s.peer.object()}
-	if change.Err = s.start(ctx, nil); change.Err != nil {
-		return []Change{change}
-	}
-	changes := s.syncPaths(ctx, want.Paths)
-	if change.Err = s.open(ctx); change.Err != nil {
-		s.poke()
-	}
-	return append([]Change{change}, changes...)
-}
-
-// sync makes the session what want says.
-func (s *session) sync(ctx context.Context, want Session) []Change {
-	if !s.started {
-		return s.begin(ctx, want)
-	}
-	peer := want.Peer.normal()
-	why := s.peer.differs(peer)
-	if why == "" {
-		s.mu.Lock()
-		s.peer.Name = peer.Name
-		s.mu.Unlock()
-		return s.syncPaths(ctx, want.Paths)
-	}
-	return s.reset(ctx, Session{Peer: peer, Paths: want.Paths}, why)
-}
-
-// syncPaths makes the RIB hold want: what is new is added, what has another next hop replaced
-// without a withdrawal (RFC 4271, section 3.1), what is gone withdrawn last.
-func (s *session) syncPaths(ctx context.Context, want []Path) []Change {
-	var changes []Change
-	wanted := make(map[netip.Prefix]bool, len(want))
-	for _, p := range slices.SortedFunc(slices.Values(want), Path.Compare) {
-		p.NextHop = p.NextHop.Unmap()
-		wanted[p.Prefix] = true
-		was, ok := s.told[p.Prefix]
-		if was == p {
-			continue
-		}
-		c := Change{Op: "add", Object: s.pathObject(p)}
-		if ok {
-			c.Op, c.Why = "replace", "was "+strings.TrimPrefix(was.String(), p.Prefix.String()+" ")
-		}
-		if c.Err = s.tell(ctx, p, s.server.add); c.Err == nil {
-			s.remember(func() { s.told[p.Prefix] = p })
-		}
-		changes = append(changes, c)
-	}
-	for _, p := range s.paths() {
-		if wanted[p.Prefix] {
-			continue
-		}
-		c := Change{Op: "delete", Object: s.pathObject(p)}
-		if c.Err = s.tell(ctx, p, s.server.remove); c.Err == nil {
-			s.remember(func() { delete(s.told, p.Prefix) })
-		}
-		changes = append(changes, c)
-	}
-	return changes
-}
-
-func (s *session) tell(ctx context.Context, p Path, f func(context.Context, Path) error) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return s.server.do(func() error { return f(ctx, p) })
-}
-
-func (s *session) remember(f func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f()
-}
-
-// reset starts the session anew as want says, because of why. The switch sees the connection end
-// without a Cease, so that with graceful restart it keeps the routes until the new session is up.
-func (s *session) reset(ctx context.Context, want Session, why string) []Change {
-	change := Change{Op: "reset", Object: want.Peer.object(), Why: why}
-	if err := s.silence(ctx); err != nil {
-		change.Why += ", with a Cease: " + err.Error()
-	}
-	if s.opened {
-		if change.Err = s.server.do(func() error { return s.server.close(ctx, s.peer) }); change.Err != nil {
-			return []Change{change}
-		}
-		s.opened = false
-	}
-	rename := s.peer.RouterID != want.Peer.RouterID
-	s.remember(func() { s.peer, s.offer = want.Peer, offer{} })
-	s.journal.restarted(want.Peer, cause{reasonReset, "begun anew: " + why})
-	s.journal.takeLoss()
-	s.backoff = 0
-	if rename {
-		s.started = false
-		err := s.server.do(func() error { return s.server.stop(ctx) })
-		if err = errors.Join(err, s.start(ctx, nil)); err != nil {
-			change.Err = err
-			return []Change{change}
-		}
-		s.remember(func() { clear(s.told) })
-	}
-	changes := s.syncPaths(ctx, want.Paths)
-	if rename {
-		changes = nil // they are the reset itself
-	}
-	if change.Err = s.open(ctx); change.Err != nil {
-		s.poke()
-	}
-	return append([]Change{change}, changes...)
-}
-
-// silence ends the TCP connection to the switch, if there is one, without a Cease. It returns
-// when GoBGP has noticed; then a close is silent too.
-func (s *session) silence(ctx context.Context) error {
-	if !s.opened {
-		return nil
-	}
-	var port uint16
-	err := s.server.do(func() (err error) {
-		port, err = s.server.localPort(ctx, s.peer)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	up, down := s.journal.established()
-	if port == 0 && !up {
-		return nil
-	}
-	n, err := hangUp(netip.AddrPortFrom(s.peer.LocalAddress, port), netip.AddrPortFrom(s.peer.Address, s.peer.Port))
-	if err != nil {
-		return err
-	}
-	if n == 0 && up {
-		return errors.New("its socket is not to be found")
-	}
-	select {
-	case <-down:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(hangUpTimeout):
-		return errors.New("the session does not end")
-	}
-}
-
-// end withdraws everything and sends a Cease, so that the switch drops the routes at once. It
-// reports whether the server can be used again.
-func (s *session) end(ctx context.Context) (reusable bool, err error) {
-	s.quit()
-	<-s.done
-	ctx, cancel := context.WithTimeout(ctx, endTimeout)
-	defer cancel()
-	err = s.do(ctx, func() {
-		err := s.server.do(func() error {
-			return errors.Join(s.server.removeAll(ctx), s.server.stop(ctx))
-		})
-		reusable = err == nil
-	})
-	if err != nil {
-		// It does not read: what is left of the session goes with its connection.
-		_, _ = hangUp(netip.AddrPortFrom(s.peer.LocalAddress, 0), netip.AddrPortFrom(s.peer.Address, s.peer.Port))
-		return false, err
-	}
-	return reusable, nil
-}
-
-// leave ends the session without a Cease. If that cannot be done, the session is left to the
-// end of the process.
-func (s *session) leave(ctx context.Context) {
-	s.quit()
-	<-s.done
-	_ = s.do(ctx, func() {
-		if err := s.silence(ctx); err != nil {
-			return
-		}
-		_ = s.server.do(func() error { return s.server.stop(ctx) })
-	})
-}
-
-// paths returns what the RIB holds, sorted.
-func (s *session) paths() []Path {
-	s.mu.Lock()
-	paths := make([]Path, 0, len(s.told))
-	for _, p := range s.told {
-		paths = append(paths, p)
-	}
-	s.mu.Unlock()
-	slices.SortFunc(paths, Path.Compare)
-	return paths
-}
-
-func (s *session) status() Status {
-	s.mu.Lock()
-	peer, offer := s.peer, s.offer
-	s.mu.Unlock()
-	j := s.journal
-	j.mu.Lock()
-	st := Status{Peer: peer, State: stateName(j.state), Since: j.since, Flaps: j.flaps, Reason: j.last.reason, Detail: j.last.detail}
-	up := j.state == bgp.BGP_FSM_ESTABLISHED
-	j.mu.Unlock()
-	if !up {
-		return st
-	}
-	var untold [2]int
-	for _, p := range s.paths() {
-		switch {
-		case offer.takes(p.Prefix):
-			st.Advertised = append(st.Advertised, p)
-		case p.Prefix.Addr().Is4():
-			untold[0]++
-		default:
-			untold[1]++
-		}
-	}
-	st.Restart = peer.RestartTime > 0 && offer.restart
-	if st.Restart {
-		st.RestartTime = peer.RestartTime
-	}
-	if offer.known {
-		st.Detail = shortcomings(peer, offer, untold)
-	}
-	return st
-}
-
-// shortcomings says what an established session lacks.
-func shortcomings(p Peer, o offer, untold [2]int) string {
-	var out []string
-	for i, family := range []string{"IPv4", "IPv6"} {
-		if untold[i] > 0 {
-			out = append(out, fmt.Sprintf("%d %s paths are not told: activate %s unicast for this neighbour on the switch", untold[i], family, family))
-		}
-	}
-	if p.RestartTime > 0 && !o.restart {
-		out = append(out, "the switch drops the paths when this daemon restarts: enable graceful restart for this neighbour there")
-	}
-	return strings.Join(out, "; ")
-}
-
-func (s *session) pathObject(p Path) string {
-	return fmt.Sprintf("path %s to %s", p, s.peer.endpoint())
-}
-
-func (p Peer) object() string { return fmt.Sprintf("peer %s as %d", p.endpoint(), p.ASN) }
-
-// differs says which settings of q need a new session; "" if none does.
-func (p Peer) differs(q Peer) string {
-	var out []string
-	diff := func(what string, a, b any) {
-		if a != b {
-			out = append(out, fmt.Sprintf("%s %v, was %v", what, b, a))
-		}
-	}
-	diff("as", p.ASN, q.ASN)
-	diff("source address", p.LocalAddress, q.LocalAddress)
-	diff("router ID", p.RouterID, q.RouterID)
-	if p.Password != q.Password {
-		out = append(out, "another password")
-	}
-	diff("hold time", p.HoldTime, q.HoldTime)
-	diff("restart time", p.RestartTime, q.RestartTime)
-	diff("multihop TTL", p.MultihopTTL, q.MultihopTTL)
-	diff("TTL security", p.TTLSecurity, q.TTLSecurity)
-	return strings.Join(out, ", ")
 }

@@ -428,7 +428,7 @@ func TestNoLeakOverFlaps(t *testing.T) {
 // backoffNow forgets the pause that a short-lived session has earned.
 func (s *session) backoffNow(t testing.TB) {
 	t.Helper()
-	if err := s.do(t.Context(), func() { s.backoff = 0 }); err != nil {
+	if err := s.do(t.Context(), s.hurry); err != nil {
 		t.Fatal(err)
 	}
 	s.poke()

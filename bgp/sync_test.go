@@ -1,0 +1,118 @@
+package bgp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	api "github.com/osrg/gobgp/v3/api"
+)
+
+// loopPeer is a session with nobody, in the loopback network.
+func loopPeer() Peer {
+	p := goodPeer()
+	p.Address, p.LocalAddress = addr("127.0.0.2"), addr("127.0.0.1")
+	return p
+}
+
+// rib reads back what GoBGP would advertise.
+func (s *session) rib(t *testing.T) []string {
+	t.Helper()
+	var out []string
+	for _, family := range []*api.Family{ipv4, ipv6} {
+		err := s.server.bgp.ListPath(t.Context(), &api.ListPathRequest{TableType: api.TableType_GLOBAL, Family: family}, func(d *api.Destination) {
+			out = append(out, fmt.Sprintf("%s %d", d.Prefix, len(d.Paths)))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// After any Sync the RIB holds what was wanted, and a second Sync changes nothing.
+func TestSyncConverges(t *testing.T) {
+	s := NewSpeaker(Options{})
+	defer s.Stop()
+	random := rand.New(rand.NewPCG(1, 2))
+	all := pods(20)
+	for range 50 {
+		var want []Path
+		var rib []string
+		for _, p := range all {
+			if random.IntN(2) == 0 {
+				continue
+			}
+			if random.IntN(4) == 0 && p.Prefix.Addr().Is4() {
+				p.NextHop = addr("10.0.0.250")
+			}
+			p.MED = random.Uint32N(3)
+			want = append(want, p)
+			rib = append(rib, fmt.Sprintf("%s 1", p.Prefix))
+		}
+		slices.Sort(rib)
+		random.Shuffle(len(want), func(i, j int) { want[i], want[j] = want[j], want[i] })
+		mustSync(t, s, Session{loopPeer(), want})
+		if diff := cmp.Diff(rib, s.all()[0].rib(t)); diff != "" {
+			t.Fatal(diff)
+		}
+		if changes := mustSync(t, s, Session{loopPeer(), want}); len(changes) != 0 {
+			t.Fatalf("second Sync: %v", changes)
+		}
+	}
+}
+
+// A session whose paths did not all get into the RIB is not opened: its End-of-RIB would make the
+// switch flush the others.
+func TestCancelledSyncOpensNothing(t *testing.T) {
+	s := NewSpeaker(Options{})
+	defer s.Stop()
+	want := State{Sessions: []Session{{loopPeer(), pods(3)}}}
+	ctx, cancel := context.WithCancel(t.Context())
+	session := newSession(loopPeer().normal(), newServer(), func() {})
+	s.sessions[session.key] = session
+	var opened bool
+	if err := session.do(t.Context(), func() {
+		if err := session.start(ctx, nil); err != nil {
+			t.Error(err)
+		}
+		cancel()
+		session.syncPaths(ctx, want.Sessions[0].Paths)
+		if err := session.openWhole(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v, want context.Canceled", err)
+		}
+		session.look(t.Context())
+		opened = session.opened
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if opened {
+		t.Error("opened without its paths")
+	}
+	if changes, err := s.Sync(ctx, want); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled Sync: %v, %v", changes, err)
+	}
+	if changes := mustSync(t, s, want.Sessions...); len(changes) != 6 {
+		t.Errorf("changes %v, want 6 paths", changes)
+	}
+	becomes(t, s, 5e9, "", reasonRefused)
+}
+
+func BenchmarkSyncUnchanged(b *testing.B) {
+	s := NewSpeaker(Options{})
+	defer s.Stop()
+	want := State{Sessions: []Session{{loopPeer(), manyPaths()}}}
+	if _, err := s.Sync(b.Context(), want); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if changes, err := s.Sync(b.Context(), want); err != nil || len(changes) != 0 {
+			b.Fatal(changes, err)
+		}
+	}
+}
