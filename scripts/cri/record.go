@@ -1,0 +1,64 @@
+package cri
+
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
+// verbCall is one call of our plugin, as the runtime made it.
+type verbCall struct {
+	Verb, Container string
+	// Netns is empty in a DEL that comes after the namespace is gone.
+	Netns      string
+	PrevResult bool
+}
+
+// recorder is a script in the place of the plugin: it notes the call and hands over to the plugin.
+const recorder = `#!/bin/sh
+config=$(cat)
+case $config in *'"prevResult"'*) prev=prevResult ;; *) prev=- ;; esac
+echo "$CNI_COMMAND ${CNI_CONTAINERID:--} ${CNI_NETNS:--} $prev" >>RECORD
+printf %s "$config" | PLUGIN
+`
+
+func writeRecorder(path, plugin, record string) error {
+	script := strings.NewReplacer("PLUGIN", plugin, "RECORD", record).Replace(recorder)
+	return os.WriteFile(path, []byte(script), 0o755)
+}
+
+// readRecord returns the calls of a container, or of no container when it is empty.
+func readRecord(path, container string) ([]verbCall, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var calls []verbCall
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
+		if len(words) != 4 {
+			return nil, fmt.Errorf("%s: %q: want four words", path, line)
+		}
+		for i, w := range words {
+			if w == "-" {
+				words[i] = ""
+			}
+		}
+		if c := (verbCall{Verb: words[0], Container: words[1], Netns: words[2], PrevResult: words[3] != ""}); c.Container == container {
+			calls = append(calls, c)
+		}
+	}
+	return calls, nil
+}
+
+// String is a call as a line: "DEL, no netns, prevResult".
+func (c verbCall) String() string {
+	s := c.Verb
+	if c.Netns == "" {
+		s += ", no netns"
+	}
+	if c.PrevResult {
+		s += ", prevResult"
+	}
+	return s
+}
