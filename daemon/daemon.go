@@ -182,6 +182,8 @@ func (d *Daemon) serve(ctx context.Context, req api.Request, netns *os.File) api
 			return api.Reply{Failed: true, Error: err.Error()}
 		}
 		return api.Reply{Output: text}
+	case "ipam":
+		return d.ipam(ctx, req)
 	}
 	return api.Reply{Failed: true, Error: fmt.Sprintf("request %q: not known to edgewayd %s; update it, or use the edgewayd that is running", req.Op, d.options.Version)}
 }

@@ -12,6 +12,11 @@ import (
 // listenEvery is the time between two rounds of probes: the kernel needs three seconds for one.
 const listenEvery = 5 * time.Second
 
+// probeMost bounds one round: each neighbour that does not answer takes an entry of the kernel's
+// neighbour table, which holds 1024 by default (net.ipv4.neigh.default.gc_thresh3). In a larger
+// LAN the rounds take turns.
+const probeMost = 256
+
 // presence counts the rounds in which a neighbour did not answer.
 //
 //	answers ──> 0 misses                  back at once
@@ -20,14 +25,29 @@ const listenEvery = 5 * time.Second
 type presence struct {
 	after  time.Duration
 	misses map[routes.Neighbour]int
+	turn   int // where the next round begins
 }
 
-// round takes what was heard in one round and returns who is silent now.
-func (p *presence) round(heard map[routes.Neighbour]routes.Hearing) map[netip.Addr]bool {
+// next chooses whom a round probes: everybody, or the first (a switch) and the next in turn.
+func (p *presence) next(all []routes.Neighbour) []routes.Neighbour {
+	if len(all) <= probeMost {
+		return all
+	}
+	round := append(make([]routes.Neighbour, 0, probeMost), all[0])
+	for range probeMost - 1 {
+		p.turn = p.turn%(len(all)-1) + 1
+		round = append(round, all[p.turn])
+	}
+	return round
+}
+
+// round takes what was heard in one round and returns which of all are silent now. Those that
+// the round did not ask keep their count.
+func (p *presence) round(all []routes.Neighbour, heard map[routes.Neighbour]routes.Hearing) map[netip.Addr]bool {
 	misses, anybody := map[routes.Neighbour]int{}, false
-	for n, h := range heard {
+	for _, n := range all {
 		misses[n] = p.misses[n]
-		switch h {
+		switch heard[n] { // Unsure where it was not asked
 		case routes.Answers:
 			misses[n], anybody = 0, true
 		case routes.Silent:
@@ -39,7 +59,7 @@ func (p *presence) round(heard map[routes.Neighbour]routes.Hearing) map[netip.Ad
 	}
 	silent := map[netip.Addr]bool{}
 	for n, count := range p.misses {
-		if _, asked := heard[n]; asked && time.Duration(count)*listenEvery >= p.after {
+		if time.Duration(count)*listenEvery >= p.after {
 			silent[n.IP] = true
 		}
 	}
@@ -59,11 +79,12 @@ func (d *Daemon) listen(ctx context.Context) error {
 		if v == nil {
 			continue
 		}
-		heard, err := d.kernel.Listen(ctx, v.World.neighbours())
+		all := v.World.neighbours()
+		heard, err := d.kernel.Listen(ctx, p.next(all))
 		if err != nil {
-			return err
+			d.options.Log.Debug("probe the LAN", "err", err) // who could not be asked stays as he was
 		}
-		if silent := p.round(heard); !maps.Equal(silent, v.World.Silent) {
+		if silent := p.round(all, heard); !maps.Equal(silent, v.World.Silent) {
 			d.silent.Store(&silent)
 			d.look.fire()
 		}

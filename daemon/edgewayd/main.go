@@ -52,7 +52,7 @@ It runs with "edgewayd run"; the other commands ask the daemon that runs.`,
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	cmd.PersistentFlags().StringVar(&f.config, "config", "", "configuration file (default "+daemon.DefaultConfig+" where it exists)")
 	cmd.PersistentFlags().StringVar(&f.socket, "socket", "", "the daemon's socket (default: what the configuration says)")
-	cmd.AddCommand(runCommand(&f), statusCommand(&f), checkCommand(&f))
+	cmd.AddCommand(runCommand(&f), statusCommand(&f), checkCommand(&f), ipamCommand(&f))
 	return cmd
 }
 
