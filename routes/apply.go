@@ -185,7 +185,9 @@ func (a *applier) conclude(c *Change, err error) {
 				return
 			}
 		}
-		if held, found := a.v.holder(r, err); found {
+		if held, found := a.v.holder(r, err); found && normal(held) == normal(r) {
+			return // somebody of ours made it meanwhile
+		} else if found && held.Protocol != r.Protocol {
 			c.Err = &foreignError{r, held}
 			return
 		}
@@ -243,7 +245,8 @@ func nextStep(object any, err error) string {
 	return ""
 }
 
-// holder finds the route of another protocol in the place of r, when that is what err says.
+// holder finds what stands in the place of r, when err says that something does: r itself before
+// others, others' before ours.
 func (v *view) holder(r Route, err error) (Route, bool) {
 	if !errors.Is(err, unix.EEXIST) {
 		return Route{}, false
@@ -253,10 +256,19 @@ func (v *view) holder(r Route, err error) (Route, bool) {
 	if err != nil {
 		return Route{}, false
 	}
+	var held Route
+	found := false
 	for _, e := range entries {
-		if e.Protocol != r.Protocol && keyOfRoute(e.Route) == keyOfRoute(r) {
-			return v.route(e), true
+		if keyOfRoute(e.Route) != keyOfRoute(r) {
+			continue
+		}
+		there := v.route(e)
+		if normal(there) == r {
+			return there, true
+		}
+		if !found || there.Protocol != r.Protocol {
+			held, found = there, true
 		}
 	}
-	return Route{}, false
+	return held, found
 }

@@ -2,7 +2,6 @@ package routes
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 
@@ -68,24 +67,15 @@ func (k *Kernel) Lookup(ctx context.Context, a netip.Addr) (Route, error) {
 	if err := ctx.Err(); err != nil {
 		return Route{}, err
 	}
-	h := make([]byte, unix.SizeofRtMsg)
-	h[0], h[1] = family(a), uint8(a.BitLen())
-	body, err := k.c.get(newMessage(unix.RTM_GETROUTE, 0, h).attrAddr(unix.RTA_DST, a))
+	v := newView(k.c)
+	e, err := v.match(a, 0)
 	if err != nil {
 		return Route{}, fmt.Errorf("route to %v: %w", a, err)
-	}
-	if len(body) >= unix.SizeofRtMsg { // the answer is marked as a copy, which parseRoute skips
-		flags := binary.NativeEndian.Uint32(body[8:])
-		binary.NativeEndian.PutUint32(body[8:], flags&^unix.RTM_F_CLONED)
-	}
-	e, ok := parseRoute(body)
-	if !ok {
-		return Route{}, fmt.Errorf("route to %v: the kernel's answer is not understood", a)
 	}
 	if e.Type != "" && e.Type != "local" {
 		return e.Route, fmt.Errorf("route to %v: %s: %w", a, e.Type, unix.ENETUNREACH)
 	}
-	r := newView(k.c).route(e)
+	r := v.route(e)
 	r.Table = 0
 	return r, nil
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -277,92 +276,4 @@ func (v *view) fib(family uint8, table int, protocol Protocol, expect int) ([]fi
 func (v *view) route(e fibEntry) Route {
 	e.Link = v.name(e.index)
 	return e.Route
-}
-
-// observeRoutes reads the routes that are ours by their protocol, and what stands in the place
-// of each desired one. Others' routes are read only when one of ours is not what it should be, or
-// one is missing and the caller wants to know who is there instead: the kernel refuses to add a
-// route where there is one (NLM_F_EXCL), so that Sync need not know in advance.
-func (v *view) observeRoutes(scope Scope, desired []Route) ([]Route, error) {
-	var out []Route
-	var errs []error
-	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		routes, err := v.observeFamily(fam, scope, desired)
-		out, errs = append(out, routes...), append(errs, err)
-	}
-	return out, errors.Join(errs...)
-}
-
-// owner is what a dump of our own routes is filtered by.
-type owner struct {
-	table    int
-	protocol Protocol
-}
-
-func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, error) {
-	want := make(map[routeKey]int, len(desired)) // to index in desired
-	var owners []owner
-	if scope.Protocol != 0 {
-		owners = append(owners, owner{mainTable, scope.Protocol})
-	}
-	for i, r := range desired {
-		if r.Dst.IsValid() && family(r.Dst.Addr()) == fam {
-			k := keyOfRoute(r)
-			want[k] = i
-			if o := (owner{k.table, r.Protocol}); !slices.Contains(owners, o) {
-				owners = append(owners, o)
-			}
-		}
-	}
-	var out []Route
-	right, wrong := 0, false
-	for _, o := range owners {
-		entries, err := v.fib(fam, o.table, o.protocol, len(want))
-		if err != nil {
-			return nil, err
-		}
-		out = slices.Grow(out, len(entries))
-		for i := range entries {
-			at, wanted := want[keyOfRoute(entries[i].Route)]
-			if !wanted && (scope.Protocol == 0 || o != (owner{mainTable, scope.Protocol})) {
-				continue
-			}
-			r := v.route(entries[i])
-			if wanted && normal(r) == normal(desired[at]) {
-				right++
-			} else if wanted {
-				wrong = true
-			}
-			out = append(out, r)
-		}
-	}
-	if !wrong && (right >= len(want) || !v.holders) {
-		return out, nil
-	}
-	return v.observeTables(fam, scope, want, owners)
-}
-
-// observeTables reads the whole tables, so that what others put in the place of our routes is
-// seen in the kernel's order with ours.
-func (v *view) observeTables(fam uint8, scope Scope, want map[routeKey]int, owners []owner) ([]Route, error) {
-	var tables []int
-	for _, o := range owners {
-		if !slices.Contains(tables, o.table) {
-			tables = append(tables, o.table)
-		}
-	}
-	var out []Route
-	for _, table := range tables {
-		entries, err := v.fib(fam, table, 0, len(want))
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range entries {
-			_, wanted := want[keyOfRoute(e.Route)]
-			if wanted || (table == mainTable && scope.Protocol != 0 && e.Protocol == scope.Protocol) {
-				out = append(out, v.route(e))
-			}
-		}
-	}
-	return out, nil
 }

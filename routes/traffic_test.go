@@ -2,6 +2,7 @@ package routes
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -244,5 +245,55 @@ func TestFlushConntrack(t *testing.T) {
 		if n := count(); n != step.left {
 			t.Fatalf("%d flows left after %s, want %d\n%s", n, step.a, step.left, s.run("conntrack -L"))
 		}
+	}
+}
+
+// TestOneAttachmentAmongMany: the routes of one pod are looked up, not listed with all others',
+// and what is wrong with them is found all the same.
+func TestOneAttachmentAmongMany(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	s.run("ip route add default via 10.0.0.1")
+	s.run("ip -6 route add default via fd00:10::1")
+	want := State{Routes: []Route{
+		{Dst: pfx("10.10.1.5/32"), Link: "eth0", Protocol: ProtoPod},
+		{Dst: pfx("fd00:10:1::5/128"), Link: "eth0", Protocol: ProtoPod},
+	}}
+	v := newView(s.k.c)
+	if _, ok := v.observeHosts(Scope{}, map[routeKey]int{keyOfRoute(want.Routes[0]): 0}, want.Routes); !ok {
+		t.Error("a missing host route was not found by a lookup")
+	}
+	s.sync(Scope{}, want)
+	for _, spoil := range []string{
+		"ip route replace 10.10.1.5 dev eth0 proto 101 mtu 1300",
+		"ip route del 10.10.1.5",
+		"ip -6 route del fd00:10:1::5",
+		"ip -6 route replace fd00:10:1::5 via fd00:10::12 dev eth0 proto 101",
+	} {
+		s.run(spoil)
+		if changes := s.sync(Scope{}, want); len(changes) != 1 {
+			t.Errorf("%s: changes %v", spoil, texts(changes))
+		}
+	}
+	for _, hide := range []string{
+		"ip rule add pref 10 lookup 50", "ip route add default via 10.0.0.9 table 50", // another table comes first
+		"ip -6 rule add pref 10 lookup 50", "ip -6 route add default via fd00:10::9 table 50",
+		"ip route add 10.10.1.5 dev eth0 metric 5 proto static",
+		"ip rule add pref 5 prohibit",
+	} {
+		s.run(hide)
+		s.quiet(Scope{}, want)
+	}
+	s.run("ip rule del pref 5")
+	s.run("ip route del 10.10.1.5 proto 101")
+	s.run("ip route replace 10.10.1.5 dev eth0 proto static")
+	if _, err := s.k.Sync(t.Context(), Scope{}, want); !errors.Is(err, ErrForeign) {
+		t.Errorf("another's host route: %v, want ErrForeign", err)
+	}
+	// What another of ours made between the look and the write is right.
+	a := applier{k: s.k, v: newView(s.k.c), ctx: t.Context()}
+	late := []Change{{Op: Add, Object: want.Routes[1]}}
+	if a.apply(late); late[0].Err != nil {
+		t.Errorf("made meanwhile: %v", late[0].Err)
 	}
 }
