@@ -29,7 +29,8 @@ func main() {
 	bin := flag.String("bin", "bin", "directory of edgeway and edgewayd")
 	flag.Parse()
 
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	// SIGPIPE: whoever read the output has gone, and the laboratory must go too.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	out := newPage(os.Stdout)
 	var err error
@@ -44,8 +45,9 @@ func main() {
 	}
 }
 
-// run plays both acts and gives the verdict. Laboratories are taken down however it ends.
-func run(ctx context.Context, out *page, bin string, keep bool) (err error) {
+// run plays the acts and gives the verdict. Laboratories are taken down however it ends, unless they
+// shall be kept.
+func run(ctx context.Context, out *page, bin string, keep bool) error {
 	if err := ready(bin); err != nil {
 		return err
 	}
@@ -59,31 +61,44 @@ func run(ctx context.Context, out *page, bin string, keep bool) (err error) {
 	out.printf("Switches are %s; everything stands in network namespaces.\n", birdVersion())
 
 	var verdict verdict
-	var standing []*stage
-	defer func() {
-		if keep && ctx.Err() == nil {
-			err = errors.Join(err, leave(out, standing))
-			return
+	var kept []*stage
+	for _, a := range acts {
+		s := &stage{act: a, out: out, verdict: &verdict}
+		err := s.perform(ctx, bin, keep)
+		if ctx.Err() != nil {
+			return errors.Join(errors.New("interrupted; what was built is taken down"), takenDown(kept))
 		}
-		for _, s := range standing {
+		if keep && s.lab != nil {
+			kept = append(kept, s)
+		}
+		if err != nil {
+			return errors.Join(fmt.Errorf("%s: %w", a.title, err), leave(out, kept))
+		}
+	}
+	return errors.Join(verdict.print(out, time.Since(start)), leave(out, kept))
+}
+
+// perform plays the act in a laboratory of its own, and takes that down unless it shall be kept.
+func (s *stage) perform(ctx context.Context, bin string, keep bool) (err error) {
+	if s.lab, err = lab.New(lab.Options{Bin: bin}); err != nil {
+		return err
+	}
+	played := false // a panic is no reason to leave a laboratory behind
+	defer func() {
+		if !keep || !played || ctx.Err() != nil {
 			err = errors.Join(err, s.lab.Close())
 		}
 	}()
-	for _, a := range acts {
-		l, err := lab.New(lab.Options{Bin: bin})
-		if err != nil {
-			return err
-		}
-		s := &stage{act: a, lab: l, out: out, verdict: &verdict}
-		standing = append(standing, s)
-		if err := s.play(ctx); err != nil {
-			if ctx.Err() != nil {
-				return errors.New("interrupted; the laboratories are taken down")
-			}
-			return fmt.Errorf("%s: %w", a.title, err)
-		}
+	err = s.play(ctx)
+	played = true
+	return err
+}
+
+func takenDown(kept []*stage) (err error) {
+	for _, s := range kept {
+		err = errors.Join(err, s.lab.Close())
 	}
-	return verdict.print(out, time.Since(start))
+	return err
 }
 
 // ready says what is missing, and how to get it.
@@ -122,9 +137,12 @@ func takeDown(out *page) error {
 }
 
 // leave keeps the laboratories, and says how to look around in them.
-func leave(out *page, standing []*stage) error {
+func leave(out *page, kept []*stage) error {
+	if len(kept) == 0 {
+		return nil
+	}
 	var errs []error
-	for _, s := range standing {
+	for _, s := range kept {
 		if err := s.lab.Keep(); err != nil {
 			errs = append(errs, err, s.lab.Close())
 			continue

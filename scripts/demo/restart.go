@@ -90,7 +90,7 @@ func (s *stage) meanwhile(ctx context.Context, n *lab.Node) error {
 		err = errors.Join(err, p.Delete(ctx))
 	}
 	s.verdict.check(s.act.name, what, err)
-	for name := range s.act.expect {
+	for _, name := range s.switchNames() {
 		sessions, err := s.lab.Switch(name).Sessions(ctx)
 		if err != nil {
 			return err
@@ -155,7 +155,7 @@ type watch struct {
 
 func (s *stage) monitors(ctx context.Context) ([]watch, error) {
 	var all []watch
-	for name := range s.act.expect {
+	for _, name := range s.switchNames() {
 		sw := s.lab.Switch(name)
 		mon, err := sw.Monitor(ctx, sw.Proto())
 		if err != nil {
@@ -163,7 +163,6 @@ func (s *stage) monitors(ctx context.Context) ([]watch, error) {
 		}
 		all = append(all, watch{name, mon})
 	}
-	slices.SortFunc(all, func(a, b watch) int { return strings.Compare(a.name, b.name) })
 	return all, nil
 }
 

@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
@@ -161,12 +160,7 @@ func (s *stage) lanOf(node string) string {
 // switches waits until the switches have learned what they should, and shows it.
 func (s *stage) switches(ctx context.Context) error {
 	start := time.Now()
-	var names []string
-	for name := range s.act.expect {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+	for _, name := range s.switchNames() {
 		want := s.act.expect[name]
 		err := lab.Wait(ctx, sessionTimeout, func() error {
 			return errors.Join(s.missing(ctx, name, want), s.down(ctx, name))
@@ -177,7 +171,7 @@ func (s *stage) switches(ctx context.Context) error {
 		}
 	}
 	s.out.heading(fmt.Sprintf("what the switches learned by BGP  (complete after %s)", since(start)))
-	for _, name := range names {
+	for _, name := range s.switchNames() {
 		if err := s.show(ctx, s.lab.Switch(name)); err != nil {
 			return err
 		}
@@ -319,27 +313,26 @@ func (s *stage) status(ctx context.Context) error {
 func (s *stage) lookAround() {
 	out := s.out
 	out.heading("look around: " + s.act.name + "  (" + s.lab.Prefix + ", files in " + s.lab.Dir + ")")
-	self, err := os.Getwd()
-	if err != nil {
-		self = "."
-	}
-	bin := filepath.Join(self, "bin")
 	speaker := s.lab.Node(s.act.speaker)
-	if speaker == nil {
+	if speaker == nil { // it was not built that far
 		return
 	}
-	if p := s.lab.Pod(s.act.pods[0].name); p != nil {
-		out.printf("  a pod         ip netns exec %s ip address\n", p.Netns)
+	first, last := s.lab.Pod(s.act.pods[0].name), s.lab.Pod(s.act.pods[len(s.act.pods)-1].name)
+	if first != nil && last != nil {
+		out.printf("  %-12s ip netns exec %s ping %s\n", "pod to pod", first.Netns, last.Addrs[0])
 	}
-	out.printf("  a node        ip netns exec %s ip route\n", speaker.Netns)
-	out.printf("  its daemon    %s/edgewayd status --config %s\n", bin, speaker.Config)
-	out.printf("  its log       %s\n", speaker.Log())
-	for name := range s.act.expect {
+	out.printf("  %-12s ip netns exec %s ip route\n", "a node", speaker.Netns)
+	out.printf("  %-12s %s status --config %s\n", "its daemon", speaker.Program(), speaker.Config)
+	out.printf("  %-12s %s\n", "its log", speaker.Log())
+	for _, name := range s.switchNames() {
 		_, routes := s.lab.Switch(name).Tables()
-		out.printf("  %-13s %s\n", name, strings.Join(routes, " "))
+		out.printf("  %-12s %s\n", name, strings.Join(routes, " "))
 	}
-	out.printf("  the cluster   edit the manifests in %s\n", s.lab.ClusterDir)
+	out.printf("  %-12s edit the manifests in %s\n", "the cluster", s.lab.ClusterDir)
 }
+
+// switchNames are the act's switches, sorted.
+func (s *stage) switchNames() []string { return slices.Sorted(maps.Keys(s.act.expect)) }
 
 func join(addrs []netip.Addr) string {
 	var all []string

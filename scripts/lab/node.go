@@ -70,7 +70,8 @@ func (n *Node) Log() string { return n.file("edgewayd.log") }
 
 func (n *Node) file(name string) string { return filepath.Join(n.Dir, name) }
 
-func (n *Node) program() string { return filepath.Join(n.lab.bin, "edgewayd") }
+// Program is the path of the daemon's executable.
+func (n *Node) Program() string { return filepath.Join(n.lab.bin, "edgewayd") }
 
 // Start starts the daemon, and returns when it answers on its socket and pods can be added.
 func (n *Node) Start(ctx context.Context) error {
@@ -78,7 +79,7 @@ func (n *Node) Start(ctx context.Context) error {
 		return fmt.Errorf("%s: its daemon runs already", n.Name)
 	}
 	var err error
-	if n.daemon, err = n.spawn(n.Log(), n.program(), "run", "--config", n.Config); err != nil {
+	if n.daemon, err = n.spawn(n.Log(), n.Program(), "run", "--config", n.Config); err != nil {
 		return err
 	}
 	return Wait(ctx, startTimeout, func() error {
@@ -116,7 +117,7 @@ func (n *Node) PID() int {
 
 // Command runs the daemon's executable as an operator's command line.
 func (n *Node) Command(ctx context.Context, args ...string) (string, error) {
-	return n.Run(ctx, n.program(), append(args, "--config", n.Config)...)
+	return n.Run(ctx, n.Program(), append(args, "--config", n.Config)...)
 }
 
 // Status asks the daemon.
