@@ -78,3 +78,6 @@ func openLeased(l ipam.Lease) (*os.File, error) {
 	}
 	return f, nil
 }
+
+// Gone reports that the attachment of a lease ended with its namespace.
+func Gone(l ipam.Lease) bool { return netnsGone(l.Netns) }

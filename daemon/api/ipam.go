@@ -1,0 +1,96 @@
+package api
+
+import "time"
+
+// What Op "ipam" answers, by the first of Request.Args. `edgewayd ipam -o json` prints the same.
+
+// Lease is what one attachment holds.
+type Lease struct {
+	Addrs       []string  `json:"addrs"`
+	Pod         string    `json:"pod,omitempty"` // namespace/name
+	ContainerID string    `json:"containerID"`
+	IfName      string    `json:"ifName"`
+	Network     string    `json:"network,omitempty"`
+	Since       time.Time `json:"since"`
+	// State is "alive", "dead", "earlier boot" or "foreign" (plugin.Standing).
+	State string `json:"state"`
+	Link  string `json:"link,omitempty"` // the host's end; none where another main plugin made it
+	Netns string `json:"netns,omitempty"`
+}
+
+// Remembered is a free address that remembers its last pod.
+type Remembered struct {
+	Addr    string `json:"addr"`
+	Pod     string `json:"pod"`
+	IfName  string `json:"ifName"`
+	Network string `json:"network,omitempty"`
+}
+
+// PoolUsage counts the addresses of one pod CIDR.
+type PoolUsage struct {
+	CIDR       string `json:"cidr"`
+	Total      uint64 `json:"total"`
+	Used       uint64 `json:"used"`
+	Free       uint64 `json:"free"`
+	Remembered uint64 `json:"remembered"` // of the free ones
+}
+
+// LeaseList answers "list".
+type LeaseList struct {
+	Leases     []Lease      `json:"leases"`
+	Pools      []PoolUsage  `json:"pools"`
+	Outside    uint64       `json:"outside"` // leased addresses outside the pools
+	Remembered []Remembered `json:"remembered"`
+	Now        time.Time    `json:"now"`
+}
+
+// LeaseDetail is a lease with what the kernel has for it, as ip prints it.
+type LeaseDetail struct {
+	Lease
+	LinkExists bool     `json:"linkExists"`
+	MAC        string   `json:"mac,omitempty"`
+	PodMAC     string   `json:"podMAC,omitempty"`
+	HostEnd    []string `json:"hostEnd"` // routes and neighbours of the host's end
+	PodEnd     []string `json:"podEnd"`
+	// NoPod says why the pod's end could not be looked at.
+	NoPod string `json:"noPod,omitempty"`
+	// KeptFor is the network for which the addresses remember the pod.
+	KeptFor string `json:"keptFor,omitempty"`
+}
+
+// LeaseDetails answers "show".
+type LeaseDetails struct {
+	Leases     []LeaseDetail `json:"leases"`
+	Remembered []Remembered  `json:"remembered"`
+	Now        time.Time     `json:"now"`
+}
+
+// Released answers "release": one for each attachment.
+type Released struct {
+	Lease
+	Error string `json:"error,omitempty"` // why it is still there
+}
+
+// Finding is a line of the answer to "check" and "repair".
+type Finding struct {
+	Object string `json:"object"`
+	Got    string `json:"got"`
+	Repair string `json:"repair,omitempty"` // what repair does about it
+	Next   string `json:"next,omitempty"`   // what to do where it cannot
+	Done   bool   `json:"done,omitempty"`   // repair did
+}
+
+// Findings answers "check" and "repair".
+type Findings struct {
+	Findings []Finding `json:"findings"`
+	Leases   int       `json:"leases"` // that were looked at
+	Error    string    `json:"error,omitempty"`
+}
+
+// Imported answers "import", one for each container.
+type Imported struct {
+	Lease
+	// Action is "hold", "remember", "known" or "skip".
+	Action string `json:"action"`
+	Why    string `json:"why,omitempty"`
+}

@@ -1,0 +1,193 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/plugin"
+)
+
+// Apply, as an argument of "import", makes it happen; without it the answer says what would.
+const Apply = "--apply"
+
+// The actions of an import.
+const (
+	importHold     = "hold"     // the old pod runs: the address is leased until its namespace is gone
+	importRemember = "remember" // the old pod is gone: the address waits for it, free
+	importKnown    = "known"    // the store has it already
+	importSkip     = "skip"     // it cannot be taken over: Why says the reason
+)
+
+// importLeases takes over what another IPAM plugin gave: args are the network that serves the pods
+// from now on, the leases as JSON, and Apply.
+func (n *node) importLeases(ctx context.Context, c Config, args []string) ([]api.Imported, error) {
+	var leases []ipam.Lease
+	if len(args) < 2 || json.Unmarshal([]byte(args[1]), &leases) != nil {
+		return nil, errors.New("import: the request is not understood; the daemon is of another version than this command")
+	}
+	for i := range leases {
+		leases[i] = plugin.Adopted(leases[i], args[0])
+	}
+	p, err := n.importPlan(ctx, c, leases)
+	if err != nil || !slices.Contains(args[2:], Apply) {
+		return p.rows, err
+	}
+	if err := n.store.Import(ctx, append(slices.Clone(p.hold), p.remember...)); err != nil {
+		return nil, err
+	}
+	for _, l := range p.remember {
+		if _, _, err := n.store.Release(ctx, l.Attachment); err != nil {
+			return nil, fmt.Errorf("%w; it is released when edgewayd starts", err)
+		}
+	}
+	return p.rows, nil
+}
+
+// importPlan is what an import will do.
+type importPlan struct {
+	rows           []api.Imported
+	hold, remember []ipam.Lease
+
+	held   map[netip.Addr]ipam.Lease
+	own    map[ipam.Attachment]ipam.Lease
+	memory map[netip.Addr]ipam.Memory
+	pods   map[podOn]netip.Addr // the address that a pod has, or had last
+	inside func(netip.Addr) bool
+}
+
+// podOn is a pod's interface on a network: what a memory is for.
+type podOn struct{ network, pod, ifName string }
+
+func (n *node) importPlan(ctx context.Context, c Config, leases []ipam.Lease) (p importPlan, err error) {
+	p = importPlan{rows: []api.Imported{}, held: map[netip.Addr]ipam.Lease{}, own: map[ipam.Attachment]ipam.Lease{},
+		memory: map[netip.Addr]ipam.Memory{}, pods: map[podOn]netip.Addr{}}
+	pool, known, err := n.poolToBe(ctx, c)
+	if err != nil {
+		return p, err
+	}
+	p.inside = func(a netip.Addr) bool { return !known || inPool(pool, a) }
+	have, err := n.store.Leases()
+	if err != nil {
+		return p, err
+	}
+	for _, l := range have {
+		p.own[l.Attachment] = l
+		for _, a := range l.Addrs {
+			p.held[a] = l
+			p.pods[podOn{l.Network, l.Pod.String(), l.Attachment.IfName}] = a
+		}
+	}
+	memories, err := n.store.Remembered()
+	if err != nil {
+		return p, err
+	}
+	for _, m := range memories {
+		p.memory[m.Addr] = m
+		p.pods[podOn{m.Network, m.Pod.String(), m.IfName}] = m.Addr
+	}
+	// Pods that run come first, then the latest that ended: one address is remembered for each.
+	slices.SortStableFunc(leases, func(a, b ipam.Lease) int {
+		if x, y := plugin.Gone(a), plugin.Gone(b); x != y {
+			if x {
+				return 1
+			}
+			return -1
+		}
+		return b.Since.Compare(a.Since)
+	})
+	for _, l := range leases {
+		p.add(l)
+	}
+	return p, nil
+}
+
+func inPool(pool ipam.Pool, a netip.Addr) bool {
+	for _, set := range pool.Sets {
+		if slices.ContainsFunc(set, func(r ipam.Range) bool { return r.Subnet.Contains(a) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// add decides about one lease.
+func (p *importPlan) add(l ipam.Lease) {
+	gone := plugin.Gone(l)
+	row := api.Imported{Lease: leaseRow(plugin.Attached{Lease: l, Standing: plugin.Foreign})}
+	if gone {
+		row.State = string(plugin.Dead)
+	}
+	row.Action, row.Why = p.decide(l, gone)
+	switch row.Action {
+	case importHold:
+		p.hold = append(p.hold, l)
+		p.pods[podOn{l.RememberAs, l.Pod.String(), l.Attachment.IfName}] = l.Addrs[0]
+	case importRemember:
+		p.remember = append(p.remember, l)
+	}
+	p.rows = append(p.rows, row)
+}
+
+func (p *importPlan) decide(l ipam.Lease, gone bool) (action, why string) {
+	if old, ok := p.own[l.Attachment]; ok {
+		if slices.Equal(old.Addrs, l.Addrs) {
+			return importKnown, ""
+		}
+		return importSkip, fmt.Sprintf("the store has %v for it", old.Addrs)
+	}
+	for _, a := range l.Addrs {
+		if by, ok := p.held[a]; ok {
+			who := by.Attachment.String()
+			if by.Pod.Name != "" {
+				who = "pod " + by.Pod.String()
+			}
+			if gone {
+				return importSkip, who + " has " + a.String() + " since"
+			}
+			return importSkip, who + " has " + a.String() + " too: two pods answer for it; delete one of them"
+		}
+	}
+	outside := ""
+	if !p.inside(l.Addrs[0]) {
+		outside = "outside the node's pod CIDRs: its next pod gets another"
+	}
+	switch {
+	case gone && l.Pod.Name == "":
+		return importSkip, "the container is gone, and its pod is not known"
+	case gone && outside != "":
+		return importSkip, "the pod is gone, and " + l.Addrs[0].String() + " is outside the node's pod CIDRs"
+	case gone:
+		return p.remembers(l)
+	case outside != "":
+		return importHold, outside
+	case l.Netns == "":
+		return importHold, "its namespace is not known: held until DEL, release or the next boot"
+	case l.Pod.Name == "":
+		return importHold, "its pod is not known: it gets another address when it is made anew"
+	}
+	return importHold, ""
+}
+
+// remembers decides about a pod that is gone: what edgewayd knows of it or of the address is newer.
+func (p *importPlan) remembers(l ipam.Lease) (action, why string) {
+	for _, a := range l.Addrs {
+		if m, ok := p.memory[a]; ok {
+			if m.Pod.String() == l.Pod.String() && m.Network == l.RememberAs {
+				return importKnown, ""
+			}
+			return importSkip, a.String() + " remembers pod " + m.Pod.String() + " since"
+		}
+	}
+	key := podOn{l.RememberAs, l.Pod.String(), l.Attachment.IfName}
+	if a, ok := p.pods[key]; ok && a.Is4() == l.Addrs[0].Is4() {
+		return importSkip, "the pod has " + a.String() + " since"
+	}
+	p.pods[key] = l.Addrs[0]
+	return importRemember, ""
+}

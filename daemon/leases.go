@@ -1,0 +1,374 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/plugin"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// Force, as an argument of "release", ends attachments of pods that run.
+const Force = "--force"
+
+// Leases answers an operator's request about leases (api.Request.Args) where no daemon runs: it
+// opens the store itself and does what the daemon would.
+func Leases(ctx context.Context, c Config, args []string) ([]byte, error) {
+	path := filepath.Join(c.StateDir, plugin.StoreFile)
+	// An import begins the store, as the first ADD would.
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && (len(args) == 0 || args[0] != "import") {
+		return nil, fmt.Errorf("store %s: it does not exist: no pod was started here yet; name another stateDir with --config", path)
+	}
+	boot, err := plugin.BootID()
+	if err != nil {
+		return nil, err
+	}
+	store, err := ipam.Open(ctx, path, ipam.Options{BootID: boot})
+	if errors.Is(err, ipam.ErrLocked) {
+		return nil, fmt.Errorf("%w; a plugin is at work, or edgewayd starts: try again", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	verbs, err := plugin.NewNode(store)
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	n := &node{store: store, verbs: verbs}
+	out, err := n.ipam(ctx, c, args)
+	return out, errors.Join(err, n.close())
+}
+
+// ipam serves Op "ipam" on the socket.
+func (d *Daemon) ipam(ctx context.Context, req api.Request) api.Reply {
+	n := d.node.Load()
+	if n == nil {
+		return api.Reply{Failed: true, Error: "the store of leases is not open; edgewayd status and its log say why"}
+	}
+	out, err := n.ipam(ctx, d.config, req.Args)
+	if err != nil {
+		return api.Reply{Failed: true, Error: err.Error()}
+	}
+	if req.Args[0] != "list" && req.Args[0] != "show" && req.Args[0] != "check" {
+		d.options.Log.Info("operator: ipam "+req.Args[0], "did", string(out))
+	}
+	return api.Reply{Output: out}
+}
+
+// ipam answers one request: a verb with its arguments.
+func (n *node) ipam(ctx context.Context, c Config, args []string) ([]byte, error) {
+	var answer any
+	var err error
+	verb, rest := "", []string{}
+	if len(args) > 0 {
+		verb, rest = args[0], args[1:]
+	}
+	switch verb {
+	case "list":
+		answer, err = n.list(ctx)
+	case "show":
+		answer, err = n.show(ctx, rest)
+	case "release":
+		answer, err = n.releaseLeases(ctx, rest)
+	case "forget":
+		answer, err = n.forget(ctx, rest)
+	case "check":
+		answer, err = n.check(ctx, n.verbs.Audit)
+	case "repair":
+		answer, err = n.check(ctx, n.verbs.Repair)
+	case "import":
+		answer, err = n.importLeases(ctx, c, rest)
+	default:
+		return nil, fmt.Errorf("ipam %q: not known to this edgewayd; update it, or use the edgewayd that is running", verb)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(answer)
+}
+
+func leaseRow(a plugin.Attached) api.Lease {
+	l := a.Lease
+	row := api.Lease{
+		Addrs: []string{}, Pod: l.Pod.String(), ContainerID: l.Attachment.ContainerID, IfName: l.Attachment.IfName,
+		Network: l.Network, Since: l.Since, State: string(a.Standing), Link: a.Link, Netns: l.Netns,
+	}
+	for _, addr := range l.Addrs {
+		row.Addrs = append(row.Addrs, addr.String())
+	}
+	return row
+}
+
+// byAddr orders leases by their first address.
+func byAddr(a, b plugin.Attached) int {
+	if len(a.Lease.Addrs) == 0 || len(b.Lease.Addrs) == 0 {
+		return cmp.Compare(len(a.Lease.Addrs), len(b.Lease.Addrs))
+	}
+	return a.Lease.Addrs[0].Compare(b.Lease.Addrs[0])
+}
+
+func (n *node) list(ctx context.Context) (api.LeaseList, error) {
+	out := api.LeaseList{Leases: []api.Lease{}, Pools: []api.PoolUsage{}, Remembered: []api.Remembered{}, Now: time.Now()}
+	all, err := n.verbs.Attachments(ctx)
+	if err != nil {
+		return out, err
+	}
+	slices.SortFunc(all, byAddr)
+	for _, a := range all {
+		out.Leases = append(out.Leases, leaseRow(a))
+	}
+	memories, err := n.store.Remembered()
+	if err != nil {
+		return out, err
+	}
+	for _, m := range memories {
+		out.Remembered = append(out.Remembered, memoryRow(m))
+	}
+	pool, ok, err := n.store.Pool()
+	if err != nil || !ok {
+		return out, err
+	}
+	for _, set := range pool.Sets {
+		for _, r := range set {
+			u, err := n.store.Usage(ipam.Pool{Sets: []ipam.RangeSet{{r}}, Reserved: pool.Reserved})
+			if err != nil {
+				return out, err
+			}
+			out.Pools = append(out.Pools, api.PoolUsage{CIDR: r.Subnet.String(), Total: u.Total, Used: u.Used, Free: u.Free, Remembered: u.Remembered})
+		}
+	}
+	u, err := n.store.Usage(pool)
+	out.Outside = u.Outside
+	return out, err
+}
+
+func memoryRow(m ipam.Memory) api.Remembered {
+	return api.Remembered{Addr: m.Addr.String(), Pod: m.Pod.String(), IfName: m.IfName, Network: m.Network}
+}
+
+// named reports whether an operator's word means the attachment: its pod as namespace/name or
+// name, an address, the beginning of its container ID, container ID and interface, or its link.
+func named(a plugin.Attached, word string) bool {
+	l := a.Lease
+	if addr, err := netip.ParseAddr(word); err == nil {
+		return slices.Contains(l.Addrs, addr.Unmap())
+	}
+	switch word {
+	case "":
+		return false
+	case l.Pod.String(), l.Pod.Name, l.Attachment.String(), a.Link:
+		return true
+	}
+	return strings.HasPrefix(l.Attachment.ContainerID, word)
+}
+
+// errNothing names what an operator asked for and nobody has.
+func errNothing(word string) error {
+	return fmt.Errorf("%s: no lease of a pod (namespace/name), address, container or link of that name; edgewayd ipam list shows all", word)
+}
+
+func (n *node) show(ctx context.Context, words []string) (api.LeaseDetails, error) {
+	out := api.LeaseDetails{Leases: []api.LeaseDetail{}, Remembered: []api.Remembered{}, Now: time.Now()}
+	all, err := n.verbs.Attachments(ctx)
+	if err != nil {
+		return out, err
+	}
+	slices.SortFunc(all, byAddr)
+	memories, err := n.store.Remembered()
+	if err != nil {
+		return out, err
+	}
+	for _, word := range words {
+		found := false
+		for _, a := range all {
+			if !named(a, word) {
+				continue
+			}
+			found = true
+			d, err := n.detail(ctx, a)
+			if err != nil {
+				return out, err
+			}
+			out.Leases = append(out.Leases, d)
+		}
+		for _, m := range memories {
+			if word == m.Addr.String() || word == m.Pod.String() || word == m.Pod.Name {
+				found = true
+				out.Remembered = append(out.Remembered, memoryRow(m))
+			}
+		}
+		if !found {
+			return out, errNothing(word)
+		}
+	}
+	return out, nil
+}
+
+// detail asks the kernel for both ends.
+func (n *node) detail(ctx context.Context, a plugin.Attached) (api.LeaseDetail, error) {
+	d := api.LeaseDetail{Lease: leaseRow(a), LinkExists: a.Linked, HostEnd: []string{}, PodEnd: []string{}, KeptFor: cmp.Or(a.Lease.RememberAs, a.Lease.Network)}
+	if a.Lease.Pod.Name == "" {
+		d.KeptFor = ""
+	}
+	ends, err := n.verbs.Ends(ctx, a)
+	if err != nil {
+		return d, err
+	}
+	d.NoPod = ends.NoPod
+	d.HostEnd, d.MAC = endLines(ends.Host)
+	d.PodEnd, d.PodMAC = endLines(ends.Pod)
+	return d, nil
+}
+
+func endLines(s routes.State) (lines []string, mac string) {
+	lines = []string{}
+	for _, l := range s.Links {
+		mac = l.MAC
+		lines = append(lines, fmt.Sprint(l))
+	}
+	for _, a := range s.Addrs {
+		lines = append(lines, fmt.Sprint(a))
+	}
+	for _, r := range s.Routes {
+		lines = append(lines, fmt.Sprint(r))
+	}
+	for _, x := range s.Neighs {
+		lines = append(lines, fmt.Sprint(x))
+	}
+	return lines, mac
+}
+
+// releaseLeases ends the named attachments as DEL does. Each word must name exactly one.
+func (n *node) releaseLeases(ctx context.Context, words []string) ([]api.Released, error) {
+	force := slices.Contains(words, Force)
+	all, err := n.verbs.Attachments(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var chosen []plugin.Attached
+	for _, word := range words {
+		if word == Force {
+			continue
+		}
+		a, err := one(all, word)
+		if err != nil {
+			return nil, err
+		}
+		if lives := a.Standing == plugin.Alive || a.Standing == plugin.Foreign; lives && !force {
+			return nil, fmt.Errorf("release %s: its pod %s runs; delete the pod instead, or add --force: the pod loses its network at once",
+				word, cmp.Or(a.Lease.Pod.String(), a.Lease.Attachment.ContainerID))
+		}
+		chosen = append(chosen, a)
+	}
+	out := []api.Released{}
+	for _, a := range chosen {
+		r := api.Released{Lease: leaseRow(a)}
+		if err := n.verbs.Remove(ctx, a.Lease.Attachment); err != nil {
+			r.Error = err.Error()
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// one finds the attachment that a word names.
+func one(all []plugin.Attached, word string) (plugin.Attached, error) {
+	var found []plugin.Attached
+	for _, a := range all {
+		if a.Lease.Attachment.String() == word {
+			return a, nil
+		}
+		if named(a, word) {
+			found = append(found, a)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return plugin.Attached{}, errNothing(word)
+	case 1:
+		return found[0], nil
+	}
+	var names []string
+	for _, a := range found {
+		names = append(names, a.Lease.Attachment.String())
+	}
+	return plugin.Attached{}, fmt.Errorf("%s: names %d leases; name one of %s", word, len(found), strings.Join(names, ", "))
+}
+
+// forget drops what free addresses remember.
+func (n *node) forget(ctx context.Context, words []string) ([]api.Remembered, error) {
+	memories, err := n.store.Remembered()
+	if err != nil {
+		return nil, err
+	}
+	out := []api.Remembered{}
+	for _, word := range words {
+		addr, err := netip.ParseAddr(word)
+		if err != nil {
+			return out, fmt.Errorf("forget %s: not an address; edgewayd ipam list --remembered shows them", word)
+		}
+		i := slices.IndexFunc(memories, func(m ipam.Memory) bool { return m.Addr == addr.Unmap() })
+		if i < 0 {
+			return out, fmt.Errorf("forget %s: it remembers no pod; edgewayd ipam list --remembered shows those that do", word)
+		}
+		if err := n.store.Forget(ctx, addr); err != nil {
+			return out, err
+		}
+		out = append(out, memoryRow(memories[i]))
+	}
+	return out, nil
+}
+
+// check compares store, host and pods; look is Audit or Repair.
+func (n *node) check(ctx context.Context, look func(context.Context) ([]plugin.Finding, error)) (api.Findings, error) {
+	out := api.Findings{Findings: []api.Finding{}}
+	if err := n.store.Check(); err != nil {
+		out.Findings = append(out.Findings, api.Finding{Object: "store", Got: err.Error(), Next: "restart edgewayd: it rebuilds the store from the node's links and the last good copy"})
+		return out, nil
+	}
+	leases, err := n.store.Leases()
+	if err != nil {
+		return out, err
+	}
+	out.Leases = len(leases)
+	found, err := look(ctx)
+	for _, f := range found {
+		out.Findings = append(out.Findings, api.Finding(f))
+	}
+	if err != nil {
+		out.Error = err.Error()
+	}
+	return out, nil
+}
+
+// poolToBe is the pool of this node: the store's, or the one that the daemon will set when it
+// starts; false when neither is known.
+func (n *node) poolToBe(ctx context.Context, c Config) (ipam.Pool, bool, error) {
+	pool, ok, err := n.store.Pool()
+	if ok || err != nil {
+		return pool, ok, err
+	}
+	last, _, err := loadWorld(filepath.Join(c.StateDir, "world.json"))
+	if err != nil {
+		return pool, false, err
+	}
+	w, err := cluster.Manifests(c.Cluster.Manifests).World(ctx, last)
+	if err != nil {
+		w = last // a node whose manifests come later
+	}
+	pool, ok = podPool(World{Cluster: w, Self: c.NodeName, Config: c})
+	return pool, ok, nil
+}

@@ -1,0 +1,413 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// Standing is how a lease stands to what the kernel says.
+type Standing string
+
+const (
+	Alive       Standing = "alive"        // its link exists
+	Dead        Standing = "dead"         // it does not, or the namespace of a foreign one is gone
+	EarlierBoot Standing = "earlier boot" // its pod ended with the machine's last run
+	Foreign     Standing = "foreign"      // another main plugin made the attachment; nothing says it is gone
+)
+
+// Attached is a lease beside what the kernel says of it.
+type Attached struct {
+	Lease    ipam.Lease
+	Standing Standing
+	Link     string // the host's end; "" where another main plugin made it
+	Linked   bool   // it exists
+}
+
+// Attachments returns all leases, oldest first.
+func (n *Node) Attachments(ctx context.Context) ([]Attached, error) {
+	host, done, err := n.look()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	boot, err := BootID()
+	if err != nil {
+		return nil, err
+	}
+	links, err := host.Links(ctx, linkPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	leases, err := n.leases()
+	if err != nil {
+		return nil, err
+	}
+	there := map[string]bool{}
+	for _, l := range links {
+		there[l.Name] = true
+	}
+	out := make([]Attached, len(leases))
+	for i, l := range leases {
+		out[i] = Attached{Lease: l, Standing: standing(l, there[linkOf(l)], boot)}
+		if !isForeign(l) {
+			out[i].Link, out[i].Linked = linkOf(l), there[linkOf(l)]
+		}
+	}
+	return out, nil
+}
+
+func standing(l ipam.Lease, linked bool, boot string) Standing {
+	lives := alive(boot)(l, linked)
+	switch {
+	case lives && isForeign(l):
+		return Foreign
+	case lives:
+		return Alive
+	case l.BootID != boot:
+		return EarlierBoot
+	}
+	return Dead
+}
+
+// look is the beginning of what operators ask: the store is there, and a kernel of the host.
+func (n *Node) look() (host kernel, done func(), err error) {
+	if err := n.open(); err != nil {
+		return nil, nil, err
+	}
+	if err := n.needStore(); err != nil {
+		return nil, nil, err
+	}
+	return n.host()
+}
+
+// Remove ends an attachment as DEL does: link first, lease last. That there is none is no error.
+func (n *Node) Remove(ctx context.Context, a ipam.Attachment) error {
+	if err := n.open(); err != nil {
+		return err
+	}
+	// Whether its traffic was masqueraded is not remembered.
+	rq := request{attachment: a, conf: conf{IPMasq: true}}
+	release, err := n.enter(ctx, rq)
+	if err != nil {
+		return err
+	}
+	defer release()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	return n.detach(ctx, rq)
+}
+
+// Ends are both ends of an attachment as the kernel has them.
+type Ends struct {
+	Host, Pod routes.State
+	// NoPod says why the pod's end could not be looked at.
+	NoPod string
+}
+
+// Ends looks at both ends of one attachment.
+func (n *Node) Ends(ctx context.Context, a Attached) (e Ends, err error) {
+	host, done, err := n.look()
+	if err != nil {
+		return e, err
+	}
+	defer done()
+	if a.Linked {
+		want := wiring{hostLink: a.Link, addrs: a.Lease.Addrs}.host(nil)
+		want.Sysctls = nil
+		if e.Host, err = host.Observe(ctx, routes.Scope{Links: []string{a.Link}}, want); err != nil {
+			return e, fmt.Errorf("link %s: %w", a.Link, err)
+		}
+	}
+	e.Pod, e.NoPod, err = n.podEnd(ctx, a.Lease)
+	return e, err
+}
+
+// podEnd observes the pod's interface, and routes; absent says why there is none to look at.
+func (n *Node) podEnd(ctx context.Context, l ipam.Lease) (s routes.State, absent string, err error) {
+	if l.Netns == "" {
+		return s, "its namespace is not known", nil
+	}
+	f, err := openLeased(l)
+	if err != nil {
+		return s, "", err
+	}
+	if f == nil {
+		return s, "its namespace " + l.Netns + " is gone", nil
+	}
+	defer f.Close()
+	if n.podNetns(request{netns: f}) != nil {
+		return s, l.Netns + " is no namespace of a pod", nil
+	}
+	pod, err := n.dial(f)
+	if err != nil {
+		return s, "", fmt.Errorf("enter network namespace %s: %w", l.Netns, err)
+	}
+	defer pod.Close()
+	if s, err = pod.Observe(ctx, routes.Scope{Protocol: routes.ProtoPod, Links: []string{l.Attachment.IfName}}, routes.State{}); err != nil {
+		return s, "", fmt.Errorf("namespace %s: %w", l.Netns, err)
+	}
+	if len(s.Links) == 0 {
+		absent = fmt.Sprintf("no %s in %s", l.Attachment.IfName, l.Netns)
+	}
+	others, err := pod.Host(ctx)
+	s.Routes = append(s.Routes, others.Routes...)
+	return s, absent, err
+}
+
+// Finding is one disagreement between the store, the host and a pod.
+type Finding struct {
+	Object string `json:"object"`
+	Got    string `json:"got"`
+	// Repair is what Repair does about it; empty: it cannot, and Next says who can.
+	Repair string `json:"repair,omitempty"`
+	Next   string `json:"next,omitempty"`
+	Done   bool   `json:"done,omitempty"` // Repair did
+}
+
+// Audit compares leases with links, and both ends of each attachment with what ADD makes, as far
+// as the store tells. It changes nothing. Verbs wait until it is done.
+func (n *Node) Audit(ctx context.Context) ([]Finding, error) {
+	host, done, err := n.look()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	n.sweep.Lock()
+	defer n.sweep.Unlock()
+	a, err := n.audit(ctx, host)
+	return a.findings, err
+}
+
+// Repair does what Sweep does, and gives the host's end of attachments that live what it lacks. It
+// returns what Audit found before, and what it finds after.
+func (n *Node) Repair(ctx context.Context) ([]Finding, error) {
+	host, done, err := n.look()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	n.sweep.Lock()
+	defer n.sweep.Unlock()
+	before, err := n.audit(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	err = before.repair(ctx, n, host)
+	after, aerr := n.audit(ctx, host)
+	if aerr != nil {
+		return nil, errors.Join(err, aerr)
+	}
+	out := after.findings
+	for _, f := range before.findings {
+		if !slices.Contains(after.findings, f) {
+			f.Done = true
+			out = append(out, f)
+		}
+	}
+	return out, err
+}
+
+// audit is what one look at everything found.
+type audit struct {
+	boot     string
+	findings []Finding
+	want     routes.State // the host's ends of attachments that live
+	stray    []routes.Route
+	routes   []routes.Route // all of our protocol
+}
+
+func (a *audit) found(f Finding) { a.findings = append(a.findings, f) }
+
+func (n *Node) audit(ctx context.Context, host kernel) (a audit, err error) {
+	if a.boot, err = BootID(); err != nil {
+		return a, err
+	}
+	keep := alive(a.boot)
+	var living []ipam.Lease
+	rest, err := n.litter(ctx, host, func(l ipam.Lease, linked bool) bool {
+		lives := keep(l, linked)
+		if lives && !isForeign(l) {
+			living = append(living, l)
+		}
+		return lives
+	})
+	if err != nil {
+		return a, err
+	}
+	for _, l := range rest.leases {
+		a.found(Finding{Object: leaseText(l), Got: whyDead(l, a.boot), Repair: "release " + addrsText(l.Addrs) + "; the address remembers its pod"})
+	}
+	for _, link := range rest.links {
+		a.found(Finding{Object: "link " + link, Got: "no lease owns it", Repair: "delete it"})
+	}
+	return a, n.auditEnds(ctx, host, &a, living)
+}
+
+func whyDead(l ipam.Lease, boot string) string {
+	switch {
+	case l.BootID != boot:
+		return "of an earlier boot: its pod is gone"
+	case isForeign(l):
+		return "its namespace " + l.Netns + " is gone"
+	}
+	return "its link " + linkOf(l) + " does not exist"
+}
+
+// leaseText names a lease as operators do.
+func leaseText(l ipam.Lease) string {
+	if p := l.Pod.String(); p != "" {
+		return "pod " + p + " (" + addrsText(l.Addrs) + ")"
+	}
+	return "lease of " + strings.TrimSuffix(l.Attachment.String(), "/") + " (" + addrsText(l.Addrs) + ")"
+}
+
+func addrsText(addrs []netip.Addr) string {
+	var out []string
+	for _, a := range addrs {
+		out = append(out, a.String())
+	}
+	return strings.Join(out, ", ")
+}
+
+// auditEnds compares both ends of the leases that live with what ADD makes.
+func (n *Node) auditEnds(ctx context.Context, host kernel, a *audit, living []ipam.Lease) error {
+	links := make([]string, len(living))
+	owner := map[string]ipam.Lease{}
+	for i, l := range living {
+		links[i] = linkOf(l)
+		owner[links[i]] = l
+	}
+	have, err := host.Observe(ctx, routes.Scope{Protocol: routes.ProtoPod, Links: links}, routes.State{})
+	if err != nil {
+		return err
+	}
+	a.routes = have.Routes
+	for _, l := range living {
+		w := wiring{hostLink: linkOf(l), ifName: l.Attachment.IfName, addrs: l.Addrs}
+		if !isRecovered(l) {
+			w.hostMAC, w.podMAC = macOf(l.Attachment, "host"), macOf(l.Attachment, "pod")
+		}
+		if err := n.auditPod(ctx, a, l, &w); err != nil {
+			a.found(Finding{Object: leaseText(l), Got: err.Error(), Next: "look at " + l.Netns})
+		}
+		one := w.host(nil)
+		one.Links[0].Peer = nil // a link that went away meanwhile is not made anew
+		if isRecovered(l) {     // its pod's MAC is what its neighbours say
+			one.Neighs = nil
+		}
+		a.want.Links, a.want.Routes, a.want.Neighs = append(a.want.Links, one.Links...), append(a.want.Routes, one.Routes...), append(a.want.Neighs, one.Neighs...)
+		for _, s := range one.Sysctls {
+			if !slices.Contains(a.want.Sysctls, s) {
+				a.want.Sysctls = append(a.want.Sysctls, s)
+			}
+		}
+	}
+	observed, err := host.Observe(ctx, routes.Scope{}, a.want)
+	if err != nil {
+		return err
+	}
+	for _, c := range routes.Diff(observed, a.want) {
+		a.difference(c, owner)
+	}
+	a.strays(owner)
+	return nil
+}
+
+// difference notes a change that Repair would make on the host.
+func (a *audit) difference(c routes.Change, owner map[string]ipam.Lease) {
+	link := linkUnder(c.Object)
+	if l, ok := c.Object.(routes.Link); ok {
+		link = l.Name
+	}
+	f := Finding{Object: "host", Repair: fmt.Sprintf("%s %v", c.Op, c.Object), Got: fmt.Sprintf("missing: %v", c.Object)}
+	if l, ok := owner[link]; ok {
+		f.Object = leaseText(l)
+	}
+	if c.Was != nil {
+		f.Got = fmt.Sprintf("want %v, have %v", c.Object, c.Was)
+	}
+	if s, ok := c.Object.(routes.Sysctl); ok {
+		f.Got, f.Repair = s.Key+" is not "+s.Value+": pods reach nothing outside of this node", "set it"
+	}
+	if c.Err != nil {
+		f.Got, f.Repair, f.Next = c.Err.Error(), "", "stop the agent that owns it, or delete it; then check again"
+	}
+	a.found(f)
+}
+
+// strays notes our routes over a lease's link that lead to no address of it.
+func (a *audit) strays(owner map[string]ipam.Lease) {
+	for _, r := range a.routes {
+		l, ok := owner[r.Link]
+		if !ok || r.Dst.IsSingleIP() && slices.Contains(l.Addrs, r.Dst.Addr()) {
+			continue
+		}
+		a.stray = append(a.stray, r)
+		a.found(Finding{Object: "route " + r.String(), Got: "no address of " + leaseText(l), Repair: "delete it"})
+	}
+}
+
+// auditPod looks at the pod's end, and takes over its MAC, which the runtime may have chosen.
+func (n *Node) auditPod(ctx context.Context, a *audit, l ipam.Lease, w *wiring) error {
+	if l.Netns == "" {
+		return nil
+	}
+	pod, absent, err := n.podEnd(ctx, l)
+	if err != nil {
+		return err
+	}
+	differs := func(format string, args ...any) {
+		a.found(Finding{Object: leaseText(l), Got: fmt.Sprintf(format, args...), Next: "delete the pod, so that it is made anew; find out what changed it"})
+	}
+	if absent != "" {
+		differs("%s, its link %s on the host is there", absent, w.hostLink)
+		return nil
+	}
+	if !isRecovered(l) {
+		w.podMAC = pod.Links[0].MAC
+	}
+	if !pod.Links[0].Up {
+		differs("%s in %s is down", w.ifName, l.Netns)
+	}
+	for _, addr := range l.Addrs {
+		if !slices.ContainsFunc(pod.Addrs, func(p routes.Addr) bool { return p.Prefix.Addr() == addr }) {
+			differs("%s in %s lacks its address %s", w.ifName, l.Netns, addr)
+		}
+	}
+	for _, v6 := range []bool{false, true} {
+		via := gateway(v6)
+		if !slices.ContainsFunc(pod.Routes, func(r routes.Route) bool { return r.Via == via && r.Link == w.ifName }) {
+			continue
+		}
+		i := slices.IndexFunc(pod.Neighs, func(x routes.Neigh) bool { return x.IP == via })
+		if i < 0 || w.hostMAC != "" && pod.Neighs[i].MAC != w.hostMAC {
+			differs("%s in %s has no neighbour entry that leads %s to the host", w.ifName, l.Netns, via)
+		}
+	}
+	return nil
+}
+
+// repair does what the findings announce.
+func (a *audit) repair(ctx context.Context, n *Node, host kernel) error {
+	_, err := n.collect(ctx, host, alive(a.boot))
+	_, serr := host.Sync(ctx, routes.Scope{}, a.want)
+	err = errors.Join(err, serr)
+	if len(a.stray) > 0 {
+		// All of our protocol but those: Sync deletes what it is not told of.
+		now, oerr := host.Observe(ctx, routes.Scope{Protocol: routes.ProtoPod}, routes.State{})
+		if oerr != nil {
+			return errors.Join(err, oerr)
+		}
+		keep := slices.DeleteFunc(now.Routes, func(r routes.Route) bool { return slices.Contains(a.stray, r) })
+		_, serr = host.Sync(ctx, routes.Scope{Protocol: routes.ProtoPod}, routes.State{Routes: keep})
+		err = errors.Join(err, serr)
+	}
+	return err
+}
