@@ -28,9 +28,6 @@ func (n *Node) add(ctx context.Context, rq request) (reply api.Reply, err error)
 	if rq.conf.ipamOnly() {
 		return n.lend(ctx, o)
 	}
-	if err := n.podNetns(rq); err != nil {
-		return reply, err
-	}
 	release, err := n.enter(ctx, rq)
 	if err != nil {
 		return reply, err

@@ -21,14 +21,6 @@ func (n *Node) check(ctx context.Context, rq request) (reply api.Reply, err erro
 	if err != nil {
 		return reply, err
 	}
-	if previous == nil {
-		return reply, fault(codeConfig, "CHECK without prevResult").next("the runtime must pass the result of ADD as prevResult")
-	}
-	if !rq.conf.ipamOnly() {
-		if err := n.podNetns(rq); err != nil {
-			return reply, err
-		}
-	}
 	release, err := n.enter(ctx, rq)
 	if err != nil {
 		return reply, err

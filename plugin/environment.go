@@ -87,8 +87,8 @@ func OpenNetns(path string) (*os.File, error) {
 	return f, nil
 }
 
-// podNetns checks that the call brought a network namespace, and not the host's own.
-func (n *Node) podNetns(rq request) error {
+// checkNetns checks that the call brought a network namespace, and not the host's own.
+func checkNetns(rq request, home *os.File) error {
 	if rq.netns == nil {
 		return fault(codeEnvironment, "CNI_NETNS %s was not opened", rq.cni.Netns).next("pass the namespace's file beside its path")
 	}
@@ -99,7 +99,7 @@ func (n *Node) podNetns(rq request) error {
 	if err != nil {
 		return fault(codeIO, "CNI_NETNS: %w", err)
 	}
-	host, err := n.home.Stat()
+	host, err := home.Stat()
 	if err != nil {
 		return fault(codeIO, "host's network namespace: %w", err)
 	}
@@ -108,6 +108,9 @@ func (n *Node) podNetns(rq request) error {
 	}
 	return nil
 }
+
+// podNetns is checkNetns for this Node.
+func (n *Node) podNetns(rq request) error { return checkNetns(rq, n.home) }
 
 func isNetnsFile(f *os.File) bool {
 	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)

@@ -28,6 +28,10 @@ const asExecutable = "EDGEWAY_TEST_EXECUTABLE"
 
 const patience = 30 * time.Second
 
+// init keeps the main thread out of onThread, which ends its threads in other namespaces: the
+// main thread cannot end, and /proc/self would show its namespace.
+func init() { runtime.LockOSThread() }
+
 func TestMain(m *testing.M) {
 	if os.Getenv(asExecutable) != "" {
 		os.Exit(Process{Getenv: os.Getenv, Stdin: os.Stdin, Stdout: os.Stdout}.Run(context.Background()))

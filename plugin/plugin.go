@@ -19,6 +19,7 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"os"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
@@ -58,20 +59,16 @@ func (n *Node) do(ctx context.Context, call Call) (version string, reply api.Rep
 	if err != nil {
 		return version, reply, err
 	}
-	if err := verb.admits(call.CNI, c); err != nil {
+	if err := n.open(); err != nil {
 		return version, reply, err
 	}
-	if err := n.open(); err != nil {
+	rq := newRequest(call, c)
+	if err := verb.admits(rq, n.home); err != nil {
 		return version, reply, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, verbTimeout)
 	defer cancel()
-	reply, err = verb.run(n, ctx, request{
-		conf:       c,
-		cni:        call.CNI,
-		attachment: ipam.Attachment{ContainerID: call.ContainerID, IfName: call.IfName},
-		netns:      call.NetnsFile,
-	})
+	reply, err = verb.run(n, ctx, rq)
 	return version, reply, err
 }
 
@@ -83,39 +80,76 @@ type request struct {
 	netns      *os.File
 }
 
+func newRequest(call Call, c conf) request {
+	return request{
+		conf: c, cni: call.CNI, netns: call.NetnsFile,
+		attachment: ipam.Attachment{ContainerID: call.ContainerID, IfName: call.IfName},
+	}
+}
+
 // verb is one CNI operation (SPEC 1.1.0 section 2): what it demands and what it does.
 type verb struct {
 	since      string // the first protocol version that has it
 	attachment bool   // needs CNI_CONTAINERID and CNI_IFNAME
 	netns      bool   // needs CNI_NETNS
+	checks     func(request) error
 	run        func(*Node, context.Context, request) (api.Reply, error)
 }
 
 // verbs is never written to.
 var verbs = map[string]verb{
-	"ADD":    {since: "0.1.0", attachment: true, netns: true, run: (*Node).add},
+	"ADD":    {since: "0.1.0", attachment: true, netns: true, checks: addable, run: (*Node).add},
 	"DEL":    {since: "0.1.0", attachment: true, run: (*Node).del},
-	"CHECK":  {since: "0.4.0", attachment: true, netns: true, run: (*Node).check},
-	"GC":     {since: "1.1.0", run: (*Node).gc},
+	"CHECK":  {since: "0.4.0", attachment: true, netns: true, checks: checkable, run: (*Node).check},
+	"GC":     {since: "1.1.0", checks: collectable, run: (*Node).gc},
 	"STATUS": {since: "1.1.0", run: (*Node).status},
 }
 
-// admits checks the environment against what the verb demands.
-func (v verb) admits(cni api.CNI, c conf) error {
-	if versionIndex(c.CNIVersion) < versionIndex(v.since) {
-		return fault(codeVersion, "%s is part of cniVersion %s and later, the configuration says %q", cni.Command, v.since, c.CNIVersion).
+// admits checks all that can be checked without touching anything. home is the host's network
+// namespace.
+func (v verb) admits(rq request, home *os.File) error {
+	if versionIndex(rq.conf.CNIVersion) < versionIndex(v.since) {
+		return fault(codeVersion, "%s is part of cniVersion %s and later, the configuration says %q", rq.cni.Command, v.since, rq.conf.CNIVersion).
 			next("raise cniVersion in the network configuration")
 	}
 	if v.attachment {
-		if err := checkContainerID(cni.ContainerID); err != nil {
+		if err := checkContainerID(rq.cni.ContainerID); err != nil {
 			return err
 		}
-		if err := checkIfName(cni.IfName); err != nil {
+		if err := checkIfName(rq.cni.IfName); err != nil {
 			return err
 		}
 	}
-	if v.netns && cni.Netns == "" {
-		return fault(codeEnvironment, "CNI_NETNS is not set").next("%s needs the path of the container's network namespace", cni.Command)
+	if v.netns && rq.cni.Netns == "" {
+		return fault(codeEnvironment, "CNI_NETNS is not set").next("%s needs the path of the container's network namespace", rq.cni.Command)
+	}
+	if v.checks != nil {
+		if err := v.checks(rq); err != nil {
+			return err
+		}
+	}
+	if v.netns && !rq.conf.ipamOnly() {
+		return checkNetns(rq, home)
 	}
 	return nil
+}
+
+// addable, checkable and collectable check what their verbs read of the configuration.
+func addable(rq request) error {
+	_, oerr := newOrder(rq)
+	_, perr := rq.conf.previous()
+	return errors.Join(oerr, perr)
+}
+
+func checkable(rq request) error {
+	previous, err := rq.conf.previous()
+	if err == nil && previous == nil {
+		return fault(codeConfig, "CHECK without prevResult").next("the runtime must pass the result of ADD as prevResult")
+	}
+	return err
+}
+
+func collectable(rq request) error {
+	_, _, err := rq.conf.valid()
+	return err
 }

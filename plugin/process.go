@@ -37,7 +37,9 @@ type Process struct {
 // Run serves the invocation and returns its exit status: it asks the daemon, and when none
 // answers runs the verb on the store itself. Standard output gets one JSON value or nothing.
 func (p Process) Run(ctx context.Context) (status int) {
-	version, reply, err := p.run(ctx)
+	c := caller{}
+	defer c.close()
+	version, reply, err := c.run(ctx, p)
 	if err != nil {
 		reply = errorReply(version, err)
 	}
@@ -53,7 +55,9 @@ func (p Process) Run(ctx context.Context) (status int) {
 	return 0
 }
 
-func (p Process) run(ctx context.Context) (version string, reply api.Reply, err error) {
+// run checks the input, so that nobody is asked about a call that cannot succeed, and has the
+// call served.
+func (c *caller) run(ctx context.Context, p Process) (version string, reply api.Reply, err error) {
 	cni := api.CNI{
 		Command: p.Getenv("CNI_COMMAND"), ContainerID: p.Getenv("CNI_CONTAINERID"), Netns: p.Getenv("CNI_NETNS"),
 		IfName: p.Getenv("CNI_IFNAME"), Args: p.Getenv("CNI_ARGS"), Path: p.Getenv("CNI_PATH"),
@@ -68,23 +72,30 @@ func (p Process) run(ctx context.Context) (version string, reply api.Reply, err 
 	if cni.Command == "VERSION" {
 		return probeVersion(cni.Stdin)
 	}
-	c, err := parseConf(cni.Stdin)
-	version = c.answerVersion()
+	c.conf, err = parseConf(cni.Stdin)
+	version = c.conf.answerVersion()
 	if err != nil {
 		return version, reply, err
 	}
-	if err := verb.admits(cni, c); err != nil {
+	c.call = Call{CNI: cni}
+	netns, nerr := OpenNetns(cni.Netns)
+	if nerr == nil && netns != nil {
+		defer netns.Close()
+		c.call.NetnsFile = netns
+	}
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return version, reply, fault(codeIO, "open the host's network namespace: %w", err).next("mount /proc")
+	}
+	defer home.Close()
+	err = verb.admits(newRequest(c.call, c.conf), home)
+	if err != nil && nerr != nil {
+		err = nerr // says more than that there is none
+	}
+	if err != nil {
 		return version, reply, err
 	}
-	call := Call{CNI: cni}
-	call.NetnsFile, err = OpenNetns(cni.Netns)
-	if err != nil && verb.netns && !c.ipamOnly() {
-		return version, reply, err
-	}
-	if call.NetnsFile != nil {
-		defer call.NetnsFile.Close()
-	}
-	reply, err = caller{call: call, conf: c}.serve(ctx)
+	reply, err = c.serve(ctx)
 	return version, reply, err
 }
 
@@ -121,12 +132,24 @@ type caller struct {
 	conf conf
 	// begun: a daemon took the call and went away. What it did is not known.
 	begun bool
+	// store and node are this process's own, once it serves the call itself.
+	store *ipam.Store
+	node  *Node
 }
 
-func (c caller) serve(ctx context.Context) (api.Reply, error) {
+func (c *caller) close() {
+	if c.node != nil {
+		_ = c.node.Close()
+	}
+	if c.store != nil {
+		_ = c.store.Close()
+	}
+}
+
+func (c *caller) serve(ctx context.Context) (api.Reply, error) {
 	// An IPAM plugin is executed where the runtime's paths are true, and the store is not asked.
 	if c.conf.delegated() {
-		return c.direct(ctx, nil)
+		return c.direct(ctx)
 	}
 	for deadline := time.Now().Add(storePatience); ; {
 		reply, err := c.ask(ctx)
@@ -153,7 +176,7 @@ var errRefused = errors.New("the daemon refused the call")
 
 // ask passes the call to the daemon. A daemon that went away over an earlier try may have left
 // half an attachment, which DEL removes.
-func (c caller) ask(ctx context.Context) (reply api.Reply, err error) {
+func (c *caller) ask(ctx context.Context) (reply api.Reply, err error) {
 	for _, cni := range c.steps() {
 		reply, err = api.Call(ctx, c.conf.socket(), api.Request{Op: "cni", CNI: &cni}, c.call.NetnsFile)
 		if err != nil {
@@ -175,7 +198,7 @@ func (c caller) ask(ctx context.Context) (reply api.Reply, err error) {
 }
 
 // steps are the calls to make: the one that was asked for, after a DEL where an ADD had begun.
-func (c caller) steps() []api.CNI {
+func (c *caller) steps() []api.CNI {
 	if c.begun && c.call.Command == "ADD" {
 		del := c.call.CNI
 		del.Command = "DEL"
@@ -185,35 +208,32 @@ func (c caller) steps() []api.CNI {
 }
 
 // local runs the verb in this process, on the store.
-func (c caller) local(ctx context.Context) (reply api.Reply, err error) {
+func (c *caller) local(ctx context.Context) (reply api.Reply, err error) {
 	path := filepath.Join(c.conf.dataDir(), StoreFile)
 	if c.call.Command != "ADD" {
 		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-			return c.direct(ctx, nil)
+			return c.direct(ctx)
 		}
 	}
 	boot, err := BootID()
 	if err != nil {
 		return reply, err
 	}
-	store, err := ipam.Open(ctx, path, ipam.Options{BootID: boot, LockTimeout: storeTry, Recover: Recover})
+	c.store, err = ipam.Open(ctx, path, ipam.Options{BootID: boot, LockTimeout: storeTry, Recover: Recover})
 	if err != nil {
 		return reply, err
 	}
-	// The reply is printed and perhaps undone after this return: the store stays open until the
-	// process ends, which is soon.
-	return c.direct(ctx, store)
+	return c.direct(ctx)
 }
 
 // direct runs the steps on a Node of this process.
-func (c caller) direct(ctx context.Context, store *ipam.Store) (reply api.Reply, err error) {
-	node, err := NewNode(store)
-	if err != nil {
+func (c *caller) direct(ctx context.Context) (reply api.Reply, err error) {
+	if c.node, err = NewNode(c.store); err != nil {
 		return reply, err
 	}
-	node.unborn = store == nil
+	c.node.unborn = c.store == nil
 	for _, cni := range c.steps() {
-		reply = node.Do(ctx, Call{CNI: cni, NetnsFile: c.call.NetnsFile})
+		reply = c.node.Do(ctx, Call{CNI: cni, NetnsFile: c.call.NetnsFile})
 	}
 	return reply, nil
 }

@@ -22,12 +22,18 @@ const minFree = 1 << 20
 // status says whether an ADD could be served now (SPEC 1.1.0 section 2, STATUS). It changes
 // nothing.
 func (n *Node) status(ctx context.Context, rq request) (reply api.Reply, err error) {
-	if rq.conf.delegated() {
-		return reply, n.delegate(ctx, rq, "STATUS")
-	}
 	unavailable := func(err error) error {
 		e := asCNI(err)
-		return &cniError{code: codeUnavailable, err: e.err, todo: e.todo}
+		if e.code != codeLimited {
+			e.code = codeUnavailable
+		}
+		return e
+	}
+	if rq.conf.delegated() {
+		if err := n.delegate(ctx, rq, "STATUS"); err != nil {
+			return reply, unavailable(err)
+		}
+		return reply, nil
 	}
 	if err := n.needStore(); err != nil {
 		return reply, unavailable(err)
