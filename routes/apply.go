@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,12 +22,16 @@ type applier struct {
 }
 
 func (a *applier) apply(changes []Change) {
-	a.v.objects = a.objects(changes)
+	routes := slices.IndexFunc(changes, func(c Change) bool { _, ok := c.Object.(Route); return ok })
 	dying := dyingLinks(changes)
 	changes = changes[:len(changes)-len(dying)]
 	defer a.end(dying)
 	for i := range changes {
 		c := &changes[i]
+		if i == routes { // their links and addresses are there now
+			a.flush()
+			a.v.objects = a.objects(changes)
+		}
 		if c.Err != nil {
 			continue
 		}

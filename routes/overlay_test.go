@@ -1,7 +1,9 @@
 package routes
 
 import (
+	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -70,5 +72,35 @@ func TestOverlayCarriesPackets(t *testing.T) {
 			}
 			a.quiet(scope, nodeA.state(nodeB))
 		})
+	}
+}
+
+// TestLargeOverlay: a node that joins an overlay of many makes all in one Sync, its routes over
+// next hop objects on the link that it has just made.
+func TestLargeOverlay(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	var want State
+	for i := range bulk + 88 {
+		cidr := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 16 + byte(i>>8), byte(i), 0}), 24)
+		other := overlayNode{
+			underlay: netip.AddrFrom4([4]byte{10, 0, 1 + byte(i>>8), byte(i)}), mac: fmt.Sprintf("02:00:00:00:%02x:%02x", 1+i>>8, byte(i)),
+			cidrs: []netip.Prefix{cidr},
+		}
+		one := overlayNode{addr("10.0.0.11"), "02:00:00:00:00:01", prefixes("10.10.1.0/24")}.state(other)
+		want.Links, want.Addrs = one.Links, one.Addrs
+		want.Routes, want.Neighs, want.FDB = append(want.Routes, one.Routes...), append(want.Neighs, one.Neighs...), append(want.FDB, one.FDB...)
+	}
+	scope := Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}
+	changes := s.sync(scope, want)
+	if n := 3*(bulk+88) + 2; len(changes) != n {
+		t.Errorf("%d changes, want %d", len(changes), n)
+	}
+	if n := strings.Count(s.run("ip nexthop show proto 119"), "onlink"); n != bulk+88 {
+		t.Errorf("%d objects, want %d", n, bulk+88)
+	}
+	s.sync(scope, State{})
+	if out := s.run("ip nexthop") + s.run("ip route show proto 119"); out != "" {
+		t.Errorf("left over:\n%s", out)
 	}
 }
