@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -9,12 +10,15 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
@@ -101,20 +105,12 @@ func newCluster(t *testing.T, runtime string) *cluster {
 		t.Fatal(err)
 	}
 	c := &cluster{pods: map[string]*pod{}}
+	takeDown := sync.OnceValue(func() error { return errors.Join(c.close(), l.Close()) })
 	t.Cleanup(func() {
-		for _, n := range []*Node{c.n1, c.n2} {
-			if n == nil {
-				continue
-			}
-			if t.Failed() {
-				t.Logf("%s: containerd:\n%s", n.Name, tail(n.file("containerd.log"), 12))
-				t.Logf("%s: edgewayd:\n%s", n.Name, tail(n.file("edgewayd.log"), 20))
-			}
-			if err := n.Close(); err != nil {
-				t.Error(err)
-			}
+		if t.Failed() {
+			c.logTails(t)
 		}
-		if err := l.Close(); err != nil {
+		if err := takeDown(); err != nil {
 			t.Error(err)
 		}
 		wantNothingLeft(t, l)
@@ -151,8 +147,42 @@ func newCluster(t *testing.T, runtime string) *cluster {
 		}
 		*at = n
 	}
+	onSignal(t, takeDown)
 	c.both(t, (*Node).Boot)
 	return c
+}
+
+// close ends what runs on the nodes, of which some may be missing.
+func (c *cluster) close() error {
+	var errs []error
+	for _, n := range []*Node{c.n1, c.n2} {
+		if n != nil {
+			errs = append(errs, n.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// onSignal takes everything down when the test is interrupted: containers outlive it otherwise.
+func onSignal(t *testing.T, takeDown func() error) {
+	ctx, stop := signal.NotifyContext(t.Context(), unix.SIGINT, unix.SIGTERM)
+	t.Cleanup(stop)
+	context.AfterFunc(ctx, func() {
+		if t.Context().Err() == nil { // not the end of the test
+			fmt.Fprintln(os.Stderr, "interrupted; taken down:", takeDown())
+			os.Exit(1)
+		}
+	})
+}
+
+// logTails shows the last words of the nodes' programs.
+func (c *cluster) logTails(t *testing.T) {
+	for _, n := range []*Node{c.n1, c.n2} {
+		if n != nil {
+			t.Logf("%s: containerd:\n%s", n.Name, tail(n.file("containerd.log"), 12))
+			t.Logf("%s: edgewayd:\n%s", n.Name, tail(n.file("edgewayd.log"), 20))
+		}
+	}
 }
 
 // both does the same on both nodes at once.
@@ -313,4 +343,17 @@ func (n *Node) get(ctx context.Context, url string) (string, error) {
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
 	return strings.TrimSpace(string(text)), err
+}
+
+// wantPage is nil when the node gets this page from a port of an address.
+func (n *Node) wantPage(ctx context.Context, addr netip.Addr, port uint16, want string) error {
+	url := "http://" + netip.AddrPortFrom(addr, port).String() + "/"
+	page, err := n.get(ctx, url)
+	if err != nil {
+		return fmt.Errorf("from %s: %w", n.Name, err)
+	}
+	if page != want {
+		return fmt.Errorf("from %s: %s is %q, want %q", n.Name, url, page, want)
+	}
+	return nil
 }

@@ -1,11 +1,16 @@
 package cri
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
@@ -30,8 +35,11 @@ func TestContainerd(t *testing.T) {
 		{"bandwidth", bandwidthIsShaped},
 		{"pods start and stop without the daemon", withoutDaemon},
 		{"a new sandbox has its pod's addresses", newSandbox},
+		{"many pods at once", manyAtOnce},
+		{"a plugin of the chain fails", chainFails},
 		{"containerd restarts", containerdRestarts},
 		{"reboot", reboot},
+		{"reboot without the daemon", rebootAlone},
 		{"nothing is left of removed pods", leaveNothing},
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.play(t, c) }) {
@@ -82,6 +90,11 @@ func podsReach(t *testing.T, c *cluster) {
 	far.reaches(t, web)
 	web.reaches(t, far)
 	near.reaches(t, web)
+	for _, addr := range near.addrs { // the way of the kubelet's probes
+		if err := lab.Wait(t.Context(), waitLimit, func() error { return c.n1.wantPage(t.Context(), addr, httpPort, "near") }); err != nil {
+			t.Errorf("probe of near: %v", err)
+		}
+	}
 	wantUsed(t, c.n1, 2)
 	wantUsed(t, c.n2, 1)
 	wantCalls(t, web, "ADD")
@@ -89,10 +102,8 @@ func podsReach(t *testing.T, c *cluster) {
 
 func hostPortLeadsToPod(t *testing.T, c *cluster) {
 	for _, addr := range c.n1.Addrs {
-		url := "http://" + netip.AddrPortFrom(addr, hostPort).String() + "/"
-		page, err := c.n2.get(t.Context(), url)
-		if err != nil || page != "web" {
-			t.Errorf("from %s: %s: page %q, %v; want that of web", c.n2.Name, url, page, err)
+		if err := c.n2.wantPage(t.Context(), addr, hostPort, "web"); err != nil {
+			t.Error(err)
 		}
 	}
 }
@@ -157,6 +168,78 @@ func newSandbox(t *testing.T, c *cluster) {
 	c.pods["web"].reaches(t, far)
 }
 
+// manyAtOnce is a node's start: the kubelet does not wait for one pod before it starts the next.
+func manyAtOnce(t *testing.T, c *cluster) {
+	const count = 8
+	var mu sync.Mutex // guards seen
+	seen := map[netip.Addr]string{}
+	ids := make([]string, count)
+	starts, ctx := errgroup.WithContext(t.Context())
+	for i := range ids {
+		starts.Go(func() (err error) {
+			name := fmt.Sprintf("many-%d", i)
+			s := Sandbox{Namespace: "default", Name: name, UID: "uid-of-" + name, CgroupParent: string(c.n2.cgroup)}
+			if ids[i], err = c.n2.CRI.RunSandbox(ctx, s); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			status, err := c.n2.CRI.SandboxStatus(ctx, ids[i])
+			mu.Lock()
+			defer mu.Unlock()
+			for _, addr := range status.Addrs {
+				if other, taken := seen[addr]; taken {
+					t.Errorf("%s and %s have the same address %s", name, other, addr)
+				}
+				seen[addr] = name
+			}
+			return err
+		})
+	}
+	if err := starts.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if len(seen) != 2*count {
+		t.Errorf("%d pods have %d addresses", count, len(seen))
+	}
+	wantUsed(t, c.n2, count+1)
+	ends, ctx := errgroup.WithContext(t.Context())
+	for _, id := range ids {
+		ends.Go(func() error {
+			return errors.Join(c.n2.CRI.StopSandbox(ctx, id), c.n2.CRI.RemoveSandbox(ctx, id))
+		})
+	}
+	if err := ends.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	wantUsed(t, c.n2, 1)
+}
+
+// chainFails: containerd calls DEL at once, of every plugin and without prevResult.
+func chainFails(t *testing.T, c *cluster) {
+	last := filepath.Join(c.n2.bins.cni, chain[len(chain)-1])
+	plugin, err := os.Readlink(last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := "#!/bin/sh\n[ \"$CNI_COMMAND\" != ADD ] && exec " + plugin + "\ncat >/dev/null\necho '{\"cniVersion\": \"1.0.0\", \"code\": 999, \"msg\": \"out of order\"}'\nexit 1\n"
+	if err := errors.Join(os.Remove(last), os.WriteFile(last, []byte(broken), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	s := Sandbox{Namespace: "default", Name: "unlucky", UID: "uid-of-unlucky", CgroupParent: string(c.n2.cgroup)}
+	if _, err := c.n2.CRI.RunSandbox(t.Context(), s); err == nil || !strings.Contains(err.Error(), "out of order") {
+		t.Errorf("run sandbox with a broken plugin: %v, want its message", err)
+	}
+	if err := errors.Join(os.Remove(last), os.Symlink(plugin, last)); err != nil {
+		t.Fatal(err)
+	}
+	wantUsed(t, c.n2, 1)
+	lucky := c.run(t, c.n2, s) // the next attempt of the kubelet
+	lucky.reaches(t, c.pods["web"])
+	lucky.stop(t)
+	lucky.remove(t)
+	delete(c.pods, s.Name)
+	wantUsed(t, c.n2, 1)
+}
+
 // containerdRestarts: the pods go on, and no verb is called.
 func containerdRestarts(t *testing.T, c *cluster) {
 	web := c.pods["web"]
@@ -212,6 +295,29 @@ func reboot(t *testing.T, c *cluster) {
 	c.pods["far"].reaches(t, near)
 	web.reaches(t, c.pods["far"])
 	hostPortLeadsToPod(t, c)
+}
+
+// rebootAlone: the pods are back before the daemon is, and the old sandboxes' DEL comes last.
+func rebootAlone(t *testing.T, c *cluster) {
+	before := c.pods["far"]
+	if err := c.n2.Reboot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := lab.Wait(t.Context(), waitLimit, func() error { return c.n2.CRI.NetworkReady(t.Context()) }); err != nil {
+		t.Fatal(err)
+	}
+	other := c.run(t, c.n2, Sandbox{Name: "other"}) // a pod that was not there takes none of the others' addresses
+	far := c.run(t, c.n2, Sandbox{Name: "far"})
+	wantSameAddrs(t, before, far)
+	before.stop(t)
+	before.remove(t)
+	far.reaches(t, other)
+	if err := c.n2.StartDaemon(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantUsed(t, c.n2, 2)
+	c.pods["web"].reaches(t, far)
+	c.pods["web"].reaches(t, other)
 }
 
 // leaveNothing: the kubelet stops and removes every pod.
