@@ -26,6 +26,7 @@ func desired(w World) (routes.State, bgp.State, []cluster.Problem) {
 		return routes.State{}, bgp.State{}, p.problems
 	}
 	p.findOverlaps()
+	p.linksDown()
 	p.forwarding()
 	for _, n := range w.Cluster.Nodes {
 		if n.Name == p.self.Name {
@@ -48,6 +49,7 @@ type plan struct {
 	self     cluster.Node
 	vxlan    VXLAN
 	disputed map[netip.Prefix]bool // CIDRs that overlap something: nobody gets a route to them
+	shared   map[netip.Prefix]bool // our own CIDRs that another plugin's bridge still serves too
 
 	routes   routes.State
 	bgp      bgp.State
@@ -93,7 +95,7 @@ func (p *plan) findOverlaps() {
 	slices.SortFunc(claims, func(a, b claim) int {
 		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()), cmp.Compare(a.owner, b.owner))
 	})
-	p.disputed = map[netip.Prefix]bool{}
+	p.disputed, p.shared = map[netip.Prefix]bool{}, map[netip.Prefix]bool{}
 	var outer claim
 	for _, c := range claims {
 		if outer.IsValid() && outer.Overlaps(c.Prefix) {
@@ -106,6 +108,12 @@ func (p *plan) findOverlaps() {
 	}
 	for _, c := range claims {
 		for _, a := range p.Host.Addrs {
+			if p.servedBefore(c.Prefix, a) {
+				p.shared[c.Prefix] = true
+				p.problem(c.owner, "otherNetwork", "pods of edgeway only in "+c.String(), fmt.Sprintf("%s on %s: another network plugin served it", a.Prefix, a.Link),
+					"its pods go on; make them anew, then delete the link: ip link del "+a.Link)
+				break
+			}
 			if subnet := a.Prefix.Masked(); !a.Prefix.IsSingleIP() && subnet.Overlaps(c.Prefix) {
 				p.disputed[c.Prefix] = true
 				p.problem(c.owner, "overlap", "a pod CIDR outside the LAN's own addresses", fmt.Sprintf("%s, which overlaps %s on %s", c.Prefix, subnet, a.Link),
@@ -116,11 +124,29 @@ func (p *plan) findOverlaps() {
 	}
 }
 
+// linksDown names the links to the LAN that are down: nothing else need be said of them.
+func (p *plan) linksDown() {
+	for _, l := range p.Host.Links {
+		if p.isUnderlay(p.self, l.Name) && !l.Up {
+			p.problem("link "+l.Name, "linkDown", "the link of the node's address up", "down", "ip link set "+l.Name+" up, and look after its cable")
+		}
+	}
+}
+
+// servedBefore reports whether a is a bridge's address in this node's own pod CIDR: of the network
+// plugin that served the node before.
+func (p *plan) servedBefore(c netip.Prefix, a routes.Addr) bool {
+	return slices.Contains(p.self.PodCIDRs, c) && c.Contains(a.Prefix.Addr()) && c.Bits() <= a.Prefix.Bits() &&
+		!a.Prefix.IsSingleIP() && !p.isUnderlay(p.self, a.Link)
+}
+
 // forwarding lets the kernel route at all, and ends here what is meant for no pod of ours: by
 // the default route it would go back to the switch, which sends it here, until its TTL ends.
 func (p *plan) forwarding() {
 	for _, c := range p.self.PodCIDRs {
-		p.routes.Routes = append(p.routes.Routes, routes.Route{Dst: c, Type: "unreachable", Protocol: routes.ProtoNode})
+		if !p.shared[c] { // else the old bridge's own route has that place
+			p.routes.Routes = append(p.routes.Routes, routes.Route{Dst: c, Type: "unreachable", Protocol: routes.ProtoNode})
+		}
 		key := "net/ipv4/ip_forward"
 		if c.Addr().Is6() {
 			key = "net/ipv6/conf/all/forwarding"
@@ -146,6 +172,9 @@ func (p *plan) routeTo(n cluster.Node, cidr netip.Prefix) {
 		return
 	}
 	route := routes.Route{Dst: cidr, Protocol: routes.ProtoNode}
+	if connected && p.isDown(link) {
+		return // the kernel would refuse the route; it is set when the link is back
+	}
 	if connected && (sameLAN || len(mine) == 0 || len(theirs) == 0) {
 		if !sameLAN && len(mine)+len(theirs) > 0 {
 			lonely := n
@@ -165,8 +194,10 @@ func (p *plan) routeTo(n cluster.Node, cidr netip.Prefix) {
 	}
 	if gw, ref, ok := p.gateway(p.self, cidr.Addr()); ok {
 		link, connected := p.linkTo(gw)
-		if !connected {
-			p.problem(ref, "gatewayOffSubnet", "a gateway on a subnet of this node", gw.String(), "correct spec.gateway")
+		if !connected || p.isDown(link) {
+			if !connected {
+				p.problem(ref, "gatewayOffSubnet", "a gateway on a subnet of this node", gw.String(), "correct spec.gateway")
+			}
 			return
 		}
 		route.Via, route.Link = gw, link
@@ -289,9 +320,9 @@ func (p *plan) session(r cluster.Peering, peer cluster.Peer) (bgp.Session, bool)
 	}}
 	link, connected := p.linkTo(peer.Address)
 	if !connected && peer.MultihopTTL == 0 {
+		// It is tried all the same: an address that is gone for a moment must not end a session.
 		p.problem(r.Ref(), "peerOffSubnet", "a switch on a subnet of this node", peer.Address.String(),
 			"correct the peer's address, or set ebgpMultihop to the number of hops")
-		return s, false
 	}
 	local, ok := p.sourceFor(p.self, peer.Address, link)
 	if !ok {

@@ -83,7 +83,7 @@ func worldOf(t *testing.T, a *txtar.Archive, node string) World {
 	return w
 }
 
-// hostOf parses lines such as "addr 10.0.10.11/24 dev eth0", "link eth0 mtu 1500", "route
+// hostOf parses lines such as "addr 10.0.10.11/24 dev eth0", "link eth0 mtu 1500" or "link eth0 down", "route
 // 0.0.0.0/0 via 10.0.10.1 dev eth0", and "silent 10.0.10.12": that one answers no more.
 func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]bool) {
 	t.Helper()
@@ -93,6 +93,8 @@ func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]boo
 		switch {
 		case len(f) == 4 && f[0] == "addr":
 			h.Addrs = append(h.Addrs, routes.Addr{Link: f[3], Prefix: netip.MustParsePrefix(f[1])})
+		case len(f) == 3 && f[0] == "link":
+			h.Links = append(h.Links, routes.Link{Name: f[1], MTU: 1500})
 		case len(f) == 4 && f[0] == "link":
 			mtu, err := strconv.Atoi(f[3])
 			if err != nil {

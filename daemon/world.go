@@ -120,6 +120,11 @@ func (w World) linkTo(addr netip.Addr) (string, bool) {
 	return best.Link, best.Link != ""
 }
 
+// isDown reports whether the link is administratively down.
+func (w World) isDown(link string) bool {
+	return slices.ContainsFunc(w.Host.Links, func(l routes.Link) bool { return l.Name == link && !l.Up })
+}
+
 // sourceFor is our address in a session with a switch: the Node's address if it is on the
 // link to it (the switch knows us by that), else the link's own, else the Node's.
 func (w World) sourceFor(n cluster.Node, peer netip.Addr, link string) (netip.Addr, bool) {

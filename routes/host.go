@@ -27,7 +27,7 @@ func (k *Kernel) Host(ctx context.Context) (Host, error) {
 	}
 	for _, a := range addrs {
 		d := v.byIndex[a.index]
-		if a.scope == unix.RT_SCOPE_UNIVERSE && d.Up && !ours(d.Name) {
+		if a.scope == unix.RT_SCOPE_UNIVERSE && !ours(d.Name) {
 			h.Addrs = append(h.Addrs, Addr{d.Name, a.prefix})
 		}
 	}

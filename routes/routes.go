@@ -166,7 +166,7 @@ type Change struct {
 
 // Host is what a policy needs to know of the machine and does not own.
 type Host struct {
-	Addrs  []Addr  `json:"addrs"`  // global addresses with their on-link prefix, of links that are up
+	Addrs  []Addr  `json:"addrs"`  // global addresses with their on-link prefix, also of links that are down
 	Routes []Route `json:"routes"` // the main table without our own routes
 	Links  []Link  `json:"links"`
 }
