@@ -361,14 +361,27 @@ func (r *router) settled() {
 			}
 			return nil
 		}
-		out := r.ask("show bgp neighbors")
-		_, got, _ := strings.Cut(out, "End-of-RIB received:")
-		got, _, _ = strings.Cut(got, "\n")
-		if !strings.Contains(got, "IPv4 Unicast") {
+		out := r.ask("show bgp ipv4 neighbors graceful-restart")
+		if !strings.Contains(out, "End-of-RIB received: Yes") || strings.Contains(out, "End-of-RIB received: No") {
 			return fmt.Errorf("frr had no End-of-RIB: %s", out)
 		}
 		return nil
 	})
+}
+
+// sawRestart fails the test unless the newest OPEN said that we restarted and kept forwarding.
+func (r *router) sawRestart() {
+	r.t.Helper()
+	command, marks := "show protocols all", []string{"Restart recovery", "AF preserved: ipv4 ipv6"}
+	if r.kind == "frr" {
+		command, marks = "show bgp ipv4 neighbors graceful-restart", []string{"R bit: True", "F bit: True"}
+	}
+	out := r.ask(command)
+	for _, mark := range marks {
+		if !strings.Contains(out, mark) || strings.Contains(out, "bit: False") {
+			r.t.Errorf("%s: the OPEN lacks %q: %s", r.kind, mark, out)
+		}
+	}
 }
 
 // routes returns what BGP put into the switch's kernel.
@@ -486,6 +499,7 @@ func (w *watch) sync() {
 func (w *watch) still(what string) {
 	w.t.Helper()
 	w.sync()
+	w.r.sawRestart()
 	if n := w.n.Load(); n != 0 {
 		w.t.Errorf("%s: %s: %d route events, want 0; last: %s", w.r.kind, what, n, *w.last.Load())
 	}
