@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -83,7 +84,8 @@ func (d *Daemon) pods(ctx context.Context, w World, state routes.State) ([]clust
 	return writeConflist(w.Config, podMTU(w, tunnel))
 }
 
-// podPool is the pool of this node: one address of each of its pod CIDRs for each pod.
+// podPool is the pool of this node: one address of each of its pod CIDRs for each pod. The host's
+// own addresses, such as the gateway of the bridge that served before, are no pod's.
 func podPool(w World) (ipam.Pool, bool) {
 	self, ok := w.Cluster.Node(w.Self)
 	if !ok || len(self.PodCIDRs) == 0 {
@@ -92,7 +94,14 @@ func podPool(w World) (ipam.Pool, bool) {
 	var pool ipam.Pool
 	for _, c := range self.PodCIDRs {
 		pool.Sets = append(pool.Sets, ipam.RangeSet{{Subnet: c}})
+		for _, a := range w.Host.Addrs {
+			if host := a.Prefix.Addr(); c.Contains(host) {
+				pool.Reserved = append(pool.Reserved, netip.PrefixFrom(host, host.BitLen()))
+			}
+		}
 	}
+	slices.SortFunc(pool.Reserved, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	pool.Reserved = slices.Compact(pool.Reserved)
 	return pool, true
 }
 
