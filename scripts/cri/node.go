@@ -75,10 +75,21 @@ const containerdConfig = `version = 2
 
 func (n *Node) file(name string) string { return filepath.Join(n.Dir, name) }
 
+// bootScript makes what is new at each boot. A boot is told from another by its boot ID
+// (drivers/char/random.c).
+const bootScript = `set -e
+mount -t tmpfs -o mode=755 tmpfs /run
+mount --bind VARLIB /var/lib
+cat /proc/sys/kernel/random/uuid >/run/boot_id
+mount --bind /run/boot_id /proc/sys/kernel/random/boot_id
+echo READY
+exec sleep infinity
+`
+
 // Boot makes the mount namespace and starts containerd in it. It returns when containerd answers.
 func (n *Node) Boot(ctx context.Context) error {
 	const ready = "mounted"
-	script := "mount -t tmpfs -o mode=755 tmpfs /run && mount --bind " + n.file("var-lib") + " /var/lib && echo " + ready + " && exec sleep infinity"
+	script := strings.NewReplacer("VARLIB", n.file("var-lib"), "READY", ready).Replace(bootScript)
 	log := n.file("mounts.log")
 	if err := os.RemoveAll(log); err != nil { // of an earlier boot
 		return fmt.Errorf("%s: %w", n.Name, err)
