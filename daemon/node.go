@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
@@ -28,11 +27,11 @@ func (n *node) close() error { return errors.Join(n.verbs.Close(), n.store.Close
 
 // openNode opens the store and removes what a crash left behind.
 func openNode(ctx context.Context, stateDir string) (*node, []string, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := plugin.BootID()
 	if err != nil {
-		return nil, nil, fmt.Errorf("boot ID: %w", err)
+		return nil, nil, err
 	}
-	store, err := ipam.Open(ctx, filepath.Join(stateDir, "ipam.db"), ipam.Options{BootID: strings.TrimSpace(string(boot)), LockTimeout: 5 * time.Second})
+	store, err := ipam.Open(ctx, filepath.Join(stateDir, plugin.StoreFile), ipam.Options{BootID: boot, LockTimeout: 5 * time.Second, Recover: plugin.Recover})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -60,6 +59,9 @@ func (d *Daemon) pods(ctx context.Context, w World, state routes.State) ([]clust
 		for _, what := range swept {
 			d.options.Log.Info("swept", "what", what)
 		}
+		if r, ok := opened.store.Rebuilt(); ok {
+			d.options.Log.Warn("store was damaged and is rebuilt", "err", r.Cause, "kept", r.Kept, "copied", r.Copied, "found", r.Found, "ended", r.Ended)
+		}
 		d.node.Store(opened)
 		n = opened
 	}
@@ -81,7 +83,34 @@ func (d *Daemon) pods(ctx context.Context, w World, state routes.State) ([]clust
 	for _, l := range state.Links {
 		tunnel = l.MTU
 	}
-	return writeConflist(w.Config, podMTU(w, tunnel))
+	problems, err := writeConflist(w.Config, podMTU(w, tunnel))
+	return append(problems, n.rebuilt()...), err
+}
+
+// backupEvery is the time between two copies of the store, from which it is rebuilt when its file
+// is damaged: what a copy does not know, the node's links tell.
+const backupEvery = 10 * time.Minute
+
+// backup copies the store now and then until ctx ends.
+func (d *Daemon) backup(ctx context.Context) error {
+	for pause(ctx, backupEvery) {
+		if n := d.node.Load(); n != nil {
+			if err := n.store.Backup(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// rebuilt is the problem of a store that had to be rebuilt, until the daemon starts anew.
+func (n *node) rebuilt() []cluster.Problem {
+	r, ok := n.store.Rebuilt()
+	if !ok {
+		return nil
+	}
+	return []cluster.Problem{{Object: "store", Reason: "storeRebuilt", Want: "a file as it was written", Got: fmt.Sprint(r.Cause),
+		Next: fmt.Sprintf("look after the disk; the leases were made anew from the last copy (%d), and from the node's links (%d); the old file is %s", r.Copied, r.Found, r.Kept)}}
 }
 
 // podPool is the pool of this node: one address of each of its pod CIDRs for each pod. The host's
