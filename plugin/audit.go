@@ -383,6 +383,9 @@ func (n *Node) auditPod(ctx context.Context, a *audit, l ipam.Lease, w *wiring) 
 	}
 	for _, v6 := range []bool{false, true} {
 		via := gateway(v6)
+		if w.has(v6) && !slices.ContainsFunc(pod.Routes, func(r routes.Route) bool { return r.Dst.Addr().Is6() == v6 && r.Protocol == routes.ProtoPod }) {
+			differs("%s in %s lost its routes through %s", w.ifName, l.Netns, via)
+		}
 		if !slices.ContainsFunc(pod.Routes, func(r routes.Route) bool { return r.Via == via && r.Link == w.ifName }) {
 			continue
 		}
