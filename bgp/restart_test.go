@@ -108,6 +108,12 @@ func TestGracefulRestart(t *testing.T) {
 		}
 		p.established(20*time.Second, 2)
 		still(t, "after a reset for a new hold time")
+		for i := range changed {
+			changed[i].Peer.RouterID = addr("10.0.0.110")
+		}
+		p.sync(changed...)
+		p.established(20*time.Second, 2)
+		still(t, "after a reset for a new router ID")
 		p.sync(want...)
 		p.established(20*time.Second, 2)
 		still(t, "after a reset back")

@@ -5,8 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
+	"runtime"
 	"slices"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	api "github.com/osrg/gobgp/v3/api"
@@ -100,7 +104,71 @@ func TestCancelledSyncOpensNothing(t *testing.T) {
 	if changes := mustSync(t, s, want.Sessions...); len(changes) != 6 {
 		t.Errorf("changes %v, want 6 paths", changes)
 	}
-	becomes(t, s, 5e9, "", reasonRefused)
+	becomes(t, s, 5*time.Second, "", reasonRefused)
+}
+
+// Whatever happens to sessions while they are changed, what was wanted last is what both switches
+// end with, nothing hangs, and nothing is left running.
+func TestChaos(t *testing.T) {
+	l := newLAN(t)
+	bird, frr := bothSwitches(t, l)
+	s := newTestSpeaker(t)
+	random := rand.New(rand.NewPCG(3, 4))
+	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
+	defer cancel()
+	var looks sync.WaitGroup
+	looks.Go(func() {
+		for ctx.Err() == nil {
+			s.Status(ctx)
+			runtime.Gosched()
+		}
+	})
+	all := pods(200)
+	for ctx.Err() == nil {
+		switch sw := []*router{bird, frr}[random.IntN(2)]; random.IntN(3) {
+		case 0:
+			if _, err := hangUp(netip.AddrPortFrom(addr("10.0.0.10"), 0), netip.AddrPortFrom(sw.addr4, DefaultPort)); err != nil {
+				t.Error(err)
+			}
+			for _, session := range s.all() {
+				session.backoffNow(t)
+			}
+		default:
+			var want State
+			for _, sw := range []*router{bird, frr} {
+				p := peerOf(sw)
+				p.HoldTime = time.Duration(60+random.IntN(2)) * time.Second
+				if random.IntN(8) > 0 {
+					n := random.IntN(len(all))
+					want.Sessions = append(want.Sessions, Session{p, all[n:]})
+				}
+			}
+			if _, err := s.Sync(ctx, want); err != nil && ctx.Err() == nil {
+				t.Error(err)
+			}
+		}
+		select {
+		case <-time.After(time.Duration(random.IntN(800)) * time.Millisecond): // chaos needs its time
+		case <-ctx.Done():
+		}
+	}
+	looks.Wait()
+	mustSync(t, s, Session{peerOf(bird), all}, Session{peerOf(frr), all[100:]})
+	for _, session := range s.all() {
+		session.backoffNow(t)
+	}
+	bird.hears(30*time.Second, all)
+	frr.hears(30*time.Second, all[100:])
+	if s.mu.Lock(); len(s.idle) > 2 {
+		t.Errorf("%d idle servers of at most 2 sessions", len(s.idle))
+	}
+	s.mu.Unlock()
+	eventually(t, 15*time.Second, func() error {
+		if n := steadyGoroutines(); n > 60 {
+			return fmt.Errorf("%d goroutines", n)
+		}
+		return nil
+	})
 }
 
 func BenchmarkSyncUnchanged(b *testing.B) {
