@@ -28,15 +28,20 @@ const Force = "--force"
 // opens the store itself and does what the daemon would.
 func Leases(ctx context.Context, c Config, args []string) ([]byte, error) {
 	path := filepath.Join(c.StateDir, plugin.StoreFile)
-	// An import begins the store, as the first ADD would.
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && (len(args) == 0 || args[0] != "import") {
+	_, err := os.Stat(path)
+	missing := errors.Is(err, fs.ErrNotExist)
+	if missing && (len(args) == 0 || args[0] != "import") {
 		return nil, fmt.Errorf("store %s: it does not exist: no pod was started here yet; name another stateDir with --config", path)
 	}
 	boot, err := plugin.BootID()
 	if err != nil {
 		return nil, err
 	}
-	store, err := ipam.Open(ctx, path, ipam.Options{BootID: boot})
+	options := ipam.Options{BootID: boot}
+	if missing { // an import begins the store, as the first ADD would
+		options.Recover = plugin.Recover
+	}
+	store, err := ipam.Open(ctx, path, options)
 	if errors.Is(err, ipam.ErrLocked) {
 		return nil, fmt.Errorf("%w; a plugin is at work, or edgewayd starts: try again", err)
 	}

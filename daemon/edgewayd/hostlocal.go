@@ -53,6 +53,7 @@ func readHostLocal(dir, results string) (leases []ipam.Lease, said []string, err
 	if err != nil {
 		return nil, nil, err
 	}
+	others := len(said)
 	at := map[ipam.Attachment]int{}
 	for _, e := range entries {
 		l, err := readReservation(dir, e)
@@ -72,7 +73,7 @@ func readHostLocal(dir, results string) (leases []ipam.Lease, said []string, err
 		at[l.Attachment] = len(leases)
 		leases = append(leases, *l)
 	}
-	if len(leases) == 0 && len(said) == 0 {
+	if len(leases) == 0 && len(said) == others {
 		err = fmt.Errorf("import %s: no file is named by an address; name host-local's directory of one network, such as /var/lib/cni/networks/cbr0", dir)
 	}
 	return leases, said, err
@@ -97,7 +98,7 @@ func readReservation(dir string, e fs.DirEntry) (*ipam.Lease, error) {
 	if err != nil {
 		return nil, err
 	}
-	id, ifName, _ := strings.Cut(strings.TrimSpace(string(text)), "\n")
+	id, ifName, _ := strings.Cut(string(text), "\n")
 	id, ifName = strings.TrimSpace(id), strings.TrimSpace(ifName)
 	switch {
 	case id == "":
