@@ -177,7 +177,7 @@ func TestReadHostLocal(t *testing.T) {
 			[]ipam.Lease{lease("c1", "eth0", "", "10.1.0.5")}, []string{"does not exist: no address can be kept for its pod"}, ""},
 		{"damaged", map[string]string{"10.1.0.5": "", "10.1.0.6": "a b\x00c", "10.1.0.7": "c7\r\neth0/../x", "10.1.0.8": "\r\neth0", "10.1.0.300": "c9", "notes": "x"},
 			map[string]string{"bad": "{", "old": `{"cniVersion":"0.3.1"}`},
-			nil, []string{"results/bad: ", "10.1.0.300: not a reservation", "10.1.0.5: empty", "10.1.0.6: not a container ID", "10.1.0.7: not a container ID", "10.1.0.8: not a container ID", "notes: not a reservation"}, ""},
+			nil, []string{"results/bad: ", "10.1.0.300: not a reservation", "10.1.0.5: empty", "10.1.0.6: not a container ID", "10.1.0.7: not a container ID", "10.1.0.8: empty", "notes: not a reservation"}, ""},
 		{"not host-local's", map[string]string{"lock": ""}, nil, nil, nil, "no file is named by an address"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
