@@ -23,6 +23,7 @@ type verb func(s *story, args []string) (string, error)
 //
 //	lab TOPOLOGY                      build it; the script's directory cluster is what nodes read
 //	daemon start|kill|stop NODE...    kill is SIGKILL, stop is SIGTERM
+//	switch start|kill|stop SWITCH     its routing daemons
 //	reboot NODE...                    only the disk is left; the daemon is not started
 //	pod add NODE NAME... | pod del NAME... | pod check NAME...
 //	addr MACHINE                      its addresses
@@ -37,11 +38,13 @@ type verb func(s *story, args []string) (string, error)
 //	traffic start FROM TO... | traffic for PACKETS | traffic stop
 //	monitor start SWITCH... | monitor stop [MAX]
 //	phantoms COUNT FILE               manifests of nodes that exist on paper only
+//	count VERB...                     how many lines it prints
 //	until [-SECONDS] VERB... [== FILE | ~ REGEXP]    repeat until it succeeds and prints that
 func verbs() map[string]verb {
 	return map[string]verb{
 		"lab":      (*story).build,
 		"daemon":   (*story).daemon,
+		"switch":   (*story).switches,
 		"reboot":   (*story).reboot,
 		"pod":      (*story).pod,
 		"addr":     (*story).addr,
@@ -80,6 +83,7 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 		add(name, v)
 	}
 	add("until", (*story).until)
+	add("count", (*story).count)
 	return all
 }
 
@@ -97,11 +101,18 @@ func (s *story) until(args []string) (out string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if len(args) == 0 || verbs()[args[0]] == nil {
+	if len(args) == 0 {
+		return "", errors.New("until: want a verb")
+	}
+	v := verbs()[args[0]]
+	if args[0] == "count" {
+		v = (*story).count
+	}
+	if v == nil {
 		return "", fmt.Errorf("until %q: no such verb", args)
 	}
 	err = Wait(s.ctx, limit, func() error {
-		if out, err = verbs()[args[0]](s, args[1:]); err != nil {
+		if out, err = v(s, args[1:]); err != nil {
 			return err
 		}
 		return wanted(out)
@@ -110,6 +121,15 @@ func (s *story) until(args []string) (out string, err error) {
 		return out, fmt.Errorf("until %s: %w", strings.Join(args, " "), err)
 	}
 	return out, nil
+}
+
+// count counts the lines that a verb prints.
+func (s *story) count(args []string) (string, error) {
+	if len(args) == 0 || verbs()[args[0]] == nil {
+		return "", fmt.Errorf("count %q: no such verb", args)
+	}
+	out, err := verbs()[args[0]](s, args[1:])
+	return fmt.Sprintln(strings.Count(out, "\n")), err
 }
 
 // wanted cuts the expectation off the end of a command.
@@ -199,6 +219,21 @@ func (s *story) daemon(args []string) (string, error) {
 		return "", fmt.Errorf("daemon %s: want start, kill or stop", args[0])
 	}
 	return s.each(args[1:], verbs[args[0]])
+}
+
+func (s *story) switches(args []string) (string, error) {
+	sw := s.lab.Switch(args[1])
+	switch {
+	case sw == nil:
+		return "", fmt.Errorf("no switch %s", args[1])
+	case args[0] == "start":
+		return "", sw.Start(s.ctx)
+	case args[0] == "kill":
+		return "", sw.Kill()
+	case args[0] == "stop":
+		return "", sw.Stop()
+	}
+	return "", fmt.Errorf("switch %s: want start, kill or stop", args[0])
 }
 
 func (s *story) reboot(args []string) (string, error) {
