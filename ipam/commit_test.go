@@ -3,10 +3,11 @@ package ipam
 import (
 	"fmt"
 	"net/netip"
-	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.etcd.io/bbolt"
 )
@@ -131,31 +132,37 @@ func parallel(b *testing.B, goroutines int, fn func(i int64) error) {
 	b.StopTimer()
 }
 
-// BenchmarkFill is one ADD (and, untimed in its share, one DEL) beside 10 and 60,000 leases.
-func BenchmarkFill(b *testing.B) {
-	for _, n := range []int{10, 60000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			path := filepath.Join(b.TempDir(), "ipam.db")
-			s := open(b, path, "boot-1")
-			if err := s.SetPool(b.Context(), testPool(b, "10.1.0.0/16")); err != nil {
+// BenchmarkAddBesideLeases is one ADD beside 10 and beside 60,000 leases, in turns; it reports
+// both medians and their ratio.
+func BenchmarkAddBesideLeases(b *testing.B) {
+	var stores []*Store
+	sizes := []int{10, 250, 60000}
+	for _, n := range sizes {
+		s := newStore(b, "10.1.0.0/16")
+		fill(b, s, n)
+		stores = append(stores, s)
+	}
+	took := make([][]time.Duration, len(stores))
+	b.ResetTimer()
+	for i := range b.N {
+		for k := range stores {
+			k = (k + i) % len(stores)
+			req := request(fmt.Sprintf("x%063d", i), fmt.Sprint("x", i))
+			start := time.Now()
+			if _, err := stores[k].Allocate(b.Context(), req); err != nil {
 				b.Fatal(err)
 			}
-			parallel(b, 1, func(int64) error { return nil })
-			fill(b, s, n)
-			b.ResetTimer()
-			for i := range b.N {
-				req := request(fmt.Sprint("x", i), fmt.Sprint("x", i))
-				if _, err := s.Allocate(b.Context(), req); err != nil {
-					b.Fatal(err)
-				}
-				b.StopTimer()
-				if _, _, err := s.Release(b.Context(), req.Attachment); err != nil {
-					b.Fatal(err)
-				}
-				b.StartTimer()
+			took[k] = append(took[k], time.Since(start))
+			if _, _, err := stores[k].Release(b.Context(), req.Attachment); err != nil {
+				b.Fatal(err)
 			}
-			b.StopTimer()
-		})
+		}
+	}
+	b.StopTimer()
+	for k, n := range sizes {
+		slices.Sort(took[k])
+		b.ReportMetric(float64(took[k][len(took[k])/2].Microseconds()), fmt.Sprintf("us-%d", n))
+		b.ReportMetric(float64(took[k][len(took[k])/2])/float64(took[0][len(took[0])/2]), fmt.Sprintf("ratio-%d", n))
 	}
 }
 

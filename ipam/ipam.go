@@ -116,6 +116,9 @@ type Options struct {
 	// asked only when a file is damaged or new, so that no address is leased twice. Nil: a
 	// damaged file is an error that wraps ErrDamaged.
 	Recover func() ([]Lease, error)
+	// FoundAs is the attachment that Recover reports for a given one, when a link does not tell
+	// its attachment itself. Nil: the same.
+	FoundAs func(Attachment) Attachment
 }
 
 var (

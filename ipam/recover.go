@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,8 +32,8 @@ const (
 type Rebuild struct {
 	Cause     error    `json:"-"`
 	Kept      string   `json:"kept,omitempty"`      // where the damaged file is; empty: it was missing
-	Copied    int      `json:"copied"`              // leases of the last good copy that the node confirmed
-	Found     int      `json:"found"`               // leases that only the node knew
+	Copied    int      `json:"copied"`              // leases of the last good copy that the node confirmed as they are
+	Found     int      `json:"found"`               // leases that are new or different on the node
 	Ended     int      `json:"ended"`               // leases of the last good copy without a link: their addresses are remembered
 	Conflicts []string `json:"conflicts,omitempty"` // what the node says against itself
 }
@@ -183,9 +184,14 @@ func (s *Store) build(good string, found []Lease, report *Rebuild) (err error) {
 			return err
 		}
 		return db.Update(func(tx *bbolt.Tx) error {
-			t, err := begin(tx, s.opts.BootID)
+			t, err := beginCopy(tx, s.opts.BootID)
 			if err != nil {
 				return err
+			}
+			t.dirty = true // also when nothing is corrected: the commits are counted anew
+			t.foundAs = s.opts.FoundAs
+			if t.foundAs == nil {
+				t.foundAs = func(a Attachment) Attachment { return a }
 			}
 			if err := t.correct(found, good != "", report); err != nil {
 				return err
@@ -214,19 +220,25 @@ func (t *txn) correct(found []Lease, copied bool, report *Rebuild) error {
 			return err
 		}
 		for _, h := range old {
-			if l, ok := truth[h.Lease.Attachment]; ok && sameAddrs(l.Addrs, h.Lease.Addrs) {
-				delete(truth, h.Lease.Attachment)
+			key := t.foundAs(h.Lease.Attachment)
+			l, ok := truth[key]
+			known := h.Lease // who it is; the node says what it has, and that it lives in this boot
+			known.BootID = cmp.Or(l.BootID, t.bootID)
+			if !sameAddrs(l.Addrs, known.Addrs) {
+				known.Addrs = l.Addrs
+			} else if ok && known.BootID == h.Lease.BootID {
+				delete(truth, key)
 				report.Copied++
 				continue
-			}
-			if l, ok := truth[h.Lease.Attachment]; ok { // other addresses: the names are still right
-				l.Network, l.Pod, l.Netns = orElse(l.Network, h.Lease.Network), orElse(l.Pod, h.Lease.Pod), orElse(l.Netns, h.Lease.Netns)
-				truth[h.Lease.Attachment] = l
 			}
 			if err := t.end(h); err != nil {
 				return err
 			}
-			report.Ended++
+			if ok {
+				truth[key] = known
+			} else {
+				report.Ended++
+			}
 		}
 	}
 	for _, l := range found { // in the node's order
@@ -241,14 +253,6 @@ func (t *txn) correct(found []Lease, copied bool, report *Rebuild) error {
 		report.Found++
 	}
 	return nil
-}
-
-func orElse[T comparable](a, b T) T {
-	var zero T
-	if a == zero {
-		return b
-	}
-	return a
 }
 
 // untaken drops the addresses of l that an earlier lease has.

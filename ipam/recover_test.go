@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -159,6 +161,58 @@ func TestDamagedFileIsRebuiltFromTheNode(t *testing.T) {
 			holds(t, s, living)
 		})
 	}
+}
+
+// A link that does not tell its attachment, only a name made of it: the copy tells the rest. What
+// the copy has of an earlier boot lives in this one when its link is there.
+func TestRebuildKnowsAttachmentsByTheirLink(t *testing.T) {
+	link := func(a Attachment) Attachment { return Attachment{ContainerID: "ew-" + a.ContainerID} }
+	path := filepath.Join(t.TempDir(), "ipam.db")
+	s := open(t, path, "boot-1")
+	if err := s.SetPool(t.Context(), testPool(t, "10.1.0.0/24")); err != nil {
+		t.Fatal(err)
+	}
+	want(t, add(t, s, request("same", "same")), "10.1.0.1")
+	want(t, add(t, s, request("gone", "gone")), "10.1.0.2")
+	want(t, add(t, s, request("moved", "moved")), "10.1.0.3")
+	if err := s.Backup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if err := os.Truncate(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	found := func() ([]Lease, error) {
+		return []Lease{
+			{Attachment: Attachment{ContainerID: "ew-same"}, Addrs: []netip.Addr{addr("10.1.0.1")}},
+			{Attachment: Attachment{ContainerID: "ew-moved"}, Addrs: []netip.Addr{addr("10.1.0.2")}},
+			{Attachment: Attachment{ContainerID: "ew-later"}, Addrs: []netip.Addr{addr("10.1.0.9")}},
+			{Attachment: Attachment{ContainerID: "ew-twin"}, Addrs: []netip.Addr{addr("10.1.0.9")}},
+		}, nil
+	}
+	s, err := Open(t.Context(), path, Options{BootID: "boot-2", Recover: found, FoundAs: link})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	leases, err := s.Leases()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, l := range leases {
+		got = append(got, fmt.Sprintf("%s %s %s %s", l.Attachment.ContainerID, l.Pod.Name, addrStrings(l.Addrs), l.BootID))
+	}
+	slices.Sort(got)
+	want(t, strings.Join(got, "\n"), "ew-later  10.1.0.9 boot-2\nmoved moved 10.1.0.2 boot-2\nsame same 10.1.0.1 boot-2")
+	r, _ := s.Rebuilt()
+	if r.Copied != 0 || r.Found != 3 || r.Ended != 1 || len(r.Conflicts) != 1 {
+		t.Fatalf("%+v", r)
+	}
+	if err := s.Check(); err != nil {
+		t.Fatal(err)
+	}
+	want(t, add(t, s, request("new", "new")), "10.1.0.4")
 }
 
 func TestFirstOpenTakesTheNodesLinks(t *testing.T) {

@@ -54,7 +54,8 @@ type txn struct {
 	state  state
 	dirty  bool // something was written
 
-	registered []*areaState // all areas, once loaded
+	registered []*areaState                // all areas, once loaded
+	foundAs    func(Attachment) Attachment // Options.FoundAs, for correct
 }
 
 // state counts what must never be counted by walking.
@@ -66,6 +67,7 @@ type state struct {
 	areas  uint32 // area numbers given out
 	last   uint32 // ordinal of the boot that wrote last
 	swept  uint32 // ordinal of the boot for which "dead" is complete, 0: none
+	commit uint64 // number of the bbolt transaction that wrote this
 }
 
 func (s state) encode() []byte {
@@ -75,20 +77,39 @@ func (s state) encode() []byte {
 	b = binary.AppendUvarint(b, uint64(s.boots))
 	b = binary.AppendUvarint(b, uint64(s.areas))
 	b = binary.AppendUvarint(b, uint64(s.last))
-	return binary.AppendUvarint(b, uint64(s.swept))
+	b = binary.AppendUvarint(b, uint64(s.swept))
+	return binary.AppendUvarint(b, s.commit)
 }
 
 func decodeState(b []byte) (state, error) {
 	r := reader{b: b}
-	s := state{r.uint(), r.uint(), r.uint(), r.uint32(), r.uint32(), r.uint32(), r.uint32()}
+	s := state{r.uint(), r.uint(), r.uint(), r.uint32(), r.uint32(), r.uint32(), r.uint32(), r.uint()}
 	if r.bad || len(r.b) > 0 {
 		return state{}, fmt.Errorf("malformed state %x", b)
 	}
 	return s, nil
 }
 
-// begin opens the buckets of tx and reads the state.
+// begin opens the buckets of tx and reads the state. A state that another commit wrote than the
+// last shows a root page that never reached the disk: what stands there is an older one, whole
+// in itself.
 func begin(tx *bbolt.Tx, bootID string) (*txn, error) {
+	t, err := beginCopy(tx, bootID)
+	if err != nil {
+		return nil, err
+	}
+	last := uint64(tx.ID())
+	if tx.Writable() {
+		last--
+	}
+	if t.state.commit != last {
+		return nil, t.meta.damaged([]byte(keyState), fmt.Sprintf("written by commit %d, the last is %d", t.state.commit, last))
+	}
+	return t, nil
+}
+
+// beginCopy is begin in a file whose commits were counted elsewhere.
+func beginCopy(tx *bbolt.Tx, bootID string) (*txn, error) {
 	t := &txn{bootID: bootID, now: time.Now()}
 	for name, tab := range map[string]*table{
 		bucketMeta: &t.meta, bucketLeases: &t.leases.table, bucketAddrs: &t.addrs.table, bucketQueue: &t.queue,
@@ -133,7 +154,7 @@ func format(tx *bbolt.Tx) error {
 	if err := meta.put([]byte(keySchema), binary.AppendUvarint(nil, schema)); err != nil {
 		return err
 	}
-	if err := meta.put([]byte(keyState), state{}.encode()); err != nil {
+	if err := meta.put([]byte(keyState), state{commit: uint64(tx.ID())}.encode()); err != nil {
 		return err
 	}
 	for _, name := range []string{bucketLeases, bucketAddrs} {
@@ -156,6 +177,7 @@ func (t *txn) finish() error {
 			}
 		}
 	}
+	t.state.commit = uint64(t.meta.b.Tx().ID())
 	return t.meta.put([]byte(keyState), t.state.encode())
 }
 
