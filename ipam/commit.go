@@ -22,9 +22,6 @@ type call struct {
 	done  chan struct{}
 }
 
-// errClosed answers calls after Close.
-var errClosed = errors.New("store is closed")
-
 // errAbandoned: the caller stopped waiting. What run sets must not be read then.
 var errAbandoned = errors.New("gave up waiting")
 
@@ -38,7 +35,7 @@ func (s *Store) do(ctx context.Context, run func(*txn) error) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
-		return errClosed
+		return ErrClosed
 	}
 	s.queue = append(s.queue, c)
 	s.mu.Unlock()

@@ -136,6 +136,11 @@ var (
 	ErrHeld = errors.New("attachment holds a lease already")
 	// ErrNoPool is returned by Allocate when the request names no pool and none was ever set.
 	ErrNoPool = errors.New("no pool")
+	// ErrDamaged is wrapped by errors about a file whose content contradicts itself. Nothing is
+	// leased from it: what is held cannot be known. The next Open rebuilds it, see Options.Recover.
+	ErrDamaged = errors.New("store is damaged")
+	// ErrClosed is returned by calls after Close.
+	ErrClosed = errors.New("store is closed")
 	// ErrInvalid is wrapped by errors about a request or pool that makes no sense.
 	ErrInvalid = errors.New("invalid")
 )

@@ -137,10 +137,10 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 func TestClosedStore(t *testing.T) {
 	s := newStore(t, "10.1.0.0/24")
 	s.Close()
-	if _, err := s.Allocate(t.Context(), request("a", "a")); !errors.Is(err, errClosed) {
+	if _, err := s.Allocate(t.Context(), request("a", "a")); !errors.Is(err, ErrClosed) {
 		t.Fatal(err)
 	}
-	if _, err := s.Leases(); !errors.Is(err, errClosed) {
+	if _, err := s.Leases(); !errors.Is(err, ErrClosed) {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {

@@ -25,6 +25,9 @@ type Store struct {
 	rebuilt  *Rebuild
 	backup   sync.Mutex // held by a running Backup
 
+	parsed     layout // of the stored pool, parsedFrom; the committer's own
+	parsedFrom string
+
 	mu     sync.Mutex // guards what follows
 	queue  []*call
 	closed bool
@@ -42,7 +45,7 @@ func Open(ctx context.Context, path string, opts Options) (s *Store, err error) 
 	if opts.LockTimeout == 0 {
 		opts.LockTimeout = defaultLockTimeout
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := makeDir(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
 	lock, err := lockFile(ctx, path+suffixLock, opts.LockTimeout)
@@ -60,6 +63,17 @@ func Open(ctx context.Context, path string, opts Options) (s *Store, err error) 
 	}
 	go s.commits()
 	return s, nil
+}
+
+// makeDir makes the directory of the store, durably.
+func makeDir(dir string) error {
+	if exists(dir) {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(dir))
 }
 
 // checkSchema refuses a file that this program does not understand.
@@ -89,7 +103,7 @@ func harmless(err error) bool {
 func (s *Store) view(fn func(*txn) error) error {
 	err := s.db.read(s.opts.BootID, fn)
 	if errors.Is(err, berrors.ErrDatabaseNotOpen) {
-		return errClosed
+		return ErrClosed
 	}
 	if errors.Is(err, ErrDamaged) {
 		s.suspect(err)
@@ -154,7 +168,7 @@ func (s *Store) Allocate(ctx context.Context, req Request) (Lease, error) {
 		err := s.do(ctx, func(t *txn) (err error) {
 			pool := given
 			if pool == nil {
-				if pool, err = t.storedLayout(); err != nil {
+				if pool, err = s.storedLayout(t); err != nil {
 					return err
 				}
 			}
@@ -250,15 +264,26 @@ func (t *txn) pool() (p Pool, ok bool, err error) {
 	return p, true, nil
 }
 
-func (t *txn) storedLayout() (layout, error) {
-	p, ok, err := t.pool()
+// storedLayout is the layout of what SetPool stored, parsed once. Only the committer calls it.
+func (s *Store) storedLayout(t *txn) (layout, error) {
+	raw, ok, err := t.meta.get([]byte(keyPool))
 	switch {
 	case err != nil:
 		return nil, err
 	case !ok:
 		return nil, fmt.Errorf("allocate: %w: none was set; name ranges in the network configuration or start edgewayd", ErrNoPool)
+	case s.parsed != nil && string(raw) == s.parsedFrom:
+		return s.parsed, nil
 	}
-	return p.layout()
+	p, _, err := t.pool()
+	if err != nil {
+		return nil, err
+	}
+	l, err := p.layout()
+	if err == nil {
+		s.parsed, s.parsedFrom = l, string(raw)
+	}
+	return l, err
 }
 
 // Usage counts the addresses of p.

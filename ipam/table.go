@@ -3,16 +3,11 @@ package ipam
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
 
 	"go.etcd.io/bbolt"
 )
-
-// ErrDamaged is wrapped by errors about a file whose content contradicts itself. The store
-// refuses to lease from it: what is held cannot be known.
-var ErrDamaged = errors.New("store is damaged")
 
 func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) } // made once by hash/crc32
 
