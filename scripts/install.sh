@@ -22,7 +22,7 @@ if [ ! -e "$root/etc/edgeway/edgewayd.yaml" ]; then
 else
     echo "kept      $root/etc/edgeway/edgewayd.yaml"
 fi
-mkdir -p "$root/etc/edgeway/cluster.d"
+mkdir -p "$root/etc/edgeway/cluster.d" "$root/etc/cni/net.d"
 if [ -z "$root" ] && [ -d /run/systemd/system ]; then
     systemctl daemon-reload
     echo "next: put manifests into /etc/edgeway/cluster.d, then systemctl enable --now edgewayd"
