@@ -238,16 +238,18 @@ func installPlugins(t *testing.T, dir, bin, record string) {
 
 func recordPath(l *lab.Lab, node string) string { return filepath.Join(l.Dir, node, "cni-calls") }
 
-// calls of our plugin that a node's containerd made for a container.
+// calls of our plugin that a node's containerd made for a container, or for none.
 func (n *Node) calls(t *testing.T, container string) []string {
 	t.Helper()
-	calls, err := readRecord(n.file("cni-calls"), container)
+	calls, err := readRecord(n.file("cni-calls"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var lines []string
 	for _, c := range calls {
-		lines = append(lines, c.String())
+		if c.Container == container {
+			lines = append(lines, c.String())
+		}
 	}
 	return lines
 }

@@ -14,11 +14,13 @@ type verbCall struct {
 	PrevResult bool
 }
 
-// recorder is a script in the place of the plugin: it notes the call and hands over to the plugin.
+// recorder is a script in the place of the plugin: it notes the call and hands over to the plugin,
+// for as long as the file RECORD.hold is not there.
 const recorder = `#!/bin/sh
 config=$(cat)
 case $config in *'"prevResult"'*) prev=prevResult ;; *) prev=- ;; esac
 echo "$CNI_COMMAND ${CNI_CONTAINERID:--} ${CNI_NETNS:--} $prev" >>RECORD
+while [ -e RECORD.hold ]; do sleep 0.02; done
 printf %s "$config" | PLUGIN
 `
 
@@ -27,8 +29,8 @@ func writeRecorder(path, plugin, record string) error {
 	return os.WriteFile(path, []byte(script), 0o755)
 }
 
-// readRecord returns the calls of a container, or of no container when it is empty.
-func readRecord(path, container string) ([]verbCall, error) {
+// readRecord returns the calls that were made until now.
+func readRecord(path string) ([]verbCall, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
@@ -44,9 +46,7 @@ func readRecord(path, container string) ([]verbCall, error) {
 				words[i] = ""
 			}
 		}
-		if c := (verbCall{Verb: words[0], Container: words[1], Netns: words[2], PrevResult: words[3] != ""}); c.Container == container {
-			calls = append(calls, c)
-		}
+		calls = append(calls, verbCall{Verb: words[0], Container: words[1], Netns: words[2], PrevResult: words[3] != ""})
 	}
 	return calls, nil
 }

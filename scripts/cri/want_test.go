@@ -43,7 +43,7 @@ func wantSameAddrs(t *testing.T, before, after *pod) {
 	}
 }
 
-// wantUsed: the daemon counts so many leases.
+// wantUsed: the daemon counts so many leases, and the node has as many links of pods.
 func wantUsed(t *testing.T, n *Node, want uint64) {
 	t.Helper()
 	status, err := n.Status(t.Context())
@@ -52,6 +52,13 @@ func wantUsed(t *testing.T, n *Node, want uint64) {
 	}
 	if status.Leases.Used != want {
 		t.Errorf("%s: %d leases used, want %d", n.Name, status.Leases.Used, want)
+	}
+	out, err := n.run(t.Context(), "ip", "-o", "link", "show", "type", "veth")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(out, ": ew"); uint64(got) != want {
+		t.Errorf("%s: %d links of pods, want %d:\n%s", n.Name, got, want, out)
 	}
 	if len(status.Problems) > 0 {
 		t.Errorf("%s: problems: %+v", n.Name, status.Problems)
