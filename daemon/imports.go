@@ -104,7 +104,16 @@ func (n *node) importPlan(ctx context.Context, c Config, leases []ipam.Lease) (p
 	for _, l := range leases {
 		p.add(l)
 	}
+	slices.SortStableFunc(p.rows, func(a, b api.Imported) int { return firstAddr(a.Lease).Compare(firstAddr(b.Lease)) })
 	return p, nil
+}
+
+func firstAddr(l api.Lease) netip.Addr {
+	if len(l.Addrs) == 0 {
+		return netip.Addr{}
+	}
+	a, _ := netip.ParseAddr(l.Addrs[0]) // printed by leaseRow
+	return a
 }
 
 func inPool(pool ipam.Pool, a netip.Addr) bool {

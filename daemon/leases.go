@@ -38,8 +38,16 @@ func Leases(ctx context.Context, c Config, args []string) ([]byte, error) {
 		return nil, err
 	}
 	options := ipam.Options{BootID: boot}
-	if missing { // an import begins the store, as the first ADD would
+	if missing { // an import begins the store, as the first ADD would; its plan looks at an empty one
 		options.Recover = plugin.Recover
+		if !slices.Contains(args, Apply) {
+			dir, err := os.MkdirTemp("", "edgewayd-ipam-")
+			if err != nil {
+				return nil, err
+			}
+			defer os.RemoveAll(dir)
+			path = filepath.Join(dir, plugin.StoreFile)
+		}
 	}
 	store, err := ipam.Open(ctx, path, options)
 	if errors.Is(err, ipam.ErrLocked) {
