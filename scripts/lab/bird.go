@@ -41,8 +41,11 @@ func (bird) files(s *Switch) (map[string]string, error) {
 	return map[string]string{"bird.conf": text}, err
 }
 
-func (bird) programs(s *Switch) [][]string {
-	return [][]string{{"bird", "-f", "-c", s.file("bird.conf"), "-s", s.file("bird.ctl"), "-P", s.file("bird.pid")}}
+func (bird) programs(s *Switch) []program {
+	return []program{{
+		argv:   []string{"bird", "-f", "-c", s.file("bird.conf"), "-s", s.file("bird.ctl"), "-P", s.file("bird.pid")},
+		socket: s.file("bird.ctl"),
+	}}
 }
 
 func (bird) proto() string { return "bird" }

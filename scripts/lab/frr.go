@@ -72,14 +72,16 @@ func (frr) files(s *Switch) (map[string]string, error) {
 	return map[string]string{"bgpd.conf": text, "zebra.conf": "hostname " + s.Name + "\n"}, err
 }
 
-func (frr) programs(s *Switch) [][]string {
-	var all [][]string
-	for _, name := range []string{"zebra", "bgpd"} {
-		all = append(all, []string{frrDir + "/" + name, "--log", "stdout",
-			"--config_file", s.file(name + ".conf"), "--pid_file", s.file(name + ".pid"),
-			"--socket", s.file("zserv.api"), "--vty_socket", s.Dir, "--vty_port", "0"})
+func (frr) programs(s *Switch) []program {
+	daemon := func(name, socket string) program {
+		return program{
+			argv: []string{frrDir + "/" + name, "--log", "stdout",
+				"--config_file", s.file(name + ".conf"), "--pid_file", s.file(name + ".pid"),
+				"--socket", s.file("zserv.api"), "--vty_socket", s.Dir, "--vty_port", "0"},
+			socket: s.file(socket),
+		}
 	}
-	return all
+	return []program{daemon("zebra", "zserv.api"), daemon("bgpd", "bgpd.vty")}
 }
 
 func (frr) proto() string { return "bgp" }

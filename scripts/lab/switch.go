@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -53,14 +55,21 @@ func (s Session) String() string { return fmt.Sprintf("%s as %d %s", s.Neighbor,
 type suite interface {
 	// files are the configuration files that the programs need, by name.
 	files(s *Switch) (map[string]string, error)
-	// programs are the command lines, in the order of their start.
-	programs(s *Switch) [][]string
+	// programs are in the order of their start.
+	programs(s *Switch) []program
 	// sessions asks the running switch.
 	sessions(ctx context.Context, s *Switch) ([]Session, error)
 	// proto is the kernel's name for the origin of the routes learned by BGP.
 	proto() string
 	// Tables are the command lines that show an operator sessions and routes.
 	tables(s *Switch) (sessions, routes []string)
+}
+
+// program is one routing daemon: its command line, and the unix socket on which it listens once it
+// can be talked to.
+type program struct {
+	argv   []string
+	socket string
 }
 
 // suiteOf is where a flavour becomes programs.
@@ -87,7 +96,8 @@ func (l *Lab) addSwitch(ctx context.Context, spec SwitchSpec) error {
 	return s.Start(ctx)
 }
 
-// Start writes the configuration and starts the routing daemons. It returns when they answer.
+// Start writes the configuration and starts the routing daemons, each when the one before listens:
+// a bgpd that misses zebra tries again after ten seconds. It returns when they answer.
 func (s *Switch) Start(ctx context.Context) error {
 	files, err := s.suite.files(s)
 	if err != nil {
@@ -98,19 +108,31 @@ func (s *Switch) Start(ctx context.Context) error {
 			return fmt.Errorf("%s: configuration: %w", s.Name, err)
 		}
 	}
-	for _, argv := range s.suite.programs(s) {
-		p, err := s.spawn(s.file(filepath.Base(argv[0])+".log"), argv[0], argv[1:]...)
+	for _, prog := range s.suite.programs(s) {
+		if err := os.Remove(prog.socket); err != nil && !errors.Is(err, fs.ErrNotExist) { // a killed one's
+			return fmt.Errorf("%s: %w", s.Name, err)
+		}
+		name := filepath.Base(prog.argv[0])
+		p, err := s.spawn(s.file(name+".log"), prog.argv[0], prog.argv[1:]...)
 		if err != nil {
 			return err
 		}
 		s.procs = append(s.procs, p)
-	}
-	return Wait(ctx, startTimeout, func() error {
-		for _, p := range s.procs {
+		err = Wait(ctx, startTimeout, func() error {
 			if err := p.running(); err != nil {
 				return fmt.Errorf("%s: %w", s.Name, err)
 			}
+			conn, err := net.Dial("unix", prog.socket)
+			if err != nil {
+				return fmt.Errorf("%s: %s does not listen yet: %w", s.Name, name, err)
+			}
+			return conn.Close()
+		})
+		if err != nil {
+			return err
 		}
+	}
+	return Wait(ctx, startTimeout, func() error {
 		_, err := s.Sessions(ctx)
 		return err
 	})
