@@ -182,3 +182,48 @@ func fill(b testing.TB, s *Store, n int) {
 	}
 	wg.Wait()
 }
+
+// Check, Backup and readers beside writers find nothing wrong, and hold nobody up.
+func TestCheckBesideWriters(t *testing.T) {
+	s := newStore(t, "10.1.0.0/20", "fd00::/64")
+	rounds := 150
+	if testing.Short() {
+		rounds = 20
+	}
+	var writers sync.WaitGroup
+	done := make(chan struct{})
+	for g := range 8 {
+		writers.Go(func() {
+			for i := range rounds {
+				req := request(fmt.Sprintf("g%d-%d", g, i), fmt.Sprint("pod", g, i%50))
+				if _, err := s.Allocate(t.Context(), req); err != nil {
+					t.Error(err)
+				}
+				if i%3 > 0 {
+					if _, _, err := s.Release(t.Context(), req.Attachment); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	go func() { writers.Wait(); close(done) }()
+	checks := 0
+	for running := true; running; checks++ {
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+		if err := s.Check(); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Backup(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Remembered(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d checks and copies beside %d changes", checks, 8*rounds)
+}

@@ -250,6 +250,8 @@ func TestPowerLoss(t *testing.T) {
 		// The lying disk.
 		fresh(t, copyPath, patch(patch(grown, after, sectors, r), after, meta, nil))
 		outcomes[survives(t, copyPath, living, fmt.Sprintf("commit %d on a lying disk", i))]++
+		fresh(t, copyPath, patch(grown, after, meta, nil))
+		outcomes[survives(t, copyPath, living, fmt.Sprintf("commit %d without its pages", i))]++
 		before = after
 	}
 	t.Logf("%d states of %d commits; on a lying disk: %v", states, commits, outcomes)
