@@ -4,6 +4,14 @@
 // There is one verb, [Speaker.Sync]. Each session has a GoBGP server of its own, with its own
 // paths, autonomous system and graceful restart state, so that no session can disturb another.
 //
+// A switch keeps the paths while this process is away (RFC 4724): when it is killed, when it
+// stops, when the connection is cut and when the settings of a session change. It drops them at
+// once when a session is not wanted any more, for then it hears a Cease. It drops them too when
+// the hold time passes in silence, unless it knows RFC 8538, and when a session is lost twice
+// within the second or so that it takes to send the paths again. The switch has to help a
+// restarting neighbour, which BIRD and FRR do by default, FRR for bgp graceful-restart
+// stalepath-time, 360 s.
+//
 //	speaker := bgp.NewSpeaker(bgp.Options{Changed: trigger})
 //	changes, err := speaker.Sync(ctx, bgp.State{Sessions: []bgp.Session{{
 //		Peer:  bgp.Peer{Name: "BGPPeer/peer-a", Address: addr("10.0.10.1"), ASN: 65002, LocalASN: 65010, LocalAddress: addr("10.0.10.11"), RouterID: addr("10.0.10.11")},

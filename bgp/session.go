@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -93,12 +94,11 @@ func (s *session) run() {
 		case <-s.wake:
 		case <-retry.C:
 		}
-		var again time.Duration
-		if err := s.do(s.ctx, func() { again = s.look(s.ctx) }); err != nil {
-			again = time.Second
-		}
-		if again > 0 {
-			retry.Reset(again)
+		again := make(chan time.Duration, 1)
+		if err := s.do(s.ctx, func() { again <- s.look(s.ctx) }); err != nil {
+			retry.Reset(time.Second)
+		} else if d := <-again; d > 0 {
+			retry.Reset(d)
 		}
 		if now := s.view(); now != seen {
 			seen = now
@@ -108,26 +108,34 @@ func (s *session) run() {
 }
 
 // do runs f as the only one who works on the session. When ctx ends before f does, f goes on
-// alone and do reports that; f should then stop soon.
+// alone and do reports that; f should then stop soon. A panic of f is an error of this session.
 func (s *session) do(ctx context.Context, f func()) error {
 	select {
 	case s.sem <- struct{}{}:
 	case <-ctx.Done():
 		return fmt.Errorf("peer %s: busy: %w", s.key.Address, ctx.Err())
 	}
-	done := make(chan struct{})
+	done := make(chan error, 1)
 	go func() {
-		defer func() { <-s.sem; close(done) }()
+		var err error
+		defer func() {
+			if r := recover(); r != nil {
+				err = fmt.Errorf("peer %s: panic: %v\n%s", s.key.Address, r, debug.Stack())
+				s.journal.failed(cause{reasonBroken, "internal error: report this: " + err.Error()})
+			}
+			<-s.sem
+			done <- err
+		}()
 		f()
 	}()
 	select {
-	case <-done:
-		return nil
+	case err := <-done:
+		return err
 	case <-ctx.Done():
 	}
 	select {
-	case <-done:
-		return nil
+	case err := <-done:
+		return err
 	case <-time.After(grace):
 		return fmt.Errorf("peer %s: busy: %w", s.key.Address, ctx.Err())
 	}
@@ -141,10 +149,7 @@ func (s *session) look(ctx context.Context) time.Duration {
 	case <-ctx.Done():
 		return 0
 	case <-s.server.dead:
-		if err := s.replaceServer(ctx); err != nil {
-			return s.slower()
-		}
-		return 0
+		s.replaceServer(ctx)
 	default:
 	}
 	lifetime, lost := s.journal.takeLoss()
@@ -160,6 +165,11 @@ func (s *session) look(ctx context.Context) time.Duration {
 	}
 	if wait := time.Until(s.retryAt); wait > 0 {
 		return wait
+	}
+	if !s.started {
+		if err := s.start(ctx, s.paths()); err != nil {
+			return s.slower()
+		}
 	}
 	if err := s.open(ctx); err != nil {
 		return s.slower()
@@ -211,8 +221,8 @@ func (s *session) readOffer(ctx context.Context) {
 	}
 }
 
-// replaceServer puts a new server in the place of one that panicked, with the same paths.
-func (s *session) replaceServer(ctx context.Context) error {
+// replaceServer puts a new server in the place of one that panicked, yet to be started.
+func (s *session) replaceServer(ctx context.Context) {
 	old := s.server
 	s.journal.restarted(s.peer, cause{reasonBroken, "the server of this session failed and was replaced: report this: " + old.why})
 	s.journal.takeLoss()
@@ -221,13 +231,9 @@ func (s *session) replaceServer(ctx context.Context) error {
 	go func() { _ = old.stop(ctx) }()
 	s.server, s.started, s.opened = newServer(), false, false
 	s.server.log.journal.Store(s.journal)
-	if err := s.start(ctx, s.paths()); err != nil || !s.whole {
-		return err
-	}
-	return s.open(ctx)
 }
 
-// start starts the server with paths in its RIB.
+// start starts the server with just these paths in its RIB.
 func (s *session) start(ctx context.Context, paths []Path) error {
 	err := s.server.do(func() error {
 		if err := s.server.start(ctx, s.peer); err != nil {

@@ -15,7 +15,8 @@ const stopTimeout = 3 * time.Second
 // Speaker holds the sessions of this process.
 type Speaker struct {
 	changed func()
-	syncing chan struct{} // held by the one Sync at a time
+	syncing chan struct{} // held by the one Sync at a time; by Stop for good
+	stop    sync.Once
 
 	mu       sync.Mutex // guards what follows
 	sessions map[Key]*session
@@ -152,12 +153,14 @@ func (s *Speaker) Status(ctx context.Context) []Status {
 }
 
 // Stop ends the process's part without a Cease: the switches keep the paths for the restart
-// time. Nothing may be called afterwards.
-func (s *Speaker) Stop() {
+// time. Afterwards Status shows what was, and Sync waits for its context to end.
+func (s *Speaker) Stop() { s.stop.Do(s.leave) }
+
+func (s *Speaker) leave() {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	select {
-	case s.syncing <- struct{}{}: // for good
+	case s.syncing <- struct{}{}:
 	case <-ctx.Done():
 	}
 	var wg sync.WaitGroup

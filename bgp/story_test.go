@@ -121,6 +121,16 @@ func TestPathsChangeWithoutFlap(t *testing.T) {
 		if n := w.n.Load(); n < 5 || n > 8 {
 			t.Errorf("%d route events for 5 changes", n)
 		}
+		// A cancelled Sync does half of nothing: no session ends for it.
+		cancelled, cancel := context.WithCancel(t.Context())
+		cancel()
+		other := peerOf(sw)
+		other.HoldTime = 60 * time.Second
+		for range 20 {
+			if _, err := s.Sync(cancelled, State{Sessions: []Session{{other, moved}}}); !errors.Is(err, context.Canceled) {
+				t.Fatalf("got %v, want context.Canceled", err)
+			}
+		}
 		if now := becomes(t, s, time.Second, "Established", ""); now.Flaps != 0 || !now.Since.Equal(before.Since) {
 			t.Errorf("session flapped: %+v", now)
 		}

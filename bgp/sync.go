@@ -13,6 +13,10 @@ import (
 // begin starts a new session: all paths, then the peer, so that the first UPDATEs are complete
 // and the End-of-RIB after them flushes nothing that is still wanted.
 func (s *session) begin(ctx context.Context, want Session) []Change {
+	s.remember(func() {
+		s.peer = want.Peer.normal()
+		clear(s.told)
+	})
 	change := Change{Op: "add", Object: s.peer.object()}
 	if change.Err = s.start(ctx, nil); change.Err != nil {
 		return []Change{change}
@@ -107,7 +111,10 @@ func (s *session) remember(f func()) {
 // without a Cease, so that with graceful restart it keeps the routes until the new session is up.
 func (s *session) reset(ctx context.Context, want Session, why string) []Change {
 	change := Change{Op: "reset", Object: want.Peer.object(), Why: why}
-	if err := s.silence(ctx); err != nil {
+	if err := s.silence(ctx); ctx.Err() != nil {
+		change.Err = ctx.Err()
+		return []Change{change}
+	} else if err != nil {
 		change.Why += ", with a Cease: " + err.Error()
 	}
 	if s.opened {
@@ -122,13 +129,12 @@ func (s *session) reset(ctx context.Context, want Session, why string) []Change 
 	s.journal.takeLoss()
 	s.hurry()
 	if rename {
-		s.started = false
+		s.started, s.whole = false, false
+		s.remember(func() { clear(s.told) })
 		err := s.server.do(func() error { return s.server.stop(ctx) })
-		if err = errors.Join(err, s.start(ctx, nil)); err != nil {
-			change.Err = err
+		if change.Err = errors.Join(err, s.start(ctx, nil)); change.Err != nil {
 			return []Change{change}
 		}
-		s.remember(func() { clear(s.told) })
 	}
 	changes := s.syncPaths(ctx, want.Paths)
 	if rename {
@@ -180,18 +186,19 @@ func (s *session) end(ctx context.Context) (reusable bool, err error) {
 	<-s.done
 	ctx, cancel := context.WithTimeout(ctx, endTimeout)
 	defer cancel()
+	stopped := make(chan error, 1)
 	err = s.do(ctx, func() {
-		err := s.server.do(func() error {
+		stopped <- s.server.do(func() error {
 			return errors.Join(s.server.removeAll(ctx), s.server.stop(ctx))
 		})
-		reusable = err == nil
 	})
 	if err != nil {
 		// It does not read: what is left of the session goes with its connection.
 		_, _ = hangUp(netip.AddrPortFrom(s.peer.LocalAddress, 0), netip.AddrPortFrom(s.peer.Address, s.peer.Port))
 		return false, err
 	}
-	return reusable, nil
+	err = <-stopped
+	return err == nil, err
 }
 
 // leave ends the session without a Cease. If that cannot be done, the session is left to the

@@ -113,6 +113,7 @@ func TestChaos(t *testing.T) {
 	l := newLAN(t)
 	bird, frr := bothSwitches(t, l)
 	s := newTestSpeaker(t)
+	before := steadyGoroutines()
 	random := rand.New(rand.NewPCG(3, 4))
 	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
 	defer cancel()
@@ -164,8 +165,8 @@ func TestChaos(t *testing.T) {
 	}
 	s.mu.Unlock()
 	eventually(t, 15*time.Second, func() error {
-		if n := steadyGoroutines(); n > 60 {
-			return fmt.Errorf("%d goroutines", n)
+		if n := steadyGoroutines(); n > before+30 {
+			return fmt.Errorf("%d goroutines, were %d", n, before)
 		}
 		return nil
 	})
