@@ -265,18 +265,27 @@ func TestCeased(t *testing.T) {
 	})
 }
 
+// A silent link ends the session. FRR, which knows RFC 8538, keeps the routes; BIRD 2.0 drops them.
 func TestHoldTimer(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		sw.start(nodeOf(sw))
 		s := newTestSpeaker(t)
 		p := peerOf(sw)
 		p.HoldTime = 3 * time.Second
-		mustSync(t, s, Session{p, pods(1)})
-		sw.hears(15*time.Second, pods(1))
+		want := manyPaths()
+		mustSync(t, s, Session{p, want})
+		sw.hears(15*time.Second, want)
+		sw.settled()
+		w := sw.watch()
 		ip(t, "-n lan link set node down")
 		becomes(t, s, 20*time.Second, "", reasonHoldTimer)
 		ip(t, "-n lan link set node up")
-		sw.hears(40*time.Second, pods(1))
+		becomes(t, s, 40*time.Second, "Established", "")
+		sw.hears(40*time.Second, want)
+		sw.settled()
+		if sw.kind == "frr" {
+			w.still("after the hold time")
+		}
 	})
 }
 
