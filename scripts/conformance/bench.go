@@ -1,0 +1,390 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// bench is what all checks of a run share.
+type bench struct {
+	ctx      context.Context
+	o        options
+	dir      string // files of this run
+	conf     string // text of the configuration
+	versions []string
+	version  string // the newest
+	self     string // this program
+
+	daemon      *daemon
+	sharedHost  *space // of a daemon, or this machine's own
+	sharedOther *space
+}
+
+// placeholder in a configuration becomes a directory: of each check, or of the run when there is
+// a daemon.
+const placeholder = "@STATE@"
+
+// measure runs the selected checks.
+func measure(ctx context.Context, o options) (r *report, err error) {
+	b := &bench{ctx: ctx, o: o}
+	if err := b.setUp(); err != nil {
+		return nil, errors.Join(err, b.tearDown())
+	}
+	defer func() { err = errors.Join(err, b.tearDown()) }()
+	net, err := b.network("probe", b.sharedState())
+	if err != nil {
+		return nil, err
+	}
+	r = &report{Plugins: net.types(), Versions: b.versions, Totals: map[level]levelTotals{}}
+	seq := 0
+	for _, c := range o.selected() {
+		for _, version := range b.versionsOf(c) {
+			if ctx.Err() != nil {
+				return r, context.Cause(ctx)
+			}
+			seq++
+			out := b.one(c, version, seq)
+			r.add(out)
+			if !o.json {
+				printOutcome(os.Stdout, out)
+			}
+		}
+	}
+	return r, nil
+}
+
+// versionsOf are the versions that a check is run in: the newest, or each that has what it is about.
+func (b *bench) versionsOf(c check) []string {
+	if !c.each {
+		return []string{b.version}
+	}
+	var out []string
+	for _, v := range b.versions {
+		if !before(v, c.since) {
+			out = append(out, v)
+		}
+	}
+	if len(out) == 0 {
+		return []string{b.version}
+	}
+	return out
+}
+
+// one runs one check in one version.
+func (b *bench) one(c check, version string, seq int) outcome {
+	id := c.id
+	if c.each {
+		id += "/" + version
+	}
+	skip := func(why string) outcome {
+		return outcome{ID: id, Level: c.level, Section: c.section, Asks: c.asks, Status: "skip", Seen: why}
+	}
+	t := &T{bench: b, seq: seq, dir: filepath.Join(b.dir, fmt.Sprint(seq))}
+	defer os.RemoveAll(t.dir)
+	if err := os.MkdirAll(t.dir, 0o755); err != nil {
+		return skip("the harness: " + err.Error())
+	}
+	if err := t.prepare(version); err != nil {
+		return skip("the harness: " + err.Error())
+	}
+	defer t.dismantle()
+	if why := t.lacks(c, version); why != "" {
+		return skip(why)
+	}
+	return t.do(c, id)
+}
+
+// prepare gives the check its host, its state directory and its configuration.
+func (t *T) prepare(version string) (err error) {
+	t.host, t.outside, t.state = t.sharedHost, t.sharedOther, t.sharedState()
+	if t.host == nil {
+		if t.host, t.outside, err = newHost(filepath.Join(t.dir, "netns")); err != nil {
+			return err
+		}
+	}
+	if t.state == "" && strings.Contains(t.conf, placeholder) {
+		t.state = filepath.Join(t.dir, "state")
+		if err := os.Mkdir(t.state, 0o755); err != nil {
+			return err
+		}
+	}
+	if t.net, err = t.network(fmt.Sprintf("conformance-%d-%d", os.Getpid(), t.seq), t.state); err != nil {
+		return err
+	}
+	t.net.version = version
+	return nil
+}
+
+func (t *T) dismantle() {
+	if t.host != t.sharedHost {
+		t.host.remove()
+		t.outside.remove()
+	}
+}
+
+// lacks is why a check cannot be made here; "" when it can.
+func (t *T) lacks(c check, version string) string {
+	if c.since != "" && before(version, c.since) {
+		return fmt.Sprintf("version %s does not have it; %s does", version, c.since)
+	}
+	_, noStrace := exec.LookPath("strace")
+	for _, n := range []struct {
+		need  need
+		lacks bool
+		why   string
+	}{
+		{needRanges, !t.net.hasRanges(), "the configuration has no ipam.ranges or ipam.subnet in host-local's syntax"},
+		{needState, t.state == "" || t.sharedHost != nil, "the configuration has no " + placeholder + " of each check, so it is not known where state lies"},
+		{needFresh, t.sharedHost != nil, "needs a fresh host for each check: not with --daemon or --host-netns current"},
+		{needPrivate, t.o.current, "needs a mount namespace of its own: not with --host-netns current"},
+		{needMasq, t.net.plugins[0]["ipMasq"] != true, "the configuration has no ipMasq"},
+		{needRules, len(t.net.plugins) == 0, "no plugin"},
+		{needStrace, noStrace != nil, "strace is not installed"},
+	} {
+		if c.needs&n.need != 0 && n.lacks {
+			return n.why
+		}
+	}
+	return ""
+}
+
+// sharedState is the state directory of the run; "" when each check has its own.
+func (b *bench) sharedState() string {
+	if (b.o.daemon != "" || b.o.current) && strings.Contains(b.conf, placeholder) {
+		return filepath.Join(b.dir, "state")
+	}
+	return ""
+}
+
+func (b *bench) setUp() (err error) {
+	text, err := os.ReadFile(b.o.conf)
+	if err != nil {
+		return err
+	}
+	b.conf = string(text)
+	if b.dir, err = os.MkdirTemp("", "cni-conf-"); err != nil {
+		return err
+	}
+	if b.self, err = os.Executable(); err != nil {
+		return err
+	}
+	if !b.o.current {
+		// Namespaces are mounted here, and nothing of it needs to survive.
+		if err := unix.Mount("conformance", b.dir, "tmpfs", 0, "mode=0755"); err != nil {
+			return fmt.Errorf("mount a temporary file system: %w", err)
+		}
+	}
+	for _, d := range []string{"bin", "state"} {
+		if err := os.Mkdir(filepath.Join(b.dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.Symlink(b.self, filepath.Join(b.dir, "bin", fakeIPAM)); err != nil {
+		return err
+	}
+	if b.o.current {
+		b.sharedHost = &space{}
+		if err := b.sharedHost.open("/proc/self/ns/net"); err != nil {
+			return err
+		}
+	} else if b.o.daemon != "" {
+		if b.sharedHost, b.sharedOther, err = newHost(filepath.Join(b.dir, "netns")); err != nil {
+			return err
+		}
+		if b.daemon, err = b.startDaemon(b.sharedHost); err != nil {
+			return err
+		}
+	}
+	return b.findVersions()
+}
+
+func (b *bench) tearDown() error {
+	b.daemon.stop()
+	for _, s := range []*space{b.sharedHost, b.sharedOther} {
+		if s != nil {
+			s.remove()
+		}
+	}
+	if b.dir == "" {
+		return nil
+	}
+	if !b.o.current {
+		_ = unix.Unmount(b.dir, unix.MNT_DETACH) // it may not be mounted yet
+	}
+	return os.RemoveAll(b.dir)
+}
+
+// path are the directories of CNI_PATH.
+func (b *bench) path() []string { return append([]string{filepath.Join(b.dir, "bin")}, b.o.cniPath...) }
+
+// find returns the executable of a plugin type.
+func (b *bench) find(kind string) (string, error) {
+	for _, dir := range b.path() {
+		p := filepath.Join(dir, kind)
+		if info, err := os.Stat(p); err == nil && info.Mode().IsRegular() {
+			return p, nil
+		}
+	}
+	return "", fmt.Errorf("plugin %s is not in %s; use --cni-path", kind, strings.Join(b.o.cniPath, ":"))
+}
+
+// known are the versions that the harness can judge, oldest first.
+func known() []string { return []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"} }
+
+// before compares protocol versions; "" is before all.
+func before(v, than string) bool { return slices.Index(known(), v) < slices.Index(known(), than) }
+
+// findVersions asks every plugin of the list what it supports.
+func (b *bench) findVersions() error {
+	net, err := b.network("probe", b.sharedState())
+	if err != nil {
+		return err
+	}
+	want := b.o.versions
+	if want == nil {
+		want = known()
+	}
+	for _, v := range want {
+		if !slices.Contains(known(), v) {
+			return fmt.Errorf("version %q cannot be measured; known are %v", v, known())
+		}
+	}
+	for _, kind := range net.types() {
+		supported, err := b.supported(kind)
+		if err != nil {
+			return err
+		}
+		want = slices.DeleteFunc(slices.Clone(want), func(v string) bool { return !slices.Contains(supported, v) })
+	}
+	if len(want) == 0 {
+		return fmt.Errorf("no version that can be measured is supported by all of %v", net.types())
+	}
+	slices.SortFunc(want, func(a, c string) int { return slices.Index(known(), a) - slices.Index(known(), c) })
+	b.versions, b.version = want, want[len(want)-1]
+	return nil
+}
+
+func (b *bench) supported(kind string) ([]string, error) {
+	path, err := b.find(kind)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(b.ctx, path)
+	cmd.Env = append(os.Environ(), "CNI_COMMAND=VERSION", "CNI_PATH="+strings.Join(b.path(), ":"))
+	cmd.Stdin = strings.NewReader(`{"cniVersion":"1.0.0"}`)
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s: VERSION: %w: %.200s", kind, err, out)
+	}
+	v, err := parseVersions(out)
+	if err != nil {
+		return nil, fmt.Errorf("%s: VERSION: %w", kind, err)
+	}
+	return v.Supported, nil
+}
+
+// daemon is the program that a plugin needs.
+type daemon struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+	quit chan struct{} // ends the thread that started it, and with that the daemon
+	log  *os.File
+}
+
+const (
+	daemonPatience = 20 * time.Second
+	pollInterval   = 10 * time.Millisecond
+)
+
+// startDaemon starts the daemon inside the host's namespace and waits until it is ready.
+func (b *bench) startDaemon(host *space) (*daemon, error) {
+	state := filepath.Join(b.dir, "state")
+	line := strings.ReplaceAll(b.o.daemon, placeholder, state)
+	log, err := os.Create(filepath.Join(b.dir, "daemon.log"))
+	if err != nil {
+		return nil, err
+	}
+	d := &daemon{cmd: exec.Command("/bin/sh", "-c", line), done: make(chan struct{}), quit: make(chan struct{}), log: log}
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	// Pdeathsig is sent when the starting thread ends, so that one stays.
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		err := unix.Setns(int(host.file.Fd()), unix.CLONE_NEWNET)
+		if err == nil {
+			err = d.cmd.Start()
+		}
+		started <- err
+		if err == nil {
+			<-d.quit
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start daemon: %w", err)
+	}
+	go func() {
+		_ = d.cmd.Wait()
+		close(d.done)
+	}()
+	if b.o.ready == "" {
+		return d, nil
+	}
+	ready := strings.ReplaceAll(b.o.ready, placeholder, state)
+	err = wait(daemonPatience, func() error {
+		select {
+		case <-d.done:
+			return nil
+		default:
+		}
+		_, err := os.Stat(ready)
+		return err
+	})
+	select {
+	case <-d.done:
+		err = fmt.Errorf("daemon ended: %s", d.cmd.ProcessState)
+	default:
+	}
+	if err != nil {
+		text, _ := os.ReadFile(log.Name())
+		d.stop()
+		return nil, fmt.Errorf("daemon is not ready: %w: %s", err, text)
+	}
+	return d, nil
+}
+
+// stop ends the daemon, at once; nil is no daemon.
+func (d *daemon) stop() {
+	if d == nil {
+		return
+	}
+	_ = unix.Kill(-d.cmd.Process.Pid, unix.SIGKILL) // its group: sh may have a child
+	<-d.done
+	close(d.quit)
+	d.log.Close()
+}
+
+// wait calls f until it returns nil; its error is f's last one.
+func wait(limit time.Duration, f func() error) error {
+	deadline := time.Now().Add(limit)
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for {
+		err := f()
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		<-tick.C
+	}
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+)
+
+// level is how binding a requirement is.
+type level string
+
+const (
+	must   level = "MUST"
+	should level = "SHOULD"
+	// robust: the specification leaves it open; runtimes or users need it.
+	robust level = "ROBUST"
+)
+
+// need is what a check presupposes; it is skipped where that is missing.
+type need uint
+
+const (
+	needRanges  need = 1 << iota // ipam with host-local's keys, so that a pool can be made small
+	needState                    // @STATE@ in the configuration
+	needFresh                    // a host of our own, without a daemon that would have to move
+	needMasq                     // ipMasq is on
+	needRules                    // the kernel's nftables can be listed
+	needStrace                   // strace(1) is installed
+	needPrivate                  // a mount namespace of our own
+)
+
+// check is one requirement.
+type check struct {
+	id      string
+	level   level
+	section string // of SPEC 1.1.0; CONV: CONVENTIONS; "-": neither
+	asks    string // what is required, in one line
+	since   string // the first protocol version that has it
+	each    bool   // measured in each protocol version
+	needs   need
+	run     func(t *T)
+}
+
+func allChecks() []check {
+	return slices.Concat(versionChecks(), envChecks(), errorChecks(), confChecks(), resultChecks(), addChecks(), chainChecks(),
+		delChecks(), checkChecks(), gcChecks(), statusChecks(), delegateChecks(), routeChecks(), libcniChecks(), poolChecks(),
+		concurrencyChecks(), hostChecks(), hostileChecks(), killChecks(), rebootChecks(), stateChecks())
+}
+
+// outcome of one check in one version.
+type outcome struct {
+	ID      string  `json:"id"`
+	Level   level   `json:"level"`
+	Section string  `json:"section"`
+	Asks    string  `json:"asks"`
+	Status  string  `json:"status"` // pass, fail, skip
+	Seen    string  `json:"seen,omitempty"`
+	Seconds float64 `json:"seconds"`
+}
+
+// T is one check under way. Its methods that end the check do so from any depth.
+type T struct {
+	*bench
+	net     network // the configuration of this check
+	host    *space
+	outside *space // beyond the host's uplink
+	dir     string // of this check
+	state   string // what @STATE@ became; "" without
+	seq     int    // number of the check in this run
+	pods    int
+	failed  []string
+	skipped string
+	noted   []string
+	cleanup []func()
+}
+
+// Errorf notes a failure; the check goes on.
+func (t *T) Errorf(format string, args ...any) {
+	t.failed = append(t.failed, fmt.Sprintf(format, args...))
+}
+
+// Fatalf notes a failure and ends the check.
+func (t *T) Fatalf(format string, args ...any) {
+	t.Errorf(format, args...)
+	runtime.Goexit()
+}
+
+// Skipf ends the check as one that does not apply.
+func (t *T) Skipf(format string, args ...any) {
+	t.skipped = fmt.Sprintf(format, args...)
+	runtime.Goexit()
+}
+
+// Notef adds to what is printed of a check that passes.
+func (t *T) Notef(format string, args ...any) {
+	t.noted = append(t.noted, fmt.Sprintf(format, args...))
+}
+
+// OK ends the check when err is not nil; what says what was tried.
+func (t *T) OK(err error, what string) {
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// Cleanup runs f after the check, last one first.
+func (t *T) Cleanup(f func()) { t.cleanup = append(t.cleanup, f) }
+
+// protected runs f so that it can end early, and catches its panics.
+func (t *T) protected(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() {
+			if p := recover(); p != nil {
+				t.Errorf("the harness panics: %v: %s", p, strings.ReplaceAll(string(debug.Stack()), "\n", " | "))
+			}
+		}()
+		f()
+	}()
+	<-done
+}
+
+// do runs the check and returns its outcome.
+func (t *T) do(c check, id string) outcome {
+	start := time.Now()
+	t.protected(func() { c.run(t) })
+	for _, f := range slices.Backward(t.cleanup) {
+		t.protected(f)
+	}
+	out := outcome{ID: id, Level: c.level, Section: c.section, Asks: c.asks, Status: "pass", Seconds: time.Since(start).Seconds()}
+	switch {
+	case len(t.failed) > 0:
+		out.Status, out.Seen = "fail", strings.Join(t.failed, "; ")
+	case t.skipped != "":
+		out.Status, out.Seen = "skip", t.skipped
+	default:
+		out.Seen = strings.Join(t.noted, "; ")
+	}
+	return out
+}

@@ -1,0 +1,322 @@
+package main
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+)
+
+func addChecks() []check {
+	return []check{
+		{id: "add.interface", level: must, section: "2", asks: "ADD makes CNI_IFNAME inside CNI_NETNS", each: true, run: func(t *T) {
+			p := t.pod()
+			t.add(p)
+			if p.link(p.ifName) == nil {
+				t.Errorf("%s is not there", p.ifName)
+			}
+			if t.host.link(p.ifName) != nil {
+				t.Errorf("%s is on the host", p.ifName)
+			}
+		}},
+		{id: "add.interface-up", level: should, section: "2", asks: "the interface is up when ADD returns", run: func(t *T) {
+			p := t.pod()
+			t.add(p)
+			if l := p.link(p.ifName); l == nil || l.Attrs().RawFlags&1 == 0 {
+				t.Errorf("it is down")
+			}
+		}},
+		{id: "add.connectivity", level: should, section: "2", asks: "\"ensure it has connectivity\": host and pod reach each other", run: func(t *T) {
+			p := t.pod()
+			t.connected(p, t.add(p))
+		}},
+		{id: "add.pod-to-pod", level: should, section: "overview", asks: "two pods of the network reach each other at their own addresses", run: func(t *T) {
+			p, q := t.pod(), t.pod()
+			rp, rq := t.add(p), t.add(q)
+			for i, a := range rq.addrs() {
+				source, err := reach(p.space, q.space, a)
+				t.OK(err, "pod to pod")
+				if i < len(rp.addrs()) && source != rp.addrs()[i] {
+					t.Errorf("%s arrives as %s", rp.addrs()[i], source)
+				}
+			}
+		}},
+		{id: "add.masquerade", level: should, section: "1", asks: "ipMasq: the world beyond the host answers a pod it has no route to", needs: needMasq | needFresh, run: func(t *T) {
+			p := t.pod()
+			for _, a := range t.add(p).addrs() {
+				to, host := netip.MustParseAddr(otherIP), netip.MustParseAddr(hostIP)
+				if a.Is6() {
+					to, host = netip.MustParseAddr(otherIP6), netip.MustParseAddr(hostIP6)
+				}
+				source, err := reach(p.space, t.outside, to)
+				if err != nil || source != host {
+					t.Errorf("%s arrives as %v: %v", a, source, err)
+				}
+			}
+		}},
+		{id: "add.existing-interface", level: must, section: "2", asks: "a name that exists in the container is an error", run: func(t *T) {
+			p := t.pod()
+			t.OK(p.veth(p.ifName, "other"), "make a link in the pod")
+			t.refuses(t.exec(p.main("ADD", nil)), "ADD")
+		}},
+		{id: "add.existing-interface-kept", level: robust, section: "2", asks: "and the one that exists stays as it is, the host too", run: func(t *T) {
+			before := t.quiet()
+			p := t.pod()
+			t.OK(p.veth(p.ifName, "other"), "make a link in the pod")
+			t.OK(p.script(addAddr(p.ifName, "203.0.113.5/24")), "add an address")
+			pod, err := p.look()
+			t.OK(err, "look at the pod")
+			t.exec(p.main("ADD", nil))
+			now, err := p.look()
+			t.OK(err, "look at the pod")
+			if diff := append(pod.minus(now), now.minus(pod)...); len(diff) > 0 {
+				t.Errorf("the pod changed: %s", strings.Join(diff, ", "))
+			}
+			t.nothingNew(before, "the refused ADD")
+		}},
+		{id: "add.two-containers", level: must, section: "2", asks: "two containers get addresses of their own", run: func(t *T) {
+			a, b := t.add(t.pod()), t.add(t.pod())
+			for _, ip := range a.addrs() {
+				if slices.Contains(b.addrs(), ip) {
+					t.Errorf("both have %s", ip)
+				}
+			}
+		}},
+		{id: "add.two-interfaces", level: must, section: "2", asks: "one container is added twice with different interface names; DEL of one leaves the other", run: func(t *T) {
+			p := t.pod()
+			q := p.again("net1")
+			rp, rq := t.add(p), t.add(q)
+			for _, ip := range rp.addrs() {
+				if slices.Contains(rq.addrs(), ip) {
+					t.Errorf("both have %s", ip)
+				}
+			}
+			t.connected(p, rp)
+			t.del(q)
+			if p.link("net1") != nil {
+				t.Errorf("net1 is there after its DEL")
+			}
+			t.connected(p, rp)
+			if !before(t.net.version, "0.4.0") {
+				t.wants(t.check(p), "CHECK of the other")
+			}
+			t.del(p)
+		}},
+		{id: "add.two-interfaces-first", level: must, section: "2", asks: "the same, when the first one is deleted", run: func(t *T) {
+			before := t.quiet()
+			p := t.pod()
+			q := p.again("net1")
+			t.add(p)
+			rq := t.add(q)
+			t.del(p)
+			for _, a := range rq.addrs() {
+				if have, err := p.addrs("net1"); err != nil || !slices.ContainsFunc(have, func(x netip.Prefix) bool { return x.Addr() == a }) {
+					t.Errorf("net1 has lost %s: %v %v", a, have, err)
+				}
+			}
+			t.del(q)
+			t.nothingNew(before, "DEL of both")
+		}},
+		{id: "add.ifname-15", level: must, section: "2", asks: "an interface name of 15 characters works", run: func(t *T) {
+			p := t.pod()
+			p.ifName = "abcdefghij-k_.5"
+			r := t.add(p)
+			if p.link(p.ifName) == nil {
+				t.Errorf("it is not there")
+			}
+			t.connected(p, r)
+			t.del(p)
+		}},
+		{id: "add.ifname", level: robust, section: "2", asks: "'%' in the interface name is a letter or refused, never a template", run: func(t *T) {
+			before := t.quiet()
+			p := t.pod()
+			p.ifName = "eth%d"
+			r := t.tryAdd(p)
+			if p.link("eth0") != nil {
+				t.Errorf("ADD made eth0 (%s)", r.said())
+			}
+			if r.ok() {
+				t.del(p)
+			}
+			t.nothingNew(before, "ADD of eth%d")
+		}},
+		{id: "add.no-prevresult-needed", level: must, section: "3", asks: "the first ADD of a chain comes without prevResult", run: func(t *T) { t.add(t.pod()) }},
+		{id: "add.duplicate", level: robust, section: "2", asks: "a second ADD of the same attachment harms the first one in no way", run: func(t *T) {
+			p := t.pod()
+			r := t.add(p)
+			t.refuses(t.exec(p.main("ADD", nil)), "the second ADD")
+			t.connected(p, r)
+			if !before(t.net.version, "0.4.0") {
+				t.wants(t.check(p), "CHECK of the first")
+			}
+		}},
+		{id: "add.retry-new-netns", level: robust, section: "2", asks: "the same id in a new namespace works when the old one is gone (a restart after a crash)", run: func(t *T) {
+			p := t.pod()
+			t.add(p)
+			p.remove()
+			q := t.pod()
+			q.id = p.id
+			// The host's end goes with the namespace, which the kernel ends when it gets round to it.
+			t.gone(p)
+			r := t.add(q)
+			t.connected(q, r)
+			t.del(q)
+		}},
+		{id: "add.failed-rolls-back", level: robust, section: "2", asks: "an ADD that fails leaves nothing on the host, and its address is free", needs: needRanges, run: func(t *T) {
+			t.small(2)
+			before := t.quiet()
+			for range 4 {
+				p := t.pod()
+				t.OK(p.veth(p.ifName, "other"), "make a link in the pod")
+				t.refuses(t.exec(p.main("ADD", nil)), "ADD with a taken name")
+			}
+			t.nothingNew(before, "the failed ADD")
+			t.room(2)
+		}},
+		{id: "add.others-untouched", level: must, section: "2", asks: "ADD of one pod leaves another as it is", run: func(t *T) {
+			p := t.pod()
+			r := t.add(p)
+			pod, err := p.look()
+			t.OK(err, "look at the pod")
+			t.add(t.pod())
+			now, err := p.look()
+			t.OK(err, "look at the pod")
+			if diff := append(pod.minus(now), now.minus(pod)...); len(diff) > 0 {
+				t.Errorf("changed: %s", strings.Join(diff, ", "))
+			}
+			t.connected(p, r)
+		}},
+		{id: "add.host-kept", level: robust, section: "2", asks: "addresses, links and routes that the host had stay", run: func(t *T) {
+			before := t.snap()
+			t.add(t.pod())
+			if lost := before.minus(t.snap()); len(lost) > 0 {
+				t.Errorf("lost: %s", strings.Join(lost, ", "))
+			}
+		}},
+		{id: "add.pod-kept", level: robust, section: "2", asks: "other links of the pod stay", run: func(t *T) {
+			p := t.pod()
+			t.OK(p.veth("net9", "peer9"), "make a link in the pod")
+			t.OK(p.script(addAddr("net9", "203.0.113.5/24")), "add an address")
+			before, err := p.look()
+			t.OK(err, "look at the pod")
+			t.add(p)
+			t.del(p)
+			now, err := p.look()
+			t.OK(err, "look at the pod")
+			if diff := before.minus(now); len(diff) > 0 {
+				t.Errorf("lost: %s", strings.Join(diff, ", "))
+			}
+		}},
+		{id: "add.ipv6-disabled", level: robust, section: "2", asks: "IPv6 works where the runtime has it switched off by default in new namespaces", run: func(t *T) {
+			p := t.pod()
+			for _, k := range []string{"all", "default"} {
+				t.OK(p.sysctl("net/ipv6/conf/"+k+"/disable_ipv6", "1"), "sysctl")
+			}
+			r := t.add(p)
+			if !slices.ContainsFunc(r.addrs(), netip.Addr.Is6) {
+				t.Skipf("the network has no IPv6")
+			}
+			t.connected(p, r)
+		}},
+		{id: "add.strict-sysctls", level: robust, section: "2", asks: "strict reverse path filter and ARP settings of the host do not matter", needs: needFresh, run: func(t *T) {
+			for k, v := range map[string]string{"net/ipv4/conf/all/rp_filter": "1", "net/ipv4/conf/default/rp_filter": "1",
+				"net/ipv4/conf/all/arp_ignore": "1", "net/ipv4/conf/all/arp_announce": "2", "net/ipv6/conf/all/accept_ra": "0"} {
+				t.OK(t.host.sysctl(k, v), "sysctl")
+			}
+			p := t.pod()
+			t.connected(p, t.add(p))
+		}},
+		{id: "ips.capability", level: should, section: "CONV", asks: "runtimeConfig.ips is honoured where the configuration declares it", needs: needRanges, run: func(t *T) {
+			if !t.net.capable("ips") {
+				t.Skipf("the configuration declares no capability ips")
+			}
+			t.asksFor(func(p *pod, want string) object { return object{"runtimeConfig": object{"ips": []string{want}}} })
+		}},
+		{id: "ips.args", level: should, section: "CONV", asks: "args.cni.ips is honoured", needs: needRanges, run: func(t *T) {
+			t.asksFor(func(p *pod, want string) object {
+				return object{"args": object{"cni": object{"ips": []string{want}}}}
+			})
+		}},
+		{id: "ips.cni-args", level: should, section: "CONV", asks: "IP in CNI_ARGS is honoured", needs: needRanges, run: func(t *T) {
+			t.asksFor(func(p *pod, want string) object {
+				p.args = "IgnoreUnknown=1;IP=" + want
+				return nil
+			})
+		}},
+		{id: "ips.args-before-cni-args", level: should, section: "CONV", asks: "where args.cni.ips is understood, IP in CNI_ARGS must be ignored", needs: needRanges, run: func(t *T) {
+			t.asksFor(func(p *pod, want string) object {
+				other := offset(netip.MustParsePrefix(want).Addr(), 1)
+				p.args = "IgnoreUnknown=1;IP=" + other.String()
+				return object{"args": object{"cni": object{"ips": []string{want}}}}
+			})
+		}},
+		{id: "mac.capability", level: should, section: "CONV", asks: "runtimeConfig.mac is honoured where the configuration declares it", run: func(t *T) {
+			if !t.net.capable("mac") {
+				t.Skipf("the configuration declares no capability mac")
+			}
+			const mac = "c2:11:22:33:44:55"
+			p := t.pod()
+			t.addWith(p, object{"runtimeConfig": object{"mac": mac}})
+			if l := p.link(p.ifName); l == nil || l.Attrs().HardwareAddr.String() != mac {
+				t.Errorf("the interface has another")
+			}
+		}},
+	}
+}
+
+// asksFor requests an address of the first family and fails when the pod gets another.
+func (t *T) asksFor(ask func(p *pod, want string) object) {
+	t.small(6)
+	s := t.net.subnets()[0]
+	ranges := t.net.plugins[0]["ipam"].(object)["ranges"].([]any)[0].([]any)[0].(object)
+	want := netip.PrefixFrom(offset(netip.MustParseAddr(ranges["rangeStart"].(string)), 3), s.Bits())
+	if len(t.net.subnets()) > 1 { // of one family, so that the other set needs no request
+		t.net = t.net.withIPAM("ranges", t.net.plugins[0]["ipam"].(object)["ranges"].([]any)[:1])
+	}
+	p := t.pod()
+	r := t.addWith(p, ask(p, want.String()))
+	if len(r.addrs()) != 1 || r.addrs()[0] != want.Addr() {
+		t.Errorf("asked for %s, got %v", want.Addr(), r.addrs())
+	}
+}
+
+// room fails unless exactly n more pods get addresses, and one more does not. All of them are
+// deleted again.
+func (t *T) room(n int) {
+	var made []*pod
+	for i := range n + 1 {
+		p := t.pod()
+		r := t.tryAdd(p)
+		switch {
+		case r.ok() && i == n:
+			t.Errorf("a pool of %d gives one more", n)
+			made = append(made, p)
+		case r.ok():
+			made = append(made, p)
+		case i < n:
+			t.Errorf("only %d of %d addresses are free: %s", i, n, r.said())
+		}
+		if !r.ok() {
+			t.tryDel(p)
+			break
+		}
+	}
+	for _, p := range made {
+		t.del(p)
+	}
+}
+
+// gone waits until the host's end of a pod whose namespace was removed has gone.
+func (t *T) gone(p *pod) {
+	res, err := parseResult(p.prev)
+	t.OK(err, "decode the result")
+	_ = wait(reachPatience, func() error { // bridges stay
+		for _, name := range res.hostLinks() {
+			if l := t.host.link(name); l != nil && l.Type() == "veth" {
+				return netlink.LinkNotFoundError{}
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"encoding/json"
+	"net/netip"
+	"slices"
+)
+
+// earlier is the result of a plugin that came before: it made an interface of its own.
+func (t *T) earlier(p *pod) object {
+	ip := object{"address": "198.51.100.7/24", "gateway": "198.51.100.1", "interface": 0}
+	if before(t.net.version, "1.0.0") {
+		ip["version"] = "4"
+	}
+	return object{"cniVersion": t.net.version,
+		"interfaces": []object{{"name": "net7", "mac": "02:00:00:00:00:07", "sandbox": p.netns}},
+		"ips":        []object{ip},
+		"routes":     []object{{"dst": "198.51.100.0/24", "gw": "198.51.100.1"}},
+		"dns":        object{"nameservers": []string{"198.51.100.53"}},
+	}
+}
+
+// kept runs ADD of the first plugin with a prevResult and returns its result; an error of the
+// plugin ends the check as passed: the text says that prevResult must be handled, not ignored.
+func (t *T) kept(p *pod, prev object) (out result, raw json.RawMessage) {
+	r := t.exec(p.main("ADD", object{"prevResult": prev}))
+	if !r.ok() {
+		if _, ok := r.fault(); !ok {
+			t.Fatalf("neither a result nor an error: %s", r.said())
+		}
+		t.Notef("refused: %s", r.said())
+		return out, nil
+	}
+	t.Cleanup(func() { t.exec(p.main("DEL", object{"prevResult": json.RawMessage(r.stdout)})) })
+	out, err := parseResult(r.stdout)
+	t.OK(err, "decode the result")
+	return out, r.stdout
+}
+
+func chainChecks() []check {
+	return []check{
+		{id: "chain.prevresult-kept", level: must, section: "2,5", asks: "ADD given a prevResult passes on what is in it, or fails", run: func(t *T) {
+			p := t.pod()
+			t.OK(p.veth("net7", "peer7"), "make the earlier link")
+			r, raw := t.kept(p, t.earlier(p))
+			if raw == nil {
+				return
+			}
+			if !slices.ContainsFunc(r.addrs(), func(a netip.Addr) bool { return a.String() == "198.51.100.7" }) || len(r.Interfaces) < 2 {
+				t.Errorf("the earlier interface or address is lost: %s", raw)
+			}
+		}},
+		{id: "chain.indices", level: must, section: "5", asks: "and each address still points to its own interface", run: func(t *T) {
+			p := t.pod()
+			t.OK(p.veth("net7", "peer7"), "make the earlier link")
+			r, raw := t.kept(p, t.earlier(p))
+			for _, ip := range r.IPs {
+				if ip.Interface == nil || *ip.Interface >= len(r.Interfaces) {
+					t.Errorf("%s points nowhere: %s", ip.Address, raw)
+					continue
+				}
+				name := r.Interfaces[*ip.Interface].Name
+				if own := ip.Address.Addr().String() != "198.51.100.7"; own && name != p.ifName || !own && name != "net7" {
+					t.Errorf("%s points to %s", ip.Address, name)
+				}
+			}
+		}},
+		{id: "chain.routes-kept", level: must, section: "5", asks: "routes and dns of the prevResult are kept, or ADD fails", run: func(t *T) {
+			p := t.pod()
+			t.OK(p.veth("net7", "peer7"), "make the earlier link")
+			r, raw := t.kept(p, t.earlier(p))
+			if raw == nil {
+				return
+			}
+			if !slices.ContainsFunc(r.Routes, func(x resultRoute) bool { return x.Dst.String() == "198.51.100.0/24" }) {
+				t.Errorf("the earlier route is lost: %s", raw)
+			}
+			if b, _ := json.Marshal(r.DNS); len(b) < 10 {
+				t.Errorf("the earlier dns is lost: %s", raw)
+			}
+		}},
+		{id: "chain.loopback-before", level: must, section: "2,5", asks: "the same behind a loopback plugin", run: func(t *T) {
+			p := t.pod()
+			t.OK(p.script(setUp("lo")), "set lo up")
+			ip := object{"address": "127.0.0.1/8", "interface": 0}
+			if before(t.net.version, "1.0.0") {
+				ip["version"] = "4"
+			}
+			r, raw := t.kept(p, object{"cniVersion": t.net.version, "interfaces": []object{{"name": "lo", "mac": "00:00:00:00:00:00", "sandbox": p.netns}},
+				"ips": []object{ip}, "dns": object{}})
+			if raw != nil && (len(r.Interfaces) < 2 || len(r.IPs) < 2) {
+				t.Errorf("lo is lost: %s", raw)
+			}
+		}},
+		{id: "chain.result-passes", level: must, section: "5", asks: "plugins after the first hand the result on", run: func(t *T) {
+			if len(t.net.plugins) < 2 {
+				t.Skipf("the list has one plugin")
+			}
+			p := t.pod()
+			last := t.add(p)
+			first, err := parseResult(p.results[0])
+			t.OK(err, "decode")
+			if !slices.Equal(first.addrs(), last.addrs()) || len(first.Interfaces) > len(last.Interfaces) {
+				t.Errorf("in: %s, out: %s", p.results[0], p.prev)
+			}
+		}},
+		{id: "chain.later-changes", level: must, section: "2", asks: "DEL accepts a prevResult that a later plugin has changed", run: func(t *T) {
+			before := t.quiet()
+			p := t.pod()
+			t.add(p)
+			p.prev = t.changed(p, func(r object) {
+				r["routes"] = []object{{"dst": "203.0.113.0/24"}}
+				ifs := r["interfaces"].([]any)
+				r["interfaces"] = append(ifs, object{"name": "ifb9", "mac": "02:00:00:00:00:09"})
+			})
+			t.del(p)
+			t.nothingNew(before, "DEL")
+		}},
+		{id: "chain.prevresult-old-version", level: robust, section: "3", asks: "DEL and CHECK accept a prevResult whose version the list has left behind", run: func(t *T) {
+			if t.net.version != "1.1.0" {
+				t.Skipf("needs 1.1.0")
+			}
+			p := t.pod()
+			t.net.version = "1.0.0"
+			t.add(p)
+			t.net.version = "1.1.0"
+			p.prev = t.changed(p, func(r object) { r["cniVersion"] = "1.1.0" })
+			t.wants(t.check(p), "CHECK")
+			t.wants(t.tryDel(p), "DEL")
+		}},
+	}
+}
+
+// changed is the pod's result after an edit.
+func (t *T) changed(p *pod, edit func(r object)) json.RawMessage {
+	var r object
+	t.OK(json.Unmarshal(p.prev, &r), "decode the result")
+	edit(r)
+	b, err := json.Marshal(r)
+	t.OK(err, "encode the result")
+	return b
+}

@@ -1,0 +1,300 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// lost is a DEL after something went missing: DEL must succeed, the host must be clean and the
+// address free.
+func lost(id, asks string, l level, needs need, lose func(t *T, p *pod) reply) check {
+	return check{id: id, level: l, section: "2", asks: asks, needs: needs, run: func(t *T) {
+		if t.net.hasRanges() {
+			t.small(2)
+		}
+		before := t.quiet()
+		p := t.pod()
+		t.add(p)
+		t.wants(lose(t, p), "DEL")
+		t.gone(p)
+		t.nothingNew(before, "DEL")
+		if t.net.hasRanges() {
+			t.room(2)
+		}
+	}}
+}
+
+func delChecks() []check {
+	return slices.Concat(delBasics(), delLosses(), delOthers())
+}
+
+func delBasics() []check {
+	return []check{
+		{id: "del.interface", level: must, section: "2", asks: "DEL removes CNI_IFNAME from the container", each: true, run: func(t *T) {
+			p := t.pod()
+			t.add(p)
+			t.del(p)
+			if p.link(p.ifName) != nil {
+				t.Errorf("%s is still there", p.ifName)
+			}
+		}},
+		{id: "del.host-clean", level: must, section: "2", asks: "and undoes what ADD did on the host", each: true, run: func(t *T) {
+			before := t.quiet()
+			p := t.pod()
+			t.add(p)
+			t.del(p)
+			t.nothingNew(before, "DEL")
+		}},
+		{id: "del.no-output", level: robust, section: "2", asks: "DEL prints nothing when it succeeds", run: func(t *T) {
+			p := t.pod()
+			t.add(p)
+			if r := t.tryDel(p); r.ok() && len(r.stdout) > 0 {
+				t.Errorf("%.200q", r.stdout)
+			}
+		}},
+		{id: "del.frees-address", level: should, section: "2", asks: "DEL frees the address", needs: needRanges, run: func(t *T) {
+			t.small(1)
+			for range 3 {
+				p := t.pod()
+				t.add(p)
+				t.del(p)
+			}
+		}},
+		{id: "del.twice", level: must, section: "2", asks: "DEL of the same attachment succeeds again and again", run: func(t *T) {
+			p := t.pod()
+			t.add(p)
+			for range 3 {
+				t.del(p)
+			}
+			t.wants(t.each(p, "DEL", p.envWithout("DEL", "CNI_NETNS"), nil), "DEL without anything")
+		}},
+		{id: "del.unknown", level: must, section: "2", asks: "DEL of an attachment that never was succeeds", each: true, run: func(t *T) {
+			p := t.pod()
+			t.wants(t.tryDel(p), "DEL")
+		}},
+		{id: "del.unknown-no-netns", level: must, section: "2", asks: "also without namespace", run: func(t *T) {
+			p := t.pod()
+			p.netns = ""
+			t.wants(t.tryDel(p), "DEL")
+		}},
+		{id: "del.first-call-ever", level: robust, section: "2", asks: "DEL on a host that never saw an ADD succeeds and changes nothing", run: func(t *T) {
+			before := t.snap()
+			t.wants(t.tryDel(t.pod()), "DEL")
+			t.nothingNew(before, "DEL")
+		}},
+		{id: "del.no-prevresult", level: must, section: "2", asks: "DEL without prevResult succeeds and removes all the same", run: func(t *T) {
+			before := t.quiet()
+			p := t.pod()
+			t.add(p)
+			t.wants(t.each(p, "DEL", p.env("DEL"), nil), "DEL")
+			if p.link(p.ifName) != nil {
+				t.Errorf("%s is still there", p.ifName)
+			}
+			t.nothingNew(before, "DEL")
+		}},
+	}
+}
+
+func delLosses() []check {
+	return []check{
+		lost("del.netns-gone", "the namespace is gone, its path too", should, 0, func(t *T, p *pod) reply {
+			p.remove()
+			return t.tryDel(p)
+		}),
+		lost("del.netns-empty", "the namespace is gone and CNI_NETNS empty (the kubelet's second DEL)", should, 0, func(t *T, p *pod) reply {
+			p.remove()
+			p.netns = ""
+			return t.tryDel(p)
+		}),
+		lost("del.netns-unset", "the namespace is gone and CNI_NETNS not set", should, 0, func(t *T, p *pod) reply {
+			p.remove()
+			return t.each(p, "DEL", p.envWithout("DEL", "CNI_NETNS"), p.withPrev())
+		}),
+		lost("del.netns-plain-file", "the namespace was unmounted, its mount point is left as a plain file", should, 0, func(t *T, p *pod) reply {
+			p.remove()
+			t.OK(os.WriteFile(p.netns, nil, 0o444), "leave a file")
+			return t.tryDel(p)
+		}),
+		lost("del.no-prevresult-no-netns", "neither namespace nor prevResult", should, 0, func(t *T, p *pod) reply {
+			p.remove()
+			return t.each(p, "DEL", p.envWithout("DEL", "CNI_NETNS"), nil)
+		}),
+		lost("del.iface-gone", "the interface was deleted inside the container", should, 0, func(t *T, p *pod) reply {
+			t.OK(p.deleteLink(p.ifName), "delete the interface")
+			return t.tryDel(p)
+		}),
+		lost("del.iface-renamed", "the interface was renamed inside the container", should, 0, func(t *T, p *pod) reply {
+			t.OK(p.script(func(h *netlink.Handle) error {
+				l, err := h.LinkByName(p.ifName)
+				if err != nil {
+					return err
+				}
+				return errors.Join(h.LinkSetDown(l), h.LinkSetName(l, "renamed0"))
+			}), "rename the interface")
+			r := t.tryDel(p)
+			p.remove()
+			return r
+		}),
+		lost("del.addresses-gone", "the addresses were taken off the interface", should, 0, func(t *T, p *pod) reply {
+			t.OK(p.flush(p.ifName), "remove addresses")
+			return t.tryDel(p)
+		}),
+		lost("del.host-tampered", "the host's end was deleted", should, 0, func(t *T, p *pod) reply {
+			for _, name := range t.hostEnds(p) {
+				t.OK(t.host.deleteLink(name), "delete the host's end")
+			}
+			return t.tryDel(p)
+		}),
+		lost("del.foreign-prevresult", "the prevResult is another pod's", robust, 0, func(t *T, p *pod) reply {
+			return t.each(p, "DEL", p.env("DEL"), object{"prevResult": t.earlier(p)})
+		}),
+		lost("del.empty-prevresult", "the prevResult has no interfaces and no ips", must, 0, func(t *T, p *pod) reply {
+			return t.each(p, "DEL", p.env("DEL"), object{"prevResult": object{"cniVersion": t.net.version}})
+		}),
+		lost("del.host-side-without-netns", "CNI_NETNS is empty while the namespace lives: the pod is cut off", robust, 0, func(t *T, p *pod) reply {
+			netns := p.netns
+			p.netns = ""
+			r := t.tryDel(p)
+			p.netns = netns
+			return r
+		}),
+		{id: "del.garbage-prevresult", level: robust, section: "2", asks: "a prevResult that is no result does not keep an address for ever", needs: needRanges, run: func(t *T) {
+			t.small(1)
+			p := t.pod()
+			t.add(p)
+			r := t.each(p, "DEL", p.env("DEL"), object{"prevResult": "garbage"})
+			if !r.ok() {
+				t.Notef("refused: %s", r.said())
+				t.wants(t.each(p, "DEL", p.env("DEL"), nil), "DEL without it")
+			}
+			t.room(1)
+		}},
+	}
+}
+
+func delOthers() []check {
+	return []check{
+		{id: "del.state-missing", level: should, section: "2", asks: "the plugin's state was deleted: DEL succeeds and removes the links", needs: needState, run: func(t *T) {
+			before := t.quiet()
+			p := t.pod()
+			t.add(p)
+			t.emptyState()
+			t.wants(t.tryDel(p), "DEL")
+			if p.link(p.ifName) != nil {
+				t.Errorf("%s is still there", p.ifName)
+			}
+			for _, line := range t.snap().minus(before) {
+				if strings.HasPrefix(line, "link ") || strings.HasPrefix(line, "route ") {
+					t.Errorf("left: %s", line)
+				}
+			}
+		}},
+		{id: "del.others-untouched", level: must, section: "2", asks: "DEL of one pod leaves others as they are", run: func(t *T) {
+			p, q := t.pod(), t.pod()
+			t.add(p)
+			r := t.add(q)
+			before, err := q.look()
+			t.OK(err, "look")
+			t.del(p)
+			now, err := q.look()
+			t.OK(err, "look")
+			if diff := append(before.minus(now), now.minus(before)...); len(diff) > 0 {
+				t.Errorf("changed: %s", strings.Join(diff, ", "))
+			}
+			t.connected(q, r)
+		}},
+		{id: "del.same-prefix-ids", level: must, section: "2", asks: "DEL tells container ids apart that begin alike", run: func(t *T) {
+			p, q := t.pod(), t.pod()
+			p.id, q.id = p.id+"-a", p.id+"-ab"
+			t.add(p)
+			r := t.add(q)
+			t.del(p)
+			t.connected(q, r)
+		}},
+		{id: "del.concurrent-same", level: robust, section: "2", asks: "two DELs of one attachment at a time both succeed", run: func(t *T) {
+			before := t.quiet()
+			p := t.pod()
+			t.add(p)
+			var wg sync.WaitGroup
+			replies := make([]reply, 2)
+			for i := range replies {
+				wg.Go(func() { t.protected(func() { replies[i] = t.tryDel(p) }) })
+			}
+			wg.Wait()
+			for _, r := range replies {
+				t.wants(r, "DEL")
+			}
+			t.nothingNew(before, "both")
+		}},
+		{id: "del.changed-pool", level: robust, section: "3", asks: "DEL frees an address that the pool of the configuration no longer has", needs: needRanges, run: func(t *T) {
+			before := t.quiet()
+			p := t.pod()
+			t.add(p)
+			old := t.net
+			t.net = t.net.small(2, t.seq+1)
+			t.wants(t.tryDel(p), "DEL")
+			t.net = old
+			t.nothingNew(before, "DEL")
+		}},
+		{id: "del.quick", level: robust, section: "2", asks: "DEL of an attachment whose namespace is gone takes less than 5 s", run: func(t *T) {
+			p := t.pod()
+			t.add(p)
+			p.remove()
+			r := t.tryDel(p)
+			if r.took.Seconds() > 5 {
+				t.Errorf("took %v", r.took)
+			}
+		}},
+	}
+}
+
+func (s *space) deleteLink(name string) error {
+	l, err := s.nl.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return s.nl.LinkDel(l)
+}
+
+// flush removes the addresses of a link.
+func (s *space) flush(name string) error {
+	l, err := s.nl.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	list, err := s.nl.AddrList(l, unix.AF_UNSPEC)
+	for _, a := range list {
+		err = errors.Join(err, s.nl.AddrDel(l, &a))
+	}
+	return err
+}
+
+// hostEnds are the pod's own links on the host: those whose other end is in the pod.
+func (t *T) hostEnds(p *pod) (out []string) {
+	res, err := parseResult(p.prev)
+	t.OK(err, "decode the result")
+	for _, name := range res.hostLinks() {
+		if l := t.host.link(name); l != nil && l.Type() != "bridge" {
+			out = append(out, name)
+		}
+	}
+	if len(out) == 0 {
+		t.Skipf("the result names no link of the pod on the host")
+	}
+	return out
+}
+
+// emptyState deletes what is below the state directory.
+func (t *T) emptyState() {
+	entries, err := os.ReadDir(t.state)
+	t.OK(err, "read the state directory")
+	for _, e := range entries {
+		t.OK(os.RemoveAll(t.state+"/"+e.Name()), "delete state")
+	}
+}

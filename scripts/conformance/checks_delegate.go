@@ -1,0 +1,187 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// delegated is a check of a plugin that executes another for its addresses; the fake plays that.
+func delegated(id, asks string, l level, since string, extra object, judge func(t *T)) check {
+	return check{id: id, level: l, section: "4", asks: asks, since: since, run: func(t *T) {
+		// What the plugin does with an ipam.type that it does not know decides.
+		n := t.net
+		t.net = t.delegating(nil)
+		p := t.pod()
+		r := t.tryAdd(p)
+		if len(t.fakeNotes("ADD")) == 0 {
+			t.net = n
+			t.Skipf("the plugin does not execute the plugin of ipam.type: %s", r.said())
+		}
+		t.tryDel(p)
+		t.net = n
+		t.file("ipam.log", nil)
+		t.net = t.delegating(extra)
+		judge(t)
+	}}
+}
+
+func delegateChecks() []check {
+	return []check{
+		delegated("delegate.result-applied", "the address that the IPAM plugin gives is on the interface and in the result", must, "", nil, func(t *T) {
+			p := t.pod()
+			r := t.add(p)
+			want := netip.MustParseAddr("10.222.0.7")
+			have, err := p.addrs(p.ifName)
+			t.OK(err, "list addresses")
+			if !slices.Contains(r.addrs(), want) || !slices.ContainsFunc(have, func(x netip.Prefix) bool { return x.Addr() == want }) {
+				t.Errorf("result %v, interface %v", r.addrs(), have)
+			}
+		}),
+		delegated("delegate.environment", "it gets the same environment", must, "", nil, func(t *T) {
+			p := t.pod()
+			p.args = "IgnoreUnknown=1;K8S_POD_NAME=p"
+			t.add(p)
+			t.tryDel(p)
+			for _, command := range []string{"ADD", "DEL"} {
+				notes := t.fakeNotes(command)
+				if len(notes) == 0 {
+					t.Errorf("%s is not forwarded", command)
+					continue
+				}
+				for k, v := range p.env(command) {
+					if strings.HasPrefix(k, "CNI_") && notes[0].Env[k] != v {
+						t.Errorf("%s: %s is %q, want %q", command, k, notes[0].Env[k], v)
+					}
+				}
+			}
+		}),
+		delegated("delegate.configuration", "it gets the complete configuration", must, "", nil, func(t *T) {
+			p := t.pod()
+			t.net = t.net.with("xyzzy-args", nil).with("args", object{"cni": object{"labels": []object{{"key": "a", "value": "b"}}}})
+			t.add(p)
+			var want, have any
+			t.OK(json.Unmarshal(t.net.request(0, nil), &want), "decode")
+			t.OK(json.Unmarshal(t.fakeNotes("ADD")[0].Stdin, &have), "decode what it got")
+			if !reflect.DeepEqual(want, have) {
+				t.Errorf("got %.400s", t.fakeNotes("ADD")[0].Stdin)
+			}
+		}),
+		delegated("delegate.stderr", "its standard error goes to the caller's", should, "", nil, func(t *T) {
+			p := t.pod()
+			if r := t.tryAdd(p); !bytes.Contains(r.stderr, []byte(fakeWord)) {
+				t.Errorf("standard error is %.200q", r.stderr)
+			}
+		}),
+		delegated("delegate.del", "DEL is forwarded", must, "", nil, func(t *T) {
+			p := t.pod()
+			t.add(p)
+			t.del(p)
+			if len(t.fakeNotes("DEL")) == 0 {
+				t.Errorf("it is not")
+			}
+		}),
+		delegated("delegate.del-netns-gone", "DEL is forwarded also when the namespace is gone", should, "", nil, func(t *T) {
+			p := t.pod()
+			t.add(p)
+			p.remove()
+			for _, netns := range []string{p.netns, ""} {
+				p.netns = netns
+				t.wants(t.tryDel(p), "DEL")
+			}
+			if n := len(t.fakeNotes("DEL")); n < 2 {
+				t.Errorf("2 DEL, %d forwarded", n)
+			}
+		}),
+		delegated("delegate.check", "CHECK is forwarded", must, sinceCheck, nil, func(t *T) {
+			p := t.pod()
+			t.add(p)
+			t.wants(t.check(p), "CHECK")
+			if len(t.fakeNotes("CHECK")) == 0 {
+				t.Errorf("it is not")
+			}
+		}),
+		delegated("delegate.forwarded", "GC is forwarded", must, sinceGC, nil, func(t *T) {
+			t.wants(t.gc(), "GC")
+			notes := t.fakeNotes("GC")
+			if len(notes) == 0 {
+				t.Fatalf("it is not")
+			}
+			if !bytes.Contains(notes[0].Stdin, []byte("cni.dev/valid-attachments")) {
+				t.Errorf("without the list: %s", notes[0].Stdin)
+			}
+		}),
+		delegated("delegate.status", "STATUS is forwarded", must, sinceGC, nil, func(t *T) {
+			t.wants(t.status(), "STATUS")
+			if len(t.fakeNotes("STATUS")) == 0 {
+				t.Errorf("it is not")
+			}
+		}),
+		delegated("delegate.error-del", "its error in DEL is returned", should, "", object{"fail": []string{"DEL"}}, func(t *T) {
+			p := t.pod()
+			t.add(p)
+			t.refuses(t.tryDel(p), "DEL")
+		}),
+		delegated("delegate.error-check", "its error in CHECK is returned", should, sinceCheck, object{"fail": []string{"CHECK"}}, func(t *T) {
+			p := t.pod()
+			t.add(p)
+			t.refuses(t.check(p), "CHECK")
+		}),
+		delegated("delegate.error-gc", "its error in GC is returned", should, sinceGC, object{"fail": []string{"GC"}}, func(t *T) {
+			t.refuses(t.gc(), "GC")
+		}),
+		delegated("delegate.error-status", "its error in STATUS is returned", must, sinceGC, object{"fail": []string{"STATUS"}}, func(t *T) {
+			t.refuses(t.status(), "STATUS")
+		}),
+		delegated("delegate.error-code", "its error in ADD reaches the runtime with its code", robust, "", object{"fail": []string{"ADD"}}, func(t *T) {
+			t.refuses(t.tryAdd(t.pod()), "ADD", 123)
+		}),
+		delegated("delegate.add-undone", "when its ADD fails it is told DEL", should, "", object{"fail": []string{"ADD"}}, func(t *T) {
+			before := t.snap()
+			p := t.pod()
+			t.refuses(t.tryAdd(p), "ADD")
+			if len(t.fakeNotes("DEL")) == 0 {
+				t.Errorf("it is not")
+			}
+			if p.link(p.ifName) != nil {
+				t.Errorf("%s is left in the pod", p.ifName)
+			}
+			for _, line := range t.snap().minus(before) {
+				if strings.HasPrefix(line, "link veth") {
+					t.Errorf("left on the host: %s", line)
+				}
+			}
+		}),
+		delegated("delegate.undone-later", "when ADD fails after it gave an address, it is told DEL", robust, "", nil, func(t *T) {
+			p := t.pod()
+			t.OK(p.veth(p.ifName, "other"), "take the interface's name")
+			t.refuses(t.exec(p.main("ADD", nil)), "ADD")
+			if a, d := len(t.fakeNotes("ADD")), len(t.fakeNotes("DEL")); a > 0 && d == 0 {
+				t.Errorf("%d ADD, %d DEL", a, d)
+			}
+		}),
+		delegated("delegate.garbage", "an answer that is no result fails, and leaves nothing", robust, "", object{"garbage": "no JSON"}, func(t *T) {
+			before := t.snap()
+			p := t.pod()
+			r := t.tryAdd(p)
+			t.refuses(r, "ADD")
+			if _, ok := r.fault(); !r.ok() && !ok {
+				t.Errorf("no error object: %s", r.said())
+			}
+			if p.link(p.ifName) != nil {
+				t.Errorf("%s is left in the pod", p.ifName)
+			}
+			for _, line := range t.snap().minus(before) {
+				if strings.HasPrefix(line, "link veth") {
+					t.Errorf("left on the host: %s", line)
+				}
+			}
+		}),
+		delegated("delegate.no-address", "an answer without addresses fails", robust, "", object{"result": object{"ips": []object{}}}, func(t *T) {
+			t.refuses(t.tryAdd(t.pod()), "ADD")
+		}),
+	}
+}

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// badEnv is an environment that a plugin cannot work with.
+type badEnv struct {
+	what, variable string
+	command        string
+	value          *string // nil: not set
+}
+
+func text(s string) *string { return &s }
+
+// missing are variables that each command requires (SPEC section 2).
+func missing() []badEnv {
+	return []badEnv{
+		{"ADD without CNI_CONTAINERID", "CNI_CONTAINERID", "ADD", nil},
+		{"ADD without CNI_NETNS", "CNI_NETNS", "ADD", nil},
+		{"ADD without CNI_IFNAME", "CNI_IFNAME", "ADD", nil},
+		{"ADD with an empty CNI_CONTAINERID", "CNI_CONTAINERID", "ADD", text("")},
+		{"ADD with an empty CNI_NETNS", "CNI_NETNS", "ADD", text("")},
+		{"ADD with an empty CNI_IFNAME", "CNI_IFNAME", "ADD", text("")},
+		{"DEL without CNI_CONTAINERID", "CNI_CONTAINERID", "DEL", nil},
+		{"DEL without CNI_IFNAME", "CNI_IFNAME", "DEL", nil},
+		{"CHECK without CNI_CONTAINERID", "CNI_CONTAINERID", "CHECK", nil},
+		{"CHECK without CNI_NETNS", "CNI_NETNS", "CHECK", nil},
+		{"CHECK without CNI_IFNAME", "CNI_IFNAME", "CHECK", nil},
+	}
+}
+
+// invalid are values that SPEC section 3, "Attachment Parameters", and the kernel exclude.
+func invalid() []badEnv {
+	return []badEnv{
+		{"CNI_CONTAINERID a/b", "CNI_CONTAINERID", "ADD", text("a/b")},
+		{"CNI_CONTAINERID ../x", "CNI_CONTAINERID", "ADD", text("../x")},
+		{"CNI_CONTAINERID -x", "CNI_CONTAINERID", "ADD", text("-x")},
+		{"CNI_CONTAINERID with a space", "CNI_CONTAINERID", "ADD", text("a b")},
+		{"CNI_CONTAINERID with a newline", "CNI_CONTAINERID", "ADD", text("a\nb")},
+		{"CNI_IFNAME of 16 bytes", "CNI_IFNAME", "ADD", text("abcdefghijklmnop")},
+		{"CNI_IFNAME a/b", "CNI_IFNAME", "ADD", text("a/b")},
+		{"CNI_IFNAME ..", "CNI_IFNAME", "ADD", text("..")},
+		{"CNI_IFNAME with a space", "CNI_IFNAME", "ADD", text("eth 0")},
+		{"CNI_IFNAME with a colon", "CNI_IFNAME", "ADD", text("eth0:1")},
+	}
+}
+
+// with is the reply to such an environment.
+func (t *T) badEnv(b badEnv) reply {
+	p := t.pod()
+	var extra object
+	if b.command == "CHECK" {
+		extra = object{"prevResult": object{"cniVersion": t.net.version, "interfaces": []object{}, "ips": []object{}}}
+	}
+	c := p.main(b.command, extra)
+	if b.value == nil {
+		delete(c.env, b.variable)
+	} else {
+		c.env[b.variable] = *b.value
+	}
+	return t.exec(c)
+}
+
+func envChecks() []check {
+	all := func() []badEnv { return slices.Concat(missing(), invalid()) }
+	out := []check{
+		{id: "env.command-missing", level: must, section: "2", asks: "without CNI_COMMAND a plugin fails", run: func(t *T) {
+			p := t.pod()
+			c := p.main("ADD", nil)
+			delete(c.env, "CNI_COMMAND")
+			t.refuses(t.exec(c), "no CNI_COMMAND")
+		}},
+		{id: "env.command-unknown", level: must, section: "2", asks: "an unknown CNI_COMMAND fails", run: func(t *T) {
+			for _, command := range []string{"UPDATE", "add", "ADD "} {
+				t.refuses(t.exec(t.pod().main(command, nil)), "CNI_COMMAND "+command)
+			}
+		}},
+		{id: "env.command-code", level: should, section: "5", asks: "both with code 4, naming CNI_COMMAND", run: func(t *T) {
+			for _, command := range []string{"", "UPDATE"} {
+				r := t.exec(t.pod().main(command, nil))
+				t.refuses(r, fmt.Sprintf("CNI_COMMAND %q", command), 4)
+				t.names(r, "CNI_COMMAND")
+			}
+		}},
+		{id: "env.invalid.named", level: must, section: "5", asks: "an error of code 4 contains the name of the invalid variable", run: func(t *T) {
+			for _, b := range all() {
+				if b.command == "CHECK" && before(t.net.version, "0.4.0") {
+					continue
+				}
+				if r := t.badEnv(b); r.code() == 4 {
+					t.names(r, b.variable)
+				}
+			}
+		}},
+		{id: "env.several-named", level: robust, section: "5", asks: "when several are missing, at least one is named", run: func(t *T) {
+			p := t.pod()
+			c := p.main("ADD", nil)
+			c.env = p.envWithout("ADD", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME")
+			r := t.exec(c)
+			t.refuses(r, "ADD without the three", 4)
+			if e, _ := r.fault(); !strings.Contains(e.Msg+e.Details, "CNI_") {
+				t.Errorf("names none: %s", r.said())
+			}
+		}},
+		{id: "env.invalid-leaves-nothing", level: robust, section: "2", asks: "what is refused for its environment leaves nothing on the host", run: func(t *T) {
+			before := t.snap()
+			for _, b := range all() {
+				t.badEnv(b)
+			}
+			t.nothingNew(before, "the refused calls")
+		}},
+		{id: "env.del-without-netns", level: must, section: "2", asks: "CNI_NETNS is optional for DEL", run: func(t *T) {
+			p := t.pod()
+			t.add(p)
+			t.wants(t.each(p, "DEL", p.envWithout("DEL", "CNI_NETNS"), p.withPrev()), "DEL without CNI_NETNS")
+		}},
+		{id: "env.args-optional", level: must, section: "2", asks: "CNI_ARGS is optional", run: func(t *T) {
+			t.life(func(p *pod, command string) map[string]string { return p.envWithout(command, "CNI_ARGS") })
+		}},
+		{id: "env.path-optional", level: robust, section: "2", asks: "CNI_PATH is optional where nothing is delegated", run: func(t *T) {
+			if len(t.net.types()) > len(t.net.plugins) {
+				t.Skipf("the plugin delegates to %s, which it finds by CNI_PATH", t.net.types()[len(t.net.plugins)])
+			}
+			t.life(func(p *pod, command string) map[string]string { return p.envWithout(command, "CNI_PATH") })
+		}},
+		{id: "env.args-kubelet", level: must, section: "2", asks: "what the kubelet's runtimes put into CNI_ARGS is accepted", run: func(t *T) {
+			t.lifeArgs("K8S_POD_NAME=p1;K8S_POD_INFRA_CONTAINER_ID=64dfdb433c1f;K8S_POD_UID=e60bc00e-1111-2222-3333-444444444444;IgnoreUnknown=1;K8S_POD_NAMESPACE=default")
+		}},
+		{id: "env.args-ignore-unknown", level: must, section: "CONV", asks: "IgnoreUnknown lets unknown keys pass, also as multus writes it", run: func(t *T) {
+			t.lifeArgs("IgnoreUnknown=1;FOO=BAR;ABC=123")
+			t.lifeArgs("IgnoreUnknown=true;FOO=BAR")
+		}},
+		{id: "env.args-malformed", level: robust, section: "CONV", asks: "CNI_ARGS without '=' is refused with code 4 or ignored", run: func(t *T) {
+			p := t.pod()
+			p.args = "nonsense"
+			if r := t.tryAdd(p); !r.ok() {
+				t.refuses(r, "CNI_ARGS=nonsense", 4)
+			}
+		}},
+		{id: "env.large", level: robust, section: "2", asks: "a runtime's large environment does not matter", run: func(t *T) {
+			t.life(func(p *pod, command string) map[string]string {
+				e := p.env(command)
+				for i := range 300 {
+					e[fmt.Sprintf("SOME_SERVICE_%d_PORT", i)] = strings.Repeat("tcp://10.0.0.1:80 ", 10)
+				}
+				return e
+			})
+		}},
+		{id: "env.host-netns", level: robust, section: "2", asks: "CNI_NETNS that is the host's own namespace leaves nothing on the host", run: func(t *T) {
+			if t.o.current {
+				t.Skipf("not on this machine's own namespace")
+			}
+			before := t.snap()
+			p := t.pod()
+			c := p.main("ADD", nil)
+			c.env["CNI_NETNS"] = t.host.path
+			r := t.exec(c)
+			if r.ok() {
+				c = p.main("DEL", nil)
+				c.env["CNI_NETNS"] = t.host.path
+				t.exec(c)
+				t.Notef("accepted")
+			}
+			t.nothingNew(before, "ADD with the host's namespace")
+		}},
+		{id: "env.netns-proc-path", level: robust, section: "3", asks: "CNI_NETNS may be a path below /proc", run: func(t *T) {
+			p := t.pod()
+			p.netns = fmt.Sprintf("/proc/%d/fd/%d", selfPid(), p.file.Fd())
+			r := t.add(p)
+			t.connected(p, r)
+			t.del(p)
+		}},
+		{id: "env.netns-symlink", level: robust, section: "3", asks: "CNI_NETNS may be a symbolic link", run: func(t *T) {
+			p := t.pod()
+			p.netns = t.symlink(p.path)
+			r := t.add(p)
+			t.connected(p, r)
+			t.del(p)
+		}},
+	}
+	return append(out, refusals()...)
+}
+
+// refusals is a check for each variable and kind of refusal.
+func refusals() (out []check) {
+	for _, group := range []struct {
+		id, asks string
+		level    level
+		cases    []badEnv
+	}{
+		{"missing", "a required variable that is missing fails with code 4", must, missing()},
+		{"invalid", "a value that cannot be is refused with code 4", should, invalid()},
+	} {
+		for _, variable := range []string{"CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"} {
+			cases := slices.DeleteFunc(slices.Clone(group.cases), func(b badEnv) bool { return b.variable != variable })
+			if len(cases) == 0 {
+				continue
+			}
+			name := strings.ToLower(strings.TrimPrefix(variable, "CNI_"))
+			out = append(out, check{id: "env." + name + "-" + group.id, level: group.level, section: "2,5", asks: group.asks, run: func(t *T) {
+				for _, b := range cases {
+					if b.command == "CHECK" && before(t.net.version, "0.4.0") {
+						continue
+					}
+					t.refuses(t.badEnv(b), b.what, 4)
+				}
+			}})
+		}
+	}
+	return out
+}
+
+// names fails unless the error says the name of the variable. It may stand in msg or details: the
+// specification calls both together the message.
+func (t *T) names(r reply, variable string) {
+	if e, _ := r.fault(); !strings.Contains(e.Msg+" "+e.Details, variable) {
+		t.Errorf("does not name %s: %s", variable, r.said())
+	}
+}
+
+// life runs ADD, CHECK, and DEL of the list with an environment of its own for each.
+func (t *T) life(env func(p *pod, command string) map[string]string) {
+	p := t.pod()
+	var prev object
+	for i := range t.net.plugins {
+		r := t.exec(call{kind: t.net.plugins[i]["type"].(string), env: env(p, "ADD"), stdin: t.net.request(i, prev)})
+		if !r.ok() {
+			t.Errorf("%s", r.said())
+			t.tryDel(p)
+			return
+		}
+		p.prev = r.stdout
+		prev = p.withPrev()
+	}
+	if !before(t.net.version, "0.4.0") {
+		t.wants(t.each(p, "CHECK", env(p, "CHECK"), prev), "CHECK")
+	}
+	t.wants(t.each(p, "DEL", env(p, "DEL"), prev), "DEL")
+	if p.link(p.ifName) != nil {
+		t.Errorf("%s is still there after DEL", p.ifName)
+	}
+}
+
+func (t *T) lifeArgs(args string) {
+	t.life(func(p *pod, command string) map[string]string {
+		e := maps.Clone(p.env(command))
+		e["CNI_ARGS"] = cmp.Or(args, p.args)
+		return e
+	})
+}

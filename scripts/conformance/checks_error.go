@@ -1,0 +1,156 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+func selfPid() int { return os.Getpid() }
+
+func (t *T) symlink(to string) string {
+	path := filepath.Join(t.dir, "link")
+	t.OK(os.Symlink(to, path), "make a symbolic link")
+	return path
+}
+
+// provocation is a call that has to fail, and the codes that the specification's table offers
+// for it; none where it leaves the code open.
+type provocation struct {
+	what  string
+	codes []int
+	run   func(t *T) reply
+}
+
+func provocations() []provocation {
+	add := func(edit func(c *call)) func(t *T) reply {
+		return func(t *T) reply {
+			c := t.pod().main("ADD", nil)
+			edit(&c)
+			return t.exec(c)
+		}
+	}
+	return []provocation{
+		{"broken JSON", []int{6}, add(func(c *call) { c.stdin = []byte(`{"cniVersion":"1.0.0",`) })},
+		{"an array for the configuration", []int{6, 7}, add(func(c *call) { c.stdin = []byte(`["cniVersion"]`) })},
+		{"empty standard input", []int{5, 6, 7}, add(func(c *call) { c.stdin = nil })},
+		{"no CNI_CONTAINERID", []int{4}, add(func(c *call) { delete(c.env, "CNI_CONTAINERID") })},
+		{"no CNI_IFNAME", []int{4}, add(func(c *call) { delete(c.env, "CNI_IFNAME") })},
+		{"unknown CNI_COMMAND", []int{4}, add(func(c *call) { c.env["CNI_COMMAND"] = "UPDATE" })},
+		{"an unsupported version", []int{1}, func(t *T) reply { return t.exec(t.pod().main("ADD", object{"cniVersion": "99.0.0"})) }},
+		{"a namespace that does not exist", nil, add(func(c *call) { c.env["CNI_NETNS"] = "/run/netns/no-such-namespace" })},
+		{"a file for the namespace", nil, func(t *T) reply {
+			c := t.pod().main("ADD", nil)
+			c.env["CNI_NETNS"] = t.file("plain", nil)
+			return t.exec(c)
+		}},
+		{"an interface name that is taken", nil, func(t *T) reply {
+			p := t.pod()
+			t.OK(p.veth(p.ifName, "other"), "make a link in the pod")
+			return t.exec(p.main("ADD", nil))
+		}},
+		{"an IPAM plugin that is not there", nil, func(t *T) reply {
+			n := t.net
+			defer func() { t.net = n }()
+			t.net = t.net.withIPAM("type", "no-such-ipam-plugin")
+			return t.exec(t.pod().main("ADD", nil))
+		}},
+	}
+}
+
+func (t *T) file(name string, content []byte) string {
+	path := filepath.Join(t.dir, name)
+	t.OK(os.WriteFile(path, content, 0o644), "write a file")
+	return path
+}
+
+// provoke calls f with each reply to what has to fail.
+func (t *T) provoke(f func(p provocation, r reply)) {
+	for _, p := range provocations() {
+		r := p.run(t)
+		if r.ok() {
+			t.Errorf("%s: accepted", p.what)
+			continue
+		}
+		f(p, r)
+	}
+}
+
+func errorChecks() []check {
+	return []check{
+		{id: "error.exit-status", level: must, section: "2,4", asks: "what fails exits with another status than 0, and not by a signal", run: func(t *T) {
+			t.provoke(func(p provocation, r reply) {
+				if r.status == -1 {
+					t.Errorf("%s: %s", p.what, r.said())
+				}
+			})
+		}},
+		{id: "error.result-shape", level: should, section: "5", asks: "an error is a JSON object with cniVersion, code and msg", run: func(t *T) {
+			t.provoke(func(p provocation, r reply) {
+				e, ok := r.fault()
+				switch {
+				case !ok:
+					t.Errorf("%s: no error object: %s", p.what, r.said())
+				case e.CNIVersion == "" || e.Msg == "":
+					t.Errorf("%s: cniVersion %q, msg %q", p.what, e.CNIVersion, e.Msg)
+				}
+			})
+		}},
+		{id: "error.version", level: should, section: "5", asks: "its cniVersion is the protocol version in use", each: true, run: func(t *T) {
+			for _, p := range provocations() {
+				if slices.Contains([]string{"broken JSON", "an array for the configuration", "empty standard input", "an unsupported version", "unknown CNI_COMMAND"}, p.what) {
+					continue // no version in use
+				}
+				if e, ok := p.run(t).fault(); ok && e.CNIVersion != t.net.version {
+					t.Errorf("%s: says %q", p.what, e.CNIVersion)
+				}
+			}
+		}},
+		{id: "error.single-json", level: should, section: "5", asks: "standard output has one JSON value, and nothing else", run: func(t *T) {
+			t.provoke(func(p provocation, r reply) {
+				if _, ok := r.fault(); !ok {
+					t.Errorf("%s: %.200q", p.what, r.stdout)
+				}
+			})
+		}},
+		{id: "error.reserved-codes", level: should, section: "5", asks: "codes 0 to 99 are only those of the table", run: func(t *T) {
+			table := []int{1, 2, 3, 4, 5, 6, 7, 11, 50, 51}
+			t.provoke(func(p provocation, r reply) {
+				if c := r.code(); c < 100 && !slices.Contains(table, c) {
+					t.Errorf("%s: code %d", p.what, c)
+				}
+			})
+		}},
+		{id: "error.right-code", level: should, section: "5", asks: "the code is the one that the table has for the cause", run: func(t *T) {
+			t.provoke(func(p provocation, r reply) {
+				if len(p.codes) > 0 && !slices.Contains(p.codes, r.code()) {
+					t.Errorf("%s: want %v: %s", p.what, p.codes, r.said())
+				}
+			})
+		}},
+		{id: "error.says-why", level: robust, section: "5", asks: "the message names what was wrong", run: func(t *T) {
+			r := provocations()[7].run(t)
+			if !bytes.Contains(r.stdout, []byte("no-such-namespace")) {
+				t.Errorf("the namespace is not named: %s", r.said())
+			}
+		}},
+		{id: "error.leaves-nothing", level: robust, section: "2", asks: "calls that fail leave nothing on the host", run: func(t *T) {
+			before := t.quiet()
+			t.provoke(func(p provocation, r reply) { t.nothingNew(before, p.what) })
+		}},
+		{id: "error.del-after-failed-add", level: must, section: "3", asks: "DEL after an ADD that failed succeeds", run: func(t *T) {
+			for _, what := range []string{"ns", "taken"} {
+				p := t.pod()
+				if what == "ns" {
+					p.netns = "/run/netns/no-such-namespace"
+				} else {
+					t.OK(p.veth(p.ifName, "other"), "make a link in the pod")
+				}
+				t.refuses(t.tryAdd(p), "ADD")
+				t.wants(t.tryDel(p), fmt.Sprintf("DEL (%s)", what))
+			}
+		}},
+	}
+}

@@ -1,0 +1,274 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// lifeCall runs ADD and DEL of the list, each execution edited.
+func (t *T) lifeCall(p *pod, edit func(c *call)) {
+	var prev object
+	for i := range t.net.plugins {
+		c := call{kind: t.net.plugins[i]["type"].(string), env: p.env("ADD"), stdin: t.net.request(i, prev)}
+		edit(&c)
+		r := t.exec(c)
+		if !r.ok() {
+			t.Errorf("%s", r.said())
+			t.tryDel(p)
+			return
+		}
+		p.prev = r.stdout
+		prev = p.withPrev()
+	}
+	t.Cleanup(func() { t.tryDel(p) })
+	r, err := parseResult(p.prev)
+	t.OK(err, "decode the result")
+	t.connected(p, r)
+	for i := len(t.net.plugins) - 1; i >= 0; i-- {
+		c := call{kind: t.net.plugins[i]["type"].(string), env: p.env("DEL"), stdin: t.net.request(i, prev)}
+		edit(&c)
+		t.wants(t.exec(c), "DEL")
+	}
+	if p.link(p.ifName) != nil {
+		t.Errorf("%s is still there after DEL", p.ifName)
+	}
+}
+
+// hostile is a life under conditions that should not matter.
+func hostile(id, asks string, edit func(t *T, c *call)) check {
+	return check{id: id, level: robust, section: "2", asks: asks, run: func(t *T) {
+		t.lifeCall(t.pod(), func(c *call) { edit(t, c) })
+	}}
+}
+
+// sh wraps the plugin in a shell that sets something up.
+func sh(script string) []string { return []string{"/bin/sh", "-c", script + `; exec "$0"`} }
+
+// badNetns is an ADD with a CNI_NETNS that is no network namespace.
+func badNetns(id, asks string, netns func(t *T) string) check {
+	return check{id: id, level: must, section: "2", asks: "ADD fails, at once and leaving nothing, when CNI_NETNS " + asks, run: func(t *T) {
+		if t.net.hasRanges() {
+			t.small(2)
+		}
+		before := t.quiet()
+		path := netns(t)
+		for range 3 {
+			c := t.pod().main("ADD", nil)
+			c.env["CNI_NETNS"] = path
+			r := t.exec(c)
+			t.refuses(r, "ADD")
+			if _, ok := r.fault(); !r.ok() && !ok {
+				t.Errorf("no error object: %s", r.said())
+			}
+		}
+		t.nothingNew(before, "ADD")
+		if t.net.hasRanges() {
+			t.room(2)
+		}
+	}}
+}
+
+func hostileChecks() []check {
+	return slices.Concat(hostileLives(), hostileInput(), hostileNames(), []check{
+		badNetns("hostile.netns-gone", "does not exist", func(t *T) string { return filepath.Join(t.dir, "gone") }),
+		badNetns("hostile.netns-plain-file", "is a plain file", func(t *T) string { return t.file("plain", []byte("x")) }),
+		badNetns("hostile.netns-directory", "is a directory", func(t *T) string { return t.dir }),
+		badNetns("hostile.netns-fifo", "is a FIFO that nobody writes to", func(t *T) string {
+			path := filepath.Join(t.dir, "fifo")
+			t.OK(unix.Mkfifo(path, 0o600), "make a FIFO")
+			return path
+		}),
+		badNetns("hostile.netns-other-kind", "is a namespace of another kind", func(t *T) string { return fmt.Sprintf("/proc/%d/ns/uts", selfPid()) }),
+	})
+}
+
+func hostileLives() []check {
+	return []check{
+		hostile("hostile.path-unset", "PATH is not set", func(t *T, c *call) { delete(c.env, "PATH") }),
+		hostile("hostile.path-empty", "PATH is empty", func(t *T, c *call) { c.env["PATH"] = "" }),
+		hostile("hostile.env-empty", "the environment has the CNI variables alone", func(t *T, c *call) {
+			for k := range c.env {
+				if !strings.HasPrefix(k, "CNI_") {
+					delete(c.env, k)
+				}
+			}
+		}),
+		hostile("hostile.tools-shadowed", "PATH finds an ip, iptables and nft that fail", func(t *T, c *call) {
+			dir := filepath.Join(t.dir, "shadow")
+			_ = os.Mkdir(dir, 0o755) // the second time it is there
+			for _, tool := range []string{"ip", "iptables", "ip6tables", "iptables-save", "nft", "sysctl", "conntrack"} {
+				t.OK(os.WriteFile(filepath.Join(dir, tool), []byte("#!/bin/sh\nexit 1\n"), 0o755), "write a tool")
+			}
+			c.env["PATH"] = dir + ":" + c.env["PATH"]
+		}),
+		hostile("hostile.stderr-closed", "standard error is closed", func(t *T, c *call) { c.wrap = sh("exec 2>&-") }),
+		hostile("hostile.stderr-full", "standard error cannot be written", func(t *T, c *call) { c.wrap = sh("exec 2>/dev/full") }),
+		hostile("hostile.cwd-removed", "the working directory was removed", func(t *T, c *call) {
+			dir := filepath.Join(t.dir, "cwd")
+			c.wrap = sh("/bin/mkdir -p " + dir + " && cd " + dir + " && /bin/rmdir " + dir)
+		}),
+		hostile("hostile.umask-0777", "the umask is 0777", func(t *T, c *call) { c.wrap = sh("umask 0777") }),
+		hostile("hostile.umask-0", "the umask is 0", func(t *T, c *call) { c.wrap = sh("umask 0") }),
+		hostile("hostile.few-files", "64 files may be open", func(t *T, c *call) { c.wrap = sh("ulimit -n 64") }),
+		hostile("hostile.no-core-home", "HOME and TMPDIR do not exist", func(t *T, c *call) {
+			c.env["HOME"], c.env["TMPDIR"] = "/nonexistent", "/nonexistent"
+		}),
+		hostile("hostile.stdin-slow", "standard input comes in small pieces", func(t *T, c *call) { c.input = &slowReader{b: c.stdin} }),
+		{id: "hostile.stdout-closed", level: robust, section: "2", asks: "an ADD that cannot print its result leaves nothing that DEL does not remove", run: func(t *T) { t.undelivered("exec 1>&-") }},
+		{id: "hostile.stdout-full", level: robust, section: "2", asks: "the same when standard output is full; and ADD does not claim success", run: func(t *T) { t.undelivered("exec 1>/dev/full") }},
+	}
+}
+
+// undelivered is an ADD whose result gets lost.
+func (t *T) undelivered(script string) {
+	if t.net.hasRanges() {
+		t.small(2)
+	}
+	before := t.quiet()
+	p := t.pod()
+	c := p.main("ADD", nil)
+	c.wrap = sh(script)
+	if r := t.exec(c); r.ok() {
+		t.Errorf("ADD exits with 0")
+	}
+	t.wants(t.each(p, "DEL", p.env("DEL"), nil), "DEL")
+	t.nothingNew(before, "both")
+	if t.net.hasRanges() {
+		t.room(2)
+	}
+}
+
+// slowReader gives out pieces, a moment after each other.
+type slowReader struct{ b []byte }
+
+func (r *slowReader) Read(p []byte) (int, error) {
+	if len(r.b) == 0 {
+		return 0, io.EOF
+	}
+	time.Sleep(5 * time.Millisecond)
+	n := copy(p, r.b[:min(len(r.b), 17)])
+	r.b = r.b[n:]
+	return n, nil
+}
+
+// clean fails unless the reply is success or a proper error.
+func (t *T) clean(r reply, what string) {
+	if r.ok() {
+		return
+	}
+	if _, ok := r.fault(); !ok {
+		t.Errorf("%s: neither success nor an error object: %s", what, r.said())
+	}
+}
+
+func hostileInput() []check {
+	return []check{
+		{id: "hostile.stdin-huge", level: robust, section: "2", asks: "a configuration of 2 MiB works or is refused cleanly", run: func(t *T) {
+			p := t.pod()
+			r := t.exec(p.main("ADD", object{"args": object{"x": strings.Repeat("abcdefgh", 1<<18)}}))
+			t.clean(r, "ADD")
+			t.exec(p.main("DEL", nil))
+		}},
+		{id: "hostile.stdin-64k", level: must, section: "2", asks: "a configuration of 200 KiB works (it exceeds a pipe)", run: func(t *T) {
+			p := t.pod()
+			t.wants(t.exec(p.main("ADD", object{"args": object{"x": strings.Repeat("abcdefgh", 25600)}})), "ADD")
+			t.exec(p.main("DEL", nil))
+		}},
+		{id: "hostile.stdin-deep", level: robust, section: "2", asks: "JSON nested 20000 deep works or is refused cleanly", run: func(t *T) {
+			c := t.pod().main("ADD", nil)
+			deep := `,"args":` + strings.Repeat("[", 20000) + strings.Repeat("]", 20000) + "}"
+			c.stdin = append(bytes.TrimSuffix(c.stdin, []byte("}")), deep...)
+			t.clean(t.exec(c), "ADD")
+		}},
+		{id: "hostile.stdin-binary", level: must, section: "2", asks: "standard input that is no text fails cleanly", run: func(t *T) {
+			for _, b := range [][]byte{{0}, {0xff, 0xfe, 0}, bytes.Repeat([]byte{0xd8}, 4096), []byte("null"), []byte(`"x"`), []byte("{}")} {
+				c := t.pod().main("ADD", nil)
+				c.stdin = b
+				r := t.exec(c)
+				t.refuses(r, fmt.Sprintf("%.10q", b))
+				t.clean(r, fmt.Sprintf("%.10q", b))
+			}
+		}},
+		{id: "hostile.stdin-closed", level: robust, section: "5", asks: "standard input that is closed fails cleanly", run: func(t *T) {
+			c := t.pod().main("ADD", nil)
+			c.wrap = sh("exec 0<&-")
+			r := t.exec(c)
+			t.refuses(r, "ADD")
+			t.clean(r, "ADD")
+		}},
+		{id: "hostile.format-verbs", level: robust, section: "5", asks: "'%' in what is wrong comes back as it was", run: func(t *T) {
+			r := t.exec(t.pod().main("ADD", object{"name": "%s%d%n"}))
+			if bytes.Contains(r.stdout, []byte("MISSING")) || bytes.Contains(r.stdout, []byte("(EXTRA")) {
+				t.Errorf("%s", r.said())
+			}
+			c := t.pod().main("ADD", nil)
+			c.env["CNI_IFNAME"] = "%s/%d"
+			if r := t.exec(c); r.ok() || bytes.Contains(r.stdout, []byte("MISSING")) {
+				t.Errorf("%s", r.said())
+			}
+		}},
+		{id: "hostile.args-long", level: robust, section: "2", asks: "100 KiB of CNI_ARGS work", run: func(t *T) {
+			t.lifeArgs("IgnoreUnknown=1;LABELS=" + strings.Repeat("abcdefgh", 12800))
+		}},
+	}
+}
+
+func hostileNames() []check {
+	return []check{
+		{id: "hostile.id-200", level: robust, section: "3", asks: "container ids of 200 characters work, or are refused with code 4", run: func(t *T) {
+			before := t.quiet()
+			p := t.pod()
+			p.id = strings.Repeat("a", 200)
+			r := t.tryAdd(p)
+			if !r.ok() {
+				t.refuses(r, "ADD", 4)
+			} else {
+				t.del(p)
+			}
+			t.nothingNew(before, "both")
+		}},
+		{id: "hostile.id-64-alike", level: must, section: "3", asks: "ids of 64 characters that differ in the last one are two containers", run: func(t *T) {
+			p, q := t.pod(), t.pod()
+			p.id, q.id = strings.Repeat("a", 63)+"0", strings.Repeat("a", 63)+"1"
+			a, b := t.add(p), t.add(q)
+			for _, ip := range a.addrs() {
+				if slices.Contains(b.addrs(), ip) {
+					t.Errorf("both have %s", ip)
+				}
+			}
+			t.del(p)
+			t.connected(q, b)
+		}},
+		{id: "hostile.id-forms", level: must, section: "3", asks: "ids of one character, and with '_', '.' and '-' work", run: func(t *T) {
+			for _, id := range []string{"x", "0", "a_b.c-D", "A..b--c__"} {
+				p := t.pod()
+				p.id = id
+				t.add(p)
+				t.del(p)
+			}
+		}},
+		{id: "hostile.id-ifname-border", level: must, section: "3", asks: "(a, bc) and (ab, c) are two attachments, also with separators", run: func(t *T) {
+			base := fmt.Sprintf("c%d", t.seq)
+			all := map[netip.Addr]string{}
+			for _, x := range [][2]string{{base, "1a"}, {base + "1", "a"}, {base + "-1", "a"}, {base, "-1a"}, {base + "_1", "a"}, {base, "_1a"}, {base + ".1", "a"}} {
+				p := t.pod()
+				p.id, p.ifName = x[0], x[1]
+				for _, ip := range t.add(p).addrs() {
+					if other, ok := all[ip]; ok {
+						t.Errorf("%v and %s both have %s", x, other, ip)
+					}
+					all[ip] = fmt.Sprint(x)
+				}
+			}
+		}},
+	}
+}

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// killRounds is how many points of an execution are tried, evenly spread over its length.
+const killRounds = 24
+
+// length is how long a command of the first plugin takes.
+func (t *T) length(command string) time.Duration {
+	var longest time.Duration
+	for range 3 {
+		p := t.pod()
+		r := t.exec(p.main("ADD", nil))
+		t.wants(r, "ADD")
+		d := t.exec(p.main("DEL", nil))
+		if command == "DEL" {
+			r = d
+		}
+		longest = max(longest, r.took)
+	}
+	return longest
+}
+
+// killed runs f for each point at which an execution is to be killed.
+func (t *T) killed(command string, f func(i int, after time.Duration)) {
+	if t.net.hasRanges() {
+		t.small(4)
+	}
+	whole := t.length(command)
+	for i := range killRounds {
+		f(i, whole*time.Duration(2*i+1)/time.Duration(2*killRounds-6)+time.Microsecond)
+		if len(t.failed) > 3 {
+			t.Fatalf("and so on")
+		}
+	}
+}
+
+// settled fails unless the host is as before and the pool whole.
+func (t *T) settled(before snapshot, what string) {
+	t.nothingNew(before, what)
+	if t.net.hasRanges() {
+		t.room(4)
+	}
+}
+
+func (t *T) killAdd(p *pod, after time.Duration, signal unix.Signal) reply {
+	c := p.main("ADD", nil)
+	c.kill, c.signal = after, signal
+	return t.exec(c)
+}
+
+func killChecks() []check {
+	return []check{
+		{id: "kill.add", level: robust, section: "3", asks: "ADD killed at any point, then DEL: nothing is left", run: func(t *T) { t.killAdds(unix.SIGKILL) }},
+		{id: "kill.add-term", level: robust, section: "3", asks: "the same with SIGTERM", run: func(t *T) { t.killAdds(unix.SIGTERM) }},
+		{id: "kill.add-del-late", level: robust, section: "3", asks: "ADD killed, the namespace gone, then DEL: nothing is left", run: func(t *T) {
+			before := t.quiet()
+			t.killed("ADD", func(i int, after time.Duration) {
+				p := t.pod()
+				t.killAdd(p, after, 0)
+				p.remove()
+				p.netns = ""
+				t.wants(t.exec(p.main("DEL", nil)), fmt.Sprintf("DEL after a kill at %v", after))
+			})
+			t.OK(t.eventually(before), "wait for the kernel")
+			t.settled(before, "all of it")
+		}},
+		{id: "kill.add-gc", level: should, section: "2", asks: "ADD killed, the namespace gone, then GC: nothing is left", since: sinceGC, run: func(t *T) {
+			before := t.quiet()
+			t.killed("ADD", func(i int, after time.Duration) {
+				p := t.pod()
+				t.killAdd(p, after, 0)
+				p.remove()
+				t.wants(t.gc(), fmt.Sprintf("GC after a kill at %v", after))
+			})
+			t.OK(t.eventually(before), "wait for the kernel")
+			t.settled(before, "all of it")
+		}},
+		{id: "kill.add-retry", level: robust, section: "3", asks: "ADD killed, then ADD of the same id in a new namespace works (a crashed runtime's restart)", run: func(t *T) {
+			t.killed("ADD", func(i int, after time.Duration) {
+				p := t.pod()
+				t.killAdd(p, after, 0)
+				p.remove()
+				q := t.pod()
+				q.id = p.id
+				r := t.exec(q.main("ADD", nil))
+				t.wants(r, fmt.Sprintf("ADD after a kill at %v", after))
+				t.exec(q.main("DEL", nil))
+			})
+		}},
+		{id: "kill.del", level: robust, section: "2", asks: "DEL killed at any point, then DEL: nothing is left", run: func(t *T) {
+			before := t.quiet()
+			t.killed("DEL", func(i int, after time.Duration) {
+				p := t.pod()
+				t.add(p)
+				c := p.main("DEL", p.withPrev())
+				c.kill = after
+				t.exec(c)
+				t.wants(t.tryDel(p), fmt.Sprintf("DEL after a kill at %v", after))
+			})
+			t.settled(before, "all of it")
+		}},
+		{id: "kill.del-late", level: robust, section: "2", asks: "DEL killed, the namespace gone, then DEL without anything: nothing is left", run: func(t *T) {
+			before := t.quiet()
+			t.killed("DEL", func(i int, after time.Duration) {
+				p := t.pod()
+				t.add(p)
+				c := p.main("DEL", p.withPrev())
+				c.kill = after
+				t.exec(c)
+				p.remove()
+				p.netns, p.prev = "", nil
+				t.wants(t.tryDel(p), fmt.Sprintf("DEL after a kill at %v", after))
+			})
+			t.settled(before, "all of it")
+		}},
+		{id: "kill.gc", level: robust, section: "2", asks: "GC killed at any point, then GC: the valid attachment lives, the stale one is gone", since: sinceGC, needs: needRanges, run: func(t *T) {
+			t.small(4)
+			keep := t.pod()
+			t.add(keep)
+			whole := t.length("DEL")
+			for i := range killRounds / 2 {
+				p := t.pod()
+				t.add(p)
+				p.remove()
+				e := call{kind: t.net.plugins[0]["type"].(string), env: t.netEnv("GC"),
+					stdin: t.net.request(0, object{"cni.dev/valid-attachments": []object{keep.valid()}}), kill: whole*time.Duration(i+1)/10 + time.Microsecond}
+				t.exec(e)
+				t.wants(t.gc(keep), "GC after the killed one")
+			}
+			t.wants(t.check(keep), "CHECK of the valid one")
+			t.del(keep)
+			t.room(4)
+		}},
+		{id: "kill.syscalls-add", level: robust, section: "3", asks: "ADD killed at each writing system call, then DEL: nothing is left", needs: needStrace, run: func(t *T) { t.killSyscalls("ADD") }},
+		{id: "kill.syscalls-del", level: robust, section: "2", asks: "DEL killed at each writing system call, then DEL: nothing is left", needs: needStrace, run: func(t *T) { t.killSyscalls("DEL") }},
+		{id: "kill.others-untouched", level: must, section: "3", asks: "a pod lives on while ADD and DEL of others are killed", run: func(t *T) {
+			keep := t.pod()
+			t.killed("ADD", func(i int, after time.Duration) {
+				if i == 0 {
+					t.add(keep)
+				}
+				p := t.pod()
+				t.killAdd(p, after, 0)
+				t.exec(p.main("DEL", nil))
+			})
+			r, err := parseResult(keep.prev)
+			t.OK(err, "decode")
+			t.connected(keep, r)
+			if !before(t.net.version, sinceCheck) {
+				t.wants(t.check(keep), "CHECK")
+			}
+		}},
+	}
+}
+
+func (t *T) killAdds(signal unix.Signal) {
+	before := t.quiet()
+	t.killed("ADD", func(i int, after time.Duration) {
+		p := t.pod()
+		t.killAdd(p, after, signal)
+		t.wants(t.exec(p.main("DEL", nil)), fmt.Sprintf("DEL after a kill at %v", after))
+		if p.link(p.ifName) != nil {
+			t.Errorf("killed at %v: %s is still in the pod after DEL", after, p.ifName)
+		}
+	})
+	t.settled(before, "all of it")
+}
+
+// eventually waits until the host has no more than before; it returns nil also when that does not
+// come: who compares then says what is left.
+func (t *T) eventually(before snapshot) error {
+	_ = wait(reachPatience, func() error {
+		s, err := t.host.look()
+		if err == nil && len(s.minus(before)) > 0 {
+			err = fmt.Errorf("left: %v", s.minus(before))
+		}
+		return err
+	})
+	return nil
+}
+
+// killSyscalls kills the plugin at the n-th of each system call that writes somewhere.
+func (t *T) killSyscalls(command string) {
+	if t.net.hasRanges() {
+		t.small(4)
+	}
+	before := t.quiet()
+	tried := 0
+	for _, syscall := range []string{"sendto", "sendmsg", "write", "pwrite64", "fdatasync", "fsync", "renameat,rename,renameat2", "unlinkat,unlink", "flock", "setns"} {
+		for _, n := range []int{1, 2, 3, 5, 8} {
+			p := t.pod()
+			if command == "DEL" {
+				t.wants(t.exec(p.main("ADD", nil)), "ADD")
+			}
+			c := p.main(command, nil)
+			c.wrap = []string{"/usr/bin/env", "strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + syscall, "-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", syscall, n)}
+			r := t.exec(c)
+			t.wants(t.exec(p.main("DEL", nil)), fmt.Sprintf("DEL after a kill at %s number %d", syscall, n))
+			if p.link(p.ifName) != nil {
+				t.Errorf("killed at %s number %d: %s is still in the pod after DEL", syscall, n, p.ifName)
+			}
+			p.remove()
+			if len(t.failed) > 3 {
+				t.Fatalf("and so on")
+			}
+			tried++
+			if r.ok() {
+				break // it has no more of these
+			}
+		}
+	}
+	t.Notef("%d points", tried)
+	t.settled(before, "all of it")
+}

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"path/filepath"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+)
+
+// library is the CNI library as runtimes use it, with the check's own cache.
+func (t *T) library() (*libcni.CNIConfig, *libcni.NetworkConfigList) {
+	list, err := libcni.NetworkConfFromBytes(t.net.conflist())
+	t.OK(err, "read the configuration")
+	return libcni.NewCNIConfigWithCacheDir(t.path(), filepath.Join(t.dir, "cache"), nil), list
+}
+
+func (p *pod) runtimeConf() *libcni.RuntimeConf {
+	return &libcni.RuntimeConf{ContainerID: p.id, NetNS: p.netns, IfName: p.ifName, Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAME", "p"}}}
+}
+
+// withLibrary calls f inside the host's namespace.
+func (t *T) withLibrary(what string, f func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error) {
+	c, list := t.library()
+	t.OK(t.host.do(func() error { return f(c, list) }), what)
+}
+
+func libcniChecks() []check {
+	return []check{
+		{id: "libcni.life", level: must, section: "3", asks: "ADD, CHECK and DEL through libcni", each: true, run: func(t *T) {
+			p := t.pod()
+			t.withLibrary("ADD", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+				r, err := c.AddNetworkList(t.ctx, list, p.runtimeConf())
+				if err == nil {
+					_, err = current.NewResultFromResult(r)
+				}
+				return err
+			})
+			t.Cleanup(func() { t.tryDel(p) })
+			t.withLibrary("CHECK", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+				if before(list.CNIVersion, sinceCheck) {
+					return nil
+				}
+				return c.CheckNetworkList(t.ctx, list, p.runtimeConf())
+			})
+			t.withLibrary("DEL", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+				return c.DelNetworkList(t.ctx, list, p.runtimeConf())
+			})
+			t.withLibrary("DEL without cache", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+				return c.DelNetworkList(t.ctx, list, p.runtimeConf())
+			})
+			if p.link(p.ifName) != nil {
+				t.Errorf("%s is still there", p.ifName)
+			}
+		}},
+		{id: "libcni.validate", level: must, section: "3", asks: "libcni's validation of the list", run: func(t *T) {
+			t.withLibrary("validate", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+				_, err := c.ValidateNetworkList(t.ctx, list)
+				return err
+			})
+		}},
+		{id: "libcni.version", level: must, section: "2", asks: "libcni's version probe", run: func(t *T) {
+			t.withLibrary("version", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+				for _, kind := range t.net.types() {
+					if _, err := c.GetVersionInfo(t.ctx, kind); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}},
+		{id: "libcni.status", level: must, section: "2", asks: "STATUS through libcni", since: sinceGC, run: func(t *T) {
+			t.withLibrary("STATUS", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+				return c.GetStatusNetworkList(t.ctx, list)
+			})
+		}},
+		{id: "libcni.gc", level: must, section: "2", asks: "GC through libcni keeps what is valid and removes the rest", since: sinceGC, run: func(t *T) {
+			keep, drop := t.pod(), t.pod()
+			for _, p := range []*pod{keep, drop} {
+				t.withLibrary("ADD", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+					_, err := c.AddNetworkList(t.ctx, list, p.runtimeConf())
+					return err
+				})
+				t.Cleanup(func() { t.tryDel(p) })
+			}
+			t.withLibrary("GC", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+				return c.GCNetworkList(t.ctx, list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: keep.id, IfName: keep.ifName}}})
+			})
+			if keep.link("eth0") == nil {
+				t.Errorf("the valid one is gone")
+			}
+			if drop.link("eth0") != nil {
+				t.Errorf("the other is still there")
+			}
+			t.withLibrary("CHECK", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+				return c.CheckNetworkList(t.ctx, list, keep.runtimeConf())
+			})
+		}},
+		{id: "libcni.upgrade", level: robust, section: "3", asks: "a list whose cniVersion was raised checks and deletes older attachments through libcni's cache", run: func(t *T) {
+			if t.net.version != "1.1.0" {
+				t.Skipf("needs 1.1.0")
+			}
+			p := t.pod()
+			t.net.version = "1.0.0"
+			t.withLibrary("ADD", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+				_, err := c.AddNetworkList(t.ctx, list, p.runtimeConf())
+				return err
+			})
+			t.Cleanup(func() { t.tryDel(p) })
+			t.net.version = "1.1.0"
+			t.withLibrary("CHECK", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+				return c.CheckNetworkList(t.ctx, list, p.runtimeConf())
+			})
+			t.withLibrary("DEL", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+				return c.DelNetworkList(t.ctx, list, p.runtimeConf())
+			})
+		}},
+	}
+}

@@ -1,0 +1,279 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// atOnce calls f for each pod at the same time and returns the replies.
+func (t *T) atOnce(pods []*pod, f func(t *T, p *pod) reply) []reply {
+	out := make([]reply, len(pods))
+	inner := make([]*T, len(pods))
+	var wg sync.WaitGroup
+	for i, p := range pods {
+		// Each has its own notes; the pod's configuration is the check's.
+		own := *t
+		own.failed, own.cleanup = nil, nil
+		inner[i] = &own
+		wg.Go(func() { own.protected(func() { out[i] = f(&own, p) }) })
+	}
+	wg.Wait()
+	for _, own := range inner {
+		t.failed = append(t.failed, own.failed...)
+		t.cleanup = append(t.cleanup, own.cleanup...)
+	}
+	return out
+}
+
+func (t *T) somePods(n int) (out []*pod) {
+	for range n {
+		out = append(out, t.pod())
+	}
+	return out
+}
+
+func addOne(t *T, p *pod) reply { return t.tryAdd(p) }
+func delOne(t *T, p *pod) reply { return t.tryDel(p) }
+
+func poolChecks() []check {
+	return []check{
+		{id: "pool.exhausted", level: must, section: "2,5", asks: "ADD on a full pool fails", needs: needRanges, run: func(t *T) {
+			t.small(2)
+			t.add(t.pod())
+			t.add(t.pod())
+			t.refuses(t.tryAdd(t.pod()), "the third ADD")
+		}},
+		{id: "pool.exhausted-code", level: should, section: "5", asks: "with a code of the table that fits (11, 50), or above 99", needs: needRanges, run: func(t *T) {
+			t.small(1)
+			t.add(t.pod())
+			r := t.tryAdd(t.pod())
+			if c := r.code(); c != 11 && c != 50 && c < 100 {
+				t.Errorf("%s", r.said())
+			}
+		}},
+		{id: "pool.exhausted-clean", level: robust, section: "2", asks: "and leaves nothing, neither on the host nor in the pod", needs: needRanges, run: func(t *T) {
+			t.small(2)
+			t.quiet()
+			t.add(t.pod())
+			t.add(t.pod())
+			before := t.snap()
+			for range 3 {
+				p := t.pod()
+				t.refuses(t.tryAdd(p), "ADD")
+				if p.link(p.ifName) != nil {
+					t.Errorf("%s is left in the pod", p.ifName)
+				}
+			}
+			t.nothingNew(before, "the refused ADD")
+		}},
+		{id: "pool.exactly", level: robust, section: "2", asks: "a pool of n addresses serves n pods", needs: needRanges, run: func(t *T) {
+			t.small(5)
+			t.room(5)
+		}},
+		{id: "pool.freed-after-full", level: should, section: "2", asks: "after a DEL a full pool serves again", needs: needRanges, run: func(t *T) {
+			t.small(2)
+			p := t.pod()
+			t.add(p)
+			t.add(t.pod())
+			t.refuses(t.tryAdd(t.pod()), "ADD")
+			t.del(p)
+			t.add(t.pod())
+		}},
+		{id: "pool.reuse-late", level: robust, section: "2", asks: "an address that was freed is not given out at once while others are free", needs: needRanges, run: func(t *T) {
+			t.small(4)
+			p := t.pod()
+			a := t.add(p).addrs()
+			t.del(p)
+			if b := t.add(t.pod()).addrs(); len(a) > 0 && len(b) > 0 && a[0] == b[0] {
+				t.Errorf("%s again", a[0])
+			}
+		}},
+		{id: "pool.inside", level: must, section: "2", asks: "addresses come from the range, and never are a subnet's first or last IPv4 address or its gateway", needs: needRanges, run: func(t *T) {
+			p := netip.MustParsePrefix("10.223.0.0/29")
+			gw := netip.MustParseAddr("10.223.0.3")
+			t.net = t.net.small(1, 0).withIPAM("ranges", []any{[]any{object{"subnet": p.String(), "gateway": gw.String()}}})
+			for range 8 {
+				q := t.pod()
+				if r := t.tryAdd(q); !r.ok() {
+					break
+				}
+				r, err := parseResult(q.prev)
+				t.OK(err, "decode")
+				for _, a := range r.addrs() {
+					if !p.Contains(a) || a == p.Addr() || a == offset(p.Addr(), 7) || a == gw {
+						t.Errorf("gives %s of %s, gateway %s", a, p, gw)
+					}
+				}
+			}
+		}},
+	}
+}
+
+func concurrencyChecks() []check {
+	return []check{
+		{id: "concurrency.64", level: must, section: "3", asks: "64 ADD at once succeed with addresses of their own; 64 DEL at once leave nothing", run: func(t *T) {
+			const n = 64
+			before := t.quiet()
+			pods := t.somePods(n)
+			for i, r := range t.atOnce(pods, addOne) {
+				t.wants(r, fmt.Sprintf("ADD %d", i))
+			}
+			seen := map[netip.Addr]bool{}
+			for _, p := range pods {
+				if p.prev == nil {
+					continue
+				}
+				r, err := parseResult(p.prev)
+				t.OK(err, "decode")
+				for _, a := range r.addrs() {
+					if seen[a] {
+						t.Errorf("%s twice", a)
+					}
+					seen[a] = true
+				}
+			}
+			for i, r := range t.atOnce(pods, delOne) {
+				t.wants(r, fmt.Sprintf("DEL %d", i))
+			}
+			t.nothingNew(before, "all of it")
+		}},
+		{id: "concurrency.churn", level: must, section: "3", asks: "ADD and DEL of different containers mix: 16 workers, 4 rounds", run: func(t *T) {
+			before := t.quiet()
+			pods := t.somePods(16)
+			for i, r := range t.atOnce(pods, func(t *T, p *pod) (r reply) {
+				for range 4 {
+					if r = t.tryAdd(p); !r.ok() {
+						return r
+					}
+					if r = t.tryDel(p); !r.ok() {
+						return r
+					}
+				}
+				return r
+			}) {
+				t.wants(r, fmt.Sprintf("worker %d", i))
+			}
+			t.nothingNew(before, "the churn")
+		}},
+		{id: "concurrency.last-addresses", level: must, section: "3", asks: "16 ADD for 6 addresses: no address twice, no address lost", needs: needRanges, run: func(t *T) {
+			t.small(6)
+			pods := t.somePods(16)
+			n := 0
+			seen := map[netip.Addr]bool{}
+			for i, r := range t.atOnce(pods, addOne) {
+				if !r.ok() {
+					continue
+				}
+				n++
+				res, err := parseResult(pods[i].prev)
+				t.OK(err, "decode")
+				for _, a := range res.addrs() {
+					if seen[a] {
+						t.Errorf("%s twice", a)
+					}
+					seen[a] = true
+				}
+			}
+			if n != 6 {
+				t.Errorf("%d of 16 got an address", n)
+			}
+			for _, p := range pods {
+				t.tryDel(p)
+			}
+			t.room(6)
+		}},
+		{id: "concurrency.two-interfaces", level: must, section: "3", asks: "parallel ADD of one container's interfaces (different attachments)", run: func(t *T) {
+			p := t.pod()
+			pods := []*pod{p, p.again("net1"), p.again("net2")}
+			for _, r := range t.atOnce(pods, addOne) {
+				t.wants(r, "ADD")
+			}
+			for _, r := range t.atOnce(pods, delOne) {
+				t.wants(r, "DEL")
+			}
+		}},
+		{id: "concurrency.fast", level: robust, section: "3", asks: "16 ADD at once take less than 10 s", run: func(t *T) {
+			pods := t.somePods(16)
+			start := time.Now()
+			t.atOnce(pods, addOne)
+			if took := time.Since(start); took > 10*time.Second {
+				t.Errorf("took %v", took)
+			}
+		}},
+	}
+}
+
+func hostChecks() []check {
+	return []check{
+		{id: "host.reused-address", level: robust, section: "2", asks: "the next pod of an address is reached at once: no stale neighbour on the host", needs: needRanges, run: func(t *T) {
+			t.small(1)
+			for range 3 {
+				p := t.pod()
+				r := t.add(p)
+				for _, a := range r.addrs() {
+					if err := reachQuickly(t.host, p.space, a); err != nil {
+						t.Errorf("%v", err)
+					}
+				}
+				t.del(p)
+				p.remove()
+			}
+		}},
+		{id: "host.reused-address-pod", level: robust, section: "2", asks: "nor in another pod", needs: needRanges, run: func(t *T) {
+			t.small(2)
+			other := t.pod()
+			t.add(other)
+			for range 3 {
+				p := t.pod()
+				r := t.add(p)
+				for _, a := range r.addrs() {
+					if err := reachQuickly(other.space, p.space, a); err != nil {
+						t.Errorf("%v", err)
+					}
+				}
+				t.del(p)
+				p.remove()
+			}
+		}},
+		{id: "host.first-packet", level: robust, section: "2", asks: "the first packet after ADD arrives within a second", run: func(t *T) {
+			p := t.pod()
+			for _, a := range t.add(p).addrs() {
+				if err := reachQuickly(t.host, p.space, a); err != nil {
+					t.Errorf("%v", err)
+				}
+			}
+		}},
+		{id: "host.links-come-and-go", level: robust, section: "2", asks: "100 pods one after another leave nothing", run: func(t *T) {
+			before := t.quiet()
+			for range 25 { // four at a time
+				pods := t.somePods(4)
+				for _, r := range t.atOnce(pods, addOne) {
+					t.wants(r, "ADD")
+				}
+				for _, r := range t.atOnce(pods, delOne) {
+					t.wants(r, "DEL")
+				}
+				for _, p := range pods {
+					p.remove()
+				}
+			}
+			t.nothingNew(before, "the pods")
+		}},
+	}
+}
+
+// quick is how long a fresh pod may need for its first packet.
+const quick = 1 * time.Second
+
+func reachQuickly(from, to *space, addr netip.Addr) error {
+	start := time.Now()
+	if _, err := reach(from, to, addr); err != nil {
+		return err
+	}
+	if took := time.Since(start); took > quick {
+		return fmt.Errorf("%s answers after %v", addr, took.Round(time.Millisecond))
+	}
+	return nil
+}

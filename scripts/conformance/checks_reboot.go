@@ -1,0 +1,260 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+const bootIDFile = "/proc/sys/kernel/random/boot_id"
+
+// reboot ends every namespace and gives the check a new host; what stays is what is on disk. With
+// newBoot the kernel's boot ID is another one for all that runs in our mount namespace.
+func (t *T) reboot(newBoot bool, pods ...*pod) {
+	for _, p := range pods {
+		p.remove()
+	}
+	shared := t.host == t.sharedHost
+	if shared {
+		t.daemon.stop()
+	}
+	t.host.remove()
+	t.outside.remove()
+	if newBoot {
+		path := t.file("boot_id", fmt.Appendf(nil, "c0nf0000-0000-4000-8000-%012d\n", t.seq))
+		t.OK(unix.Mount(path, bootIDFile, "", unix.MS_BIND, ""), "give the kernel another boot ID")
+		t.Cleanup(func() { _ = unix.Unmount(bootIDFile, unix.MNT_DETACH) })
+	}
+	var err error
+	t.host, t.outside, err = newHost(filepath.Join(t.dir, "netns-after"))
+	t.OK(err, "make a new host")
+	if shared {
+		t.bench.sharedHost, t.bench.sharedOther = t.host, t.outside
+		t.bench.daemon, err = t.startDaemon(t.host)
+		t.OK(err, "start the daemon again")
+	}
+}
+
+// rebooted is a check of a full pool over a reboot.
+func rebooted(id, asks string, l level, section, since string, newBoot bool, after func(t *T, old []*pod)) check {
+	return check{id: id, level: l, section: section, asks: asks, since: since, needs: needRanges | needPrivate, run: func(t *T) {
+		t.small(2)
+		old := []*pod{t.pod(), t.pod()}
+		for _, p := range old {
+			t.add(p)
+		}
+		t.reboot(newBoot, old...)
+		after(t, old)
+	}}
+}
+
+// renew adds the containers again under the ids of the old ones.
+func renew(t *T, old []*pod) {
+	for _, p := range old {
+		q := t.pod()
+		q.id = p.id
+		t.connected(q, t.add(q))
+	}
+}
+
+// fresh adds as many containers as before, under new ids.
+func fresh(t *T, old []*pod) {
+	for range old {
+		q := t.pod()
+		t.connected(q, t.add(q))
+	}
+}
+
+func rebootChecks() []check {
+	del := func(t *T, old []*pod) {
+		for _, p := range old {
+			t.wants(t.tryDel(p), "DEL")
+			p.netns, p.prev = "", nil
+			t.wants(t.tryDel(p), "the second DEL")
+		}
+		t.room(2)
+	}
+	return []check{
+		rebooted("reboot.del", "after a reboot DEL of the old attachments frees their addresses", should, "2", "", true, del),
+		rebooted("reboot.readd", "after a reboot the same ids are added again, without DEL", robust, "3", "", true, renew),
+		rebooted("reboot.nothing", "after a reboot new ids are added, without DEL or GC of the old: no address is lost", robust, "3", "", true, fresh),
+		rebooted("reboot.gc", "after a reboot GC with an empty list frees all", should, "2", sinceGC, true, func(t *T, old []*pod) {
+			t.wants(t.gc(), "GC")
+			t.room(2)
+		}),
+		rebooted("reboot.status", "after a reboot STATUS agrees with ADD", should, "2", sinceGC, true, func(t *T, old []*pod) {
+			status := t.status()
+			if add := t.tryAdd(t.pod()); add.ok() != status.ok() {
+				t.Errorf("STATUS: %s; ADD: %s", status.said(), add.said())
+			}
+		}),
+		rebooted("reboot.same-boot-id", "all namespaces gone, the boot ID untouched: the same ids are added again", robust, "3", "", false, renew),
+		rebooted("reboot.same-boot-id-new", "all namespaces gone, the boot ID untouched: new ids are added", robust, "3", "", false, fresh),
+		rebooted("reboot.late-del", "DEL of an old attachment that comes after new pods were added harms none of them", must, "2", "", true, func(t *T, old []*pod) {
+			for _, p := range old {
+				q := t.pod()
+				r := t.tryAdd(q)
+				if !r.ok() {
+					t.Skipf("ADD fails: see reboot.nothing")
+				}
+				res, err := parseResult(q.prev)
+				t.OK(err, "decode")
+				t.wants(t.tryDel(p), "DEL of the old one")
+				t.connected(q, res)
+				t.wants(t.check(q), "CHECK of the new one")
+			}
+		}),
+	}
+}
+
+// mounted covers the state directory with a file system of size bytes; what was in it is copied.
+func (t *T) mounted(size int) {
+	entries, err := os.ReadDir(t.state)
+	t.OK(err, "read the state directory")
+	if len(entries) > 0 {
+		t.Fatalf("the harness: the state directory is in use")
+	}
+	t.OK(unix.Mount("conformance", t.state, "tmpfs", 0, fmt.Sprintf("size=%d,mode=0755", size)), "mount a small file system")
+	t.Cleanup(func() { _ = unix.Unmount(t.state, unix.MNT_DETACH) })
+}
+
+// fill takes all room that the file system of the state directory has left.
+func (t *T) fill() (free func()) {
+	path := filepath.Join(t.state, "filler")
+	f, err := os.Create(path)
+	t.OK(err, "fill the file system")
+	defer f.Close()
+	for n := 4096; n > 0; {
+		if _, err := f.Write(make([]byte, n)); err != nil {
+			n /= 2
+		}
+	}
+	return func() { _ = os.Remove(path) }
+}
+
+// damaged changes every state file.
+func (t *T) damaged(content []byte) {
+	files := t.stateFiles()
+	if len(files) == 0 {
+		t.Skipf("nothing lies below the state directory")
+	}
+	for _, f := range files {
+		if len(content) > 0 {
+			if info, err := os.Stat(f); err == nil && info.Size() == 0 {
+				continue // a lock
+			}
+		}
+		t.OK(os.WriteFile(f, content, 0o644), "damage "+f)
+	}
+}
+
+// duplicate fails when a new pod gets an address that a running one has.
+func (t *T) duplicate(running result) {
+	for range 3 {
+		q := t.pod()
+		if r := t.tryAdd(q); !r.ok() {
+			t.clean(r, "ADD")
+			continue
+		}
+		r, err := parseResult(q.prev)
+		t.OK(err, "decode")
+		for _, a := range r.addrs() {
+			for _, b := range running.addrs() {
+				if a == b {
+					t.Errorf("a new pod gets %s, which a running one has", a)
+				}
+			}
+		}
+	}
+}
+
+func stateChecks() []check {
+	garbage := []byte("garbage: neither JSON nor anything else \x00\xff\n")
+	lossy := func(id, asks string, damage func(t *T)) check {
+		return check{id: id, level: robust, section: "2", asks: asks + ": DEL succeeds, no address is lost", needs: needRanges | needState, run: func(t *T) {
+			t.small(2)
+			p := t.pod()
+			t.add(p)
+			damage(t)
+			t.wants(t.tryDel(p), "DEL")
+			t.room(2)
+		}}
+	}
+	double := func(id, asks string, damage func(t *T)) check {
+		return check{id: id, level: robust, section: "2", asks: asks + ": a running pod's address is not given out again", needs: needRanges | needState, run: func(t *T) {
+			t.small(4)
+			p := t.pod()
+			r := t.add(p)
+			damage(t)
+			t.duplicate(r)
+			t.connected(p, r)
+		}}
+	}
+	return []check{
+		lossy("state.empty", "state files of zero bytes, as a power cut leaves them", func(t *T) { t.damaged(nil) }),
+		lossy("state.garbage", "state files with garbage", func(t *T) { t.damaged(garbage) }),
+		lossy("state.removed", "the state directory was emptied", func(t *T) { t.emptyState() }),
+		double("state.empty-no-duplicate", "state files of zero bytes", func(t *T) { t.damaged(nil) }),
+		double("state.garbage-no-duplicate", "state files with garbage", func(t *T) { t.damaged(garbage) }),
+		double("state.removed-no-duplicate", "the state directory was emptied", func(t *T) { t.emptyState() }),
+		{id: "state.directory-missing", level: robust, section: "2", asks: "a state directory that does not exist is made", needs: needState, run: func(t *T) {
+			t.OK(os.RemoveAll(t.state), "remove it")
+			p := t.pod()
+			t.add(p)
+			t.del(p)
+		}},
+		{id: "state.read-only", level: robust, section: "2", asks: "state on a read-only file system: ADD fails cleanly, DEL removes what it can", needs: needState | needPrivate, run: func(t *T) {
+			before := t.quiet()
+			p := t.pod()
+			t.add(p)
+			t.readOnly(true)
+			q := t.pod()
+			r := t.tryAdd(q)
+			t.refuses(r, "ADD")
+			t.clean(r, "ADD")
+			if q.link(q.ifName) != nil {
+				t.Errorf("%s is left in the pod", q.ifName)
+			}
+			t.readOnly(false)
+			t.del(p)
+			t.tryDel(q)
+			t.nothingNew(before, "all of it")
+		}},
+		{id: "state.read-only-status", level: robust, section: "2", asks: "and STATUS does not say ready", since: sinceGC, needs: needState | needPrivate, run: func(t *T) {
+			t.quiet()
+			t.readOnly(true)
+			t.refuses(t.status(), "STATUS")
+			t.readOnly(false)
+			t.wants(t.status(), "STATUS when it can be written again")
+		}},
+		{id: "state.full", level: robust, section: "2", asks: "state on a full file system: ADD works or fails cleanly, DEL succeeds, and nothing is lost after", needs: needState | needPrivate | needRanges, run: func(t *T) {
+			t.mounted(2 << 20)
+			t.small(2)
+			before := t.quiet()
+			p := t.pod()
+			t.add(p)
+			free := t.fill()
+			q := t.pod()
+			t.clean(t.tryAdd(q), "ADD")
+			t.wants(t.tryDel(p), "DEL")
+			t.tryDel(q)
+			free()
+			t.wants(t.tryDel(q), "DEL with room again")
+			t.nothingNew(before, "all of it")
+			t.room(2)
+		}},
+	}
+}
+
+// readOnly makes the state directory's file system read-only, or writable again.
+func (t *T) readOnly(on bool) {
+	if !on {
+		t.OK(unix.Unmount(t.state, unix.MNT_DETACH), "unmount")
+		return
+	}
+	t.OK(unix.Mount(t.state, t.state, "", unix.MS_BIND, ""), "bind the state directory")
+	t.Cleanup(func() { _ = unix.Unmount(t.state, unix.MNT_DETACH) })
+	t.OK(unix.Mount("", t.state, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""), "make it read-only")
+}
