@@ -86,10 +86,12 @@ func newSpace(t testing.TB) *space {
 // onThread runs do on a thread of its own, which ends with it.
 func onThread(t testing.TB, do func() error) {
 	t.Helper()
-	done := make(chan error)
+	done := make(chan error, 1)
 	go func() {
+		err := errors.New("the test ended inside")
+		defer func() { done <- err }()
 		runtime.LockOSThread() // never unlocked: the thread is not used again
-		done <- do()
+		err = do()
 	}()
 	if err := <-done; err != nil {
 		t.Fatal(err)
@@ -213,17 +215,6 @@ func (h *host) leases(t testing.TB) []ipam.Lease {
 	}
 	defer store.Close()
 	return leasesOf(t, store)
-}
-
-// kernel is the host's, for looking.
-func (s *space) kernel(t testing.TB) *routes.Kernel {
-	t.Helper()
-	k, err := routes.OpenNetns(s.file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(k.Close)
-	return k
 }
 
 // whole is the check that each kernel test ends with.

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/ipam"
 )
@@ -22,9 +24,12 @@ const (
 	// storePatience is how long daemon and store are tried in turn: a daemon that starts or
 	// stops holds the store for a moment without an answer on its socket.
 	storePatience = 8 * time.Second
-	// storeTry is one wait for the store's lock. Executables that run side by side without a
-	// daemon queue on it.
+	// storeTry is one wait for the store's lock.
 	storeTry = 2 * time.Second
+	// queuePatience bounds the wait behind other executables: without a daemon one is served at
+	// a time, in some 20 ms.
+	queuePatience = 30 * time.Second
+	queueFile     = "plugin.lock"
 )
 
 // Process is one invocation of the executable.
@@ -135,6 +140,7 @@ type caller struct {
 	// store and node are this process's own, once it serves the call itself.
 	store *ipam.Store
 	node  *Node
+	queue *os.File
 }
 
 func (c *caller) close() {
@@ -144,6 +150,38 @@ func (c *caller) close() {
 	if c.store != nil {
 		_ = c.store.Close()
 	}
+	if c.queue != nil {
+		_ = c.queue.Close()
+	}
+}
+
+// stand waits for this executable's turn among those that serve themselves. They must not all
+// poll the store's lock: two cores that poll for sixty serve nobody. flock(2) blocks in turn.
+func (c *caller) stand(ctx context.Context) error {
+	if c.queue != nil {
+		return nil
+	}
+	f, err := os.OpenFile(filepath.Join(c.conf.dataDir(), queueFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil // the store says what is wrong with its directory
+	}
+	got := make(chan error, 1)
+	go func() { // a wait that is given up ends with the process
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		for err == unix.EINTR {
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		}
+		got <- err
+	}()
+	ctx, cancel := context.WithTimeout(ctx, queuePatience)
+	defer cancel()
+	select {
+	case err := <-got:
+		c.queue = f
+		return err
+	case <-ctx.Done():
+		return fault(codeTryAgain, "wait for other calls of the plugin on %s: %w", f.Name(), context.Cause(ctx)).next("find the call that hangs with fuser %s", f.Name())
+	}
 }
 
 func (c *caller) serve(ctx context.Context) (api.Reply, error) {
@@ -151,7 +189,8 @@ func (c *caller) serve(ctx context.Context) (api.Reply, error) {
 	if c.conf.delegated() {
 		return c.direct(ctx)
 	}
-	for deadline := time.Now().Add(storePatience); ; {
+	deadline := time.Time{}
+	for {
 		reply, err := c.ask(ctx)
 		switch {
 		case err == nil:
@@ -164,11 +203,39 @@ func (c *caller) serve(ctx context.Context) (api.Reply, error) {
 		if ctx.Err() != nil {
 			return reply, fault(codeTryAgain, "%w", err).next("the call was ended from outside")
 		}
+		if deadline.IsZero() {
+			c.cutEarly(ctx)
+			if err := c.stand(ctx); err != nil {
+				return reply, err
+			}
+			deadline = time.Now().Add(storePatience)
+			continue // the turn may have been long in coming: a daemon may be there
+		}
 		reply, err = c.local(ctx)
 		if !errors.Is(err, ipam.ErrLocked) || time.Now().After(deadline) {
 			return reply, err
 		}
 	}
+}
+
+// cutEarly removes the host's end for a DEL that has to wait for its turn: the twenty milliseconds
+// that the kernel takes for it pass beside those of others. DEL removes it again, and says what
+// goes wrong.
+func (c *caller) cutEarly(ctx context.Context) {
+	if c.call.Command != "DEL" || c.conf.ipamOnly() {
+		return
+	}
+	node, err := NewNode(nil)
+	if err != nil {
+		return
+	}
+	defer node.Close()
+	host, done, err := node.host()
+	if err != nil {
+		return
+	}
+	defer done()
+	_ = deleteLinks(ctx, host, newRequest(c.call, c.conf).hostLink())
 }
 
 // errRefused: the daemon answered, but did not serve.

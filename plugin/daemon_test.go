@@ -1,0 +1,361 @@
+package plugin
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+)
+
+// serve runs a daemon on the host's socket: the verbs on an open store. stop ends both.
+func (h *host) serve(t testing.TB, handle func(n *Node) api.Handler) (n *Node, stop func()) {
+	t.Helper()
+	n = h.node(t)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(h.dir, "sock"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- api.Serve(ctx, l, handle(n)) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return n, stop
+}
+
+func handler(n *Node) api.Handler {
+	return func(ctx context.Context, req api.Request, netns *os.File) api.Reply {
+		return n.Do(ctx, Call{CNI: *req.CNI, NetnsFile: netns})
+	}
+}
+
+// Many pods come and go at a time, through the daemon, and without one.
+func TestParallel(t *testing.T) {
+	kernelTest(t)
+	const pods = 64
+	for _, mode := range []string{"daemon", "alone"} {
+		t.Run(mode, func(t *testing.T) {
+			h := newHost(t)
+			if mode == "daemon" {
+				h.serve(t, handler)
+			}
+			calls := make([]call, pods)
+			for i := range calls {
+				calls[i] = call{verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: newSpace(t).path, conf: h.conf("1.1.0", `"mtu":1450`)}
+			}
+			var mu sync.Mutex
+			seen := map[string]string{}
+			all := func(verb string) {
+				var wait sync.WaitGroup
+				begin := time.Now()
+				for _, c := range calls {
+					wait.Go(func() {
+						c.verb = verb
+						out, status := h.exec(t, c)
+						if status != 0 {
+							t.Errorf("%s %s: %s", verb, c.id, out)
+							return
+						}
+						if verb != "ADD" {
+							return
+						}
+						mu.Lock()
+						defer mu.Unlock()
+						for _, a := range parseResult(t, out).addrs() {
+							if other, ok := seen[a]; ok {
+								t.Errorf("%s: %s and %s", a, other, c.id)
+							}
+							seen[a] = c.id
+						}
+					})
+				}
+				wait.Wait()
+				t.Logf("%d %s in %v", pods, verb, time.Since(begin).Round(time.Millisecond))
+			}
+			all("ADD")
+			h.whole(t)
+			all("DEL")
+			if leases := h.leases(t); len(leases) > 0 {
+				t.Errorf("leases stay: %v", leases)
+			}
+			h.whole(t)
+		})
+	}
+}
+
+// ADD and DEL of one attachment at a time: each is whole, whatever the order.
+func TestOneAttachmentAtATime(t *testing.T) {
+	kernelTest(t)
+	h, pod := newHost(t), newSpace(t)
+	n := h.node(t)
+	c := call{id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+	var wait sync.WaitGroup
+	for i := range 32 {
+		wait.Go(func() {
+			c := c
+			c.verb = []string{"ADD", "DEL"}[i%2]
+			if reply := c.do(t, n); reply.Failed && c.verb == "DEL" {
+				t.Errorf("DEL: %s", reply.Output)
+			}
+		})
+	}
+	wait.Wait()
+	h.whole(t)
+	c.verb = "DEL"
+	c.do(t, n)
+	if len(n.attachments.held) > 0 {
+		t.Errorf("locks stay: %v", n.attachments.held)
+	}
+}
+
+// The caller is killed while the daemon works for it: what was made is undone.
+func TestKilledCallerIsUndone(t *testing.T) {
+	kernelTest(t)
+	h, pod := newHost(t), newSpace(t)
+	entered, leave := make(chan struct{}), make(chan struct{})
+	_, stop := h.serve(t, func(n *Node) api.Handler {
+		return func(ctx context.Context, req api.Request, netns *os.File) api.Reply {
+			reply := n.Do(context.WithoutCancel(ctx), Call{CNI: *req.CNI, NetnsFile: netns})
+			close(entered)
+			<-leave
+			return reply
+		}
+	})
+	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+	cmd := c.command(t.Context())
+	h.run(t, cmd.Start)
+	<-entered
+	if len(h.leases(t)) != 1 {
+		t.Error("nothing was made")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	close(leave)
+	stop()
+	if leases := h.leases(t); len(leases) > 0 {
+		t.Errorf("leases stay: %v", leases)
+	}
+}
+
+// An undo that comes late leaves the attachment's next life alone.
+func TestLateUndo(t *testing.T) {
+	kernelTest(t)
+	h, pod := newHost(t), newSpace(t)
+	n := h.node(t)
+	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+	lost := c.do(t, n)
+	c.verb = "DEL"
+	c.do(t, n)
+	c.verb = "ADD"
+	if reply := c.do(t, n); reply.Failed {
+		t.Fatalf("%s", reply.Output)
+	}
+	lost.Undelivered(t.Context())
+	if len(h.leases(t)) != 1 {
+		t.Error("the second life was ended")
+	}
+	h.whole(t)
+	c.verb = "DEL"
+	c.do(t, n)
+}
+
+// The daemon dies over an ADD that it has half done, or done. The executable takes over.
+func TestDaemonDiesOverAdd(t *testing.T) {
+	kernelTest(t)
+	for _, when := range []string{"before", "after"} {
+		t.Run(when, func(t *testing.T) {
+			h, pod := newHost(t), newSpace(t)
+			store := h.store(t)
+			var n *Node
+			h.run(t, func() (err error) {
+				n, err = NewNode(store)
+				return err
+			})
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(h.dir, "sock"), Net: "unix"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+			go func() { // a daemon that dies: socket and store go together
+				conn, err := l.AcceptUnix()
+				if err != nil {
+					return
+				}
+				var b [1]byte
+				_, _ = conn.Read(b[:])
+				if when == "after" {
+					c.do(t, n)
+				}
+				l.Close()
+				n.Close()
+				store.Close()
+				conn.Close()
+			}()
+			added := h.must(t, c)
+			c.verb, c.conf = "CHECK", with(c.conf, "prevResult", added)
+			h.must(t, c)
+			h.sh(t, "ping -c1 -W5 "+parseResult(t, added).addrs()[0])
+			c.verb = "DEL"
+			h.must(t, c)
+		})
+	}
+}
+
+// The store is held and nobody answers: try again later.
+func TestStoreIsHeld(t *testing.T) {
+	kernelTest(t)
+	h, pod := newHost(t), newSpace(t)
+	store := h.store(t)
+	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+	begin := time.Now()
+	h.refused(t, c, codeTryAgain)
+	if took := time.Since(begin); took > 3*storePatience {
+		t.Errorf("took %v", took)
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The result cannot be written: what was made is undone, in the daemon or here.
+func TestClosedStdout(t *testing.T) {
+	kernelTest(t)
+	for _, mode := range []string{"daemon", "alone"} {
+		t.Run(mode, func(t *testing.T) {
+			h, pod := newHost(t), newSpace(t)
+			if mode == "daemon" {
+				h.serve(t, handler)
+			}
+			c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Close()
+			binary := plugins(t) + "/edgeway"
+			h.run(t, func() error {
+				cmd := exec.CommandContext(t.Context(), binary)
+				source := c.command(t.Context())
+				cmd.Stdin, cmd.Env, cmd.Stdout = source.Stdin, source.Env, w
+				err := cmd.Run()
+				var exit *exec.ExitError
+				if !errors.As(err, &exit) || exit.ExitCode() != 1 {
+					return fmt.Errorf("want status 1, got %v", err)
+				}
+				return nil
+			})
+			w.Close()
+			if leases := h.leases(t); len(leases) > 0 {
+				t.Errorf("leases stay: %v", leases)
+			}
+			h.whole(t)
+		})
+	}
+}
+
+// Nothing in the environment but what the SPEC names, no working directory, nothing open but
+// standard input and output.
+func TestHostileSurroundings(t *testing.T) {
+	kernelTest(t)
+	h, pod := newHost(t), newSpace(t)
+	c := call{id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+	gone, binary := filepath.Join(t.TempDir(), "gone"), plugins(t)+"/edgeway"
+	for _, verb := range []string{"ADD", "DEL"} {
+		c.verb = verb
+		h.run(t, func() error {
+			if err := os.MkdirAll(gone, 0o700); err != nil {
+				return err
+			}
+			var out bytes.Buffer
+			// exec closes standard error; the shell removes its own working directory.
+			cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `cd "$1" && rmdir "$1" && umask 0777 && exec env -i CNI_COMMAND="$2" CNI_CONTAINERID=c1 CNI_IFNAME=eth0 CNI_NETNS="$3" "$4" 2>&-`,
+				"sh", gone, verb, pod.path, binary)
+			cmd.Stdin, cmd.Stdout = strings.NewReader(c.conf), &out
+			if err := cmd.Run(); err != nil {
+				return fmt.Errorf("%s: %w: %s", verb, err, out.String())
+			}
+			return nil
+		})
+		h.whole(t)
+	}
+}
+
+// The executable is killed at any moment, hundreds of times. The runtime's DEL, or the daemon's
+// Sweep, removes what is left.
+func TestKilledAnywhere(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	binary := plugins(t) + "/edgeway"
+	var life time.Duration
+	finished := 0
+	const kills = 200
+	for i := range kills {
+		pod := newSpace(t)
+		c := call{verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0", `"ipMasq":true`)}
+		if i%10 == 0 {
+			begin := time.Now()
+			h.must(t, c)
+			life = time.Since(begin)
+		} else {
+			finished += h.killed(t, c, binary, rand.N(life+life/4))
+		}
+		switch i % 3 {
+		case 0: // the runtime deletes
+			c.verb = "DEL"
+			h.must(t, c)
+		case 1: // DEL is killed too, then repeated
+			c.verb = "DEL"
+			h.killed(t, c, binary, rand.N(life))
+			h.must(t, c)
+		case 2: // the pod goes away, nobody deletes
+			pod.file.Close()
+		}
+	}
+	t.Logf("%d of %d ADDs had finished when they were killed; one takes %v", finished, kills, life.Round(100*time.Microsecond))
+	n := h.node(t)
+	until(t, "nothing is left", func() bool {
+		if _, err := n.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		links, routes := h.wired(t)
+		return len(links)+len(routes)+len(h.leases(t)) == 0
+	})
+}
+
+// killed executes the call and kills it after a while; it returns 1 when it had ended well.
+func (h *host) killed(t *testing.T, c call, binary string, after time.Duration) (ended int) {
+	t.Helper()
+	h.run(t, func() error {
+		cmd := exec.CommandContext(t.Context(), binary)
+		source := c.command(t.Context())
+		cmd.Stdin, cmd.Env = source.Stdin, source.Env
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		kill := time.AfterFunc(after, func() { _ = cmd.Process.Kill() })
+		defer kill.Stop()
+		if cmd.Wait() == nil {
+			ended = 1
+		}
+		return nil
+	})
+	return ended
+}
