@@ -254,16 +254,16 @@ func (t *txn) neverUsed(x entered) (netip.Addr, bool, error) {
 	return at, ok, nil
 }
 
-// leave makes the areas around a enter again at their next use, so that they list a.
-func (t *txn) leave(a netip.Addr) error {
+// leave makes all areas enter again at their next use, so that they list addresses which came
+// by another way than theirs. All: an area that overlaps a left one would look current, though
+// the left one lists what both contain.
+func (t *txn) leave() error {
 	all, err := t.allAreas()
 	if err != nil {
 		return err
 	}
 	for _, s := range all {
-		if o, _ := s.span(); o.contains(a) {
-			s.gen, s.changed, t.dirty = 0, true, true
-		}
+		s.gen, s.changed, t.dirty = 0, true, true
 	}
 	return nil
 }

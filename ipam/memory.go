@@ -140,10 +140,8 @@ func (t *txn) take(l Lease) error {
 	if err != nil {
 		return err
 	}
-	for _, a := range l.Addrs {
-		if err := t.leave(a); err != nil {
-			return err
-		}
+	if err := t.leave(); err != nil {
+		return err
 	}
 	return t.beginIn(boot, l, make([]uint32, len(l.Addrs))) // in no area until one enters
 }

@@ -230,7 +230,7 @@ func TestAgainstModel(t *testing.T) {
 }
 
 func modelRun(t *testing.T, r *rand.Rand, steps int) {
-	path := filepath.Join(t.TempDir(), "ipam.db")
+	path := filepath.Join(ramDir(t), "ipam.db")
 	boots := []string{"boot-1", "boot-2", "boot-3"}
 	m := newModel(boots[0])
 	s := open(t, path, m.boot)

@@ -67,7 +67,7 @@ func FuzzState(f *testing.F) {
 
 // FuzzFile opens what is no store, or almost one: errors, never a crash.
 func FuzzFile(f *testing.F) {
-	path := filepath.Join(f.TempDir(), "ipam.db")
+	path := filepath.Join(ramDir(f), "ipam.db")
 	filled(f, path, 4, false)
 	whole, err := os.ReadFile(path)
 	if err != nil {
@@ -81,7 +81,7 @@ func FuzzFile(f *testing.F) {
 			data = bytes.Clone(data)
 			copy(data[at:], patch)
 		}
-		path := filepath.Join(t.TempDir(), "ipam.db")
+		path := filepath.Join(ramDir(t), "ipam.db")
 		copyFile(t, path, data)
 		s, err := Open(t.Context(), path, Options{BootID: "boot-1"})
 		if err != nil {
