@@ -36,5 +36,6 @@ import (
 	_ "k8s.io/api/core/v1"
 	_ "k8s.io/apimachinery/pkg/apis/meta/v1"
 	_ "k8s.io/apimachinery/pkg/labels"
+	_ "k8s.io/cri-api/pkg/apis/runtime/v1"
 	_ "sigs.k8s.io/yaml"
 )
