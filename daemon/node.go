@@ -31,7 +31,7 @@ func openNode(ctx context.Context, stateDir string) (*node, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	store, err := ipam.Open(ctx, filepath.Join(stateDir, plugin.StoreFile), ipam.Options{BootID: boot, LockTimeout: 5 * time.Second, Recover: plugin.Recover})
+	store, err := ipam.Open(ctx, filepath.Join(stateDir, plugin.StoreFile), ipam.Options{BootID: boot, LockTimeout: 5 * time.Second, Recover: plugin.Recover, Lives: plugin.Lives})
 	if err != nil {
 		return nil, nil, err
 	}

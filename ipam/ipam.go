@@ -119,6 +119,9 @@ type Options struct {
 	// FoundAs is the attachment that Recover reports for a given one, when a link does not tell
 	// its attachment itself. Nil: the same.
 	FoundAs func(Attachment) Attachment
+	// Lives reports whether the holder of a lease of the last good copy lives though Recover does
+	// not see it: others made its link. Nil: none.
+	Lives func(Lease) bool
 }
 
 var (

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -189,7 +190,7 @@ func (s *Store) build(good string, found []Lease, report *Rebuild) (err error) {
 				return err
 			}
 			t.dirty = true // also when nothing is corrected: the commits are counted anew
-			t.foundAs = s.opts.FoundAs
+			t.foundAs, t.lives = s.opts.FoundAs, s.opts.Lives
 			if t.foundAs == nil {
 				t.foundAs = func(a Attachment) Attachment { return a }
 			}
@@ -222,6 +223,11 @@ func (t *txn) correct(found []Lease, copied bool, report *Rebuild) error {
 		for _, h := range old {
 			key := t.foundAs(h.Lease.Attachment)
 			l, ok := truth[key]
+			free := !slices.ContainsFunc(h.Lease.Addrs, func(a netip.Addr) bool { _, on := taken[a]; return on })
+			if !ok && free && t.lives != nil && t.lives(h.Lease) {
+				report.Copied++
+				continue
+			}
 			known := h.Lease // who it is; the node says what it has, and that it lives in this boot
 			known.BootID = cmp.Or(l.BootID, t.bootID)
 			if !sameAddrs(l.Addrs, known.Addrs) {

@@ -56,6 +56,7 @@ type txn struct {
 
 	registered []*areaState                // all areas, once loaded
 	foundAs    func(Attachment) Attachment // Options.FoundAs, for correct
+	lives      func(Lease) bool            // Options.Lives, for correct
 }
 
 // state counts what must never be counted by walking.

@@ -81,3 +81,10 @@ func openLeased(l ipam.Lease) (*os.File, error) {
 
 // Gone reports that the attachment of a lease ended with its namespace.
 func Gone(l ipam.Lease) bool { return netnsGone(l.Netns) }
+
+// Lives reports whether a lease lives that Recover does not see: of an attachment that another main
+// plugin made (ipam.Options.Lives).
+func Lives(l ipam.Lease) bool {
+	boot, err := BootID()
+	return isForeign(l) && err == nil && alive(boot)(l, false)
+}

@@ -286,7 +286,7 @@ func (c *caller) local(ctx context.Context) (reply api.Reply, err error) {
 	if err != nil {
 		return reply, err
 	}
-	c.store, err = ipam.Open(ctx, path, ipam.Options{BootID: boot, LockTimeout: storeTry, Recover: Recover})
+	c.store, err = ipam.Open(ctx, path, ipam.Options{BootID: boot, LockTimeout: storeTry, Recover: Recover, Lives: Lives})
 	if err != nil {
 		return reply, err
 	}
