@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/ipam"
@@ -215,5 +217,40 @@ func TestReadHostLocal(t *testing.T) {
 	}
 	if _, _, err := readHostLocal("/nonexistent/dir", "/nonexistent"); err == nil || !strings.Contains(err.Error(), "name host-local's directory") {
 		t.Errorf("missing directory: %v", err)
+	}
+}
+
+// On a terminal only a yes is one.
+func TestConfirmOnATerminal(t *testing.T) {
+	for answer, want := range map[string]bool{"y\n": true, "YES\n": true, "\n": false, "n\n": false, "yess\n": false, "\x04": false} {
+		master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+		if err != nil {
+			t.Skip("no terminals here: ", err)
+		}
+		n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+		if err == nil {
+			err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+		if err != nil {
+			t.Skip("no terminals here: ", err)
+		}
+		if _, err := master.WriteString(answer); err != nil {
+			t.Fatal(err)
+		}
+		cmd, yes := releaseCommand(&leaseFlags{flags: &flags{}}), false
+		var asked bytes.Buffer
+		cmd.SetIn(terminal)
+		cmd.SetErr(&asked)
+		err = confirm(cmd, "Release 1?", &yes)
+		if (err == nil) != want || asked.String() != "Release 1? [y/N] " {
+			t.Errorf("answer %q: %v, asked %q", answer, err, asked.String())
+		}
+		if err := errors.Join(terminal.Close(), master.Close()); err != nil {
+			t.Error(err)
+		}
 	}
 }
