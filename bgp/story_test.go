@@ -431,10 +431,10 @@ func TestNoLeakOverFlaps(t *testing.T) {
 	}
 	flap()
 	before := steadyGoroutines()
-	for range 5 {
+	for range 3 {
 		flap()
 	}
-	for range 5 {
+	for range 3 {
 		mustSync(t, s)
 		mustSync(t, s, both)
 		becomes(t, s, 20*time.Second, "Established", "")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -115,7 +116,7 @@ func TestChaos(t *testing.T) {
 	s := newTestSpeaker(t)
 	before := steadyGoroutines()
 	random := rand.New(rand.NewPCG(3, 4))
-	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), chaos(t))
 	defer cancel()
 	var looks sync.WaitGroup
 	looks.Go(func() {
@@ -170,6 +171,19 @@ func TestChaos(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// chaos is how long TestChaos goes on: EWBGP_CHAOS=2m, or 6 s.
+func chaos(t *testing.T) time.Duration {
+	text := os.Getenv("EWBGP_CHAOS")
+	if text == "" {
+		return 6 * time.Second
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
 }
 
 func BenchmarkSyncUnchanged(b *testing.B) {
