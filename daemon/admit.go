@@ -3,6 +3,7 @@ package daemon
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
@@ -44,6 +45,25 @@ func admit(last, next cluster.World) (cluster.World, []cluster.Problem) {
 	}
 	next.Nodes = nodes
 	return next, problems
+}
+
+// dated gives each node of next the time since which its addresses and pod CIDRs are what they
+// are: now, unless last had them already.
+func dated(last, next cluster.World, now time.Time) cluster.World {
+	had := map[string]cluster.Node{}
+	for _, n := range last.Nodes {
+		had[n.Name] = n
+	}
+	next.Nodes = slices.Clone(next.Nodes)
+	for i := range next.Nodes {
+		n := &next.Nodes[i]
+		n.Since = now.UTC().Truncate(time.Second)
+		old, ok := had[n.Name]
+		if ok && !old.Since.IsZero() && slices.Equal(old.Addresses, n.Addresses) && slices.Equal(old.PodCIDRs, n.PodCIDRs) {
+			n.Since = old.Since
+		}
+	}
+	return next
 }
 
 // claimed finds the settled node whose pod CIDR overlaps one of n's.

@@ -344,7 +344,8 @@ func (p *plan) session(r cluster.Peering, peer cluster.Peer) (bgp.Session, bool)
 }
 
 // paths lists what r's switches are told. A node that is NotReady is still told of: the cluster
-// may just not hear it. One that the LAN does not hear is not.
+// may just not hear it. One that the LAN does not hear is not. Newer knowledge has the lower MED:
+// while a speaker is dead the switch keeps what it told, and must follow those that live.
 func (p *plan) paths(r cluster.Peering) []bgp.Path {
 	var paths []bgp.Path
 	for _, n := range p.Cluster.Nodes {
@@ -368,7 +369,11 @@ func (p *plan) paths(r cluster.Peering) []bgp.Path {
 				p.problem("Node/"+n.Name, "noAddress", "an InternalIP of the family of "+c.String(), "none", "add the address to the Node's status.addresses")
 				continue
 			}
-			paths = append(paths, bgp.Path{Prefix: c, NextHop: hop})
+			path := bgp.Path{Prefix: c, NextHop: hop}
+			if !n.Since.IsZero() {
+				path.MED = bgp.Freshness(n.Since)
+			}
+			paths = append(paths, path)
 		}
 	}
 	return paths

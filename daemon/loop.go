@@ -216,6 +216,7 @@ func (l *loop) read(ctx context.Context, o *outcome) {
 		return
 	}
 	next, l.found = admit(l.last, next)
+	next = dated(l.last, next, time.Now())
 	if !l.known || !cluster.Equal(l.last, next) {
 		l.saved = false
 		l.log.Info("world changed", "source", next.Source, "nodes", len(next.Nodes), "bgpResources", len(next.Peerings))

@@ -53,6 +53,9 @@ type Node struct {
 	PodCIDRs  []netip.Prefix    `json:"podCIDRs,omitempty"`
 	Ready     bool              `json:"ready"`
 	Origin    string            `json:"origin,omitempty"` // file it was read from
+	// Since is when this node's addresses or pod CIDRs were first seen as they are. It is saved,
+	// so that what is old news stays so over a restart. A source leaves it zero.
+	Since time.Time `json:"since,omitzero"`
 }
 
 // Peering is a BGPPeer (network.openyurt.io/v1alpha1) or BGPClusterConfig
