@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
@@ -135,18 +137,44 @@ func (n *Node) dead(ctx context.Context, k kernel, self ipam.Attachment) func(ip
 	}
 }
 
-// netnsGone reports that nothing is at path any more, or a plain file: the rest of an unmounted
-// namespace.
+// netnsGone reports that the namespace at path is gone for certain.
+//
+// A daemon in a container may not see the mounts of the host's /run/netns, or its processes. To
+// it a directory that is missing proves nothing, nor a plain file where a namespace may be mounted
+// for others, nor a process.
 func netnsGone(path string) bool {
 	if path == "" {
 		return false
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return errors.Is(err, os.ErrNotExist)
+	if err == nil {
+		defer f.Close()
+		return !isNetnsFile(f) && seesHost()
 	}
-	defer f.Close()
-	return !isNetnsFile(f)
+	if !errors.Is(err, os.ErrNotExist) {
+		return false
+	}
+	if seesHost() {
+		return true
+	}
+	_, err = os.Stat(filepath.Dir(path))
+	return err == nil && !strings.HasPrefix(path, "/proc/")
+}
+
+// The inodes of the machine's first PID and mount namespaces (linux/nsfs.h: PID_NS_INIT_INO,
+// MNT_NS_INIT_INO; the latter has a number of its own in older kernels).
+const (
+	firstPIDs   = 0xEFFFFFFC
+	firstMounts = 0xEFFFFFF8
+)
+
+// seesHost reports that this process has the host's processes and mounts before it.
+func seesHost() bool {
+	var pids, mounts, init unix.Stat_t
+	if unix.Stat("/proc/self/ns/pid", &pids) != nil || pids.Ino != firstPIDs || unix.Stat("/proc/self/ns/mnt", &mounts) != nil {
+		return false
+	}
+	return mounts.Ino == firstMounts || (unix.Stat("/proc/1/ns/mnt", &init) == nil && mounts.Ino == init.Ino)
 }
 
 // flows is the number of tracked connections of the namespace (net/netfilter/nf_conntrack_standalone.c).
