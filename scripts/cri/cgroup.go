@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,9 +17,39 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// cgroup is the parent of a node's pods, "/ew-4f2a-n1". It tells their processes from all others:
-// these live in namespaces of their own, whose parents may have ended.
+// cgroup is the parent of a node's pods, "/ew-4f2a-n1-owner1234". It tells their processes from all
+// others: these live in namespaces of their own, whose parents may have ended. It also names the
+// process whose laboratory the node belongs to, which may have ended without a word.
 type cgroup string
+
+func newCgroup(prefix, node string, owner int) cgroup {
+	return cgroup(fmt.Sprintf("/%s-%s-owner%d", prefix, node, owner))
+}
+
+// owned is what newCgroup returns.
+var owned = regexp.MustCompile(`^/ew-[0-9a-f]{4}-\w+-owner([1-9][0-9]*)$`)
+
+// sweep kills the pods whose owner has ended, removes their cgroups and returns the names of these.
+// Where another process has the owner's PID now, they stay for as long as that one lives.
+func sweep(ctx context.Context) (gone []string, err error) {
+	var errs []error
+	for _, pattern := range []string{"/sys/fs/cgroup/ew-*", "/sys/fs/cgroup/*/ew-*"} {
+		dirs, _ := filepath.Glob(pattern) // the pattern is valid
+		for _, dir := range dirs {
+			g := cgroup("/" + filepath.Base(dir))
+			match := owned.FindStringSubmatch(string(g))
+			if match == nil || slices.Contains(gone, string(g)) {
+				continue
+			}
+			if pid, err := strconv.Atoi(match[1]); err != nil || !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+				continue
+			}
+			errs = append(errs, g.kill(ctx), g.remove(ctx))
+			gone = append(gone, string(g))
+		}
+	}
+	return gone, errors.Join(errs...)
+}
 
 // dirs are the group's directories, innermost first: one tree in each hierarchy of version 1, or a
 // single one of version 2.

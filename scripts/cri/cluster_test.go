@@ -23,19 +23,26 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// needTools skips a test that cannot run here, and fails it where it must run.
-func needTools(t *testing.T, runtime string) {
+// needRoot skips a test that cannot run here. What else is missing goes to the function it
+// returns, which fails the test where it must run.
+func needRoot(t *testing.T) (fail func(format string, args ...any)) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("kernel test")
 	}
-	fail := t.Skipf
+	fail = t.Skipf
 	if os.Getenv("CI") == "true" {
 		fail = t.Fatalf
 	}
 	if os.Geteuid() != 0 {
-		fail("needs root to make network namespaces")
+		fail("needs root to make network namespaces and cgroups")
 	}
+	return fail
+}
+
+func needTools(t *testing.T, runtime string) {
+	t.Helper()
+	fail := needRoot(t)
 	var missing []string
 	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox", "nsenter", "unshare", "ip", "tc", "nft"} {
 		if _, err := exec.LookPath(toolPath(runtime, name)); err != nil {
@@ -99,6 +106,7 @@ type pod struct {
 // newCluster makes the nodes; containerd runs on them, edgewayd does not.
 func newCluster(t *testing.T, runtime string) *cluster {
 	t.Helper()
+	sweepAll(t)
 	bin := buildPrograms(t)
 	l, err := lab.New(lab.Options{Bin: bin})
 	if err != nil {
@@ -150,6 +158,19 @@ func newCluster(t *testing.T, runtime string) *cluster {
 	onSignal(t, takeDown)
 	c.both(t, (*Node).Boot)
 	return c
+}
+
+// sweepAll removes what a test left that was killed: first that which would start others.
+func sweepAll(t *testing.T) {
+	t.Helper()
+	labs, err := lab.Sweep()
+	cgroups, err2 := sweep(t.Context())
+	if err := errors.Join(err, err2); err != nil {
+		t.Fatal(err)
+	}
+	if gone := append(labs, cgroups...); len(gone) > 0 {
+		t.Logf("removed what an interrupted run left: %v", gone)
+	}
 }
 
 // close ends what runs on the nodes, of which some may be missing.

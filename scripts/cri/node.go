@@ -48,7 +48,7 @@ type programs struct {
 
 // newNode prepares a node of the laboratory: nothing runs yet.
 func newNode(l *lab.Lab, name string, bins programs) (*Node, error) {
-	n := &Node{Node: l.Node(name), bins: bins, cgroup: cgroup("/" + l.Prefix + "-" + name)}
+	n := &Node{Node: l.Node(name), bins: bins, cgroup: newCgroup(l.Prefix, name, os.Getpid())}
 	if err := os.MkdirAll(n.file("var-lib"), 0o755); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
