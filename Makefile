@@ -45,8 +45,8 @@ demo-shell: test-tools build ## the same, and the lab is left standing to look a
 demo-down: ## take down what demo-shell left standing
 	$(GO) run ./scripts/demo -down
 
-bench: ## benchmarks side by side with the peers (root)
-	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
+bench: test-tools build ## side by side with the peers: store, pods, routes, BGP (root; BENCH=-quick for a minute)
+	$(GO) run ./scripts/bench $(BENCH)
 
 install: build ## both programs, the systemd unit, an example configuration
 	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) scripts/install.sh

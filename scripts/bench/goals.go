@@ -1,0 +1,45 @@
+package main
+
+import "fmt"
+
+// goals sets what the run found beside what edgeway wants to be. They are ratios to a peer of the
+// same run, and counts. A goal that was not measured is left out.
+func (b *bench) goals() {
+	t := table{Name: "goals", Title: "Goals", Columns: columns("what", "at most", "measured", "")}
+	for _, g := range []struct {
+		what, key string
+		most      float64
+	}{
+		{"ADD p50, one at a time, to ptp + host-local", "pods/v4/1/add", 0.40},
+		{"ADD processor time, one at a time, to ptp", "pods/v4/1/add-cpu", 0.35},
+		{"ADDs a second, 32 at once: ptp's to ours", "pods/v4/32/add-rate", 0.25},
+		{"ADD p99, 32 at once, to ptp", "pods/v4/32/add-p99", 0.25},
+		{"DEL p50, one at a time, to ptp", "pods/v4/1/del", 0.90},
+		{"DELs a second, 32 at once: ptp's to ours", "pods/v4/32/del-rate", 0.25},
+		{"dual-stack ADD p50, one at a time, to our IPv4 ADD", "pods/dual-v4", 1.15},
+		{"dual-stack ADD p50, one at a time, to ptp's", "pods/dual/1/add", 0.005},
+		{"execs of one ADD", "counts/execs", 1},
+		{"system calls of the plugin in one ADD", "counts/syscalls", 300},
+		{"netlink sends of one ADD", "counts/sends", 3},
+		{"lease beside 60,000 leases to beside 10, p50", "store/leases", 1.1},
+		{"pairs a second, 32 callers: bbolt.Update's to ours", "store/update/32", 0.25},
+		{"first sync of 5,000 routes to ip -batch", "routes/first sync", 0.1},
+		{"sync with nothing changed to ip -batch replacing", "routes/nothing changed", 0.02},
+		{"kernel events of a sync with nothing changed", "routes/nothing changed/0/events", 0},
+	} {
+		v := b.out.values
+		if single, ok := v["pods/v4/1/add-ms"]; ok && v["pods/dual/1/add-ms"] > 0 {
+			v["pods/dual-v4"] = v["pods/dual/1/add-ms"] / single
+		}
+		got, ok := v[g.key]
+		if !ok {
+			continue
+		}
+		reached := map[bool]string{true: "reached", false: "missed"}[got <= g.most]
+		t.row(g.what, fmt.Sprint(g.most), got, reached)
+		b.out.Goals = append(b.out.Goals, goal{g.what, g.most, got, got <= g.most})
+	}
+	if len(t.Rows) > 0 {
+		b.out.add(t)
+	}
+}

@@ -1,0 +1,219 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
+)
+
+// family is which addresses a pod gets.
+type family string
+
+const (
+	v4   family = "v4"
+	dual family = "dual"
+)
+
+// contender is one way to wire a pod: a plugin with its configuration, on a host of its own.
+type contender struct {
+	name string
+	exe  string
+	path string // CNI_PATH
+	conf map[string]any
+	host *space
+	pods []*space
+	node *lab.Node // whose daemon serves; nil: none
+}
+
+// arena is where the contenders compete.
+type arena struct {
+	dir        string
+	lab        *lab.Lab
+	contenders []*contender
+}
+
+// newArena makes the contenders, each with as many pods without network.
+func (b *bench) newArena(ctx context.Context, f family, pods int) (a *arena, err error) {
+	a = &arena{}
+	if a.dir, err = os.MkdirTemp(b.dir, "arena-"); err != nil {
+		return nil, err
+	}
+	if err := a.withDaemon(ctx, b.bin, f); err != nil {
+		return a, err
+	}
+	ranges := [][]map[string]string{{{"subnet": "10.99.0.0/16"}}}
+	routes := []map[string]string{{"dst": "0.0.0.0/0"}}
+	if f == dual {
+		ranges = append(ranges, []map[string]string{{"subnet": "fd00:99::/64"}})
+		routes = append(routes, map[string]string{"dst": "::/0"})
+	}
+	hostLocal := func(name string) map[string]any {
+		return map[string]any{"type": "host-local", "dataDir": filepath.Join(a.dir, name), "ranges": ranges, "routes": routes}
+	}
+	ours, ptp, bridge := "edgeway, no daemon", "ptp + host-local", "bridge + host-local"
+	for _, c := range []*contender{
+		{name: ours, exe: filepath.Join(b.bin, "edgeway"), path: b.bin, conf: map[string]any{"type": "edgeway", "mtu": 1500,
+			"socket": filepath.Join(a.dir, "nobody.sock"), "dataDir": filepath.Join(a.dir, "edgeway"), "ipam": map[string]any{"ranges": ranges}}},
+		{name: ptp, exe: filepath.Join(b.peers, "ptp"), path: b.peers,
+			conf: map[string]any{"type": "ptp", "mtu": 1500, "ipam": hostLocal("ptp")}},
+		{name: bridge, exe: filepath.Join(b.peers, "bridge"), path: b.peers,
+			conf: map[string]any{"type": "bridge", "bridge": "br0", "isGateway": true, "mtu": 1500, "ipam": hostLocal("bridge")}},
+	} {
+		c.conf["cniVersion"], c.conf["name"] = "1.0.0", "bench"
+		if c.host, err = newSpace(filepath.Join("/run/netns", fmt.Sprintf("host-%d", len(a.contenders)))); err != nil {
+			return a, err
+		}
+		a.contenders = append(a.contenders, c)
+	}
+	for i, c := range a.contenders {
+		for p := range pods {
+			s, err := newSpace(filepath.Join("/run/netns", fmt.Sprintf("pod-%d-%d", i, p)))
+			if err != nil {
+				return a, err
+			}
+			c.pods = append(c.pods, s)
+		}
+	}
+	return a, nil
+}
+
+// withDaemon adds edgeway as it runs on a node: the daemon wrote the network configuration.
+func (a *arena) withDaemon(ctx context.Context, bin string, f family) (err error) {
+	if a.lab, err = lab.New(lab.Options{Bin: bin}); err != nil {
+		return err
+	}
+	t, err := lab.ParseTopology([]byte("nodes:\n- name: Node-1\n  links:\n  - {lan: lan, addrs: [10.0.0.11/24, fd00::11/64]}\n"))
+	if err != nil {
+		return err
+	}
+	if err := a.lab.Build(ctx, t); err != nil {
+		return err
+	}
+	cidrs := "[10.99.0.0/16]"
+	if f == dual {
+		cidrs = "[10.99.0.0/16, fd00:99::/64]"
+	}
+	if err := os.WriteFile(filepath.Join(a.lab.ClusterDir, "node.yaml"), []byte(nodeManifest("Node-1", "10.0.0.11", cidrs)), 0o644); err != nil {
+		return err
+	}
+	c := &contender{name: "edgeway", exe: filepath.Join(bin, "edgeway"), path: bin, node: a.lab.Node("Node-1")}
+	if err := c.node.Start(ctx); err != nil {
+		return err
+	}
+	if c.host, err = openSpace(c.node.Path()); err != nil {
+		return err
+	}
+	c.conf, err = confOf(c.node.Conflist())
+	a.contenders = append(a.contenders, c)
+	return err
+}
+
+// confOf is what a runtime makes for the first plugin of a network configuration list.
+func confOf(conflist string) (map[string]any, error) {
+	text, err := os.ReadFile(conflist)
+	if err != nil {
+		return nil, err
+	}
+	var list struct {
+		CNIVersion string           `json:"cniVersion"`
+		Name       string           `json:"name"`
+		Plugins    []map[string]any `json:"plugins"`
+	}
+	if err := json.Unmarshal(text, &list); err != nil || len(list.Plugins) == 0 {
+		return nil, fmt.Errorf("network configuration %s: no plugin (%v)", conflist, err)
+	}
+	conf := list.Plugins[0]
+	conf["cniVersion"], conf["name"] = list.CNIVersion, list.Name
+	return conf, nil
+}
+
+func (a *arena) close() {
+	for _, c := range a.contenders {
+		for _, p := range c.pods {
+			p.remove()
+		}
+		if c.host == nil {
+			continue
+		}
+		if c.node != nil {
+			c.host.close() // the laboratory's
+		} else {
+			c.host.remove()
+		}
+	}
+	if a.lab != nil {
+		_ = a.lab.Close()
+	}
+	_ = os.RemoveAll(a.dir)
+}
+
+// daemonCPU is the processor time of the contender's daemon.
+func (c *contender) daemonCPU() (time.Duration, error) {
+	if c.node == nil {
+		return 0, nil
+	}
+	return cpuOf(c.node.PID())
+}
+
+// invocation is one call of a plugin.
+type invocation struct {
+	verb, id string
+	pod      *space
+	prev     json.RawMessage // the result of the ADD
+}
+
+// command is the exec of an invocation, with the environment and the input that a runtime gives.
+// It is to be started inside the host's network namespace.
+func (c *contender) command(ctx context.Context, in invocation, argv ...string) (*exec.Cmd, error) {
+	conf := make(map[string]any, len(c.conf)+1)
+	for k, v := range c.conf {
+		conf[k] = v
+	}
+	if in.prev != nil {
+		conf["prevResult"] = in.prev
+	}
+	stdin, err := json.Marshal(conf)
+	if err != nil {
+		return nil, err
+	}
+	argv = append(argv, c.exe)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Stdin = bytes.NewReader(stdin)
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "CNI_COMMAND=" + in.verb, "CNI_CONTAINERID=" + in.id, "CNI_IFNAME=eth0",
+		"CNI_PATH=" + c.path, "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-" + in.id[:12] + ";K8S_POD_INFRA_CONTAINER_ID=" + in.id}
+	if in.pod != nil {
+		cmd.Env = append(cmd.Env, "CNI_NETNS="+in.pod.path)
+	}
+	return cmd, nil
+}
+
+// call makes one invocation on the present thread: what it took, the processor time of its processes
+// (wait4(2) counts the descendants that they waited for), and the result.
+func (c *contender) call(ctx context.Context, in invocation) (took, cpu time.Duration, result []byte, err error) {
+	cmd, err := c.command(ctx, in)
+	if err != nil {
+		return 0, 0, nil, err
+	}
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	start := time.Now()
+	err = cmd.Run()
+	took = time.Since(start)
+	if err != nil {
+		return 0, 0, nil, fmt.Errorf("%s: %s: %w: %s%s", c.name, in.verb, err, stdout.Bytes(), stderr.Bytes())
+	}
+	return took, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), stdout.Bytes(), nil
+}
+
+// nodeManifest is a Node as a cluster has it.
+func nodeManifest(name, address, cidrs string) string {
+	return fmt.Sprintf("apiVersion: v1\nkind: Node\nmetadata:\n  name: %s\n  labels: {ASN: \"65010\"}\nspec:\n  podCIDRs: %s\n"+
+		"status:\n  addresses: [{type: InternalIP, address: %s}]\n", name, cidrs, address)
+}

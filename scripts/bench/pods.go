@@ -1,0 +1,258 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// verbs are what a round of one contender took.
+type verbs struct {
+	add, del sample
+}
+
+// pods compares what a container runtime waits for: the exec of ADD and of DEL.
+func (b *bench) pods(ctx context.Context, f family) error {
+	rounds, n, limit := 5, 64, 3*time.Second
+	if b.quick {
+		rounds, n, limit = 1, 32, 2500*time.Millisecond
+	}
+	a, err := b.newArena(ctx, f, n)
+	if a != nil {
+		defer a.close()
+	}
+	if err != nil {
+		return err
+	}
+	title := map[family]string{v4: "IPv4", dual: "dual stack"}[f]
+	t := table{Name: "pods/" + string(f), Title: "A pod's ADD and DEL as a runtime waits for it, " + title,
+		Columns: columns("pods at once", "plugin", "ADD p50 (ms)", "p99 (ms)", "to ptp", "CPU (ms)", "ADDs/s", "DEL p50 (ms)", "p99 (ms)", "to ptp", "CPU (ms)", "DELs/s", "pods")}
+	for _, at := range []int{1, 8, 32} {
+		cells := make([]verbs, len(a.contenders))
+		pods := n
+		if at == 1 {
+			pods = n / 2
+		}
+		for round := range rounds {
+			for _, i := range rotated(len(cells), round) {
+				v, err := a.contenders[i].round(ctx, fmt.Sprintf("%02d%02d", at, round), at, pods, limit)
+				if err != nil {
+					return err
+				}
+				cells[i].add.add(v.add)
+				cells[i].del.add(v.del)
+			}
+		}
+		b.podRows(&t, a, f, at, cells)
+	}
+	t.note("Both verbs run to their end: the exec of the plugin until its exit. CPU is of the plugin, its children and the daemon; what the kernel does later on its own threads is not in it. " +
+		"edgeway has each lease on disk before it answers, host-local never. p99 of fewer than a hundred pods is the slowest.")
+	b.out.add(t)
+	return nil
+}
+
+func (b *bench) podRows(t *table, a *arena, f family, at int, cells []verbs) {
+	const ptp = 2
+	for i := range cells {
+		c, p := &cells[i], &cells[ptp]
+		add := float64(c.add.p50()) / float64(p.add.p50())
+		del := float64(c.del.p50()) / float64(p.del.p50())
+		t.row(at, a.contenders[i].name, ms(c.add.p50()), ms(c.add.p99()), add, ms(c.add.cpuEach()), c.add.rate(),
+			ms(c.del.p50()), ms(c.del.p99()), del, ms(c.del.cpuEach()), c.del.rate(), len(c.add.took))
+	}
+	o, p := &cells[0], &cells[ptp]
+	key := func(what string) string { return fmt.Sprintf("pods/%s/%d/%s", f, at, what) }
+	b.out.keep(key("add"), float64(o.add.p50())/float64(p.add.p50()))
+	b.out.keep(key("add-ms"), ms(o.add.p50()))
+	b.out.keep(key("add-p99"), float64(o.add.p99())/float64(p.add.p99()))
+	b.out.keep(key("add-cpu"), float64(o.add.cpuEach())/float64(p.add.cpuEach()))
+	b.out.keep(key("add-rate"), p.add.rate()/o.add.rate())
+	b.out.keep(key("del"), float64(o.del.p50())/float64(p.del.p50()))
+	b.out.keep(key("del-rate"), p.del.rate()/o.del.rate())
+}
+
+// round adds the contender's pods, so many at once, and deletes them.
+func (c *contender) round(ctx context.Context, name string, at, pods int, limit time.Duration) (v verbs, err error) {
+	results := make([]json.RawMessage, pods)
+	id := func(i int) string { return fmt.Sprintf("%s%060x", name, i) }
+	v.add, err = c.phase(ctx, at, pods, limit, func(i int) (took, cpu time.Duration, err error) {
+		took, cpu, out, err := c.call(ctx, invocation{"ADD", id(i), c.pods[i], nil})
+		results[i] = out
+		return took, cpu, err
+	})
+	if err != nil {
+		return v, err
+	}
+	v.del, err = c.phase(ctx, at, len(v.add.took), time.Minute, func(i int) (took, cpu time.Duration, err error) {
+		took, cpu, _, err = c.call(ctx, invocation{"DEL", id(i), c.pods[i], results[i]})
+		return took, cpu, err
+	})
+	return v, err
+}
+
+// phase makes one verb's calls: the numbers below n from so many threads, begun within limit.
+func (c *contender) phase(ctx context.Context, at, n int, limit time.Duration, call func(i int) (took, cpu time.Duration, err error)) (s sample, err error) {
+	daemon, err := c.daemonCPU()
+	if err != nil {
+		return s, err
+	}
+	var mu sync.Mutex // guards s
+	q := queue{n: n, deadline: time.Now().Add(limit)}
+	start := time.Now()
+	err = parallel(ctx, at, 0, func(int) error {
+		return c.host.do(func() error {
+			for i, ok := q.take(); ok; i, ok = q.take() {
+				took, cpu, err := call(i)
+				if err != nil {
+					return err
+				}
+				mu.Lock()
+				s.took = append(s.took, took)
+				s.cpu += cpu
+				mu.Unlock()
+			}
+			return nil
+		})
+	})
+	s.wall = time.Since(start)
+	if err != nil {
+		return s, err
+	}
+	after, err := c.daemonCPU()
+	s.cpu += after - daemon
+	return s, err
+}
+
+// podCounts traces ADDs and DELs, and their daemon's part.
+func (b *bench) podCounts(ctx context.Context) error {
+	t := table{Name: "pods/counts", Title: "Counts of one ADD and one DEL, by strace",
+		Columns: columns("addresses", "plugin", "verb", "execs", "syscalls", "of the daemon", "netlink sends", "rtnetlink requests", "fsyncs")}
+	for _, f := range []family{v4, dual} {
+		if err := b.countFamily(ctx, f, &t); err != nil {
+			return err
+		}
+	}
+	t.note("Executed programs, all system calls of the plugin's processes, and of the daemon's; sends and requests (messages) on rtnetlink sockets and fsyncs are of both together. " +
+		"A wait for duplicate address detection shows as requests: the peers ask until it is over.")
+	b.out.add(t)
+	return nil
+}
+
+func (b *bench) countFamily(ctx context.Context, f family, t *table) error {
+	const pods = 6 // the first is not counted: it makes what all share, such as the bridge
+	a, err := b.newArena(ctx, f, pods)
+	if a != nil {
+		defer a.close()
+	}
+	if err != nil {
+		return err
+	}
+	for _, c := range a.contenders {
+		results := make([]json.RawMessage, pods)
+		for _, verb := range []string{"ADD", "DEL"} {
+			plugin, daemon, err := c.counted(ctx, a.dir, verb, results)
+			if err != nil {
+				return err
+			}
+			each := func(n int) float64 { return float64(n) / (pods - 1) }
+			t.row(string(f), c.name, verb, each(plugin.execs), each(plugin.syscalls), each(daemon.syscalls),
+				each(plugin.sends+daemon.sends), each(plugin.requests+daemon.requests), each(plugin.fsyncs+daemon.fsyncs))
+			if c.name == "edgeway" && f == v4 && verb == "ADD" {
+				b.out.keep("counts/execs", each(plugin.execs))
+				b.out.keep("counts/sends", each(plugin.sends+daemon.sends))
+				b.out.keep("counts/syscalls", each(plugin.syscalls))
+			}
+		}
+	}
+	return nil
+}
+
+// counted makes one verb's calls, traces all but the first, and keeps the results of an ADD for the DEL.
+func (c *contender) counted(ctx context.Context, dir, verb string, results []json.RawMessage) (plugin, daemon counts, err error) {
+	name := fmt.Sprintf("%s-%s-%p", verb, filepath.Base(c.exe), c)
+	one := func(i int, argv ...string) error {
+		in := invocation{verb, fmt.Sprintf("%064x", i), c.pods[i], results[i]}
+		return c.host.do(func() error {
+			cmd, err := c.command(ctx, in, argv...)
+			if err != nil {
+				return err
+			}
+			out, err := cmd.Output()
+			if err != nil {
+				return fmt.Errorf("%s: %s: %w: %s", c.name, verb, err, out)
+			}
+			results[i] = out
+			return nil
+		})
+	}
+	if err := one(0); err != nil {
+		return plugin, daemon, err
+	}
+	// The plugin's and the daemon's calls are counted in separate rounds of halves no longer than
+	// needed: a traced daemon answers later, but makes the same calls.
+	rest := func() error {
+		for i := range results[1:] {
+			log := filepath.Join(dir, fmt.Sprintf("%s-%d", name, i))
+			if err := one(i+1, append([]string{"strace"}, straceArgs(log)...)...); err != nil {
+				return err
+			}
+			got, err := countCalls(log)
+			if err != nil {
+				return err
+			}
+			plugin.add(got)
+			if err := os.Remove(log); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if c.node == nil {
+		return plugin, daemon, rest()
+	}
+	daemon, err = traceProcess(ctx, filepath.Join(dir, name+"-daemon"), c.node.PID(), rest)
+	return plugin, daemon, err
+}
+
+// programs compares executables: what starting one costs before it does anything.
+func (b *bench) programs(ctx context.Context) error {
+	n := 200
+	if b.quick {
+		n = 60
+	}
+	var all []*contender
+	for _, exe := range []string{b.bin + "/edgeway", b.peers + "/ptp", b.peers + "/bridge", b.peers + "/host-local"} {
+		all = append(all, &contender{name: filepath.Base(exe), exe: exe, conf: map[string]any{"cniVersion": "1.0.0"}})
+	}
+	samples := make([]sample, len(all))
+	for round := range n {
+		for _, i := range rotated(len(all), round) {
+			took, cpu, _, err := all[i].call(ctx, invocation{verb: "VERSION", id: fmt.Sprintf("%064x", round)})
+			if err != nil {
+				return err
+			}
+			samples[i].add(sample{took: []time.Duration{took}, cpu: cpu})
+		}
+	}
+	t := table{Name: "pods/start", Title: "Executables: size, and one start (CNI_COMMAND=VERSION)",
+		Columns: columns("program", "size (MiB)", "least (ms)", "p50 (ms)", "to ptp", "CPU (ms)", "starts")}
+	for i, c := range all {
+		st, err := os.Stat(c.exe)
+		if err != nil {
+			return err
+		}
+		s := &samples[i]
+		t.row(c.name, float64(st.Size())/(1<<20), ms(s.quantile(0)), ms(s.p50()), float64(s.p50())/float64(samples[1].p50()), ms(s.cpuEach()), n)
+	}
+	st, err := os.Stat(filepath.Join(b.bin, "edgewayd"))
+	if err != nil {
+		return err
+	}
+	t.row("edgewayd", float64(st.Size())/(1<<20), nil, nil, nil, nil, nil)
+	b.out.add(t)
+	return nil
+}

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sample is what many runs of one operation took.
+type sample struct {
+	took []time.Duration // each
+	wall time.Duration   // all, from the first's start to the last's end
+	cpu  time.Duration   // of every process that had part in it
+}
+
+func (s *sample) add(o sample) {
+	s.took = append(s.took, o.took...)
+	s.wall += o.wall
+	s.cpu += o.cpu
+}
+
+// quantile of the latencies; the highest where there are too few for q.
+func (s *sample) quantile(q float64) time.Duration {
+	if len(s.took) == 0 {
+		return 0
+	}
+	sorted := slices.Clone(s.took)
+	slices.Sort(sorted)
+	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
+}
+
+func (s *sample) p50() time.Duration { return s.quantile(0.5) }
+func (s *sample) p99() time.Duration { return s.quantile(0.99) }
+
+// rate is operations a second.
+func (s *sample) rate() float64 { return float64(len(s.took)) / s.wall.Seconds() }
+
+// cpuEach is the processor time of one operation.
+func (s *sample) cpuEach() time.Duration { return s.cpu / time.Duration(max(1, len(s.took))) }
+
+func us(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// rotated are the numbers below n, beginning with another one each round.
+func rotated(n, round int) []int {
+	out := make([]int, n)
+	for i := range out {
+		out[i] = (i + round) % n
+	}
+	return out
+}
+
+// ownCPU is the processor time that this process has used.
+func ownCPU() time.Duration {
+	var r unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
+		panic("getrusage(RUSAGE_SELF): " + err.Error()) // only a bad pointer fails
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+}
+
+// cpuOf is the processor time that another process has used: its CPU clock, see
+// clock_getcpuclockid(3) and include/linux/posix-timers.h, MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED).
+func cpuOf(pid int) (time.Duration, error) {
+	var t unix.Timespec
+	if err := unix.ClockGettime(int32(^pid)<<3|2, &t); err != nil {
+		return 0, fmt.Errorf("processor time of process %d: %w", pid, err)
+	}
+	return time.Duration(t.Nano()), nil
+}
+
+// parallel has callers call op until limit is over, and at least once each; op gets the number of
+// its caller, and times what counts itself.
+func parallel(ctx context.Context, callers int, limit time.Duration, op func(caller int) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	deadline := time.Now().Add(limit)
+	var wg sync.WaitGroup
+	for c := range callers {
+		wg.Go(func() {
+			for first := true; ctx.Err() == nil && (first || time.Now().Before(deadline)); first = false {
+				if err := op(c); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// queue hands out the numbers below n, each once, until a time limit.
+type queue struct {
+	next     atomic.Int64
+	n        int
+	deadline time.Time
+}
+
+func (q *queue) take() (int, bool) {
+	if time.Now().After(q.deadline) {
+		return 0, false
+	}
+	i := int(q.next.Add(1)) - 1
+	return i, i < q.n
+}

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// manyPaths has a LAN grow from ten nodes to 5,000 while two switches listen.
+func (b *bench) manyPaths(ctx context.Context) (err error) {
+	const few = 10
+	l, err := b.newLAN(ctx, 2, few-1, false)
+	if l != nil && l.Lab != nil {
+		defer func() { err = errors.Join(err, l.Close()) }()
+	}
+	if err != nil {
+		return err
+	}
+	t := table{Name: "bgp/5000", Title: "A speaker with two sessions, and 5,000 nodes that appear at once",
+		Columns: columns("nodes", "until both kernels have all (s)", "speaker's CPU (s)", "resident (MiB)")}
+	idle, err := l.rss(ctx)
+	if err != nil {
+		return err
+	}
+	t.row(few, nil, nil, idle)
+	before, err := cpuOf(l.node.PID())
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	if err := l.grow(nodes - 1); err != nil {
+		return err
+	}
+	if err := l.heard(ctx); err != nil {
+		return err
+	}
+	took := time.Since(start)
+	full, err := l.rss(ctx)
+	if err != nil {
+		return err
+	}
+	after, err := cpuOf(l.node.PID())
+	if err != nil {
+		return err
+	}
+	t.row(nodes, took.Seconds(), (after - before).Seconds(), full)
+	t.note("The time begins with the first of %d files and includes writing them. The speaker has routes to all nodes in its own kernel as well. Resident is the daemon's VmRSS, before and after.", nodes-few)
+	b.out.add(t)
+	return nil
+}
+
+// unwanted has the switch announce a hundred thousand routes that nobody asked for.
+func (b *bench) unwanted(ctx context.Context) (err error) {
+	const routes = 100_000
+	l, err := b.newLAN(ctx, 1, 9, true)
+	if l != nil && l.Lab != nil {
+		defer func() { err = errors.Join(err, l.Close()) }()
+	}
+	if err != nil {
+		return err
+	}
+	idle, err := l.rss(ctx)
+	if err != nil {
+		return err
+	}
+	before, err := cpuOf(l.node.PID())
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	if err := l.announce(ctx, routes); err != nil {
+		return err
+	}
+	took := time.Since(start)
+	if err := l.settled(ctx, time.Second); err != nil {
+		return err
+	}
+	after, err := cpuOf(l.node.PID())
+	if err != nil {
+		return err
+	}
+	full, err := l.rss(ctx)
+	if err != nil {
+		return err
+	}
+	status, err := l.node.Status(ctx)
+	if err != nil {
+		return err
+	}
+	t := table{Name: "bgp/unwanted", Title: "100,000 routes that the switch announces and nobody wants",
+		Columns: columns("routes", "sent in (s)", "speaker's CPU (s)", "resident before (MiB)", "resident after (MiB)", "session")}
+	t.row(routes, took.Seconds(), (after - before).Seconds(), idle, full, status.Sessions[0].State)
+	b.out.add(t)
+	return nil
+}
+
+// announce gives the first switch static routes for its neighbour and waits until they are sent.
+func (l *lan) announce(ctx context.Context, n int) error {
+	s := l.switches[0]
+	path := filepath.Join(s.Dir, "bird.conf")
+	conf, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var b strings.Builder
+	b.Write(conf)
+	b.WriteString("protocol static unwanted { ipv4;\n")
+	for i := range n {
+		fmt.Fprintf(&b, "\troute %d.%d.%d.0/24 blackhole;\n", 20+i>>16, i>>8&255, i&255)
+	}
+	b.WriteString("}\n")
+	if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+		return err
+	}
+	birdc := func(args ...string) (string, error) {
+		return s.Run(ctx, "birdc", append([]string{"-s", filepath.Join(s.Dir, "bird.ctl")}, args...)...)
+	}
+	if out, err := birdc("configure"); err != nil || !strings.Contains(out, "Reconfigur") {
+		return fmt.Errorf("%s: birdc configure: %w: %s", s.Name, err, out)
+	}
+	return wait(ctx, routesLimit, func() error {
+		out, err := birdc("show", "protocols", "all", s.Spec.Neighbors[0].Name)
+		if err != nil {
+			return err
+		}
+		var most int
+		for line := range strings.Lines(out) {
+			var imported, exported int
+			if _, err := fmt.Sscanf(strings.TrimSpace(line), "Routes: %d imported, %d exported", &imported, &exported); err == nil {
+				most = max(most, exported)
+			}
+		}
+		if most < n {
+			return fmt.Errorf("%s has sent %d of %d routes", s.Name, most, n)
+		}
+		return nil
+	})
+}

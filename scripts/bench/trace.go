@@ -1,0 +1,177 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// counts is what strace(1) saw: numbers that no neighbour on the machine can disturb.
+type counts struct {
+	execs, syscalls, sends, requests, fsyncs int
+}
+
+func (c *counts) add(o counts) {
+	c.execs += o.execs
+	c.syscalls += o.syscalls
+	c.sends += o.sends
+	c.requests += o.requests
+	c.fsyncs += o.fsyncs
+}
+
+// straceArgs: -yy shows which descriptors are netlink sockets.
+func straceArgs(log string) []string { return []string{"-f", "-qq", "-yy", "-s", "512", "-o", log} }
+
+// traceSelf counts the fsyncs of this program as a load of the store.
+func traceSelf(ctx context.Context, log, load string) (int, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	args := append(straceArgs(log), "--seccomp-bpf", "-e", "trace=fsync,fdatasync", self, "-load", load)
+	if out, err := exec.CommandContext(ctx, "strace", args...).CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("strace: %w: %s", err, out)
+	}
+	c, err := countCalls(log)
+	return c.fsyncs, err
+}
+
+// traceProcess traces a running process while f runs, and until it is quiet again.
+func traceProcess(ctx context.Context, log string, pid int, f func() error) (c counts, err error) {
+	cmd := exec.Command("strace", append(straceArgs(log), "-p", strconv.Itoa(pid))...)
+	var said strings.Builder
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		return c, err
+	}
+	err = wait(ctx, 10*time.Second, func() error { return traced(pid) })
+	if err == nil {
+		err = f()
+	}
+	if err == nil {
+		err = quiet(ctx, log)
+	}
+	err = errors.Join(err, cmd.Process.Signal(unix.SIGINT))
+	if werr := cmd.Wait(); werr != nil && err == nil && !strings.Contains(werr.Error(), "interrupt") && cmd.ProcessState.ExitCode() != 130 {
+		err = fmt.Errorf("strace: %w: %s", werr, said.String())
+	}
+	if err != nil {
+		return c, err
+	}
+	return countCalls(log)
+}
+
+// traced is nil when every thread of the process has a tracer.
+func traced(pid int) error {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		if field(t, "TracerPid") == "0" {
+			return fmt.Errorf("strace has not attached to process %d", pid)
+		}
+	}
+	return nil
+}
+
+// quiet waits until the log has not grown for a while.
+func quiet(ctx context.Context, log string) error {
+	const still = 300 * time.Millisecond
+	var size int64
+	since := time.Now()
+	return wait(ctx, 20*time.Second, func() error {
+		st, err := os.Stat(log)
+		if err != nil {
+			return err
+		}
+		if st.Size() != size {
+			size, since = st.Size(), time.Now()
+		}
+		if time.Since(since) < still {
+			return errors.New("the traced process is still busy")
+		}
+		return nil
+	})
+}
+
+var (
+	callLine    = regexp.MustCompile(`^\d+\s+([a-z0-9_]+)\(`)
+	messageType = regexp.MustCompile(`nlmsg_type=(RTM_[A-Z]+|0x[0-9a-f]+)`)
+)
+
+// countCalls reads a log of strace. A call that was interrupted by another thread's stands there
+// twice, its second half as "<... name resumed>", which counts as nothing.
+func countCalls(log string) (c counts, err error) {
+	f, err := os.Open(log)
+	if err != nil {
+		return c, err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		line := lines.Text()
+		m := callLine.FindStringSubmatch(line)
+		if m == nil {
+			continue
+		}
+		c.syscalls++
+		switch m[1] {
+		case "execve":
+			c.execs++
+		case "fsync", "fdatasync":
+			c.fsyncs++
+		case "sendto", "sendmsg", "write", "sendmmsg":
+			if n := requestsIn(line); n > 0 {
+				c.sends++
+				c.requests += n
+			}
+		}
+	}
+	return c, lines.Err()
+}
+
+// requestsIn counts the rtnetlink messages of one send. strace knows the protocol of sockets in its
+// own network namespace only; rtnetlink's types are below 0x100, and those of nfnetlink, the other
+// user here, above (linux/netfilter/nfnetlink.h: NFNL_SUBSYS_ID).
+func requestsIn(line string) (n int) {
+	if !strings.Contains(line, "<NETLINK:") {
+		return 0
+	}
+	for _, m := range messageType.FindAllStringSubmatch(line, -1) {
+		if code, err := strconv.ParseUint(m[1], 0, 16); strings.HasPrefix(m[1], "RTM_") || err == nil && code >= unix.RTM_BASE && code < 0x100 {
+			n++
+		}
+	}
+	return n
+}
+
+// wait calls f until it returns nil, its error when that takes longer than limit.
+func wait(ctx context.Context, limit time.Duration, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w (%w)", err, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
