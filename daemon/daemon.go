@@ -113,7 +113,7 @@ func Run(ctx context.Context, c Config, o Options) error {
 	wait.Wait()
 	d.speaker.Stop()
 	if n := d.node.Load(); n != nil {
-		err = errors.Join(err, n.close())
+		err = errors.Join(err, n.copied(), n.close())
 	}
 	o.Log.Info("stopped", "routes", "kept", "switches", "keep their routes for the graceful restart time")
 	return err

@@ -71,6 +71,8 @@ func (d *Daemon) ipam(ctx context.Context, req api.Request) api.Reply {
 	if n == nil {
 		return api.Reply{Failed: true, Error: "the store of leases is not open; edgewayd status and its log say why"}
 	}
+	n.busy.RLock()
+	defer n.busy.RUnlock()
 	out, err := n.ipam(ctx, d.config, req.Args)
 	if err != nil {
 		return api.Reply{Failed: true, Error: err.Error()}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
@@ -21,19 +22,43 @@ import (
 type node struct {
 	store *ipam.Store
 	verbs *plugin.Node
+	busy  sync.RWMutex // held for reading by each verb, so that close waits for them
 }
 
-func (n *node) close() error { return errors.Join(n.verbs.Close(), n.store.Close()) }
+// close closes the store when no verb runs any more.
+func (n *node) close() error {
+	n.busy.Lock()
+	defer n.busy.Unlock()
+	return errors.Join(n.verbs.Close(), n.store.Close())
+}
 
-// openNode opens the store and removes what a crash left behind.
+// copied makes a last copy of the store, from which a damaged one is rebuilt.
+func (n *node) copied() error {
+	if n.store.Damage() != nil {
+		return nil // the next start rebuilds it
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), backupTimeout)
+	defer cancel()
+	return n.store.Backup(ctx)
+}
+
+// openNode opens the store, reads it through once, and removes what a crash left behind.
 func openNode(ctx context.Context, stateDir string) (*node, []string, error) {
-	boot, err := plugin.BootID()
+	open := func() (*ipam.Store, error) {
+		return plugin.OpenStore(ctx, filepath.Join(stateDir, plugin.StoreFile), storeWait)
+	}
+	store, err := open()
 	if err != nil {
 		return nil, nil, err
 	}
-	store, err := ipam.Open(ctx, filepath.Join(stateDir, plugin.StoreFile), ipam.Options{BootID: boot, LockTimeout: 5 * time.Second, Recover: plugin.Recover, Lives: plugin.Lives})
-	if err != nil {
-		return nil, nil, err
+	if err := store.Check(); err != nil {
+		// Opened again, it is rebuilt.
+		if err := errors.Join(err, store.Close()); !errors.Is(err, ipam.ErrDamaged) {
+			return nil, nil, err
+		}
+		if store, err = open(); err != nil {
+			return nil, nil, err
+		}
 	}
 	verbs, err := plugin.NewNode(store)
 	if err != nil {
@@ -51,6 +76,14 @@ func openNode(ctx context.Context, stateDir string) (*node, []string, error) {
 // network configuration where the runtime finds it.
 func (d *Daemon) pods(ctx context.Context, w World, state routes.State) ([]cluster.Problem, error) {
 	n := d.node.Load()
+	if n != nil && n.store.Damage() != nil {
+		d.options.Log.Warn("store is damaged and opened anew", "err", n.store.Damage())
+		d.node.Store(nil)
+		if err := n.close(); err != nil {
+			return nil, err
+		}
+		n = nil
+	}
 	if n == nil {
 		opened, swept, err := openNode(ctx, d.config.StateDir)
 		if err != nil {
@@ -90,6 +123,13 @@ func (d *Daemon) pods(ctx context.Context, w World, state routes.State) ([]clust
 // backupEvery is the time between two copies of the store, from which it is rebuilt when its file
 // is damaged: what a copy does not know, the node's links tell.
 const backupEvery = 10 * time.Minute
+
+const (
+	// backupTimeout bounds the last copy: whoever stops the daemon waits for it.
+	backupTimeout = 5 * time.Second
+	// storeWait bounds the wait for plugins that work on the store without the daemon.
+	storeWait = 5 * time.Second
+)
 
 // backup copies the store now and then until ctx ends.
 func (d *Daemon) backup(ctx context.Context) error {
@@ -145,7 +185,11 @@ func (d *Daemon) cni(ctx context.Context, req api.Request, netns *os.File) api.R
 	}
 	verbs := &plugin.Node{} // without a store it asks the runtime to try again later
 	if n := d.node.Load(); n != nil {
-		verbs = n.verbs
+		n.busy.RLock()
+		defer n.busy.RUnlock()
+		if d.node.Load() == n { // not closed meanwhile
+			verbs = n.verbs
+		}
 	}
 	begin := time.Now()
 	reply := verbs.Do(ctx, plugin.Call{CNI: *req.CNI, NetnsFile: netns})

@@ -124,6 +124,10 @@ func (s *Store) suspect(cause error) {
 	_ = os.WriteFile(s.path+suffixSuspect, []byte(cause.Error()+"\n"), 0o600)
 }
 
+// Damage returns the first damage that was met since the store was opened, nil if none: it leases
+// nothing any more, and shall be closed and opened again.
+func (s *Store) Damage() error { return s.damage() }
+
 // damage returns what suspect noted.
 func (s *Store) damage() error {
 	s.mu.Lock()

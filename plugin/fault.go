@@ -71,6 +71,8 @@ func asCNI(err error) *cniError {
 		return fault(codeExists, "%w", err).next("call DEL before a second ADD of the same container and interface")
 	case errors.Is(err, ipam.ErrInvalid):
 		return fault(codeConfig, "%w", err).next("correct ipam in the network configuration")
+	case errors.Is(err, ipam.ErrDamaged):
+		return fault(codeTryAgain, "%w", err).next("edgewayd rebuilds the store when it opens it: look at edgewayd status and at the disk")
 	case errors.Is(err, ipam.ErrLocked):
 		return fault(codeTryAgain, "%w", err).next("edgewayd holds the store but does not answer: look at its log")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):

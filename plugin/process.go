@@ -282,12 +282,7 @@ func (c *caller) local(ctx context.Context) (reply api.Reply, err error) {
 			return c.direct(ctx)
 		}
 	}
-	boot, err := BootID()
-	if err != nil {
-		return reply, err
-	}
-	c.store, err = ipam.Open(ctx, path, ipam.Options{BootID: boot, LockTimeout: storeTry, Recover: Recover, Lives: Lives})
-	if err != nil {
+	if c.store, err = OpenStore(ctx, path, storeTry); err != nil {
 		return reply, err
 	}
 	return c.direct(ctx)
