@@ -53,16 +53,13 @@ func (n *Node) Sweep(ctx context.Context) ([]string, error) {
 }
 
 // alive is what Sweep keeps: a lease with its link. An attachment of another main plugin has none;
-// it lasts as long as its namespace, and where that is not known as long as the boot.
+// it lasts as long as its namespace, which no reboot leaves.
 func alive(boot string) func(l ipam.Lease, linked bool) bool {
 	return func(l ipam.Lease, linked bool) bool {
-		switch {
-		case !isForeign(l):
-			return linked
-		case l.Netns == "":
-			return l.BootID == boot
+		if isForeign(l) {
+			return l.BootID == boot && !netnsGone(l.Netns)
 		}
-		return !netnsGone(l.Netns)
+		return linked
 	}
 }
 
