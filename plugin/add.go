@@ -103,6 +103,9 @@ func (n *Node) attach(ctx context.Context, o order, at ends, previous *current.R
 	if min := minMTUOf(w); mtu < min {
 		return reply, fault(codeConfig, "mtu %d is too small for %v: the least is %d", mtu, w.addrs, min).next("raise mtu in the network configuration")
 	}
+	if w.metric, err = freeMetric(ctx, at.pod, w, o.attachment); err != nil {
+		return reply, err
+	}
 	if err := n.make(ctx, o, w, at); err != nil {
 		return reply, err
 	}
@@ -119,6 +122,18 @@ func minMTUOf(w wiring) int {
 		return minMTU6
 	}
 	return minMTU
+}
+
+// freeMetric looks for another interface of the pod that has the routes which this one wants.
+func freeMetric(ctx context.Context, pod kernel, w wiring, a ipam.Attachment) (int, error) {
+	observed, err := pod.Observe(ctx, routes.Scope{}, routes.State{Routes: w.pod().Routes})
+	if err != nil {
+		return 0, fmt.Errorf("routes of the pod: %w", err)
+	}
+	if len(observed.Routes) > 0 {
+		return secondMetric(a), nil
+	}
+	return 0, nil
 }
 
 // make builds both ends. A link of the same name is a crash's left-over: its lease was not there,

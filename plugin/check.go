@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -108,13 +109,10 @@ func (p *inspection) wiring() (wiring, error) {
 	}
 	for _, i := range p.previous.Interfaces {
 		switch {
-		case i.Sandbox == "" && i.Name == w.hostLink && i.Mac != "":
-			w.hostMAC = i.Mac
+		case i.Sandbox == "" && i.Name == w.hostLink:
+			w.mtu, w.hostMAC = i.Mtu, cmp.Or(i.Mac, w.hostMAC)
 		case i.Sandbox != "" && i.Name == w.ifName:
-			w.mtu = i.Mtu
-			if i.Mac != "" {
-				w.podMAC = i.Mac
-			}
+			w.podMTU, w.podMAC = i.Mtu, cmp.Or(i.Mac, w.podMAC)
 		}
 	}
 	asked, err := p.rq.conf.routes()
@@ -162,33 +160,68 @@ func (n *Node) inspectEnds(ctx context.Context, p *inspection) error {
 		return fault(codeIO, "enter network namespace %s: %w", p.rq.cni.Netns, err)
 	}
 	defer pod.Close()
-	want := w.pod()
-	want.Sysctls = nil // they did their work when the link came up
-	return errors.Join(p.compare(ctx, host, "host", w.host(nil)), p.compare(ctx, pod, "pod", want))
+	pods := p.compare(ctx, pod, "pod", w)
+	if w.metric = secondMetric(p.rq.attachment); pods.err == nil && len(pods.differences) > 0 {
+		// The routes of a second interface stand behind those of the first.
+		if second := p.compare(ctx, pod, "pod", w); len(second.differences) < len(pods.differences) {
+			pods = second
+		}
+	}
+	hosts := p.compare(ctx, host, "host", w)
+	p.differences = slices.Concat(p.differences, hosts.differences, pods.differences)
+	return errors.Join(hosts.err, pods.err)
 }
 
-// compare notes what would have to be added or replaced.
-func (p *inspection) compare(ctx context.Context, k kernel, end string, want routes.State) error {
+// comparison is what one end has differently.
+type comparison struct {
+	differences []string
+	err         error
+}
+
+// compare notes what would have to be added or replaced at one end.
+func (p *inspection) compare(ctx context.Context, k kernel, end string, w wiring) (out comparison) {
+	want := w.host(nil)
+	if end == "pod" {
+		want = w.pod()
+		want.Sysctls = nil // they did their work when the link came up
+	}
+	if p.otherMAC(w) {
+		want.Neighs = nil // went with the address: whoever changed it sees to that
+	}
 	observed, err := k.Observe(ctx, routes.Scope{}, want)
 	if err != nil {
-		return fmt.Errorf("%s end: %w", end, err)
+		out.err = fmt.Errorf("%s end: %w", end, err)
+		return out
+	}
+	differs := func(format string, args ...any) {
+		out.differences = append(out.differences, end+": "+fmt.Sprintf(format, args...))
 	}
 	missing := map[string]bool{} // links: what should be on them is missing too
 	for _, c := range routes.Diff(observed, want) {
 		if l, ok := c.Object.(routes.Link); ok && c.Op == routes.Add {
 			missing[l.Name] = true
-			p.differs("%s: missing link %s", end, l.Name)
+			differs("missing link %s", l.Name)
 			continue
 		}
 		switch {
 		case missing[linkUnder(c.Object)] || c.Op == routes.Delete: // not ours to judge
 		case c.Op == routes.Add:
-			p.differs("%s: missing %v", end, c.Object)
+			differs("missing %v", c.Object)
 		default:
-			p.differs("%s: want %v, have %v", end, c.Object, c.Was)
+			differs("want %v, have %v", c.Object, c.Was)
 		}
 	}
-	return nil
+	return out
+}
+
+// otherMAC reports that a later plugin gave the pod's end another address than ADD did.
+func (p *inspection) otherMAC(w wiring) bool {
+	a, err := parseArgs(p.rq.cni.Args)
+	if err != nil {
+		return false
+	}
+	asked, err := p.rq.conf.mac(a)
+	return err == nil && w.podMAC != cmp.Or(asked, macOf(p.rq.attachment, "pod"))
 }
 
 // linkUnder is the link that an object stands on; "" for those that stand on none.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -34,7 +35,7 @@ func (n *Node) delegateAdd(ctx context.Context, rq request) (g grant, err error)
 			_ = n.delegate(ctx, rq, "DEL")
 		}
 	}()
-	out, err := rq.execute(ctx, "ADD")
+	out, err := n.execute(ctx, rq, "ADD")
 	if err != nil {
 		return g, err
 	}
@@ -79,12 +80,12 @@ func (c conf) granted(result *current.Result) (g grant, err error) {
 
 // delegate passes a verb without result on.
 func (n *Node) delegate(ctx context.Context, rq request, command string) error {
-	_, err := rq.execute(ctx, command)
+	_, err := n.execute(ctx, rq, command)
 	return err
 }
 
 // execute runs the IPAM plugin and returns its standard output, or its own error.
-func (rq request) execute(ctx context.Context, command string) ([]byte, error) {
+func (n *Node) execute(ctx context.Context, rq request, command string) ([]byte, error) {
 	path, err := findPlugin(rq.conf.IPAM.Type, rq.cni.Path)
 	if err != nil {
 		return nil, err
@@ -92,6 +93,9 @@ func (rq request) execute(ctx context.Context, command string) ([]byte, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = bytes.NewReader(rq.cni.Stdin), &stdout, &stderr, outputGrace
+	if n.stderr != nil {
+		cmd.Stderr = io.MultiWriter(&stderr, n.stderr)
+	}
 	for _, kv := range os.Environ() {
 		if !strings.HasPrefix(kv, "CNI_") {
 			cmd.Env = append(cmd.Env, kv)

@@ -578,3 +578,62 @@ func TestMasquerade(t *testing.T) {
 		t.Errorf("the pod's element stays: %s", out)
 	}
 }
+
+// Two interfaces of one container: traffic to both, and to one when the other is gone.
+func TestTwoInterfaces(t *testing.T) {
+	kernelTest(t)
+	for _, first := range []string{"eth0", "net1"} {
+		t.Run("without "+first, func(t *testing.T) {
+			h, pod := newHost(t), newSpace(t)
+			calls := map[string]call{}
+			results := map[string]string{}
+			for _, name := range []string{"eth0", "net1"} {
+				c := call{verb: "ADD", id: "c1", ifName: name, netns: pod.path, conf: h.conf("1.1.0")}
+				results[name] = h.must(t, c)
+				calls[name] = c
+			}
+			reach := func(name string) {
+				t.Helper()
+				for _, a := range parseResult(t, results[name]).addrs() {
+					h.sh(t, "ping -c1 -W5 "+a)
+				}
+				c := calls[name]
+				c.verb, c.conf = "CHECK", with(c.conf, "prevResult", results[name])
+				h.must(t, c)
+			}
+			reach("eth0")
+			reach("net1")
+			gone := calls[first]
+			gone.verb = "DEL"
+			h.must(t, gone)
+			delete(calls, first)
+			for name, c := range calls {
+				reach(name)
+				pod.sh(t, "ping -c1 -W5 192.0.2.1 && ping -c1 -W5 2001:db8::1")
+				c.verb = "DEL"
+				h.must(t, c)
+			}
+		})
+	}
+}
+
+// A pool full of leases whose pods went away without DEL makes room.
+func TestFullPoolOfTheDead(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	conf := h.conf("1.1.0", `"ipam":{"ranges":[[{"subnet":"10.98.0.0/30"}]]}`)
+	for i := range 2 {
+		pod := newSpace(t)
+		h.must(t, call{verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: pod.path, conf: conf})
+		pod.file.Close()
+	}
+	until(t, "the links of the closed namespaces go", func() bool {
+		links, _ := h.wired(t)
+		return len(links) == 0
+	})
+	h.must(t, call{verb: "STATUS", conf: conf})
+	c := call{verb: "ADD", id: "next", ifName: "eth0", netns: newSpace(t).path, conf: conf}
+	h.must(t, c)
+	c.verb = "DEL"
+	h.must(t, c)
+}

@@ -91,10 +91,18 @@ func (n *Node) obtain(ctx context.Context, k kernel, o order) (grant, error) {
 			return grant{}, err
 		}
 	}
-	lease, err := n.Store.Allocate(ctx, ipam.Request{
+	ask := ipam.Request{
 		Attachment: o.attachment, Network: o.conf.network(), Pod: o.pod, Pool: o.pool, Addrs: o.addrs,
 		Netns: o.cni.Netns, Dead: dead,
-	})
+	}
+	lease, err := n.Store.Allocate(ctx, ask)
+	if errors.Is(err, ipam.ErrExhausted) {
+		if some, rerr := n.reclaim(ctx, k); rerr != nil {
+			err = errors.Join(err, rerr)
+		} else if some {
+			lease, err = n.Store.Allocate(ctx, ask)
+		}
+	}
 	if err != nil {
 		return grant{}, fmt.Errorf("network %s: %w", o.conf.Name, err)
 	}
@@ -122,19 +130,52 @@ func (n *Node) giveBack(ctx context.Context, rq request) error {
 }
 
 // dead judges a lease of this boot: its holder is gone when its link is. A verb that works on
-// the holder proves it alive: its link may be in the making. An attachment of another main plugin
-// has no link of ours, and is gone with its namespace.
+// the holder proves it alive: its link may be in the making.
 func (n *Node) dead(ctx context.Context, k kernel, self ipam.Attachment) func(ipam.Lease) bool {
 	return func(l ipam.Lease) bool {
 		if l.Attachment != self && n.attachments.busy(l.Attachment) {
 			return false
 		}
-		if isForeign(l) {
-			return netnsGone(l.Netns)
-		}
-		exists, err := linkExists(ctx, k, linkOf(l))
-		return err == nil && !exists
+		// The namespace's end takes its links with it a moment later.
+		return gone(ctx, k, l) || (l.Attachment == self && netnsGone(l.Netns))
 	}
+}
+
+// gone reports that the attachment of a lease is not there any more. That of another main plugin
+// has no link of ours, and is gone with its namespace.
+func gone(ctx context.Context, k kernel, l ipam.Lease) bool {
+	if isForeign(l) {
+		return netnsGone(l.Netns)
+	}
+	exists, err := linkExists(ctx, k, linkOf(l))
+	return err == nil && !exists
+}
+
+// reclaim ends the leases of this boot whose holders are gone, and reports whether there were any.
+// The store asks about a holder only when it is the same pod's; a full pool asks about them all.
+func (n *Node) reclaim(ctx context.Context, k kernel) (some bool, err error) {
+	leases, err := n.leases()
+	if err != nil {
+		return false, err
+	}
+	var errs []error
+	for _, l := range leases {
+		if !gone(ctx, k, l) {
+			continue
+		}
+		unlock, free := n.attachments.try(l.Attachment)
+		if !free {
+			continue
+		}
+		now, held, err := n.lookup(l.Attachment)
+		if err == nil && held && now.Since.Equal(l.Since) && gone(ctx, k, l) { // still
+			err = n.release(ctx, l.Attachment)
+			some = true
+		}
+		errs = append(errs, err)
+		unlock()
+	}
+	return some, errors.Join(errs...)
 }
 
 // netnsGone reports that the namespace at path is gone for certain.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"runtime"
@@ -47,6 +48,9 @@ type Node struct {
 	// at all of them, apart from the verbs.
 	attachments locks
 	sweep       sync.RWMutex
+
+	// stderr is where a delegated plugin's standard error goes; nil: into the error.
+	stderr io.Writer
 
 	// dial opens a kernel; tests put faults there. Nil: routes.OpenNetns.
 	dial func(netns *os.File) (kernel, error)
@@ -175,22 +179,41 @@ func (l *locks) lock(ctx context.Context, a ipam.Attachment) (unlock func(), err
 	}
 	e.waiters++
 	l.mu.Unlock()
-	leave := func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if e.waiters--; e.waiters == 0 {
-			delete(l.held, a)
-		}
-	}
 	select {
 	case <-e.turn:
-		return func() {
-			e.turn <- struct{}{}
-			leave()
-		}, nil
+		return func() { l.pass(a, e) }, nil
 	case <-ctx.Done():
-		leave()
+		l.leave(a, e)
 		return nil, fault(codeTryAgain, "%s: %w: %w", a, errLockWait, context.Cause(ctx)).next("the runtime must not run two calls for one attachment at a time")
+	}
+}
+
+// try is lock for an attachment that nobody works on or waits for.
+func (l *locks) try(a ipam.Attachment) (unlock func(), ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held[a] != nil {
+		return nil, false
+	}
+	if l.held == nil {
+		l.held = map[ipam.Attachment]*lock{}
+	}
+	e := &lock{turn: make(chan struct{}, 1), waiters: 1}
+	l.held[a] = e
+	return func() { l.pass(a, e) }, true
+}
+
+// pass gives the turn to the next.
+func (l *locks) pass(a ipam.Attachment, e *lock) {
+	e.turn <- struct{}{}
+	l.leave(a, e)
+}
+
+func (l *locks) leave(a ipam.Attachment, e *lock) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e.waiters--; e.waiters == 0 {
+		delete(l.held, a)
 	}
 }
 

@@ -37,16 +37,20 @@ type Process struct {
 	Getenv func(string) string
 	Stdin  io.Reader
 	Stdout io.Writer
+	Stderr io.Writer // a delegated plugin's; nothing else is written there
 }
 
 // Run serves the invocation and returns its exit status: it asks the daemon, and when none
 // answers runs the verb on the store itself. Standard output gets one JSON value or nothing.
 func (p Process) Run(ctx context.Context) (status int) {
-	c := caller{}
+	c := caller{stderr: p.Stderr}
 	defer c.close()
 	version, reply, err := c.run(ctx, p)
 	if err != nil {
 		reply = errorReply(version, err)
+	}
+	if len(reply.Output) == 0 {
+		return 0
 	}
 	if _, err := p.Stdout.Write(reply.Output); err != nil {
 		if reply.Undelivered != nil {
@@ -136,7 +140,8 @@ type caller struct {
 	call Call
 	conf conf
 	// begun: a daemon took the call and went away. What it did is not known.
-	begun bool
+	begun  bool
+	stderr io.Writer
 	// store and node are this process's own, once it serves the call itself.
 	store *ipam.Store
 	node  *Node
@@ -293,7 +298,7 @@ func (c *caller) direct(ctx context.Context) (reply api.Reply, err error) {
 	if c.node, err = NewNode(c.store); err != nil {
 		return reply, err
 	}
-	c.node.unborn = c.store == nil
+	c.node.unborn, c.node.stderr = c.store == nil, c.stderr
 	for _, cni := range c.steps() {
 		reply = c.node.Do(ctx, Call{CNI: cni, NetnsFile: c.call.NetnsFile})
 	}

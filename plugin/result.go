@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -70,6 +71,7 @@ func (w wiring) result(previous *current.Result, dns types.DNS, netns string) *c
 	}
 	for _, r := range w.routes {
 		route := r.asked()
+		route.Priority = cmp.Or(r.priority, w.metric)
 		if via := r.nextHop(); via.IsValid() {
 			route.GW = via.AsSlice()
 		}

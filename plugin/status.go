@@ -49,13 +49,18 @@ func (n *Node) status(ctx context.Context, rq request) (reply api.Reply, err err
 	if err != nil {
 		return reply, unavailable(err)
 	}
-	if err := n.room(rq, leases, boot); err != nil {
+	host, done, err := n.host()
+	if err != nil {
+		return reply, unavailable(err)
+	}
+	defer done()
+	if err := n.room(rq, leases, func(l ipam.Lease) bool { return l.BootID != boot || gone(ctx, host, l) }); err != nil {
 		return reply, unavailable(err)
 	}
 	if rq.conf.ipamOnly() {
 		return reply, nil
 	}
-	return reply, n.forwards(ctx, leases, boot)
+	return reply, forwards(ctx, host, leases, boot)
 }
 
 // writable finds out without writing whether the store could grow.
@@ -85,9 +90,9 @@ func (n *Node) writable(dir string) error {
 	return nil
 }
 
-// room reports the first set of the pool that has no address for another pod. Leases of an
-// earlier boot do not count: ADD takes theirs.
-func (n *Node) room(rq request, leases []ipam.Lease, boot string) error {
+// room reports the first set of the pool that has no address for another pod. Leases whose
+// holders are gone do not count: ADD takes their addresses.
+func (n *Node) room(rq request, leases []ipam.Lease, gone func(ipam.Lease) bool) error {
 	pool, err := rq.conf.pool()
 	if err != nil {
 		return err
@@ -107,7 +112,7 @@ func (n *Node) room(rq request, leases []ipam.Lease, boot string) error {
 		if err != nil {
 			return err
 		}
-		if u.Free == 0 && !slices.ContainsFunc(leases, func(l ipam.Lease) bool { return l.BootID != boot && touches(l, set) }) {
+		if u.Free == 0 && !slices.ContainsFunc(leases, func(l ipam.Lease) bool { return touches(l, set) && gone(l) }) {
 			return fmt.Errorf("network %s: %w in %s: %d of %d used", rq.conf.Name, ipam.ErrExhausted, subnets(set), u.Used, u.Total)
 		}
 	}
@@ -133,7 +138,7 @@ func subnets(set ipam.RangeSet) string {
 
 // forwards reports running pods that the host does not route for. Pods of an earlier boot do not
 // run; the first ADD switches forwarding on.
-func (n *Node) forwards(ctx context.Context, leases []ipam.Lease, boot string) error {
+func forwards(ctx context.Context, host kernel, leases []ipam.Lease, boot string) error {
 	var w wiring
 	for _, l := range leases {
 		if l.BootID == boot && !isForeign(l) {
@@ -144,11 +149,6 @@ func (n *Node) forwards(ctx context.Context, leases []ipam.Lease, boot string) e
 	if len(want.Sysctls) == 0 {
 		return nil
 	}
-	host, done, err := n.host()
-	if err != nil {
-		return err
-	}
-	defer done()
 	observed, err := host.Observe(ctx, routes.Scope{}, want)
 	if err != nil {
 		return err

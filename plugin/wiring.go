@@ -1,7 +1,9 @@
 package plugin
 
 import (
+	"cmp"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"net"
 	"net/netip"
@@ -102,9 +104,19 @@ func (r podRoute) nextHop() netip.Addr {
 type wiring struct {
 	hostLink, hostMAC string
 	ifName, podMAC    string
-	mtu               int
+	mtu, podMTU       int // podMTU: where it differs
 	addrs             []netip.Addr
 	routes            []podRoute
+	// metric of the pod's routes that ask for none: 0, or secondMetric where another interface
+	// of the pod has such routes already.
+	metric int
+}
+
+// secondMetric puts the routes of a pod's second interface behind those of its first, and apart
+// from those of a third: it is a function of the attachment, so that CHECK finds it again.
+func secondMetric(a ipam.Attachment) int {
+	sum := sha256.Sum256([]byte(a.String()))
+	return 2048 + int(binary.BigEndian.Uint16(sum[:]))
 }
 
 func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
@@ -142,7 +154,7 @@ func (w wiring) forwarding() (out []routes.Sysctl) {
 
 // pod is the pod's side.
 func (w wiring) pod() routes.State {
-	s := routes.State{Links: []routes.Link{{Name: w.ifName, MAC: w.podMAC, MTU: w.mtu, Up: true}}}
+	s := routes.State{Links: []routes.Link{{Name: w.ifName, MAC: w.podMAC, MTU: cmp.Or(w.podMTU, w.mtu), Up: true}}}
 	if w.has(true) {
 		// Runtimes switch IPv6 off by default in a new namespace; the rest spares the
 		// link-local address its two seconds of duplicate detection on a link of two.
@@ -152,29 +164,29 @@ func (w wiring) pod() routes.State {
 	for _, a := range w.addrs {
 		s.Addrs = append(s.Addrs, routes.Addr{Link: w.ifName, Prefix: single(a)})
 	}
-	tables := map[netip.Addr]bool{}
+	hops := map[netip.Addr]bool{}
 	for _, r := range w.routes {
 		via := r.nextHop()
-		if via.IsValid() && !tables[via] {
-			tables[via] = true
+		if via.IsValid() && !hops[via] {
+			hops[via] = true
 			s.Neighs = append(s.Neighs, routes.Neigh{Link: w.ifName, IP: via, MAC: w.hostMAC})
 			// A next hop must be on a link (net/ipv4/fib_semantics.c: fib_check_nh); an IPv6
 			// link-local one always is.
 			if !via.IsLinkLocalUnicast() || via.Is4() {
-				s.Routes = append(s.Routes, routes.Route{Dst: single(via), Link: w.ifName, Protocol: routes.ProtoPod})
+				s.Routes = append(s.Routes, routes.Route{Dst: single(via), Link: w.ifName, Protocol: routes.ProtoPod, Metric: w.metric})
 			}
 		}
 	}
 	for _, r := range w.routes {
-		s.Routes = append(s.Routes, r.kernel(w.ifName))
+		s.Routes = append(s.Routes, w.kernelRoute(r))
 	}
 	return s
 }
 
-func (r podRoute) kernel(link string) routes.Route {
+func (w wiring) kernelRoute(r podRoute) routes.Route {
 	out := routes.Route{
-		Dst: r.dst, Via: r.nextHop(), Link: link, Protocol: routes.ProtoPod,
-		Metric: r.priority, MTU: r.mtu, AdvMSS: r.advMSS,
+		Dst: r.dst, Via: r.nextHop(), Link: w.ifName, Protocol: routes.ProtoPod,
+		Metric: cmp.Or(r.priority, w.metric), MTU: r.mtu, AdvMSS: r.advMSS,
 	}
 	if r.table != nil {
 		out.Table = *r.table

@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -20,5 +21,22 @@ func run() int {
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	return plugin.Process{Getenv: os.Getenv, Stdin: os.Stdin, Stdout: os.Stdout}.Run(ctx)
+	return plugin.Process{Getenv: os.Getenv, Stdin: os.Stdin, Stdout: stdout(), Stderr: os.Stderr}.Run(ctx)
 }
+
+// stdout is standard output, or an error where it was closed: the Go runtime opens /dev/null for
+// reading and writing in its place (runtime/fds_unix.go), and a result written there reaches
+// nobody.
+func stdout() io.Writer {
+	var out, null syscall.Stat_t
+	flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, os.Stdout.Fd(), syscall.F_GETFL, 0)
+	if errno == 0 && flags&syscall.O_ACCMODE == syscall.O_RDWR &&
+		syscall.Fstat(int(os.Stdout.Fd()), &out) == nil && syscall.Stat(os.DevNull, &null) == nil && out.Rdev == null.Rdev && out.Mode == null.Mode {
+		return closed{}
+	}
+	return os.Stdout
+}
+
+type closed struct{}
+
+func (closed) Write([]byte) (int, error) { return 0, os.ErrClosed }
