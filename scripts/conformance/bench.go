@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -47,21 +48,62 @@ func measure(ctx context.Context, o options) (r *report, err error) {
 		return nil, err
 	}
 	r = &report{Plugins: net.types(), Versions: b.versions, Totals: map[level]levelTotals{}}
-	seq := 0
-	for _, c := range o.selected() {
+	b.runAll(func(out outcome) {
+		r.add(out)
+		if !o.json {
+			printOutcome(os.Stdout, out)
+		}
+	})
+	return r, context.Cause(ctx)
+}
+
+// runAll runs the selected checks, several at a time where each has a host of its own, and hands
+// their outcomes over in order.
+func (b *bench) runAll(hand func(outcome)) {
+	type job struct {
+		check   check
+		version string
+		done    chan outcome
+	}
+	var jobs []job
+	for _, c := range b.o.selected() {
 		for _, version := range b.versionsOf(c) {
-			if ctx.Err() != nil {
-				return r, context.Cause(ctx)
-			}
-			seq++
-			out := b.one(c, version, seq)
-			r.add(out)
-			if !o.json {
-				printOutcome(os.Stdout, out)
-			}
+			jobs = append(jobs, job{c, version, make(chan outcome, 1)})
 		}
 	}
-	return r, nil
+	workers := b.o.parallel
+	if b.sharedHost != nil {
+		workers = 1
+	}
+	next := make(chan int)
+	go func() {
+		defer close(next)
+		for i := range jobs {
+			next <- i
+		}
+	}()
+	var alone sync.RWMutex // held for writing by checks that bear no other beside them
+	for range workers {
+		go func() {
+			for i := range next {
+				j := jobs[i]
+				lock, unlock := alone.RLock, alone.RUnlock
+				if j.check.alone {
+					lock, unlock = alone.Lock, alone.Unlock
+				}
+				lock()
+				out := outcome{ID: j.check.id, Level: j.check.level, Status: "skip", Seen: "the run was ended"}
+				if b.ctx.Err() == nil {
+					out = b.one(j.check, j.version, i+1)
+				}
+				unlock()
+				j.done <- out
+			}
+		}()
+	}
+	for _, j := range jobs {
+		hand(<-j.done)
+	}
 }
 
 // versionsOf are the versions that a check is run in: the newest, or each that has what it is about.

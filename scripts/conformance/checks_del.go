@@ -242,7 +242,7 @@ func delOthers() []check {
 			t.net = old
 			t.nothingNew(before, "DEL")
 		}},
-		{id: "del.quick", level: robust, section: "2", asks: "DEL of an attachment whose namespace is gone takes less than 5 s", run: func(t *T) {
+		{alone: true, id: "del.quick", level: robust, section: "2", asks: "DEL of an attachment whose namespace is gone takes less than 5 s", run: func(t *T) {
 			p := t.pod()
 			t.add(p)
 			p.remove()

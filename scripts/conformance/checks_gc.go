@@ -239,7 +239,7 @@ func statusChecks() []check {
 			t.del(p)
 			t.add(p)
 		}},
-		{id: "status.quick", level: robust, section: "2", asks: "STATUS takes less than a second: the kubelet asks every five", since: sinceGC, run: func(t *T) {
+		{alone: true, id: "status.quick", level: robust, section: "2", asks: "STATUS takes less than a second: the kubelet asks every five", since: sinceGC, run: func(t *T) {
 			if r := t.status(); r.took.Seconds() > 1 {
 				t.Errorf("took %v", r.took)
 			}

@@ -124,9 +124,11 @@ func hostileLives() []check {
 		}),
 		hostile("hostile.stdin-slow", "standard input comes in small pieces", func(t *T, c *call) { c.input = &slowReader{b: c.stdin} }),
 		{id: "hostile.stdout-closed", level: robust, section: "2", asks: "an ADD that cannot print its result leaves nothing that DEL does not remove", run: func(t *T) { t.undelivered("exec 1>&-") }},
-		{id: "hostile.stdout-full", level: robust, section: "2", asks: "the same when standard output is full; and ADD does not claim success", run: func(t *T) { t.undelivered("exec 1>/dev/full") }},
+		{id: "hostile.stdout-full", level: robust, section: "2", asks: "the same when standard output is full; and ADD does not claim success", run: func(t *T) { t.undelivered(stdoutFull) }},
 	}
 }
+
+const stdoutFull = "exec 1>/dev/full"
 
 // undelivered is an ADD whose result gets lost.
 func (t *T) undelivered(script string) {
@@ -137,7 +139,8 @@ func (t *T) undelivered(script string) {
 	p := t.pod()
 	c := p.main("ADD", nil)
 	c.wrap = sh(script)
-	if r := t.exec(c); r.ok() {
+	// Runtimes of languages open a closed descriptor as /dev/null: nobody can notice then.
+	if r := t.exec(c); r.ok() && script == stdoutFull {
 		t.Errorf("ADD exits with 0")
 	}
 	t.wants(t.each(p, "DEL", p.env("DEL"), nil), "DEL")

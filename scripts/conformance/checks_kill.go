@@ -82,10 +82,18 @@ func killChecks() []check {
 			t.settled(before, "all of it")
 		}},
 		{id: "kill.add-retry", level: robust, section: "3", asks: "ADD killed, then ADD of the same id in a new namespace works (a crashed runtime's restart)", run: func(t *T) {
+			links := t.links()
 			t.killed("ADD", func(i int, after time.Duration) {
 				p := t.pod()
 				t.killAdd(p, after, 0)
 				p.remove()
+				// The kernel ends a namespace, and the host's end with it, when it gets round to it.
+				t.OK(wait(reachPatience, func() error {
+					if now := t.links(); now > links {
+						return fmt.Errorf("%d links, %d before", now, links)
+					}
+					return nil
+				}), "wait for the kernel")
 				q := t.pod()
 				q.id = p.id
 				r := t.exec(q.main("ADD", nil))
@@ -157,6 +165,18 @@ func killChecks() []check {
 			}
 		}},
 	}
+}
+
+// links is how many links with another end the host has.
+func (t *T) links() (n int) {
+	list, err := t.host.nl.LinkList()
+	t.OK(err, "list links")
+	for _, l := range list {
+		if l.Type() == "veth" {
+			n++
+		}
+	}
+	return n
 }
 
 func (t *T) killAdds(signal unix.Signal) {

@@ -113,7 +113,7 @@ func poolChecks() []check {
 
 func concurrencyChecks() []check {
 	return []check{
-		{id: "concurrency.64", level: must, section: "3", asks: "64 ADD at once succeed with addresses of their own; 64 DEL at once leave nothing", run: func(t *T) {
+		{alone: true, id: "concurrency.64", level: must, section: "3", asks: "64 ADD at once succeed with addresses of their own; 64 DEL at once leave nothing", run: func(t *T) {
 			const n = 64
 			before := t.quiet()
 			pods := t.somePods(n)
@@ -139,7 +139,7 @@ func concurrencyChecks() []check {
 			}
 			t.nothingNew(before, "all of it")
 		}},
-		{id: "concurrency.churn", level: must, section: "3", asks: "ADD and DEL of different containers mix: 16 workers, 4 rounds", run: func(t *T) {
+		{alone: true, id: "concurrency.churn", level: must, section: "3", asks: "ADD and DEL of different containers mix: 16 workers, 4 rounds", run: func(t *T) {
 			before := t.quiet()
 			pods := t.somePods(16)
 			for i, r := range t.atOnce(pods, func(t *T, p *pod) (r reply) {
@@ -157,7 +157,7 @@ func concurrencyChecks() []check {
 			}
 			t.nothingNew(before, "the churn")
 		}},
-		{id: "concurrency.last-addresses", level: must, section: "3", asks: "16 ADD for 6 addresses: no address twice, no address lost", needs: needRanges, run: func(t *T) {
+		{alone: true, id: "concurrency.last-addresses", level: must, section: "3", asks: "16 ADD for 6 addresses: no address twice, no address lost", needs: needRanges, run: func(t *T) {
 			t.small(6)
 			pods := t.somePods(16)
 			n := 0
@@ -184,7 +184,7 @@ func concurrencyChecks() []check {
 			}
 			t.room(6)
 		}},
-		{id: "concurrency.two-interfaces", level: must, section: "3", asks: "parallel ADD of one container's interfaces (different attachments)", run: func(t *T) {
+		{alone: true, id: "concurrency.two-interfaces", level: must, section: "3", asks: "parallel ADD of one container's interfaces (different attachments)", run: func(t *T) {
 			p := t.pod()
 			pods := []*pod{p, p.again("net1"), p.again("net2")}
 			for _, r := range t.atOnce(pods, addOne) {
@@ -194,7 +194,7 @@ func concurrencyChecks() []check {
 				t.wants(r, "DEL")
 			}
 		}},
-		{id: "concurrency.fast", level: robust, section: "3", asks: "16 ADD at once take less than 10 s", run: func(t *T) {
+		{alone: true, id: "concurrency.fast", level: robust, section: "3", asks: "16 ADD at once take less than 10 s", run: func(t *T) {
 			pods := t.somePods(16)
 			start := time.Now()
 			t.atOnce(pods, addOne)
@@ -207,7 +207,7 @@ func concurrencyChecks() []check {
 
 func hostChecks() []check {
 	return []check{
-		{id: "host.reused-address", level: robust, section: "2", asks: "the next pod of an address is reached at once: no stale neighbour on the host", needs: needRanges, run: func(t *T) {
+		{alone: true, id: "host.reused-address", level: robust, section: "2", asks: "the next pod of an address is reached at once: no stale neighbour on the host", needs: needRanges, run: func(t *T) {
 			t.small(1)
 			for range 3 {
 				p := t.pod()
@@ -221,7 +221,7 @@ func hostChecks() []check {
 				p.remove()
 			}
 		}},
-		{id: "host.reused-address-pod", level: robust, section: "2", asks: "nor in another pod", needs: needRanges, run: func(t *T) {
+		{alone: true, id: "host.reused-address-pod", level: robust, section: "2", asks: "nor in another pod", needs: needRanges, run: func(t *T) {
 			t.small(2)
 			other := t.pod()
 			t.add(other)
@@ -237,7 +237,7 @@ func hostChecks() []check {
 				p.remove()
 			}
 		}},
-		{id: "host.first-packet", level: robust, section: "2", asks: "the first packet after ADD arrives within a second", run: func(t *T) {
+		{alone: true, id: "host.first-packet", level: robust, section: "2", asks: "the first packet after ADD arrives within a second", run: func(t *T) {
 			p := t.pod()
 			for _, a := range t.add(p).addrs() {
 				if err := reachQuickly(t.host, p.space, a); err != nil {
@@ -245,7 +245,7 @@ func hostChecks() []check {
 				}
 			}
 		}},
-		{id: "host.links-come-and-go", level: robust, section: "2", asks: "100 pods one after another leave nothing", run: func(t *T) {
+		{alone: true, id: "host.links-come-and-go", level: robust, section: "2", asks: "100 pods one after another leave nothing", run: func(t *T) {
 			before := t.quiet()
 			for range 25 { // four at a time
 				pods := t.somePods(4)

@@ -39,7 +39,7 @@ func (t *T) reboot(newBoot bool, pods ...*pod) {
 
 // rebooted is a check of a full pool over a reboot.
 func rebooted(id, asks string, l level, section, since string, newBoot bool, after func(t *T, old []*pod)) check {
-	return check{id: id, level: l, section: section, asks: asks, since: since, needs: needRanges | needPrivate, run: func(t *T) {
+	return check{id: id, level: l, section: section, asks: asks, since: since, alone: newBoot, needs: needRanges | needPrivate, run: func(t *T) {
 		t.small(2)
 		old := []*pod{t.pod(), t.pod()}
 		for _, p := range old {

@@ -106,6 +106,7 @@ type options struct {
 	daemon   string
 	ready    string
 	timeout  time.Duration
+	parallel int
 }
 
 func parseFlags(args []string) (options, error) {
@@ -123,6 +124,7 @@ func parseFlags(args []string) (options, error) {
 	f.StringVar(&o.daemon, "daemon", "", "shell command of a daemon that the plugin needs; runs inside the host's namespace, @STATE@ is one directory then")
 	f.StringVar(&o.ready, "ready", "", "file (socket) that exists when the daemon is ready")
 	f.DurationVar(&o.timeout, "timeout", 30*time.Second, "longest time for one call of a plugin")
+	f.IntVar(&o.parallel, "parallel", 4, "checks that run at a time; one with --daemon or --host-netns current")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -144,6 +146,8 @@ func parseFlags(args []string) (options, error) {
 		return o, fmt.Errorf("-o %q: want text or json", *output)
 	case *netns != "fresh" && *netns != "current":
 		return o, fmt.Errorf("--host-netns %q: want fresh or current", *netns)
+	case o.parallel < 1:
+		return o, fmt.Errorf("--parallel %d: want 1 or more", o.parallel)
 	case o.conf == "" && !o.list:
 		return o, errors.New("no configuration to measure; use --conflist FILE or --conf FILE")
 	}

@@ -122,11 +122,6 @@ func (s *space) addrs(link string) (out []netip.Prefix, err error) {
 	return out, err
 }
 
-func addrOf(b []byte) netip.Addr {
-	a, _ := netip.AddrFromSlice(b)
-	return a.Unmap()
-}
-
 // mustLink makes a link, an address or a route in a script of them.
 func (s *space) script(steps ...func(h *netlink.Handle) error) error {
 	var errs []error
