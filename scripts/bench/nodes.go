@@ -75,7 +75,7 @@ func (b *bench) routes(ctx context.Context) (err error) {
 					return fmt.Errorf("%s: %w", all[i].name, err)
 				}
 				took := time.Since(start)
-				samples[i][j].add(sample{[]time.Duration{took}, took, cpu + ownCPU() - own})
+				samples[i][j].add(sample{took: []time.Duration{took}, cpu: cpu + ownCPU() - own})
 			}
 		}
 	}

@@ -187,7 +187,7 @@ func (c *contender) command(ctx context.Context, in invocation, argv ...string) 
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Stdin = bytes.NewReader(stdin)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "CNI_COMMAND=" + in.verb, "CNI_CONTAINERID=" + in.id, "CNI_IFNAME=eth0",
-		"CNI_PATH=" + c.path, "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-" + in.id[:12] + ";K8S_POD_INFRA_CONTAINER_ID=" + in.id}
+		"CNI_PATH=" + c.path, "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-" + in.id[:4] + in.id[len(in.id)-12:] + ";K8S_POD_INFRA_CONTAINER_ID=" + in.id}
 	if in.pod != nil {
 		cmd.Env = append(cmd.Env, "CNI_NETNS="+in.pod.path)
 	}

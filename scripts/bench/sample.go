@@ -13,15 +13,17 @@ import (
 
 // sample is what many runs of one operation took.
 type sample struct {
-	took []time.Duration // each
-	wall time.Duration   // all, from the first's start to the last's end
-	cpu  time.Duration   // of every process that had part in it
+	took   []time.Duration // each
+	wall   time.Duration   // all, from the first's start to the last's end
+	cpu    time.Duration   // of every process that had part in it
+	daemon time.Duration   // the daemon's part of cpu
 }
 
 func (s *sample) add(o sample) {
 	s.took = append(s.took, o.took...)
 	s.wall += o.wall
 	s.cpu += o.cpu
+	s.daemon += o.daemon
 }
 
 // quantile of the latencies; the highest where there are too few for q.
@@ -41,7 +43,9 @@ func (s *sample) p99() time.Duration { return s.quantile(0.99) }
 func (s *sample) rate() float64 { return float64(len(s.took)) / s.wall.Seconds() }
 
 // cpuEach is the processor time of one operation.
-func (s *sample) cpuEach() time.Duration { return s.cpu / time.Duration(max(1, len(s.took))) }
+func (s *sample) cpuEach() time.Duration { return s.each(s.cpu) }
+
+func (s *sample) each(d time.Duration) time.Duration { return d / time.Duration(max(1, len(s.took))) }
 
 func us(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -174,27 +174,28 @@ func (b *bench) storeLeases(ctx context.Context) error {
 func (b *bench) storeFsyncs(ctx context.Context) error {
 	const each = 320
 	t := table{Name: "store/fsync", Title: "Address store: fsync and fdatasync calls",
-		Columns: columns("callers", "store", "held", "pairs", "fsyncs", "fsyncs/pair")}
-	for _, callers := range []int{1, 8, 32} {
-		for i, k := range storeKinds()[:3] {
-			dir, err := os.MkdirTemp(b.dir, "load-")
+		Columns: columns("store", "held", "callers", "pairs", "fsyncs", "fsyncs/pair")}
+	dir, err := os.MkdirTemp(b.dir, "load-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	count := func(kind, callers, pairs int) (int, error) {
+		log := filepath.Join(dir, fmt.Sprintf("%d-%d-%d", kind, callers, pairs))
+		return traceSelf(ctx, log, fmt.Sprintf("%d %d %d %s", kind, callers, pairs, log+".store"))
+	}
+	for i, k := range storeKinds()[:3] {
+		opening, err := count(i, 1, 0) // with its first leases
+		if err != nil {
+			return err
+		}
+		for _, callers := range []int{1, 8, 32} {
+			n, err := count(i, callers, each)
 			if err != nil {
 				return err
 			}
-			// The difference of two loads is free of what opening and filling cost.
-			var counts [2]int
-			for j, pairs := range []int{0, each} {
-				log := filepath.Join(dir, fmt.Sprint(j))
-				load := fmt.Sprintf("%d %d %d %s", i, callers, pairs, log+".store")
-				if counts[j], err = traceSelf(ctx, log, load); err != nil {
-					return err
-				}
-			}
-			n := counts[1] - counts[0]
-			t.row(callers, k.name, k.held, each, n, float64(n)/each)
-			if err := os.RemoveAll(dir); err != nil {
-				return err
-			}
+			n -= opening
+			t.row(k.name, k.held, callers, each, n, float64(n)/each)
 		}
 	}
 	b.out.add(t)
