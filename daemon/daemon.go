@@ -103,6 +103,7 @@ func Run(ctx context.Context, c Config, o Options) error {
 	start("serve metrics", d.metrics.serve)
 	start("probe the LAN", d.listen)
 	start("back up the store", d.backup)
+	start("sweep", d.sweep)
 
 	l := &loop{config: c, source: d.source, kernel: k, speaker: d.speaker, pods: d.pods, log: o.Log, look: d.look, reread: d.reread,
 		announcer: announcer{log: o.Log}, seen: &d.seen, silent: &d.silent, alive: d.alive(), last: last, known: known, saved: known,

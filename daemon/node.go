@@ -89,9 +89,7 @@ func (d *Daemon) pods(ctx context.Context, w World, state routes.State) ([]clust
 		if err != nil {
 			return nil, fmt.Errorf("%w; pods that run go on, new ones wait", err)
 		}
-		for _, what := range swept {
-			d.options.Log.Info("swept", "what", what)
-		}
+		d.swept(swept)
 		if r, ok := opened.store.Rebuilt(); ok {
 			d.options.Log.Warn("store was damaged and is rebuilt", "err", r.Cause, "kept", r.Kept, "copied", r.Copied, "found", r.Found, "ended", r.Ended)
 		}
@@ -141,6 +139,35 @@ func (d *Daemon) backup(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// sweepEvery is the time between two searches for what no DEL will ever remove: containerd calls
+// neither GC nor, for a pod that died with its namespace, always DEL.
+const sweepEvery = 5 * time.Minute
+
+// sweep ends attachments that are gone, now and then until ctx ends. What lives is told by the
+// node's links and namespaces alone.
+func (d *Daemon) sweep(ctx context.Context) error {
+	for pause(ctx, sweepEvery) {
+		n := d.node.Load()
+		if n == nil {
+			continue
+		}
+		n.busy.RLock()
+		swept, err := n.verbs.Sweep(ctx)
+		n.busy.RUnlock()
+		d.swept(swept)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Daemon) swept(what []string) {
+	for _, w := range what {
+		d.options.Log.Info("swept", "what", w)
+	}
 }
 
 // rebuilt is the problem of a store that had to be rebuilt, until the daemon starts anew.
