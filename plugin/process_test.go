@@ -93,6 +93,7 @@ func TestRefusals(t *testing.T) {
 		{"bad prevResult", nil, conf(ranges + `,"prevResult":{"ips":7}`), 6, "prevResult"},
 		{"prevResult of an unknown version", nil, conf(ranges + `,"prevResult":{"cniVersion":"5.0.0"}`), 6, "prevResult"},
 		{"prevResult points nowhere", nil, conf(ranges + `,"prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.1.0.1/24","interface":3}]}`), 6, "interface 3"},
+		{"prevResult with null", nil, conf(ranges + `,"prevResult":{"cniVersion":"0.4.0","interfaces":[null]}`), 6, "null"},
 		{"bad GC list", map[string]string{"CNI_COMMAND": "GC"}, conf(`,"cni.dev/valid-attachments":[{"containerID":"x"}]`), 7, "valid-attachments"},
 		{"GC list is an object", map[string]string{"CNI_COMMAND": "GC"}, conf(`,"cni.dev/valid-attachments":{}`), 6, "valid-attachments"},
 		{"delegated without CNI_PATH", nil, conf(`,"ipam":{"type":"host-local"}`), 4, ""},

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -27,6 +29,13 @@ func (c conf) previous() (*current.Result, error) {
 	var in map[string]json.RawMessage
 	if err := json.Unmarshal(c.PrevResult, &in); err != nil {
 		return nil, bad(err)
+	}
+	var whole any
+	if err := json.Unmarshal(c.PrevResult, &whole); err != nil {
+		return nil, bad(err)
+	}
+	if holdsNull(whole) { // the library follows the pointer
+		return nil, bad(errors.New("a list has the entry null"))
 	}
 	version := ""
 	_ = json.Unmarshal(in["cniVersion"], &version) // of another type: it counts as missing
@@ -52,6 +61,21 @@ func (c conf) previous() (*current.Result, error) {
 		}
 	}
 	return out, nil
+}
+
+// holdsNull reports that a list somewhere in the value has a null.
+func holdsNull(v any) bool {
+	switch v := v.(type) {
+	case []any:
+		return slices.ContainsFunc(v, func(e any) bool { return e == nil || holdsNull(e) })
+	case map[string]any:
+		for _, e := range v {
+			if holdsNull(e) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // result appends what was made to the result of the plugins before (SPEC 1.1.0 section 5).
