@@ -1,5 +1,6 @@
 // Package bgp makes LAN switches hear a [State]: which sessions there are, and which paths each
-// switch is told. It embeds GoBGP, dials only, never listens, and learns nothing.
+// switch is told. It embeds GoBGP, dials only, never listens, and learns nothing, unless a session
+// names what; then it says what the switch announces and does nothing with it.
 //
 // There is one verb, [Speaker.Sync]. Each session has a GoBGP server of its own, with its own
 // paths, autonomous system and graceful restart state, so that no session can disturb another.
@@ -69,6 +70,9 @@ type Path struct {
 type Session struct {
 	Peer  Peer
 	Paths []Path // unique by Prefix
+	// Learn says what of the switch's own paths shall be in Speaker.Learned: what is equal to one
+	// of the prefixes or lies in it; of 0.0.0.0/0 and ::/0 only the default route itself.
+	Learn []netip.Prefix
 }
 
 // State is what this speaker should do. The empty State is a node that is no speaker.

@@ -22,6 +22,7 @@ type journal struct {
 	last     cause // evidence so far of why it is not Established
 	hint     cause // of the next change of state
 	lost     bool  // left Established, and nobody has taken note yet
+	farewell bool  // the switch ended it for good, and nobody has taken note yet
 	down     chan struct{}
 	notify   func() // must not block
 	lifetime time.Duration
@@ -69,6 +70,22 @@ func (j *journal) takeLoss() (time.Duration, bool) {
 	lost := j.lost
 	j.lost = false
 	return j.lifetime, lost
+}
+
+// takeFarewell reports once that the switch said that it is done with us: it has withdrawn all.
+func (j *journal) takeFarewell() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	farewell := j.farewell
+	j.farewell = false
+	return farewell
+}
+
+// session returns the number of the established session, and whether there is one.
+func (j *journal) session() (int, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.flaps, j.state == bgp.BGP_FSM_ESTABLISHED
 }
 
 // stateChanged follows GoBGP's state machine.
@@ -212,6 +229,11 @@ func (l *logger) Warn(msg string, f log.Fields) {
 		data, _ := f["Data"].([]byte)
 		if ok1 && ok2 {
 			j.suspect(notified(j.peerNow(), code, subcode, data))
+			if leaves(code, subcode, data) {
+				j.mu.Lock()
+				j.farewell = true
+				j.mu.Unlock()
+			}
 		}
 	case "sent notification":
 		if e, ok := f["Data"].(*bgp.MessageError); ok {

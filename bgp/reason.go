@@ -107,6 +107,15 @@ func notified(p Peer, code, subcode uint8, data []byte) cause {
 	return cause{reasonNotification, fmt.Sprintf("the switch ended the session with NOTIFICATION %d/%d: look at the switch's log", code, subcode)}
 }
 
+// leaves reports whether a NOTIFICATION says that the switch does not want this neighbour any more:
+// administrative shutdown or peer de-configured (RFC 4486, section 3), also within a Hard Reset.
+func leaves(code, subcode uint8, data []byte) bool {
+	if code == bgp.BGP_ERROR_CEASE && subcode == bgp.BGP_ERROR_SUB_HARD_RESET && len(data) >= 2 {
+		code, subcode = data[0], data[1]
+	}
+	return code == bgp.BGP_ERROR_CEASE && (subcode == bgp.BGP_ERROR_SUB_ADMINISTRATIVE_SHUTDOWN || subcode == bgp.BGP_ERROR_SUB_PEER_DECONFIGURED)
+}
+
 // cease gives a Cease's subcode its name (RFC 4486, section 3; RFC 8538, section 3; RFC 9384)
 // and the operator's next step.
 func cease(subcode uint8) (text, next string) {

@@ -30,7 +30,7 @@ func bothSwitches(t *testing.T, l *lan) (bird, frr *router) {
 func TestGracefulRestart(t *testing.T) {
 	l := newLAN(t)
 	bird, frr := bothSwitches(t, l)
-	want := []Session{{peerOf(bird), manyPaths()}, {peerOf(frr), manyPaths()}}
+	want := []Session{{Peer: peerOf(bird), Paths: manyPaths()}, {Peer: peerOf(frr), Paths: manyPaths()}}
 	begin := func(sessions ...Session) *process { return startProcess(t, sessions...) } // outlives a subtest
 	p := begin(want...)
 	bird.hears(20*time.Second, manyPaths())
@@ -123,7 +123,7 @@ func TestGracefulRestart(t *testing.T) {
 		moved[7].NextHop = addr("10.0.0.99")
 		moved = moved[:many-1]
 		p.end(syscall.SIGKILL)
-		p = begin(Session{want[0].Peer, moved}, Session{want[1].Peer, moved})
+		p = begin(Session{Peer: want[0].Peer, Paths: moved}, Session{Peer: want[1].Peer, Paths: moved})
 		p.established(20*time.Second, 2)
 		for _, w := range watches {
 			w.r.hears(20*time.Second, moved)
@@ -142,7 +142,7 @@ func TestGracefulRestartWithDefaults(t *testing.T) {
 		c := nodeOf(sw)
 		c.defaultRestart = true
 		sw.start(c)
-		want := Session{peerOf(sw), pods(many / 2)}
+		want := Session{Peer: peerOf(sw), Paths: pods(many / 2)}
 		p := startProcess(t, want)
 		sw.hears(20*time.Second, want.Paths)
 		sw.settled()
@@ -174,9 +174,9 @@ func TestChangeWinsOverStalePath(t *testing.T) {
 		}
 		away, live := peerOf(sw), peerOf(sw)
 		live.LocalAddress, live.RouterID = addr("10.0.0.20"), addr("10.0.0.20")
-		p := startProcess(t, Session{away, paths})
+		p := startProcess(t, Session{Peer: away, Paths: paths})
 		sw.hears(20*time.Second, paths)
-		q := startProcess(t, Session{live, paths})
+		q := startProcess(t, Session{Peer: live, Paths: paths})
 		q.established(20*time.Second, 1)
 		w := sw.watch()
 		sw.settled()
@@ -185,18 +185,18 @@ func TestChangeWinsOverStalePath(t *testing.T) {
 		moved := slices.Clone(paths)
 		moved[7].NextHop, moved[7].MED = addr("10.0.0.99"), Freshness(began.Add(time.Second))
 		begun := time.Now()
-		q.sync(Session{live, moved})
+		q.sync(Session{Peer: live, Paths: moved})
 		sw.hears(5*time.Second, moved)
 		t.Logf("%s: heard after %v", sw.kind, time.Since(begun))
 
 		// The speaker returns with its old knowledge, then learns the news.
-		p = startProcess(t, Session{away, paths})
+		p = startProcess(t, Session{Peer: away, Paths: paths})
 		p.established(20*time.Second, 1)
 		sw.settled()
 		if err := sw.compare(moved); err != nil {
 			t.Error(err)
 		}
-		p.sync(Session{away, moved})
+		p.sync(Session{Peer: away, Paths: moved})
 		sw.hears(5*time.Second, moved)
 		w.sync()
 		if n := w.n.Load(); n > 4 {
@@ -207,8 +207,8 @@ func TestChangeWinsOverStalePath(t *testing.T) {
 		for i := range moved {
 			moved[i].MED = Freshness(began.Add(time.Hour))
 		}
-		p.sync(Session{away, moved})
-		q.sync(Session{live, moved})
+		p.sync(Session{Peer: away, Paths: moved})
+		q.sync(Session{Peer: live, Paths: moved})
 		last := moved[len(moved)-1]
 		eventually(t, 20*time.Second, func() error {
 			command := "show route all for " + last.Prefix.String()

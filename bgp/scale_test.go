@@ -14,17 +14,17 @@ import (
 func TestScalePaths(t *testing.T) {
 	l := newLAN(t)
 	bird, frr := bothSwitches(t, l)
-	p := startProcess(t, Session{peerOf(bird), nil}, Session{peerOf(frr), nil})
+	p := startProcess(t, Session{Peer: peerOf(bird), Paths: nil}, Session{Peer: peerOf(frr), Paths: nil})
 	idle := p.established(20*time.Second, 2)
 	begun := time.Now()
-	r := p.sync(Session{peerOf(bird), manyPaths()}, Session{peerOf(frr), manyPaths()})
+	r := p.sync(Session{Peer: peerOf(bird), Paths: manyPaths()}, Session{Peer: peerOf(frr), Paths: manyPaths()})
 	bird.hears(20*time.Second, manyPaths())
 	frr.hears(20*time.Second, manyPaths())
 	all := time.Since(begun)
 	full := p.report()
 	t.Logf("Sync %d ms, in both kernels after %v; heap %d -> %d MiB, resident %d MiB, %d goroutines",
 		r.TookMS, all.Round(time.Millisecond), idle.HeapMiB, full.HeapMiB, p.resident(), full.Goroutines)
-	again := p.sync(Session{peerOf(bird), manyPaths()}, Session{peerOf(frr), manyPaths()})
+	again := p.sync(Session{Peer: peerOf(bird), Paths: manyPaths()}, Session{Peer: peerOf(frr), Paths: manyPaths()})
 	t.Logf("Sync without a change %d ms", again.TookMS)
 	if len(again.Changes) != 0 {
 		t.Errorf("%d changes, want none", len(again.Changes))
@@ -47,7 +47,7 @@ func TestScaleUnwantedRoutes(t *testing.T) {
 	}
 	c.extra = b.String() + "}\n"
 	bird.start(c)
-	p := startProcess(t, Session{peerOf(bird), pods(2)})
+	p := startProcess(t, Session{Peer: peerOf(bird), Paths: pods(2)})
 	before := p.established(20*time.Second, 1)
 	bird.hears(30*time.Second, pods(2))
 	eventually(t, 30*time.Second, func() error {
@@ -61,7 +61,7 @@ func TestScaleUnwantedRoutes(t *testing.T) {
 	if after.HeapMiB > 256 {
 		t.Errorf("heap %d MiB", after.HeapMiB)
 	}
-	if r := p.sync(Session{peerOf(bird), pods(3)}); r.Err != "" {
+	if r := p.sync(Session{Peer: peerOf(bird), Paths: pods(3)}); r.Err != "" {
 		t.Error(r.Err)
 	}
 	bird.hears(5*time.Second, pods(3))

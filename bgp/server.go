@@ -191,10 +191,11 @@ func (s *server) removeAll(ctx context.Context) error {
 
 // offer is what the switch said in its OPEN.
 type offer struct {
-	known   bool // it has been read
-	restart bool // graceful restart: it keeps our paths (RFC 4724)
-	ipv4    bool
-	ipv6    bool
+	known      bool // it has been read
+	restart    bool // graceful restart: it keeps our paths (RFC 4724)
+	restarting bool // it has itself just restarted
+	ipv4       bool
+	ipv6       bool
 }
 
 func (o offer) takes(p netip.Prefix) bool {
@@ -204,9 +205,10 @@ func (o offer) takes(p netip.Prefix) bool {
 	return o.ipv6
 }
 
-// offer reads the capabilities of the established session with p.
-func (s *server) offer(ctx context.Context, p Peer) (offer, error) {
+// offer reads the capabilities of the established session with p, and what it has received.
+func (s *server) offer(ctx context.Context, p Peer) (offer, received, error) {
 	o := offer{known: true}
+	var r received
 	var inner error
 	err := s.bgp.ListPeer(ctx, &api.ListPeerRequest{Address: p.Address.String()}, func(peer *api.Peer) {
 		caps, err := apiutil.UnmarshalCapabilities(peer.GetState().GetRemoteCap())
@@ -218,13 +220,23 @@ func (s *server) offer(ctx context.Context, p Peer) (offer, error) {
 			switch c := c.(type) {
 			case *bgp.CapGracefulRestart:
 				o.restart = true
+				o.restarting = o.restarting || c.Flags&0x08 != 0 // RFC 4724, section 3
 			case *bgp.CapMultiProtocol:
 				o.ipv4 = o.ipv4 || c.CapValue == bgp.RF_IPv4_UC
 				o.ipv6 = o.ipv6 || c.CapValue == bgp.RF_IPv6_UC
 			}
 		}
+		r.updates = peer.GetState().GetMessages().GetReceived().GetUpdate()
+		for _, a := range peer.GetAfiSafis() {
+			eor := a.GetMpGracefulRestart().GetState().GetEndOfRibReceived()
+			if a.GetConfig().GetFamily().GetAfi() == api.Family_AFI_IP {
+				r.eor4 = eor
+			} else {
+				r.eor6 = eor
+			}
+		}
 	})
-	return o, errors.Join(err, inner)
+	return o, r, errors.Join(err, inner)
 }
 
 // localPort finds out the source port of the session with p; 0 if there is no connection.

@@ -39,18 +39,21 @@ type session struct {
 	quit    context.CancelFunc
 	done    chan struct{} // run has returned
 
-	sem     chan struct{} // held by who works on what follows; mu too, to write what Status reads
-	server  *server
-	started bool // the server has a RIB
-	whole   bool // the RIB has held all wanted paths once: no End-of-RIB can flush one
-	opened  bool // the server has the peer
-	backoff time.Duration
-	retryAt time.Time // not opened before
+	sem      chan struct{} // held by who works on what follows; mu too, to write what Status reads
+	server   *server
+	started  bool // the server has a RIB
+	whole    bool // the RIB has held all wanted paths once: no End-of-RIB can flush one
+	opened   bool // the server has the peer
+	backoff  time.Duration
+	retryAt  time.Time // not opened before
+	received received  // of the established session
 
 	mu    sync.Mutex // guards what Status reads
 	peer  Peer
 	told  map[netip.Prefix]Path // the server's RIB; nobody else writes there
 	offer offer
+	learn []netip.Prefix
+	heard hearing
 }
 
 func newSession(p Peer, server *server, changed func()) *session {
@@ -66,6 +69,7 @@ func newSession(p Peer, server *server, changed func()) *session {
 		server:  server,
 		peer:    p,
 		told:    make(map[netip.Prefix]Path),
+		heard:   newHearing(),
 	}
 	s.journal = newJournal(p, s.poke)
 	server.log.journal.Store(s.journal)
@@ -95,7 +99,7 @@ func (s *session) run() {
 		case <-retry.C:
 		}
 		again := make(chan time.Duration, 1)
-		if err := s.do(s.ctx, func() { again <- s.look(s.ctx) }); err != nil {
+		if err := s.do(s.ctx, func() { again <- sooner(s.look(s.ctx), s.hear(s.ctx)) }); err != nil {
 			retry.Reset(time.Second)
 		} else if d := <-again; d > 0 {
 			retry.Reset(d)
@@ -212,13 +216,23 @@ func (s *session) open(ctx context.Context) error {
 
 func (s *session) readOffer(ctx context.Context) {
 	var o offer
+	var r received
 	err := s.server.do(func() (err error) {
-		o, err = s.server.offer(ctx, s.peer)
+		o, r, err = s.server.offer(ctx, s.peer)
 		return err
 	})
 	if err == nil {
+		s.received = r
 		s.remember(func() { s.offer = o })
 	}
+}
+
+// sooner is the shorter of two waits of which 0 means none.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
 }
 
 // replaceServer puts a new server in the place of one that panicked, yet to be started.

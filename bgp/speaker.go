@@ -19,6 +19,7 @@ type Speaker struct {
 	stop    sync.Once
 
 	mu       sync.Mutex // guards what follows
+	synced   bool       // there was a Sync: a session that is not here is not wanted
 	sessions map[Key]*session
 	idle     []*server // stopped; a server's goroutine never ends, so they are used again
 }
@@ -55,6 +56,9 @@ func (s *Speaker) Sync(ctx context.Context, desired State) ([]Change, error) {
 		}
 		changes = append(changes, result...)
 	}
+	s.mu.Lock()
+	s.synced = s.synced || ctx.Err() == nil
+	s.mu.Unlock()
 	return changes, errors.Join(errs...)
 }
 

@@ -67,13 +67,13 @@ func TestThirdPartyNextHop(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		sw.start(swconf{asn: 65000, neighbours: []neighbour{{addr: "10.0.0.10", asn: 65001}}})
 		s := newTestSpeaker(t)
-		mustSync(t, s, Session{peerOf(sw), pods(5)})
+		mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(5)})
 		sw.hears(15*time.Second, pods(5))
 		st := becomes(t, s, time.Second, "Established", "")
 		if !st.Restart || len(st.Advertised) != 10 || st.Detail != "" {
 			t.Errorf("status %+v", st)
 		}
-		if again := mustSync(t, s, Session{peerOf(sw), pods(5)}); len(again) != 0 {
+		if again := mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(5)}); len(again) != 0 {
 			t.Errorf("second Sync: %v", again)
 		}
 	})

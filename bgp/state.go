@@ -131,6 +131,9 @@ func (s Session) String() string {
 	for _, p := range slices.SortedFunc(slices.Values(s.Paths), Path.Compare) {
 		b.WriteString("\n\t" + p.String())
 	}
+	for _, p := range s.Learn {
+		b.WriteString("\n\tlearn " + p.String())
+	}
 	return b.String()
 }
 

@@ -123,7 +123,7 @@ func TestSyncInvalidSessionLeavesOthers(t *testing.T) {
 	a, b := goodPeer(), goodPeer()
 	a.Address, a.LocalAddress = addr("127.0.0.2"), addr("127.0.0.1")
 	b.Address, b.LocalAddress = addr("127.0.0.3"), addr("127.0.0.1")
-	state := State{Sessions: []Session{{a, []Path{goodPath()}}, {b, []Path{goodPath()}}}}
+	state := State{Sessions: []Session{{Peer: a, Paths: []Path{goodPath()}}, {Peer: b, Paths: []Path{goodPath()}}}}
 	changes, err := s.Sync(t.Context(), state)
 	if err != nil || len(changes) != 4 {
 		t.Fatalf("changes %v, error %v", changes, err)

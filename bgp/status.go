@@ -73,13 +73,14 @@ type view struct {
 	flaps int
 	why   cause
 	offer offer
+	heard int
 }
 
 func (s *session) view() view {
 	s.mu.Lock()
-	offer := s.offer
+	offer, heard := s.offer, s.heard.edition
 	s.mu.Unlock()
 	s.journal.mu.Lock()
 	defer s.journal.mu.Unlock()
-	return view{s.journal.state == bgp.BGP_FSM_ESTABLISHED, s.journal.flaps, s.journal.last, offer}
+	return view{s.journal.state == bgp.BGP_FSM_ESTABLISHED, s.journal.flaps, s.journal.last, offer, heard}
 }

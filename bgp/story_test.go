@@ -26,7 +26,7 @@ func TestIPv6Session(t *testing.T) {
 		p := peerOf(sw)
 		p.Address, p.LocalAddress, p.Password = sw.addr6, addr("fd00:10::10"), "s3cret"
 		s := newTestSpeaker(t)
-		mustSync(t, s, Session{p, pods(3)})
+		mustSync(t, s, Session{Peer: p, Paths: pods(3)})
 		sw.hears(15*time.Second, pods(3))
 	})
 }
@@ -37,7 +37,7 @@ func TestInternalSession(t *testing.T) {
 		p := peerOf(sw)
 		p.ASN, p.LocalASN = 4200000001, 4200000001
 		s := newTestSpeaker(t)
-		mustSync(t, s, Session{p, pods(3)})
+		mustSync(t, s, Session{Peer: p, Paths: pods(3)})
 		sw.hears(15*time.Second, pods(3))
 	})
 }
@@ -48,7 +48,7 @@ func TestFourOctetASNOtherPortTTLSecurity(t *testing.T) {
 		p := peerOf(sw)
 		p.ASN, p.LocalASN, p.Port, p.TTLSecurity = 4200000000, 4200000001, 1790, true
 		s := newTestSpeaker(t)
-		mustSync(t, s, Session{p, pods(3)})
+		mustSync(t, s, Session{Peer: p, Paths: pods(3)})
 		sw.hears(15*time.Second, pods(3))
 	})
 }
@@ -72,7 +72,7 @@ func TestMultihop(t *testing.T) {
 		p.Address, p.LocalAddress, p.MultihopTTL = addr("10.1.255.1"), addr("10.1.255.10"), 3
 		s := newTestSpeaker(t)
 		want := pods(3)
-		mustSync(t, s, Session{p, want})
+		mustSync(t, s, Session{Peer: p, Paths: want})
 		sw.hears(15*time.Second, want)
 	})
 }
@@ -83,7 +83,7 @@ func TestTwoSwitchesHearDifferentPaths(t *testing.T) {
 	bird.start(nodeOf(bird))
 	frr.start(nodeOf(frr))
 	s := newTestSpeaker(t)
-	mustSync(t, s, Session{peerOf(bird), pods(4)}, Session{peerOf(frr), pods(9)[8:]})
+	mustSync(t, s, Session{Peer: peerOf(bird), Paths: pods(4)}, Session{Peer: peerOf(frr), Paths: pods(9)[8:]})
 	bird.hears(15*time.Second, pods(4))
 	frr.hears(15*time.Second, pods(9)[8:])
 	for _, st := range s.Status(t.Context()) {
@@ -101,14 +101,14 @@ func TestPathsChangeWithoutFlap(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		sw.start(nodeOf(sw))
 		s := newTestSpeaker(t)
-		mustSync(t, s, Session{peerOf(sw), pods(5)})
+		mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(5)})
 		sw.hears(15*time.Second, pods(5))
 		before := becomes(t, s, 5*time.Second, "Established", "")
 
 		moved := pods(6)[2:]                 // the first node is gone, a sixth is new
 		moved[0].NextHop = addr("10.0.0.77") // the second has another address
 		w := sw.watch()
-		changes := mustSync(t, s, Session{peerOf(sw), moved})
+		changes := mustSync(t, s, Session{Peer: peerOf(sw), Paths: moved})
 		got := map[string]int{}
 		for _, c := range changes {
 			got[c.Op]++
@@ -127,7 +127,7 @@ func TestPathsChangeWithoutFlap(t *testing.T) {
 		other := peerOf(sw)
 		other.HoldTime = 60 * time.Second
 		for range 20 {
-			if _, err := s.Sync(cancelled, State{Sessions: []Session{{other, moved}}}); !errors.Is(err, context.Canceled) {
+			if _, err := s.Sync(cancelled, State{Sessions: []Session{{Peer: other, Paths: moved}}}); !errors.Is(err, context.Canceled) {
 				t.Fatalf("got %v, want context.Canceled", err)
 			}
 		}
@@ -143,7 +143,7 @@ func TestRemovedPeerIsWithdrawnAtOnce(t *testing.T) {
 	bird.start(nodeOf(bird))
 	frr.start(nodeOf(frr))
 	s := newTestSpeaker(t)
-	both := []Session{{peerOf(bird), pods(3)}, {peerOf(frr), pods(3)}}
+	both := []Session{{Peer: peerOf(bird), Paths: pods(3)}, {Peer: peerOf(frr), Paths: pods(3)}}
 	mustSync(t, s, both...)
 	bird.hears(15*time.Second, pods(3))
 	frr.hears(15*time.Second, pods(3))
@@ -178,7 +178,7 @@ func TestPassword(t *testing.T) {
 		session := func(from, password string, paths []Path) Session {
 			p := peerOf(sw)
 			p.LocalAddress, p.RouterID, p.Password = addr(from), addr(from), password
-			return Session{p, paths}
+			return Session{Peer: p, Paths: paths}
 		}
 		right, missing, wrong := newTestSpeaker(t), newTestSpeaker(t), newTestSpeaker(t)
 		mustSync(t, right, session("10.0.0.10", "s3cret", pods(2)[:1]))
@@ -214,7 +214,7 @@ func TestReasons(t *testing.T) {
 					p := peerOf(sw)
 					row.change(&p)
 					s := newTestSpeaker(t)
-					mustSync(t, s, Session{p, pods(1)})
+					mustSync(t, s, Session{Peer: p, Paths: pods(1)})
 					if st := s.Status(t.Context())[0]; st.Reason != reasonConnecting {
 						t.Errorf("at first: %q %q", st.Reason, st.Detail)
 					}
@@ -251,7 +251,7 @@ func TestCeased(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		sw.start(nodeOf(sw))
 		s := newTestSpeaker(t)
-		mustSync(t, s, Session{peerOf(sw), pods(1)})
+		mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(1)})
 		sw.hears(15*time.Second, pods(1))
 		if sw.kind == "bird" {
 			sw.ask("disable n0")
@@ -273,7 +273,7 @@ func TestHoldTimer(t *testing.T) {
 		p := peerOf(sw)
 		p.HoldTime = 3 * time.Second
 		want := manyPaths()
-		mustSync(t, s, Session{p, want})
+		mustSync(t, s, Session{Peer: p, Paths: want})
 		sw.hears(15*time.Second, want)
 		sw.settled()
 		w := sw.watch()
@@ -298,7 +298,7 @@ func TestDeadSwitchDelaysNobody(t *testing.T) {
 	dead.Address = addr("10.0.0.1")
 	s := newTestSpeaker(t)
 	begun := time.Now()
-	mustSync(t, s, Session{dead, pods(2)}, Session{peerOf(frr), pods(2)})
+	mustSync(t, s, Session{Peer: dead, Paths: pods(2)}, Session{Peer: peerOf(frr), Paths: pods(2)})
 	frr.hears(10*time.Second, pods(2))
 	frr.settled()
 	if took := time.Since(begun); took > 9*time.Second {
@@ -313,7 +313,7 @@ func TestSwitchWithoutGracefulRestart(t *testing.T) {
 		c.neighbours[0].only4 = true
 		sw.start(c)
 		s := newTestSpeaker(t)
-		mustSync(t, s, Session{peerOf(sw), pods(1)})
+		mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(1)})
 		sw.hears(15*time.Second, pods(1)[:1])
 		st := becomes(t, s, 5*time.Second, "Established", "")
 		eventually(t, 5*time.Second, func() error {
@@ -337,7 +337,7 @@ func TestLearnsNothing(t *testing.T) {
 	bird.start(c)
 	frr.start(nodeOf(frr))
 	s := newTestSpeaker(t)
-	mustSync(t, s, Session{peerOf(bird), pods(1)}, Session{peerOf(frr), pods(1)})
+	mustSync(t, s, Session{Peer: peerOf(bird), Paths: pods(1)}, Session{Peer: peerOf(frr), Paths: pods(1)})
 	bird.hears(15*time.Second, pods(1))
 	frr.hears(15*time.Second, pods(1))
 	bird.settled()
@@ -357,7 +357,7 @@ func TestServerPanicCostsOneSession(t *testing.T) {
 	bird.start(nodeOf(bird))
 	frr.start(nodeOf(frr))
 	s := newTestSpeaker(t)
-	both := []Session{{peerOf(bird), pods(3)}, {peerOf(frr), pods(3)}}
+	both := []Session{{Peer: peerOf(bird), Paths: pods(3)}, {Peer: peerOf(frr), Paths: pods(3)}}
 	mustSync(t, s, both...)
 	bird.hears(15*time.Second, pods(3))
 	frr.hears(15*time.Second, pods(3))
@@ -386,7 +386,7 @@ func TestServerPanicCostsOneSession(t *testing.T) {
 	if st := s.Status(t.Context())[1]; st.Flaps != 0 || st.State != "Established" {
 		t.Errorf("the other session: %+v", st)
 	}
-	mustSync(t, s, Session{peerOf(bird), pods(4)}, both[1])
+	mustSync(t, s, Session{Peer: peerOf(bird), Paths: pods(4)}, both[1])
 	bird.hears(15*time.Second, pods(4))
 }
 
@@ -394,7 +394,7 @@ func TestSwitchRestarts(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		sw.start(nodeOf(sw))
 		s := newTestSpeaker(t)
-		mustSync(t, s, Session{peerOf(sw), pods(3)})
+		mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(3)})
 		sw.hears(15*time.Second, pods(3))
 		begun := time.Now()
 		sw.start(nodeOf(sw))
@@ -410,7 +410,7 @@ func TestNoLeakOverFlaps(t *testing.T) {
 	var changed atomic.Int64
 	s := NewSpeaker(Options{Changed: func() { changed.Add(1) }})
 	t.Cleanup(s.Stop)
-	both := Session{peerOf(bird), pods(2)}
+	both := Session{Peer: peerOf(bird), Paths: pods(2)}
 	mustSync(t, s, both)
 	flaps := 0
 	flap := func() {
@@ -493,7 +493,7 @@ func TestGarbageFromSwitch(t *testing.T) {
 	s := newTestSpeaker(t)
 	bad := peerOf(bird)
 	bad.Address, bad.Port = addr("10.0.0.30"), 1179
-	mustSync(t, s, Session{peerOf(bird), pods(2)}, Session{bad, pods(2)})
+	mustSync(t, s, Session{Peer: peerOf(bird), Paths: pods(2)}, Session{Peer: bad, Paths: pods(2)})
 	bird.hears(15*time.Second, pods(2))
 	eventually(t, 15*time.Second, func() error {
 		all := s.Status(context.Background())

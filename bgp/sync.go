@@ -17,6 +17,7 @@ func (s *session) begin(ctx context.Context, want Session) []Change {
 		s.peer = want.Peer.normal()
 		clear(s.told)
 	})
+	s.listen(want.Learn)
 	change := Change{Op: "add", Object: s.peer.object()}
 	if change.Err = s.start(ctx, nil); change.Err != nil {
 		return []Change{change}
@@ -46,6 +47,7 @@ func (s *session) sync(ctx context.Context, want Session) []Change {
 	if !s.started {
 		return s.begin(ctx, want)
 	}
+	s.listen(want.Learn)
 	peer := want.Peer.normal()
 	why := s.peer.differs(peer)
 	if why == "" {

@@ -62,11 +62,11 @@ func TestSyncConverges(t *testing.T) {
 		}
 		slices.Sort(rib)
 		random.Shuffle(len(want), func(i, j int) { want[i], want[j] = want[j], want[i] })
-		mustSync(t, s, Session{loopPeer(), want})
+		mustSync(t, s, Session{Peer: loopPeer(), Paths: want})
 		if diff := cmp.Diff(rib, s.all()[0].rib(t)); diff != "" {
 			t.Fatal(diff)
 		}
-		if changes := mustSync(t, s, Session{loopPeer(), want}); len(changes) != 0 {
+		if changes := mustSync(t, s, Session{Peer: loopPeer(), Paths: want}); len(changes) != 0 {
 			t.Fatalf("second Sync: %v", changes)
 		}
 	}
@@ -77,7 +77,7 @@ func TestSyncConverges(t *testing.T) {
 func TestCancelledSyncOpensNothing(t *testing.T) {
 	s := NewSpeaker(Options{})
 	defer s.Stop()
-	want := State{Sessions: []Session{{loopPeer(), pods(3)}}}
+	want := State{Sessions: []Session{{Peer: loopPeer(), Paths: pods(3)}}}
 	ctx, cancel := context.WithCancel(t.Context())
 	session := newSession(loopPeer().normal(), newServer(), func() {})
 	s.sessions[session.key] = session
@@ -142,7 +142,7 @@ func TestChaos(t *testing.T) {
 				p.HoldTime = time.Duration(60+random.IntN(2)) * time.Second
 				if random.IntN(8) > 0 {
 					n := random.IntN(len(all))
-					want.Sessions = append(want.Sessions, Session{p, all[n:]})
+					want.Sessions = append(want.Sessions, Session{Peer: p, Paths: all[n:]})
 				}
 			}
 			if _, err := s.Sync(ctx, want); err != nil && ctx.Err() == nil {
@@ -155,7 +155,7 @@ func TestChaos(t *testing.T) {
 		}
 	}
 	looks.Wait()
-	mustSync(t, s, Session{peerOf(bird), all}, Session{peerOf(frr), all[100:]})
+	mustSync(t, s, Session{Peer: peerOf(bird), Paths: all}, Session{Peer: peerOf(frr), Paths: all[100:]})
 	for _, session := range s.all() {
 		session.backoffNow(t)
 	}
@@ -189,7 +189,7 @@ func chaos(t *testing.T) time.Duration {
 func BenchmarkSyncUnchanged(b *testing.B) {
 	s := NewSpeaker(Options{})
 	defer s.Stop()
-	want := State{Sessions: []Session{{loopPeer(), manyPaths()}}}
+	want := State{Sessions: []Session{{Peer: loopPeer(), Paths: manyPaths()}}}
 	if _, err := s.Sync(b.Context(), want); err != nil {
 		b.Fatal(err)
 	}

@@ -1,0 +1,264 @@
+package bgp
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// announcing is a switch that has these prefixes of its own.
+func announcing(r *router, prefixes ...string) swconf {
+	c := nodeOf(r)
+	if r.kind == "frr" {
+		c.extra = " no bgp network import-check\n"
+	}
+	for i, p := range prefixes {
+		family := "ipv4"
+		if pfx(p).Addr().Is6() {
+			family = "ipv6"
+		}
+		if r.kind == "bird" {
+			c.extra += fmt.Sprintf("protocol static s%d { %s; route %s blackhole; }\n", i, family, p)
+		} else {
+			c.extra += fmt.Sprintf(" address-family %s unicast\n  network %s\n exit-address-family\n", family, p)
+		}
+	}
+	return c
+}
+
+// withdraws takes the i-th of the prefixes back.
+func (r *router) withdraws(i int, prefix string) {
+	r.t.Helper()
+	if r.kind == "bird" {
+		r.ask(fmt.Sprintf("disable s%d", i))
+		return
+	}
+	run(r.t, "vtysh", "--vty_socket", r.dir, "-d", "bgpd", "-c", "conf t", "-c", "router bgp 65000", "-c", "address-family ipv4 unicast", "-c", "no network "+prefix)
+}
+
+// told prints what was learned: "192.168.1.0/24 via 10.0.0.1 from 10.0.0.1".
+func told(s *Speaker, t *testing.T) (out []string, complete bool) {
+	paths, complete := s.Learned(t.Context())
+	for _, p := range paths {
+		line := fmt.Sprintf("%s from %s", p.Path, p.From)
+		if p.Kept {
+			line += " kept"
+		}
+		out = append(out, line)
+	}
+	return out, complete
+}
+
+// learns waits until s has learned just that, and knows that it is all.
+func learns(t *testing.T, s *Speaker, d time.Duration, want ...string) {
+	t.Helper()
+	eventually(t, d, func() error {
+		got, complete := told(s, t)
+		if diff := cmp.Diff(got, want); diff != "" || !complete {
+			return fmt.Errorf("complete %v (-got +want):\n%s", complete, diff)
+		}
+		return nil
+	})
+}
+
+var learnList = []netip.Prefix{pfx("192.168.0.0/16"), pfx("0.0.0.0/0"), pfx("fd99::/32")} // read only
+
+// What lies in the list is learned, with the switch's next hop; what does not is not, and a default
+// route in the list is no licence for everything.
+func TestLearns(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		all := []string{"192.168.5.0/24", "192.168.0.0/16", "192.169.0.0/24", "192.0.0.0/8", "0.0.0.0/0", "198.51.100.0/24", "fd99:0:1::/48", "fd98::/32"}
+		sw.start(announcing(sw, all...))
+		s := newTestSpeaker(t)
+		if _, complete := s.Learned(t.Context()); complete {
+			t.Error("complete before any Sync")
+		}
+		session := Session{Peer: peerOf(sw), Paths: pods(2), Learn: learnList}
+		mustSync(t, s, session)
+		if _, complete := s.Learned(t.Context()); complete {
+			t.Error("complete before the session is up")
+		}
+		from := fmt.Sprintf(" from %s", sw.addr4)
+		via := fmt.Sprintf(" via %s", sw.addr4) + from
+		begun := time.Now()
+		learns(t, s, 30*time.Second, "0.0.0.0/0"+via, "192.168.0.0/16"+via, "192.168.5.0/24"+via, "fd99:0:1::/48 via "+sw.addr6.String()+from)
+		t.Logf("%s: after %v", sw.kind, time.Since(begun))
+		sw.withdraws(0, all[0])
+		learns(t, s, 10*time.Second, "0.0.0.0/0"+via, "192.168.0.0/16"+via, "fd99:0:1::/48 via "+sw.addr6.String()+from)
+
+		session.Learn = learnList[1:2] // another list needs no new session
+		mustSync(t, s, session)
+		learns(t, s, 10*time.Second, "0.0.0.0/0"+via)
+		session.Learn = nil
+		mustSync(t, s, session)
+		learns(t, s, time.Second)
+		if st := s.Status(t.Context())[0]; st.Flaps != 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// What one switch announces is told to no other, and each switch's own view of a prefix is known.
+func TestLearnsFromTwoAndTellsNobody(t *testing.T) {
+	l := newLAN(t)
+	bird, frr := l.router("bird", 1), l.router("frr", 2)
+	bird.start(announcing(bird, "192.168.5.0/24", "192.168.6.0/24"))
+	frr.start(announcing(frr, "192.168.5.0/24", "192.168.7.0/24"))
+	s := newTestSpeaker(t)
+	mustSync(t, s, Session{Peer: peerOf(frr), Paths: pods(2), Learn: learnList}, Session{Peer: peerOf(bird), Paths: pods(2), Learn: learnList})
+	a, b := " via 10.0.0.1 from 10.0.0.1", " via 10.0.0.2 from 10.0.0.2"
+	learns(t, s, 30*time.Second, "192.168.5.0/24"+a, "192.168.5.0/24"+b, "192.168.6.0/24"+a, "192.168.7.0/24"+b)
+	for _, sw := range []*router{bird, frr} {
+		sw.hears(15*time.Second, pods(2)) // just those
+	}
+	bird.withdraws(0, "192.168.5.0/24")
+	learns(t, s, 10*time.Second, "192.168.5.0/24"+b, "192.168.6.0/24"+a, "192.168.7.0/24"+b)
+	frr.hears(time.Second, pods(2))
+	bird.hears(time.Second, pods(2))
+}
+
+// Over the loss of a session and the restart of the switch what was learned stays.
+func TestLearnedStays(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		conf := announcing(sw, "192.168.5.0/24", "192.168.6.0/24", "0.0.0.0/0")
+		sw.start(conf)
+		s := newTestSpeaker(t)
+		p := peerOf(sw)
+		p.RestartTime = 40 * time.Second
+		mustSync(t, s, Session{Peer: p, Paths: pods(2), Learn: learnList})
+		via := fmt.Sprintf(" via %s from %s", sw.addr4, sw.addr4)
+		want := []string{"0.0.0.0/0" + via, "192.168.5.0/24" + via, "192.168.6.0/24" + via}
+		learns(t, s, 30*time.Second, want...)
+
+		stays := func(what string, back func() bool) {
+			t.Helper()
+			eventually(t, 35*time.Second, func() error {
+				got, complete := told(s, t)
+				for i := range got {
+					got[i] = strings.TrimSuffix(got[i], " kept")
+				}
+				if diff := cmp.Diff(got, want); diff != "" || !complete {
+					t.Fatalf("%s: complete %v (-got +want):\n%s", what, complete, diff)
+				}
+				if !back() {
+					return errors.New("not back")
+				}
+				return nil
+			})
+		}
+		fresh := func() bool {
+			paths, _ := s.Learned(t.Context())
+			return !slices.ContainsFunc(paths, func(p LearnedPath) bool { return p.Kept })
+		}
+		flaps := func(n int) func() bool {
+			return func() bool {
+				st := s.Status(t.Context())[0]
+				return st.Flaps == n && st.State == "Established" && fresh()
+			}
+		}
+		run(t, "ss", "-K", "dst", sw.addr4.String())
+		stays("connection cut", flaps(1))
+		sw.start(conf)
+		stays("switch restarted", flaps(2))
+
+		changed := announcing(sw, "192.168.5.0/24", "192.168.8.0/24", "0.0.0.0/0")
+		sw.start(changed)
+		learns(t, s, 40*time.Second, "0.0.0.0/0"+via, "192.168.5.0/24"+via, "192.168.8.0/24"+via)
+
+		sw.kill()
+		down := time.Now()
+		eventually(t, 5*time.Second, func() error {
+			if got, _ := told(s, t); len(got) != 3 || !strings.HasSuffix(got[0], " kept") {
+				return fmt.Errorf("%q", got)
+			}
+			return nil
+		})
+		learns(t, s, 50*time.Second)
+		if d := time.Since(down); d < 38*time.Second {
+			t.Errorf("gone after %v, want the restart time of 40 s", d)
+		}
+	})
+}
+
+// A switch that takes its leave has withdrawn what it announced.
+func TestLearnedEndsWithFarewell(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		sw.start(announcing(sw, "192.168.5.0/24"))
+		s := newTestSpeaker(t)
+		mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(1), Learn: learnList})
+		learns(t, s, 30*time.Second, fmt.Sprintf("192.168.5.0/24 via %s from %s", sw.addr4, sw.addr4))
+		if sw.kind == "bird" {
+			sw.ask("disable n0")
+		} else {
+			run(t, "vtysh", "--vty_socket", sw.dir, "-d", "bgpd", "-c", "conf t", "-c", "router bgp 65000", "-c", "neighbor 10.0.0.10 shutdown")
+		}
+		learns(t, s, 5*time.Second)
+	})
+}
+
+// A switch that sends far too much costs little while nothing is learned, and no more than what is
+// in the list while something is.
+func TestFlood(t *testing.T) {
+	l := newLAN(t)
+	bird := l.router("bird", 1)
+	c := nodeOf(bird)
+	var routes strings.Builder
+	const flood = 100000
+	for i := range flood {
+		fmt.Fprintf(&routes, "route %d.%d.%d.0/24 blackhole;\n", 20+i/65536, i/256%256, i%256)
+	}
+	c.extra = "protocol static s0 { ipv4;\nroute 192.168.5.0/24 blackhole;\n" + routes.String() + "}\n"
+	bird.start(c)
+	s := newTestSpeaker(t)
+	session := Session{Peer: peerOf(bird), Paths: pods(1)}
+	mustSync(t, s, session)
+	eventually(t, 60*time.Second, func() error {
+		var n uint64
+		session := s.all()[0]
+		err := session.do(t.Context(), func() { session.readOffer(t.Context()); n = session.received.updates })
+		if err != nil || n == 0 || !session.received.eor4 {
+			return fmt.Errorf("%d UPDATEs, %w", n, err)
+		}
+		return nil
+	})
+	used := func(d time.Duration) time.Duration {
+		before := cpu(t)
+		time.Sleep(d) // what it uses when left alone
+		return cpu(t) - before
+	}
+	idle := used(6 * time.Second)
+	session.Learn = learnList
+	mustSync(t, s, session)
+	learns(t, s, 30*time.Second, "192.168.5.0/24 via 10.0.0.1 from 10.0.0.1")
+	time.Sleep(quietFor + learnEvery) // it reads until all is quiet
+	learning := used(6 * time.Second)
+	session.Learn = []netip.Prefix{pfx("20.0.0.0/8"), pfx("21.0.0.0/8")}
+	mustSync(t, s, session)
+	eventually(t, 30*time.Second, func() error {
+		if paths, _ := s.Learned(t.Context()); len(paths) != learnMost {
+			return fmt.Errorf("%d paths", len(paths))
+		}
+		return nil
+	})
+	t.Logf("CPU in 6 s with %d received: %v, learning %v", flood, idle, learning)
+	if idle > 500*time.Millisecond || learning > 500*time.Millisecond {
+		t.Errorf("CPU in 6 s: %v, learning %v", idle, learning)
+	}
+}
+
+// cpu is what this process has used.
+func cpu(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
