@@ -79,6 +79,10 @@ type BGP struct {
 	// WithdrawAfter is how long a node must not answer ARP or neighbour discovery before a
 	// speaker of its LAN withdraws its pod CIDRs; 0: never.
 	WithdrawAfter withdrawAfter `yaml:"withdrawAfter"`
+	// Learn lists what of the switches' own paths becomes a route here: what is equal to one of
+	// them or lies in it, of 0.0.0.0/0 and ::/0 only the default route itself. Empty: nothing.
+	Learn     []prefix  `yaml:"learn"`
+	LearnMost learnMost `yaml:"learnMost"` // routes at most
 }
 
 // CNI says where the container runtime looks.
@@ -117,7 +121,7 @@ func defaults() Config {
 		Mode:  Underlay,
 		VXLAN: VXLAN{VNI: 1, Port: 8472},
 		BGP: BGP{Port: bgp.DefaultPort, RestartTime: restartTime(600 * time.Second), HoldTime: holdTime(90 * time.Second),
-			WithdrawAfter: withdrawAfter(15 * time.Second)},
+			WithdrawAfter: withdrawAfter(15 * time.Second), LearnMost: 100},
 		CNI:      CNI{ConfDir: "/etc/cni/net.d", BinDir: "/opt/cni/bin"},
 		StateDir: "/var/lib/edgeway",
 		Socket:   api.DefaultSocket,
@@ -171,6 +175,7 @@ func plainYAML(err error) error {
 		" into bool", ": true or false",
 		" into string", ": a text",
 		" into []string", ": a list of texts",
+		" into []daemon.prefix", ": a list of CIDRs",
 	)
 	var lines []error
 	for _, e := range te.Errors {
@@ -285,6 +290,14 @@ func (t *withdrawAfter) UnmarshalYAML(n *yaml.Node) error {
 		return wanted(n, "0s (never) or a time from 10s to 1h, whole seconds")
 	}
 	*t = withdrawAfter(v)
+	return err
+}
+
+type learnMost int
+
+func (m *learnMost) UnmarshalYAML(n *yaml.Node) error {
+	v, err := number(n, 1, 10000, "a number of routes from 1 to 10000")
+	*m = learnMost(v)
 	return err
 }
 

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -13,7 +14,7 @@ mode: auto
 modes:
 - {nodeSelector: pool=warehouse, mode: overlay}
 sourceNAT: {enabled: true, exclude: [10.0.0.0/8]}
-bgp: {port: 1790, restartTime: 300s, holdTime: 9s}
+bgp: {port: 1790, restartTime: 300s, holdTime: 9s, learn: [192.168.0.0/16, 0.0.0.0/0, 192.168.0.0/16, "fd99::/32"], learnMost: 7}
 metrics: ""
 `))
 	if err != nil {
@@ -22,6 +23,12 @@ metrics: ""
 	if c.NodeName != "Node-1" || c.Mode != Auto || c.Modes[0].Mode != Overlay || !c.Modes[0].NodeSelector.Selects(map[string]string{"pool": "warehouse"}) ||
 		c.SourceNAT.Exclude[0].String() != "10.0.0.0/8" || c.BGP.Port != 1790 || time.Duration(c.BGP.RestartTime) != 5*time.Minute || c.Metrics != "" {
 		t.Errorf("got %+v", c)
+	}
+	if got := fmt.Sprint(c.learnList()); got != "[192.168.0.0/16 0.0.0.0/0 fd99::/32]" || c.BGP.LearnMost != 7 {
+		t.Errorf("learn %s, at most %d", got, c.BGP.LearnMost)
+	}
+	if c, err := parseConfig(nil); err != nil || len(c.BGP.Learn) != 0 || c.BGP.LearnMost != 100 {
+		t.Errorf("defaults: learn %v, at most %d, %v", c.BGP.Learn, c.BGP.LearnMost, err)
 	}
 	if c.StateDir != "/var/lib/edgeway" || c.VXLAN.Port != 8472 {
 		t.Errorf("defaults: %+v", c)
@@ -41,6 +48,9 @@ func TestConfigMistakes(t *testing.T) {
 		{"VNI", "vxlan: {vni: 16777216}\n", "want a VNI"},
 		{"MTU", "cni: {mtu: 100}\n", "want an MTU"},
 		{"CIDR", "sourceNAT: {exclude: [10.0.0.1/8]}\n", `want a CIDR such as 10.0.0.0/8, got "10.0.0.1/8"`},
+		{"learn with host bits", "bgp: {learn: [192.168.0.1/16]}\n", `want a CIDR such as 10.0.0.0/8, got "192.168.0.1/16"`},
+		{"learn one", "bgp: {learn: 0.0.0.0/0}\n", "line 1"},
+		{"learn nothing at most", "bgp: {learnMost: 0}\n", "want a number of routes from 1 to 10000"},
 		{"selector", "modes: [{nodeSelector: 'a=(', mode: overlay}]\n", "line 1"},
 		{"half a pool mode", "modes: [{nodeSelector: a=b}]\n", "modes[0]: want both"},
 		{"two documents", "mode: auto\n---\nmode: auto\n", "a second document"},

@@ -16,7 +16,8 @@ import (
 // like, and what stands in the way, as a function of what is known and of nothing else.
 //
 //	pod ──veth── node ──────── LAN ──────── node ──veth── pod      same LAN: via the other node
-//	               └── switch A ── switch B ──┘                     other LAN: by the default route;
+//	               └── switch A ── switch B ──┘                     other LAN: by the default route,
+//	                                                                which a switch may announce (bgp.learn);
 //	                   the switches know each pod CIDR from the speakers, next hop = its node
 //
 // It keeps nothing between calls and asks nobody: equal Worlds give equal answers.
@@ -28,6 +29,7 @@ func desired(w World) (routes.State, bgp.State, []cluster.Problem) {
 	p.findOverlaps()
 	p.linksDown()
 	p.forwarding()
+	p.learn()
 	for _, n := range w.Cluster.Nodes {
 		if n.Name == p.self.Name {
 			continue
@@ -339,7 +341,7 @@ func (p *plan) session(r cluster.Peering, peer cluster.Peer) (bgp.Session, bool)
 		}
 		s.Peer.Password = password
 	}
-	s.Paths = p.paths(r)
+	s.Paths, s.Learn = p.paths(r), p.Config.learnList()
 	return s, true
 }
 

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 
+	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/routes"
 )
@@ -65,7 +67,7 @@ func worldOf(t *testing.T, a *txtar.Archive, node string) World {
 		case f.Name == "config.yaml":
 			w.Config, err = parseConfig(f.Data)
 		case f.Name == "host "+node:
-			w.Host, w.Silent = hostOf(t, string(f.Data))
+			w.Host, w.Silent, w.Learned = hostOf(t, string(f.Data))
 		case strings.HasSuffix(f.Name, ".yaml"):
 			err = os.WriteFile(filepath.Join(dir, f.Name), f.Data, 0o644)
 		}
@@ -84,8 +86,10 @@ func worldOf(t *testing.T, a *txtar.Archive, node string) World {
 }
 
 // hostOf parses lines such as "addr 10.0.10.11/24 dev eth0", "link eth0 mtu 1500" or "link eth0 down", "route
-// 0.0.0.0/0 via 10.0.10.1 dev eth0", and "silent 10.0.10.12": that one answers no more.
-func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]bool) {
+// 0.0.0.0/0 via 10.0.10.1 dev eth0", and "silent 10.0.10.12": that one answers no more. What the
+// switches announce is "learned 192.168.5.0/24 via 10.0.10.1 from 10.0.10.1", with "kept" after it
+// when that session is down.
+func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]bool, learned []bgp.LearnedPath) {
 	t.Helper()
 	silent = map[netip.Addr]bool{}
 	for line := range strings.Lines(text) {
@@ -103,13 +107,17 @@ func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]boo
 			h.Links = append(h.Links, routes.Link{Name: f[1], MTU: mtu, Up: true})
 		case len(f) == 6 && f[0] == "route":
 			h.Routes = append(h.Routes, routes.Route{Dst: netip.MustParsePrefix(f[1]), Via: netip.MustParseAddr(f[3]), Link: f[5], Protocol: 4})
+		case len(f) >= 6 && f[0] == "learned":
+			path := bgp.Path{Prefix: netip.MustParsePrefix(f[1]), NextHop: netip.MustParseAddr(f[3])}
+			learned = append(learned, bgp.LearnedPath{Path: path, From: netip.MustParseAddr(f[5]), Kept: len(f) == 7})
 		case len(f) == 2 && f[0] == "silent":
 			silent[netip.MustParseAddr(f[1])] = true
 		case len(f) > 0:
 			t.Fatalf("host: %q", line)
 		}
 	}
-	return h, silent
+	slices.SortFunc(learned, bgp.LearnedPath.Compare)
+	return h, silent, learned
 }
 
 func tell(t *testing.T, w World) string {

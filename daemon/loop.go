@@ -47,6 +47,7 @@ type kernel interface {
 type speaker interface {
 	Sync(ctx context.Context, desired bgp.State) ([]bgp.Change, error)
 	Status(ctx context.Context) []bgp.Status
+	Learned(ctx context.Context) (paths []bgp.LearnedPath, complete bool)
 }
 
 // view is what one look saw and decided: what status shows. It is never changed once published.
@@ -67,7 +68,7 @@ func scope() routes.Scope {
 //
 //	look ────┐            ┌─ source ─ admit ─ save      (only after reread)
 //	reread ──┼─> observe ─┤
-//	clock ───┘            └─ Host ─ desired ─ Sync kernel ─ Sync speaker ─ serve pods
+//	clock ───┘            └─ Host, Learned ─ desired ─ Sync kernel ─ Sync speaker ─ serve pods
 type loop struct {
 	config  Config
 	source  cluster.Source
@@ -159,11 +160,17 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 		l.seen.Store(&view{World: w, Problems: append(o.problems, l.found...), At: time.Now()})
 		return false
 	}
+	var complete bool
+	if len(l.config.BGP.Learn) > 0 {
+		w.Learned, complete = l.speaker.Learned(ctx)
+	}
 	state, sessions, problems := desired(w)
 	o.problems = append(append(append(o.problems, problems...), l.found...), l.last.Problems...)
 
-	changes, err := l.kernel.Sync(ctx, scope(), state)
+	own, learned := byOrigin(state)
+	changes, err := l.kernel.Sync(ctx, scope(), own)
 	l.changed(&o, changes, err)
+	l.learn(ctx, &o, learned, complete)
 	told, err := l.speaker.Sync(ctx, sessions)
 	for _, c := range told {
 		if c.Why == "" {

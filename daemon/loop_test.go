@@ -26,11 +26,17 @@ type machine struct {
 	state  routes.State
 	bgp    bgp.State
 	looks  int
-	saves  int
-	log    strings.Builder
-	loop   *loop
-	seen   atomic.Pointer[view]
-	silent atomic.Pointer[map[netip.Addr]bool]
+	// learned is what was asked of the routes that switches announce, and whether others of them
+	// were to be deleted.
+	learned routes.State
+	deletes bool
+	heard   []bgp.LearnedPath
+	all     bool // the switches have said all
+	saves   int
+	log     strings.Builder
+	loop    *loop
+	seen    atomic.Pointer[view]
+	silent  atomic.Pointer[map[netip.Addr]bool]
 }
 
 func newMachine(t *testing.T) *machine {
@@ -57,6 +63,10 @@ func (m *machine) Host(context.Context) (routes.Host, error) {
 }
 
 func (m *machine) Sync(_ context.Context, s routes.Scope, desired routes.State) ([]routes.Change, error) {
+	if s.Protocol == 0 || s.Protocol == routes.ProtoLearned {
+		m.learned, m.deletes = desired, s.Protocol != 0
+		return nil, nil
+	}
 	if s.Protocol != routes.ProtoNode {
 		m.t.Errorf("scope %+v", s)
 	}
@@ -73,6 +83,8 @@ func (s switches) Sync(_ context.Context, desired bgp.State) ([]bgp.Change, erro
 	s.m.bgp = desired
 	return nil, nil
 }
+
+func (s switches) Learned(context.Context) ([]bgp.LearnedPath, bool) { return s.m.heard, s.m.all }
 
 func (s switches) Status(context.Context) []bgp.Status { return nil }
 
@@ -187,6 +199,55 @@ func TestNewcomerDoesNotTakeAddresses(t *testing.T) {
 			time.Sleep(time.Second)
 			if v := m.seen.Load(); len(v.Problems) != 0 || !m.routed("9") || !m.routed("2") {
 				t.Errorf("after the owner moved: problems %v, state %v", v.Problems, m.state)
+			}
+		})
+	})
+}
+
+func TestLearnedRoutesAreDeletedOnlyWhenTheSwitchesHaveSaidAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.loop.config.BGP.Learn = []prefix{{netip.MustParsePrefix("192.168.0.0/16")}}
+		path := func(p string) bgp.LearnedPath {
+			via := netip.MustParseAddr("192.0.2.254")
+			return bgp.LearnedPath{Path: bgp.Path{Prefix: netip.MustParsePrefix(p), NextHop: via}, From: via}
+		}
+		look := func() string {
+			m.loop.look.fire()
+			time.Sleep(time.Second)
+			return fmt.Sprint(m.learned, m.deletes)
+		}
+		m.run(func() {
+			if m.learned.Routes != nil || m.deletes {
+				t.Errorf("at first: %v, deletes %v", m.learned, m.deletes)
+			}
+			m.heard = []bgp.LearnedPath{path("192.168.5.0/24")}
+			if got := look(); !strings.Contains(got, "192.168.5.0/24 via 192.0.2.254 dev eth0") || m.deletes {
+				t.Error(got)
+			}
+			m.all = true
+			if got := look(); !strings.Contains(got, "192.168.5.0/24") || !m.deletes {
+				t.Error(got)
+			}
+			if strings.Contains(fmt.Sprint(m.state), "192.168.5.0/24") || !m.routed("2") {
+				t.Errorf("among the routes to nodes: %v", m.state)
+			}
+			m.world, m.err = cluster.World{}, errors.New("gone")
+			m.heard = nil
+			if got := look(); len(m.learned.Routes) != 0 || !m.deletes {
+				t.Error(got)
+			}
+		})
+	})
+}
+
+func TestNothingToLearnRemovesLeftovers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.heard = []bgp.LearnedPath{{Path: bgp.Path{Prefix: netip.MustParsePrefix("192.168.5.0/24")}}}
+		m.run(func() {
+			if m.learned.Routes != nil || !m.deletes {
+				t.Errorf("%v, deletes %v", m.learned, m.deletes)
 			}
 		})
 	})

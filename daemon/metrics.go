@@ -92,6 +92,13 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	for state, n := range states {
 		gauge(float64(n), describe("node_routes", "Routes to other nodes' pod CIDRs, by state.", "state"), state)
 	}
+	learned := map[string]int{"installed": 0, "missing": 0, "foreign": 0, "ignored": 0}
+	for _, l := range s.Learned {
+		learned[l.State]++
+	}
+	for state, n := range learned {
+		gauge(float64(n), describe("bgp_learned_prefixes", "Prefixes that the switches announce within bgp.learn, by state.", "state"), state)
+	}
 	for _, b := range s.Sessions {
 		labels := []string{b.Peer, b.Resource, strconv.FormatUint(uint64(b.PeerASN), 10)}
 		up := 0.0

@@ -41,6 +41,7 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 		problems = append(problems, cluster.Problem{Object: "kernel", Reason: "hostUnreadable", Got: err.Error(), Next: "see the log"})
 	}
 	s.Routes = routeStatus(w.Cluster.Nodes, have, v.Routes)
+	s.Learned = learnedStatus(w, have.Routes)
 	sessions := d.speaker.Status(ctx)
 	s.Sessions = sessionStatus(sessions)
 	problems = append(problems, sessionProblems(sessions)...)
@@ -73,8 +74,8 @@ func routeStatus(nodes []cluster.Node, have, want routes.State) []api.Route {
 	}
 	var out []api.Route
 	for _, r := range want.Routes {
-		if r.Type != "" {
-			continue // the guard of our own pod CIDR
+		if r.Type != "" || r.Protocol == routes.ProtoLearned {
+			continue // the guard of our own pod CIDR; what learnedStatus shows
 		}
 		state := "missing"
 		if h, ok := there[r.Dst]; ok {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/routes"
 )
@@ -18,6 +19,8 @@ type World struct {
 	Host    routes.Host   // addresses and routes of this machine that are not ours
 	// Silent are the addresses on this LAN that answer no more while others do.
 	Silent map[netip.Addr]bool
+	// Learned are the paths that the switches announce within bgp.learn, in their order.
+	Learned []bgp.LearnedPath
 }
 
 // mode is how n wants to be reached.

@@ -37,7 +37,7 @@ func (k *Kernel) Host(ctx context.Context) (Host, error) {
 			return Host{}, err
 		}
 		for _, e := range entries {
-			if e.Type == "" && e.Protocol != ProtoPod && e.Protocol != ProtoNode {
+			if e.Type == "" && e.Protocol != ProtoPod && e.Protocol != ProtoNode && e.Protocol != ProtoLearned {
 				h.Routes = append(h.Routes, v.hostRoutes(e)...)
 			}
 		}

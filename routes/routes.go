@@ -29,6 +29,8 @@ const (
 	ProtoPod Protocol = 101
 	// ProtoNode marks routes to the pod CIDRs of other nodes.
 	ProtoNode Protocol = 119
+	// ProtoLearned marks routes that the switches announce.
+	ProtoLearned Protocol = 121
 )
 
 // ErrForeign is wrapped by the error of a Change that was not made because an object that is

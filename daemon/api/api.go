@@ -77,6 +77,7 @@ type Status struct {
 	PodCIDRs  []string  `json:"podCIDRs"`
 	Routes    []Route   `json:"routes"`
 	Sessions  []Session `json:"sessions"`
+	Learned   []Learned `json:"learned"`
 	Leases    Leases    `json:"leases"`
 	Problems  []Problem `json:"problems"`
 	Now       time.Time `json:"now"`
@@ -121,6 +122,19 @@ type Session struct {
 type Path struct {
 	Prefix  string `json:"prefix"`
 	NextHop string `json:"nextHop"`
+}
+
+// Learned is a prefix that a switch announces and the configuration wants to learn.
+type Learned struct {
+	Dst    string `json:"dst"`
+	Via    string `json:"via"`
+	Dev    string `json:"dev,omitempty"`
+	Switch string `json:"switch"`
+	// Kept: its session is down; it counts until the restart time is over.
+	Kept bool `json:"kept,omitempty"`
+	// State is "installed", "missing", "foreign" or "ignored", and Why says why it is ignored.
+	State string `json:"state"`
+	Why   string `json:"why,omitempty"`
 }
 
 // Leases counts pods: a pod holds one address of each family, and Free says how many more fit.

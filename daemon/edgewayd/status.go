@@ -119,6 +119,7 @@ func printStatus(out io.Writer, s api.Status, all bool) {
 	p.table.Flush()
 	p.routes(s.Routes)
 	p.sessions(s)
+	p.learned(s.Learned)
 	p.problems(s.Problems)
 }
 
@@ -137,6 +138,33 @@ func (p *page) routes(all []api.Route) {
 	p.rows(len(all), func(i int) {
 		r := all[i]
 		p.row("  "+r.Dst, "via "+cmp.Or(r.Via, "-"), "dev "+cmp.Or(r.Dev, "-"), r.Node, strings.TrimSuffix(r.State, "installed"))
+	})
+}
+
+// learned shows first what is not as it should be; what is ignored is counted only.
+func (p *page) learned(all []api.Learned) {
+	if len(all) == 0 {
+		return
+	}
+	var bad, good []api.Learned
+	for _, l := range all {
+		switch l.State {
+		case "installed":
+			good = append(good, l)
+		case "ignored":
+		default:
+			bad = append(bad, l)
+		}
+	}
+	fmt.Fprintf(p.out, "\nLearned from switches: %d of %d\n", len(good), len(all))
+	shown := append(bad, good...)
+	p.rows(len(shown), func(i int) {
+		l := shown[i]
+		kept := ""
+		if l.Kept {
+			kept = "kept"
+		}
+		p.row("  "+l.Dst, "via "+l.Via, "dev "+cmp.Or(l.Dev, "-"), "from "+l.Switch, strings.TrimSpace(strings.TrimSuffix(l.State, "installed")+" "+kept))
 	})
 }
 
