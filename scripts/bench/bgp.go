@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/edgeway-cni/edgeway/routes"
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
@@ -96,7 +97,7 @@ func (l *lan) text(i int) string {
 func (l *lan) heard(ctx context.Context) error {
 	return wait(ctx, routesLimit+sessionLimit, func() error {
 		for _, s := range l.switches {
-			n, err := learned(s)
+			n, err := installed(s.Machine, unix.RTPROT_BIRD)
 			if err == nil && n != l.nodes+1 {
 				err = fmt.Errorf("%s has %d routes, want %d", s.Name, n, l.nodes+1)
 			}
@@ -108,11 +109,26 @@ func (l *lan) heard(ctx context.Context) error {
 	})
 }
 
-// learned counts the routes that BIRD has put into the switch's kernel.
-func learned(s *lab.Switch) (n int, err error) {
-	err = s.Do(func() error {
-		list, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: unix.RTPROT_BIRD}, netlink.RT_FILTER_PROTOCOL)
-		n = len(list)
+// routed waits until the speaker has a route to every other node in its own kernel.
+func (l *lan) routed(ctx context.Context) error {
+	return wait(ctx, routesLimit, func() error {
+		n, err := installed(l.node.Machine, int(routes.ProtoNode))
+		if err == nil && n != l.nodes {
+			err = fmt.Errorf("%s has %d routes, want %d", l.node.Name, n, l.nodes)
+		}
+		return err
+	})
+}
+
+// installed counts the IPv4 routes through a gateway of an origin in the machine's kernel.
+func installed(m *lab.Machine, protocol int) (n int, err error) {
+	err = m.Do(func() error {
+		list, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: netlink.RouteProtocol(protocol)}, netlink.RT_FILTER_PROTOCOL)
+		for _, r := range list {
+			if r.Gw != nil { // not the speaker's own pod CIDR, which no packet may leave the node for
+				n++
+			}
+		}
 		return err
 	})
 	return n, err

@@ -26,6 +26,9 @@ func (b *bench) goals() {
 		{"first sync of 5,000 routes to ip -batch", "routes/first sync", 0.1},
 		{"sync with nothing changed to ip -batch replacing", "routes/nothing changed", 0.02},
 		{"kernel events of a sync with nothing changed", "routes/nothing changed/0/events", 0},
+		{"processor time for a KiB, pod to pod on another node, to node to node", "path/1/cost", 1.2},
+		{"round trip p50, pod to pod on another node, to node to node", "path/1/rr", 1.45},
+		{"processor time for a KiB, pod to pod on a node, to a veth pair", "path/3/cost", 1.2},
 	} {
 		v := b.out.values
 		if single, ok := v["pods/v4/1/add-ms"]; ok && v["pods/dual/1/add-ms"] > 0 {

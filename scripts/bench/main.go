@@ -182,6 +182,7 @@ func sections() []section {
 		{"bgp/appear", "BGP: from a manifest to the switch's kernel", (*bench).appear},
 		{"bgp/5000", "BGP: 5,000 paths on two sessions", (*bench).manyPaths},
 		{"bgp/unwanted", "BGP: 100,000 unwanted routes", (*bench).unwanted},
+		{"path", "data path between pods", (*bench).paths},
 	}
 }
 
