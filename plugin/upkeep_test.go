@@ -1,0 +1,225 @@
+package plugin
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// A full pool is said, in STATUS too, and heals with the first DEL.
+func TestPoolExhaustion(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	conf := h.conf("1.1.0", `"ipam":{"ranges":[[{"subnet":"10.98.0.0/29"}],[{"subnet":"fd00:98::/64"}]]}`)
+	var held []call
+	for i := range 6 {
+		pod := newSpace(t)
+		c := call{verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: pod.path, conf: conf}
+		h.must(t, c)
+		held = append(held, c)
+	}
+	pod := newSpace(t)
+	c := call{verb: "ADD", id: "late", ifName: "eth0", netns: pod.path, conf: conf}
+	if text := h.refused(t, c, codeTryAgain); !strings.Contains(text, "network net") || !strings.Contains(text, "10.98.0") {
+		t.Errorf("the network and range are not named: %s", text)
+	}
+	status := call{verb: "STATUS", conf: conf}
+	if text := h.refused(t, status, codeUnavailable); !strings.Contains(text, "10.98.0.0/29") {
+		t.Errorf("the range is not named: %s", text)
+	}
+	held[3].verb = "DEL"
+	h.must(t, held[3])
+	h.must(t, status)
+	h.must(t, c)
+	held[3] = c
+	for _, c := range held {
+		c.verb = "DEL"
+		h.must(t, c)
+	}
+}
+
+// CHECK sees each thing that is gone, on both ends, and nothing that others added.
+func TestCheck(t *testing.T) {
+	kernelTest(t)
+	for _, tt := range []struct {
+		name, end, do string
+		want          string // "": CHECK passes
+	}{
+		{"as added", "pod", "true", ""},
+		{"pod link down", "pod", "ip link set eth0 down", "pod: want eth0"},
+		{"pod address gone", "pod", "ip addr del 10.99.0.1/32 dev eth0", "pod: missing 10.99.0.1/32"},
+		{"pod v6 address gone", "pod", "ip addr del fd00:99::1/128 dev eth0", "pod: missing fd00:99::1/128"},
+		{"pod default route gone", "pod", "ip route del default", "pod: missing default via 169.254.1.1"},
+		{"pod neighbour gone", "pod", "ip neigh del 169.254.1.1 dev eth0", "pod: missing 169.254.1.1 lladdr"},
+		{"pod MAC changed", "pod", "ip link set eth0 address 02:00:00:00:00:99", "pod: want eth0"},
+		{"pod link gone", "pod", "ip link del eth0", "pod: missing link eth0"},
+		{"host link down", "host", "ip link set HOST down", "host: want HOST"},
+		{"host route gone", "host", "ip route del 10.99.0.1", "host: missing 10.99.0.1 dev HOST"},
+		{"host v6 route gone", "host", "ip -6 route del fd00:99::1", "host: missing fd00:99::1 dev HOST"},
+		{"host neighbour gone", "host", "ip neigh del 10.99.0.1 dev HOST", "host: missing 10.99.0.1 lladdr"},
+		{"forwarding off", "host", "sysctl -qw net.ipv4.ip_forward=0", "host: want net/ipv4/ip_forward = 1"},
+		{"another address", "pod", "ip addr add 198.51.100.7/32 dev eth0", ""},
+		{"another route", "pod", "ip route add 198.51.100.0/24 via 169.254.1.1", ""},
+		{"another link", "pod", "ip link add net1 type veth peer name x", ""},
+		{"another host route", "host", "ip route add 198.51.100.0/24 dev HOST", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h, pod := newHost(t), newSpace(t)
+			c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+			added := h.must(t, c)
+			end := map[string]*space{"host": h.space, "pod": pod}[tt.end]
+			link := HostLink(attachmentOf(c))
+			end.sh(t, strings.ReplaceAll(tt.do, "HOST", link))
+			check := c
+			check.verb, check.conf = "CHECK", with(c.conf, "prevResult", added)
+			if tt.want == "" {
+				h.must(t, check)
+			} else if text := h.refused(t, check, codeDifferent); !strings.Contains(text, strings.ReplaceAll(tt.want, "HOST", link)) {
+				t.Errorf("got %s, want %s in it", text, tt.want)
+			}
+			c.verb = "DEL"
+			h.must(t, c)
+		})
+	}
+}
+
+// Multus removes a default route from the pod and from prevResult.
+func TestCheckGoesByPrevResult(t *testing.T) {
+	kernelTest(t)
+	h, pod := newHost(t), newSpace(t)
+	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+	added := h.must(t, c)
+	var result map[string]any
+	if err := json.Unmarshal([]byte(added), &result); err != nil {
+		t.Fatal(err)
+	}
+	pod.sh(t, "ip route del default; ip -6 route del default; ip route del 169.254.1.1")
+	delete(result, "routes")
+	text, err := json.Marshal(result)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.verb, c.conf = "CHECK", with(c.conf, "prevResult", string(text))
+	h.must(t, c)
+	c.verb = "DEL"
+	h.must(t, c)
+}
+
+// list it does nothing.
+func TestGC(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	conf := h.conf("1.1.0")
+	add := func(id, ifName, conf string) call {
+		pod := newSpace(t)
+		c := call{verb: "ADD", id: id, ifName: ifName, netns: pod.path, conf: conf}
+		h.must(t, c)
+		return c
+	}
+	add("c1", "eth0", conf)
+	add("c1", "net1", conf)
+	add("c2", "eth0", conf)
+	other := add("c3", "eth0", strings.Replace(conf, `"name":"net"`, `"name":"other"`, 1))
+	held := func() string {
+		var out []string
+		for _, l := range h.leases(t) {
+			out = append(out, l.Attachment.String())
+		}
+		h.whole(t)
+		return strings.Join(out, " ")
+	}
+	gc := call{verb: "GC", conf: conf}
+	for _, tt := range []struct{ key, list, want string }{
+		{"x", `1`, "c1/eth0 c1/net1 c2/eth0 c3/eth0"},
+		{"cni.dev/valid-attachments", `null`, "c1/eth0 c1/net1 c2/eth0 c3/eth0"},
+		{"cni.dev/valid-attachments", `[{"containerID":"c1","ifname":"eth0"},{"containerID":"c2","ifname":"eth0"}]`, "c1/eth0 c2/eth0 c3/eth0"},
+		{"cni.dev/attachments", `[{"containerID":"c2","ifname":"eth0"}]`, "c2/eth0 c3/eth0"},
+		{"cni.dev/valid-attachments", `[]`, "c3/eth0"},
+	} {
+		gc.conf = with(conf, tt.key, tt.list)
+		h.must(t, gc)
+		if got := held(); got != tt.want {
+			t.Errorf("after %s: held %q, want %q", tt.list, got, tt.want)
+		}
+	}
+	other.verb = "DEL"
+	h.must(t, other)
+}
+
+// Sweep removes half attachments, and only those.
+func TestSweep(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	var calls []call
+	for i := range 3 {
+		pod := newSpace(t)
+		c := call{verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+		h.must(t, c)
+		calls = append(calls, c)
+	}
+	h.sh(t, "ip link del "+HostLink(attachmentOf(calls[1])))
+	h.sh(t, "ip link add ew0123456789a type veth peer name strange; ip link add ewx type veth peer name stranger")
+	n := h.node(t)
+	did, err := n.Sweep(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(did) != 2 || !strings.Contains(fmt.Sprint(did), "c1/eth0") || !strings.Contains(fmt.Sprint(did), "ew0123456789a") {
+		t.Errorf("did %q", did)
+	}
+	h.whole(t)
+	if again, err := n.Sweep(t.Context()); err != nil || len(again) > 0 {
+		t.Errorf("again: %q, %v", again, err)
+	}
+	h.sh(t, "ip link show ewx")
+	for _, c := range calls {
+		c.verb = "DEL"
+		if reply := c.do(t, n); reply.Failed {
+			t.Errorf("DEL: %s", reply.Output)
+		}
+	}
+}
+
+// The store is lost while pods run: their addresses are not leased again, and their DEL works.
+func TestLostStore(t *testing.T) {
+	kernelTest(t)
+	h, pod, next := newHost(t), newSpace(t), newSpace(t)
+	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+	had := parseResult(t, h.must(t, c)).addrs()
+	h.sh(t, "rm "+h.dir+"/*")
+	d := c
+	d.id, d.netns = "c2", next.path
+	if got := parseResult(t, h.must(t, d)).addrs(); fmt.Sprint(got) == fmt.Sprint(had) {
+		t.Errorf("%v is leased twice", got)
+	}
+	h.sh(t, "ping -c1 -W5 "+had[0])
+	for _, c := range []call{c, d} {
+		c.verb = "DEL"
+		h.must(t, c)
+	}
+	if leases := h.leases(t); len(leases) > 0 {
+		t.Errorf("leases: %v", leases)
+	}
+}
+
+// A pool full of leases whose pods went away without DEL makes room.
+func TestFullPoolOfTheDead(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	conf := h.conf("1.1.0", `"ipam":{"ranges":[[{"subnet":"10.98.0.0/30"}]]}`)
+	for i := range 2 {
+		pod := newSpace(t)
+		h.must(t, call{verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: pod.path, conf: conf})
+		pod.file.Close()
+	}
+	until(t, "the links of the closed namespaces go", func() bool {
+		links, _ := h.wired(t)
+		return len(links) == 0
+	})
+	h.must(t, call{verb: "STATUS", conf: conf})
+	c := call{verb: "ADD", id: "next", ifName: "eth0", netns: newSpace(t).path, conf: conf}
+	h.must(t, c)
+	c.verb = "DEL"
+	h.must(t, c)
+}
