@@ -28,6 +28,7 @@ type bench struct {
 	self     string // this program
 
 	daemon      *daemon
+	calm        snapshot // what a host without pods was seen to have, beside a daemon
 	sharedHost  *space // of a daemon, or this machine's own
 	sharedOther *space
 }
@@ -38,7 +39,7 @@ const placeholder = "@STATE@"
 
 // measure runs the selected checks.
 func measure(ctx context.Context, o options) (r *report, err error) {
-	b := &bench{ctx: ctx, o: o}
+	b := &bench{ctx: ctx, o: o, calm: snapshot{}}
 	if err := b.setUp(); err != nil {
 		return nil, errors.Join(err, b.tearDown())
 	}
@@ -353,6 +354,8 @@ const (
 func (b *bench) startDaemon(host *space) (*daemon, error) {
 	state := filepath.Join(b.dir, "state")
 	line := strings.ReplaceAll(b.o.daemon, placeholder, state)
+	ready := strings.ReplaceAll(b.o.ready, placeholder, state)
+	_ = os.Remove(ready) // of the daemon before a reboot
 	log, err := os.Create(filepath.Join(b.dir, "daemon.log"))
 	if err != nil {
 		return nil, err
@@ -383,7 +386,6 @@ func (b *bench) startDaemon(host *space) (*daemon, error) {
 	if b.o.ready == "" {
 		return d, nil
 	}
-	ready := strings.ReplaceAll(b.o.ready, placeholder, state)
 	err = wait(daemonPatience, func() error {
 		select {
 		case <-d.done:

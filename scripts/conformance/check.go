@@ -40,7 +40,7 @@ type check struct {
 	asks    string // what is required, in one line
 	since   string // the first protocol version that has it
 	each    bool   // measured in each protocol version
-	alone   bool // bears no other check beside it: it measures time, or changes the boot ID
+	alone   bool   // bears no other check beside it: it measures time, or changes the boot ID
 	needs   need
 	run     func(t *T)
 }

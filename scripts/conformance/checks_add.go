@@ -42,7 +42,7 @@ func addChecks() []check {
 				}
 			}
 		}},
-		{id: "add.masquerade", level: should, section: "1", asks: "ipMasq: the world beyond the host answers a pod it has no route to", needs: needMasq | needFresh, run: func(t *T) {
+		{id: "add.masquerade", level: should, section: "1", asks: "ipMasq: the world beyond the host answers a pod it has no route to", needs: needMasq | needPrivate, run: func(t *T) {
 			p := t.pod()
 			for _, a := range t.add(p).addrs() {
 				to, host := netip.MustParseAddr(otherIP), netip.MustParseAddr(hostIP)

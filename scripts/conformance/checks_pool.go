@@ -245,9 +245,9 @@ func hostChecks() []check {
 				}
 			}
 		}},
-		{alone: true, id: "host.links-come-and-go", level: robust, section: "2", asks: "100 pods one after another leave nothing", run: func(t *T) {
+		{alone: true, id: "host.links-come-and-go", level: robust, section: "2", asks: "48 pods, four at a time, leave nothing", run: func(t *T) {
 			before := t.quiet()
-			for range 25 { // four at a time
+			for range 12 { // four at a time
 				pods := t.somePods(4)
 				for _, r := range t.atOnce(pods, addOne) {
 					t.wants(r, "ADD")
