@@ -17,6 +17,6 @@ for f in "$root/etc/edgeway" "$root/var/lib/edgeway"; do
     [ -e "$f" ] && echo "left    $f"
 done
 if [ -z "$root" ]; then
-    echo "left    routes of protocols 101 and 119 and links ew*, edgeway.1: a reboot removes them, or"
-    echo "        ip route flush proto 119; ip -6 route flush proto 119"
+    echo "left    routes of protocols 101, 119 and 121 and links ew*, edgeway.1: a reboot removes them, or"
+    echo "        for p in 119 121; do ip route flush proto \$p; ip -6 route flush proto \$p; done"
 fi

@@ -11,6 +11,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sync/errgroup"
+	"sigs.k8s.io/yaml"
 )
 
 // verb is one command of a story: what it prints, or why it fails.
@@ -20,6 +21,7 @@ type verb func(s *story, args []string) (string, error)
 //
 //	lab TOPOLOGY                      build it; the script's directory cluster is what nodes read
 //	daemon start|kill|stop NODE...    kill is SIGKILL, stop is SIGTERM
+//	config NODE FILE                  lay FILE over its configuration; it counts from the next start
 //	switch start|kill|stop SWITCH     its routing daemons
 //	reboot NODE...                    only the disk is left; the daemon is not started
 //	pod add NODE NAME... | pod del NAME... | pod check NAME...
@@ -33,7 +35,7 @@ type verb func(s *story, args []string) (string, error)
 //	ping FROM TO...                   every address of TO answers
 //	tcp FROM TO...                    every address of TO sees FROM's own address
 //	traffic start FROM TO... | traffic for PACKETS | traffic stop
-//	monitor start SWITCH... | monitor stop [MAX]
+//	monitor start MACHINE... | monitor stop [MAX]    what BGP changes in a switch's or a node's kernel
 //	phantoms COUNT FILE               manifests of nodes that exist on paper only
 //	count VERB...                     how many lines it prints
 //	until [-SECONDS] VERB... [== FILE | ~ REGEXP]    repeat until it succeeds and prints that
@@ -41,6 +43,7 @@ func verbs() map[string]verb {
 	return map[string]verb{
 		"lab":      (*story).build,
 		"daemon":   (*story).daemon,
+		"config":   (*story).config,
 		"switch":   (*story).switches,
 		"reboot":   (*story).reboot,
 		"pod":      (*story).pod,
@@ -125,6 +128,28 @@ func (s *story) daemon(args []string) (string, error) {
 		return "", fmt.Errorf("daemon %s: want start, kill or stop", args[0])
 	}
 	return s.each(args[1:], verbs[args[0]])
+}
+
+func (s *story) config(args []string) (string, error) {
+	n := s.lab.Node(args[0])
+	if n == nil {
+		return "", fmt.Errorf("no node %s", args[0])
+	}
+	config := map[string]any{}
+	for _, file := range []string{n.Config, s.file(args[1])} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		if err := yaml.Unmarshal(text, &config); err != nil {
+			return "", err
+		}
+	}
+	text, err := yaml.Marshal(config)
+	if err != nil {
+		return "", err
+	}
+	return "", os.WriteFile(n.Config, text, 0o644)
 }
 
 func (s *story) switches(args []string) (string, error) {
@@ -347,8 +372,15 @@ func (s *story) traffic(args []string) (out string, err error) {
 func (s *story) monitor(args []string) (out string, err error) {
 	if args[0] == "start" {
 		for _, name := range args[1:] {
-			sw := s.lab.Switch(name)
-			mon, err := sw.Monitor(s.ctx, sw.Proto())
+			m, err := s.machine(name)
+			if err != nil {
+				return "", err
+			}
+			proto := "121" // a node's learned routes
+			if sw := s.lab.Switch(name); sw != nil {
+				proto = sw.Proto()
+			}
+			mon, err := m.Monitor(s.ctx, proto)
 			if err != nil {
 				return "", err
 			}
