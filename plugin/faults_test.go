@@ -370,10 +370,17 @@ func TestMasquerade(t *testing.T) {
 	h.sh(t, "ip link add lan0 type veth peer name lan1 netns "+lan.path+"; ip link set lan0 up; ip addr add 198.51.100.1/24 dev lan0; ip addr add 2001:db8:1::1/64 dev lan0 nodad")
 	lan.sh(t, "ip link set lan1 up; ip addr add 198.51.100.2/24 dev lan1; ip addr add 2001:db8:1::2/64 dev lan1 nodad")
 	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0", `"ipMasq":true`)}
-	h.must(t, c)
+	added := h.must(t, c)
 	// The LAN has no route back to pods: an answer proves the node's address.
 	for _, a := range []string{"198.51.100.2", "2001:db8:1::2"} {
 		pod.sh(t, "ping -c1 -W5 "+a)
+	}
+	check := c
+	check.verb, check.conf = "CHECK", with(c.conf, "prevResult", added)
+	h.must(t, check)
+	h.sh(t, "nft delete element inet edgeway pods4 '{ 10.99.0.1 }'")
+	if text := h.refused(t, check, codeDifferent); !strings.Contains(text, "missing masquerade of 10.99.0.1") {
+		t.Errorf("CHECK says %s", text)
 	}
 	c.verb = "DEL"
 	h.must(t, c)

@@ -113,6 +113,7 @@ type kernel interface {
 	Lookup(ctx context.Context, a netip.Addr) (routes.Route, error)
 	AddMasqOutside(ctx context.Context, a netip.Addr, networks ...netip.Prefix) error
 	DelMasq(ctx context.Context, a netip.Addr) error
+	Masqueraded(ctx context.Context, a netip.Addr) (bool, error)
 	FlushConntrack(ctx context.Context, a netip.Addr) error
 	Close()
 }

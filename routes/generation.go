@@ -28,7 +28,7 @@ func (k *Kernel) deleteUnusedTable() (gone bool, err error) {
 			return false, err
 		}
 		content, err := k.readNAT()
-		if err != nil || !content.exists || content.pods > 0 {
+		if err != nil || !content.exists || len(content.podAddrs) > 0 {
 			return !content.exists, err
 		}
 		if err = c.deleteTable(generation); !errors.Is(err, unix.ERESTART) {

@@ -74,13 +74,16 @@ func (k *Kernel) DelMasq(ctx context.Context, a netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("end masquerade of %v: %w", a, err)
 	}
+	// ENOENT: no table, no set, or no such element. The other set is looked at all the same: a
+	// DelMasq that was killed between the two left its elements there.
 	_ = c.SetDeleteElements(podSet(natPods, a), []nftables.SetElement{{Key: a.AsSlice()}})
-	if err := c.Flush(); errors.Is(err, unix.ENOENT) {
-		return nil // no table, no set, or no such element
-	} else if err != nil {
+	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("end masquerade of %v: %w", a, err)
 	}
 	set := podSet(natKept, a)
+	if there, err := hasSet(c, set.Name); err != nil || !there {
+		return err
+	}
 	kept, err := c.GetSetElements(set)
 	if err != nil {
 		return fmt.Errorf("end masquerade of %v: %w", a, err)
@@ -94,6 +97,36 @@ func (k *Kernel) DelMasq(ctx context.Context, a netip.Addr) error {
 		return fmt.Errorf("end masquerade of %v: %w", a, err)
 	}
 	return nil
+}
+
+// hasSet reports whether our table has the set: to ask for the elements of one that is not there
+// gives an error that does not tell so.
+func hasSet(c *nftables.Conn, name string) (bool, error) {
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, fmt.Errorf("list nftables tables: %w", err)
+	}
+	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName }) {
+		return false, nil
+	}
+	sets, err := c.GetSets(natTable())
+	if err != nil {
+		return false, fmt.Errorf("list sets of nftables table inet %s: %w", tableName, err)
+	}
+	return slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == name }), nil
+}
+
+// Masqueraded reports whether AddMasq holds for a: its element is there, and so are the rules that
+// act upon it.
+func (k *Kernel) Masqueraded(ctx context.Context, a netip.Addr) (bool, error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	content, err := k.readNAT()
+	if err != nil {
+		return false, err
+	}
+	return content.exists && !content.Damaged && slices.Contains(content.podAddrs, a), nil
 }
 
 func podSet(kind int, a netip.Addr) *nftables.Set {

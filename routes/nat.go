@@ -2,6 +2,7 @@ package routes
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
@@ -87,8 +88,8 @@ func (k *Kernel) natConn() (*nftables.Conn, error) {
 // natContent is what the table has.
 type natContent struct {
 	NAT
-	exists bool
-	pods   int
+	exists   bool
+	podAddrs []netip.Addr // of AddMasq
 }
 
 // observeNAT: a table that exists only for AddMasq is none of a NAT's business.
@@ -101,7 +102,7 @@ func (k *Kernel) observeNAT(scope Scope, desired *NAT) *NAT {
 		return nil // a kernel without nftables has no table; making one tells what is wrong
 	}
 	n := content.NAT
-	if desired == nil && content.pods > 0 && len(n.Sources) == 0 && len(n.Exclude) == 0 && !n.Damaged {
+	if desired == nil && len(content.podAddrs) > 0 && len(n.Sources) == 0 && len(n.Exclude) == 0 && !n.Damaged {
 		return nil
 	}
 	return &n
@@ -147,7 +148,11 @@ func (k *Kernel) readNAT() (content natContent, err error) {
 		case natExclude:
 			content.Exclude = append(content.Exclude, prefixesOf(elements)...)
 		case natPods:
-			content.pods += len(elements)
+			for _, e := range elements {
+				if a, ok := netip.AddrFromSlice(e.Key); ok {
+					content.podAddrs = append(content.podAddrs, a)
+				}
+			}
 		}
 	}
 	whole, err := natChainIsWhole(c)

@@ -55,6 +55,40 @@ func TestNAT(t *testing.T) {
 	s.contains("nft list set inet edgeway pods6", "fd00::5")
 }
 
+func TestMasqueraded(t *testing.T) {
+	s := newSpace(t)
+	a := addr("10.10.1.5")
+	want := func(what string, want bool) {
+		t.Helper()
+		if got, err := s.k.Masqueraded(t.Context(), a); err != nil || got != want {
+			t.Errorf("%s: masqueraded %v, %v; want %v", what, got, err, want)
+		}
+	}
+	want("no table", false)
+	if err := s.k.AddMasqOutside(t.Context(), a, pfx("10.10.0.0/16")); err != nil {
+		t.Fatal(err)
+	}
+	want("added", true)
+	s.run("nft flush chain inet edgeway postrouting")
+	want("rules flushed", false)
+}
+
+// A DEL that is killed after the first of its two transactions must not leave the second's
+// elements for ever: the next DEL finds them.
+func TestDelMasqAfterHalfOfIt(t *testing.T) {
+	s := newSpace(t)
+	a := addr("10.10.1.5")
+	if err := s.k.AddMasqOutside(t.Context(), a, pfx("10.10.0.0/16")); err != nil {
+		t.Fatal(err)
+	}
+	s.run("nft delete element inet edgeway pods4 { 10.10.1.5 }")
+	s.contains("nft list set inet edgeway kept4", "10.10.1.5")
+	if err := s.k.DelMasq(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	s.lacks("nft list set inet edgeway kept4", "10.10.1.5")
+}
+
 // TestDeletingTheTableLosesNoPod: a transaction between the look and the deletion refuses it.
 func TestDeletingTheTableLosesNoPod(t *testing.T) {
 	s := newSpace(t)
