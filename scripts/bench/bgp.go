@@ -166,9 +166,9 @@ func (l *lan) settled(ctx context.Context, still time.Duration) error {
 
 // appear measures, in LANs of several sizes, what a new node waits for.
 func (b *bench) appear(ctx context.Context) error {
-	n := 100
+	n := 60
 	if b.quick {
-		n = 8
+		n = 5
 	}
 	t := table{Name: "bgp/appear", Title: "From a Node's manifest in the watched directory to the route in the kernel of the BIRD switch",
 		Columns: columns("nodes in the LAN", "there p50 (ms)", "p99 (ms)", "gone p50 (ms)", "p99 (ms)", "speaker's CPU (ms)", "resident (MiB)", "times")}

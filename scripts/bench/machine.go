@@ -13,14 +13,17 @@ import (
 )
 
 // describe says what the numbers were measured on. It names nothing that identifies the machine.
-func describe(ctx context.Context, dir string) []fact {
+func describe(ctx context.Context, o options) []fact {
 	facts := []fact{
 		{"processors", fmt.Sprintf("%d, %s", runtime.NumCPU(), field("/proc/cpuinfo", "model name"))},
 		{"memory", field("/proc/meminfo", "MemTotal")},
 		{"kernel", strings.TrimSpace(read("/proc/sys/kernel/osrelease"))},
-		{"stores on", fileSystem(dir)},
+		{"stores on", fileSystem(o.dir)},
 		{"load before", strings.Join(strings.Fields(read("/proc/loadavg") + " - - -")[:3], " ")},
 		{"go", runtime.Version()},
+	}
+	if out, err := exec.CommandContext(ctx, o.bin+"/edgewayd", "--version").Output(); err == nil {
+		facts = append(facts, fact{"edgeway", strings.TrimSpace(string(out))})
 	}
 	if out, err := exec.CommandContext(ctx, "bird", "--version").CombinedOutput(); err == nil {
 		facts = append(facts, fact{"bird", strings.TrimSpace(strings.TrimPrefix(string(out), "BIRD version"))})
@@ -32,7 +35,7 @@ func describe(ctx context.Context, dir string) []fact {
 	if info != nil {
 		for _, d := range info.Deps {
 			switch d.Path {
-			case "github.com/containernetworking/plugins", "go.etcd.io/bbolt", "github.com/osrg/gobgp/v3":
+			case "github.com/containernetworking/plugins", "go.etcd.io/bbolt":
 				facts = append(facts, fact{d.Path[strings.Index(d.Path, "/")+1:], d.Version})
 			}
 		}

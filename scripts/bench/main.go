@@ -166,23 +166,24 @@ type bench struct {
 type section struct {
 	name  string // what -run matches
 	title string
+	needs string // a program that may be missing; "": none
 	run   func(*bench, context.Context) error
 }
 
 func sections() []section {
 	return []section{
-		{"store/callers", "address store: one lease and its release", (*bench).storeCallers},
-		{"store/leases", "address store: beside few and many leases", (*bench).storeLeases},
-		{"store/fsync", "address store: fsyncs", (*bench).storeFsyncs},
-		{"pods/counts", "a pod: counts of one ADD and one DEL", (*bench).podCounts},
-		{"pods/start", "executables: size and start", (*bench).programs},
-		{"pods/v4", "a pod: ADD and DEL, IPv4", func(b *bench, ctx context.Context) error { return b.pods(ctx, v4) }},
-		{"pods/dual", "a pod: ADD and DEL, dual stack", func(b *bench, ctx context.Context) error { return b.pods(ctx, dual) }},
-		{"routes", "routes to 5,000 nodes", (*bench).routes},
-		{"bgp/appear", "BGP: from a manifest to the switch's kernel", (*bench).appear},
-		{"bgp/5000", "BGP: 5,000 paths on two sessions", (*bench).manyPaths},
-		{"bgp/unwanted", "BGP: 100,000 unwanted routes", (*bench).unwanted},
-		{"path", "data path between pods", (*bench).paths},
+		{"store/callers", "address store: one lease and its release", "", (*bench).storeCallers},
+		{"store/leases", "address store: beside few and many leases", "", (*bench).storeLeases},
+		{"store/fsync", "address store: fsyncs", "strace", (*bench).storeFsyncs},
+		{"pods/counts", "a pod: counts of one ADD and one DEL", "strace", (*bench).podCounts},
+		{"pods/start", "executables: size and start", "", (*bench).programs},
+		{"pods/v4", "a pod: ADD and DEL, IPv4", "", func(b *bench, ctx context.Context) error { return b.pods(ctx, v4) }},
+		{"pods/dual", "a pod: ADD and DEL, dual stack", "", func(b *bench, ctx context.Context) error { return b.pods(ctx, dual) }},
+		{"routes", "routes to 5,000 nodes", "", (*bench).routes},
+		{"bgp/appear", "BGP: from a manifest to the switch's kernel", "bird", (*bench).appear},
+		{"bgp/5000", "BGP: 5,000 paths on two sessions", "bird", (*bench).manyPaths},
+		{"bgp/unwanted", "BGP: 100,000 unwanted routes", "bird", (*bench).unwanted},
+		{"path", "data path between pods", "", (*bench).paths},
 	}
 }
 
@@ -191,10 +192,14 @@ func inside(ctx context.Context, o options) error {
 	if err := settle(); err != nil {
 		return err
 	}
-	b := &bench{options: o, out: &report{Machine: describe(ctx, o.dir), Quick: o.quick, format: o.output}}
+	b := &bench{options: o, out: &report{Machine: describe(ctx, o), Quick: o.quick, format: o.output}}
 	b.out.begin()
 	for _, s := range sections() {
 		if !o.run.MatchString(s.name) {
+			continue
+		}
+		if _, err := exec.LookPath(s.needs); s.needs != "" && err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %s skipped: %v; install %s\n", s.name, err, s.needs)
 			continue
 		}
 		start := time.Now()

@@ -17,9 +17,9 @@ type verbs struct {
 
 // pods compares what a container runtime waits for: the exec of ADD and of DEL.
 func (b *bench) pods(ctx context.Context, f family) error {
-	rounds, n, limit := 5, 64, 3*time.Second
+	rounds, n, limit := 4, 64, 2500*time.Millisecond
 	if b.quick {
-		rounds, n, limit = 1, 32, 2500*time.Millisecond
+		rounds, n = 1, 32
 	}
 	a, err := b.newArena(ctx, f, n)
 	if a != nil {
