@@ -32,6 +32,10 @@ const DefaultPort = 179
 // capability (RFC 4724, section 3).
 const MaxRestartTime = 4095 * time.Second
 
+// MaxLongLivedTime is the largest stale time that fits the 24 bits of the long-lived graceful
+// restart capability (RFC 9494, section 3).
+const MaxLongLivedTime = (1<<24 - 1) * time.Second
+
 // Peer is one switch as one session sees it. Two sessions are the same when Key is.
 type Peer struct {
 	Name         string // of the resource that asks for it, for people
@@ -44,8 +48,11 @@ type Peer struct {
 	Password     string     // RFC 2385; "" means none
 	HoldTime     time.Duration
 	RestartTime  time.Duration // graceful restart; 0 switches it off; at most MaxRestartTime
-	MultihopTTL  uint8         // 0: the switch is one hop away
-	TTLSecurity  bool          // RFC 5082: send and expect TTL 255
+	// LongLivedTime is how long after the restart time the switch keeps our paths as a last resort
+	// (long-lived graceful restart, RFC 9494); 0 switches it off; at most MaxLongLivedTime.
+	LongLivedTime time.Duration
+	MultihopTTL   uint8 // 0: the switch is one hop away
+	TTLSecurity   bool  // RFC 5082: send and expect TTL 255
 }
 
 // Key tells sessions apart: the address and port of the switch and our autonomous system.
@@ -99,6 +106,7 @@ type Status struct {
 	Flaps       int           // times the session left Established
 	Restart     bool          // graceful restart was negotiated
 	RestartTime time.Duration // what the switch was asked to keep our paths for
+	LongLived   time.Duration // and after that as a last resort; 0: not negotiated
 }
 
 // Options of a Speaker.

@@ -140,7 +140,7 @@ func (s *session) hear(ctx context.Context) time.Duration {
 	if h.session >= 0 && (!up || h.session != session) {
 		h.lost(now)
 	}
-	if s.journal.takeFarewell() {
+	if h.session < 0 && s.journal.takeFarewell() { // not before the session it belongs to has ended
 		h.forget()
 	}
 	if up && s.offer.known {

@@ -223,3 +223,74 @@ func TestChangeWinsOverStalePath(t *testing.T) {
 		w.still("after 5000 new MEDs")
 	})
 }
+
+// After the restart time a switch that knows RFC 9494 keeps the paths as a last resort: a speaker that
+// is away much longer than the restart time costs no route, and its return neither.
+func TestLongLivedGracefulRestart(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		c := nodeOf(sw)
+		if sw.kind == "frr" {
+			c.extra = " bgp long-lived-graceful-restart stale-time 3600\n"
+		}
+		sw.start(c)
+		want := Session{Peer: peerOf(sw), Paths: manyPaths()}
+		want.Peer.RestartTime, want.Peer.LongLivedTime = 5*time.Second, 30*time.Second
+		p := startProcess(t, want)
+		sw.hears(20*time.Second, want.Paths)
+		sw.settled()
+		if st := p.established(5*time.Second, 1).Status[0]; st.LongLived != 30*time.Second || st.Detail != "" {
+			t.Errorf("not negotiated: %+v", st)
+		}
+		w := sw.watch()
+		p.end(syscall.SIGKILL)
+		died := time.Now()
+		marked := func() error { // with LLGR_STALE
+			command, mark := "show route count where (65535, 6) ~ bgp_community", fmt.Sprintf("%d of ", many)
+			if sw.kind == "frr" {
+				command, mark = "show bgp ipv4 unicast "+want.Paths[many-1].Prefix.String(), "llgr-stale"
+			}
+			if out := sw.ask(command); !strings.Contains(out, mark) {
+				return errors.New(out)
+			}
+			return nil
+		}
+		eventually(t, 15*time.Second, marked)
+		for time.Since(died) < 20*time.Second { // four times the restart time
+			if err := sw.compare(want.Paths); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second) // between two looks
+		}
+		if err := marked(); err != nil {
+			t.Error(err)
+		}
+		p = startProcess(t, want)
+		p.established(10*time.Second, 1)
+		sw.settled()
+		w.still("after a return from the dead")
+		if err := sw.compare(want.Paths); err != nil {
+			t.Error(err)
+		}
+		// Not for ever.
+		p.end(syscall.SIGKILL)
+		sw.hears(60*time.Second, nil)
+		t.Logf("%s: gone after %v", sw.kind, time.Since(died))
+	})
+}
+
+// A switch that does not know RFC 9494 is named.
+func TestLongLivedNotNegotiated(t *testing.T) {
+	l := newLAN(t)
+	frr := l.router("frr", 2).start(swconf{asn: 65000, neighbours: []neighbour{{addr: "10.0.0.10", asn: 65001}}})
+	s := newTestSpeaker(t)
+	p := peerOf(frr)
+	p.LongLivedTime = time.Hour
+	mustSync(t, s, Session{Peer: p, Paths: pods(1)})
+	eventually(t, 15*time.Second, func() error {
+		st := s.Status(t.Context())[0]
+		if !st.Restart || st.LongLived != 0 || !strings.Contains(st.Detail, "10m0s after this daemon is gone: enable long-lived graceful restart") {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+}

@@ -138,7 +138,7 @@ func (s *server) open(ctx context.Context, p Peer) error {
 			LocalAddress: p.LocalAddress.String(),
 			RemotePort:   uint32(p.Port),
 		},
-		AfiSafis: []*api.AfiSafi{afiSafi(ipv4, p.RestartTime > 0), afiSafi(ipv6, p.RestartTime > 0)},
+		AfiSafis: []*api.AfiSafi{afiSafi(ipv4, p), afiSafi(ipv6, p)},
 	}
 	if p.RestartTime > 0 {
 		peer.GracefulRestart = &api.GracefulRestart{
@@ -147,6 +147,7 @@ func (s *server) open(ctx context.Context, p Peer) error {
 			DeferralTime:        uint32(deferral / time.Second),
 			NotificationEnabled: true,
 			LocalRestarting:     true,
+			LonglivedEnabled:    p.LongLivedTime > 0,
 		}
 	}
 	if p.MultihopTTL > 0 && !p.TTLSecurity {
@@ -194,6 +195,7 @@ type offer struct {
 	known      bool // it has been read
 	restart    bool // graceful restart: it keeps our paths (RFC 4724)
 	restarting bool // it has itself just restarted
+	longLived  bool // long-lived graceful restart (RFC 9494)
 	ipv4       bool
 	ipv6       bool
 }
@@ -221,6 +223,8 @@ func (s *server) offer(ctx context.Context, p Peer) (offer, received, error) {
 			case *bgp.CapGracefulRestart:
 				o.restart = true
 				o.restarting = o.restarting || c.Flags&0x08 != 0 // RFC 4724, section 3
+			case *bgp.CapLongLivedGracefulRestart:
+				o.longLived = true
 			case *bgp.CapMultiProtocol:
 				o.ipv4 = o.ipv4 || c.CapValue == bgp.RF_IPv4_UC
 				o.ipv6 = o.ipv6 || c.CapValue == bgp.RF_IPv6_UC
@@ -267,10 +271,13 @@ var ( // read only
 	ipv6 = &api.Family{Afi: api.Family_AFI_IP6, Safi: api.Family_SAFI_UNICAST}
 )
 
-func afiSafi(f *api.Family, restart bool) *api.AfiSafi {
+func afiSafi(f *api.Family, p Peer) *api.AfiSafi {
 	return &api.AfiSafi{
 		Config:            &api.AfiSafiConfig{Family: f, Enabled: true},
-		MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: restart}},
+		MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: p.RestartTime > 0}},
+		LongLivedGracefulRestart: &api.LongLivedGracefulRestart{Config: &api.LongLivedGracefulRestartConfig{
+			Enabled: p.LongLivedTime > 0, RestartTime: uint32(p.LongLivedTime / time.Second),
+		}},
 	}
 }
 

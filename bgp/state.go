@@ -83,6 +83,9 @@ func (p Peer) String() string {
 	if p.RestartTime != 0 {
 		fmt.Fprintf(&b, " restart %s", p.RestartTime)
 	}
+	if p.LongLivedTime != 0 {
+		fmt.Fprintf(&b, " long-lived %s", p.LongLivedTime)
+	}
 	if p.MultihopTTL != 0 {
 		fmt.Fprintf(&b, " multihop %d", p.MultihopTTL)
 	}
@@ -222,6 +225,10 @@ func (p Peer) nonsense() string {
 		return fmt.Sprintf("restart time %s is out of range; set 0 to %s (RFC 4724, section 3)", p.RestartTime, MaxRestartTime)
 	case p.RestartTime%time.Second != 0:
 		return fmt.Sprintf("restart time %s is no whole number of seconds; round it", p.RestartTime)
+	case p.LongLivedTime < 0 || p.LongLivedTime > MaxLongLivedTime || p.LongLivedTime%time.Second != 0:
+		return fmt.Sprintf("long-lived time %s is out of range; set whole seconds, 0 to %s (RFC 9494, section 3)", p.LongLivedTime, MaxLongLivedTime)
+	case p.LongLivedTime > 0 && p.RestartTime == 0:
+		return "long-lived graceful restart follows graceful restart; set a restart time (RFC 9494, section 4.1)"
 	case p.HoldTime != 0 && (p.HoldTime < minHoldTime || p.HoldTime > maxHoldTime || p.HoldTime%time.Second != 0):
 		return fmt.Sprintf("hold time %s is out of range; set whole seconds, %s to %s (RFC 4271, section 4.2)", p.HoldTime, minHoldTime, maxHoldTime)
 	case len(p.Password) > maxPassword:

@@ -46,6 +46,9 @@ func (s *session) status() Status {
 	st.Restart = peer.RestartTime > 0 && offer.restart
 	if st.Restart {
 		st.RestartTime = peer.RestartTime
+		if offer.longLived {
+			st.LongLived = peer.LongLivedTime
+		}
 	}
 	if offer.known {
 		st.Detail = shortcomings(peer, offer, untold)
@@ -63,6 +66,9 @@ func shortcomings(p Peer, o offer, untold [2]int) string {
 	}
 	if p.RestartTime > 0 && !o.restart {
 		out = append(out, "the switch drops the paths when this daemon restarts: enable graceful restart for this neighbour there")
+	}
+	if p.LongLivedTime > 0 && o.restart && !o.longLived {
+		out = append(out, fmt.Sprintf("the switch drops the paths %s after this daemon is gone: enable long-lived graceful restart there (RFC 9494)", p.RestartTime))
 	}
 	return strings.Join(out, "; ")
 }

@@ -238,6 +238,7 @@ func (p Peer) differs(q Peer) string {
 	}
 	diff("hold time", p.HoldTime, q.HoldTime)
 	diff("restart time", p.RestartTime, q.RestartTime)
+	diff("long-lived time", p.LongLivedTime, q.LongLivedTime)
 	diff("multihop TTL", p.MultihopTTL, q.MultihopTTL)
 	diff("TTL security", p.TTLSecurity, q.TTLSecurity)
 	return strings.Join(out, ", ")

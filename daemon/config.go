@@ -74,8 +74,11 @@ type VXLAN struct {
 type BGP struct {
 	Port        port        `yaml:"port"` // TCP, on the switch
 	RestartTime restartTime `yaml:"restartTime"`
-	HoldTime    holdTime    `yaml:"holdTime"`
-	RouterID    routerID    `yaml:"routerID"` // default: the node's IPv4 address
+	// LongLivedTime is how long after that the switch keeps the paths as a last resort
+	// (RFC 9494); 0: off.
+	LongLivedTime longLivedTime `yaml:"longLivedTime"`
+	HoldTime      holdTime      `yaml:"holdTime"`
+	RouterID      routerID      `yaml:"routerID"` // default: the node's IPv4 address
 	// WithdrawAfter is how long a node must not answer ARP or neighbour discovery before a
 	// speaker of its LAN withdraws its pod CIDRs; 0: never.
 	WithdrawAfter withdrawAfter `yaml:"withdrawAfter"`
@@ -151,6 +154,9 @@ func parseConfig(text []byte) (Config, error) {
 	}
 	if c.Cluster.Manifests == "" {
 		c.Cluster.Manifests = "/etc/edgeway/cluster.d"
+	}
+	if c.BGP.LongLivedTime > 0 && c.BGP.RestartTime == 0 {
+		return Config{}, errors.New("bgp.longLivedTime: it begins when bgp.restartTime is over, which is off; set both")
 	}
 	for i, m := range c.Modes {
 		if m.Mode == "" || m.NodeSelector.String() == "" {
@@ -270,6 +276,14 @@ type restartTime time.Duration
 func (t *restartTime) UnmarshalYAML(n *yaml.Node) error {
 	v, err := seconds(n, 0, bgp.MaxRestartTime, "a restart time from 0s (off) to 4095s (RFC 4724), whole seconds")
 	*t = restartTime(v)
+	return err
+}
+
+type longLivedTime time.Duration
+
+func (t *longLivedTime) UnmarshalYAML(n *yaml.Node) error {
+	v, err := seconds(n, 0, bgp.MaxLongLivedTime, "a time from 0s (off) to 16777215s (RFC 9494), whole seconds")
+	*t = longLivedTime(v)
 	return err
 }
 

@@ -14,7 +14,7 @@ mode: auto
 modes:
 - {nodeSelector: pool=warehouse, mode: overlay}
 sourceNAT: {enabled: true, exclude: [10.0.0.0/8]}
-bgp: {port: 1790, restartTime: 300s, holdTime: 9s, learn: [192.168.0.0/16, 0.0.0.0/0, 192.168.0.0/16, "fd99::/32"], learnMost: 7}
+bgp: {port: 1790, restartTime: 300s, holdTime: 9s, learn: [192.168.0.0/16, 0.0.0.0/0, 192.168.0.0/16, "fd99::/32"], learnMost: 7, longLivedTime: 24h}
 metrics: ""
 `))
 	if err != nil {
@@ -30,6 +30,9 @@ metrics: ""
 	if c, err := parseConfig(nil); err != nil || len(c.BGP.Learn) != 0 || c.BGP.LearnMost != 100 {
 		t.Errorf("defaults: learn %v, at most %d, %v", c.BGP.Learn, c.BGP.LearnMost, err)
 	}
+	if got := time.Duration(c.BGP.LongLivedTime); got != 24*time.Hour {
+		t.Errorf("long-lived time %v", got)
+	}
 	if c.StateDir != "/var/lib/edgeway" || c.VXLAN.Port != 8472 {
 		t.Errorf("defaults: %+v", c)
 	}
@@ -43,6 +46,8 @@ func TestConfigMistakes(t *testing.T) {
 		{"list for a text", "stateDir: [a]\n", "line 1"},
 		{"mode", "\nmode: tunnel\n", `line 2: want underlay, overlay or auto, got "tunnel"`},
 		{"restart time over 12 bits", "bgp: {restartTime: 5000s}\n", `line 1: want a restart time from 0s (off) to 4095s (RFC 4724), whole seconds, got "5000s"`},
+		{"long-lived time over 24 bits", "bgp: {longLivedTime: 16777216s}\n", `want a time from 0s (off) to 16777215s (RFC 9494), whole seconds, got "16777216s"`},
+		{"long-lived time alone", "bgp: {restartTime: 0s, longLivedTime: 24h}\n", "bgp.longLivedTime: it begins when bgp.restartTime is over"},
 		{"hold time", "bgp: {holdTime: 2s}\n", "want a hold time from 3s"},
 		{"port", "bgp: {port: 70000}\n", "want a port from 1 to 65535"},
 		{"VNI", "vxlan: {vni: 16777216}\n", "want a VNI"},

@@ -318,7 +318,8 @@ func (p *plan) session(r cluster.Peering, peer cluster.Peer) (bgp.Session, bool)
 	s := bgp.Session{Peer: bgp.Peer{
 		Name: r.Ref(), Address: peer.Address, Port: cmp.Or(peer.Port, uint16(b.Port)), ASN: peer.ASN, LocalASN: r.LocalASN,
 		RouterID: p.routerID(p.self), HoldTime: time.Duration(b.HoldTime), RestartTime: time.Duration(b.RestartTime),
-		MultihopTTL: peer.MultihopTTL, TTLSecurity: peer.TTLSecurity,
+		LongLivedTime: time.Duration(b.LongLivedTime),
+		MultihopTTL:   peer.MultihopTTL, TTLSecurity: peer.TTLSecurity,
 	}}
 	link, connected := p.linkTo(peer.Address)
 	if !connected && peer.MultihopTTL == 0 {

@@ -127,6 +127,7 @@ func sessionStatus(sessions []bgp.Status) []api.Session {
 		}
 		if st.Restart {
 			s.GracefulRestart = int(st.RestartTime / time.Second)
+			s.LongLived = int(st.LongLived / time.Second)
 		}
 		for _, p := range st.Advertised {
 			s.Advertised = append(s.Advertised, api.Path{Prefix: p.Prefix.String(), NextHop: p.NextHop.String()})

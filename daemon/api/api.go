@@ -116,6 +116,9 @@ type Session struct {
 	Advertised []Path    `json:"advertised"`
 	// GracefulRestart is the restart time in seconds that was negotiated; 0: none.
 	GracefulRestart int `json:"gracefulRestart"`
+	// LongLived is for how many seconds after that the switch keeps the paths as a last resort
+	// (RFC 9494), if it was negotiated; 0: not at all.
+	LongLived int `json:"longLived"`
 }
 
 // Path is one advertised prefix.

@@ -241,6 +241,9 @@ func restart(b api.Session) string {
 	if b.GracefulRestart == 0 {
 		return "-"
 	}
+	if b.LongLived > 0 {
+		return fmt.Sprintf("%ds+%s", b.GracefulRestart, age(time.Duration(b.LongLived)*time.Second))
+	}
 	return fmt.Sprintf("%ds", b.GracefulRestart)
 }
 

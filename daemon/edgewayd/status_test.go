@@ -30,8 +30,14 @@ func TestStatusScreen(t *testing.T) {
 		},
 		Sessions: []api.Session{
 			{Peer: "10.0.10.1", Resource: "BGPPeer/peer-a", PeerASN: 65002, LocalASN: 65010, State: "Established", Since: now.Add(-3 * time.Hour),
-				Advertised: []api.Path{{Prefix: "10.10.1.0/24", NextHop: "10.0.10.11"}, {Prefix: "10.10.2.0/24", NextHop: "10.0.10.12"}}, GracefulRestart: 600},
+				Advertised: []api.Path{{Prefix: "10.10.1.0/24", NextHop: "10.0.10.11"}, {Prefix: "10.10.2.0/24", NextHop: "10.0.10.12"}}, GracefulRestart: 600, LongLived: 3 * 86400},
 			{Peer: "10.0.10.2", Resource: "BGPPeer/peer-b", PeerASN: 65002, LocalASN: 65010, State: "Active", Since: now.Add(-4 * time.Second), Reason: "refused"},
+		},
+		Learned: []api.Learned{
+			{Dst: "0.0.0.0/0", Via: "10.0.10.1", Dev: "eth0", Switch: "10.0.10.1", State: "installed"},
+			{Dst: "10.10.2.0/24", Via: "10.0.10.1", Switch: "10.0.10.1", State: "ignored", Why: "podCIDR"},
+			{Dst: "192.168.5.0/24", Via: "10.0.10.2", Dev: "eth0", Switch: "10.0.10.2", Kept: true, State: "missing"},
+			{Dst: "192.168.6.0/24", Via: "10.0.10.2", Dev: "eth0", Switch: "10.0.10.2", Kept: true, State: "installed"},
 		},
 		Problems: []api.Problem{{Object: "BGPPeer/peer-b", Reason: "refused", Want: "an established session with 10.0.10.2", Got: "Active", Next: "start BGP on the switch"}},
 	}
