@@ -29,7 +29,7 @@ type bench struct {
 
 	daemon      *daemon
 	calm        snapshot // what a host without pods was seen to have, beside a daemon
-	sharedHost  *space // of a daemon, or this machine's own
+	sharedHost  *space   // of a daemon, or this machine's own
 	sharedOther *space
 }
 

@@ -116,6 +116,12 @@ func chainChecks() []check {
 			t.del(p)
 			t.nothingNew(before, "DEL")
 		}},
+		{id: "chain.mac-changed", level: robust, section: "2", asks: "a pod whose MAC address a later plugin changed (tuning) is still reached", run: func(t *T) {
+			p := t.pod()
+			r := t.add(p)
+			t.OK(p.setMAC(p.ifName), "change the MAC address")
+			t.connected(p, r)
+		}},
 		{id: "chain.prevresult-old-version", level: robust, section: "3", asks: "DEL and CHECK accept a prevResult whose version the list has left behind", run: func(t *T) {
 			if t.net.version != "1.1.0" {
 				t.Skipf("needs 1.1.0")

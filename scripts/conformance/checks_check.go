@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"strings"
 
@@ -96,13 +97,7 @@ func checkSees() []check {
 			t.OK(p.dropRoute(r.Routes[0].Dst), "delete the route")
 		}),
 		sees("check.mac-changed", "the interface has another MAC address than prevResult says", robust, 0, func(t *T, p *pod, _ result) {
-			t.OK(p.script(func(h *netlink.Handle) error {
-				l, err := h.LinkByName(p.ifName)
-				if err != nil {
-					return err
-				}
-				return h.LinkSetHardwareAddr(l, []byte{2, 0, 0, 0, 0, 0x77})
-			}), "change the MAC address")
+			t.OK(p.setMAC(p.ifName), "change the MAC address")
 		}),
 		sees("check.netns-other", "the pod is in another namespace than its interface", robust, 0, func(t *T, p *pod, _ result) {
 			p.netns = t.pod().path
@@ -153,18 +148,11 @@ func checkTolerates() []check {
 			p.prev = t.changed(p, func(o object) { o["routes"] = o["routes"].([]any)[1:] })
 		}),
 		tolerates("check.tolerates-mac", "a MAC address that a later plugin changed, in prevResult too", must, func(t *T, p *pod, r result) {
-			const mac = "02:00:00:00:00:77"
-			t.OK(p.script(func(h *netlink.Handle) error {
-				l, err := h.LinkByName(p.ifName)
-				if err != nil {
-					return err
-				}
-				return h.LinkSetHardwareAddr(l, []byte{2, 0, 0, 0, 0, 0x77})
-			}), "change the MAC address")
+			t.OK(p.setMAC(p.ifName), "change the MAC address")
 			p.prev = t.changed(p, func(o object) {
 				for _, i := range o["interfaces"].([]any) {
 					if i := i.(object); i["name"] == p.ifName {
-						i["mac"] = mac
+						i["mac"] = otherMAC
 					}
 				}
 			})
@@ -252,4 +240,19 @@ func (t *T) flushRules() {
 	if left := t.snap().rules(); len(left) > 0 {
 		t.OK(errors.New(strings.Join(left, ", ")), "delete nftables")
 	}
+}
+
+// otherMAC is what setMAC sets.
+const otherMAC = "02:00:00:00:00:77"
+
+func (s *space) setMAC(name string) error {
+	l, err := s.nl.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	mac, err := net.ParseMAC(otherMAC)
+	if err != nil {
+		return err
+	}
+	return s.nl.LinkSetHardwareAddr(l, mac)
 }

@@ -184,16 +184,6 @@ func concurrencyChecks() []check {
 			}
 			t.room(6)
 		}},
-		{alone: true, id: "concurrency.two-interfaces", level: must, section: "3", asks: "parallel ADD of one container's interfaces (different attachments)", run: func(t *T) {
-			p := t.pod()
-			pods := []*pod{p, p.again("net1"), p.again("net2")}
-			for _, r := range t.atOnce(pods, addOne) {
-				t.wants(r, "ADD")
-			}
-			for _, r := range t.atOnce(pods, delOne) {
-				t.wants(r, "DEL")
-			}
-		}},
 		{alone: true, id: "concurrency.fast", level: robust, section: "3", asks: "16 ADD at once take less than 10 s", run: func(t *T) {
 			pods := t.somePods(16)
 			start := time.Now()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -34,6 +35,14 @@ func (t *T) reboot(newBoot bool, pods ...*pod) {
 		t.bench.sharedHost, t.bench.sharedOther = t.host, t.outside
 		t.bench.daemon, err = t.startDaemon(t.host)
 		t.OK(err, "start the daemon again")
+		if !before(t.net.version, sinceGC) {
+			_ = wait(reachPatience, func() error { // it has begun when it says so; what it does not say shows
+				if r := t.status(); !r.ok() {
+					return errors.New(r.said())
+				}
+				return nil
+			})
+		}
 	}
 }
 
