@@ -40,6 +40,7 @@ func desired(w World) (routes.State, bgp.State, []cluster.Problem) {
 			}
 		}
 	}
+	p.shadows()
 	p.sourceNAT()
 	p.speak()
 	return p.routes, p.bgp, p.problems

@@ -105,6 +105,12 @@ func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]boo
 				t.Fatal(err)
 			}
 			h.Links = append(h.Links, routes.Link{Name: f[1], MTU: mtu, Up: true})
+		case len(f) == 8 && f[0] == "route" && f[6] == "metric":
+			metric, err := strconv.Atoi(f[7])
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.Routes = append(h.Routes, routes.Route{Dst: netip.MustParsePrefix(f[1]), Via: netip.MustParseAddr(f[3]), Link: f[5], Protocol: 12, Metric: metric})
 		case len(f) == 6 && f[0] == "route":
 			h.Routes = append(h.Routes, routes.Route{Dst: netip.MustParsePrefix(f[1]), Via: netip.MustParseAddr(f[3]), Link: f[5], Protocol: 4})
 		case len(f) >= 6 && f[0] == "learned":

@@ -1,0 +1,51 @@
+package daemon
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// kernelMade is the protocol of the routes that come with addresses (RTPROT_KERNEL).
+const kernelMade routes.Protocol = 2
+
+// shadows finds other owners' routes that win over ours without standing in their place: one to a
+// part of a node's pod CIDR, or to all of it with a lower metric. Packets take those.
+func (p *plan) shadows() {
+	ours := map[netip.Prefix]routes.Route{}
+	for _, r := range p.routes.Routes {
+		if r.Via.IsValid() && r.Protocol == routes.ProtoNode {
+			ours[r.Dst] = r
+		}
+	}
+	for _, h := range p.Host.Routes {
+		if h.Protocol == kernelMade || h.Protocol == routes.ProtoNode || h.Protocol == routes.ProtoLearned {
+			continue
+		}
+		for bits := h.Dst.Bits(); bits > 0; bits-- {
+			outer, err := h.Dst.Addr().Prefix(bits)
+			if err != nil {
+				break
+			}
+			r, ok := ours[outer]
+			if !ok {
+				continue
+			}
+			if bits < h.Dst.Bits() || metric(h) < metric(r) {
+				p.problem("route "+r.Dst.String(), "shadowed", r.String(), fmt.Sprintf("packets take %s", h),
+					"stop the agent that owns it, or remove it: ip route del "+h.String())
+			}
+			break
+		}
+	}
+}
+
+// metric is the priority that the kernel compares; IPv6 routes without one have 1024
+// (IP6_RT_PRIO_USER, include/uapi/linux/ipv6_route.h).
+func metric(r routes.Route) int {
+	if r.Metric == 0 && r.Dst.Addr().Is6() {
+		return 1024
+	}
+	return r.Metric
+}
