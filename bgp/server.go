@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/osrg/gobgp/v3/pkg/apiutil"
@@ -224,7 +225,9 @@ func (s *server) offer(ctx context.Context, p Peer) (offer, received, error) {
 				o.restart = true
 				o.restarting = o.restarting || c.Flags&0x08 != 0 // RFC 4724, section 3
 			case *bgp.CapLongLivedGracefulRestart:
-				o.longLived = true
+				// No tuple: it helps others and restarts without (BIRD). A time of 0 keeps nothing (FRR
+				// without its stale-time, which is the most that it keeps).
+				o.longLived = len(c.Tuples) == 0 || slices.ContainsFunc(c.Tuples, func(t *bgp.CapLongLivedGracefulRestartTuple) bool { return t.RestartTime > 0 })
 			case *bgp.CapMultiProtocol:
 				o.ipv4 = o.ipv4 || c.CapValue == bgp.RF_IPv4_UC
 				o.ipv6 = o.ipv6 || c.CapValue == bgp.RF_IPv6_UC
