@@ -88,7 +88,7 @@ func confChecks() []check {
 				t.refusesConf(what, t.net.small(4, t.seq).withIPAM("ranges", []any{[]any{r}}), 6, 7)
 			}
 		}},
-		{id: "conf.no-ipam-plugin", level: should, section: "4", asks: "an ipam.type that is not installed fails with a code of the table or above 99, and leaves nothing", run: func(t *T) {
+		{id: "conf.no-ipam-plugin", level: robust, section: "4", asks: "an ipam.type that is not installed fails with a code of the table or above 99, and leaves nothing", run: func(t *T) {
 			before := t.quiet()
 			t.refusesConf("ipam.type no-such-plugin", t.net.withIPAM("type", "no-such-plugin"))
 			t.nothingNew(before, "the refused ADD")

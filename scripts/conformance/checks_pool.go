@@ -197,7 +197,7 @@ func concurrencyChecks() []check {
 
 func hostChecks() []check {
 	return []check{
-		{alone: true, id: "host.reused-address", level: robust, section: "2", asks: "the next pod of an address is reached at once: no stale neighbour on the host", needs: needRanges, run: func(t *T) {
+		{alone: true, id: "host.reused-address", level: robust, section: "2", asks: "the host reaches the next pod of an address within a second: no stale neighbour, no wait", needs: needRanges, run: func(t *T) {
 			t.small(1)
 			for range 3 {
 				p := t.pod()
@@ -211,7 +211,7 @@ func hostChecks() []check {
 				p.remove()
 			}
 		}},
-		{alone: true, id: "host.reused-address-pod", level: robust, section: "2", asks: "nor in another pod", needs: needRanges, run: func(t *T) {
+		{alone: true, id: "host.reused-address-pod", level: robust, section: "2", asks: "another pod does so, too", needs: needRanges, run: func(t *T) {
 			t.small(2)
 			other := t.pod()
 			t.add(other)
