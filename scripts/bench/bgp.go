@@ -166,7 +166,7 @@ func (l *lan) settled(ctx context.Context, still time.Duration) error {
 
 // appear measures, in LANs of several sizes, what a new node waits for.
 func (b *bench) appear(ctx context.Context) error {
-	n := 60
+	n := 50
 	if b.quick {
 		n = 5
 	}

@@ -21,7 +21,7 @@ import (
 )
 
 // fillers lease what stays, side by side: the store takes them together.
-const fillers = 256
+const fillers = 1024
 
 // ours is the store under test.
 type ours struct {

@@ -72,7 +72,7 @@ func (p *pairs) measure(ctx context.Context, l leaser, callers int, limit time.D
 }
 
 func (b *bench) storeCallers(ctx context.Context) error {
-	rounds, limit := 5, 250*time.Millisecond
+	rounds, limit := 4, 250*time.Millisecond
 	if b.quick {
 		rounds, limit = 2, 100*time.Millisecond
 	}
@@ -136,7 +136,7 @@ func (b *bench) openStores(ctx context.Context, kinds []storeKind) (stores []lea
 
 // storeLeases compares few with many leases, pair by pair: what disturbs one disturbs the other.
 func (b *bench) storeLeases(ctx context.Context) error {
-	n := 3000
+	n := 2000
 	if b.quick {
 		n = 300
 	}
@@ -173,7 +173,7 @@ func (b *bench) storeLeases(ctx context.Context) error {
 
 // storeFsyncs counts with strace(1) what the callers of a process of its own make the disk do.
 func (b *bench) storeFsyncs(ctx context.Context) error {
-	const each = 320
+	const each = 160
 	t := table{Name: "store/fsync", Title: "Address store: fsync and fdatasync calls",
 		Columns: columns("store", "held", "callers", "pairs", "fsyncs", "fsyncs/pair")}
 	dir, err := os.MkdirTemp(b.dir, "load-")
