@@ -119,6 +119,7 @@ func delLosses() []check {
 		lost("del.netns-plain-file", "the namespace was unmounted, its mount point is left as a plain file", should, 0, func(t *T, p *pod) reply {
 			p.remove()
 			t.OK(os.WriteFile(p.netns, nil, 0o444), "leave a file")
+			t.Cleanup(func() { _ = os.Remove(p.netns) })
 			return t.tryDel(p)
 		}),
 		lost("del.no-prevresult-no-netns", "neither namespace nor prevResult", should, 0, func(t *T, p *pod) reply {
