@@ -23,8 +23,9 @@ var buildPlugins = sync.OnceValues(func() (dir string, err error) {
 		return "", err
 	}
 	build := exec.Command("go", "build", "-o", dir+"/", "./edgeway",
-		reference+"ipam/host-local", reference+"main/ptp", reference+"main/bridge", reference+"main/loopback",
-		reference+"meta/portmap", reference+"meta/bandwidth", reference+"meta/sbr", reference+"meta/tuning")
+		reference+"ipam/host-local", reference+"ipam/static",
+		reference+"main/ptp", reference+"main/bridge", reference+"main/macvlan", reference+"main/loopback",
+		reference+"meta/portmap", reference+"meta/bandwidth", reference+"meta/firewall", reference+"meta/sbr", reference+"meta/tuning")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)

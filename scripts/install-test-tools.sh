@@ -8,6 +8,7 @@ tools='
 ip:iproute2
 ping:iputils-ping
 nft:nftables
+iptables:iptables
 conntrack:conntrack
 iperf3:iperf3
 tcpdump:tcpdump
