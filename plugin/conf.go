@@ -199,8 +199,12 @@ func (c conf) requested(a args) ([]netip.Addr, error) {
 	if len(list) == 0 {
 		key, list = "args.cni.ips", c.Args.CNI.IPs
 	}
-	if len(list) == 0 && a.ip.IsValid() {
-		return []netip.Addr{a.ip}, nil
+	if len(list) == 0 && a.ip != "" {
+		ip, err := parseAddr(a.ip)
+		if err != nil {
+			return nil, fault(codeEnvironment, "CNI_ARGS IP: %w", err).next("correct the value or leave the key out")
+		}
+		return []netip.Addr{ip}, nil
 	}
 	var out []netip.Addr
 	for _, s := range list {

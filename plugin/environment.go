@@ -120,7 +120,7 @@ func isNetnsFile(f *os.File) bool {
 // args is what CNI_ARGS says. Keys that are not known are ignored: runtimes add theirs.
 type args struct {
 	pod ipam.Pod
-	ip  netip.Addr
+	ip  string // not parsed: each IPAM plugin has a form of its own
 	mac string
 }
 
@@ -146,7 +146,7 @@ func parseArgs(s string) (args, error) {
 		case "K8S_POD_UID":
 			a.pod.UID = value
 		case "IP":
-			a.ip, err = parseAddr(value)
+			a.ip = value
 		case "MAC":
 			a.mac, err = parseMAC(value)
 		}

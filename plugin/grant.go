@@ -47,11 +47,11 @@ func newOrder(rq request) (order, error) {
 	if o.mac, err = rq.conf.mac(a); err != nil {
 		return o, err
 	}
+	if rq.conf.delegated() {
+		return o, nil // addresses are the other plugin's, in whatever form it is told them
+	}
 	if o.addrs, err = rq.conf.requested(a); err != nil {
 		return o, err
-	}
-	if rq.conf.delegated() {
-		return o, nil // the rest of ipam is the other plugin's
 	}
 	if o.pool, err = rq.conf.pool(); err != nil {
 		return o, err

@@ -3,11 +3,15 @@ package plugin
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/edgeway-cni/edgeway/ipam"
 )
 
 // chain is a configuration list and a pod that a runtime attaches with it.
@@ -146,5 +150,135 @@ func TestChainWithFirewall(t *testing.T) {
 	}
 	if left := rules(); strings.Contains(left, "10.99.") || strings.Contains(left, "fd00:99:") {
 		t.Errorf("rules stay:\n%s", left)
+	}
+}
+
+// The addresses that static is told in the configuration, by the capability ips and by CNI_ARGS.
+func TestDelegatedToStatic(t *testing.T) {
+	kernelTest(t)
+	const dual = `"addresses":[{"address":"10.97.0.5/24"},{"address":"fd00:97::5/64"}],`
+	for _, test := range []struct {
+		name, addresses string
+		tell            func(*libcni.RuntimeConf)
+	}{
+		{"configuration", dual, func(*libcni.RuntimeConf) {}},
+		{"capability", "", func(rt *libcni.RuntimeConf) {
+			rt.CapabilityArgs = map[string]any{"ips": []string{"10.97.0.5/24", "fd00:97::5/64"}}
+		}},
+		{"CNI_ARGS", "", func(rt *libcni.RuntimeConf) {
+			rt.Args = append(rt.Args, [2]string{"IP", "10.97.0.5/24,fd00:97::5/64"})
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			h := newHost(t)
+			c := newChain(t, h, h.conf("1.1.0", `"capabilities":{"ips":true}`,
+				`"ipam":{"type":"static",`+test.addresses+`"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}`))
+			test.tell(c.rt)
+			c.must(t, "STATUS")
+			link := delegatedLink("net", ipam.Attachment{ContainerID: "c1", IfName: "eth0"})
+			want := []string{"host " + link, "pod eth0", "10.97.0.5/32 1", "fd00:97::5/128 1"}
+			if diff := cmp.Diff(want, c.described(c.add(t))); diff != "" {
+				t.Errorf("result (-want +got):\n%s", diff)
+			}
+			c.must(t, "CHECK")
+			for _, a := range []string{"10.97.0.5", "fd00:97::5"} {
+				h.sh(t, "ping -c1 -W5 "+a)
+			}
+			c.pod.sh(t, "ping -c1 -W5 192.0.2.1; ping -c1 -W5 2001:db8::1")
+			if test.name == "configuration" {
+				c.must(t, "GC") // of a runtime that lists no attachment
+			}
+			for range 2 {
+				c.must(t, "DEL")
+			}
+			if links := h.sh(t, "ip -br link"); strings.Contains(links, linkPrefix) {
+				t.Errorf("links stay: %s", links)
+			}
+		})
+	}
+}
+
+// macvlan asks for addresses before its pod has any link of ours.
+func TestIPAMOfMacvlan(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	c := newChain(t, h, fmt.Sprintf(`{"type":"macvlan","master":"up1","mode":"bridge","ipam":{"type":"edgeway","dataDir":%q,"socket":%q,
+		"ranges":[[{"subnet":"192.0.2.0/24","rangeStart":"192.0.2.100","gateway":"192.0.2.1"}],[{"subnet":"2001:db8::/64","rangeStart":"2001:db8::100","gateway":"2001:db8::1"}]],
+		"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}}`, h.dir, filepath.Join(h.dir, "sock")))
+	const noDAD = "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad" // macvlan waits for it, 2 s
+	c.pod.sh(t, noDAD)
+	c.must(t, "STATUS")
+	first := c.described(c.add(t))
+	if want := []string{"pod eth0", "192.0.2.100/24 0", "2001:db8::100/64 0"}; !cmp.Equal(want, first) {
+		t.Errorf("result %q, want %q", first, want)
+	}
+	c.must(t, "CHECK")
+	c.pod.sh(t, "ping -c1 -W5 192.0.2.1; ping -c1 -W5 2001:db8::1")
+	c.standing(t, "c1 foreign")
+	c.must(t, "DEL")
+	c.standing(t)
+
+	// Another pod takes the next addresses: the first pod's wait for it.
+	c.next(t, "c2")
+	c.pod.sh(t, noDAD)
+	c.rt.Args[2][1] = "p2"
+	if second := c.described(c.add(t)); cmp.Equal(first, second) {
+		t.Errorf("another pod got %q at once", second)
+	}
+	c.next(t, "c3")
+	c.pod.sh(t, noDAD)
+	if again := c.described(c.add(t)); !cmp.Equal(first, again) {
+		t.Errorf("the pod that comes back got %q, had %q", again, first)
+	}
+	c.must(t, "CHECK")
+	c.standing(t, "c2 foreign", "c3 foreign")
+	c.must(t, "GC")
+	c.standing(t)
+}
+
+// standing wants the leases, as container and standing.
+func (c *chain) standing(t *testing.T, want ...string) {
+	t.Helper()
+	store := c.host.store(t)
+	defer store.Close()
+	var got []string
+	c.host.run(t, func() error {
+		n, err := NewNode(store)
+		if err != nil {
+			return err
+		}
+		defer n.Close()
+		all, err := n.Attachments(t.Context())
+		for _, a := range all {
+			got = append(got, fmt.Sprint(a.Lease.Attachment.ContainerID, " ", a.Standing))
+		}
+		return err
+	})
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("leases (-want +got):\n%s", diff)
+	}
+}
+
+// What the plugins before made stays in the result, and CHECK of each finds its own.
+func TestChainAfterOthers(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	c := newChain(t, h, `{"type":"loopback"}`, h.conf("1.1.0"), `{"type":"tuning","sysctl":{"net.core.somaxconn":"300"}}`)
+	link := HostLink(ipam.Attachment{ContainerID: "c1", IfName: "eth0"})
+	want := []string{"pod lo", "host " + link, "pod eth0", "127.0.0.1/8 0", "::1/128 0", "10.99.0.1/32 2", "fd00:99::1/128 2"}
+	if diff := cmp.Diff(want, c.described(c.add(t))); diff != "" {
+		t.Errorf("result (-want +got):\n%s", diff)
+	}
+	c.must(t, "CHECK")
+	c.pod.sh(t, "ping -c1 -W5 127.0.0.1; ping -c1 -W5 192.0.2.1; ping -c1 -W5 2001:db8::1")
+	c.must(t, "STATUS")
+	for range 2 {
+		c.must(t, "DEL")
+	}
+	c.next(t, "c2")
+	c.add(t)
+	c.must(t, "GC") // of a runtime that lists no attachment
+	if got := h.leases(t); len(got) > 0 {
+		t.Errorf("leases after GC: %v", got)
 	}
 }
