@@ -204,6 +204,9 @@ func (p *inspection) compare(ctx context.Context, k kernel, end string, w wiring
 		out.err = fmt.Errorf("%s end: %w", end, err)
 		return out
 	}
+	if end == "pod" {
+		lowerMTU(want.Links, observed.Links)
+	}
 	differs := func(format string, args ...any) {
 		out.differences = append(out.differences, end+": "+fmt.Sprintf(format, args...))
 	}
@@ -223,6 +226,18 @@ func (p *inspection) compare(ctx context.Context, k kernel, end string, w wiring
 		}
 	}
 	return out
+}
+
+// lowerMTU takes a smaller MTU as a later plugin's: tuning sets one and leaves prevResult as it is.
+// What the pod sends still fits through the host's end; with a greater one it would not.
+func lowerMTU(want, have []routes.Link) {
+	for i := range want {
+		for _, l := range have {
+			if l.Name == want[i].Name && l.MTU < want[i].MTU {
+				want[i].MTU = l.MTU
+			}
+		}
+	}
 }
 
 // otherMAC reports that a later plugin gave the pod's end another address than ADD did.

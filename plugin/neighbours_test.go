@@ -259,6 +259,22 @@ func (c *chain) standing(t *testing.T, want ...string) {
 	}
 }
 
+// tuning lowers the MTU of the pod's end and leaves it out of its result: SPEC 1.1.0 section 2 has
+// CHECK allow for what later plugins changed.
+func TestCheckFailsAfterTuningSetMTU(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	c := newChain(t, h, h.conf("1.1.0"), `{"type":"tuning","mtu":1400}`)
+	c.add(t)
+	c.must(t, "CHECK")
+	c.pod.sh(t, "ip link set eth0 mtu 1500")
+	c.list.Plugins = c.list.Plugins[:1]
+	if err := c.try(t, "CHECK"); err == nil || !strings.Contains(err.Error(), "mtu 1500") {
+		t.Errorf("CHECK with an MTU above the host end's: %v", err)
+	}
+	c.must(t, "DEL")
+}
+
 // What the plugins before made stays in the result, and CHECK of each finds its own.
 func TestChainAfterOthers(t *testing.T) {
 	kernelTest(t)
