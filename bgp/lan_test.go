@@ -2,14 +2,18 @@ package bgp
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -28,7 +32,7 @@ func TestMain(m *testing.M) {
 		os.Exit(speakerProcess())
 	}
 	flag.Parse()
-	if os.Getenv(envLAN) == "" && os.Geteuid() == 0 && !testing.Short() {
+	if os.Getenv(envLAN) == "" && os.Geteuid() == 0 && !testing.Short() && flag.Lookup("test.list").Value.String() == "" {
 		os.Exit(inNamespaces())
 	}
 	if os.Getenv(envLAN) != "" {
@@ -40,17 +44,56 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// shards is how many processes share the tests. Stories mostly wait for a switch's timers, and a
+// process is one node, so that they cannot run side by side in one.
+const shards = 3
+
+// inNamespaces runs the tests in child processes, each in namespaces of its own. A run of chosen
+// tests, or one that is watched, has one child.
 func inNamespaces() int {
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	for _, name := range []string{"test.run", "test.skip", "test.bench", "test.fuzz"} {
+		if flag.Lookup(name).Value.String() != "" {
+			return inNamespace(os.Stdout)
+		}
+	}
+	if testing.Verbose() {
+		return inNamespace(os.Stdout)
+	}
+	list, err := exec.Command("/proc/self/exe", "-test.list", ".").Output()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "list tests:", err)
+		return 1
+	}
+	var share [shards][]string
+	for i, name := range strings.Fields(string(list)) {
+		share[i%shards] = append(share[i%shards], name)
+	}
+	var out [shards]bytes.Buffer
+	var code [shards]int
+	var wait sync.WaitGroup
+	for i, names := range share {
+		wait.Go(func() { code[i] = inNamespace(&out[i], "-test.run=^("+strings.Join(names, "|")+")$") })
+	}
+	wait.Wait()
+	for i := range out {
+		if code[i] != 0 {
+			os.Stdout.Write(out[i].Bytes())
+		}
+	}
+	return slices.Max(code[:])
+}
+
+func inNamespace(out io.Writer, args ...string) int {
+	cmd := exec.Command("/proc/self/exe", append(os.Args[1:len(os.Args):len(os.Args)], args...)...)
 	cmd.Args[0] = os.Args[0]
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, out, out
 	cmd.Env = append(os.Environ(), envLAN+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Run(); err != nil {
 		if exit, ok := err.(*exec.ExitError); ok {
 			return exit.ExitCode()
 		}
-		fmt.Fprintln(os.Stderr, "new namespaces:", err)
+		fmt.Fprintln(out, "new namespaces:", err)
 		return 1
 	}
 	return 0
