@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/routes"
@@ -207,11 +208,18 @@ func (p *inspection) compare(ctx context.Context, k kernel, end string, w wiring
 	if end == "pod" {
 		lowerMTU(want.Links, observed.Links)
 	}
+	changes := routes.Diff(observed, want)
+	if end == "pod" {
+		if changes, err = withoutMoved(ctx, k, w.ifName, changes); err != nil {
+			out.err = fmt.Errorf("%s end: %w", end, err)
+			return out
+		}
+	}
 	differs := func(format string, args ...any) {
 		out.differences = append(out.differences, end+": "+fmt.Sprintf(format, args...))
 	}
 	missing := map[string]bool{} // links: what should be on them is missing too
-	for _, c := range routes.Diff(observed, want) {
+	for _, c := range changes {
 		if l, ok := c.Object.(routes.Link); ok && c.Op == routes.Add {
 			missing[l.Name] = true
 			differs("missing link %s", l.Name)
@@ -238,6 +246,32 @@ func lowerMTU(want, have []routes.Link) {
 			}
 		}
 	}
+}
+
+// withoutMoved leaves out routes that miss in the main table and stand in another: sbr moves them,
+// and leaves prevResult as it is.
+func withoutMoved(ctx context.Context, k kernel, link string, changes []routes.Change) ([]routes.Change, error) {
+	lacks := func(c routes.Change) bool {
+		r, ok := c.Object.(routes.Route)
+		return ok && c.Op == routes.Add && r.Table == 0
+	}
+	noLink := slices.ContainsFunc(changes, func(c routes.Change) bool {
+		l, ok := c.Object.(routes.Link)
+		return ok && c.Op == routes.Add && l.Name == link
+	})
+	if noLink || !slices.ContainsFunc(changes, lacks) {
+		return changes, nil
+	}
+	have, err := k.RoutesOn(ctx, link)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(changes, func(c routes.Change) bool {
+		return lacks(c) && slices.ContainsFunc(have, func(h routes.Route) bool {
+			r := c.Object.(routes.Route)
+			return h.Table != unix.RT_TABLE_MAIN && h.Dst == r.Dst && h.Via == r.Via
+		})
+	}), nil
 }
 
 // otherMAC reports that a later plugin gave the pod's end another address than ADD did.

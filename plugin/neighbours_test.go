@@ -275,6 +275,22 @@ func TestCheckFailsAfterTuningSetMTU(t *testing.T) {
 	c.must(t, "DEL")
 }
 
+// sbr moves the routes to a table for each family, and lists them in its result as before.
+func TestCheckFailsAfterSBRMovedRoutes(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	c := newChain(t, h, h.conf("1.1.0"), `{"type":"sbr"}`)
+	c.add(t)
+	c.must(t, "CHECK")
+	c.pod.sh(t, "ping -c1 -W5 -I 10.99.0.1 192.0.2.1; ping -c1 -W5 -I fd00:99::1 2001:db8::1")
+	c.pod.sh(t, "ip route flush table 100")
+	err := c.try(t, "CHECK")
+	if err == nil || !strings.Contains(err.Error(), "missing default via 169.254.1.1") || strings.Contains(err.Error(), "default via fe80::1") {
+		t.Errorf("CHECK without the IPv4 routes: %v", err)
+	}
+	c.must(t, "DEL")
+}
+
 // What the plugins before made stays in the result, and CHECK of each finds its own.
 func TestChainAfterOthers(t *testing.T) {
 	kernelTest(t)

@@ -61,6 +61,30 @@ func (v *view) hostRoutes(e fibEntry) (out []Route) {
 	return out
 }
 
+// RoutesOn returns the routes of all tables that leave by the link.
+func (k *Kernel) RoutesOn(ctx context.Context, link string) (out []Route, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	v := newView(k.c)
+	index, err := v.index(link)
+	if err != nil {
+		return nil, err
+	}
+	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		entries, err := v.fib(fam, 0, 0, 0)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			if e.index == index && e.Type == "" {
+				out = append(out, v.route(e))
+			}
+		}
+	}
+	return out, nil
+}
+
 // Lookup returns the way that the kernel sends a packet to a: Dst is a itself, Src the source
 // address it would take; Type is local for an address of this machine. The error wraps ENETUNREACH when there is no way.
 func (k *Kernel) Lookup(ctx context.Context, a netip.Addr) (Route, error) {
