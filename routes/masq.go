@@ -80,13 +80,25 @@ func (k *Kernel) DelMasq(ctx context.Context, a netip.Addr) error {
 	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("end masquerade of %v: %w", a, err)
 	}
+	for range natTries {
+		if err = delKept(c, a); err == nil {
+			return nil
+		}
+		// The daemon may have deleted the unused table between two questions: then there is
+		// nothing left to end, and the next try finds that.
+	}
+	return fmt.Errorf("end masquerade of %v: %w", a, err)
+}
+
+// delKept deletes the elements that keep a's address inside its networks.
+func delKept(c *nftables.Conn, a netip.Addr) error {
 	set := podSet(natKept, a)
 	if there, err := hasSet(c, set.Name); err != nil || !there {
 		return err
 	}
 	kept, err := c.GetSetElements(set)
 	if err != nil {
-		return fmt.Errorf("end masquerade of %v: %w", a, err)
+		return err
 	}
 	kept = slices.DeleteFunc(kept, func(e nftables.SetElement) bool { return !bytes.HasPrefix(e.Key, a.AsSlice()) })
 	if len(kept) == 0 {
@@ -94,7 +106,7 @@ func (k *Kernel) DelMasq(ctx context.Context, a netip.Addr) error {
 	}
 	_ = c.SetDeleteElements(set, kept)
 	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("end masquerade of %v: %w", a, err)
+		return err
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package routes
 import (
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -115,4 +116,38 @@ func TestDeletingTheTableLosesNoPod(t *testing.T) {
 	}
 	s.sync(Scope{NAT: true}, State{})
 	s.lacks("nft list ruleset", "edgeway")
+}
+
+// While a pod's DEL looks for its elements the daemon deletes the table that nobody needs any more:
+// the DEL must not fail for that.
+func TestDelMasqBesideTheTablesEnd(t *testing.T) {
+	s := newSpace(t)
+	a := addr("10.10.1.5")
+	stop := make(chan struct{})
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, err := s.k.Sync(t.Context(), Scope{NAT: true}, State{}); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for range 80 {
+		if err := s.k.AddMasqOutside(t.Context(), a, pfx("10.10.0.0/16")); err != nil {
+			t.Error(err)
+			break
+		}
+		if err := s.k.DelMasq(t.Context(), a); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(stop)
+	wait.Wait()
 }
