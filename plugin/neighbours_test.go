@@ -314,3 +314,24 @@ func TestChainAfterOthers(t *testing.T) {
 		t.Errorf("leases after GC: %v", got)
 	}
 }
+
+// A main plugin before us that made the interface leaves none to make: the refusal says so, touches
+// nothing of the other's, and DEL of the chain removes all.
+func TestChainAfterMacvlan(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	c := newChain(t, h, `{"type":"macvlan","master":"up1","ipam":{"type":"static","addresses":[{"address":"192.0.2.9/24"}]}}`, h.conf("1.1.0"))
+	var err error
+	h.run(t, func() error {
+		_, err = c.cni.AddNetworkList(t.Context(), c.list, c.rt)
+		return nil
+	})
+	if err == nil || !strings.Contains(err.Error(), "interface eth0 exists") {
+		t.Errorf("ADD: %v", err)
+	}
+	c.pod.sh(t, "ping -c1 -W5 192.0.2.1")
+	c.must(t, "DEL")
+	if out, err := c.pod.try(t, "ip link show eth0"); err == nil {
+		t.Errorf("eth0 stays: %s", out)
+	}
+}
