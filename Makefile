@@ -45,7 +45,7 @@ demo-shell: test-tools build ## the same, and the lab is left standing to look a
 demo-down: ## take down what demo-shell left standing
 	$(GO) run ./scripts/demo -down
 
-bench: test-tools build ## side by side with the peers: store, pods, routes, BGP (root; BENCH=-quick for a minute)
+bench: test-tools build ## side by side with the peers: store, pods, routes, BGP (root; BENCH=-quick for a short one)
 	$(GO) run ./scripts/bench $(BENCH)
 
 install: build ## both programs, the systemd unit, an example configuration

@@ -166,13 +166,13 @@ func (l *lan) settled(ctx context.Context, still time.Duration) error {
 
 // appear measures, in LANs of several sizes, what a new node waits for.
 func (b *bench) appear(ctx context.Context) error {
-	n := 50
+	n, sizes := 50, []int{10, 100, 1000}
 	if b.quick {
-		n = 5
+		n, sizes = 5, []int{10, 1000}
 	}
 	t := table{Name: "bgp/appear", Title: "From a Node's manifest in the watched directory to the route in the kernel of the BIRD switch",
 		Columns: columns("nodes in the LAN", "there p50 (ms)", "p99 (ms)", "gone p50 (ms)", "p99 (ms)", "speaker's CPU (ms)", "resident (MiB)", "times")}
-	for _, size := range []int{10, 100, 1000} {
+	for _, size := range sizes {
 		l, err := b.newLAN(ctx, 1, size-1, false)
 		if err == nil {
 			err = l.appearances(ctx, n, &t)

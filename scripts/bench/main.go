@@ -74,7 +74,7 @@ func parseFlags() (options, error) {
 		o.run, err = regexp.Compile(s)
 		return err
 	})
-	flag.BoolVar(&o.quick, "quick", false, "fewer samples: a minute instead of eight")
+	flag.BoolVar(&o.quick, "quick", false, "fewer samples: under two minutes instead of eight")
 	flag.StringVar(&o.output, "o", "text", "text, markdown or json")
 	flag.StringVar(&o.bin, "bin", "bin", "`directory` of edgeway and edgewayd")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "`directory` for the stores; its file system is what fsync is measured on")
