@@ -9,6 +9,7 @@ ip:iproute2
 ping:iputils-ping
 nft:nftables
 iptables:iptables
+strace:strace
 conntrack:conntrack
 iperf3:iperf3
 tcpdump:tcpdump
