@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -13,7 +14,20 @@ import (
 	"github.com/edgeway-cni/edgeway/plugin"
 )
 
-func main() { os.Exit(run()) }
+// Set by the linker; see the Makefile.
+var (
+	version = "unknown"
+	commit  = "unknown"
+)
+
+func main() {
+	// A runtime passes no arguments: this is a person.
+	if len(os.Args) == 2 && os.Args[1] == "--version" {
+		fmt.Printf("edgeway version %s (commit %s)\n", version, commit)
+		return
+	}
+	os.Exit(run())
+}
 
 func run() int {
 	// A reader that went away is an error of the write, not the end of the process: what an ADD
