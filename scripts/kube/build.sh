@@ -1,0 +1,69 @@
+#!/bin/sh
+# Builds Kubernetes' own programs for the tests that need a real API server, and fetches Debian's
+# etcd: into ${EDGEWAY_KUBE_DIR:-~/.cache/edgeway/kube}/VERSION. Does nothing for those that are
+# there. The first time takes some 15 minutes of CPU, 4 GB of disk, and the Go module proxy.
+#
+#	scripts/kube/build.sh                  # all
+#	scripts/kube/build.sh kube-apiserver   # these
+set -eu
+
+all='etcd kube-apiserver kube-controller-manager kubectl kube-scheduler kubelet'
+
+cd "$(dirname "$0")/build"
+version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
+dir=${EDGEWAY_KUBE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/edgeway/kube}/$version
+mkdir -p "$dir"
+
+# One build at a time: the second finds what the first made.
+if [ -z "${EDGEWAY_KUBE_LOCKED:-}" ] && command -v flock >/dev/null 2>&1; then
+	export EDGEWAY_KUBE_LOCKED=yes
+	exec flock "$dir/.lock" ./../build.sh "$@"
+fi
+
+work=$(mktemp -d "$dir/.work.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' INT TERM
+
+# The package is unpacked and not installed: nothing is started, and it needs no root.
+fetch_etcd() {
+	if ! command -v apt-get >/dev/null 2>&1; then
+		echo "etcd: this machine has no apt-get; put etcd 3.4 or newer into PATH or $dir" >&2
+		return 1
+	fi
+	if ! (cd "$work" && apt-get -qq download etcd-server) >"$work/log" 2>&1; then
+		apt-get update >>"$work/log" 2>&1 || true # perhaps its lists are empty
+		(cd "$work" && apt-get -qq download etcd-server) >>"$work/log" 2>&1 || {
+			tail -n 5 "$work/log" >&2
+			echo "etcd: apt-get could not download etcd-server; run 'apt-get update' as root" >&2
+			return 1
+		}
+	fi
+	dpkg-deb -x "$work"/etcd-server_*.deb "$work/etcd-server"
+	mv "$work/etcd-server/usr/bin/etcd" "$dir/etcd"
+}
+
+# Without the version the API server says v0.0.0, and clients warn.
+build() {
+	stamp=k8s.io/component-base/version
+	minor=${version#v1.}
+	CGO_ENABLED=0 GOFLAGS=-mod=readonly GOWORK=off go build -trimpath -buildvcs=false \
+		-ldflags "-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=${minor%%.*}" \
+		-o "$work/$1" "k8s.io/kubernetes/cmd/$1"
+	mv "$work/$1" "$dir/$1"
+}
+
+[ $# -gt 0 ] || set -- $all # a list of words
+for program in "$@"; do
+	case " $all " in *" $program "*) ;; *)
+		echo "$program: not one of $all" >&2
+		exit 1
+		;;
+	esac
+	[ -x "$dir/$program" ] && continue
+	if [ "$program" = etcd ]; then
+		command -v etcd >/dev/null 2>&1 || fetch_etcd
+	else
+		echo "building $program $version into $dir"
+		build "$program"
+	fi
+done
