@@ -1,0 +1,179 @@
+package kube
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	requestTimeout = 5 * time.Second
+	commandTimeout = 2 * time.Minute
+)
+
+// credential is what a kubeconfig says of its user.
+type credential struct {
+	Token string `json:"token,omitempty"`
+	Cert  []byte `json:"client-certificate-data,omitempty"`
+	Key   []byte `json:"client-key-data,omitempty"`
+}
+
+// AdminKubeconfig is the path of a kubeconfig that may do everything.
+func (c *ControlPlane) AdminKubeconfig() string { return c.file("admin.kubeconfig") }
+
+// Kubeconfig writes a kubeconfig for any user, who needs not be known before, and returns its path.
+// Group "system:masters" may do everything; user "system:node:NAME" in group "system:nodes" is a
+// kubelet; all others may do what RBAC says.
+func (c *ControlPlane) Kubeconfig(user string, groups ...string) (string, error) {
+	cert, key, err := c.ca.client(user, groups)
+	if err != nil {
+		return "", err
+	}
+	return c.writeKubeconfig(user, credential{Cert: cert, Key: key})
+}
+
+// ServiceAccount writes a kubeconfig with a token of a service account, which must exist.
+func (c *ControlPlane) ServiceAccount(namespace, name string) (string, error) {
+	token, err := c.Kubectl("create", "token", "-n", namespace, name)
+	if err != nil {
+		return "", err
+	}
+	return c.writeKubeconfig(namespace+"."+name, credential{Token: strings.TrimSpace(token)})
+}
+
+func (c *ControlPlane) writeKubeconfig(name string, user credential) (string, error) {
+	type object = map[string]any
+	config, err := json.MarshalIndent(object{
+		"apiVersion": "v1", "kind": "Config", "current-context": "test",
+		"clusters": []object{{"name": "test", "cluster": object{"server": c.URL(), "certificate-authority-data": c.ca.certPEM}}},
+		"users":    []object{{"name": name, "user": user}},
+		"contexts": []object{{"name": "test", "context": object{"cluster": "test", "user": name}}},
+	}, "", "  ")
+	if err != nil {
+		return "", fmt.Errorf("kubeconfig of %s: %w", name, err)
+	}
+	path := c.file(strings.NewReplacer(":", "-", "/", "-").Replace(name) + ".kubeconfig")
+	if err := os.WriteFile(path, config, 0o600); err != nil {
+		return "", fmt.Errorf("kubeconfig of %s: %w", name, err)
+	}
+	return path, nil
+}
+
+// Kubectl runs kubectl, as the administrator unless the arguments say --kubeconfig, and returns
+// what it prints. Its error has what kubectl said.
+func (c *ControlPlane) Kubectl(args ...string) (string, error) { return c.kubectl("", args) }
+
+// Apply applies a file or a directory of manifests.
+func (c *ControlPlane) Apply(path string) error {
+	_, err := c.kubectl("", []string{"apply", "-f", path})
+	return err
+}
+
+// ApplyText applies manifests.
+func (c *ControlPlane) ApplyText(manifests string) error {
+	_, err := c.kubectl(manifests, []string{"apply", "-f", "-"})
+	return err
+}
+
+func (c *ControlPlane) kubectl(stdin string, args []string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	argv := c.inside(append([]string{Program(kubectl)}, args...))
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.AdminKubeconfig(), "KUBECACHEDIR="+c.file("kubectl-cache"), "KUBERC=off")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is for the test alone
+	cmd.Stdin = strings.NewReader(stdin)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}
+
+// get is nil when the API server answers a path with OK.
+func (c *ControlPlane) get(ctx context.Context, path string) error {
+	if c.client == nil {
+		if err := c.connect(); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.URL()+path, nil)
+	if err != nil {
+		return err
+	}
+	response, err := c.client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 1000))
+		return fmt.Errorf("%s: %s: %s", path, response.Status, text)
+	}
+	return nil
+}
+
+// connect prepares the administrator's requests.
+func (c *ControlPlane) connect() error {
+	cert, key, err := c.ca.client("admin", []string{"system:masters"})
+	if err != nil {
+		return err
+	}
+	if _, err := c.writeKubeconfig("admin", credential{Cert: cert, Key: key}); err != nil {
+		return err
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return fmt.Errorf("administrator: %w", err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(c.ca.cert)
+	c.client = &http.Client{Transport: &http.Transport{
+		DialContext:     c.dial,
+		TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}},
+	}}
+	return nil
+}
+
+// dial connects from within the control plane's network namespace.
+func (c *ControlPlane) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+	dialer := &net.Dialer{Timeout: requestTimeout}
+	if c.o.Netns == "" {
+		return dialer.DialContext(ctx, network, addr)
+	}
+	done := make(chan struct{})
+	go func() { // its thread ends with it: it is not unlocked
+		defer close(done)
+		runtime.LockOSThread()
+		var there *os.File
+		if there, err = os.Open(c.o.Netns); err != nil {
+			return
+		}
+		defer there.Close()
+		if err = unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+			err = fmt.Errorf("enter network namespace %s: %w", filepath.Base(c.o.Netns), err)
+			return
+		}
+		conn, err = dialer.DialContext(ctx, network, addr)
+	}()
+	<-done
+	return conn, err
+}

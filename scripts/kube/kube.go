@@ -1,0 +1,265 @@
+// Package kube runs a real Kubernetes control plane for tests: etcd and kube-apiserver, and where a
+// test wants them kube-controller-manager and kube-scheduler, as build.sh built them. It never
+// fakes an answer, and shares no code with what is tested.
+//
+//	cp := kube.Start(t, kube.Options{PodCIDRs: []string{"10.244.0.0/16", "fd00:244::/48"}})
+//	err := cp.ApplyText(`{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}`)
+//	out, err := cp.Kubectl("get", "nodes")
+//	config, err := cp.Kubeconfig("system:node:n1", "system:nodes") // a file, for the program under test
+//	err = cp.StopAPIServer()                                       // and StartAPIServer: same port, same data
+//
+// All of it ends with the test, also with one that is killed. It needs no root, except to run in
+// another network namespace.
+package kube
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const (
+	// startTimeout bounds the start of one program: an API server takes 3 s on an idle machine.
+	startTimeout = 90 * time.Second
+	stopTimeout  = 15 * time.Second
+	pollInterval = 50 * time.Millisecond
+)
+
+// Options of a control plane. The zero value is etcd and an API server on 127.0.0.1.
+type Options struct {
+	// PodCIDRs is what the nodes' pod CIDRs are cut from, one of a family. The controller manager
+	// does it, and is started for it.
+	PodCIDRs []string
+	// Programs are more to run: "kube-controller-manager", "kube-scheduler".
+	Programs []string
+	// Netns is the path of the network namespace to run in; "" is the caller's.
+	Netns string
+	// Addr is where the API server is reached; the zero value is 127.0.0.1.
+	Addr netip.Addr
+	// ServiceCIDRs hold the addresses of Services; none: 10.96.0.0/16 and fd00:96::/112.
+	ServiceCIDRs []string
+	// Args are more command line arguments, by program.
+	Args map[string][]string
+}
+
+// ControlPlane is a running one.
+type ControlPlane struct {
+	// Dir holds its files; Dir/PROGRAM.log is what a program said.
+	Dir string
+	o   Options
+	bin string
+	ca  *authority
+	// ports are chosen at the first start and stay.
+	etcdPort, etcdPeerPort, apiPort int
+	running                         map[string]*process
+	client                          *http.Client
+}
+
+// Start starts a control plane that ends with the test. Where its programs are not built the test
+// is skipped, or fails when the environment says EDGEWAY_KUBE=required.
+func Start(t testing.TB, o Options) *ControlPlane {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts a Kubernetes control plane")
+	}
+	if missing := Missing(o.programs()...); len(missing) > 0 {
+		fail := t.Skipf
+		if os.Getenv("EDGEWAY_KUBE") == "required" {
+			fail = t.Fatalf
+		}
+		fail("not in %s: %s; run scripts/kube/build.sh (some 15 minutes of CPU, once)", Dir(), strings.Join(missing, ", "))
+	}
+	c, err := New(t.Context(), t.TempDir(), o)
+	if c != nil {
+		t.Cleanup(func() {
+			if t.Failed() {
+				c.logTails(t)
+			}
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// New starts a control plane with its files in dir, which must exist. It may have to be closed even
+// when it did not start: then both results are set.
+func New(ctx context.Context, dir string, o Options) (*ControlPlane, error) {
+	if !o.Addr.IsValid() {
+		o.Addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	if len(o.ServiceCIDRs) == 0 {
+		o.ServiceCIDRs = []string{"10.96.0.0/16", "fd00:96::/112"}
+	}
+	c := &ControlPlane{Dir: dir, o: o, bin: Dir(), running: map[string]*process{}}
+	if err := c.writeFiles(); err != nil {
+		return nil, err
+	}
+	if err := c.startStore(ctx); err != nil {
+		return c, err
+	}
+	if err := c.StartAPIServer(); err != nil {
+		return c, err
+	}
+	for _, name := range o.programs()[3:] {
+		if err := c.Run(name); err != nil {
+			return c, err
+		}
+	}
+	return c, c.settle(ctx)
+}
+
+// programs of a control plane with these options; the first three are in all.
+func (o Options) programs() []string {
+	all := []string{etcd, apiServer, kubectl}
+	if len(o.PodCIDRs) > 0 || slices.Contains(o.Programs, controllerManager) {
+		all = append(all, controllerManager)
+	}
+	if slices.Contains(o.Programs, scheduler) {
+		all = append(all, scheduler)
+	}
+	return all
+}
+
+// settle waits for what a cluster has when its controllers run: the account that pods use.
+func (c *ControlPlane) settle(ctx context.Context) error {
+	if !slices.Contains(c.o.programs(), controllerManager) {
+		return nil
+	}
+	return c.wait(ctx, controllerManager, func() error {
+		return c.get(ctx, "/api/v1/namespaces/default/serviceaccounts/default")
+	})
+}
+
+// startStore starts etcd. Its ports are free when they are chosen; another process may be faster.
+func (c *ControlPlane) startStore(ctx context.Context) error {
+	var err error
+	for range 3 {
+		if c.etcdPort, c.etcdPeerPort, err = freePorts(); err != nil {
+			return err
+		}
+		if err = c.Run(etcd); err != nil {
+			return err
+		}
+		err = c.wait(ctx, etcd, func() error {
+			conn, err := c.dial(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", c.etcdPort))
+			if err != nil {
+				return err
+			}
+			return conn.Close()
+		})
+		if err == nil || !c.portTaken(etcd) {
+			return err
+		}
+	}
+	return err
+}
+
+// StartAPIServer starts the API server and returns when it is ready: with the port and the data
+// that it had before.
+func (c *ControlPlane) StartAPIServer() error {
+	ctx := context.Background()
+	if c.running[apiServer].err() == nil {
+		return errors.New("API server: it runs already")
+	}
+	first := c.apiPort == 0
+	for tries := 3; ; tries-- {
+		if first {
+			var err error
+			if c.apiPort, _, err = freePorts(); err != nil {
+				return err
+			}
+		}
+		if err := c.Run(apiServer); err != nil {
+			return err
+		}
+		err := c.wait(ctx, apiServer, func() error { return c.get(ctx, "/readyz") })
+		if err == nil || !first || tries == 0 || !c.portTaken(apiServer) {
+			return err
+		}
+	}
+}
+
+// StopAPIServer ends the API server: connections to it end, new ones are refused.
+func (c *ControlPlane) StopAPIServer() error {
+	if c.client != nil {
+		c.client.CloseIdleConnections()
+	}
+	return c.running[apiServer].end(stopTimeout)
+}
+
+// Stop ends one of the programs.
+func (c *ControlPlane) Stop(name string) error { return c.running[name].end(stopTimeout) }
+
+// Close ends everything. It may be called twice; the files stay.
+func (c *ControlPlane) Close() error {
+	var errs []error
+	for _, name := range []string{scheduler, controllerManager, apiServer, etcd} {
+		errs = append(errs, c.running[name].kill(stopTimeout))
+	}
+	if c.client != nil {
+		c.client.CloseIdleConnections()
+	}
+	return errors.Join(errs...)
+}
+
+// URL of the API server.
+func (c *ControlPlane) URL() string {
+	return "https://" + net.JoinHostPort(c.o.Addr.String(), fmt.Sprint(c.apiPort))
+}
+
+// Log is the path of a program's log.
+func (c *ControlPlane) Log(program string) string { return c.file(program + ".log") }
+
+func (c *ControlPlane) file(name string) string { return filepath.Join(c.Dir, name) }
+
+func (c *ControlPlane) logTails(t testing.TB) {
+	for name := range c.running {
+		t.Logf("%s:\n%s", name, tail(c.Log(name), 15))
+	}
+}
+
+// wait calls f until it returns nil, and not after the program that it looks at has ended.
+func (c *ControlPlane) wait(ctx context.Context, program string, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		if ended := c.running[program].err(); ended != nil {
+			return ended
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not ready: %w (%w)\n%s", program, err, ctx.Err(), tail(c.Log(program), 10))
+		case <-tick.C:
+		}
+	}
+}
+
+// Dir is where build.sh puts the programs.
+func Dir() string {
+	cache := os.Getenv("XDG_CACHE_HOME")
+	if home, err := os.UserHomeDir(); cache == "" && err == nil {
+		cache = filepath.Join(home, ".cache")
+	}
+	return filepath.Join(cmp.Or(os.Getenv("EDGEWAY_KUBE_DIR"), filepath.Join(cache, "edgeway", "kube")), Version)
+}
