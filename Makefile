@@ -9,10 +9,10 @@ STATICCHECK  = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DESTDIR     ?=
 PREFIX      ?= /usr/local
 
-.PHONY: help build cross test test-tools check demo demo-shell demo-down bench install uninstall clean
+.PHONY: help build cross test test-tools test-k8s check demo demo-shell demo-down bench install uninstall clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## bin/edgeway and bin/edgewayd, static
 	$(GOBUILD) -o bin/edgeway ./plugin/edgeway
@@ -35,6 +35,10 @@ test-tools: ## install what the tests need and this machine lacks
 
 test: test-tools build cross check ## everything: also kernel and LAN tests (root)
 	$(GO) test -count=1 -p 1 -timeout 20m ./...
+
+test-k8s: ## tests against a real API server; the first time builds it: 15 minutes of CPU
+	scripts/kube/build.sh etcd kube-apiserver kube-controller-manager kubectl
+	EDGEWAY_KUBE=required $(GO) test -count=1 -p 1 -timeout 20m -run TestAPIServer ./scripts/kube/... ./daemon/...
 
 demo: test-tools build ## the main job, on real network namespaces with real switches (root)
 	$(GO) run ./scripts/demo
