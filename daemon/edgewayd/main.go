@@ -33,7 +33,7 @@ func main() {
 }
 
 // flags are what every command understands.
-type flags struct{ config, socket string }
+type flags struct{ config, socket, node string }
 
 func root() *cobra.Command {
 	var f flags
@@ -52,7 +52,8 @@ It runs with "edgewayd run"; the other commands ask the daemon that runs.`,
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	cmd.PersistentFlags().StringVar(&f.config, "config", "", "configuration file (default "+daemon.DefaultConfig+" where it exists)")
 	cmd.PersistentFlags().StringVar(&f.socket, "socket", "", "the daemon's socket (default: what the configuration says)")
-	cmd.AddCommand(runCommand(&f), statusCommand(&f), checkCommand(&f), ipamCommand(&f))
+	cmd.PersistentFlags().StringVar(&f.node, "node-name", "", "this node's name in the cluster (default: what the configuration says)")
+	cmd.AddCommand(runCommand(&f), statusCommand(&f), checkCommand(&f), ipamCommand(&f), installCommand(&f), uninstallCommand(&f))
 	return cmd
 }
 
@@ -116,7 +117,11 @@ func (f *flags) read() (daemon.Config, error) {
 			path = os.DevNull
 		}
 	}
-	return daemon.ReadConfig(path)
+	c, err := daemon.ReadConfig(path)
+	if f.node != "" {
+		c.NodeName = f.node
+	}
+	return c, err
 }
 
 // where is the socket to ask.

@@ -1,0 +1,154 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"github.com/edgeway-cni/edgeway/plugin"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// Conflist is the path of the network configuration list that the daemon writes.
+func (c Config) Conflist() string { return filepath.Join(c.CNI.ConfDir, conflistName) }
+
+// Remains is what edgeway made on this machine and stays when its programs go.
+type Remains struct {
+	Pods   []string // that run: pod and addresses
+	Kernel []string // links, routes and rules
+	Files  []string
+}
+
+// Remaining looks what there is of edgeway on this machine. No daemon may run: the store is opened.
+func Remaining(ctx context.Context, c Config) (r Remains, err error) {
+	err = withNode(ctx, c, func(n *node) error {
+		all, err := n.verbs.Attachments(ctx)
+		for _, a := range all {
+			if a.Standing == plugin.Alive || a.Standing == plugin.Foreign {
+				r.Pods = append(r.Pods, fmt.Sprintf("%s %v", a.Lease.Pod, a.Lease.Addrs))
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return r, err
+	}
+	err = eachScope(ctx, func(k *routes.Kernel, s routes.Scope) error {
+		observed, err := k.Observe(ctx, s, routes.State{})
+		for _, change := range routes.Diff(observed, routes.State{}) {
+			r.Kernel = append(r.Kernel, fmt.Sprint(change.Object))
+		}
+		return err
+	})
+	r.Files = stateFiles(c)
+	return r, err
+}
+
+// Purge removes all that Remaining finds: pods that run lose their network. It returns what it did.
+// What cannot be removed does not keep it from the rest.
+func Purge(ctx context.Context, c Config) (did []string, err error) {
+	var errs []error
+	errs = append(errs, withNode(ctx, c, func(n *node) error {
+		all, err := n.verbs.Attachments(ctx)
+		errs := []error{err}
+		for _, a := range all {
+			if err := n.verbs.Remove(ctx, a.Lease.Attachment); err != nil {
+				errs = append(errs, fmt.Errorf("release %s: %w", a.Lease.Attachment, err))
+				continue
+			}
+			did = append(did, fmt.Sprintf("release %v of %s", a.Lease.Addrs, a.Lease.Attachment))
+		}
+		return errors.Join(errs...)
+	}))
+	errs = append(errs, eachScope(ctx, func(k *routes.Kernel, s routes.Scope) error {
+		changes, err := k.Sync(ctx, s, routes.State{})
+		for _, change := range changes {
+			if change.Err == nil {
+				did = append(did, change.String())
+			}
+		}
+		return err
+	}))
+	if err := errors.Join(errs...); err != nil {
+		return did, fmt.Errorf("%w; the files of %s are kept: try again", err, c.StateDir)
+	}
+	for _, path := range stateFiles(c) {
+		if err := dropFile(path); err != nil {
+			errs = append(errs, fmt.Errorf("remove state: %w", err))
+			continue
+		}
+		did = append(did, "delete "+path)
+	}
+	for _, dir := range []string{c.StateDir, filepath.Dir(c.Socket)} {
+		if os.Remove(dir) == nil { // others' files keep it
+			did = append(did, "delete "+dir)
+		}
+	}
+	return did, errors.Join(errs...)
+}
+
+// withNode opens the store, if there is one, for f.
+func withNode(ctx context.Context, c Config, f func(*node) error) error {
+	if _, err := os.Stat(filepath.Join(c.StateDir, plugin.StoreFile)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	store, err := plugin.OpenStore(ctx, filepath.Join(c.StateDir, plugin.StoreFile), storeWait)
+	if err != nil {
+		return err
+	}
+	verbs, err := plugin.NewNode(store)
+	if err != nil {
+		return errors.Join(err, store.Close())
+	}
+	n := &node{store: store, verbs: verbs}
+	return errors.Join(f(n), n.close())
+}
+
+// hostEnd matches the names of the pods' links: ew and digits of a hash (plugin.HostLink).
+func hostEnd() *regexp.Regexp { return regexp.MustCompile(`^ew([0-9a-f]{11}|[0-9a-f]{13})$`) }
+
+// eachScope calls f with each part of the host's network namespace that is edgeway's: the pods'
+// links first, with which their routes go.
+func eachScope(ctx context.Context, f func(*routes.Kernel, routes.Scope) error) error {
+	k, err := routes.Open()
+	if err != nil {
+		return fmt.Errorf("open rtnetlink: %w; this needs CAP_NET_ADMIN", err)
+	}
+	defer k.Close()
+	links, err := k.Links(ctx, "ew")
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	var names []string
+	for _, l := range links {
+		if hostEnd().MatchString(l.Name) {
+			names = append(names, l.Name)
+		}
+	}
+	var errs []error
+	for _, s := range []routes.Scope{
+		{Protocol: routes.ProtoPod, Links: names},
+		{Protocol: routes.ProtoLearned},
+		scope(), // last: the table goes when no pod is in it
+	} {
+		errs = append(errs, f(k, s))
+	}
+	return errors.Join(errs...)
+}
+
+// stateFiles are the files of ours in the state directory, and the socket. Others' are not ours to
+// delete: stateDir may be a directory that more than edgeway uses.
+func stateFiles(c Config) (paths []string) {
+	for _, pattern := range []string{plugin.StoreFile + "*", "world.json*", ".world.json*"} {
+		found, _ := filepath.Glob(filepath.Join(c.StateDir, pattern)) // the pattern is valid
+		paths = append(paths, found...)
+	}
+	if _, err := os.Lstat(c.Socket); err == nil {
+		paths = append(paths, c.Socket)
+	}
+	return paths
+}
