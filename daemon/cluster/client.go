@@ -14,6 +14,15 @@ const (
 	requestsPerSecond, requestBurst = 10, 20
 )
 
+// KubernetesOptions say which API server, and on whose behalf it is asked.
+type KubernetesOptions struct {
+	// Kubeconfig is a file; it need not exist yet. Empty: the service account of the pod that
+	// this process runs in.
+	Kubeconfig string
+	Node       string // the name of this node
+	UserAgent  string // "edgewayd/1.4.0": OpenYurt's yurthub caches by the part before the slash
+}
+
 // ClientConfig says how to reach the API server: by a kubeconfig file, or, when its name is empty,
 // by the service account of the pod that this process runs in. Nothing is sent. The credentials'
 // files (client certificate, token) are read again when they change, as those of a kubelet do.
@@ -33,5 +42,6 @@ func ClientConfig(kubeconfig, userAgent string) (*rest.Config, error) {
 	}
 	c.UserAgent = userAgent
 	c.QPS, c.Burst = requestsPerSecond, requestBurst
+	c.WarningHandler = rest.NoWarnings{} // its default writes to stderr, which is nobody's log
 	return c, nil
 }
