@@ -61,7 +61,7 @@ type ControlPlane struct {
 	ca  *authority
 	// ports are chosen at the first start and stay.
 	etcdPort, etcdPeerPort, apiPort int
-	running                         map[string]*process
+	running                         map[string]*Process
 	client                          *http.Client
 }
 
@@ -105,7 +105,7 @@ func New(ctx context.Context, dir string, o Options) (*ControlPlane, error) {
 	if len(o.ServiceCIDRs) == 0 {
 		o.ServiceCIDRs = []string{"10.96.0.0/16", "fd00:96::/112"}
 	}
-	c := &ControlPlane{Dir: dir, o: o, bin: Dir(), running: map[string]*process{}}
+	c := &ControlPlane{Dir: dir, o: o, bin: Dir(), running: map[string]*Process{}}
 	if err := c.writeFiles(); err != nil {
 		return nil, err
 	}
@@ -173,7 +173,7 @@ func (c *ControlPlane) startStore(ctx context.Context) error {
 // that it had before.
 func (c *ControlPlane) StartAPIServer() error {
 	ctx := context.Background()
-	if c.running[apiServer].err() == nil {
+	if c.running[apiServer].Err() == nil {
 		return errors.New("API server: it runs already")
 	}
 	first := c.apiPort == 0
@@ -199,17 +199,17 @@ func (c *ControlPlane) StopAPIServer() error {
 	if c.client != nil {
 		c.client.CloseIdleConnections()
 	}
-	return c.running[apiServer].end(stopTimeout)
+	return c.running[apiServer].End(stopTimeout)
 }
 
 // Stop ends one of the programs.
-func (c *ControlPlane) Stop(name string) error { return c.running[name].end(stopTimeout) }
+func (c *ControlPlane) Stop(name string) error { return c.running[name].End(stopTimeout) }
 
 // Close ends everything. It may be called twice; the files stay.
 func (c *ControlPlane) Close() error {
 	var errs []error
 	for _, name := range []string{scheduler, controllerManager, apiServer, etcd} {
-		errs = append(errs, c.running[name].kill(stopTimeout))
+		errs = append(errs, c.running[name].Kill(stopTimeout))
 	}
 	if c.client != nil {
 		c.client.CloseIdleConnections()
@@ -244,7 +244,7 @@ func (c *ControlPlane) wait(ctx context.Context, program string, f func() error)
 		if err == nil {
 			return nil
 		}
-		if ended := c.running[program].err(); ended != nil {
+		if ended := c.running[program].Err(); ended != nil {
 			return ended
 		}
 		select {

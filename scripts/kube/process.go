@@ -12,21 +12,22 @@ import (
 	"time"
 )
 
-// process is a running program, its output in a file.
-type process struct {
+// Process is a running program, its output in a file. It does not outlive this process.
+type Process struct {
 	cmd  *exec.Cmd
 	log  string
 	done chan struct{} // closed when it ended
 }
 
-// start starts argv. The kernel kills it when this process ends, however that comes about: it
-// watches the thread that made it (PR_SET_PDEATHSIG), so that one waits for the program's end.
-func start(log string, argv []string) (*process, error) {
+// Spawn starts a program, its output appended to the file log. The kernel kills it when this process
+// ends, however that comes about: it watches the thread that made the program (PR_SET_PDEATHSIG),
+// so that thread waits for the program's end. What the program starts itself is not watched.
+func Spawn(log string, argv ...string) (*Process, error) {
 	f, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", argv[0], err)
 	}
-	p := &process{cmd: exec.Command(argv[0], argv[1:]...), log: log, done: make(chan struct{})}
+	p := &Process{cmd: exec.Command(argv[0], argv[1:]...), log: log, done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = f, f
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
@@ -47,10 +48,13 @@ func start(log string, argv []string) (*process, error) {
 	return p, nil
 }
 
-func (p *process) name() string { return filepath.Base(p.cmd.Path) }
+// PID of the program.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// err is nil while the process lives, and otherwise says how it ended.
-func (p *process) err() error {
+func (p *Process) name() string { return filepath.Base(p.cmd.Path) }
+
+// Err is nil while the process lives, and otherwise says how it ended.
+func (p *Process) Err() error {
 	if p == nil {
 		return errors.New("was not started")
 	}
@@ -62,10 +66,10 @@ func (p *process) err() error {
 	}
 }
 
-// end has the process end by itself, and kills it when it takes longer than the limit. One that has
+// End has the process end by itself, and kills it when it takes longer than the limit. One that has
 // ended, or never began, is success.
-func (p *process) end(limit time.Duration) error {
-	if p.err() != nil {
+func (p *Process) End(limit time.Duration) error {
+	if p.Err() != nil {
 		return nil
 	}
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // one that has just ended needs none
@@ -73,12 +77,13 @@ func (p *process) end(limit time.Duration) error {
 	case <-p.done:
 		return nil
 	case <-time.After(limit):
-		return p.kill(limit)
+		return p.Kill(limit)
 	}
 }
 
-func (p *process) kill(limit time.Duration) error {
-	if p.err() != nil {
+// Kill kills the process. One that has ended, or never began, is success.
+func (p *Process) Kill(limit time.Duration) error {
+	if p.Err() != nil {
 		return nil
 	}
 	_ = p.cmd.Process.Kill()

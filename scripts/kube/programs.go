@@ -54,7 +54,7 @@ func (c *ControlPlane) Run(name string) error {
 		return fmt.Errorf("%s: no program of a control plane", name)
 	}
 	argv := slices.Concat([]string{Program(name)}, args(), c.o.Args[name])
-	p, err := start(c.Log(name), c.inside(argv))
+	p, err := Spawn(c.Log(name), c.inside(argv)...)
 	if err != nil {
 		return err
 	}
@@ -140,5 +140,5 @@ func freePorts() (a, b int, err error) {
 
 // portTaken says whether a program ended because another had its port.
 func (c *ControlPlane) portTaken(program string) bool {
-	return c.running[program].err() != nil && strings.Contains(tail(c.Log(program), 40), "address already in use")
+	return c.running[program].Err() != nil && strings.Contains(tail(c.Log(program), 40), "address already in use")
 }
