@@ -9,7 +9,7 @@ STATICCHECK  = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DESTDIR     ?=
 PREFIX      ?= /usr/local
 
-.PHONY: help build cross test test-tools test-k8s check demo demo-shell demo-down bench install uninstall clean
+.PHONY: help build cross test test-tools test-k8s check demo demo-shell demo-down bench image install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,11 @@ cross: ## both programs for amd64 and arm64 in dist/
 	for arch in amd64 arm64; do \
 	  GOARCH=$$arch $(GOBUILD) -o dist/$$arch/edgeway ./plugin/edgeway && \
 	  GOARCH=$$arch $(GOBUILD) -o dist/$$arch/edgewayd ./daemon/edgewayd || exit 1; \
+	done
+
+image: cross ## the container image for both, dist/edgeway-VERSION-ARCH.tar; no registry, no container tool
+	for arch in amd64 arm64; do \
+	  $(GO) run ./scripts/package -version $(VERSION) -arch $$arch -bin dist/$$arch -out dist/edgeway-$(VERSION)-$$arch.tar || exit 1; \
 	done
 
 check: ## format, vet, staticcheck, tests that need no root
