@@ -194,12 +194,13 @@ func (c *ControlPlane) StartAPIServer() error {
 	}
 }
 
-// StopAPIServer ends the API server: connections to it end, new ones are refused.
+// StopAPIServer ends the API server at once: connections to it end, new ones are refused. Asked to
+// end by itself it would serve its watches for some seconds more.
 func (c *ControlPlane) StopAPIServer() error {
 	if c.client != nil {
 		c.client.CloseIdleConnections()
 	}
-	return c.running[apiServer].End(stopTimeout)
+	return c.running[apiServer].Kill(stopTimeout)
 }
 
 // Stop ends one of the programs.
