@@ -1,0 +1,145 @@
+package cluster
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+const (
+	eventComponent = "edgewayd"
+	// eventNamespace holds the events of objects that have no namespace: the only one in which
+	// the API server takes them.
+	eventNamespace = "default"
+	// eventLifetime is how long an API server keeps an event (--event-ttl); counting begins
+	// again after it.
+	eventLifetime = time.Hour
+	// maxPendingEvents bounds what waits for the API server; a node has a few sessions.
+	maxPendingEvents = 256
+)
+
+// EventType is the type of a Kubernetes event.
+type EventType string
+
+// The types of events.
+const (
+	Normal  = EventType(corev1.EventTypeNormal)
+	Warning = EventType(corev1.EventTypeWarning)
+)
+
+// Event is what `kubectl describe` lists below a BGPPeer or BGPClusterConfig.
+type Event struct {
+	Resource string     // "BGPPeer/peer-a"
+	Peer     netip.Addr // the session it is of
+	Port     uint16     // 0 is 179
+	Type     EventType
+	Reason   string // Established, FailedEstablish
+	Message  string
+}
+
+// Event returns the event that says how the session is: Established, or FailedEstablish with
+// the reason and the next step.
+func (s SessionReport) Event(node string) Event {
+	peer := "switch " + s.Peer.String()
+	if s.PeerName != "" {
+		peer = "switch " + s.PeerName + " " + s.Peer.String()
+	}
+	if port := s.endpoint().Port(); port != defaultPort {
+		peer += fmt.Sprintf(" port %d", port)
+	}
+	e := Event{Resource: s.Resource, Peer: s.Peer, Port: s.Port}
+	if s.Established() {
+		restart := "no graceful restart: switch it on there"
+		if s.RestartTime > 0 {
+			restart = fmt.Sprintf("graceful restart %d s", int(s.RestartTime/time.Second))
+		}
+		e.Type, e.Reason = Normal, "Established"
+		e.Message = fmt.Sprintf("%s has a BGP session with %s, AS %d: %d prefixes advertised, %s", node, peer, s.PeerASN, s.Advertised, restart)
+		return e
+	}
+	e.Type, e.Reason = Warning, "FailedEstablish"
+	e.Message = fmt.Sprintf("%s has no BGP session with %s, AS %d (%s)", node, peer, s.PeerASN, cmp.Or(s.Reason, connecting))
+	if s.Message != "" {
+		e.Message += ": " + s.Message
+	}
+	return e
+}
+
+// eventKey is a session of this node.
+type eventKey struct {
+	resource string
+	peer     netip.AddrPort
+}
+
+// pendingEvent is the latest event of a session, not sent yet.
+type pendingEvent struct {
+	Event
+	first, last time.Time
+	count       int // how often it happened since it was last sent
+}
+
+// then returns what is pending when e happens now. Only the present counts: an API server that
+// was away for an hour is told one thing.
+func (p pendingEvent) then(e Event, now time.Time) pendingEvent {
+	if p.count == 0 || p.Type != e.Type || p.Reason != e.Reason {
+		return pendingEvent{Event: e, first: now, last: now, count: 1}
+	}
+	return pendingEvent{Event: e, first: p.first, last: now, count: p.count + 1}
+}
+
+// eventRecord is what the API server has of one reason of one session.
+type eventRecord struct {
+	uid         types.UID // of the resource
+	first, last time.Time
+	count       int
+}
+
+// after returns the record when p is sent too, for the resource uid.
+func (r eventRecord) after(p pendingEvent, uid types.UID) eventRecord {
+	if r.uid != uid || p.last.Sub(r.last) > eventLifetime {
+		r = eventRecord{uid: uid, first: p.first}
+	}
+	r.last = p.last
+	r.count += p.count
+	return r
+}
+
+// eventText returns the name of the event's object and what is sent. The name is the same for
+// each event of that reason and session, also after a restart: what repeats is counted.
+func eventText(node string, p pendingEvent, r eventRecord) (name string, text []byte, err error) {
+	kind, object, _ := strings.Cut(p.Resource, "/")
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s %s %s", r.uid, node, endpoint(p.Peer, p.Port), p.Reason))
+	name = fmt.Sprintf("%s.%x", strings.TrimRight(object[:min(len(object), 200)], "-."), sum[:8])
+	e := corev1.Event{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Event"},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: eventNamespace},
+		InvolvedObject: corev1.ObjectReference{
+			APIVersion: version(kind), Kind: kind, Name: object, UID: r.uid,
+		},
+		Type: string(p.Type), Reason: p.Reason, Message: shorten(p.Message, 1024), // the API server's limit
+		Source:         corev1.EventSource{Component: eventComponent, Host: node},
+		FirstTimestamp: metav1.NewTime(r.first), LastTimestamp: metav1.NewTime(r.last), Count: int32(r.count),
+		ReportingController: eventComponent, ReportingInstance: node,
+	}
+	text, err = json.Marshal(e)
+	if err != nil {
+		return "", nil, fmt.Errorf("event of %s: %w", p.Resource, err)
+	}
+	return name, text, nil
+}
+
+// shorten cuts s to at most n bytes.
+func shorten(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(s[:n-3], "") + "..."
+}

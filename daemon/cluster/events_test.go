@@ -1,0 +1,98 @@
+package cluster
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+)
+
+func TestSessionEvent(t *testing.T) {
+	named := up("BGPClusterConfig/bgp", 2)
+	named.PeerName, named.Peer, named.Port, named.RestartTime = "switch-1", netip.MustParseAddr("fd00::1"), 1179, 0
+	for _, test := range []struct {
+		session SessionReport
+		want    string
+	}{
+		{up("BGPPeer/peer", 3), "Normal Established: node-1 has a BGP session with switch 10.0.0.1, AS 65001: 3 prefixes advertised, graceful restart 600 s"},
+		{named, "Normal Established: node-1 has a BGP session with switch switch-1 fd00::1 port 1179, AS 65001: 2 prefixes advertised, no graceful restart: switch it on there"},
+		{down("BGPPeer/peer", "refused", "10.0.0.1:179 refuses the connection: start BGP on the switch"),
+			"Warning FailedEstablish: node-1 has no BGP session with switch 10.0.0.1, AS 65001 (refused): 10.0.0.1:179 refuses the connection: start BGP on the switch"},
+		{down("BGPPeer/peer", "", ""), "Warning FailedEstablish: node-1 has no BGP session with switch 10.0.0.1, AS 65001 (connecting)"},
+	} {
+		e := test.session.Event("node-1")
+		if got := string(e.Type) + " " + e.Reason + ": " + e.Message; got != test.want {
+			t.Errorf("got  %s\nwant %s", got, test.want)
+		}
+	}
+}
+
+// Repeated events are counted in one object; another reason is another object.
+func TestEventsAreCounted(t *testing.T) {
+	f := newFakeAPI(t)
+	f.add("BGPPeer/a", "uid-a", "n1")
+	r := reporting(t, f, "n1", quickReports)
+	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	failed, came := down("BGPPeer/a", "refused", "start BGP").Event("n1"), up("BGPPeer/a", 1).Event("n1")
+	for _, step := range []struct {
+		event Event
+		want  []string
+	}{
+		{failed, []string{"FailedEstablish x1"}},
+		{failed, []string{"FailedEstablish x2"}},
+		{came, []string{"Established x1", "FailedEstablish x2"}},
+		{failed, []string{"Established x1", "FailedEstablish x3"}},
+	} {
+		r.Event(step.event)
+		eventually(t, step.event.Reason, step.want, f.told)
+	}
+	for range 1000 {
+		r.Event(failed)
+	}
+	before := f.count()
+	eventually(t, "a flood", []string{"Established x1", "FailedEstablish x1003"}, f.told)
+	if n := f.count() - before; n > 3 {
+		t.Errorf("%d requests for 1000 events, want one or two", n)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range f.events {
+		if e.Namespace != "default" || e.InvolvedObject.Namespace != "" || e.InvolvedObject.UID != "uid-a" || e.Source.Component != "edgewayd" || e.Source.Host != "n1" {
+			t.Errorf("event %+v: kubectl describe would not list it", e)
+		}
+	}
+}
+
+// Events of a session that nobody wants any more are dropped, and so is what goes over the bound.
+func TestEventsAreBounded(t *testing.T) {
+	f := newFakeAPI(t)
+	r := newReporter("n1", f.connect, quickReports)
+	for i := range 100_000 {
+		e := up("BGPPeer/a", 1).Event("n1")
+		e.Peer = netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
+		r.Event(e)
+	}
+	if len(r.pending) != maxPendingEvents {
+		t.Errorf("%d events wait, want %d", len(r.pending), maxPendingEvents)
+	}
+	r.Sync(nil)
+	if len(r.pending) != 0 {
+		t.Errorf("%d events wait of sessions that are not wanted", len(r.pending))
+	}
+}
+
+func TestEventRecord(t *testing.T) {
+	at := func(minutes int) time.Time { return since.Add(time.Duration(minutes) * time.Minute) }
+	p := func(minutes int) pendingEvent {
+		return pendingEvent{}.then(Event{Reason: "FailedEstablish"}, at(minutes))
+	}
+	r := eventRecord{}.after(p(0), "u")
+	if r = r.after(p(50), "u"); r.count != 2 || !r.first.Equal(at(0)) || !r.last.Equal(at(50)) {
+		t.Errorf("after 50 minutes %+v, want 2 since the first", r)
+	}
+	if again := r.after(p(51), "new"); again.count != 1 || !again.first.Equal(at(51)) {
+		t.Errorf("of an object made again %+v, want 1", again)
+	}
+	if r = r.after(p(120), "u"); r.count != 1 || !r.first.Equal(at(120)) {
+		t.Errorf("after the API server dropped it %+v, want 1", r)
+	}
+}

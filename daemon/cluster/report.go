@@ -1,0 +1,172 @@
+package cluster
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/dynamic"
+)
+
+// SessionReport is what this node says of one of its BGP sessions in the status of the resource
+// that asks for it.
+type SessionReport struct {
+	Resource    string     // "BGPPeer/peer-a"
+	Peer        netip.Addr // address of the switch
+	Port        uint16     // TCP port of the switch; 0 is 179
+	PeerName    string     // as the resource calls the switch, "" where it does not
+	PeerASN     uint32
+	State       string        // RFC 4271: Idle, Connect, Active, OpenSent, OpenConfirm, Established
+	Since       time.Time     // since when it is Established, or is not
+	Reason      string        // why it is not Established: an identifier
+	Message     string        // one sentence with the next step
+	Advertised  int           // prefixes that the switch was told
+	RestartTime time.Duration // graceful restart as negotiated, 0: not
+}
+
+// Established reports whether the session is up.
+func (s SessionReport) Established() bool { return s.State == established }
+
+// Reporter writes this node's BGP sessions where `kubectl get`, `describe` and `wait` show them:
+// into the status of each BGPPeer and BGPClusterConfig that has them, and as events beside it.
+// It never reads what the cluster says, and nothing depends on it: an API server that is away,
+// or that refuses, costs nothing but the news.
+//
+//	r := cluster.NewReporter(o)
+//	go r.Run(ctx)
+//	r.Sync(reports)                   // whenever something may have changed
+//	r.Event(reports[0].Event("n1"))   // when it is worth an event
+//
+// Each node owns its own entries of status.speakers and no others (server-side apply, with the
+// field manager edgewayd-<node>), so that nodes neither overwrite nor wait for each other.
+type Reporter struct {
+	node    string
+	connect func() (dynamic.Interface, error)
+	pace    reportPace
+	wake    chan struct{} // one slot: look again
+
+	mu       sync.Mutex // guards what follows; nobody waits for the network under it
+	wanted   map[string][]speakerStatus
+	pending  map[eventKey]pendingEvent
+	problems map[string]Problem
+}
+
+// reportPace is how often the API server is asked for something.
+type reportPace struct {
+	// coalesce is the least time from one write of an object to its next: a switch that flaps
+	// may not become a load on etcd, and each write goes out to every node that watches.
+	coalesce time.Duration
+	// settle is how long a session that was just begun is no news: most of them come up in
+	// seconds, and a restart of the daemon shall be one write.
+	settle time.Duration
+	// check is how often a status that should be right is written again, which the API server
+	// takes for nothing when it is: it may have been lost with its object, or changed by others.
+	check time.Duration
+	// refused is the wait after an answer that will not change by itself: 403, 404, 422.
+	refused time.Duration
+	// retryLeast and retryMost bound the wait, doubled each time, while the API server is away.
+	retryLeast, retryMost time.Duration
+}
+
+var defaultReportPace = reportPace{
+	coalesce: 10 * time.Second, settle: 10 * time.Second, check: 2 * time.Minute,
+	refused: time.Minute, retryLeast: time.Second, retryMost: time.Minute,
+}
+
+// NewReporter returns a Reporter for the node o.Node. Nothing is sent before Run.
+func NewReporter(o KubernetesOptions) *Reporter {
+	connect := func() (dynamic.Interface, error) {
+		config, err := ClientConfig(o.Kubeconfig, o.UserAgent)
+		if err != nil {
+			return nil, err
+		}
+		return dynamic.NewForConfig(config)
+	}
+	return newReporter(o.Node, connect, defaultReportPace)
+}
+
+func newReporter(node string, connect func() (dynamic.Interface, error), p reportPace) *Reporter {
+	return &Reporter{
+		node: node, connect: connect, pace: p, wake: make(chan struct{}, 1),
+		pending: map[eventKey]pendingEvent{}, problems: map[string]Problem{},
+	}
+}
+
+// Sync says which sessions this node has: all of them, each time. What was reported before and
+// is not among them is taken back. It does not block; the latest call is the one that counts.
+func (r *Reporter) Sync(sessions []SessionReport) {
+	wanted := map[string][]speakerStatus{}
+	live := map[eventKey]bool{}
+	for _, s := range sessions {
+		wanted[s.Resource] = append(wanted[s.Resource], s.status(r.node))
+		live[eventKey{s.Resource, s.endpoint()}] = true
+	}
+	for _, entries := range wanted {
+		sortEntries(entries)
+	}
+	r.mu.Lock()
+	r.wanted = wanted
+	for key := range r.pending {
+		if !live[key] {
+			delete(r.pending, key) // nobody asks for this session any more
+		}
+	}
+	r.mu.Unlock()
+	r.look()
+}
+
+// Event says that something happened to a session. It does not block. While the API server is
+// away only the latest event of a session is kept.
+func (r *Reporter) Event(e Event) {
+	r.mu.Lock()
+	key := eventKey{e.Resource, endpoint(e.Peer, e.Port)}
+	last, known := r.pending[key]
+	if known || len(r.pending) < maxPendingEvents {
+		r.pending[key] = last.then(e, time.Now())
+	}
+	r.mu.Unlock()
+	r.look()
+}
+
+// Problems returns why the API server does not take the reports, if it answers at all: an
+// operator can mend that. That it does not answer is said by the source.
+func (r *Reporter) Problems() []Problem {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	problems := make([]Problem, 0, len(r.problems))
+	for _, p := range r.problems {
+		problems = append(problems, p)
+	}
+	sortProblems(problems)
+	return slices.Clip(problems)
+}
+
+func (r *Reporter) look() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run reports until ctx ends, and then returns nil. Statuses stay as they are: the sessions do
+// too (graceful restart).
+func (r *Reporter) Run(ctx context.Context) error {
+	w := newReportWriter(r)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.wake:
+		case <-timer.C:
+		}
+		if next := w.work(ctx); next.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(max(0, time.Until(next)))
+		}
+	}
+}

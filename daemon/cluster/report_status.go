@@ -1,0 +1,174 @@
+package cluster
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+const (
+	established = "Established"
+	connecting  = "connecting" // the reason of a session that was just begun
+	defaultPort = 179          // RFC 4271 section 4.2
+)
+
+// speakerStatus is one entry of status.speakers: one session of one node. The node, the address
+// and the port are its key in the list.
+type speakerStatus struct {
+	Node        string             `json:"node"`
+	Address     netip.Addr         `json:"address"`
+	Port        uint16             `json:"port"`
+	Name        string             `json:"name,omitempty"`
+	ASN         uint32             `json:"asn"`
+	State       string             `json:"state"`
+	Since       metav1.Time        `json:"since"`
+	Reason      string             `json:"reason,omitempty"`
+	Message     string             `json:"message,omitempty"`
+	Prefixes    int                `json:"prefixesAdvertised"`
+	RestartTime int                `json:"gracefulRestartSeconds"`
+	Conditions  []metav1.Condition `json:"conditions"`
+}
+
+// reportStatus is the status of a BGPPeer or BGPClusterConfig, as far as one node owns it.
+type reportStatus struct {
+	Established []string        `json:"established,omitempty"`
+	Speakers    []speakerStatus `json:"speakers,omitempty"`
+}
+
+// statusApply is what is sent. Without a status, everything that the field manager owns goes.
+type statusApply struct {
+	APIVersion string            `json:"apiVersion"`
+	Kind       string            `json:"kind"`
+	Metadata   map[string]string `json:"metadata"`
+	Status     *reportStatus     `json:"status,omitempty"`
+}
+
+// endpoint returns the switch's end of the session.
+func (s SessionReport) endpoint() netip.AddrPort { return endpoint(s.Peer, s.Port) }
+
+func endpoint(a netip.Addr, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(a, cmp.Or(port, defaultPort))
+}
+
+// status returns the entry that says it.
+func (s SessionReport) status(node string) speakerStatus {
+	since := metav1.NewTime(s.Since.UTC().Truncate(time.Second)) // what the API server keeps of it
+	e := speakerStatus{
+		Node: node, Address: s.Peer, Port: s.endpoint().Port(), Name: s.PeerName, ASN: s.PeerASN,
+		State: s.State, Since: since, Prefixes: s.Advertised, RestartTime: int(s.RestartTime / time.Second),
+	}
+	up := metav1.Condition{
+		Type: established, Status: metav1.ConditionTrue, Reason: established, LastTransitionTime: since,
+	}
+	if !s.Established() {
+		e.Reason, e.Message = cmp.Or(s.Reason, connecting), s.Message
+		up.Status, up.Reason, up.Message = metav1.ConditionFalse, e.Reason, e.Message
+	}
+	e.Conditions = []metav1.Condition{up}
+	return e
+}
+
+func sortEntries(entries []speakerStatus) {
+	slices.SortFunc(entries, func(a, b speakerStatus) int {
+		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Node, b.Node))
+	})
+}
+
+// news is the part of an entry that is worth a write. Not in it: the message, which can change at
+// each attempt, and the state while it is not Established, which does, as the state machine of
+// RFC 4271 goes round once per attempt.
+type news struct {
+	node, name, reason    string
+	peer                  netip.AddrPort
+	asn                   uint32
+	established           bool
+	since                 int64
+	prefixes, restartTime int
+}
+
+func (e speakerStatus) news() news {
+	return news{
+		node: e.Node, name: e.Name, reason: e.Reason, peer: netip.AddrPortFrom(e.Address, e.Port), asn: e.ASN,
+		established: e.State == established, since: e.Since.Unix(), prefixes: e.Prefixes, restartTime: e.RestartTime,
+	}
+}
+
+// sameNews reports whether want says nothing that have does not.
+func sameNews(want, have []speakerStatus) bool {
+	return slices.EqualFunc(want, have, func(a, b speakerStatus) bool { return a.news() == b.news() })
+}
+
+// settled returns when the last of the sessions that were just begun is news as it is.
+func settled(entries []speakerStatus, settle time.Duration) time.Time {
+	var at time.Time
+	for _, e := range entries {
+		if t := e.Since.Add(settle); e.Reason == connecting && t.After(at) {
+			at = t
+		}
+	}
+	return at
+}
+
+// label names a session in status.established: "node-1", or "node-1/switch-1" where the
+// resource has names for its switches.
+func (e speakerStatus) label() string {
+	if e.Name == "" {
+		return e.Node
+	}
+	return e.Node + "/" + e.Name
+}
+
+// statusText returns what is sent for a resource: all that one node says of it.
+func statusText(ref string, entries []speakerStatus) ([]byte, error) {
+	kind, name, _ := strings.Cut(ref, "/")
+	apply := statusApply{APIVersion: version(kind), Kind: kind, Metadata: map[string]string{"name": name}}
+	if len(entries) > 0 {
+		apply.Status = &reportStatus{Speakers: entries}
+		for _, e := range entries {
+			if e.State == established && !slices.Contains(apply.Status.Established, e.label()) {
+				apply.Status.Established = append(apply.Status.Established, e.label())
+			}
+		}
+	}
+	text, err := json.Marshal(apply)
+	if err != nil {
+		return nil, fmt.Errorf("status of %s: %w", ref, err)
+	}
+	return text, nil
+}
+
+// strays returns the nodes that status.speakers has entries of and the spec does not name: they
+// were speakers, and went before they could take their entries back.
+func strays(o *unstructured.Unstructured) []string {
+	speakers, _, _ := unstructured.NestedStringSlice(o.Object, "spec", "localSpeakers")
+	for _, s := range objectsAt(o, "spec", "bgpSpeakers") {
+		name, _, _ := unstructured.NestedString(s, "name")
+		speakers = append(speakers, name)
+	}
+	var nodes []string
+	for _, e := range objectsAt(o, "status", "speakers") {
+		node, _, _ := unstructured.NestedString(e, "node")
+		if node != "" && !slices.Contains(speakers, node) && !slices.Contains(nodes, node) {
+			nodes = append(nodes, node)
+		}
+	}
+	return nodes
+}
+
+func objectsAt(o *unstructured.Unstructured, path ...string) []map[string]any {
+	list, _, _ := unstructured.NestedSlice(o.Object, path...)
+	var objects []map[string]any
+	for _, item := range list {
+		if m, ok := item.(map[string]any); ok {
+			objects = append(objects, m)
+		}
+	}
+	return objects
+}

@@ -1,0 +1,325 @@
+package cluster
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+)
+
+const (
+	// reportTimeout bounds one request: a WAN that swallows packets may not hold the next one.
+	reportTimeout = 15 * time.Second
+
+	statusRefused = "statusRefused" // the API server does not take our status
+	eventsRefused = "eventsRefused" // nor our events
+)
+
+// resourceNames are the resources of our kinds, as the API server has them in its paths.
+var resourceNames = map[string]string{kindPeer: "bgppeers", kindCluster: "bgpclusterconfigs"}
+
+// reportWriter sends what a Reporter was told. Its state is that of one goroutine.
+type reportWriter struct {
+	*Reporter
+	client  dynamic.Interface // nil until the configuration could be read
+	known   map[string]*reported
+	events  map[eventRecordKey]*sentEvent
+	wait    time.Duration // the last back-off
+	retryAt time.Time     // nothing is sent before: the API server is away
+}
+
+// reported is what we know of our part of one resource's status.
+type reported struct {
+	uid       types.UID
+	entries   []speakerStatus // as last written; none: nothing of ours is there
+	notBefore time.Time
+	checkAt   time.Time
+}
+
+type eventRecordKey struct {
+	eventKey
+	reason string
+}
+
+type sentEvent struct {
+	eventRecord
+	notBefore time.Time
+}
+
+func newReportWriter(r *Reporter) *reportWriter {
+	return &reportWriter{Reporter: r, known: map[string]*reported{}, events: map[eventRecordKey]*sentEvent{}}
+}
+
+// job is one request that is to be sent.
+type job struct {
+	at    time.Time // zero: none
+	do    func(context.Context) error
+	label string
+}
+
+func (j job) before(other job) bool {
+	return !j.at.IsZero() && (other.at.IsZero() || j.at.Before(other.at) || j.at.Equal(other.at) && j.label < other.label)
+}
+
+// work sends what is due, and returns when something will be; zero: when something changes.
+func (w *reportWriter) work(ctx context.Context) time.Time {
+	for ctx.Err() == nil {
+		next := w.next()
+		if next.at.IsZero() {
+			return time.Time{}
+		}
+		if at := later(next.at, w.retryAt); at.After(time.Now()) {
+			return at
+		}
+		err := w.connected()
+		if err == nil {
+			err = next.do(ctx)
+		}
+		if err == nil {
+			w.wait = 0
+			continue
+		}
+		w.wait = min(max(2*w.wait, w.pace.retryLeast), w.pace.retryMost)
+		w.retryAt = time.Now().Add(jitter(w.wait))
+	}
+	return time.Time{}
+}
+
+// next returns the request that is due first.
+func (w *reportWriter) next() job {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var first job
+	if w.wanted == nil {
+		return first // what this node has is not known: nothing may be taken back
+	}
+	for ref := range w.wanted {
+		if w.known[ref] == nil {
+			w.known[ref] = &reported{}
+		}
+	}
+	for ref, have := range w.known {
+		want := w.wanted[ref]
+		if len(want) == 0 && len(have.entries) == 0 {
+			delete(w.known, ref)
+			continue
+		}
+		at, entries := have.due(want, w.pace)
+		j := job{at: at, label: ref, do: func(ctx context.Context) error { return w.writeStatus(ctx, ref, entries) }}
+		if j.before(first) {
+			first = j
+		}
+	}
+	for key, p := range w.pending {
+		have := w.known[key.resource]
+		if have == nil || have.uid == "" {
+			continue // its status is written first, which tells the UID
+		}
+		at := p.first
+		if sent := w.events[eventRecordKey{key, p.Reason}]; sent != nil {
+			at = later(at, sent.notBefore)
+		}
+		j := job{at: at, label: key.resource, do: func(ctx context.Context) error { return w.writeEvent(ctx, key, p, have.uid) }}
+		if j.before(first) {
+			first = j
+		}
+	}
+	return first
+}
+
+// due returns when the status is to be written next, and with which entries.
+func (r *reported) due(want []speakerStatus, p reportPace) (time.Time, []speakerStatus) {
+	if sameNews(want, r.entries) {
+		return r.checkAt, r.entries // the same text, so that the API server sees no change
+	}
+	return later(r.notBefore, settled(want, p.settle), longAgo), want
+}
+
+// longAgo is due now, and not the zero time.
+var longAgo = time.Unix(0, 0)
+
+// writeStatus writes this node's part of a resource's status. Its error means that the API
+// server is away; an answer is none, whatever it says.
+func (w *reportWriter) writeStatus(ctx context.Context, ref string, entries []speakerStatus) error {
+	have := w.known[ref]
+	o, err := w.applyStatus(ctx, ref, manager(w.node), entries)
+	now := time.Now()
+	if away(err) {
+		return err
+	}
+	w.solve(ref, err)
+	have.notBefore, have.checkAt = now.Add(w.pace.coalesce), now.Add(jitter(w.pace.check))
+	switch {
+	case apierrors.IsNotFound(err):
+		// The resource is gone, and our entries with it; or its kind is not there yet.
+		*have = reported{notBefore: now.Add(jitter(w.pace.refused))}
+		return nil
+	case err != nil:
+		have.notBefore, have.checkAt = now.Add(jitter(w.pace.refused)), now.Add(jitter(w.pace.refused))
+		return nil
+	}
+	have.uid, have.entries = o.GetUID(), entries
+	for _, node := range strays(o) {
+		if node == w.node {
+			continue
+		}
+		// In its name, with nothing: what it owned goes, and only that. Two speakers that do
+		// so at once do the same.
+		if _, err := w.applyStatus(ctx, ref, manager(node), nil); away(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *reportWriter) applyStatus(ctx context.Context, ref, manager string, entries []speakerStatus) (*unstructured.Unstructured, error) {
+	text, err := statusText(ref, entries)
+	if err != nil {
+		return nil, err
+	}
+	kind, name, _ := strings.Cut(ref, "/")
+	group, version, _ := strings.Cut(version(kind), "/")
+	resource := schema.GroupVersionResource{Group: group, Version: version, Resource: resourceNames[kind]}
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
+	return w.client.Resource(resource).Patch(ctx, name, types.ApplyPatchType, text, applyOptions(manager), "status")
+}
+
+// writeEvent sends the latest event of a session. Its error means that the API server is away.
+func (w *reportWriter) writeEvent(ctx context.Context, key eventKey, p pendingEvent, uid types.UID) error {
+	record := eventRecordKey{key, p.Reason}
+	sent := w.events[record]
+	if sent == nil {
+		sent = &sentEvent{}
+	}
+	next := sent.after(p, uid)
+	name, text, err := eventText(w.node, p, next)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
+	resource := schema.GroupVersionResource{Version: "v1", Resource: "events"}
+	_, err = w.client.Resource(resource).Namespace(eventNamespace).Patch(ctx, name, types.ApplyPatchType, text, applyOptions(manager(w.node)))
+	if away(err) {
+		return err
+	}
+	now := time.Now()
+	w.solve("events of "+p.Resource, err)
+	w.events[record] = &sentEvent{next, now.Add(w.pace.coalesce)}
+	if err != nil {
+		w.events[record] = &sentEvent{sent.eventRecord, now.Add(jitter(w.pace.refused))}
+		return nil
+	}
+	w.forgetEvents(now)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.pending[key] == p { // else it happened again meanwhile
+		delete(w.pending, key)
+	} else if again, ok := w.pending[key]; ok && again.Reason == p.Reason {
+		again.count -= p.count
+		w.pending[key] = again
+	}
+	return nil
+}
+
+// forgetEvents drops what the API server has dropped too.
+func (w *reportWriter) forgetEvents(now time.Time) {
+	for key, sent := range w.events {
+		if now.Sub(sent.last) > eventLifetime {
+			delete(w.events, key)
+		}
+	}
+}
+
+func (w *reportWriter) connected() error {
+	if w.client != nil {
+		return nil
+	}
+	client, err := w.connect()
+	if err != nil {
+		return err
+	}
+	w.client = client
+	return nil
+}
+
+// solve records what the API server said to a request, for Problems.
+func (w *reportWriter) solve(what string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err == nil || apierrors.IsNotFound(err) {
+		delete(w.problems, what)
+		return
+	}
+	object, event := strings.CutPrefix(what, "events of ")
+	p := Problem{
+		Object: object, Reason: statusRefused, Want: "its status.speakers written by this node", Got: err.Error(),
+		Next: "apply deploy/kubernetes/crds of this version; BGP itself does not depend on it",
+	}
+	if event {
+		p.Reason, p.Want = eventsRefused, "its events written by this node"
+	}
+	if apierrors.IsForbidden(err) {
+		p.Next = "apply deploy/kubernetes/rbac; BGP itself does not depend on it"
+	}
+	w.problems[what] = p
+}
+
+// away reports whether the error says that the API server could not be asked, or could not
+// answer, so that the same request may do later. Every other answer is about the request.
+func away(err error) bool {
+	if err == nil {
+		return false
+	}
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) {
+		return true
+	}
+	code := status.Status().Code
+	return code >= http.StatusInternalServerError || code == http.StatusTooManyRequests || code == http.StatusUnauthorized || code == 0
+}
+
+// manager is the field manager of a node: what tells its entries from those of others. The API
+// server takes 128 characters.
+func manager(node string) string {
+	name := eventComponent + "-" + node
+	if len(name) <= 128 {
+		return name
+	}
+	sum := sha256.Sum256([]byte(node))
+	return fmt.Sprintf("%s-%x", name[:100], sum[:8])
+}
+
+func applyOptions(manager string) metav1.PatchOptions {
+	force := true // of our own entries; nobody else has business there
+	return metav1.PatchOptions{FieldManager: manager, Force: &force}
+}
+
+// jitter returns d, less up to a quarter or more up to a quarter: thousands of nodes that lost
+// the API server in one moment do not come back in one.
+func jitter(d time.Duration) time.Duration {
+	return d - d/4 + rand.N(max(d/2, 1))
+}
+
+// later returns the latest of the times.
+func later(times ...time.Time) time.Time {
+	var latest time.Time
+	for _, t := range times {
+		if t.After(latest) {
+			latest = t
+		}
+	}
+	return latest
+}
