@@ -21,8 +21,13 @@ type journal struct {
 	flaps    int
 	last     cause // evidence so far of why it is not Established
 	hint     cause // of the next change of state
-	lost     bool  // left Established, and nobody has taken note yet
-	farewell bool  // the switch ended it for good, and nobody has taken note yet
+	evidence evidence
+	dialled  time.Time     // since when dials have ended as the last one did
+	probing  bool          // a probe is under way
+	probeAt  time.Time     // not probed before
+	pause    time.Duration // after the last probe
+	lost     bool          // left Established, and nobody has taken note yet
+	farewell bool          // the switch ended it for good, and nobody has taken note yet
 	down     chan struct{}
 	notify   func() // must not block
 	lifetime time.Duration
@@ -53,8 +58,12 @@ func (j *journal) restarted(p Peer, why cause) {
 		j.last = why
 	}
 	j.hint = cause{}
+	j.forgetDials()
 	j.moved(bgp.BGP_FSM_IDLE)
 }
+
+// forgetDials starts the search for a cause anew. Callers hold mu.
+func (j *journal) forgetDials() { j.evidence, j.probeAt, j.pause = evidence{}, time.Time{}, 0 }
 
 // established reports whether the session is up, and a channel that is closed when it is not.
 func (j *journal) established() (bool, <-chan struct{}) {
@@ -98,7 +107,10 @@ func (j *journal) stateChanged(next bgp.FSMState, why string) {
 		}
 		j.hint = cause{}
 	}
-	if next == bgp.BGP_FSM_ESTABLISHED {
+	switch next {
+	case bgp.BGP_FSM_OPENSENT:
+		j.forgetDials()
+	case bgp.BGP_FSM_ESTABLISHED:
 		j.last, j.hint = cause{}, cause{}
 	}
 	if old == bgp.BGP_FSM_ESTABLISHED && next != old {
@@ -147,9 +159,55 @@ func (j *journal) explain(old bgp.FSMState, why string) cause {
 // dialFailed notes why the last attempt to connect failed.
 func (j *journal) dialFailed(err error) {
 	j.mu.Lock()
-	c := dialCause(j.peer, err)
-	news := c != j.last
-	j.last = c
+	if !isTimeout(err) || !isTimeout(j.evidence.err) {
+		j.dialled = time.Now()
+	}
+	j.evidence.err, j.evidence.silent = err, time.Since(j.dialled)
+	if !j.evidence.puzzling() {
+		j.evidence.reply = reply{}
+	}
+	news := j.conclude() || j.probeDue(time.Now())
+	j.mu.Unlock()
+	if news {
+		j.notify()
+	}
+}
+
+// conclude says what the dials and the last probe mean, and reports whether that is news. Callers
+// hold mu.
+func (j *journal) conclude() bool {
+	old := j.last
+	j.last = dialCause(j.peer, j.evidence)
+	return j.last != old
+}
+
+// probeDue reports whether it is time for a probe. Callers hold mu.
+func (j *journal) probeDue(now time.Time) bool {
+	return j.evidence.puzzling() && !j.probing && !now.Before(j.probeAt)
+}
+
+// takeProbe reports once that a probe is due, and of whom. Each dial that fails looks at the time.
+func (j *journal) takeProbe(now time.Time) (Peer, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	due := j.probeDue(now)
+	if due {
+		j.probing = true
+		j.pause = min(max(2*j.pause, probePause), probeRarest)
+		j.probeAt = now.Add(j.pause)
+	}
+	return j.peer, due
+}
+
+// probed notes what the switch said to a probe as p, if that still matters.
+func (j *journal) probed(p Peer, r reply) {
+	j.mu.Lock()
+	j.probing = false
+	news := false
+	if j.peer == p && j.evidence.puzzling() {
+		j.evidence.reply = r
+		news = j.conclude()
+	}
 	j.mu.Unlock()
 	if news {
 		j.notify()

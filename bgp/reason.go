@@ -6,29 +6,32 @@ import (
 	"net"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
 )
 
 // The reasons of Status.Reason.
 const (
-	reasonConnecting      = "connecting"      // just begun
-	reasonRefused         = "refused"         // TCP reset: nobody listens
-	reasonNoRoute         = "noRoute"         // this node has no route there
-	reasonNoNeighbour     = "noNeighbour"     // nobody answers ARP or neighbour discovery
-	reasonNoLocalAddress  = "noLocalAddress"  // this node does not have the source address
-	reasonTimeout         = "timeout"         // SYNs vanish: filter, or TCP MD5 mismatch
-	reasonDial            = "dial"            // any other error of connect(2)
-	reasonUnknownToSwitch = "unknownToSwitch" // closed after our OPEN
-	reasonASNMismatch     = "asnMismatch"     // OPEN refused, by either side
-	reasonOpenRefused     = "openRefused"     // we refuse the switch's OPEN for another cause
-	reasonHoldTimer       = "holdTimer"       // one side heard nothing for the hold time
-	reasonCeased          = "ceased"          // the switch sent a Cease
-	reasonNotification    = "notification"    // the switch sent another NOTIFICATION
-	reasonConnectionLost  = "connectionLost"  // TCP ended without a NOTIFICATION
-	reasonMalformed       = "malformed"       // the switch sent what cannot be parsed
-	reasonReset           = "reset"           // we reset it: its settings changed
-	reasonBroken          = "broken"          // the server of this session failed
+	reasonConnecting        = "connecting"        // just begun
+	reasonRefused           = "refused"           // TCP reset: nobody listens
+	reasonNoRoute           = "noRoute"           // this node has no route there
+	reasonNoNeighbour       = "noNeighbour"       // nobody answers ARP or neighbour discovery
+	reasonNoLocalAddress    = "noLocalAddress"    // this node does not have the source address
+	reasonFiltered          = "filtered"          // somebody answers our SYN with ICMP
+	reasonTimeout           = "timeout"           // SYNs vanish: filter, or TCP MD5 mismatch
+	reasonPasswordNotWanted = "passwordNotWanted" // SYNs vanish only with our password
+	reasonDial              = "dial"              // any other error of connect(2)
+	reasonUnknownToSwitch   = "unknownToSwitch"   // closed after our OPEN
+	reasonASNMismatch       = "asnMismatch"       // OPEN refused, by either side
+	reasonOpenRefused       = "openRefused"       // we refuse the switch's OPEN for another cause
+	reasonHoldTimer         = "holdTimer"         // one side heard nothing for the hold time
+	reasonCeased            = "ceased"            // the switch sent a Cease
+	reasonNotification      = "notification"      // the switch sent another NOTIFICATION
+	reasonConnectionLost    = "connectionLost"    // TCP ended without a NOTIFICATION
+	reasonMalformed         = "malformed"         // the switch sent what cannot be parsed
+	reasonReset             = "reset"             // we reset it: its settings changed
+	reasonBroken            = "broken"            // the server of this session failed
 )
 
 // cause is why a session is not Established: an identifier and a sentence with the next step.
@@ -37,27 +40,83 @@ type cause struct {
 	detail string
 }
 
-// dialCause explains why a TCP connection did not come about.
-func dialCause(p Peer, err error) cause {
-	to := fmt.Sprintf("%s port %d", p.Address, p.Port)
+// evidence is what is known of a switch that no connection comes about with.
+type evidence struct {
+	err    error         // of the last dial; nil: none failed
+	silent time.Duration // for how long nothing has come back for dials
+	reply  reply         // to the last probe
+}
+
+// surely is after how long without any answer to dials the address of the switch must have been
+// resolved anew: a neighbour counts as reachable for at most 45 s, then as stale, and 8 s after its
+// next use the kernel gives up on it (arp(7)), which is another error.
+const surely = time.Minute
+
+// puzzling reports whether a probe can tell more than the error of the dial does.
+func (e evidence) puzzling() bool {
+	return isTimeout(e.err) || errors.Is(e.err, syscall.EHOSTUNREACH) || errors.Is(e.err, syscall.ENETUNREACH)
+}
+
+func isTimeout(err error) bool {
 	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// dialCause explains why a TCP connection did not come about.
+func dialCause(p Peer, e evidence) cause {
+	to := fmt.Sprintf("%s port %d", p.Address, p.Port)
 	switch {
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return cause{reasonRefused, to + " refuses the connection: start BGP on the switch, or correct the address or port"}
-	case errors.Is(err, syscall.ENETUNREACH):
+	case e.puzzling() && e.reply.kind == rejected:
+		return cause{reasonFiltered, fmt.Sprintf("%s rejects the connection to %s with ICMP: open the filter there for %s, or give that machine a route", e.reply.by, to, p.LocalAddress)}
+	case errors.Is(e.err, syscall.ECONNREFUSED):
+		return nobodyListens(to)
+	case errors.Is(e.err, syscall.ENETUNREACH):
 		return cause{reasonNoRoute, fmt.Sprintf("this node has no route to %s: add one, or correct the address of the switch", p.Address)}
-	case errors.Is(err, syscall.EHOSTUNREACH):
+	case errors.Is(e.err, syscall.EHOSTUNREACH):
 		return cause{reasonNoNeighbour, fmt.Sprintf("%s answers no %s: check cable, VLAN and the address of the switch", p.Address, resolution(p.Address))}
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
+	case errors.Is(e.err, syscall.EADDRNOTAVAIL):
 		return cause{reasonNoLocalAddress, fmt.Sprintf("this node does not have the source address %s: correct the node's InternalIP, or add the address", p.LocalAddress)}
-	case errors.As(err, &timeout) && timeout.Timeout() && p.Password == "":
-		return cause{reasonTimeout, to + " does not answer: the switch expects a password, a filter drops TCP, or the address is wrong; set the switch's password here, or open the filter"}
-	case errors.As(err, &timeout) && timeout.Timeout():
-		return cause{reasonTimeout, to + " does not answer: the password differs from the switch's, a filter drops TCP, or the address is wrong; compare the passwords first"}
-	case errors.Is(err, syscall.ECONNRESET):
+	case isTimeout(e.err):
+		return timeoutCause(p, e)
+	case errors.Is(e.err, syscall.ECONNRESET):
 		return cause{reasonUnknownToSwitch, unknown(p)}
 	}
-	return cause{reasonDial, fmt.Sprintf("connect to %s: %v; check the addresses of both sides", to, err)}
+	return cause{reasonDial, fmt.Sprintf("connect to %s: %v; check the addresses of both sides", to, e.err)}
+}
+
+// timeoutCause explains that the switch does not answer. A switch drops without a word what is
+// signed with another password than it has for us, what lacks a signature that it wants, and what
+// has one that it does not want (RFC 2385, section 2.0); a filter drops all the same.
+func timeoutCause(p Peer, e evidence) cause {
+	to := fmt.Sprintf("%s port %d", p.Address, p.Port)
+	var heard string // of the switch, in spite of all
+	wrong := "the address is wrong"
+	switch {
+	case p.MultihopTTL > 1:
+		wrong = "a route is missing on the way there or back"
+	case e.silent >= surely:
+		heard = fmt.Sprintf("%s answers %s, but ", p.Address, resolution(p.Address))
+	}
+	or := ", a filter drops TCP, or " + wrong
+	if heard != "" {
+		or = ", or a filter drops TCP"
+	}
+	switch {
+	case p.Password == "":
+		return cause{reasonTimeout, heard + to + " does not answer: the switch expects a password from " + p.LocalAddress.String() + or + "; set the switch's password here, or open the filter"}
+	case e.reply.kind == accepted:
+		return cause{reasonPasswordNotWanted, fmt.Sprintf("%s answers without a password, but not with ours: the switch has no password for neighbour %s as %d, or no such neighbour; configure both there, or take the password away here",
+			to, p.LocalAddress, p.LocalASN)}
+	case e.reply.kind == refused:
+		return nobodyListens(to)
+	case e.reply.kind == unanswered:
+		return cause{reasonTimeout, heard + to + " answers neither with our password nor without one: the password differs from the switch's" + or + "; compare the passwords first"}
+	}
+	return cause{reasonTimeout, heard + to + " does not answer: the password differs from the switch's" + or + "; compare the passwords first"}
+}
+
+func nobodyListens(to string) cause {
+	return cause{reasonRefused, to + " refuses the connection: start BGP on the switch, or correct the address or port"}
 }
 
 func resolution(a netip.Addr) string {

@@ -164,6 +164,9 @@ func (s *session) look(ctx context.Context) time.Duration {
 	if lost {
 		s.lose(ctx, lifetime)
 	}
+	if s.opened {
+		s.probe()
+	}
 	if !s.whole || s.opened {
 		return 0
 	}
@@ -179,6 +182,14 @@ func (s *session) look(ctx context.Context) time.Duration {
 		return s.slower()
 	}
 	return 0
+}
+
+// probe asks a switch that the connection does not come about with, when it is time, and waits for
+// nothing. What it finds out is in the journal; it ends soon after the session does.
+func (s *session) probe() {
+	if p, due := s.journal.takeProbe(time.Now()); due {
+		go func() { s.journal.probed(p, probe(s.ctx, p)) }()
+	}
 }
 
 // lose closes the session, which is silent as nothing is connected, and sets when to open it.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
 )
 
 func goodPeer() Peer {
@@ -155,23 +156,89 @@ func TestSyncInvalidSessionLeavesOthers(t *testing.T) {
 }
 
 func TestDialCause(t *testing.T) {
-	p := goodPeer().normal()
 	for _, tt := range []struct {
-		err    error
-		reason string
+		err      error
+		password string
+		silent   time.Duration
+		reply    replyKind
+		reason   string
+		detail   string
 	}{
-		{syscall.ECONNREFUSED, reasonRefused},
-		{syscall.ENETUNREACH, reasonNoRoute},
-		{syscall.EHOSTUNREACH, reasonNoNeighbour},
-		{syscall.EADDRNOTAVAIL, reasonNoLocalAddress},
-		{syscall.ETIMEDOUT, reasonTimeout},
-		{os.ErrDeadlineExceeded, reasonTimeout},
-		{syscall.ENOPROTOOPT, reasonDial},
+		{syscall.ECONNREFUSED, "", 0, unasked, reasonRefused, "start BGP on the switch"},
+		{syscall.ENETUNREACH, "", 0, unsent, reasonNoRoute, "no route to 10.0.10.1"},
+		{syscall.EHOSTUNREACH, "", 0, unsent, reasonNoNeighbour, "answers no ARP"},
+		{syscall.EHOSTUNREACH, "", 0, rejected, reasonFiltered, "10.0.10.254 rejects the connection to 10.0.10.1 port 179"},
+		{syscall.EADDRNOTAVAIL, "", 0, unasked, reasonNoLocalAddress, "10.0.10.11"},
+		{syscall.ENOPROTOOPT, "", 0, unasked, reasonDial, "check the addresses"},
+		{syscall.ETIMEDOUT, "", time.Second, unasked, reasonTimeout, "expects a password from 10.0.10.11, a filter drops TCP, or the address is wrong"},
+		{os.ErrDeadlineExceeded, "", time.Minute, unanswered, reasonTimeout, "10.0.10.1 answers ARP, but 10.0.10.1 port 179 does not answer: the switch expects a password from 10.0.10.11, or a filter"},
+		{os.ErrDeadlineExceeded, "s3cret", time.Second, unasked, reasonTimeout, "the password differs from the switch's, a filter drops TCP, or the address is wrong"},
+		{os.ErrDeadlineExceeded, "s3cret", time.Second, unanswered, reasonTimeout, "answers neither with our password nor without one: the password differs from the switch's, a filter drops TCP, or the address is wrong"},
+		{os.ErrDeadlineExceeded, "s3cret", time.Minute, unanswered, reasonTimeout, "10.0.10.1 answers ARP, but 10.0.10.1 port 179 answers neither with our password nor without one: the password differs from the switch's, or a filter"},
+		{os.ErrDeadlineExceeded, "s3cret", time.Minute, accepted, reasonPasswordNotWanted, "no password for neighbour 10.0.10.11 as 65010, or no such neighbour"},
+		{os.ErrDeadlineExceeded, "s3cret", time.Minute, refused, reasonRefused, "start BGP on the switch"},
+		{os.ErrDeadlineExceeded, "s3cret", time.Minute, unsent, reasonTimeout, "does not answer: the password differs"},
 	} {
-		got := dialCause(p, &net.OpError{Op: "dial", Net: "tcp", Err: tt.err})
-		if got.reason != tt.reason || !strings.ContainsAny(got.detail, ":;") {
-			t.Errorf("%v: got %+v, want %s", tt.err, got, tt.reason)
+		p := goodPeer().normal()
+		p.Password = tt.password
+		e := evidence{err: &net.OpError{Op: "dial", Net: "tcp", Err: tt.err}, silent: tt.silent, reply: reply{kind: tt.reply}}
+		if tt.reply == rejected {
+			e.reply.by = addr("10.0.10.254")
 		}
+		got := dialCause(p, e)
+		if got.reason != tt.reason || !strings.Contains(got.detail, tt.detail) || !strings.ContainsAny(got.detail, ":;") || strings.Contains(got.detail, "s3cret") {
+			t.Errorf("%v %v %s:\n got %+v\nwant %s: %s", tt.err, tt.silent, tt.reply, got, tt.reason, tt.detail)
+		}
+	}
+	// More than one hop away, ARP says nothing of the switch.
+	p := goodPeer().normal()
+	p.MultihopTTL = 3
+	if got := dialCause(p, evidence{err: os.ErrDeadlineExceeded, silent: time.Hour}); !strings.Contains(got.detail, "or a route is missing on the way there or back") || strings.Contains(got.detail, "ARP") {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// A switch that does not answer is probed at once and then rarely; one that does is not.
+func TestProbesAreRare(t *testing.T) {
+	p, now := goodPeer().normal(), time.Now()
+	j := newJournal(p, func() {})
+	if _, due := j.takeProbe(now); due {
+		t.Error("probed before any dial failed")
+	}
+	count := func(err error) (n int) {
+		for range int(time.Hour / connectRetry) {
+			j.dialFailed(err)
+			if _, due := j.takeProbe(now); due {
+				n++
+				if _, again := j.takeProbe(now.Add(time.Hour)); again {
+					t.Fatal("two probes at once")
+				}
+				j.probed(p, reply{kind: unanswered})
+			}
+			now = now.Add(connectRetry)
+		}
+		return n
+	}
+	if n := count(os.ErrDeadlineExceeded); n < 6 || n > 11 {
+		t.Errorf("%d probes in an hour of silence", n)
+	}
+	if n := count(syscall.ECONNREFUSED); n != 0 {
+		t.Errorf("%d probes of a switch that refuses", n)
+	}
+	j.dialFailed(os.ErrDeadlineExceeded)
+	j.stateChanged(bgp.BGP_FSM_OPENSENT, "")
+	if _, due := j.takeProbe(now.Add(time.Hour)); due {
+		t.Error("probed while a connection is there")
+	}
+	// What an old probe found out says nothing of new settings.
+	j.dialFailed(os.ErrDeadlineExceeded)
+	changed := p
+	changed.Password = "s3cret"
+	j.restarted(changed, cause{reasonReset, "another password"})
+	j.dialFailed(os.ErrDeadlineExceeded)
+	j.probed(p, reply{kind: accepted})
+	if j.last.reason != reasonTimeout {
+		t.Errorf("got %+v", j.last)
 	}
 }
 

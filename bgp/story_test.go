@@ -165,41 +165,6 @@ func TestRemovedPeerIsWithdrawnAtOnce(t *testing.T) {
 	}
 }
 
-func TestPassword(t *testing.T) {
-	each(t, func(t *testing.T, l *lan, sw *router) {
-		c := nodeOf(sw)
-		c.neighbours = append(c.neighbours, neighbour{addr: "10.0.0.20", asn: 65001}, neighbour{addr: "10.0.0.21", asn: 65001})
-		for i := range c.neighbours {
-			c.neighbours[i].password = "s3cret"
-		}
-		sw.start(c)
-		ip(t, "addr add 10.0.0.20/24 dev eth0")
-		ip(t, "addr add 10.0.0.21/24 dev eth0")
-		session := func(from, password string, paths []Path) Session {
-			p := peerOf(sw)
-			p.LocalAddress, p.RouterID, p.Password = addr(from), addr(from), password
-			return Session{Peer: p, Paths: paths}
-		}
-		right, missing, wrong := newTestSpeaker(t), newTestSpeaker(t), newTestSpeaker(t)
-		mustSync(t, right, session("10.0.0.10", "s3cret", pods(2)[:1]))
-		mustSync(t, missing, session("10.0.0.20", "", pods(2)[1:2]))
-		mustSync(t, wrong, session("10.0.0.21", "wrong", pods(2)[2:]))
-		sw.hears(15*time.Second, pods(2)[:1])
-		if st := becomes(t, missing, 20*time.Second, "", reasonTimeout); !strings.Contains(st.Detail, "expects a password") {
-			t.Error(st.Detail)
-		}
-		if st := becomes(t, wrong, 20*time.Second, "", reasonTimeout); !strings.Contains(st.Detail, "password differs") {
-			t.Error(st.Detail)
-		}
-		mustSync(t, missing, session("10.0.0.20", "s3cret", pods(2)[1:2]))
-		changes := mustSync(t, wrong, session("10.0.0.21", "s3cret", pods(2)[2:]))
-		if text := fmt.Sprint(changes); len(changes) != 1 || changes[0].Op != "reset" || strings.Contains(text, "wrong") || strings.Contains(text, "s3cret") {
-			t.Errorf("changes %v", changes)
-		}
-		sw.hears(20*time.Second, pods(2))
-	})
-}
-
 func TestReasons(t *testing.T) {
 	type row struct {
 		name, reason, detail string

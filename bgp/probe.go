@@ -1,0 +1,160 @@
+package bgp
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// probeTimeout is how long a SYN without a signature is waited for: it is sent again after 1 s
+	// and 3 s (RFC 6298, section 5.7; tcp(7)).
+	probeTimeout = 4 * time.Second
+	// probePause is the first pause between two probes, and probeRarest the longest: some switches
+	// log each SYN that lacks its signature, so there are few beside those that GoBGP sends.
+	probePause  = time.Minute
+	probeRarest = 8 * time.Minute
+	// probeLook is how often a probe looks whether its session has ended meanwhile.
+	probeLook = 200 * time.Millisecond
+)
+
+// reply is what a switch does on a SYN without a TCP MD5 signature (RFC 2385).
+type reply struct {
+	kind replyKind
+	by   netip.Addr // who said so, of rejected
+}
+
+type replyKind string
+
+const (
+	unasked    replyKind = ""
+	accepted   replyKind = "accepted"   // SYN-ACK: it wants no password from us
+	refused    replyKind = "refused"    // RST: nobody listens
+	rejected   replyKind = "rejected"   // ICMP from somebody else: a filter, or a router without a route
+	unanswered replyKind = "unanswered" // nothing
+	unsent     replyKind = "unsent"     // our own kernel had an objection
+)
+
+// probe connects to the switch's port as p would but without its password, and hangs up with an
+// RST before a word of BGP. BIRD notes nothing of it, FRR one line; neither counts it as a session.
+func probe(ctx context.Context, p Peer) reply {
+	fd, err := probeSocket(p)
+	if err != nil {
+		return reply{kind: unsent}
+	}
+	defer unix.Close(fd)
+	switch err := connect(ctx, fd, p); {
+	case err == nil:
+		return reply{kind: accepted}
+	case errors.Is(err, unix.ETIMEDOUT):
+		return reply{kind: unanswered}
+	case errors.Is(err, unix.ECONNREFUSED):
+		return reply{kind: refused}
+	}
+	if by, ok := offender(fd); ok && by != p.LocalAddress {
+		return reply{kind: rejected, by: by}
+	}
+	return reply{kind: unsent}
+}
+
+// probeSocket is bound to the session's source address and counts hops as its packets do: a switch
+// may judge by either.
+func probeSocket(p Peer) (fd int, err error) {
+	family, level, ttl, report := unix.AF_INET, unix.IPPROTO_IP, unix.IP_TTL, unix.IP_RECVERR
+	if p.Address.Is6() {
+		family, level, ttl, report = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, unix.IPV6_RECVERR
+	}
+	fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
+	if err != nil {
+		return -1, err
+	}
+	defer func() {
+		if err != nil {
+			_ = unix.Close(fd)
+		}
+	}()
+	return fd, errors.Join(
+		unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}), // close with an RST
+		unix.SetsockoptInt(fd, level, ttl, p.hops()),
+		unix.SetsockoptInt(fd, level, report, 1),
+		unix.Bind(fd, sockaddr(netip.AddrPortFrom(p.LocalAddress, 0))),
+	)
+}
+
+// hops is the TTL with which the session's packets leave; -1 is the kernel's own.
+func (p Peer) hops() int {
+	switch {
+	case p.TTLSecurity:
+		return 255
+	case p.ASN == p.LocalASN:
+		return -1
+	}
+	return max(1, int(p.MultihopTTL))
+}
+
+// connect waits for the end of the handshake until probeTimeout or ctx is over.
+func connect(ctx context.Context, fd int, p Peer) error {
+	err := unix.Connect(fd, sockaddr(netip.AddrPortFrom(p.Address, p.Port)))
+	if err == nil || !errors.Is(err, unix.EINPROGRESS) {
+		return err
+	}
+	for end := time.Now().Add(probeTimeout); time.Now().Before(end); {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(probeLook/time.Millisecond))
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		if n <= 0 {
+			continue
+		}
+		code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+		if err == nil && code != 0 {
+			err = unix.Errno(code)
+		}
+		return err
+	}
+	return unix.ETIMEDOUT
+}
+
+// offender is the sender of the ICMP message that ended the connection (IP_RECVERR, ip(7)). Where
+// ARP or neighbour discovery has failed, that is this machine itself.
+func offender(fd int) (netip.Addr, bool) {
+	control := make([]byte, 512)
+	_, n, _, _, err := unix.Recvmsg(fd, nil, control, unix.MSG_ERRQUEUE)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	messages, err := unix.ParseSocketControlMessage(control[:n])
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	for _, m := range messages {
+		if m.Header.Type != unix.IP_RECVERR && m.Header.Type != unix.IPV6_RECVERR {
+			continue
+		}
+		// The sender's sockaddr follows the struct sock_extended_err.
+		if data := m.Data[min(len(m.Data), int(unsafe.Sizeof(unix.SockExtendedErr{}))):]; len(data) >= 8 {
+			if a, ok := netip.AddrFromSlice(data[4:8]); ok && m.Header.Level == unix.IPPROTO_IP {
+				return a, a.IsValid() && !a.IsUnspecified()
+			}
+			if m.Header.Level == unix.IPPROTO_IPV6 && len(data) >= 24 {
+				a, ok := netip.AddrFromSlice(data[8:24])
+				return a.Unmap(), ok && !a.IsUnspecified()
+			}
+		}
+	}
+	return netip.Addr{}, false
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+}
