@@ -8,6 +8,10 @@
 //	last, _ := cluster.Load("/var/lib/edgeway/world.json")
 //	world, err := src.World(ctx, last) // err: nothing could be read, last still counts
 //
+// An API server is followed by [Kubernetes]: a kind counts when all of it was read once, and while
+// the server is away what was known counts. So the World only ever loses an object for which the
+// server, or the directory, said that it is gone.
+//
 // # Objects
 //
 // Read are Node and Secret (v1), BGPPeer (network.openyurt.io/v1alpha1) and BGPClusterConfig
@@ -52,7 +56,7 @@ type Node struct {
 	Addresses []netip.Addr      `json:"addresses,omitempty"` // InternalIP, in the Node's order
 	PodCIDRs  []netip.Prefix    `json:"podCIDRs,omitempty"`
 	Ready     bool              `json:"ready"`
-	Origin    string            `json:"origin,omitempty"` // file it was read from
+	Origin    string            `json:"origin,omitempty"` // file it was read from, or the command that edits it
 	// Since is when this node's addresses or pod CIDRs were first seen as they are. It is saved,
 	// so that what is old news stays so over a restart. A source leaves it zero.
 	Since time.Time `json:"since,omitzero"`

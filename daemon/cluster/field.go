@@ -19,6 +19,7 @@ const maxProblems = 50
 // document is one object of a manifest while it is read, and what is wrong with it.
 type document struct {
 	file     string
+	edit     string // the command that corrects it; "": it is in a file
 	object   string // "BGPPeer/peer-a"
 	merged   int
 	problems []Problem
@@ -57,6 +58,9 @@ func (f field) bad(reason, want, got string) {
 	p := Problem{
 		Object: f.doc.object, Reason: reason, Want: want, Got: got,
 		Next: fmt.Sprintf("correct %s:%d", f.doc.file, f.line),
+	}
+	if f.doc.edit != "" {
+		p.Next = "correct it: " + f.doc.edit
 	}
 	if len(f.doc.problems) < maxProblems && !slices.Contains(f.doc.problems, p) { // a mapping may be read twice
 		f.doc.problems = append(f.doc.problems, p)

@@ -19,11 +19,11 @@ type object struct {
 	secret  *Secret
 }
 
-// statement is what a directory says of one object. A statement without object is not valid:
+// statement is what a source says of one object. A statement without object is not valid:
 // its problems say why.
 type statement struct {
 	ref      string // "BGPPeer/peer-a"
-	file     string
+	file     string // where it stands, or the command that edits it
 	line     int
 	object   object
 	problems []Problem
@@ -31,9 +31,12 @@ type statement struct {
 
 func (s statement) valid() bool { return s.object != object{} }
 
-// manifest is what one file says.
+// manifest is what one file says, or an API server of one kind.
 type manifest struct {
-	file       string
+	file string
+	// about is what an API server speaks of here: a kind, or one object ("Secret/bgp"). It is
+	// empty for a file, which speaks of what came from it.
+	about      string
 	statements []statement
 	// strays are Secrets of other namespaces than kube-system.
 	strays   []stray

@@ -18,7 +18,7 @@ import (
 //	not stated, its file is gone or valid      it is gone
 func merge(files []manifest, last World) World {
 	m := merging{now: map[string]statement{}, was: objects(last)}
-	before := byFile(m.was)
+	before := bySubject(m.was)
 	slices.SortStableFunc(files, func(a, b manifest) int { return strings.Compare(a.file, b.file) })
 	for _, f := range files {
 		for _, p := range f.problems {
@@ -28,7 +28,7 @@ func merge(files []manifest, last World) World {
 			m.problems = append(m.problems, p)
 		}
 		if f.broken {
-			m.keep(before[f.file])
+			m.keep(before[f.subject()])
 		}
 		for _, s := range f.statements {
 			m.add(s)
@@ -36,7 +36,7 @@ func merge(files []manifest, last World) World {
 	}
 	for _, f := range files {
 		if f.unsure {
-			m.keep(before[f.file])
+			m.keep(before[f.subject()])
 		}
 	}
 	return m.world(files)
@@ -153,12 +153,26 @@ func objects(w World) map[string]object {
 	return all
 }
 
-// byFile returns the objects by the file that they were read from.
-func byFile(was map[string]object) map[string][]statement {
-	all := map[string][]statement{}
+// subject is what a manifest speaks of: the objects that it keeps when it is broken.
+type subject struct{ file, about string }
+
+func (m manifest) subject() subject {
+	if m.about != "" {
+		return subject{about: m.about}
+	}
+	return subject{file: m.file}
+}
+
+// bySubject returns the objects by what speaks of them: the file that they were read from, their
+// kind, and they themselves.
+func bySubject(was map[string]object) map[subject][]statement {
+	all := map[subject][]statement{}
 	for ref, o := range was {
-		file := o.origin()
-		all[file] = append(all[file], statement{ref: ref, file: file, object: o})
+		s := statement{ref: ref, file: o.origin(), object: o}
+		kind, _, _ := strings.Cut(ref, "/")
+		for _, of := range []subject{{file: s.file}, {about: kind}, {about: ref}} {
+			all[of] = append(all[of], s)
+		}
 	}
 	return all
 }

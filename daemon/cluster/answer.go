@@ -1,0 +1,175 @@
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+)
+
+// maxObject bounds what is held of one object while it is read. etcd takes 1.5 MB.
+const maxObject = 16 << 20
+
+// errTooLarge ends an answer that would fill the memory.
+var errTooLarge = fmt.Errorf("an object of more than %d MB", maxObject>>20)
+
+// errCut: what was read of a list is not all of it.
+var errCut = errors.New("the answer ended in its middle")
+
+// bounded is a reader that gives at most maxObject bytes between two calls of next.
+type bounded struct {
+	io.Reader
+	left int
+}
+
+func (b *bounded) next() { b.left = maxObject }
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, errTooLarge
+	}
+	n, err := b.Reader.Read(p)
+	b.left -= n
+	return n, err
+}
+
+// listMeta is the metadata of a list. Continue is where a list goes on that the server gave in
+// part, unasked.
+type listMeta struct{ ResourceVersion, Continue string }
+
+// readList reads a list item by item, so that 5,000 Nodes never lie in memory as they come: they
+// are 100 MB. A list counts only when all of it was read.
+func readList(r io.Reader, k kind, each func(item)) (listMeta, error) {
+	var meta listMeta
+	var named string
+	body := &bounded{Reader: r, left: maxObject}
+	d := json.NewDecoder(body)
+	var text json.RawMessage // its memory is used again for each item
+	err := members(d, func(key string) error {
+		switch key {
+		case "metadata":
+			return d.Decode(&meta)
+		case "kind":
+			return d.Decode(&named)
+		case "items":
+			return elements(d, func() error {
+				if err := d.Decode(&text); err != nil {
+					return err
+				}
+				body.next()
+				it, err := readItem(k, text)
+				if err == nil {
+					each(it)
+				}
+				return err
+			})
+		}
+		return d.Decode(&text)
+	})
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		err = errCut
+	case err == nil && named != k.kind+"List":
+		err = fmt.Errorf("an answer of kind %q", named)
+	}
+	return meta, err
+}
+
+// members calls do at each value of the JSON object that comes next.
+func members(d *json.Decoder, do func(key string) error) error {
+	open, err := d.Token()
+	if err != nil {
+		return err
+	}
+	if open != json.Delim('{') {
+		return errNoObject
+	}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return err
+		}
+		if err := do(key.(string)); err != nil { // a key is a string: Token sees to it
+			return err
+		}
+	}
+	_, err = d.Token()
+	return err
+}
+
+// elements calls do at each value of the JSON array that comes next; null is an empty one.
+func elements(d *json.Decoder, do func() error) error {
+	open, err := d.Token()
+	if err != nil || open == nil {
+		return err
+	}
+	if open != json.Delim('[') {
+		return errNoObject
+	}
+	for d.More() {
+		if err := do(); err != nil {
+			return err
+		}
+	}
+	_, err = d.Token()
+	return err
+}
+
+// event is one frame of a watch.
+type event struct {
+	Type   string          `json:"type"`
+	Object json.RawMessage `json:"object"`
+}
+
+const (
+	eventDeleted  = "DELETED"
+	eventBookmark = "BOOKMARK"
+	eventError    = "ERROR"
+)
+
+// readEvents reads a watch until it ends. Its error is nil for an end without reason: a watch
+// lives some minutes, and a server that restarts cuts it short.
+func readEvents(r io.Reader, each func(event) error) error {
+	body := &bounded{Reader: r, left: maxObject}
+	d := json.NewDecoder(body)
+	for {
+		var e event
+		err := d.Decode(&e)
+		var syntax *json.SyntaxError
+		var shape *json.UnmarshalTypeError
+		switch {
+		case errors.As(err, &syntax), errors.As(err, &shape), errors.Is(err, errTooLarge):
+			return err
+		case err != nil:
+			return nil
+		}
+		body.next()
+		if err := each(e); err != nil {
+			return err
+		}
+	}
+}
+
+// older reports whether version a comes before b. Versions are numbers that grow; what is no
+// number cannot tell.
+func older(a, b string) bool {
+	x, errX := strconv.ParseUint(a, 10, 64)
+	y, errY := strconv.ParseUint(b, 10, 64)
+	return errX == nil && errY == nil && x < y
+}
+
+// resource is a kind's name in paths.
+func (k kind) resource() string { return strings.ToLower(k.kind) + "s" }
+
+// path is where a kind is listed.
+func (k kind) path() string {
+	if k.kind == kindSecret {
+		return "api/v1/namespaces/" + secretNamespace + "/secrets"
+	}
+	if strings.Contains(k.apiVersion, "/") {
+		return "apis/" + k.apiVersion + "/" + k.resource()
+	}
+	return "api/" + k.apiVersion + "/" + k.resource()
+}

@@ -1,0 +1,113 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Reasons of the problems with an API server.
+const (
+	apiServerUnreachable = "apiServerUnreachable" // no answer, or none that can be read
+	unauthorized         = "unauthorized"         // 401: who we are
+	forbidden            = "forbidden"            // 403: what we may
+	notInstalled         = "notInstalled"         // 404: the kind's CustomResourceDefinition
+	emptyCluster         = "emptyCluster"         // nothing where there was something
+	badKubeconfig        = "badKubeconfig"        // no connection by the files as they are now
+)
+
+const stays = "; until then what was known counts, and it is tried again by itself"
+
+// problems says what is wrong with the server, for who should act on it; k.mu is held.
+func (k *kubernetes) problems(last World) []Problem {
+	object := "API server " + k.server
+	var all []Problem
+	if k.fault != nil {
+		all = append(all, Problem{Object: object, Reason: badKubeconfig, Got: k.fault.Error(),
+			Next: "repair the file; until then the connection is the one that was made before"})
+	}
+	var silent *feed
+	for _, ref := range slices.Sorted(maps.Keys(k.feeds)) {
+		f := k.feeds[ref]
+		if f.failure == nil {
+			continue
+		}
+		r := &refusal{}
+		errors.As(f.failure, &r)
+		p := Problem{Object: object, Want: "to list and watch " + f.kind.resource(), Got: f.failure.Error()}
+		switch {
+		case r.code == http.StatusUnauthorized:
+			p.Reason, p.Next = unauthorized, "renew the credentials of "+k.credentials()+stays
+		case r.code == http.StatusForbidden:
+			p.Reason, p.Next = forbidden, f.rule()+stays
+		case r.code == http.StatusNotFound:
+			if !last.has(f.kind.kind) {
+				continue // whoever wants to write such a resource will hear of it
+			}
+			p.Reason, p.Next = notInstalled, "install the CustomResourceDefinition of "+f.kind.kind+stays
+		case errors.Is(f.failure, errEmptied), errors.Is(f.failure, errNoVersion):
+			if !last.has(f.kind.kind) {
+				continue
+			}
+			p.Reason, p.Next = emptyCluster, "see whether it is the right server and its etcd is whole"+stays
+		default:
+			if silent == nil || f.since.Before(silent.since) {
+				silent = f
+			}
+			continue
+		}
+		all = append(all, p)
+	}
+	if silent != nil {
+		all = append(all, Problem{
+			Object: object, Reason: apiServerUnreachable, Want: "an answer",
+			Got:  fmt.Sprintf("none since %s: %v", silent.since.UTC().Format(time.RFC3339), silent.failure),
+			Next: "see to the network and the server; nothing is lost: what was known counts, and it is tried again by itself",
+		})
+	}
+	return all
+}
+
+// emptied is the problem of a server that has no Node any more.
+func (k *kubernetes) emptied() Problem {
+	return Problem{
+		Object: "API server " + k.server, Reason: emptyCluster, Want: "Nodes, as there were before", Got: "none",
+		Next: "see whether it is the right server and its etcd is whole" + stays,
+	}
+}
+
+// rule says what RBAC has to grant for the feed.
+func (f *feed) rule() string {
+	group, _, _ := strings.Cut(f.kind.apiVersion, "/")
+	if group == f.kind.apiVersion {
+		group = groupCore
+	}
+	rule := fmt.Sprintf("a rule with apiGroups [%q], resources [%s], verbs [list, watch]", group, f.kind.resource())
+	if f.kind.kind == kindSecret {
+		return fmt.Sprintf("grant that user in the namespace %s %s, resourceNames [%s]", secretNamespace, rule, f.name)
+	}
+	return "grant that user in a ClusterRole " + rule
+}
+
+// credentials says where they come from.
+func (k *kubernetes) credentials() string {
+	if k.options.Kubeconfig == "" {
+		return "the pod's service account"
+	}
+	return k.options.Kubeconfig
+}
+
+// has reports whether the World holds an object of the kind.
+func (w World) has(kind string) bool {
+	switch kind {
+	case kindNode:
+		return len(w.Nodes) > 0
+	case kindSecret:
+		return len(w.Secrets) > 0
+	}
+	return slices.ContainsFunc(w.Peerings, func(p Peering) bool { return p.Kind == kind })
+}

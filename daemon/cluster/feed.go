@@ -1,0 +1,275 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+)
+
+// patience says how long is waited for an API server.
+type patience struct {
+	// least and most bound the wait before an attempt, which doubles from one to the next: a WAN
+	// that is back after seconds is used within seconds, and 5,000 nodes that wait for a server
+	// ask it 250 times a second.
+	least, most time.Duration
+	// steady is how long an attempt has to last for the next wait to be the least again.
+	steady time.Duration
+	// watch is how long the server is asked to let a watch live, at least: up to twice that.
+	watch time.Duration
+	// silence is how long a list may bring nothing.
+	silence time.Duration
+	// first is how long a World is held back for kinds that were not answered at all so far.
+	first time.Duration
+	// files is the time between looks whether the kubeconfig and its files changed.
+	files time.Duration
+}
+
+var defaultPatience = patience{
+	least: 500 * time.Millisecond, most: time.Minute, steady: 30 * time.Second,
+	watch: 4 * time.Minute, silence: time.Minute, first: 10 * time.Second, files: 5 * time.Second,
+}
+
+// maxRetryAfter bounds what a server can ask for.
+const maxRetryAfter = 5 * time.Minute
+
+// feed is what an API server says of one kind, or of one object. A goroutine lists it and then
+// follows its changes, from the version that it knows: unlike client-go's Reflector it does so
+// also when the server could not be reached meanwhile, since to list 5,000 Nodes again after each
+// cut of a WAN is to transfer 100 MB.
+type feed struct {
+	kind kind
+	name string // of the one object; "": all
+
+	// Guarded by kubernetes.mu:
+	items  map[string]told
+	synced bool // items are all there are
+	asked  bool // at least one attempt has ended, or is a watch that is open
+	open   bool // a watch is
+	// failure is why the last attempt did not work, since when none did; nil: it works.
+	failure   error
+	since     time.Time
+	confirmed time.Time // when the server last said something
+
+	// Of its goroutine alone:
+	version string // that items are; "": list anew
+	lost    bool   // the server's history is not the one that version is of
+}
+
+// told is an object as it was told last.
+type told struct {
+	sum       digest
+	statement statement
+}
+
+// ref is what the feed speaks of, as in messages: "Node", "Secret/bgp".
+func (f *feed) ref() string {
+	if f.name != "" {
+		return f.kind.kind + "/" + f.name
+	}
+	return f.kind.kind
+}
+
+// errEmptied: nothing where there should be something.
+var errEmptied = errors.New("an empty list, and this node is not known either")
+
+// errNoVersion: an API server gives each list a version; a cache that has nothing cannot.
+var errNoVersion = errors.New("an empty list without a version, as of a cache that was never filled")
+
+// follow lists the kind and follows it until ctx ends.
+func (k *kubernetes) follow(ctx context.Context, c *connection, f *feed) {
+	f.version, f.lost = "", false // another server may have another history
+	wait := k.patience.least
+	for ctx.Err() == nil {
+		started := k.clock()
+		err := k.attempt(ctx, c, f)
+		if ctx.Err() != nil {
+			return
+		}
+		k.ended(f, err)
+		if k.clock().Sub(started) >= k.patience.steady {
+			wait = k.patience.least
+		}
+		if woken := k.pause(ctx, err, wait); woken {
+			wait = k.patience.least
+		} else {
+			wait = min(2*wait, k.patience.most)
+		}
+	}
+}
+
+// attempt lists, unless the version is known, and watches until the watch ends.
+func (k *kubernetes) attempt(ctx context.Context, c *connection, f *feed) error {
+	if f.version == "" {
+		if err := k.list(ctx, c, f); err != nil {
+			return fmt.Errorf("list %s: %w", f.kind.resource(), err)
+		}
+	}
+	err := k.watch(ctx, c, f)
+	if of := (*refusal)(nil); errors.As(err, &of) && of.expired() {
+		f.version, f.lost = "", of.code != http.StatusNotFound
+		return nil // no failure: it is listed next
+	}
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", f.kind.resource(), err)
+	}
+	return nil
+}
+
+// query is what both list and watch ask for. A Secret is selected by its name, so that RBAC can
+// grant that one alone (resourceNames).
+func (f *feed) query(name string) url.Values {
+	q := url.Values{}
+	if name != "" {
+		q.Set("fieldSelector", "metadata.name="+name)
+	}
+	return q
+}
+
+// list reads all there are. Any version will do at first, which the server has in memory; after
+// its history changed it must be the newest.
+func (k *kubernetes) list(ctx context.Context, c *connection, f *feed) error {
+	q := f.query(f.name)
+	if !f.lost {
+		q.Set("resourceVersion", "0")
+	}
+	items := map[string]told{}
+	was := f.items
+	var meta listMeta
+	for {
+		var err error
+		meta, err = k.page(ctx, c, f.kind, q, func(it item) { items[it.name] = it.told(f.kind, was) })
+		if err != nil {
+			return err
+		}
+		if meta.Continue == "" {
+			break
+		}
+		q.Set("continue", meta.Continue)
+		q.Del("resourceVersion")
+	}
+	if len(items) == 0 {
+		if err := k.confirm(ctx, c, f, meta); err != nil {
+			return err
+		}
+	}
+	f.version, f.lost = meta.ResourceVersion, false
+	k.replaced(f, items)
+	return nil
+}
+
+// told reads the item, unless it is what it was.
+func (it item) told(k kind, was map[string]told) told {
+	if old, ok := was[it.name]; ok && old.sum == it.sum {
+		return old
+	}
+	return told{it.sum, it.statement(k)}
+}
+
+// page reads one list, or the part of it that the server gives at once.
+func (k *kubernetes) page(ctx context.Context, c *connection, of kind, q url.Values, each func(item)) (listMeta, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	body, err := c.get(ctx, of.path(), q)
+	if err != nil {
+		return listMeta{}, err
+	}
+	defer body.Close()
+	alarm := time.AfterFunc(k.patience.silence, func() {
+		cancel(fmt.Errorf("the answer stopped in its middle for %v", k.patience.silence))
+	})
+	defer alarm.Stop()
+	meta, err := readList(&noticed{body, func() { alarm.Reset(k.patience.silence) }}, of, each)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return meta, err
+}
+
+// confirm doubts a list that is empty. An etcd that was restored empty answers so, and a caching
+// proxy that has nothing; both would take away all that is known. A server that knows this node
+// is believed. (A list of one Node with limit=1 would do too, but yurthub would then take its
+// whole cache of Nodes to be that one.)
+func (k *kubernetes) confirm(ctx context.Context, c *connection, f *feed, meta listMeta) error {
+	if meta.ResourceVersion == "" {
+		return errNoVersion
+	}
+	if f.kind.kind == kindNode {
+		return nil // World sees it
+	}
+	found := false
+	node := kind{version(kindNode), kindNode}
+	if _, err := k.page(ctx, c, node, f.query(k.options.Node), func(it item) { found = found || it.name == k.options.Node }); err != nil {
+		return fmt.Errorf("an empty list; ask whether the server knows Node/%s: %w", k.options.Node, err)
+	}
+	if !found {
+		return errEmptied
+	}
+	return nil
+}
+
+// watch follows the changes until the watch ends.
+func (k *kubernetes) watch(ctx context.Context, c *connection, f *feed) error {
+	lives := k.patience.watch + rand.N(k.patience.watch)
+	// A server that does not end it, or a proxy that lost the server behind it, is left.
+	ctx, cancel := context.WithTimeout(ctx, lives+k.patience.silence)
+	defer cancel()
+	q := f.query(f.name)
+	q.Set("watch", "true")
+	q.Set("allowWatchBookmarks", "true")
+	q.Set("resourceVersion", f.version)
+	q.Set("timeoutSeconds", strconv.Itoa(max(1, int(lives.Seconds()))))
+	body, err := c.get(ctx, f.kind.path(), q)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	k.opened(f)
+	return readEvents(body, func(e event) error { return k.event(f, e) })
+}
+
+// event takes one change.
+func (k *kubernetes) event(f *feed, e event) error {
+	if e.Type == eventError {
+		r := &refusal{}
+		r.status(e.Object)
+		return r
+	}
+	it, err := readItem(f.kind, e.Object)
+	if err != nil && (e.Type != eventBookmark || !errors.Is(err, errNoObject)) {
+		return fmt.Errorf("%s event: %w", e.Type, err)
+	}
+	if older(it.version, f.version) {
+		return &refusal{code: http.StatusGone, message: fmt.Sprintf("version %s after %s: the server's history is another", it.version, f.version)}
+	}
+	if it.version != "" {
+		f.version = it.version
+	}
+	switch e.Type {
+	case eventBookmark:
+	case eventDeleted:
+		k.heard(f, it.name, nil)
+	default:
+		now := it.told(f.kind, f.items)
+		k.heard(f, it.name, &now)
+	}
+	return nil
+}
+
+// noticed is a reader that says when it brought something.
+type noticed struct {
+	r      interface{ Read([]byte) (int, error) }
+	notice func()
+}
+
+func (n *noticed) Read(p []byte) (int, error) {
+	read, err := n.r.Read(p)
+	if read > 0 {
+		n.notice()
+	}
+	return read, err
+}

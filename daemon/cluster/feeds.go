@@ -1,0 +1,155 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+// What follows is all that connections and feeds tell the source, under its lock.
+
+// wanted returns the feeds that should run.
+func (k *kubernetes) wanted() []*feed {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Collect(maps.Values(k.feeds))
+}
+
+// update changes the state, and then tells whoever watches when the change counts.
+func (k *kubernetes) update(do func() (news bool)) {
+	k.mu.Lock()
+	news, changed := do(), k.changed
+	k.mu.Unlock()
+	if news {
+		changed()
+	}
+}
+
+// connected notes a connection, or why there is none.
+func (k *kubernetes) connected(c *connection, err error) {
+	k.update(func() bool {
+		news := (err == nil) != (k.fault == nil) || c == nil && k.server == ""
+		if k.fault = err; c != nil {
+			k.server = c.server
+		}
+		return news
+	})
+}
+
+// replaced notes all there are.
+func (k *kubernetes) replaced(f *feed, items map[string]told) {
+	k.update(func() bool {
+		news := !f.synced || !maps.EqualFunc(f.items, items, func(a, b told) bool { return a.sum == b.sum })
+		f.items, f.synced, f.asked, f.confirmed = items, true, true, k.clock()
+		return news
+	})
+}
+
+// heard notes one object; nil: it is gone.
+func (k *kubernetes) heard(f *feed, name string, now *told) {
+	k.update(func() bool {
+		was, there := f.items[name]
+		switch {
+		case now == nil:
+			delete(f.items, name)
+			return there
+		case there && was.sum == now.sum:
+			return false
+		}
+		f.items[name] = *now
+		return true
+	})
+}
+
+// opened notes a watch that the server accepted.
+func (k *kubernetes) opened(f *feed) {
+	k.update(func() bool {
+		news := f.failure != nil
+		f.open, f.asked, f.failure = true, true, nil
+		if k.silent {
+			k.silent = false
+			close(k.back)
+			k.back = make(chan struct{})
+		}
+		return news
+	})
+}
+
+// ended notes the end of an attempt; err is why it did not come as far as it should.
+func (k *kubernetes) ended(f *feed, err error) {
+	k.update(func() bool {
+		if f.open {
+			f.open, f.confirmed = false, k.clock()
+		}
+		news := !f.asked
+		f.asked = f.asked || err != nil
+		if err == nil {
+			return false
+		}
+		if f.failure == nil {
+			f.since, news = k.clock(), true
+		}
+		f.failure = err
+		k.silent = k.silent || unanswered(err)
+		return news
+	})
+}
+
+// unanswered reports whether the server was not reached, which is the same for all feeds.
+func unanswered(err error) bool {
+	r := (*refusal)(nil)
+	return err != nil && !errors.As(err, &r)
+}
+
+// pause waits before the next attempt: for a random part of wait, so that 5,000 nodes do not come
+// at once, or as long as the server asked for. When the server could not be reached, the first feed
+// that reaches it wakes the others; then it returns true.
+func (k *kubernetes) pause(ctx context.Context, err error, wait time.Duration) (woken bool) {
+	wait = wait/2 + rand.N(wait/2+1)
+	if r := (*refusal)(nil); errors.As(err, &r) && r.retryAfter > 0 {
+		asked := min(r.retryAfter, maxRetryAfter)
+		wait = max(wait, asked+rand.N(asked/4))
+	}
+	var back chan struct{}
+	if unanswered(err) {
+		k.mu.Lock()
+		if k.silent {
+			back = k.back
+		}
+		k.mu.Unlock()
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case <-back:
+		return true
+	}
+	return false
+}
+
+// confirmed is since when the server may have changed without our knowing, or was when there was
+// nothing of it; k.mu is held. A watch that is open would have told.
+func (k *kubernetes) confirmed(was time.Time) time.Time {
+	var oldest time.Time
+	for _, f := range k.feeds {
+		if !f.synced {
+			continue
+		}
+		at := f.confirmed
+		if f.open {
+			at = k.clock()
+		}
+		if oldest.IsZero() || at.Before(oldest) {
+			oldest = at
+		}
+	}
+	if oldest.IsZero() {
+		return was
+	}
+	return oldest
+}

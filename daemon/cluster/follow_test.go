@@ -1,0 +1,39 @@
+package cluster
+
+import (
+	"context"
+	"testing"
+)
+
+func withCancel(t *testing.T) (context.Context, context.CancelFunc) {
+	return context.WithCancel(context.WithoutCancel(t.Context()))
+}
+
+// What is created, changed and deleted in the cluster is in the World.
+func TestKubernetesFollowsTheCluster(t *testing.T) {
+	s := newAPIServer(t)
+	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
+	c := newClient(t, s.kubeconfig(t), hasty)
+	w := c.untilIs(t, "n1")
+	if w.Source != "API server "+s.URL || w.ReadAt.IsZero() || w.FromDisk {
+		t.Errorf("got source %q, read at %v, from disk %v", w.Source, w.ReadAt, w.FromDisk)
+	}
+	if n := w.Nodes[0]; !n.Ready || n.Labels["pool"] != "a" || n.Origin != "kubectl edit node n1" || len(n.Addresses) != 1 || len(n.PodCIDRs) != 1 {
+		t.Errorf("got node %+v", n)
+	}
+	s.put(kindNode, apiNode(t, "n2", "192.0.2.12", "10.10.2.0/24"))
+	c.untilIs(t, "n1 n2")
+	s.put(kindPeer, apiPeer(t, "lan", `"n2"`))
+	c.untilIs(t, "n1 n2 BGPPeer/lan")
+	s.put(kindSecret, apiSecret(t, "bgp", "one"))
+	s.put(kindPeer, apiPeer(t, "lan", `"n2","n1"`)) // only now is the password ours to read
+	c.untilIs(t, "n1 n2 BGPPeer/lan Secret/bgp=one")
+	s.put(kindSecret, apiSecret(t, "bgp", "two"))
+	c.untilIs(t, "n1 n2 BGPPeer/lan Secret/bgp=two")
+	s.remove(kindSecret, "bgp")
+	c.untilIs(t, "n1 n2 BGPPeer/lan")
+	s.remove(kindPeer, "lan")
+	c.untilIs(t, "n1 n2")
+	s.remove(kindNode, "n2")
+	c.untilIs(t, "n1")
+}

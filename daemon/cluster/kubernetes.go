@@ -1,0 +1,239 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+)
+
+// ErrNotRead is wrapped by the error of World while the API server did not answer so far and
+// still may: there is nothing to report yet.
+var ErrNotRead = errors.New("not read yet")
+
+// kubernetes is an API server.
+//
+//	     kubeconfig, its files
+//	             │ connect, anew when they change
+//	             v
+//	┌── feed Node              ──┐
+//	├── feed BGPPeer           ──┤ items   merge with last
+//	├── feed BGPClusterConfig  ──┼─────────────────────────> World
+//	└── feed Secret/name, ...  ──┘                             │
+//	         ^     those that the World's resources name       │
+//	         └─────────────────────────────────────────────────┘
+type kubernetes struct {
+	options  KubernetesOptions
+	patience patience
+	clock    func() time.Time
+	named    chan struct{} // one slot: World names other Secrets than before
+
+	mu      sync.Mutex
+	server  string           // to which the feeds connect; "" so far none
+	fault   error            // why there is no connection, or none by the files as they are now
+	started time.Time        // when the first attempt began
+	feeds   map[string]*feed // by what they speak of
+	given   bool             // a World was given
+	changed func()
+	silent  bool          // the server could not be reached last
+	back    chan struct{} // closed when it is reached again
+}
+
+// Kubernetes is the source that asks an API server: through any URL that a kubeconfig can name, such
+// as that of OpenYurt's yurthub on this node. Nothing is asked before Watch runs.
+//
+// A kind counts when all of it was read once; until then, and whenever the server is away, what
+// was known counts. Secrets are read one by one, and only those that hold a password of a session
+// of this node.
+func Kubernetes(o KubernetesOptions) Source { return newKubernetes(o, defaultPatience) }
+
+func newKubernetes(o KubernetesOptions, p patience) *kubernetes {
+	k := &kubernetes{options: o, patience: p, clock: time.Now, named: make(chan struct{}, 1),
+		feeds: map[string]*feed{}, changed: func() {}, back: make(chan struct{})}
+	for _, name := range []string{kindNode, kindPeer, kindCluster} {
+		f := &feed{kind: kind{version(name), name}}
+		k.feeds[f.ref()] = f
+	}
+	return k
+}
+
+// Watch reads the API server until ctx ends. It calls changed when something was read that counts,
+// or when a Problem came or went; what kubelets write every few minutes does neither.
+func (k *kubernetes) Watch(ctx context.Context, changed func()) error {
+	k.mu.Lock()
+	k.changed = changed
+	if k.started.IsZero() {
+		k.started = k.clock()
+	}
+	k.mu.Unlock()
+	for ctx.Err() == nil {
+		c, err := connect(k.options)
+		k.connected(c, err)
+		if err == nil {
+			k.serve(ctx, c)
+			c.close()
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(k.patience.files):
+		}
+	}
+	return nil
+}
+
+// serve follows everything over one connection, until ctx ends or another can be made.
+func (k *kubernetes) serve(ctx context.Context, c *connection) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wait sync.WaitGroup
+	defer wait.Wait()
+	defer cancel()
+	running := map[*feed]context.CancelFunc{}
+	files := time.NewTicker(k.patience.files)
+	defer files.Stop()
+	for {
+		k.run(ctx, c, running, &wait)
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.named:
+		case <-files.C:
+			if !c.stale() {
+				continue
+			}
+			next, err := connect(k.options)
+			if err == nil {
+				next.close()
+				return
+			}
+			k.connected(nil, err) // the old one serves on
+		}
+	}
+}
+
+// run starts the feeds that are wanted and do not run, and stops those that are not.
+func (k *kubernetes) run(ctx context.Context, c *connection, running map[*feed]context.CancelFunc, wait *sync.WaitGroup) {
+	wanted := k.wanted()
+	for f, stop := range running {
+		if !slices.Contains(wanted, f) {
+			stop()
+			delete(running, f)
+		}
+	}
+	for _, f := range wanted {
+		if running[f] == nil {
+			ctx, stop := context.WithCancel(ctx)
+			running[f] = stop
+			wait.Go(func() { k.follow(ctx, c, f) })
+		}
+	}
+}
+
+// World says what is known. It asks nobody.
+func (k *kubernetes) World(_ context.Context, last World) (World, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.unread(); err != nil {
+		return last, err
+	}
+	resources := merge([]manifest{k.says(kindPeer), k.says(kindCluster)}, last)
+	k.need(resources.passwords(k.options.Node))
+	if err := k.unread(); err != nil {
+		return last, err
+	}
+	k.given = true
+	var said []manifest
+	for about := range k.feeds {
+		said = append(said, k.says(about))
+	}
+	w := merge(said, last)
+	if len(w.Nodes) == 0 && len(last.Nodes) > 0 {
+		w = last
+		w.Problems = []Problem{k.emptied()}
+	}
+	w.Problems = append(w.Problems, k.problems(last)...)
+	sortProblems(w.Problems)
+	w.Source = "API server " + k.server
+	w.ReadAt = k.confirmed(last.ReadAt)
+	w.FromDisk = last.FromDisk && !k.feeds[kindNode].synced
+	return w, nil
+}
+
+// unread says why there is no World yet; k.mu is held. At the start it is held back for a moment,
+// until each feed was answered: a World of Nodes without the BGP resources is another network.
+func (k *kubernetes) unread() error {
+	if k.given {
+		return nil
+	}
+	var failure error
+	pending, synced := k.fault == nil, false
+	if pending {
+		pending = false
+		for _, ref := range slices.Sorted(maps.Keys(k.feeds)) {
+			f := k.feeds[ref]
+			pending = pending || !f.asked
+			synced = synced || f.synced
+			if failure == nil {
+				failure = f.failure
+			}
+		}
+	}
+	switch {
+	case k.fault != nil:
+		return k.fault
+	case pending && k.clock().Sub(k.started) < k.patience.first, failure == nil && !synced:
+		return fmt.Errorf("API server %s: %w", k.server, ErrNotRead)
+	case !synced:
+		return fmt.Errorf("API server %s: %w; see to the network and the server", k.server, failure)
+	}
+	return nil
+}
+
+// passwords returns the names of the Secrets that hold passwords of the node's sessions.
+func (w World) passwords(node string) []string {
+	var names []string
+	for _, p := range w.Peerings {
+		p.Speakers = slices.DeleteFunc(slices.Clone(p.Speakers), func(s Speaker) bool { return s.Node != node })
+		names = append(names, p.secretNames()...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// need makes feeds of the Secrets of those names, and of no others; k.mu is held.
+func (k *kubernetes) need(secrets []string) {
+	news := false
+	for ref, f := range k.feeds {
+		if f.name != "" && !slices.Contains(secrets, f.name) {
+			delete(k.feeds, ref)
+			news = true
+		}
+	}
+	for _, name := range secrets {
+		f := &feed{kind: kind{version(kindSecret), kindSecret}, name: name}
+		if k.feeds[f.ref()] == nil {
+			k.feeds[f.ref()] = f
+			news = true
+		}
+	}
+	if news {
+		select {
+		case k.named <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// says is what the server said of a kind or an object so far; k.mu is held. What it did not say
+// is not known to be gone.
+func (k *kubernetes) says(about string) manifest {
+	f := k.feeds[about]
+	m := manifest{about: about, broken: !f.synced}
+	for _, t := range f.items {
+		m.statements = append(m.statements, t.statement)
+	}
+	return m
+}

@@ -1,0 +1,344 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// known is a cluster that a client has read in full, and its client.
+func known(t *testing.T) (*apiServer, *client) {
+	t.Helper()
+	s := newAPIServer(t)
+	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
+	s.put(kindNode, apiNode(t, "n2", "192.0.2.12", "10.10.2.0/24"))
+	s.put(kindPeer, apiPeer(t, "lan", `"n1"`))
+	s.put(kindSecret, apiSecret(t, "bgp", "secret"))
+	c := newClient(t, s.kubeconfig(t), hasty)
+	c.untilIs(t, all)
+	return s, c
+}
+
+const all = "n1 n2 BGPPeer/lan Secret/bgp=secret"
+
+// dropped ends the connection without an answer.
+func dropped(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) }
+
+// answers is a fault that answers each request so.
+func answers(code int, reason, message string) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, _ *http.Request) bool {
+		status(w, code, reason, message)
+		return true
+	}
+}
+
+// of is a fault for one resource only, "secrets".
+func of(resource string, f func(http.ResponseWriter, *http.Request) bool) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		return strings.HasSuffix(r.URL.Path, "/"+resource) && f(w, r)
+	}
+}
+
+// While the server is away everything that was known counts, a problem says since when and why,
+// and when it is back the watches go on where they were: nothing is listed again.
+func TestServerAwayAndBack(t *testing.T) {
+	for name, fault := range map[string]func(http.ResponseWriter, *http.Request) bool{
+		"connection dropped": dropped,
+		"500":                answers(http.StatusInternalServerError, "InternalError", "etcdserver: request timed out"),
+		"429":                answers(http.StatusTooManyRequests, "TooManyRequests", "try again later"),
+		"a proxy's page": func(w http.ResponseWriter, _ *http.Request) bool {
+			fmt.Fprint(w, "<html>please log in</html>")
+			return true
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, c := known(t)
+			s.fails(fault)
+			s.asked()
+			s.cut()
+			p := c.untilProblem(t, all, apiServerUnreachable)
+			if !strings.Contains(p.Got, "none since 20") || !strings.Contains(p.Got, "watch ") || !strings.Contains(p.Next, "nothing is lost") {
+				t.Errorf("got %s", p)
+			}
+			s.put(kindNode, apiNode(t, "n3", "192.0.2.13", "10.10.3.0/24"))
+			s.fails(nil)
+			c.untilIs(t, "n1 n2 n3 BGPPeer/lan Secret/bgp=secret")
+			for _, r := range s.asked() {
+				if strings.HasPrefix(r, "list") {
+					t.Errorf("asked to %s, want watches only", r)
+				}
+			}
+		})
+	}
+}
+
+// What was never read is an error, with the cause and the next step; what the disk knew counts.
+func TestServerAwayFromTheStart(t *testing.T) {
+	s := newAPIServer(t)
+	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
+	s.fails(dropped)
+	c := newClient(t, s.kubeconfig(t), hasty)
+	c.last = World{Nodes: []Node{{Name: "disk"}}, FromDisk: true}
+	w := c.until(t, "nothing", func(_ World, err error) bool {
+		return err != nil && !errors.Is(err, ErrNotRead) && strings.Contains(err.Error(), "list ") && strings.Contains(err.Error(), s.URL)
+	})
+	if describe(w) != "disk" || !w.FromDisk {
+		t.Errorf("got %s, from disk %v", describe(w), w.FromDisk)
+	}
+	s.fails(nil)
+	c.untilIs(t, "n1")
+}
+
+// A kind that is not answered keeps what was known of it, and the others count.
+func TestKindsCountOneByOne(t *testing.T) {
+	s := newAPIServer(t)
+	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
+	s.fails(of("bgppeers", dropped))
+	c := newClient(t, s.kubeconfig(t), hasty)
+	c.last = World{Nodes: []Node{{Name: "disk"}}, Peerings: []Peering{{Kind: kindPeer, Name: "disk"}, {Kind: kindCluster, Name: "disk"}}}
+	c.untilProblem(t, "n1 BGPPeer/disk", apiServerUnreachable)
+	s.fails(nil)
+	c.untilIs(t, "n1")
+}
+
+// A kind whose CustomResourceDefinition is not installed is no problem unless it takes something
+// away; it is read as soon as it is installed.
+func TestKindInstalledLate(t *testing.T) {
+	s := newAPIServer(t)
+	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
+	s.fails(of("bgppeers", answers(http.StatusNotFound, "NotFound", "the server could not find the requested resource")))
+	c := newClient(t, s.kubeconfig(t), hasty)
+	c.untilIs(t, "n1")
+	c.last.Peerings = []Peering{{Kind: kindPeer, Name: "disk"}}
+	s.put(kindNode, apiNode(t, "n2", "192.0.2.12", "10.10.2.0/24"))
+	c.untilProblem(t, "n1 n2 BGPPeer/disk", notInstalled)
+	s.put(kindPeer, apiPeer(t, "lan", `"n2"`))
+	s.fails(nil)
+	c.untilIs(t, "n1 n2 BGPPeer/lan")
+}
+
+// What the server does not let us read stays as it was; the problem says which rule is missing.
+func TestForbidden(t *testing.T) {
+	for _, tt := range []struct {
+		resource, message string
+		code              int
+		reason            string
+		next              []string
+	}{
+		{"nodes", `nodes is forbidden: User "edge" cannot watch resource "nodes" in API group "" at the cluster scope`, http.StatusForbidden, forbidden,
+			[]string{"ClusterRole", `apiGroups [""]`, "resources [nodes]", "[list, watch]"}},
+		{"bgppeers", `bgppeers.network.openyurt.io is forbidden: User "edge" cannot watch`, http.StatusForbidden, forbidden,
+			[]string{"ClusterRole", `apiGroups ["network.openyurt.io"]`, "resources [bgppeers]"}},
+		{"secrets", `secrets "bgp" is forbidden: User "edge" cannot watch resource "secrets"`, http.StatusForbidden, forbidden,
+			[]string{"in the namespace kube-system", "resourceNames [bgp]"}},
+		{"nodes", "Unauthorized", http.StatusUnauthorized, unauthorized, []string{"renew the credentials of /"}},
+	} {
+		t.Run(fmt.Sprint(tt.code, tt.resource), func(t *testing.T) {
+			s, c := known(t)
+			s.fails(of(tt.resource, answers(tt.code, "", tt.message)))
+			s.cut()
+			p := c.untilProblem(t, all, tt.reason)
+			if !strings.Contains(p.String(), tt.message) || !strings.Contains(p.Want, tt.resource) {
+				t.Errorf("got %s", p)
+			}
+			for _, next := range append(tt.next, "until then what was known counts") {
+				if !strings.Contains(p.Next, next) {
+					t.Errorf("got next step %q, want %q in it", p.Next, next)
+				}
+			}
+			s.fails(nil)
+			c.untilIs(t, all)
+		})
+	}
+}
+
+// A password that may not be read from the start is missing alone.
+func TestForbiddenSecretFromTheStart(t *testing.T) {
+	s := newAPIServer(t)
+	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
+	s.put(kindPeer, apiPeer(t, "lan", `"n1"`))
+	s.fails(of("secrets", answers(http.StatusForbidden, "Forbidden", "no")))
+	c := newClient(t, s.kubeconfig(t), hasty)
+	c.untilProblem(t, "n1 BGPPeer/lan", forbidden)
+}
+
+// Lists that end in their middle count for nothing.
+func TestListCutInItsMiddle(t *testing.T) {
+	whole := `{"kind":"NodeList","apiVersion":"v1","metadata":{"resourceVersion":"9"},"items":[{"metadata":{"name":"x"}},{"metadata":{"name":"y"}}]}`
+	for name, fault := range map[string]func(w http.ResponseWriter, r *http.Request) bool{
+		"connection lost": func(w http.ResponseWriter, _ *http.Request) bool {
+			_, _ = w.Write([]byte(whole[:100]))
+			panic(http.ErrAbortHandler)
+		},
+		"truncated": func(w http.ResponseWriter, _ *http.Request) bool { _, _ = w.Write([]byte(whole[:100])); return true },
+		"truncated at end": func(w http.ResponseWriter, _ *http.Request) bool {
+			_, _ = w.Write([]byte(whole[:len(whole)-1]))
+			return true
+		},
+		"garbage": func(w http.ResponseWriter, _ *http.Request) bool {
+			_, _ = w.Write([]byte(whole[:80] + "%%%"))
+			return true
+		},
+		"no list": func(w http.ResponseWriter, _ *http.Request) bool {
+			_, _ = w.Write([]byte(`{"kind":"APIVersions","versions":["v1"]}`))
+			return true
+		},
+		"nothing": func(http.ResponseWriter, *http.Request) bool { return true },
+		"an item without a name": func(w http.ResponseWriter, _ *http.Request) bool {
+			_, _ = w.Write([]byte(`{"kind":"NodeList","metadata":{"resourceVersion":"9"},"items":[{"metadata":{}}]}`))
+			return true
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newAPIServer(t)
+			s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
+			s.fails(of("nodes", fault))
+			c := newClient(t, s.kubeconfig(t), hasty)
+			c.last = World{Nodes: []Node{{Name: "disk"}}}
+			c.until(t, "disk", func(w World, err error) bool {
+				return err != nil && !errors.Is(err, ErrNotRead) && describe(w) == "disk"
+			})
+			s.fails(nil)
+			c.untilIs(t, "n1")
+		})
+	}
+}
+
+// A version that the server does not remember any more is listed anew, once, as a change of what
+// counts and not as a problem.
+func TestVersionTooOld(t *testing.T) {
+	for name, forget := range map[string]func(s *apiServer){
+		"410 at the watch": func(s *apiServer) { s.compact = s.version },
+		"410 in the watch": func(s *apiServer) {
+			first := true
+			s.fault = of("nodes", func(w http.ResponseWriter, r *http.Request) bool {
+				if !first || r.URL.Query().Get("watch") == "" {
+					return false
+				}
+				first = false
+				fmt.Fprintf(w, `{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired","message":"too old"}}`+"\n")
+				return true
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, c := known(t)
+			s.asked()
+			s.mu.Lock()
+			s.version++
+			forget(s)
+			delete(s.objects["/api/v1/nodes"], "n2") // nobody remembers that it went
+			s.mu.Unlock()
+			s.cut()
+			c.untilIs(t, "n1 BGPPeer/lan Secret/bgp=secret")
+			if lists := count(s.asked(), "list nodes"); lists != 1 {
+				t.Errorf("nodes were listed %d times, want once", lists)
+			}
+		})
+	}
+}
+
+func count(requests []string, want string) (n int) {
+	for _, r := range requests {
+		if r == want {
+			n++
+		}
+	}
+	return n
+}
+
+// An etcd that was restored from an old backup counts from an old version on. What is there
+// counts, also when the versions go on.
+func TestEtcdRestored(t *testing.T) {
+	s, c := known(t)
+	s.mu.Lock()
+	s.version, s.history = 50, nil
+	delete(s.objects["/api/v1/nodes"], "n2")
+	s.mu.Unlock()
+	s.cut()
+	c.untilIs(t, "n1 BGPPeer/lan Secret/bgp=secret")
+	s.put(kindNode, apiNode(t, "n4", "192.0.2.14", "10.10.4.0/24"))
+	c.untilIs(t, "n1 n4 BGPPeer/lan Secret/bgp=secret")
+}
+
+// The server of before may not say that the version is too large, and send what is new.
+func TestEtcdRestoredUnnoticed(t *testing.T) {
+	s, c := known(t)
+	s.mu.Lock()
+	s.version = 50
+	for i := range s.history {
+		s.history[i].version = 1
+	}
+	delete(s.objects["/api/v1/nodes"], "n2")
+	s.mu.Unlock()
+	s.put(kindNode, apiNode(t, "n4", "192.0.2.14", "10.10.4.0/24")) // version 51 on the old watch
+	s.mu.Lock()
+	s.history[len(s.history)-1].version = 1000 // past the test server's own filter
+	close(s.news)
+	s.news = make(chan struct{})
+	s.mu.Unlock()
+	c.untilIs(t, "n1 n4 BGPPeer/lan Secret/bgp=secret")
+}
+
+// An etcd that was restored empty, or the kubeconfig of another cluster, takes nothing away.
+func TestEtcdRestoredEmpty(t *testing.T) {
+	s, c := known(t)
+	s.mu.Lock()
+	s.version, s.history = 5, nil
+	for path := range s.objects {
+		s.objects[path] = map[string]any{}
+	}
+	s.mu.Unlock()
+	s.cut()
+	w := c.until(t, "what was known", func(w World, err error) bool {
+		return err == nil && describe(w) == all && len(w.Problems) > 0 && !slices.ContainsFunc(w.Problems, func(p Problem) bool { return p.Reason != emptyCluster })
+	})
+	for _, p := range w.Problems {
+		if !strings.Contains(p.Next, "etcd is whole") {
+			t.Errorf("got %s", p)
+		}
+	}
+	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
+	s.put(kindPeer, apiPeer(t, "new", `"n2"`))
+	c.untilIs(t, "n1 BGPPeer/new")
+}
+
+// The last resource of a kind goes when the server knows this node.
+func TestLastResourceGoneMeanwhile(t *testing.T) {
+	s, c := known(t)
+	s.mu.Lock()
+	s.version++
+	s.compact = s.version
+	delete(s.objects["/apis/network.openyurt.io/v1alpha1/bgppeers"], "lan")
+	s.mu.Unlock()
+	s.cut()
+	c.untilIs(t, "n1 n2")
+}
+
+// A caching proxy (OpenYurt's yurthub) whose server is away answers from its disk: 404 for what it
+// never kept, and for one name an empty list without a version.
+func TestCachingProxyOffline(t *testing.T) {
+	s := newAPIServer(t)
+	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
+	s.put(kindPeer, apiPeer(t, "lan", `"n1"`))
+	s.put(kindSecret, apiSecret(t, "bgp", "secret"))
+	secret := func(w http.ResponseWriter, _ *http.Request) bool {
+		fmt.Fprint(w, `{"kind":"SecretList","apiVersion":"v1","metadata":{},"items":null}`)
+		return true
+	}
+	s.fails(func(w http.ResponseWriter, r *http.Request) bool {
+		return of("secrets", secret)(w, r) || of("bgppeers", answers(http.StatusNotFound, "NotFound", "bgppeers.network.openyurt.io not found"))(w, r)
+	})
+	c := newClient(t, s.kubeconfig(t), hasty)
+	disk := World{Nodes: []Node{{Name: "n1"}}, Secrets: []Secret{{Name: "bgp", Data: map[string][]byte{"password": []byte("disk")}}},
+		Peerings: []Peering{{Kind: kindPeer, Name: "disk", Speakers: []Speaker{{Node: "n1", Peers: []Peer{{Password: &SecretKey{"bgp", "password"}}}}}}}}
+	c.last = disk
+	c.until(t, "what the disk knew", func(w World, err error) bool {
+		return err == nil && describe(w) == "n1 BGPPeer/disk Secret/bgp=disk" && len(w.Problems) == 2
+	})
+	s.fails(nil)
+	c.untilIs(t, "n1 BGPPeer/lan Secret/bgp=secret")
+}
