@@ -36,12 +36,6 @@ type Config struct {
 	Metrics   string       `yaml:"metrics"` // host:port; "" switches them off
 }
 
-// SourceConfig says where the World comes from.
-type SourceConfig struct {
-	Manifests  string `yaml:"manifests"`
-	Kubeconfig string `yaml:"kubeconfig"`
-}
-
 // Mode says how packets reach the pods of other nodes.
 type Mode string
 
@@ -111,7 +105,8 @@ func ReadConfig(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("%s: %w", path, err)
 	}
-	for _, p := range []*string{&c.Cluster.Manifests, &c.CNI.ConfDir, &c.CNI.BinDir, &c.StateDir, &c.Socket} {
+	paths := []*string{&c.CNI.ConfDir, &c.CNI.BinDir, &c.StateDir, &c.Socket}
+	for _, p := range append(paths, c.Cluster.paths()...) {
 		if !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}
@@ -149,11 +144,8 @@ func parseConfig(text []byte) (Config, error) {
 		}
 		c.NodeName = name
 	}
-	if c.Cluster.Kubeconfig != "" {
-		return Config{}, errors.New("cluster.kubeconfig: this version reads manifests only; set cluster.manifests to a directory")
-	}
-	if c.Cluster.Manifests == "" {
-		c.Cluster.Manifests = "/etc/edgeway/cluster.d"
+	if err := c.Cluster.choose(); err != nil {
+		return Config{}, err
 	}
 	if c.BGP.LongLivedTime > 0 && c.BGP.RestartTime == 0 {
 		return Config{}, errors.New("bgp.longLivedTime: it begins when bgp.restartTime is over, which is off; set both")

@@ -60,7 +60,7 @@ func TestConfigMistakes(t *testing.T) {
 		{"half a pool mode", "modes: [{nodeSelector: a=b}]\n", "modes[0]: want both"},
 		{"two documents", "mode: auto\n---\nmode: auto\n", "a second document"},
 		{"no YAML", "mode: [", "line 1"},
-		{"kubeconfig", "cluster: {kubeconfig: /x}\n", "cluster.kubeconfig"},
+		{"two sources", "cluster: {kubeconfig: /x, manifests: /y}\n", "both manifests and kubeconfig"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := parseConfig([]byte(c.text))

@@ -70,7 +70,7 @@ func Run(ctx context.Context, c Config, o Options) error {
 		return fmt.Errorf("open rtnetlink: %w; edgewayd needs CAP_NET_ADMIN", err)
 	}
 	defer k.Close()
-	d := &Daemon{config: c, options: o, started: time.Now(), source: cluster.Manifests(c.Cluster.Manifests), kernel: k,
+	d := &Daemon{config: c, options: o, started: time.Now(), source: c.source(o.Version), kernel: k,
 		look: newTrigger(), reread: newTrigger()}
 	d.speaker = bgp.NewSpeaker(bgp.Options{Changed: d.look.fire})
 	d.metrics = newMetrics(d)
@@ -99,15 +99,21 @@ func Run(ctx context.Context, c Config, o Options) error {
 		})
 	}
 	start("watch kernel", func(ctx context.Context) error { return k.Watch(ctx, d.look.fire) })
+	l := &loop{config: c, source: d.source, kernel: k, speaker: d.speaker, pods: d.pods, log: o.Log, look: d.look, reread: d.reread,
+		announcer: announcer{log: o.Log}, seen: &d.seen, silent: &d.silent, alive: d.alive(), last: last, known: known, saved: known,
+		save: func(w cluster.World) error { return cluster.Save(filepath.Join(c.StateDir, "world.json"), w) }}
+	if server, ok := c.apiServer(o.Version); ok {
+		r := cluster.NewReporter(server)
+		l.reporter = r
+		l.announcer.tell = func(s cluster.SessionReport) { r.Event(s.Event(c.NodeName)) }
+		start("report sessions", r.Run)
+	}
 	start("watch cluster", func(ctx context.Context) error { return d.source.Watch(ctx, d.reread.fire) })
 	start("serve metrics", d.metrics.serve)
 	start("probe the LAN", d.listen)
 	start("back up the store", d.backup)
 	start("sweep", d.sweep)
 
-	l := &loop{config: c, source: d.source, kernel: k, speaker: d.speaker, pods: d.pods, log: o.Log, look: d.look, reread: d.reread,
-		announcer: announcer{log: o.Log}, seen: &d.seen, silent: &d.silent, alive: d.alive(), last: last, known: known, saved: known,
-		save: func(w cluster.World) error { return cluster.Save(filepath.Join(c.StateDir, "world.json"), w) }}
 	wait.Go(func() { l.run(ctx) })
 	o.Log.Info("started", "node", c.NodeName, "version", o.Version, "socket", c.Socket, "worldFromDisk", known)
 	err = api.Serve(ctx, listener, d.serve)

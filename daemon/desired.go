@@ -315,13 +315,22 @@ func (p *plan) resource(r cluster.Peering) {
 
 // session decides one session of this node, or why it is held down.
 func (p *plan) session(r cluster.Peering, peer cluster.Peer) (bgp.Session, bool) {
+	terms, ok := p.terms(r, peer)
+	if !ok {
+		return bgp.Session{}, false
+	}
+	return bgp.Session{Peer: terms, Paths: p.paths(r), Learn: p.Config.learnList()}, true
+}
+
+// terms decides on what terms this node speaks to a switch, or why it does not.
+func (p *plan) terms(r cluster.Peering, peer cluster.Peer) (bgp.Peer, bool) {
 	b := p.Config.BGP
-	s := bgp.Session{Peer: bgp.Peer{
+	t := bgp.Peer{
 		Name: r.Ref(), Address: peer.Address, Port: cmp.Or(peer.Port, uint16(b.Port)), ASN: peer.ASN, LocalASN: r.LocalASN,
 		RouterID: p.routerID(p.self), HoldTime: time.Duration(b.HoldTime), RestartTime: time.Duration(b.RestartTime),
 		LongLivedTime: time.Duration(b.LongLivedTime),
 		MultihopTTL:   peer.MultihopTTL, TTLSecurity: peer.TTLSecurity,
-	}}
+	}
 	link, connected := p.linkTo(peer.Address)
 	if !connected && peer.MultihopTTL == 0 {
 		// It is tried all the same: an address that is gone for a moment must not end a session.
@@ -331,20 +340,19 @@ func (p *plan) session(r cluster.Peering, peer cluster.Peer) (bgp.Session, bool)
 	local, ok := p.sourceFor(p.self, peer.Address, link)
 	if !ok {
 		p.problem(r.Ref(), "noAddress", "an address of this node of the family of "+peer.Address.String(), "none", "add the InternalIP to the Node")
-		return s, false
+		return t, false
 	}
-	s.Peer.LocalAddress = local
+	t.LocalAddress = local
 	if k := peer.Password; k != nil {
 		password, got := p.password(*k)
 		if got != "" {
 			p.problem(r.Ref(), "noPassword", fmt.Sprintf("Secret kube-system/%s with key %s", k.Name, k.Key), got,
 				fmt.Sprintf("set it; the session with %s is held down until then", peer.Address))
-			return s, false
+			return t, false
 		}
-		s.Peer.Password = password
+		t.Password = password
 	}
-	s.Paths, s.Learn = p.paths(r), p.Config.learnList()
-	return s, true
+	return t, true
 }
 
 // paths lists what r's switches are told. A node that is NotReady is still told of: the cluster

@@ -2,9 +2,10 @@ package daemon
 
 import (
 	"log/slog"
+	"net/netip"
 	"time"
 
-	"github.com/edgeway-cni/edgeway/bgp"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
 const (
@@ -19,10 +20,17 @@ const (
 
 // announcer says when a session comes up (Established) and why it does not (FailedEstablish),
 // in the words of the resource's events, and with back-off: a switch that flaps all day does not
-// fill the log.
+// fill the log. It says so in the log, and where there is an API server to the reporter.
 type announcer struct {
 	log  *slog.Logger
-	said map[bgp.Key]announcement
+	tell func(cluster.SessionReport) // nil: nobody
+	said map[sessionKey]announcement
+}
+
+// sessionKey is a session as one resource asks for it.
+type sessionKey struct {
+	resource string
+	peer     netip.AddrPort
 }
 
 type announcement struct {
@@ -32,16 +40,21 @@ type announcement struct {
 }
 
 // announce looks at all sessions; now is the time of the look.
-func (a *announcer) announce(sessions []bgp.Status, now time.Time) {
-	still := map[bgp.Key]announcement{}
+func (a *announcer) announce(sessions []cluster.SessionReport, now time.Time) {
+	still := map[sessionKey]announcement{}
+	tell := a.tell
+	if tell == nil {
+		tell = func(cluster.SessionReport) {}
+	}
 	for _, s := range sessions {
-		key := s.Peer.Key()
+		key := sessionKey{s.Resource, netip.AddrPortFrom(s.Peer, s.Port)}
 		last, known := a.said[key]
 		still[key] = last
-		attrs := []any{"peer", s.Peer.Address, "asn", s.Peer.ASN, "resource", s.Peer.Name}
+		attrs := []any{"peer", s.Peer, "asn", s.PeerASN, "resource", s.Resource}
 		switch {
 		case s.State == "Established" && (!known || last.reason != ""):
-			a.log.Info("Established", append(attrs, "prefixes", len(s.Advertised), "gracefulRestart", s.Restart)...)
+			a.log.Info("Established", append(attrs, "prefixes", s.Advertised, "gracefulRestart", s.RestartTime)...)
+			tell(s)
 			still[key] = announcement{at: now, wait: last.wait}
 		case s.State == "Established":
 			if now.Sub(s.Since) > healthyAfter {
@@ -53,7 +66,8 @@ func (a *announcer) announce(sessions []bgp.Status, now time.Time) {
 				delete(still, key)
 			}
 		case !known || now.Sub(last.at) >= max(last.wait, reasonSettles) || s.Reason != last.reason && last.wait < repeatMost && now.Sub(last.at) >= reasonSettles:
-			a.log.Warn("FailedEstablish", append(attrs, "state", s.State, "reason", s.Reason, "next", s.Detail)...)
+			a.log.Warn("FailedEstablish", append(attrs, "state", s.State, "reason", s.Reason, "next", s.Message)...)
+			tell(s)
 			still[key] = announcement{reason: s.Reason, at: now, wait: min(max(2*last.wait, repeatLeast), repeatMost)}
 		}
 	}

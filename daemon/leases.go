@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
-	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/plugin"
 	"github.com/edgeway-cni/edgeway/routes"
@@ -380,7 +379,7 @@ func (n *node) poolToBe(ctx context.Context, c Config) (ipam.Pool, bool, error) 
 	if err != nil {
 		return pool, false, err
 	}
-	w, err := cluster.Manifests(c.Cluster.Manifests).World(ctx, last)
+	w, err := c.readOnce(ctx, last)
 	if err != nil {
 		w = last // a node whose manifests come later
 	}

@@ -50,6 +50,13 @@ type speaker interface {
 	Learned(ctx context.Context) (paths []bgp.LearnedPath, complete bool)
 }
 
+// reporter is cluster.Reporter as the loop uses it.
+type reporter interface {
+	Sync(sessions []cluster.SessionReport)
+	Event(e cluster.Event)
+	Problems() []cluster.Problem
+}
+
 // view is what one look saw and decided: what status shows. It is never changed once published.
 type view struct {
 	World    World
@@ -74,7 +81,9 @@ type loop struct {
 	source  cluster.Source
 	kernel  kernel
 	speaker speaker
-	save    func(cluster.World) error
+	// reporter tells the cluster of this node's sessions; nil: nobody asks.
+	reporter reporter
+	save     func(cluster.World) error
 	// pods makes the machine ready for ADDs: pool, store, network configuration.
 	pods  func(ctx context.Context, w World, desired routes.State) ([]cluster.Problem, error)
 	log   *slog.Logger
@@ -180,13 +189,23 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 		}
 	}
 	l.failed(&o, "switchNotTold", err, "it is tried again by itself")
-	l.announcer.announce(l.speaker.Status(ctx), time.Now())
+	l.report(ctx, w, &o)
 	found, err := l.pods(ctx, w, state)
 	o.problems = append(o.problems, found...)
 	l.failed(&o, "podsNotServed", err, "pods that run are not touched; it is tried again by itself")
 
 	l.seen.Store(&view{World: w, Routes: state, BGP: sessions, Problems: o.problems, At: time.Now()})
 	return !o.again
+}
+
+// report says what became of the sessions: to the log, and to the cluster.
+func (l *loop) report(ctx context.Context, w World, o *outcome) {
+	sessions := reports(w, l.speaker.Status(ctx))
+	l.announcer.announce(sessions, time.Now())
+	if l.reporter != nil {
+		l.reporter.Sync(sessions)
+		o.problems = append(o.problems, l.reporter.Problems()...)
+	}
 }
 
 // outcome collects what one look could not do.
@@ -217,6 +236,9 @@ func (l *loop) warn(o *outcome, what string, err error) {
 // read asks the source what the cluster says. When it cannot tell, what was known counts.
 func (l *loop) read(ctx context.Context, o *outcome) {
 	next, err := l.source.World(ctx, l.last)
+	if errors.Is(err, cluster.ErrNotRead) {
+		return // it says when it is
+	}
 	if err != nil {
 		l.found = nil
 		l.failed(o, "clusterUnreadable", err, "what was known last still counts; it is read again by itself")

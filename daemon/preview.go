@@ -23,7 +23,7 @@ func Preview(ctx context.Context, c Config) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	next, err := cluster.Manifests(c.Cluster.Manifests).World(ctx, last)
+	next, err := c.readOnce(ctx, last)
 	if err != nil {
 		return Plan{}, err
 	}

@@ -1,0 +1,116 @@
+package daemon
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/edgeway-cni/edgeway/bgp"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+)
+
+func TestChoiceOfSource(t *testing.T) {
+	for _, c := range []struct {
+		name, text, host string
+		want             SourceConfig
+	}{
+		{"nothing said", "", "", SourceConfig{Manifests: DefaultManifests}},
+		{"nothing said, in a pod", "", "10.96.0.1", SourceConfig{inCluster: true}},
+		{"manifests in a pod", "cluster: {manifests: m}", "10.96.0.1", SourceConfig{Manifests: "DIR/m"}},
+		{"kubeconfig", "cluster: {kubeconfig: kubelet.conf}", "", SourceConfig{Kubeconfig: "DIR/kubelet.conf"}},
+		{"kubeconfig in a pod", "cluster: {kubeconfig: /k}", "10.96.0.1", SourceConfig{Kubeconfig: "/k"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Setenv("KUBERNETES_SERVICE_HOST", c.host)
+			file := filepath.Join(t.TempDir(), "edgewayd.yaml")
+			if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, err := ReadConfig(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range []*string{&c.want.Manifests, &c.want.Kubeconfig} {
+				*p = strings.Replace(*p, "DIR", filepath.Dir(file), 1)
+			}
+			if got.Cluster != c.want {
+				t.Errorf("got %+v, want %+v", got.Cluster, c.want)
+			}
+			if _, server := got.apiServer(""); server != (c.want.Manifests == "") {
+				t.Errorf("API server: %t", server)
+			}
+		})
+	}
+}
+
+// The daemon starts although its kubeconfig is not there yet, as before a kubelet has joined.
+func TestCheckWithoutKubeconfig(t *testing.T) {
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	c, err := parseConfig([]byte("cluster: {kubeconfig: " + filepath.Join(t.TempDir(), "none") + "}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := cluster.World{Nodes: []cluster.Node{{Name: "n1"}}, Source: "as saved"}
+	w, err := c.readOnce(t.Context(), last)
+	if err == nil || !strings.Contains(err.Error(), "cluster.kubeconfig") {
+		t.Errorf("got %v", err)
+	}
+	if !cluster.Equal(w, last) {
+		t.Errorf("what was known is lost: %+v", w)
+	}
+}
+
+// A resource's status names each switch that it gives this node: also one that is shared with
+// another resource, and one that no session is tried with.
+func TestReports(t *testing.T) {
+	all, err := cluster.ParseSelector("all()")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := cluster.ParseSelector("ASN=65010")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, since := netip.MustParseAddr, time.Unix(1e9, 0)
+	peer := func(a string) cluster.Peer { return cluster.Peer{Address: addr(a), ASN: 65001} }
+	locked := peer("10.0.0.2")
+	locked.Name, locked.Password = "leaf-2", &cluster.SecretKey{Name: "bgp", Key: "password"}
+	other := peer("10.0.0.1")
+	other.ASN = 65002
+	c := defaults()
+	w := World{Self: "n1", Config: c, Cluster: cluster.World{
+		Nodes: []cluster.Node{
+			{Name: "n1", Labels: map[string]string{"ASN": "65010"}, Addresses: []netip.Addr{addr("10.0.0.11")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.10.1.0/24")}},
+			{Name: "n2", Addresses: []netip.Addr{addr("10.0.0.12")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.10.2.0/24")}},
+		},
+		Peerings: []cluster.Peering{
+			{Kind: "BGPPeer", Name: "every", LocalASN: 65010, Selector: all, Speakers: []cluster.Speaker{{Node: "n1", Peers: []cluster.Peer{peer("10.0.0.1")}}}},
+			{Kind: "BGPPeer", Name: "one", LocalASN: 65010, Selector: first, Speakers: []cluster.Speaker{{Node: "n1", Peers: []cluster.Peer{peer("10.0.0.1")}}}},
+			{Kind: "BGPPeer", Name: "wrong", LocalASN: 65010, Selector: first, Speakers: []cluster.Speaker{{Node: "n1", Peers: []cluster.Peer{other}}}},
+			{Kind: "BGPPeer", Name: "foreign", LocalASN: 65010, Selector: all, Speakers: []cluster.Speaker{{Node: "n2", Peers: []cluster.Peer{peer("10.0.0.1")}}}},
+			{Kind: "BGPClusterConfig", Name: "c", LocalASN: 65010, Selector: all, Speakers: []cluster.Speaker{{Node: "n1", Peers: []cluster.Peer{locked}}}},
+		},
+	}}
+	_, state, _ := desired(w)
+	if len(state.Sessions) != 1 {
+		t.Fatalf("%d sessions", len(state.Sessions))
+	}
+	got := reports(w, []bgp.Status{{Peer: state.Sessions[0].Peer, State: "Established", Since: since, Advertised: state.Sessions[0].Paths,
+		Restart: true, RestartTime: 10 * time.Minute}})
+	up := cluster.SessionReport{Peer: addr("10.0.0.1"), Port: 179, PeerASN: 65001, State: "Established", Since: since, Advertised: 2, RestartTime: 10 * time.Minute}
+	want := []cluster.SessionReport{up, up,
+		{Resource: "BGPPeer/wrong", Peer: addr("10.0.0.1"), Port: 179, PeerASN: 65002, State: "Idle", Reason: "conflict",
+			Message: "another resource has a session of this node with 10.0.0.1 on other terms; make the two agree"},
+		{Resource: "BGPClusterConfig/c", Peer: addr("10.0.0.2"), Port: 179, PeerName: "leaf-2", PeerASN: 65001, State: "Idle", Reason: "noPassword",
+			Message: "want Secret kube-system/bgp with key password, got no such Secret; set it; the session with 10.0.0.2 is held down until then"},
+	}
+	want[0].Resource, want[1].Resource, want[1].Advertised = "BGPPeer/every", "BGPPeer/one", 1
+	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+		t.Errorf("want (-) and got (+):\n%s", d)
+	}
+}
