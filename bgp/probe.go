@@ -18,6 +18,8 @@ const (
 	// log each SYN that lacks its signature, so there are few beside those that GoBGP sends.
 	probePause  = time.Minute
 	probeRarest = 8 * time.Minute
+	// partTimeout is how long a switch that took the connection is waited for to end it too.
+	partTimeout = time.Second
 	// probeLook is how often a probe looks whether its session has ended meanwhile.
 	probeLook = 200 * time.Millisecond
 )
@@ -39,8 +41,9 @@ const (
 	unsent     replyKind = "unsent"     // our own kernel had an objection
 )
 
-// probe connects to the switch's port as p would but without its password, and hangs up with an
-// RST before a word of BGP. BIRD notes nothing of it, FRR one line; neither counts it as a session.
+// probe connects to the switch's port as p would but without its password, and hangs up before a
+// word of BGP. It ends with a FIN: of that neither BIRD nor FRR notes anything, while FRR logs up to
+// three errors for an RST. Neither counts it as a session; BIRD warns of one from a stranger.
 func probe(ctx context.Context, p Peer) reply {
 	fd, err := probeSocket(p)
 	if err != nil {
@@ -49,6 +52,8 @@ func probe(ctx context.Context, p Peer) reply {
 	defer unix.Close(fd)
 	switch err := connect(ctx, fd, p); {
 	case err == nil:
+		_ = unix.Shutdown(fd, unix.SHUT_WR)
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}, int(partTimeout/time.Millisecond))
 		return reply{kind: accepted}
 	case errors.Is(err, unix.ETIMEDOUT):
 		return reply{kind: unanswered}
@@ -78,7 +83,7 @@ func probeSocket(p Peer) (fd int, err error) {
 		}
 	}()
 	return fd, errors.Join(
-		unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}), // close with an RST
+		unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}), // what the switch said meanwhile is not kept
 		unix.SetsockoptInt(fd, level, ttl, p.hops()),
 		unix.SetsockoptInt(fd, level, report, 1),
 		unix.Bind(fd, sockaddr(netip.AddrPortFrom(p.LocalAddress, 0))),
