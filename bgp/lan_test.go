@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -18,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The LAN tests run in network and mount namespaces of their own, where the test process is the
@@ -36,7 +39,7 @@ func TestMain(m *testing.M) {
 		os.Exit(inNamespaces())
 	}
 	if os.Getenv(envLAN) != "" {
-		if err := privateNetnsDir(); err != nil {
+		if err := errors.Join(privateNetnsDir(), loopbackUp()); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -44,9 +47,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// shards is how many processes share the tests. Stories mostly wait for a switch's timers, and a
+// workers is how many processes share the tests. Stories mostly wait for a switch's timers, and a
 // process is one node, so that they cannot run side by side in one.
-const shards = 3
+const workers = 6
+
+// longest are the stories that are begun first, so that none is still to begin when the others are
+// done; each is told to its two switches by two processes.
+var longest = []string{"TestLearnedStays", "TestLongLivedGracefulRestart", "TestPassword", "TestReasons"} // read only
 
 // inNamespaces runs the tests in child processes, each in namespaces of its own. A run of chosen
 // tests, or one that is watched, has one child.
@@ -59,28 +66,46 @@ func inNamespaces() int {
 	if testing.Verbose() {
 		return inNamespace(os.Stdout)
 	}
-	list, err := exec.Command("/proc/self/exe", "-test.list", ".").Output()
+	list, err := exec.Command("/proc/self/exe", "-test.list", "^(Test|Fuzz|Example)").Output()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "list tests:", err)
 		return 1
 	}
-	var share [shards][]string
-	for i, name := range strings.Fields(string(list)) {
-		share[i%shards] = append(share[i%shards], name)
-	}
-	var out [shards]bytes.Buffer
-	var code [shards]int
+	patterns := make(chan string)
+	go func() {
+		defer close(patterns)
+		for _, name := range longest {
+			for _, kind := range kinds {
+				patterns <- "^" + name + "$/^" + kind + "$"
+			}
+		}
+		for _, name := range strings.Fields(string(list)) {
+			if !slices.Contains(longest, name) {
+				patterns <- "^" + name + "$"
+			}
+		}
+	}()
+	var failed atomic.Bool
+	var printing sync.Mutex // one child's output at a time
 	var wait sync.WaitGroup
-	for i, names := range share {
-		wait.Go(func() { code[i] = inNamespace(&out[i], "-test.run=^("+strings.Join(names, "|")+")$") })
+	for range workers {
+		wait.Go(func() {
+			for pattern := range patterns {
+				var out bytes.Buffer
+				if inNamespace(&out, "-test.run="+pattern) != 0 {
+					failed.Store(true)
+					printing.Lock()
+					os.Stdout.Write(out.Bytes())
+					printing.Unlock()
+				}
+			}
+		})
 	}
 	wait.Wait()
-	for i := range out {
-		if code[i] != 0 {
-			os.Stdout.Write(out[i].Bytes())
-		}
+	if failed.Load() {
+		return 1
 	}
-	return slices.Max(code[:])
+	return 0
 }
 
 func inNamespace(out io.Writer, args ...string) int {
@@ -108,6 +133,21 @@ func privateNetnsDir() error {
 		return err
 	}
 	return syscall.Mount("tmpfs", "/run/netns", "tmpfs", 0, "")
+}
+
+// loopbackUp does what each machine's start does.
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP)
+	return os.NewSyscallError("set lo up", unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo))
 }
 
 // lan is a bridge that the node and the switches are plugged into.
@@ -138,7 +178,6 @@ func newLAN(t testing.TB) *lan {
 	t.Helper()
 	needLAN(t)
 	l := &lan{t: t}
-	ip(t, "link set lo up")
 	ip(t, "netns add lan")
 	t.Cleanup(func() { ip(t, "netns del lan") })
 	ip(t, "-n lan link add br0 type bridge mcast_snooping 0")

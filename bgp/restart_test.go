@@ -234,11 +234,11 @@ func TestLongLivedGracefulRestart(t *testing.T) {
 		}
 		sw.start(c)
 		want := Session{Peer: peerOf(sw), Paths: manyPaths()}
-		want.Peer.RestartTime, want.Peer.LongLivedTime = 5*time.Second, 30*time.Second
+		want.Peer.RestartTime, want.Peer.LongLivedTime = 3*time.Second, 20*time.Second
 		p := startProcess(t, want)
 		sw.hears(20*time.Second, want.Paths)
 		sw.settled()
-		if st := p.established(5*time.Second, 1).Status[0]; st.LongLived != 30*time.Second || st.Detail != "" {
+		if st := p.established(5*time.Second, 1).Status[0]; st.LongLived != 20*time.Second || st.Detail != "" {
 			t.Errorf("not negotiated: %+v", st)
 		}
 		w := sw.watch()
@@ -255,7 +255,7 @@ func TestLongLivedGracefulRestart(t *testing.T) {
 			return nil
 		}
 		eventually(t, 15*time.Second, marked)
-		for time.Since(died) < 20*time.Second { // four times the restart time
+		for time.Since(died) < 12*time.Second { // four times the restart time
 			if err := sw.compare(want.Paths); err != nil {
 				t.Fatal(err)
 			}
