@@ -256,7 +256,12 @@ const self = "n1"
 
 func newClient(t *testing.T, kubeconfig string, p patience) *client {
 	t.Helper()
-	c := &client{source: newKubernetes(KubernetesOptions{Kubeconfig: kubeconfig, Node: self, UserAgent: "edgewayd/test"}, p), signal: make(chan struct{}, 1)}
+	return newClientOf(t, KubernetesOptions{Kubeconfig: kubeconfig, Node: self, UserAgent: "edgewayd/test"}, p)
+}
+
+func newClientOf(t *testing.T, o KubernetesOptions, p patience) *client {
+	t.Helper()
+	c := &client{source: newKubernetes(o, p), signal: make(chan struct{}, 1)}
 	c.stop = startWatch(t, c.source, func() {
 		c.mu.Lock()
 		c.calls++
