@@ -93,11 +93,12 @@ type loop struct {
 	seen         *atomic.Pointer[view]
 	silent       *atomic.Pointer[map[netip.Addr]bool] // by the last round of probes
 
-	last  cluster.World     // what counts; its zero value as long as known is false
-	known bool              // a source or the disk gave a World
-	saved bool              // last is on disk
-	found []cluster.Problem // by the last read of the source
-	said  map[string]bool   // failures of the last look: a failure that stays is logged once
+	last   cluster.World     // what counts; its zero value as long as known is false
+	known  bool              // a source or the disk gave a World
+	saved  bool              // last is on disk
+	unread error             // why the source could not be read last
+	found  []cluster.Problem // by the last read of the source
+	said   map[string]bool   // failures of the last look: a failure that stays is logged once
 
 	announcer announcer
 }
@@ -147,8 +148,9 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	o := outcome{said: map[string]bool{}}
 	defer func() { l.said = o.said }()
 	if reread {
-		l.read(ctx, &o)
+		l.read(ctx)
 	}
+	l.failed(&o, "clusterUnreadable", l.unread, "what was known last still counts; it is read again by itself")
 	w := World{Cluster: l.last, Self: l.config.NodeName, Config: l.config}
 	if silent := l.silent.Load(); silent != nil {
 		w.Silent = *silent
@@ -234,14 +236,13 @@ func (l *loop) warn(o *outcome, what string, err error) {
 }
 
 // read asks the source what the cluster says. When it cannot tell, what was known counts.
-func (l *loop) read(ctx context.Context, o *outcome) {
+func (l *loop) read(ctx context.Context) {
 	next, err := l.source.World(ctx, l.last)
 	if errors.Is(err, cluster.ErrNotRead) {
 		return // it says when it is
 	}
-	if err != nil {
+	if l.unread = err; err != nil {
 		l.found = nil
-		l.failed(o, "clusterUnreadable", err, "what was known last still counts; it is read again by itself")
 		return
 	}
 	next, l.found = admit(l.last, next)

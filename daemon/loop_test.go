@@ -146,6 +146,35 @@ func TestClusterGoneKeepsRoutes(t *testing.T) {
 	})
 }
 
+// A cluster that cannot be read was no problem any more as soon as something else happened.
+func TestClusterGoneIsSaidAsLongAsItIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.run(func() {
+			m.err = errors.New("line is cut")
+			m.loop.reread.fire()
+			for range 20 {
+				time.Sleep(time.Second)
+				m.loop.look.fire()
+				synctest.Wait()
+				time.Sleep(settle)
+				if v := m.seen.Load(); len(v.Problems) != 1 || v.Problems[0].Reason != "clusterUnreadable" {
+					t.Fatalf("problems: %v", v.Problems)
+				}
+			}
+			m.err = nil
+			m.loop.reread.fire()
+			time.Sleep(time.Second)
+			if v := m.seen.Load(); len(v.Problems) != 0 {
+				t.Errorf("problems: %v", v.Problems)
+			}
+		})
+		if n := strings.Count(m.log.String(), "line is cut"); n != 1 {
+			t.Errorf("the same failure was logged %d times", n)
+		}
+	})
+}
+
 func TestBurstOfEventsCostsFewLooks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
