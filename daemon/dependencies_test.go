@@ -27,10 +27,12 @@ func TestDependencies(t *testing.T) {
 		{"daemon/api", nil, map[string]string{"github.com/": "each import costs every pod start", "golang.org/": "each import costs every pod start", "net/http": "each import costs every pod start"}},
 		{"daemon/cluster", nil, map[string]string{
 			"github.com/vishvananda/": "the cluster says what should be, not what is", "github.com/osrg/": "the cluster says what should be, not how"}},
+		{"daemon/controller", []string{"daemon/cluster"}, map[string]string{
+			"github.com/vishvananda/": "it runs beside the control plane, on no node's behalf", "github.com/osrg/": "who gets which CIDR does not depend on switches", "go.etcd.io/": "the API server remembers"}},
 		{"plugin", []string{"ipam", "routes", "daemon/api"}, pluginNever},
 		{"plugin/edgeway", []string{"plugin", "ipam", "routes", "daemon/api"}, pluginNever},
 		{"daemon", []string{"ipam", "routes", "bgp", "plugin", "daemon/api", "daemon/cluster"}, nil},
-		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "ipam", "routes", "plugin"}, nil},
+		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "daemon/controller", "ipam", "routes", "plugin"}, nil},
 	}
 	for _, r := range rules {
 		for _, imp := range goList(t, `{{join .Imports "\n"}}`, r.pkg) {
@@ -54,7 +56,7 @@ func TestDependencies(t *testing.T) {
 		"github.com/google/nftables":     {"routes"},
 		"github.com/osrg/gobgp":          {"bgp"},
 		"github.com/containernetworking": {"plugin"},
-		"k8s.io/":                        {"daemon/cluster"},
+		"k8s.io/":                        {"daemon/cluster", "daemon/controller"},
 		"github.com/prometheus/":         {"daemon"},
 		"github.com/spf13/cobra":         {"daemon/edgewayd"},
 	}

@@ -1,0 +1,118 @@
+package controller
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+)
+
+// Pool is where the pod CIDRs of the nodes that its selector selects come from. A node that
+// several pools select belongs to the first.
+type Pool struct {
+	Selector cluster.Selector
+	CIDRs    []netip.Prefix // at least one of each family that nodes shall have; in order of use
+	Mask     Mask
+	Exclude  []netip.Prefix // addresses that no node gets
+}
+
+// Mask is the prefix length of a node's pod CIDR.
+type Mask struct{ IPv4, IPv6 int }
+
+func (m Mask) of(a netip.Addr) int {
+	if a.Is4() {
+		return m.IPv4
+	}
+	return m.IPv6
+}
+
+func (p Pool) String() string {
+	var texts []string
+	for _, c := range p.CIDRs {
+		texts = append(texts, c.String())
+	}
+	return "pool " + strings.Join(texts, ", ")
+}
+
+// families returns the pool's ranges by family, in the order in which the families come first.
+func (p Pool) families() [][]netip.Prefix {
+	var out [][]netip.Prefix
+	for _, c := range p.CIDRs {
+		i := slices.IndexFunc(out, func(f []netip.Prefix) bool { return f[0].Addr().Is4() == c.Addr().Is4() })
+		if i < 0 {
+			out = append(out, nil)
+			i = len(out) - 1
+		}
+		out[i] = append(out[i], c)
+	}
+	return out
+}
+
+// holds reports whether c lies in one of the pool's ranges.
+func (p Pool) holds(c netip.Prefix) bool {
+	return slices.ContainsFunc(p.CIDRs, func(r netip.Prefix) bool { return contains(r, c) })
+}
+
+// fits reports whether cidrs are what a node of this pool would get: one block of each family.
+func (p Pool) fits(cidrs []netip.Prefix) bool {
+	families := p.families()
+	if len(cidrs) != len(families) {
+		return false
+	}
+	for i, c := range cidrs {
+		if c.Addr().Is4() != families[i][0].Addr().Is4() || c.Bits() != p.Mask.of(c.Addr()) || !p.holds(c) {
+			return false
+		}
+	}
+	return true
+}
+
+// poolOf returns the pool that the node belongs to, nil when there is none.
+func poolOf(pools []Pool, labels map[string]string) *Pool {
+	for i := range pools {
+		if pools[i].Selector.Selects(labels) {
+			return &pools[i]
+		}
+	}
+	return nil
+}
+
+// CheckPools says what is wrong with the pools as they are configured: a range that is smaller
+// than one node's block, ranges that overlap.
+func CheckPools(pools []Pool) error {
+	if len(pools) == 0 {
+		return errors.New("no pool; set controller.podCIDRs or controller.pools")
+	}
+	var ranges []netip.Prefix
+	for _, p := range pools {
+		if len(p.CIDRs) == 0 {
+			return errors.New("a pool without podCIDRs; give it one CIDR of each family that the nodes shall have")
+		}
+		if p.Selector.String() == "" {
+			return fmt.Errorf("%v: no nodeSelector; write all() to select every node", p)
+		}
+		for _, c := range p.CIDRs {
+			if c != c.Masked() || c.Addr().Is4In6() {
+				return fmt.Errorf("podCIDRs %v: want the range's first address, as in 10.10.0.0/16 or fd00:10::/48", c)
+			}
+			if m := p.Mask.of(c.Addr()); m < c.Bits() || m > c.Addr().BitLen() {
+				return fmt.Errorf("podCIDRs %v: no block of /%d fits in; set nodeMask from /%d to /%d", c, m, c.Bits(), c.Addr().BitLen())
+			}
+			for _, r := range ranges {
+				if r.Overlaps(c) {
+					return fmt.Errorf("podCIDRs %v: overlaps %v; keep one, or exclude the other's part by splitting it", c, r)
+				}
+			}
+			ranges = append(ranges, c)
+		}
+	}
+	return nil
+}
+
+// contains reports whether every address of inner is one of outer.
+func contains(outer, inner netip.Prefix) bool {
+	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
+}

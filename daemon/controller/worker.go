@@ -1,0 +1,286 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+)
+
+// objects is what of the cluster is read and written. Its sentinels are what a look tells apart.
+type objects interface {
+	// ledger reads the ledger and its version, "" where there is none yet.
+	ledger(ctx context.Context) (Ledger, string, error)
+	// save writes the ledger if its version is still this one, else it returns errChanged.
+	save(ctx context.Context, l Ledger, version string) error
+	// nodes lists all Nodes as they were at one moment after the call, and says which version
+	// that was.
+	nodes(ctx context.Context) ([]Node, string, error)
+	services(ctx context.Context) ([]netip.Prefix, error)
+	// grant sets the Node's pod CIDRs if it has that UID and has none, else it returns
+	// errRefused. errDenied says that the API server works and does not let us.
+	grant(ctx context.Context, p Promise) error
+	// wait returns nil when a Node has gone since version, or changed so that matters says true,
+	// or when quiet has passed.
+	wait(ctx context.Context, since version, matters func(Node) bool) error
+	// tell writes an Event about the Node.
+	tell(ctx context.Context, n Node, reason, message string) error
+}
+
+// version is where a wait goes on, and how long it lasts at most.
+type version struct {
+	of    string
+	quiet time.Duration
+}
+
+var (
+	errChanged = errors.New("another replica wrote the ledger first")
+	errRefused = errors.New("the Node is gone or has pod CIDRs")
+	errDenied  = errors.New("denied")
+)
+
+// pace is the waits of a worker.
+type pace struct {
+	courtesy              time.Duration // how long a new Node is left to whoever else serves it
+	quiet                 time.Duration // a look at least that often
+	busy                  time.Duration // the same while nodes wait for an operator
+	retryLeast, retryMost time.Duration // after an error
+	spaceLeast, spaceMost time.Duration // between two looks, so that bursts are served together
+	repeat                time.Duration // a problem that stays is told again: an Event lives for an hour
+}
+
+func defaultPace() pace {
+	return pace{
+		// kube-controller-manager answers a new Node within milliseconds; a kubelet takes longer
+		// than this to become ready.
+		courtesy: time.Second,
+		quiet:    5 * time.Minute, busy: 30 * time.Second,
+		retryLeast: time.Second, retryMost: 30 * time.Second,
+		spaceLeast: 100 * time.Millisecond, spaceMost: 10 * time.Second,
+		repeat: 50 * time.Minute,
+	}
+}
+
+// worker looks and acts while it leads. Only its goroutine uses it.
+type worker struct {
+	pools   []Pool
+	objects objects
+	log     *slog.Logger
+	pace    pace
+	count   *counts
+	before  []Node                // of the last look that was carried out
+	first   map[string]time.Time  // by UID: when a Node was first seen without pod CIDRs
+	said    map[subject]saying    // problems, as logged
+	told    map[subject]time.Time // Events, by the Node's UID
+	failed  string                // the error that was logged last
+}
+
+// result is what a look says about the next one.
+type result struct {
+	version version
+	again   time.Duration // when to look again without waiting for a change; 0: wait
+	cost    time.Duration // of reading
+}
+
+// run looks again and again until ctx ends.
+func (w *worker) run(ctx context.Context) {
+	retry := w.pace.retryLeast
+	for ctx.Err() == nil {
+		r, err := w.look(ctx)
+		switch {
+		case errors.Is(err, errChanged):
+			// Two replicas work: one of them stops soon. Until then they take turns.
+			pause(ctx, w.pace.spaceLeast+rand.N(w.pace.spaceLeast))
+			continue
+		case err != nil:
+			w.fail(ctx, err)
+			pause(ctx, retry)
+			retry = min(2*retry, w.pace.retryMost)
+			continue
+		}
+		w.fail(ctx, nil)
+		retry = w.pace.retryLeast
+		// A list of all Nodes is what costs: at most a tenth of the time goes into it.
+		pause(ctx, max(r.again, min(max(10*r.cost, w.pace.spaceLeast), w.pace.spaceMost)))
+		if r.again > 0 {
+			continue
+		}
+		if err := w.objects.wait(ctx, r.version, w.matters); err != nil && ctx.Err() == nil {
+			w.log.Debug("watch Nodes", "err", err) // the next look says whether it lasts
+			pause(ctx, w.pace.retryLeast)
+		}
+	}
+}
+
+// matters reports whether a change of this Node is worth a look: most are heartbeats.
+func (w *worker) matters(n Node) bool {
+	return !n.hasPodCIDRs() && !n.Leaving && poolOf(w.pools, n.Labels) != nil
+}
+
+// look reads everything, decides, and carries it out. The order is what makes it safe: see the
+// package's text.
+func (w *worker) look(ctx context.Context) (result, error) {
+	start := time.Now()
+	ledger, at, err := w.objects.ledger(ctx)
+	if err != nil {
+		return result{}, err
+	}
+	services, err := w.objects.services(ctx)
+	if err != nil {
+		return result{}, err
+	}
+	nodes, seen, err := w.objects.nodes(ctx)
+	if err != nil {
+		return result{}, err
+	}
+	r := result{version: version{seen, w.pace.quiet}, cost: time.Since(start)}
+	early, due := w.early(nodes)
+	plan := allocate(State{Pools: w.pools, Services: services, Ledger: ledger, Nodes: nodes, Before: w.before, Early: early})
+	if at == "" || !plan.Ledger.equal(ledger) {
+		if err := w.objects.save(ctx, plan.Ledger, at); err != nil {
+			return result{}, err
+		}
+	}
+	w.before = nodes
+	w.count.set(w.pools, nodes, plan)
+	problems, err := w.grant(ctx, plan.Grants)
+	w.say(ctx, append(plan.Problems, problems...), nodes)
+	if plan.Later || due > 0 {
+		r.again = max(due, w.pace.spaceLeast)
+	}
+	if slices.ContainsFunc(append(plan.Problems, problems...), func(p Problem) bool { return len(p.Nodes) > 0 }) {
+		r.version.quiet = w.pace.busy
+	}
+	return r, err
+}
+
+// early returns which Nodes are too new to be served, and when the first of them no longer is.
+func (w *worker) early(nodes []Node) (early map[string]bool, due time.Duration) {
+	now, first := time.Now(), map[string]time.Time{}
+	early = map[string]bool{}
+	for _, n := range nodes {
+		if !w.matters(n) {
+			continue
+		}
+		since, known := w.first[n.UID]
+		if !known {
+			since = now
+		}
+		first[n.UID] = since
+		if left := w.pace.courtesy - now.Sub(since); left > 0 {
+			early[n.UID] = true
+			if due == 0 || left < due {
+				due = left
+			}
+		}
+	}
+	w.first = first
+	return early, due
+}
+
+// grant patches the Nodes. One that the API server denies does not hold up the others; an API
+// server that does not answer ends the look.
+func (w *worker) grant(ctx context.Context, grants []Promise) ([]Problem, error) {
+	var problems []Problem
+	for _, g := range grants {
+		start := time.Now()
+		err := w.objects.grant(ctx, g)
+		switch {
+		case err == nil:
+			w.log.Info("pod CIDRs given", "node", g.Node, "podCIDRs", join(g.PodCIDRs), "took", time.Since(start))
+			w.count.granted()
+			if i := slices.IndexFunc(w.before, func(n Node) bool { return n.UID == g.UID }); i >= 0 {
+				w.before[i].PodCIDRs, w.before[i].SetBy = g.PodCIDRs, FieldManager
+			}
+		case errors.Is(err, errRefused): // the next look shows what it is now
+		case errors.Is(err, errDenied):
+			problems = append(problems, Problem{Nodes: []string{g.Node}, Problem: cluster.Problem{Object: "Node/" + g.Node, Reason: grantDenied,
+				Want: "pod CIDRs " + join(g.PodCIDRs), Got: err.Error(), Next: "let ClusterRole edgeway-controller patch Nodes, and see what admission webhooks do to Nodes; it is tried again by itself"}})
+		default:
+			return problems, err
+		}
+	}
+	return problems, nil
+}
+
+// fail logs an error once, and when it has passed.
+func (w *worker) fail(ctx context.Context, err error) {
+	switch {
+	case ctx.Err() != nil:
+	case err != nil && err.Error() != w.failed:
+		w.failed = err.Error()
+		w.log.Warn("look", "err", err, "next", "nodes keep what they have; it is tried again by itself")
+	case err == nil && w.failed != "":
+		w.failed = ""
+		w.log.Info("look", "again", "works")
+	}
+}
+
+// mostEvents bounds the Events of one look.
+const mostEvents = 50
+
+// subject is what a problem is about: it stays while its details change.
+type subject struct{ object, reason string }
+
+// saying is what was logged of it.
+type saying struct {
+	text string
+	at   time.Time
+}
+
+// say logs each problem when it comes or changes and when it is solved, and tells it to its Nodes.
+func (w *worker) say(ctx context.Context, problems []Problem, nodes []Node) {
+	now, said, told := time.Now(), map[subject]saying{}, map[subject]time.Time{}
+	for _, p := range problems {
+		about := subject{p.Object, p.Reason}
+		last := w.said[about]
+		if text := p.String(); last.text != text || now.Sub(last.at) >= w.pace.repeat {
+			w.log.Warn(p.Reason, "object", p.Object, "want", p.Want, "got", p.Got, "next", p.Next)
+			last = saying{text, now}
+		}
+		said[about] = last
+		w.tell(ctx, p, nodes, told)
+	}
+	for about := range w.said {
+		if _, ok := said[about]; !ok {
+			w.log.Info("solved", "reason", about.reason, "object", about.object)
+		}
+	}
+	w.said, w.told = said, told
+}
+
+// tell writes an Event for each Node that was not told lately.
+func (w *worker) tell(ctx context.Context, p Problem, nodes []Node, told map[subject]time.Time) {
+	for i, events := 0, 0; i < len(nodes) && events < mostEvents; i++ {
+		n := nodes[i]
+		about := subject{n.UID, p.Reason}
+		if !slices.Contains(p.Nodes, n.Name) {
+			continue
+		}
+		if at, ok := w.told[about]; ok && time.Since(at) < w.pace.repeat {
+			told[about] = at
+			continue
+		}
+		if err := w.objects.tell(ctx, n, eventReasons[p.Reason], p.String()); err != nil {
+			w.log.Debug("event", "node", n.Name, "err", err) // an Event is a courtesy, the log is not
+			return
+		}
+		told[about] = time.Now()
+		events++
+	}
+}
+
+// pause waits, or returns when ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
