@@ -9,14 +9,21 @@ import (
 	"strings"
 )
 
-const (
-	procSys      = "/proc/sys"
-	v6Forwarding = "net/ipv6/conf/all/forwarding"
-)
+const v6Forwarding = "net/ipv6/conf/all/forwarding"
+
+// procSys is where the settings are. In a container /proc/sys is read-only, and runtimes mount
+// nothing there; its pod mounts the host's /proc/sys/net below /host.
+func procSys() string {
+	const mounted = "/host/proc/sys"
+	if _, err := os.Stat(mounted + "/net"); err == nil {
+		return mounted
+	}
+	return "/proc/sys"
+}
 
 // observeSysctls reads the desired keys; one that cannot be read is left out, and setting it says
 // why.
-// /proc/sys/net shows the namespace of the thread that opens it (net/sysctl_net.c), so all files
+// proc/sys/net shows the namespace of the thread that opens it (net/sysctl_net.c), so all files
 // are opened inside the Kernel's.
 func (k *Kernel) observeSysctls(desired []Sysctl) (out []Sysctl, err error) {
 	if len(desired) == 0 {
@@ -53,7 +60,8 @@ func (k *Kernel) setSysctl(s Sysctl) error {
 
 // keepAdvertisedRoutes runs inside the namespace.
 func keepAdvertisedRoutes() error {
-	keys, err := filepath.Glob(procSys + "/net/ipv6/conf/*/accept_ra")
+	top := procSys()
+	keys, err := filepath.Glob(top + "/net/ipv6/conf/*/accept_ra")
 	if err != nil {
 		return err
 	}
@@ -63,7 +71,7 @@ func keepAdvertisedRoutes() error {
 		if link == "all" || link == "default" || link == "lo" || ours(link) {
 			continue
 		}
-		key := strings.TrimPrefix(path, procSys+"/")
+		key := strings.TrimPrefix(path, top+"/")
 		value, err := readSysctl(key)
 		if err == nil && value == "1" {
 			err = writeSysctl(key, "2")
@@ -79,7 +87,7 @@ func sysctlPath(key string) (string, error) {
 	if key == "" || !filepath.IsLocal(key) {
 		return "", fmt.Errorf("sysctl %q: want a key like net/ipv4/ip_forward", key)
 	}
-	return filepath.Join(procSys, key), nil
+	return filepath.Join(procSys(), key), nil
 }
 
 func readSysctl(key string) (string, error) {
