@@ -302,7 +302,8 @@ func (n *Node) auditEnds(ctx context.Context, host kernel, a *audit, living []ip
 		if isRecovered(l) {     // its pod's MAC is what its neighbours say
 			one.Neighs = nil
 		}
-		a.want.Links, a.want.Routes, a.want.Neighs = append(a.want.Links, one.Links...), append(a.want.Routes, one.Routes...), append(a.want.Neighs, one.Neighs...)
+		a.want.Links, a.want.Addrs = append(a.want.Links, one.Links...), append(a.want.Addrs, one.Addrs...)
+		a.want.Routes, a.want.Neighs = append(a.want.Routes, one.Routes...), append(a.want.Neighs, one.Neighs...)
 		for _, s := range one.Sysctls {
 			if !slices.Contains(a.want.Sysctls, s) {
 				a.want.Sysctls = append(a.want.Sysctls, s)
@@ -323,6 +324,9 @@ func (n *Node) auditEnds(ctx context.Context, host kernel, a *audit, living []ip
 // difference notes a change that Repair would make on the host.
 func (a *audit) difference(c routes.Change, owner map[string]ipam.Lease) {
 	link := linkUnder(c.Object)
+	if _, ok := c.Object.(routes.Neigh); ok && c.Op == routes.Add {
+		return // the kernel asks the pod
+	}
 	if l, ok := c.Object.(routes.Link); ok {
 		link = l.Name
 	}
@@ -389,9 +393,9 @@ func (n *Node) auditPod(ctx context.Context, a *audit, l ipam.Lease, w *wiring) 
 		if !slices.ContainsFunc(pod.Routes, func(r routes.Route) bool { return r.Via == via && r.Link == w.ifName }) {
 			continue
 		}
-		i := slices.IndexFunc(pod.Neighs, func(x routes.Neigh) bool { return x.IP == via })
-		if i < 0 || w.hostMAC != "" && pod.Neighs[i].MAC != w.hostMAC {
-			differs("%s in %s has no neighbour entry that leads %s to the host", w.ifName, l.Netns, via)
+		// One that is missing is asked for.
+		if slices.ContainsFunc(pod.Neighs, func(x routes.Neigh) bool { return x.IP == via && w.hostMAC != "" && x.MAC != w.hostMAC }) {
+			differs("%s in %s has a neighbour entry that leads %s elsewhere than to the host", w.ifName, l.Netns, via)
 		}
 	}
 	return nil

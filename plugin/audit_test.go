@@ -41,7 +41,8 @@ func TestAuditFindsAndRepairs(t *testing.T) {
 	for _, tt := range []struct{ name, breaks, got string }{
 		{"route deleted", "ip route del 10.99.0.1 dev " + link, "missing: 10.99.0.1"},
 		{"IPv6 route deleted", "ip -6 route del fd00:99::1 dev " + link, "missing: fd00:99::1"},
-		{"neighbour deleted", "ip neigh del 10.99.0.1 dev " + link, "missing: 10.99.0.1"},
+		{"next hop's address deleted", "ip addr del 169.254.1.1/32 dev " + link, "missing: 169.254.1.1/32 scope host"},
+		{"made by version 0.1", "ip neigh change 10.99.0.1 nud permanent dev " + link, "want 10.99.0.1"},
 		{"neighbour leads elsewhere", "ip neigh replace 10.99.0.1 lladdr 02:00:00:00:00:01 nud permanent dev " + link, "want 10.99.0.1"},
 		{"link down", "ip link set down dev " + link, "want " + link},
 		{"forwarding off", "sysctl -qw net.ipv4.ip_forward=0", "net/ipv4/ip_forward is not 1"},
@@ -88,7 +89,7 @@ func TestAuditOfThePodsEnd(t *testing.T) {
 	if reply := c.do(t, n); reply.Failed {
 		t.Fatalf("%s", reply.Output)
 	}
-	pod.sh(t, "ip neigh del fe80::1 dev eth0; ip addr del 10.99.0.1/32 dev eth0")
+	pod.sh(t, "ip neigh replace fe80::1 lladdr 02:00:00:00:00:01 nud permanent dev eth0; ip addr del 10.99.0.1/32 dev eth0")
 	found := audited(t, n.Repair)
 	var got []string
 	for _, f := range found {
@@ -98,7 +99,7 @@ func TestAuditOfThePodsEnd(t *testing.T) {
 		got = append(got, f.Got)
 	}
 	text := strings.Join(got, "\n")
-	for _, want := range []string{"lacks its address 10.99.0.1", "lost its routes through 169.254.1.1", "no neighbour entry that leads fe80::1"} {
+	for _, want := range []string{"lacks its address 10.99.0.1", "lost its routes through 169.254.1.1", "a neighbour entry that leads fe80::1 elsewhere"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("want %q in:\n%s", want, text)
 		}

@@ -54,6 +54,7 @@ type inspection struct {
 	rq          request
 	previous    *current.Result
 	addrs       []netip.Addr
+	answers     []routes.Addr // the pod's next hops that the host's end has
 	differences []string
 }
 
@@ -156,6 +157,11 @@ func (n *Node) inspectEnds(ctx context.Context, p *inspection) error {
 		return err
 	}
 	defer done()
+	answers, err := host.Observe(ctx, routes.Scope{}, routes.State{Addrs: w.answers()})
+	if err != nil {
+		return fmt.Errorf("host end: %w", err)
+	}
+	p.answers = answers.Addrs
 	pod, err := n.dial(p.rq.netns)
 	if err != nil {
 		return fault(codeIO, "enter network namespace %s: %w", p.rq.cni.Netns, err)
@@ -193,12 +199,10 @@ type comparison struct {
 // compare notes what would have to be added or replaced at one end.
 func (p *inspection) compare(ctx context.Context, k kernel, end string, w wiring) (out comparison) {
 	want := w.host(nil)
+	want.Addrs = nil // earlier versions made none
 	if end == "pod" {
 		want = w.pod()
 		want.Sysctls = nil // they did their work when the link came up
-	}
-	if p.otherMAC(w) {
-		want.Neighs = nil // went with the address: whoever changed it sees to that
 	}
 	observed, err := k.Observe(ctx, routes.Scope{}, want)
 	if err != nil {
@@ -227,6 +231,7 @@ func (p *inspection) compare(ctx context.Context, k kernel, end string, w wiring
 		}
 		switch {
 		case missing[linkUnder(c.Object)] || c.Op == routes.Delete: // not ours to judge
+		case p.learns(c):
 		case c.Op == routes.Add:
 			differs("missing %v", c.Object)
 		default:
@@ -274,14 +279,18 @@ func withoutMoved(ctx context.Context, k kernel, link string, changes []routes.C
 	}), nil
 }
 
-// otherMAC reports that a later plugin gave the pod's end another address than ADD did.
-func (p *inspection) otherMAC(w wiring) bool {
-	a, err := parseArgs(p.rq.cni.Args)
-	if err != nil {
+// learns reports that a neighbour entry is no difference: the kernel finds one that is missing and
+// corrects one that learns, and permanent ones of the host's end were made by an earlier version.
+// The pod's kernel drops its own when the MAC changes, as tuning does.
+func (p *inspection) learns(c routes.Change) bool {
+	want, ok := c.Object.(routes.Neigh)
+	if !ok {
 		return false
 	}
-	asked, err := p.rq.conf.mac(a)
-	return err == nil && w.podMAC != cmp.Or(asked, macOf(p.rq.attachment, "pod"))
+	if was, ok := c.Was.(routes.Neigh); ok {
+		return was.Learns || strings.EqualFold(was.MAC, want.MAC)
+	}
+	return want.Learns || slices.ContainsFunc(p.answers, func(a routes.Addr) bool { return a.Prefix.Addr() == want.IP })
 }
 
 // linkUnder is the link that an object stands on; "" for those that stand on none.

@@ -35,7 +35,7 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 	if rq.conf.delegated() {
 		addrs, err := addrsOn(ctx, host, rq.hostLink())
 		if err == nil {
-			err = cut(ctx, host, rq.hostLink(), addrs, rq.conf.IPMasq)
+			err = cut(ctx, host, rq.hostLink(), addrs[rq.hostLink()], rq.conf.IPMasq)
 		}
 		// The other plugin is asked in any case: it knows what it gave.
 		return errors.Join(err, n.delegate(ctx, rq, "DEL"))

@@ -272,16 +272,22 @@ func networksOf(p *ipam.Pool, addrs []netip.Addr) (out []netip.Prefix) {
 	return out
 }
 
-// addrsOn are the pod addresses that lead to a host link: its permanent neighbours.
-func addrsOn(ctx context.Context, k kernel, link string) ([]netip.Addr, error) {
-	observed, err := k.Observe(ctx, routes.Scope{Links: []string{link}}, routes.State{})
+// addrsOn are the pod addresses that lead to each host link, by the routes to them and by its
+// neighbours: either may be lost.
+func addrsOn(ctx context.Context, k kernel, links ...string) (map[string][]netip.Addr, error) {
+	observed, err := k.Observe(ctx, routes.Scope{Protocol: routes.ProtoPod, Links: links}, routes.State{})
 	if err != nil {
 		return nil, err
 	}
-	var out []netip.Addr
+	out := map[string][]netip.Addr{}
+	for _, r := range observed.Routes {
+		if r.Dst.IsSingleIP() && slices.Contains(links, r.Link) {
+			out[r.Link] = append(out[r.Link], r.Dst.Addr())
+		}
+	}
 	for _, n := range observed.Neighs {
-		if n.Link == link && !n.IP.IsMulticast() {
-			out = append(out, n.IP)
+		if !n.IP.IsMulticast() && !n.IP.IsLinkLocalUnicast() && !slices.Contains(out[n.Link], n.IP) {
+			out[n.Link] = append(out[n.Link], n.IP)
 		}
 	}
 	return out, nil

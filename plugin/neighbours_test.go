@@ -107,15 +107,12 @@ func (c *chain) described(r *current.Result) (out []string) {
 	return out
 }
 
-// firewall accepts what it is told of in prevResult; the host drops the rest of what it forwards.
-func TestChainWithFirewall(t *testing.T) {
-	kernelTest(t)
-	need(t, "iptables", "ip6tables")
-	h := newHost(t)
-	c := newChain(t, h, h.conf("1.1.0"), `{"type":"firewall","backend":"iptables"}`)
+// neighbourOf makes another machine, 198.51.100.2 and 2001:db8:1::2, that reaches the pods through
+// the host.
+func neighbourOf(t *testing.T, h *host) *space {
+	t.Helper()
 	peer := newSpace(t)
 	peer.sh(t, "ip link set lo up")
-	h.sh(t, "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP")
 	h.sh(t, fmt.Sprintf(`ip link add peer0 type veth peer name peer1
 		ip link set peer1 netns %s
 		ip link set peer0 up
@@ -126,6 +123,17 @@ func TestChainWithFirewall(t *testing.T) {
 		ip addr add 2001:db8:1::2/64 dev peer1 nodad
 		ip route add default via 198.51.100.1
 		ip -6 route add default via 2001:db8:1::1`)
+	return peer
+}
+
+// firewall accepts what it is told of in prevResult; the host drops the rest of what it forwards.
+func TestChainWithFirewall(t *testing.T) {
+	kernelTest(t)
+	need(t, "iptables", "ip6tables")
+	h := newHost(t)
+	c := newChain(t, h, h.conf("1.1.0"), `{"type":"firewall","backend":"iptables"}`)
+	neighbourOf(t, h)
+	h.sh(t, "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP")
 
 	rules := func() string { return h.sh(t, "iptables -S; ip6tables -S") }
 	result := c.add(t)
@@ -272,6 +280,37 @@ func TestCheckFailsAfterTuningSetMTU(t *testing.T) {
 	if err := c.try(t, "CHECK"); err == nil || !strings.Contains(err.Error(), "mtu 1500") {
 		t.Errorf("CHECK with an MTU above the host end's: %v", err)
 	}
+	c.must(t, "DEL")
+}
+
+// tuning gives the pod another MAC after ADD, which cut the pod off in both directions: the host
+// sent to the old one, and the pod's kernel forgets its permanent neighbours with its address.
+func TestPodIsCutOffAfterTuningSetMAC(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	peer := neighbourOf(t, h)
+	reached := func(c *chain, what string) {
+		t.Helper()
+		for _, to := range []string{"10.99.0.1", "fd00:99::1"} {
+			if out, err := peer.try(t, "ping -c1 -W1 "+to); err != nil {
+				t.Errorf("%s: from another machine: %s", what, out)
+			}
+			if out, err := h.try(t, "ping -c1 -W1 "+to); err != nil {
+				t.Errorf("%s: from the host: %s", what, out)
+			}
+		}
+		for _, to := range []string{"192.0.2.1", "2001:db8::1", "198.51.100.2", "2001:db8:1::2"} {
+			if out, err := c.pod.try(t, "ping -c1 -W1 "+to); err != nil {
+				t.Errorf("%s: from the pod: %s", what, out)
+			}
+		}
+	}
+	c := newChain(t, h, h.conf("1.1.0"), `{"type":"tuning","mac":"02:00:00:00:00:d1"}`)
+	c.add(t)
+	reached(c, "after ADD")
+	c.must(t, "CHECK")
+	c.pod.sh(t, "ip link set eth0 address 02:00:00:00:00:d2")
+	reached(c, "changed later")
 	c.must(t, "DEL")
 }
 

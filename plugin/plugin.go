@@ -8,10 +8,15 @@
 // An attachment is a veth pair and a lease:
 //
 //	pod's namespace                       host's namespace
-//	eth0  10.10.1.2/32  fd00::2/128       ew81f3a2c04d5   no address
+//	eth0  10.10.1.2/32  fd00::2/128       ew81f3a2c04d5  169.254.1.1/32 scope host, fe80::1
 //	default via 169.254.1.1, fe80::1 ---> 10.10.1.2, fd00::2 dev ew81f3a2c04d5 proto 101
 //	neighbours 169.254.1.1, fe80::1       neighbours 10.10.1.2, fd00::2
-//	  permanent, to the host end's MAC      permanent, to the pod end's MAC
+//	  permanent, to the host end's MAC      filled in, to the pod end's MAC; they learn
+//
+// Both ends know each other's MAC from the start: no first packet waits for ARP, and none is sent
+// before one is under way. A pod whose MAC changes later announces the new one, and the host's
+// entries follow; one that did not is asked within five seconds of traffic. The host's end answers
+// for the pod's next hop, which the pod has to ask for once its MAC has changed.
 //
 // Nothing but the lease is remembered: the host end's name and both MACs are functions of the
 // attachment, the rest is read from the kernel.

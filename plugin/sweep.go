@@ -161,17 +161,20 @@ func Recover() ([]ipam.Lease, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
-	var out []ipam.Lease
+	var own []string
 	for _, l := range links {
-		if !isOwnLink(l.Name) {
-			continue
+		if isOwnLink(l.Name) {
+			own = append(own, l.Name)
 		}
-		addrs, err := addrsOn(ctx, host, l.Name)
-		if err != nil {
-			return nil, err
-		}
-		if len(addrs) > 0 {
-			out = append(out, ipam.Lease{Attachment: ipam.Attachment{ContainerID: l.Name}, Addrs: addrs, BootID: boot, Since: time.Now()})
+	}
+	addrs, err := addrsOn(ctx, host, own...)
+	if err != nil {
+		return nil, err
+	}
+	var out []ipam.Lease
+	for _, link := range own {
+		if len(addrs[link]) > 0 {
+			out = append(out, ipam.Lease{Attachment: ipam.Attachment{ContainerID: link}, Addrs: addrs[link], BootID: boot, Since: time.Now()})
 		}
 	}
 	return out, nil

@@ -51,13 +51,16 @@ func TestCheck(t *testing.T) {
 		{"pod address gone", "pod", "ip addr del 10.99.0.1/32 dev eth0", "pod: missing 10.99.0.1/32"},
 		{"pod v6 address gone", "pod", "ip addr del fd00:99::1/128 dev eth0", "pod: missing fd00:99::1/128"},
 		{"pod default route gone", "pod", "ip route del default", "pod: missing default via 169.254.1.1"},
-		{"pod neighbour gone", "pod", "ip neigh del 169.254.1.1 dev eth0", "pod: missing 169.254.1.1 lladdr"},
+		{"pod neighbour gone", "pod", "ip neigh del 169.254.1.1 dev eth0", ""}, // the host's end answers
+		{"pod neighbour leads elsewhere", "pod", "ip neigh replace 169.254.1.1 lladdr 02:00:00:00:00:01 nud permanent dev eth0", "pod: want 169.254.1.1 lladdr"},
 		{"pod MAC changed", "pod", "ip link set eth0 address 02:00:00:00:00:99", "pod: want eth0"},
 		{"pod link gone", "pod", "ip link del eth0", "pod: missing link eth0"},
 		{"host link down", "host", "ip link set HOST down", "host: want HOST"},
 		{"host route gone", "host", "ip route del 10.99.0.1", "host: missing 10.99.0.1 dev HOST"},
 		{"host v6 route gone", "host", "ip -6 route del fd00:99::1", "host: missing fd00:99::1 dev HOST"},
-		{"host neighbour gone", "host", "ip neigh del 10.99.0.1 dev HOST", "host: missing 10.99.0.1 lladdr"},
+		{"host neighbour gone", "host", "ip neigh del 10.99.0.1 dev HOST", ""}, // the pod answers
+		{"host neighbour leads elsewhere", "host", "ip neigh replace 10.99.0.1 lladdr 02:00:00:00:00:01 nud permanent dev HOST", "host: want 10.99.0.1 lladdr"},
+		{"made by version 0.1", "host", "ip addr flush dev HOST scope host; ip route add 10.99.0.1 dev HOST proto 101; ip neigh add 10.99.0.1 lladdr PODMAC nud permanent dev HOST", ""},
 		{"forwarding off", "host", "sysctl -qw net.ipv4.ip_forward=0", "host: want net/ipv4/ip_forward = 1"},
 		{"another address", "pod", "ip addr add 198.51.100.7/32 dev eth0", ""},
 		{"another route", "pod", "ip route add 198.51.100.0/24 via 169.254.1.1", ""},
@@ -70,7 +73,7 @@ func TestCheck(t *testing.T) {
 			added := h.must(t, c)
 			end := map[string]*space{"host": h.space, "pod": pod}[tt.end]
 			link := HostLink(attachmentOf(c))
-			end.sh(t, strings.ReplaceAll(tt.do, "HOST", link))
+			end.sh(t, strings.NewReplacer("HOST", link, "PODMAC", macOf(attachmentOf(c), "pod")).Replace(tt.do))
 			check := c
 			check.verb, check.conf = "CHECK", with(c.conf, "prevResult", added)
 			if tt.want == "" {

@@ -92,8 +92,10 @@ func TestWiring(t *testing.T) {
 	mask := strings.NewReplacer(HostLink(a), "HOST", macOf(a, "host"), "HOSTMAC", macOf(a, "pod"), "PODMAC", " \n", "\n")
 	want := `10.99.0.1 dev HOST proto 101 scope link
 fd00:99::1 dev HOST proto 101 metric 1024 pref medium
-10.99.0.1 dev HOST lladdr PODMAC PERMANENT
-fd00:99::1 dev HOST lladdr PODMAC PERMANENT
+10.99.0.1 dev HOST lladdr PODMAC extern_learn STALE
+fd00:99::1 dev HOST lladdr PODMAC extern_learn STALE
+inet 169.254.1.1/32 scope host noprefixroute HOST
+inet6 fe80::1/128 scope link nodad noprefixroute
 inet 10.99.0.1/32 scope global noprefixroute eth0
 inet6 fd00:99::1/128 scope global nodad noprefixroute
 default via 169.254.1.1 dev eth0 proto 101
@@ -103,7 +105,7 @@ default via fe80::1 dev eth0 proto 101 metric 1024 pref medium
 fe80::1 dev eth0 lladdr HOSTMAC PERMANENT
 1480 1480 1 1
 `
-	got := h.sh(t, "ip route | grep -v up0; ip -6 route | grep -v up0 | grep -v fe80::/; ip neigh show nud permanent") +
+	got := h.sh(t, "ip route | grep -v up0; ip -6 route | grep -v up0 | grep -v fe80::/; ip neigh show nud all | grep -w -e 10.99.0.1 -e fd00:99::1; ip addr show dev "+HostLink(a)+" | grep -o -e 'inet 169.*' -e 'inet6 fe80::1/.*'") +
 		pod.sh(t, "ip addr show dev eth0 scope global | grep -o 'inet.*'; ip route; ip -6 route | grep -v fe80::/; ip neigh show nud permanent | sort") +
 		fmt.Sprintln(strings.Fields(h.sh(t, "ip link show "+HostLink(a)))[4],
 			strings.Fields(pod.sh(t, "ip link show eth0"))[4],

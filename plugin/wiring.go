@@ -61,8 +61,8 @@ func macOf(a ipam.Attachment, end string) string {
 	return routes.LinkAddr(mac)
 }
 
-// gateway4 and gateway6 are the next hops of every pod. No interface has them: a permanent
-// neighbour entry leads to the host's end.
+// gateway is the next hop of every pod, the same for all: each host end has it as an address of
+// the link alone. A permanent neighbour entry of the pod leads there.
 func gateway(v6 bool) netip.Addr {
 	if v6 {
 		return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: 1})
@@ -134,11 +134,25 @@ func (w wiring) host(netns *os.File) routes.State {
 		}},
 		Sysctls: w.forwarding(),
 	}
+	s.Addrs = w.answers()
 	for _, a := range w.addrs {
 		s.Routes = append(s.Routes, routes.Route{Dst: single(a), Link: w.hostLink, Protocol: routes.ProtoPod})
-		s.Neighs = append(s.Neighs, routes.Neigh{Link: w.hostLink, IP: a, MAC: w.podMAC})
+		// Not permanent: a later plugin (tuning), or the pod, may change its MAC.
+		s.Neighs = append(s.Neighs, routes.Neigh{Link: w.hostLink, IP: a, MAC: w.podMAC, Learns: true})
 	}
 	return s
+}
+
+// answers are the addresses of the host's end: the pod's kernel forgets its permanent neighbours
+// when its MAC changes (net/core/neighbour.c: neigh_changeaddr), and asks for the next hop then.
+// Neither address is ever a source: one has host scope, the other is link-local.
+func (w wiring) answers() (out []routes.Addr) {
+	for _, v6 := range []bool{false, true} {
+		if w.has(v6) {
+			out = append(out, routes.Addr{Link: w.hostLink, Prefix: single(gateway(v6)), HostScope: !v6})
+		}
+	}
+	return out
 }
 
 // forwarding is what the host needs to route for pods, of the families in use.
@@ -155,11 +169,17 @@ func (w wiring) forwarding() (out []routes.Sysctl) {
 // pod is the pod's side.
 func (w wiring) pod() routes.State {
 	s := routes.State{Links: []routes.Link{{Name: w.ifName, MAC: w.podMAC, MTU: cmp.Or(w.podMTU, w.mtu), Up: true}}}
+	// A MAC that changes is announced, so that the host learns it before its next packet.
+	if w.has(false) {
+		s.Sysctls = append(s.Sysctls, routes.Sysctl{Key: "net/ipv4/conf/" + w.ifName + "/arp_notify", Value: "1"})
+	}
 	if w.has(true) {
-		// Runtimes switch IPv6 off by default in a new namespace; the rest spares the
+		// Runtimes switch IPv6 off by default in a new namespace; accept_dad spares the
 		// link-local address its two seconds of duplicate detection on a link of two.
-		conf := "net/ipv6/conf/" + w.ifName + "/"
-		s.Sysctls = []routes.Sysctl{{Key: conf + "disable_ipv6", Value: "0"}, {Key: conf + "accept_dad", Value: "0"}}
+		for _, set := range []routes.Sysctl{{Key: "disable_ipv6", Value: "0"}, {Key: "accept_dad", Value: "0"}, {Key: "ndisc_notify", Value: "1"}} {
+			set.Key = "net/ipv6/conf/" + w.ifName + "/" + set.Key
+			s.Sysctls = append(s.Sysctls, set)
+		}
 	}
 	for _, a := range w.addrs {
 		s.Addrs = append(s.Addrs, routes.Addr{Link: w.ifName, Prefix: single(a)})

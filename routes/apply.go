@@ -39,7 +39,7 @@ func (a *applier) apply(changes []Change) {
 			c.Err = fmt.Errorf("%v: not tried: %w", c, err)
 			continue
 		}
-		m, alone, err := a.message(c)
+		msgs, alone, err := a.messages(c)
 		switch {
 		case err != nil:
 			a.conclude(c, err)
@@ -50,7 +50,9 @@ func (a *applier) apply(changes []Change) {
 			c.Took = time.Since(start)
 			a.conclude(c, err)
 		default:
-			a.pending, a.msgs = append(a.pending, c), append(a.msgs, m)
+			for _, m := range msgs {
+				a.pending, a.msgs = append(a.pending, c), append(a.msgs, m)
+			}
 		}
 	}
 	a.flush()
@@ -88,9 +90,9 @@ func (a *applier) end(dying []*Change) {
 	}
 }
 
-// message is what the kernel is to be told for c; alone is set instead where it takes more than
-// one message.
-func (a *applier) message(c *Change) (m message, alone func() error, err error) {
+// messages are what the kernel is to be told for c; alone is set instead where that depends on
+// its answers.
+func (a *applier) messages(c *Change) (msgs []message, alone func() error, err error) {
 	if err := possible(c.Object); err != nil {
 		return nil, nil, err
 	}
@@ -102,29 +104,30 @@ func (a *applier) message(c *Change) (m message, alone func() error, err error) 
 	case NAT:
 		return nil, func() error { return a.k.setNAT(c.Op, o) }, nil
 	case Route:
+		var m message
 		if c.Op == Delete {
 			m, err = a.v.delRoute(o)
 		} else {
 			m, err = a.v.newRoute(o, c.Op)
 		}
+		return []message{m}, nil, err
 	case Addr:
-		index, ierr := a.v.index(o.Link)
+		index, err := a.v.index(o.Link)
+		m := addrMessage(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, o, index)
 		if c.Op == Delete {
-			return addrMessage(unix.RTM_DELADDR, 0, o, index), nil, ierr
+			m = addrMessage(unix.RTM_DELADDR, 0, o, index)
 		}
-		return addrMessage(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, o, index), nil, ierr
+		return []message{m}, nil, err
 	case Neigh:
 		index, ierr := a.v.index(o.Link)
-		m, err = o.message(neighType(c.Op), index)
-		err = errors.Join(ierr, err)
+		msgs, err := o.messages(neighType(c.Op), index)
+		return msgs, nil, errors.Join(ierr, err)
 	case FDB:
 		index, ierr := a.v.index(o.Link)
-		m, err = o.message(neighType(c.Op), index)
-		err = errors.Join(ierr, err)
-	default:
-		err = fmt.Errorf("type %T is not part of a State", o)
+		m, err := o.message(neighType(c.Op), index)
+		return []message{m}, nil, errors.Join(ierr, err)
 	}
-	return m, nil, err
+	return nil, nil, fmt.Errorf("type %T is not part of a State", c.Object)
 }
 
 // possible refuses objects whose zero fields the kernel would read as something else: a route
@@ -173,7 +176,7 @@ func (a *applier) flush() {
 	errs := a.k.c.change(a.msgs...)
 	each := time.Since(start) / time.Duration(len(a.pending))
 	for i, c := range a.pending {
-		c.Took = each
+		c.Took += each
 		a.conclude(c, errs[i])
 	}
 	a.pending, a.msgs = nil, nil

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -19,6 +20,9 @@ func addrMessage(typ uint16, flags int, a Addr, index int) message {
 	ip := a.Prefix.Addr()
 	h := make([]byte, unix.SizeofIfAddrmsg)
 	h[0], h[1] = family(ip), uint8(a.Prefix.Bits())
+	if a.HostScope {
+		h[3] = unix.RT_SCOPE_HOST
+	}
 	binary.NativeEndian.PutUint32(h[4:], uint32(index))
 	m := newMessage(typ, flags, h).attrAddr(unix.IFA_LOCAL, ip).attrAddr(unix.IFA_ADDRESS, ip)
 	var ifa uint32
@@ -88,23 +92,56 @@ func neighMessage(typ uint16, flags int, family uint8, index int, state uint16, 
 }
 
 const (
-	sizeofNdMsg = 12
-	ntfSelf     = 1 << 1 // NTF_SELF: the device's own table
-	ntfProxy    = 1 << 3 // NTF_PROXY
-	createOrSet = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+	sizeofNdMsg  = 12
+	ntfSelf      = 1 << 1 // NTF_SELF: the device's own table
+	ntfProxy     = 1 << 3 // NTF_PROXY
+	ntfExtLearnt = 1 << 4 // NTF_EXT_LEARNED
+	createOrSet  = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 )
 
-func (n Neigh) message(typ uint16, index int) (message, error) {
-	flags := 0
-	if typ == unix.RTM_NEWNEIGH {
-		flags = createOrSet
-	}
-	m := neighMessage(typ, flags, family(n.IP), index, unix.NUD_PERMANENT, 0).attrAddr(unix.NDA_DST, n.IP)
+// messages: an entry that learns begins as NUD_STALE, which is used at once and looked after later.
+// As one that was learned elsewhere it is not thrown out when the tables, which all namespaces
+// share, run full (net/core/neighbour.c: neigh_update_gc_list).
+func (n Neigh) messages(typ uint16, index int) ([]message, error) {
 	if typ == unix.RTM_DELNEIGH {
-		return m, nil
+		return []message{neighMessage(typ, 0, family(n.IP), index, 0, 0).attrAddr(unix.NDA_DST, n.IP)}, nil
 	}
 	mac, err := hardwareAddr(n.MAC)
-	return m.attr(unix.NDA_LLADDR, mac), err
+	if err != nil {
+		return nil, err
+	}
+	var out []message
+	state, ntf := uint16(unix.NUD_PERMANENT), uint8(0)
+	if n.Learns {
+		state, ntf = unix.NUD_STALE, ntfExtLearnt
+		out = append(out, patience(family(n.IP), index))
+	}
+	m := neighMessage(typ, createOrSet, family(n.IP), index, state, ntf)
+	return append(out, m.attrAddr(unix.NDA_DST, n.IP).attr(unix.NDA_LLADDR, mac)), nil
+}
+
+// Attributes of neighbour tables (linux/neighbour.h: NDTA_, NDTPA_).
+const (
+	ndtaName          = 1
+	ndtaParms         = 6
+	ndtpaIfIndex      = 1
+	ndtpaUcastProbes  = 10
+	ndtpaMcastReprobe = 17
+)
+
+// patience makes the kernel ask for a neighbour of the link that it knows by broadcast at once, and
+// never give it up while it asks (net/core/neighbour.c: neigh_timer_handler, neigh_max_probes). By
+// default it asks the old MAC first, and drops an entry that does not answer three times: a pod
+// whose rp_filter refuses the host's address answers no ARP, and is reached all the same.
+func patience(family uint8, index int) message {
+	table := "arp_cache"
+	if family == unix.AF_INET6 {
+		table = "ndisc_cache"
+	}
+	m := newMessage(unix.RTM_SETNEIGHTBL, 0, []byte{family, 0, 0, 0}).attrString(ndtaName, table)
+	return m.nest(ndtaParms|unix.NLA_F_NESTED, func(m message) message {
+		return m.attr32(ndtpaIfIndex, uint32(index)).attr32(ndtpaUcastProbes, 0).attr32(ndtpaMcastReprobe, math.MaxInt32)
+	})
 }
 
 func (f FDB) message(typ uint16, index int) (message, error) {
@@ -148,15 +185,18 @@ func parseNeigh(b []byte) (entry, bool) {
 	return e, e.ip.IsValid()
 }
 
-// permanent reads the permanent entries of a link.
-func (v *view) permanent(family uint8, index int) ([]entry, error) {
+// usable are the states in which a packet is sent to the entry's MAC.
+const usable = unix.NUD_PERMANENT | unix.NUD_REACHABLE | unix.NUD_STALE | unix.NUD_DELAY | unix.NUD_PROBE
+
+// entries reads the entries of a link that have a MAC.
+func (v *view) entries(family uint8, index int) ([]entry, error) {
 	m := neighMessage(unix.RTM_GETNEIGH, 0, family, 0, 0, 0).attr32(unix.NDA_IFINDEX, uint32(index))
 	if family == unix.AF_BRIDGE { // rtnetlink.c: valid_fdb_dump_strict
 		m = neighMessage(unix.RTM_GETNEIGH, 0, family, index, 0, 0)
 	}
 	entries, err := dump(v.c, m, 0, func(b []byte) (entry, bool) {
 		e, ok := parseNeigh(b)
-		return e, ok && e.index == index && e.state&unix.NUD_PERMANENT != 0 && e.flags&ntfProxy == 0
+		return e, ok && e.index == index && e.state&usable != 0 && e.flags&ntfProxy == 0
 	})
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return nil, fmt.Errorf("list neighbours of link %s: %w", v.name(index), err)
@@ -175,7 +215,7 @@ func (v *view) observeAddrs(scope Scope, desired []Addr) (out []Addr, err error)
 	return eachLink(v, links, func(d device) (out []Addr, err error) {
 		found, err := v.addrs(d.index)
 		for _, f := range found {
-			a := Addr{d.Name, f.prefix}
+			a := Addr{d.Name, f.prefix, f.scope == unix.RT_SCOPE_HOST && f.prefix.Addr().Is4()}
 			clash := slices.ContainsFunc(desired, func(w Addr) bool {
 				return w.Link == a.Link && w.Prefix.Addr() == a.Prefix.Addr() && a.Prefix.Addr().Is6()
 			})
@@ -187,8 +227,8 @@ func (v *view) observeAddrs(scope Scope, desired []Addr) (out []Addr, err error)
 	})
 }
 
-// observeNeighs reads the permanent neighbours of the links that are ours, and the desired ones
-// elsewhere.
+// observeNeighs reads the neighbours of the links that are ours, and the desired ones elsewhere.
+// What the kernel found by itself is nobody's.
 func (v *view) observeNeighs(scope Scope, desired []Neigh) ([]Neigh, error) {
 	want := map[Neigh]bool{}
 	links := slices.Clone(scope.Links)
@@ -197,10 +237,12 @@ func (v *view) observeNeighs(scope Scope, desired []Neigh) ([]Neigh, error) {
 		links = append(links, n.Link)
 	}
 	return eachLink(v, links, func(d device) (out []Neigh, err error) {
-		found, err := v.permanent(unix.AF_UNSPEC, d.index)
+		found, err := v.entries(unix.AF_UNSPEC, d.index)
 		for _, e := range found {
-			if want[Neigh{Link: d.Name, IP: e.ip}] || slices.Contains(scope.Links, d.Name) {
-				out = append(out, Neigh{d.Name, e.ip, e.mac})
+			permanent := e.state&unix.NUD_PERMANENT != 0
+			given := permanent || e.flags&ntfExtLearnt != 0
+			if want[Neigh{Link: d.Name, IP: e.ip}] || given && slices.Contains(scope.Links, d.Name) {
+				out = append(out, Neigh{d.Name, e.ip, e.mac, !permanent})
 			}
 		}
 		return out, err
@@ -219,8 +261,11 @@ func (v *view) observeFDB(scope Scope, desired []FDB) ([]FDB, error) {
 		if d.Kind != "vxlan" {
 			return nil, nil
 		}
-		found, err := v.permanent(unix.AF_BRIDGE, d.index)
+		found, err := v.entries(unix.AF_BRIDGE, d.index)
 		for _, e := range found {
+			if e.state&unix.NUD_PERMANENT == 0 {
+				continue
+			}
 			f := FDB{d.Name, e.mac, e.ip}
 			if want[keyOfFDB(f)] || slices.Contains(scope.Links, d.Name) {
 				out = append(out, f)

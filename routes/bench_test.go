@@ -21,7 +21,7 @@ func largeSpace(b testing.TB) *space {
 	lan := newSpace(b)
 	_, err := s.k.Sync(b.Context(), Scope{}, State{
 		Links: []Link{{Name: "eth0", Kind: "veth", Up: true, Peer: &Peer{Name: "lan0", Netns: lan.f}}},
-		Addrs: []Addr{{"eth0", pfx("10.0.0.11/16")}},
+		Addrs: []Addr{{Link: "eth0", Prefix: pfx("10.0.0.11/16")}},
 	})
 	if err != nil {
 		b.Fatal(err)

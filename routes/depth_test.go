@@ -110,7 +110,7 @@ func (s *space) netlinkDrops() (sum int) {
 	return sum
 }
 
-// TestArpDoesNotWakeTheWatch: what ARP learns on the uplink is no event.
+// TestArpDoesNotWakeTheWatch: what ARP learns on the uplink is no event, nor on a pod's link.
 func TestArpDoesNotWakeTheWatch(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
@@ -118,6 +118,14 @@ func TestArpDoesNotWakeTheWatch(t *testing.T) {
 	neigh := func(index int) []byte {
 		m := neighMessage(unix.RTM_NEWNEIGH, 0, unix.AF_INET, index, unix.NUD_REACHABLE, 0)
 		return (&conn{}).stamp(m)
+	}
+	for name, kind := range map[string]string{"ew0123456789a": "veth", "eth0": ""} {
+		if watched(device{Link: Link{Name: name, Kind: kind}}) {
+			t.Errorf("neighbours of %s are watched", name)
+		}
+	}
+	if !watched(device{Link: Link{Name: "edgeway.1", Kind: "vxlan"}}) {
+		t.Error("neighbours of edgeway.1 are not watched")
 	}
 	if w.counts(neigh(3)) {
 		t.Error("a neighbour of another's link counts")

@@ -156,7 +156,7 @@ func sysctlsByKey() identity[Sysctl, string] {
 func neighsByIP() identity[Neigh, Neigh] {
 	return identity[Neigh, Neigh]{
 		key:   func(n Neigh) Neigh { return Neigh{Link: n.Link, IP: n.IP} },
-		right: func(got, want Neigh) bool { return strings.EqualFold(got.MAC, want.MAC) },
+		right: func(got, want Neigh) bool { return got.Learns == want.Learns && strings.EqualFold(got.MAC, want.MAC) },
 	}
 }
 

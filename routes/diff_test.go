@@ -39,10 +39,10 @@ func randomState(r *rand.Rand) (s State) {
 	s.Addrs = unique(r, 4, func() (Addr, string) {
 		a := ip(pick(2) == 0)
 		l := link()
-		return Addr{l, netip.PrefixFrom(a, a.BitLen()-pick(3))}, l + a.String()
+		return Addr{Link: l, Prefix: netip.PrefixFrom(a, a.BitLen()-pick(3))}, l + a.String()
 	})
 	s.Neighs = unique(r, 4, func() (Neigh, string) {
-		n := Neigh{link(), ip(pick(2) == 0), mac()}
+		n := Neigh{Link: link(), IP: ip(pick(2) == 0), MAC: mac(), Learns: pick(2) == 0}
 		return n, n.Link + n.IP.String()
 	})
 	s.FDB = unique(r, 4, func() (FDB, string) {
@@ -306,8 +306,8 @@ func TestDiff(t *testing.T) {
 			desired:  State{Links: []Link{{Name: "eth0", Up: true}}},
 		},
 		"an IPv6 address with another length": {
-			observed: State{Addrs: []Addr{{"eth0", pfx("fd00::1/64")}, {"eth0", pfx("10.0.0.1/24")}}},
-			desired:  State{Addrs: []Addr{{"eth0", pfx("fd00::1/128")}, {"eth0", pfx("10.0.0.1/32")}}},
+			observed: State{Addrs: []Addr{{Link: "eth0", Prefix: pfx("fd00::1/64")}, {Link: "eth0", Prefix: pfx("10.0.0.1/24")}}},
+			desired:  State{Addrs: []Addr{{Link: "eth0", Prefix: pfx("fd00::1/128")}, {Link: "eth0", Prefix: pfx("10.0.0.1/32")}}},
 			want: []string{
 				"delete address fd00::1/64 dev eth0", "add address fd00::1/128 dev eth0",
 				"add address 10.0.0.1/32 dev eth0", "delete address 10.0.0.1/24 dev eth0",

@@ -19,12 +19,12 @@ func FuzzKernelAnswers(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	neigh, err := Neigh{"", addr("10.0.0.1"), "02:00:00:00:00:01"}.message(unix.RTM_NEWNEIGH, 1)
+	neigh, err := Neigh{IP: addr("10.0.0.1"), MAC: "02:00:00:00:00:01"}.messages(unix.RTM_NEWNEIGH, 1)
 	if err != nil {
 		f.Fatal(err)
 	}
 	for _, m := range []message{
-		route, link, neigh, addrMessage(unix.RTM_NEWADDR, 0, Addr{"", pfx("fd00::1/128")}, 1),
+		route, link, neigh[0], addrMessage(unix.RTM_NEWADDR, 0, Addr{Prefix: pfx("fd00::1/128")}, 1),
 		nexthopMessage(unix.RTM_NEWNEXTHOP, 0, unix.AF_INET, 119, true).attr32(unix.NHA_ID, 1),
 		flowsOf(addr("10.0.0.1"), ctaTupleOrig, 0),
 		newMessage(unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, append([]byte{255, 255, 255, 255}, make([]byte, 16)...)).attrString(unix.NLMSGERR_ATTR_MSG, "No"),

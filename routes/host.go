@@ -28,7 +28,7 @@ func (k *Kernel) Host(ctx context.Context) (Host, error) {
 	for _, a := range addrs {
 		d := v.byIndex[a.index]
 		if a.scope == unix.RT_SCOPE_UNIVERSE && !ours(d.Name) {
-			h.Addrs = append(h.Addrs, Addr{d.Name, a.prefix})
+			h.Addrs = append(h.Addrs, Addr{Link: d.Name, Prefix: a.prefix})
 		}
 	}
 	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {

@@ -132,8 +132,8 @@ func TestMissingLinkDoesNotStopTheOthers(t *testing.T) {
 	s.wire()
 	want := nodeRoutes()
 	want.Routes[0].Link = "eth9"
-	want.Neighs = []Neigh{{"eth9", addr("10.0.0.12"), "02:00:00:00:00:01"}}
-	want.Addrs = []Addr{{"eth9", pfx("10.9.9.9/32")}}
+	want.Neighs = []Neigh{{Link: "eth9", IP: addr("10.0.0.12"), MAC: "02:00:00:00:00:01"}}
+	want.Addrs = []Addr{{Link: "eth9", Prefix: pfx("10.9.9.9/32")}}
 	want.Links = []Link{{Name: "eth9", Up: true}}
 	changes, err := s.k.Sync(t.Context(), nodeScope, want)
 	if err == nil || !strings.Contains(err.Error(), "add route 10.10.2.0/24 via 10.0.0.12 dev eth9 proto 119: link does not exist: eth9") {
@@ -158,8 +158,12 @@ func podStates(pod *space) (host, inPod State) {
 		Links: []Link{{Name: "ew0123456789a", Kind: "veth", MAC: "02:00:00:00:00:aa", MTU: 1400, Up: true,
 			Peer: &Peer{Name: "eth0", MAC: "02:00:00:00:00:bb", MTU: 1400, Netns: pod.f}}},
 		Neighs: []Neigh{
-			{"ew0123456789a", addr("10.10.1.5"), "02:00:00:00:00:bb"},
-			{"ew0123456789a", addr("fd00:10:1::5"), "02:00:00:00:00:bb"},
+			{Link: "ew0123456789a", IP: addr("10.10.1.5"), MAC: "02:00:00:00:00:bb", Learns: true},
+			{Link: "ew0123456789a", IP: addr("fd00:10:1::5"), MAC: "02:00:00:00:00:bb", Learns: true},
+		},
+		Addrs: []Addr{
+			{Link: "ew0123456789a", Prefix: pfx("169.254.1.1/32"), HostScope: true},
+			{Link: "ew0123456789a", Prefix: pfx("fe80::1/128")},
 		},
 		Routes: []Route{
 			{Dst: podPrefix4, Link: "ew0123456789a", Protocol: ProtoPod},
@@ -168,8 +172,8 @@ func podStates(pod *space) (host, inPod State) {
 	}
 	inPod = State{
 		Links:  []Link{{Name: "eth0", MAC: "02:00:00:00:00:bb", MTU: 1400, Up: true}},
-		Addrs:  []Addr{{"eth0", podPrefix4}, {"eth0", podPrefix6}},
-		Neighs: []Neigh{{"eth0", addr("169.254.1.1"), "02:00:00:00:00:aa"}, {"eth0", addr("fe80::1"), "02:00:00:00:00:aa"}},
+		Addrs:  []Addr{{Link: "eth0", Prefix: podPrefix4}, {Link: "eth0", Prefix: podPrefix6}},
+		Neighs: []Neigh{{Link: "eth0", IP: addr("169.254.1.1"), MAC: "02:00:00:00:00:aa"}, {Link: "eth0", IP: addr("fe80::1"), MAC: "02:00:00:00:00:aa"}},
 		Routes: []Route{
 			{Dst: pfx("169.254.1.1/32"), Link: "eth0", Protocol: ProtoPod},
 			{Dst: pfx("0.0.0.0/0"), Via: addr("169.254.1.1"), Link: "eth0", Protocol: ProtoPod},
@@ -202,8 +206,9 @@ func TestPodWiring(t *testing.T) {
 		}
 		wantTexts(t, Diff(observed, want),
 			"replace link ew0123456789a address 02:00:00:00:00:aa mtu 1400 up type veth peer eth0 address 02:00:00:00:00:bb (was ew0123456789a address 02:00:00:00:00:cc mtu 1300 up type veth)",
-			"add neighbour 10.10.1.5 lladdr 02:00:00:00:00:bb dev ew0123456789a nud permanent",
-			"add neighbour fd00:10:1::5 lladdr 02:00:00:00:00:bb dev ew0123456789a nud permanent",
+			"add address fe80::1/128 dev ew0123456789a",
+			"add neighbour 10.10.1.5 lladdr 02:00:00:00:00:bb dev ew0123456789a extern_learn",
+			"add neighbour fd00:10:1::5 lladdr 02:00:00:00:00:bb dev ew0123456789a extern_learn",
 			"add route 10.10.1.5 dev ew0123456789a proto 101",
 			"add route fd00:10:1::5 dev ew0123456789a proto 101")
 		observed, err = pod.k.Observe(t.Context(), Scope{}, inPod)
@@ -226,8 +231,8 @@ func TestPodWiring(t *testing.T) {
 	t.Run("delete", func(t *testing.T) {
 		scope := Scope{Links: []string{"ew0123456789a"}}
 		wantTexts(t, host.sync(scope, State{}),
-			"delete neighbour 10.10.1.5 lladdr 02:00:00:00:00:bb dev ew0123456789a nud permanent",
-			"delete neighbour fd00:10:1::5 lladdr 02:00:00:00:00:bb dev ew0123456789a nud permanent",
+			"delete neighbour 10.10.1.5 lladdr 02:00:00:00:00:bb dev ew0123456789a extern_learn",
+			"delete neighbour fd00:10:1::5 lladdr 02:00:00:00:00:bb dev ew0123456789a extern_learn",
 			"delete link ew0123456789a address 02:00:00:00:00:aa mtu 1400 up type veth")
 
 		host.sync(scope, State{})
@@ -245,8 +250,8 @@ func TestOverlay(t *testing.T) {
 	want := State{
 		Links: []Link{{Name: "edgeway.1", Kind: "vxlan", MAC: "02:00:00:00:01:01", MTU: 1450, Up: true,
 			VXLAN: &VXLAN{VNI: 1, Port: 8472, Local: addr("10.0.0.11")}}},
-		Addrs:  []Addr{{"edgeway.1", pfx("10.10.1.0/32")}, {"edgeway.1", pfx("fd00:10:1::/128")}},
-		Neighs: []Neigh{{"edgeway.1", addr("10.10.2.0"), "02:00:00:00:01:02"}, {"edgeway.1", addr("fd00:10:2::"), "02:00:00:00:01:02"}},
+		Addrs:  []Addr{{Link: "edgeway.1", Prefix: pfx("10.10.1.0/32")}, {Link: "edgeway.1", Prefix: pfx("fd00:10:1::/128")}},
+		Neighs: []Neigh{{Link: "edgeway.1", IP: addr("10.10.2.0"), MAC: "02:00:00:00:01:02"}, {Link: "edgeway.1", IP: addr("fd00:10:2::"), MAC: "02:00:00:00:01:02"}},
 		FDB:    []FDB{{"edgeway.1", "02:00:00:00:01:02", addr("10.0.0.12")}},
 		Routes: []Route{
 			{Dst: pfx("10.10.2.0/24"), Via: addr("10.10.2.0"), Link: "edgeway.1", Protocol: ProtoNode, Onlink: true},

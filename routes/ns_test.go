@@ -95,7 +95,7 @@ func (s *space) wire() *space {
 	lan := newSpace(s.t)
 	s.sync(Scope{}, State{
 		Links: []Link{{Name: "eth0", Kind: "veth", Up: true, Peer: &Peer{Name: "lan0", Netns: lan.f}}},
-		Addrs: []Addr{{"eth0", pfx("10.0.0.11/24")}, {"eth0", pfx("fd00:10::11/64")}},
+		Addrs: []Addr{{Link: "eth0", Prefix: pfx("10.0.0.11/24")}, {Link: "eth0", Prefix: pfx("fd00:10::11/64")}},
 	})
 	lan.run("ip link set lan0 up")
 	s.carrier("eth0")

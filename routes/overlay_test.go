@@ -22,11 +22,11 @@ func (n overlayNode) state(other overlayNode) (s State) {
 	s.Links = []Link{{Name: "edgeway.1", Kind: "vxlan", MAC: n.mac, MTU: 1500 - overhead, Up: true,
 		VXLAN: &VXLAN{VNI: 1, Port: 8472, Local: n.underlay}}}
 	for _, c := range n.cidrs {
-		s.Addrs = append(s.Addrs, Addr{"edgeway.1", netip.PrefixFrom(c.Addr(), c.Addr().BitLen())})
+		s.Addrs = append(s.Addrs, Addr{Link: "edgeway.1", Prefix: netip.PrefixFrom(c.Addr(), c.Addr().BitLen())})
 	}
 	for _, c := range other.cidrs {
 		s.Routes = append(s.Routes, Route{Dst: c, Via: c.Addr(), Link: "edgeway.1", Protocol: ProtoNode, Onlink: true})
-		s.Neighs = append(s.Neighs, Neigh{"edgeway.1", c.Addr(), other.mac})
+		s.Neighs = append(s.Neighs, Neigh{Link: "edgeway.1", IP: c.Addr(), MAC: other.mac})
 	}
 	s.FDB = []FDB{{"edgeway.1", other.mac, other.underlay}}
 	return s
@@ -46,11 +46,11 @@ func TestOverlayCarriesPackets(t *testing.T) {
 			bits := nodeA.underlay.BitLen() - 8
 			a.sync(Scope{}, State{
 				Links: []Link{{Name: "eth0", Kind: "veth", Up: true, Peer: &Peer{Name: "eth0", Netns: b.f}}},
-				Addrs: []Addr{{"eth0", netip.PrefixFrom(nodeA.underlay, bits)}},
+				Addrs: []Addr{{Link: "eth0", Prefix: netip.PrefixFrom(nodeA.underlay, bits)}},
 			})
 			b.sync(Scope{}, State{
 				Links: []Link{{Name: "eth0", Up: true}},
-				Addrs: []Addr{{"eth0", netip.PrefixFrom(nodeB.underlay, bits)}},
+				Addrs: []Addr{{Link: "eth0", Prefix: netip.PrefixFrom(nodeB.underlay, bits)}},
 			})
 			scope := Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}
 			a.sync(scope, nodeA.state(nodeB))
@@ -62,7 +62,7 @@ func TestOverlayCarriesPackets(t *testing.T) {
 			}
 			// The other node gets another address: only the forwarding entry and the link follow.
 			nodeB.underlay = nodeB.underlay.Next()
-			b.sync(Scope{}, State{Addrs: []Addr{{"eth0", netip.PrefixFrom(nodeB.underlay, bits)}}})
+			b.sync(Scope{}, State{Addrs: []Addr{{Link: "eth0", Prefix: netip.PrefixFrom(nodeB.underlay, bits)}}})
 			b.sync(scope, nodeB.state(nodeA))
 			if changes := a.sync(scope, nodeA.state(nodeB)); len(changes) != 1 {
 				t.Errorf("changes %v, want the forwarding entry alone", texts(changes))

@@ -50,7 +50,7 @@ func TestListen(t *testing.T) {
 func link(t *testing.T, here, there *space) {
 	t.Helper()
 	state := State{Links: []Link{{Name: "eth0", Kind: "veth", Up: true, Peer: &Peer{Name: "eth0", Netns: there.f}}},
-		Addrs: []Addr{{"eth0", pfx("192.0.2.1/24")}, {"eth0", pfx("fd00::1/64")}}}
+		Addrs: []Addr{{Link: "eth0", Prefix: pfx("192.0.2.1/24")}, {Link: "eth0", Prefix: pfx("fd00::1/64")}}}
 	if _, err := here.k.Sync(t.Context(), Scope{}, state); err != nil {
 		t.Fatal(err)
 	}

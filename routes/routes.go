@@ -71,6 +71,8 @@ type VXLAN struct {
 type Addr struct {
 	Link   string
 	Prefix netip.Prefix
+	// HostScope: the machine answers for the IPv4 address and never sends from it by itself.
+	HostScope bool `json:",omitempty"`
 }
 
 // Route is a unicast route of the main table.
@@ -94,11 +96,15 @@ type Route struct {
 	NextHopID uint32
 }
 
-// Neigh is a permanent ARP or neighbour-discovery entry.
+// Neigh is an ARP or neighbour-discovery entry.
 type Neigh struct {
 	Link string
 	IP   netip.Addr
 	MAC  string
+	// Learns: ARP and neighbour discovery may correct the entry; else it is permanent. It is used at
+	// once and kept, however long nobody uses it. Where it is in use the kernel asks whether it is
+	// still right, and uses it as it is until an answer comes.
+	Learns bool
 }
 
 // FDB is a permanent forwarding entry of a VXLAN link: frames to MAC go to the VTEP at Dst.
@@ -140,8 +146,8 @@ type State struct {
 type Scope struct {
 	// Protocol: every route of the main table with this protocol is ours.
 	Protocol Protocol
-	// Links of these names are ours, with every permanent neighbour, forwarding entry and
-	// global address on them.
+	// Links of these names are ours, with every neighbour that the kernel did not find by itself,
+	// forwarding entry and global address on them.
 	Links []string
 	// NAT: the nftables table "edgeway" is ours.
 	NAT bool

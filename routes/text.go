@@ -134,10 +134,20 @@ func (l Link) String() string {
 	return b.String()
 }
 
-func (a Addr) String() string { return a.Prefix.String() + " dev " + a.Link }
+func (a Addr) String() string {
+	s := a.Prefix.String()
+	if a.HostScope {
+		s += " scope host"
+	}
+	return s + " dev " + a.Link
+}
 
 func (n Neigh) String() string {
-	return n.IP.String() + " lladdr " + n.MAC + " dev " + n.Link + " nud permanent"
+	s := n.IP.String() + " lladdr " + n.MAC + " dev " + n.Link
+	if n.Learns {
+		return s + " extern_learn"
+	}
+	return s + " nud permanent"
 }
 
 // String is the entry as bridge fdb prints it.

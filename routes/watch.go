@@ -15,7 +15,7 @@ import (
 // its nftables table edgeway, and once whenever the kernel says that it lost events. It returns
 // when ctx ends. It calls changed from several goroutines, and waits for it.
 //
-// Of neighbours it reports those of our own links (ew*, edgeway.*), which are permanent: what
+// Of neighbours it reports those of the daemon's own links (edgeway.*), which are permanent: what
 // ARP learns elsewhere comes and goes all the time.
 func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -32,7 +32,7 @@ func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 		return fmt.Errorf("watch: %w", err)
 	}
 	for _, d := range devices {
-		w.links[d.index] = ours(d.Name)
+		w.links[d.index] = watched(d)
 	}
 	streams := []stream{{rtnl, w.counts}}
 	// A firewall that starts anew flushes every table. A kernel without nftables has nothing to see.
@@ -115,8 +115,12 @@ func ourTable(b []byte) (worth bool) {
 }
 
 type watcher struct {
-	links map[int]bool // index to: it is one of ours
+	links map[int]bool // index to: it is the daemon's own
 }
+
+// watched reports that a link's neighbours are the daemon's. Those of a pod's link are not: the
+// kernel questions them twice a minute while they are in use, each time with an event.
+func watched(d device) bool { return ours(d.Name) && d.Kind != "veth" }
 
 // counts reports whether one of the events is worth a look.
 func (w *watcher) counts(b []byte) (worth bool) {
@@ -124,7 +128,7 @@ func (w *watcher) counts(b []byte) (worth bool) {
 		switch h.Type {
 		case unix.RTM_NEWLINK:
 			if d, ok := parseLink(body); ok {
-				w.links[d.index] = ours(d.Name)
+				w.links[d.index] = watched(d)
 			}
 			worth = true
 		case unix.RTM_DELLINK:

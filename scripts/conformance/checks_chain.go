@@ -125,6 +125,15 @@ func chainChecks() []check {
 				t.OK(err, "host to pod")
 			}
 		}},
+		{id: "chain.mac-changed-in-use", level: robust, section: "2", asks: "a pod whose MAC address changes while it is in use is still reached, and reaches the host", run: func(t *T) {
+			p := t.pod()
+			r := t.add(p)
+			for range 2 {
+				t.connected(p, r)
+				t.OK(p.setMAC(p.ifName), "change the MAC address")
+			}
+			t.connected(p, r)
+		}},
 		{id: "chain.prevresult-old-version", level: robust, section: "3", asks: "DEL and CHECK accept a prevResult whose version the list has left behind", run: func(t *T) {
 			if t.net.version != "1.1.0" {
 				t.Skipf("needs 1.1.0")

@@ -25,15 +25,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// knownFailure says why edgeway does not meet a ROBUST requirement; "" for all others.
-func knownFailure(id string) string {
-	if id == "chain.mac-changed" {
-		return "neighbour entries are fixed when ADD makes them, and ARP is not answered; use the capability mac instead of tuning"
-	}
-	return ""
-}
-
-// edgeway meets every requirement, MUST, SHOULD and ROBUST, but for the known failures.
+// edgeway meets every requirement, MUST, SHOULD and ROBUST.
 func TestEdgewayConforms(t *testing.T) {
 	if testing.Short() {
 		t.Skip("kernel test")
@@ -64,10 +56,6 @@ func TestEdgewayConforms(t *testing.T) {
 		t.Fatalf("%v: %s%s", err, stdout.String(), stderr.String())
 	}
 	for _, c := range r.Checks {
-		if why := knownFailure(c.ID); why != "" {
-			t.Logf("%s: %s (%s)", c.ID, c.Status, why)
-			continue
-		}
 		if c.Status == "fail" {
 			t.Errorf("%s %s: %s: %s", c.Level, c.ID, c.Asks, c.Seen)
 		}
