@@ -90,7 +90,7 @@ func (c *ControlPlane) apiServerArgs() []string {
 		"--service-account-signing-key-file=" + c.file("accounts.key"),
 		"--service-cluster-ip-range=" + strings.Join(c.o.ServiceCIDRs, ","),
 		"--audit-policy-file=" + c.file("audit-policy.yaml"), "--audit-log-path=" + c.file("audit.log"),
-		"--allow-privileged", "--profiling=false", "--v=1",
+		"--kubelet-preferred-address-types=InternalIP", "--allow-privileged", "--profiling=false", "--v=1",
 	}
 	if c.o.Addr.IsLoopback() {
 		args = append(args, "--endpoint-reconciler-type=none") // Endpoints must not be loopback addresses

@@ -1,0 +1,172 @@
+package main
+
+// topology is a shop with a LAN behind a switch, and the cluster's control plane beyond it.
+//
+//	node-1  node-2  node-3            node-1 and node-2 are speakers
+//	  .11     .12     .13
+//	───┴───────┴───────┴──── 172.16.0.0/24 ──┐
+//	                                      switch   BIRD, AS 65001
+//	control plane ─────────── 10.99.0.0/24 ──┘
+//	  10.99.0.10
+const topology = `
+switches:
+- name: switch
+  asn: 65001
+  links:
+  - {lan: shop, addrs: [172.16.0.1/24, "fd00:172::1/64"]}
+  - {lan: wan, addrs: [10.99.0.1/24, "fd00:99::1/64"]}
+  neighbors:
+  - {name: node1, address: 172.16.0.11, asn: 65010, password: mySecretValue}
+  - {name: node2, address: 172.16.0.12, asn: 65010, password: mySecretValue}
+hosts:
+- name: control-plane
+  links: [{lan: wan, addrs: [10.99.0.10/24, "fd00:99::10/64"]}]
+  routes: [{to: 0.0.0.0/0, via: 10.99.0.1}, {to: "::/0", via: "fd00:99::1"}]
+nodes:
+- name: node-1
+  links: [{lan: shop, addrs: [172.16.0.11/24, "fd00:172::11/64"]}]
+  routes: [{to: 0.0.0.0/0, via: 172.16.0.1}, {to: "::/0", via: "fd00:172::1"}]
+- name: node-2
+  links: [{lan: shop, addrs: [172.16.0.12/24, "fd00:172::12/64"]}]
+  routes: [{to: 0.0.0.0/0, via: 172.16.0.1}, {to: "::/0", via: "fd00:172::1"}]
+- name: node-3
+  links: [{lan: shop, addrs: [172.16.0.13/24, "fd00:172::13/64"]}]
+  routes: [{to: 0.0.0.0/0, via: 172.16.0.1}, {to: "::/0", via: "fd00:172::1"}]
+`
+
+const (
+	controlPlaneAddr = "10.99.0.10"
+	nodeLabel        = "alibabacloud.com/nodepool-id=npxxx"
+)
+
+// bgpPeer is what a user of Terway Edge writes.
+const bgpPeer = `
+apiVersion: network.openyurt.io/v1alpha1
+kind: BGPPeer
+metadata:
+  name: peer
+spec:
+  localSpeakers:
+    - node-1
+    - node-2
+  localAsNumber: 65010
+  peerIP: 172.16.0.1
+  peerAsNumber: 65001
+  nodeSelector: alibabacloud.com/nodepool-id=npxxx
+  # Optional.
+  authPassword:
+    secretKeyRef:
+      name: bgp-secret
+      key: password
+---
+# Optional.
+apiVersion: v1
+kind: Secret
+metadata:
+  name: bgp-secret
+  namespace: kube-system
+type: Opaque
+data:
+  password: bXlTZWNyZXRWYWx1ZQ==
+`
+
+// workloads are pods of the three kinds that keep their names: of a DaemonSet, of a StatefulSet,
+// and, see staticPod, those that a kubelet starts by itself.
+const workloads = `
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: agent}
+spec:
+  selector: {matchLabels: {app: agent}}
+  template:
+    metadata: {labels: {app: agent}}
+    spec: {CONTAINER}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: till}
+spec:
+  replicas: 3
+  serviceName: till
+  podManagementPolicy: Parallel
+  selector: {matchLabels: {app: till}}
+  template:
+    metadata: {labels: {app: till}}
+    spec:
+      {"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "till"}}}]}}, CONTAINER}
+`
+
+// staticPod is a file in a directory that the kubelet reads.
+const staticPod = `
+apiVersion: v1
+kind: Pod
+metadata: {name: door}
+spec: {CONTAINER}
+`
+
+// container is the same in all pods. It is the first process of its namespace, and so ignores SIGTERM.
+const container = `"dnsPolicy": "Default", "terminationGracePeriodSeconds": 1,
+  "containers": [{"name": "web", "image": "edgeway.test/busybox:1", "imagePullPolicy": "Never",
+    "command": ["/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/www"],
+    "readinessProbe": {"httpGet": {"path": "/cgi-bin/who", "port": 80}, "periodSeconds": 2, "timeoutSeconds": 5}}]`
+
+// containerdConfig is of version 2, which containerd 1.6 and 2.x read. Where a test runs there is
+// perhaps no AppArmor, and no CAP_SYS_RESOURCE, without which runc cannot lower an OOM score.
+const containerdConfig = `version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "edgeway.test/busybox:1"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+`
+
+// kubeletConfig takes from a kubelet what would reach over its namespaces' borders: iptables rules
+// that nobody asked for, the OOM score. Nobody but this run reaches its port.
+const kubeletConfig = `apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
+staticPodPath: /etc/kubernetes/manifests
+cgroupDriver: cgroupfs
+cgroupRoot: CGROUP
+failCgroupV1: false
+failSwapOn: false
+oomScoreAdj: 0
+resolvConf: ""
+makeIPTablesUtilChains: false
+imageGCHighThresholdPercent: 100
+evictionHard: {nodefs.available: "0%", imagefs.available: "0%", memory.available: "0%"}
+nodeStatusUpdateFrequency: 2s
+authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
+authorization: {mode: AlwaysAllow}
+`
+
+// bootScript makes what a machine has of its own and what is new at each boot. A boot is told from
+// another by its boot ID (drivers/char/random.c). /sys is mounted anew, because it shows the network
+// of the namespace that mounts it. The kubelet wants some settings of the whole machine changed:
+// it gets files that say so.
+const bootScript = `set -e
+hostname NAME
+mkdir -p DIR/cgroup
+mount --rbind /sys/fs/cgroup DIR/cgroup
+umount -R -l /sys
+mount -t sysfs sysfs /sys
+mount --rbind DIR/cgroup /sys/fs/cgroup
+umount -R -l DIR/cgroup
+mount -t tmpfs -o mode=755 tmpfs /run
+mount --bind DIR/var-lib /var/lib
+mount --bind DIR/var-log /var/log
+mount --bind DIR/opt /opt
+mount -t overlay overlay -o lowerdir=/etc,upperdir=DIR/etc,workdir=DIR/etc-work /etc
+mkdir /run/sys
+pretend() { echo "$2" >/run/sys/$(basename $1); mount --bind /run/sys/$(basename $1) /proc/sys/$1; }
+pretend kernel/random/boot_id $(cat /proc/sys/kernel/random/uuid)
+pretend vm/overcommit_memory 1
+pretend vm/panic_on_oom 0
+pretend kernel/panic 10
+pretend kernel/panic_on_oops 1
+pretend kernel/keys/root_maxkeys 1000000
+pretend kernel/keys/root_maxbytes 25000000
+mount --make-rshared /
+echo READY
+exec sleep infinity
+`

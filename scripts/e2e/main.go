@@ -1,0 +1,80 @@
+// Command e2e plays a shop's day on a real Kubernetes: an API server and its controllers, a switch
+// that is BIRD, and three nodes with a real kubelet, containerd and edgewayd each, in network and
+// mount namespaces of their own. The API server goes away, pods restart, the power fails, and each
+// pod must have the address that it had. It needs root and some minutes, and removes what it made,
+// also when it is interrupted; when it fails it keeps what the programs said.
+//
+//	make e2e
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
+)
+
+func main() {
+	bin := flag.String("bin", "bin", "directory of edgeway and edgewayd")
+	deploy := flag.String("deploy", "deploy/kubernetes", "directory of the manifests that a cluster needs for edgewayd")
+	flag.Parse()
+	// SIGPIPE: whoever read the output has gone, and the nodes must go too.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	defer stop()
+	if err := run(ctx, *bin, *deploy); err != nil {
+		fmt.Fprintln(os.Stderr, "FAIL ", err)
+		os.Exit(1)
+	}
+}
+
+// run plays the story; whatever comes of it, everything is taken down.
+func run(ctx context.Context, bin, deploy string) (err error) {
+	if err := missing(bin); err != nil {
+		return err
+	}
+	labs, err := lab.Sweep()
+	pods, err2 := sweepCgroups(ctx)
+	if err := errors.Join(err, err2); err != nil {
+		return fmt.Errorf("remove what an interrupted run left: %w", err)
+	}
+	if gone := append(labs, pods...); len(gone) > 0 {
+		fmt.Println("removed what an interrupted run left:", strings.Join(gone, ", "))
+	}
+	l, err := lab.New(lab.Options{Bin: bin})
+	if err != nil {
+		return err
+	}
+	s := &story{stage: &stage{lab: l, deploy: deploy}, begin: time.Now()}
+	defer func() {
+		if err != nil {
+			dir, e := s.keepLogs()
+			err = errors.Join(err, e)
+			fmt.Fprintln(os.Stderr, "what the programs said is in", dir)
+		}
+		if e := s.close(); e != nil {
+			err = errors.Join(err, e)
+		} else if err == nil {
+			s.pass("nothing is left on this machine: no process, namespace, mount or cgroup")
+		}
+	}()
+	if err := s.build(ctx, bin); err != nil {
+		return err
+	}
+	s.pass("control plane %s, switch, LAN", s.version())
+	for _, act := range s.acts() {
+		if err := act(ctx); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return errors.New("interrupted; what was built is taken down")
+		}
+	}
+	return nil
+}

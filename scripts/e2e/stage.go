@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/edgeway-cni/edgeway/scripts/kube"
+	"github.com/edgeway-cni/edgeway/scripts/lab"
+)
+
+// stage is what the story plays on.
+type stage struct {
+	lab     *lab.Lab
+	bin     string // the programs of the nodes
+	deploy  string // directory of the cluster's manifests
+	control *kube.ControlPlane
+	switchA *lab.Switch
+	vpc     *lab.Machine // where the control plane stands
+	nodes   []*node
+}
+
+// nodeNames are those of the topology.
+var nodeNames = []string{"node-1", "node-2", "node-3"}
+
+// missing says what this machine lacks.
+func missing(bin string) error {
+	var all []string
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox", "nsenter", "unshare", "ip", "ping"} {
+		if _, err := exec.LookPath(name); err != nil {
+			all = append(all, name)
+		}
+	}
+	if all = append(all, lab.Tools(lab.BIRD)...); len(all) > 0 {
+		return fmt.Errorf("not installed: %s; run scripts/install-test-tools.sh", strings.Join(all, ", "))
+	}
+	if all := kube.Missing("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet"); len(all) > 0 {
+		return fmt.Errorf("not in %s: %s; run scripts/kube/build.sh", kube.Dir(), strings.Join(all, ", "))
+	}
+	for _, name := range []string{"edgeway", "edgewayd"} {
+		if _, err := os.Stat(filepath.Join(bin, name)); err != nil {
+			return fmt.Errorf("%w; run make build", err)
+		}
+	}
+	return nil
+}
+
+// collect copies the programs of the nodes, so that a build does not change them under the run, and
+// builds the reference plugins that stand beside ours.
+func collect(ctx context.Context, bin, into string) error {
+	if err := os.MkdirAll(into, 0o755); err != nil {
+		return err
+	}
+	for _, name := range []string{"edgeway", "edgewayd"} {
+		if err := copyFile(filepath.Join(bin, name), filepath.Join(into, name)); err != nil {
+			return err
+		}
+	}
+	const plugins = "github.com/containernetworking/plugins/plugins/"
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", into+"/", plugins+"main/loopback", plugins+"meta/portmap")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
+	}
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		return err
+	}
+	return writeImage(filepath.Join(into, "busybox.tar"), busybox)
+}
+
+// build makes machines, switch and control plane; the nodes are not switched on.
+func (s *stage) build(ctx context.Context, bin string) error {
+	s.bin = filepath.Join(s.lab.Dir, "bin")
+	if err := collect(ctx, bin, s.bin); err != nil {
+		return err
+	}
+	spec, err := lab.ParseTopology([]byte(topology))
+	if err != nil {
+		return err
+	}
+	if err := s.lab.Build(ctx, spec); err != nil {
+		return err
+	}
+	s.switchA, s.vpc = s.lab.Switch("switch"), s.lab.Machine("control-plane")
+	for _, name := range nodeNames {
+		n, err := newNode(s.lab, name, s.bin, filepath.Join(s.bin, "busybox.tar"))
+		if err != nil {
+			return err
+		}
+		s.nodes = append(s.nodes, n)
+	}
+	s.control, err = kube.New(ctx, s.vpc.Dir, kube.Options{
+		Netns: s.vpc.Path(), Addr: netip.MustParseAddr(controlPlaneAddr),
+		PodCIDRs: []string{"10.244.0.0/16", "fd00:244::/48"}, Programs: []string{"kube-controller-manager", "kube-scheduler"},
+	})
+	return err
+}
+
+// admit installs what a cluster needs for edgewayd, and gives the nodes their credentials.
+func (s *stage) admit() error {
+	for _, dir := range []string{"crds", "rbac"} {
+		if err := s.control.Apply(filepath.Join(s.deploy, dir)); err != nil {
+			return err
+		}
+	}
+	account, err := s.control.ServiceAccount("kube-system", "edgewayd")
+	if err != nil {
+		return err
+	}
+	for _, n := range s.nodes {
+		kubelet, err := s.control.Kubeconfig("system:node:"+n.Name, "system:nodes")
+		if err != nil {
+			return err
+		}
+		for from, to := range map[string]string{kubelet: "etc/kubernetes/kubelet.conf", account: "etc/edgeway/kubeconfig"} {
+			if err := copyFile(from, n.file(to)); err != nil {
+				return fmt.Errorf("%s: %w", n.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// each does the same on all nodes at once.
+func (s *stage) each(ctx context.Context, do func(*node, context.Context) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, n := range s.nodes {
+		group.Go(func() error { return do(n, ctx) })
+	}
+	return group.Wait()
+}
+
+// node of that name.
+func (s *stage) node(name string) *node {
+	for _, n := range s.nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+// close ends everything, however little of it was built, and says what is left.
+func (s *stage) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*stopTimeout)
+	defer cancel()
+	errs := []error{s.each(ctx, (*node).PowerOff)}
+	if s.control != nil {
+		errs = append(errs, s.control.Close())
+	}
+	errs = append(errs, s.lab.Close(), s.left())
+	return errors.Join(errs...)
+}
+
+// left is nil when nothing of the run is on the machine any more.
+func (s *stage) left() error {
+	var left []string
+	for _, pattern := range []string{"/run/netns/" + s.lab.Prefix + "*", cgroups + "/" + s.lab.Prefix + "*", cgroups + "/*/" + s.lab.Prefix + "*", s.lab.Dir} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return err
+		}
+		left = append(left, found...)
+	}
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), s.lab.Prefix) {
+		left = append(left, "a mount")
+	}
+	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is valid
+	for _, path := range procs {
+		if line, err := os.ReadFile(path); err == nil && strings.Contains(string(line), s.lab.Prefix+"-") {
+			left = append(left, strings.ReplaceAll(string(line), "\x00", " "))
+		}
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("left behind: %v", left)
+	}
+	return nil
+}
+
+// keepLogs copies what the programs said to where it outlives the run.
+func (s *stage) keepLogs() (dir string, err error) {
+	if dir, err = os.MkdirTemp("", "edgeway-e2e-"); err != nil {
+		return "", err
+	}
+	err = filepath.WalkDir(s.lab.Dir, func(path string, e fs.DirEntry, err error) error {
+		name := filepath.Base(path)
+		if e != nil && e.IsDir() && (name == "var-lib" || name == "var-log" || name == "opt") {
+			return fs.SkipDir
+		}
+		if err != nil || filepath.Ext(name) != ".log" {
+			return nil // what cannot be read cannot be kept
+		}
+		flat := strings.ReplaceAll(strings.TrimPrefix(path, s.lab.Dir+"/"), "/", "-")
+		return copyFile(path, filepath.Join(dir, flat))
+	})
+	return dir, err
+}
