@@ -8,10 +8,6 @@ import (
 	"net/netip"
 	"strings"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 )
 
 const (
@@ -22,6 +18,8 @@ const (
 	// eventLifetime is how long an API server keeps an event (--event-ttl); counting begins
 	// again after it.
 	eventLifetime = time.Hour
+	// maxEventMessage is what an API server takes, in bytes.
+	maxEventMessage = 1024
 	// maxPendingEvents bounds what waits for the API server; a node has a few sessions.
 	maxPendingEvents = 256
 )
@@ -31,8 +29,8 @@ type EventType string
 
 // The types of events.
 const (
-	Normal  = EventType(corev1.EventTypeNormal)
-	Warning = EventType(corev1.EventTypeWarning)
+	Normal  EventType = "Normal"
+	Warning EventType = "Warning"
 )
 
 // Event is what `kubectl describe` lists below a BGPPeer or BGPClusterConfig.
@@ -97,13 +95,13 @@ func (p pendingEvent) then(e Event, now time.Time) pendingEvent {
 
 // eventRecord is what the API server has of one reason of one session.
 type eventRecord struct {
-	uid         types.UID // of the resource
+	uid         string // of the resource
 	first, last time.Time
 	count       int
 }
 
 // after returns the record when p is sent too, for the resource uid.
-func (r eventRecord) after(p pendingEvent, uid types.UID) eventRecord {
+func (r eventRecord) after(p pendingEvent, uid string) eventRecord {
 	if r.uid != uid || p.last.Sub(r.last) > eventLifetime {
 		r = eventRecord{uid: uid, first: p.first}
 	}
@@ -112,22 +110,36 @@ func (r eventRecord) after(p pendingEvent, uid types.UID) eventRecord {
 	return r
 }
 
+// eventObject is what we write of a v1 Event.
+type eventObject struct {
+	APIVersion         string            `json:"apiVersion"`
+	Kind               string            `json:"kind"`
+	Metadata           map[string]string `json:"metadata"`
+	InvolvedObject     map[string]string `json:"involvedObject"`
+	Type               EventType         `json:"type"`
+	Reason             string            `json:"reason"`
+	Message            string            `json:"message"`
+	Source             map[string]string `json:"source"`
+	FirstTimestamp     time.Time         `json:"firstTimestamp"`
+	LastTimestamp      time.Time         `json:"lastTimestamp"`
+	Count              int               `json:"count"`
+	ReportingComponent string            `json:"reportingComponent"`
+	ReportingInstance  string            `json:"reportingInstance"`
+}
+
 // eventText returns the name of the event's object and what is sent. The name is the same for
 // each event of that reason and session, also after a restart: what repeats is counted.
 func eventText(node string, p pendingEvent, r eventRecord) (name string, text []byte, err error) {
 	kind, object, _ := strings.Cut(p.Resource, "/")
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s %s %s", r.uid, node, endpoint(p.Peer, p.Port), p.Reason))
 	name = fmt.Sprintf("%s.%x", strings.TrimRight(object[:min(len(object), 200)], "-."), sum[:8])
-	e := corev1.Event{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Event"},
-		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: eventNamespace},
-		InvolvedObject: corev1.ObjectReference{
-			APIVersion: version(kind), Kind: kind, Name: object, UID: r.uid,
-		},
-		Type: string(p.Type), Reason: p.Reason, Message: shorten(p.Message, 1024), // the API server's limit
-		Source:         corev1.EventSource{Component: eventComponent, Host: node},
-		FirstTimestamp: metav1.NewTime(r.first), LastTimestamp: metav1.NewTime(r.last), Count: int32(r.count),
-		ReportingController: eventComponent, ReportingInstance: node,
+	e := eventObject{
+		APIVersion: "v1", Kind: "Event", Metadata: map[string]string{"name": name, "namespace": eventNamespace},
+		InvolvedObject: map[string]string{"apiVersion": version(kind), "kind": kind, "name": object, "uid": r.uid},
+		Type:           p.Type, Reason: p.Reason, Message: shorten(p.Message, maxEventMessage),
+		Source:         map[string]string{"component": eventComponent, "host": node},
+		FirstTimestamp: r.first.UTC().Truncate(time.Second), LastTimestamp: r.last.UTC().Truncate(time.Second), Count: r.count,
+		ReportingComponent: eventComponent, ReportingInstance: node,
 	}
 	text, err = json.Marshal(e)
 	if err != nil {

@@ -6,8 +6,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"k8s.io/client-go/dynamic"
 )
 
 // SessionReport is what this node says of one of its BGP sessions in the status of the resource
@@ -42,10 +40,10 @@ func (s SessionReport) Established() bool { return s.State == established }
 // Each node owns its own entries of status.speakers and no others (server-side apply, with the
 // field manager edgewayd-<node>), so that nodes neither overwrite nor wait for each other.
 type Reporter struct {
-	node    string
-	connect func() (dynamic.Interface, error)
-	pace    reportPace
-	wake    chan struct{} // one slot: look again
+	node string
+	dial func() (*connection, error)
+	pace reportPace
+	wake chan struct{} // one slot: look again
 
 	mu       sync.Mutex // guards what follows; nobody waits for the network under it
 	wanted   map[string][]speakerStatus
@@ -77,19 +75,12 @@ var defaultReportPace = reportPace{
 
 // NewReporter returns a Reporter for the node o.Node. Nothing is sent before Run.
 func NewReporter(o KubernetesOptions) *Reporter {
-	connect := func() (dynamic.Interface, error) {
-		config, err := ClientConfig(o.Kubeconfig, o.UserAgent)
-		if err != nil {
-			return nil, err
-		}
-		return dynamic.NewForConfig(config)
-	}
-	return newReporter(o.Node, connect, defaultReportPace)
+	return newReporter(o.Node, func() (*connection, error) { return connect(o) }, defaultReportPace)
 }
 
-func newReporter(node string, connect func() (dynamic.Interface, error), p reportPace) *Reporter {
+func newReporter(node string, dial func() (*connection, error), p reportPace) *Reporter {
 	return &Reporter{
-		node: node, connect: connect, pace: p, wake: make(chan struct{}, 1),
+		node: node, dial: dial, pace: p, wake: make(chan struct{}, 1),
 		pending: map[eventKey]pendingEvent{}, problems: map[string]Problem{},
 	}
 }
@@ -103,8 +94,8 @@ func (r *Reporter) Sync(sessions []SessionReport) {
 		wanted[s.Resource] = append(wanted[s.Resource], s.status(r.node))
 		live[eventKey{s.Resource, s.endpoint()}] = true
 	}
-	for _, entries := range wanted {
-		sortEntries(entries)
+	for ref, entries := range wanted {
+		wanted[ref] = arranged(entries)
 	}
 	r.mu.Lock()
 	r.wanted = wanted

@@ -8,9 +8,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
 const (
@@ -22,18 +19,27 @@ const (
 // speakerStatus is one entry of status.speakers: one session of one node. The node, the address
 // and the port are its key in the list.
 type speakerStatus struct {
-	Node        string             `json:"node"`
-	Address     netip.Addr         `json:"address"`
-	Port        uint16             `json:"port"`
-	Name        string             `json:"name,omitempty"`
-	ASN         uint32             `json:"asn"`
-	State       string             `json:"state"`
-	Since       metav1.Time        `json:"since"`
-	Reason      string             `json:"reason,omitempty"`
-	Message     string             `json:"message,omitempty"`
-	Prefixes    int                `json:"prefixesAdvertised"`
-	RestartTime int                `json:"gracefulRestartSeconds"`
-	Conditions  []metav1.Condition `json:"conditions"`
+	Node        string      `json:"node"`
+	Address     netip.Addr  `json:"address"`
+	Port        uint16      `json:"port"`
+	Name        string      `json:"name,omitempty"`
+	ASN         uint32      `json:"asn"`
+	State       string      `json:"state"`
+	Since       time.Time   `json:"since"`
+	Reason      string      `json:"reason,omitempty"`
+	Message     string      `json:"message,omitempty"`
+	Prefixes    int         `json:"prefixesAdvertised"`
+	RestartTime int         `json:"gracefulRestartSeconds"`
+	Conditions  []condition `json:"conditions"`
+}
+
+// condition is a metav1.Condition.
+type condition struct {
+	Type               string    `json:"type"`
+	Status             string    `json:"status"` // True, False
+	LastTransitionTime time.Time `json:"lastTransitionTime"`
+	Reason             string    `json:"reason"`
+	Message            string    `json:"message"`
 }
 
 // reportStatus is the status of a BGPPeer or BGPClusterConfig, as far as one node owns it.
@@ -59,26 +65,28 @@ func endpoint(a netip.Addr, port uint16) netip.AddrPort {
 
 // status returns the entry that says it.
 func (s SessionReport) status(node string) speakerStatus {
-	since := metav1.NewTime(s.Since.UTC().Truncate(time.Second)) // what the API server keeps of it
+	since := s.Since.UTC().Truncate(time.Second) // what the API server keeps of it
 	e := speakerStatus{
 		Node: node, Address: s.Peer, Port: s.endpoint().Port(), Name: s.PeerName, ASN: s.PeerASN,
 		State: s.State, Since: since, Prefixes: s.Advertised, RestartTime: int(s.RestartTime / time.Second),
 	}
-	up := metav1.Condition{
-		Type: established, Status: metav1.ConditionTrue, Reason: established, LastTransitionTime: since,
-	}
+	up := condition{Type: established, Status: "True", Reason: established, LastTransitionTime: since}
 	if !s.Established() {
 		e.Reason, e.Message = cmp.Or(s.Reason, connecting), s.Message
-		up.Status, up.Reason, up.Message = metav1.ConditionFalse, e.Reason, e.Message
+		up.Status, up.Reason, up.Message = "False", e.Reason, e.Message
 	}
-	e.Conditions = []metav1.Condition{up}
+	e.Conditions = []condition{up}
 	return e
 }
 
-func sortEntries(entries []speakerStatus) {
-	slices.SortFunc(entries, func(a, b speakerStatus) int {
-		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Node, b.Node))
-	})
+// arranged returns the entries in the order of their keys, each key once: "port 179" and "the
+// usual port" may be two peers of a resource, and are one session.
+func arranged(entries []speakerStatus) []speakerStatus {
+	order := func(a, b speakerStatus) int {
+		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Port, b.Port))
+	}
+	slices.SortStableFunc(entries, order)
+	return slices.CompactFunc(entries, func(a, b speakerStatus) bool { return order(a, b) == 0 })
 }
 
 // news is the part of an entry that is worth a write. Not in it: the message, which can change at
@@ -144,31 +152,30 @@ func statusText(ref string, entries []speakerStatus) ([]byte, error) {
 	return text, nil
 }
 
+// applied is what we read of the resource that the API server answers with.
+type applied struct {
+	Metadata struct{ UID string }
+	Spec     struct {
+		LocalSpeakers []string                // of a BGPPeer
+		BGPSpeakers   []struct{ Name string } // of a BGPClusterConfig
+	}
+	Status struct {
+		Speakers []struct{ Node string }
+	}
+}
+
 // strays returns the nodes that status.speakers has entries of and the spec does not name: they
 // were speakers, and went before they could take their entries back.
-func strays(o *unstructured.Unstructured) []string {
-	speakers, _, _ := unstructured.NestedStringSlice(o.Object, "spec", "localSpeakers")
-	for _, s := range objectsAt(o, "spec", "bgpSpeakers") {
-		name, _, _ := unstructured.NestedString(s, "name")
-		speakers = append(speakers, name)
+func (a applied) strays() []string {
+	speakers := slices.Clone(a.Spec.LocalSpeakers)
+	for _, s := range a.Spec.BGPSpeakers {
+		speakers = append(speakers, s.Name)
 	}
 	var nodes []string
-	for _, e := range objectsAt(o, "status", "speakers") {
-		node, _, _ := unstructured.NestedString(e, "node")
-		if node != "" && !slices.Contains(speakers, node) && !slices.Contains(nodes, node) {
-			nodes = append(nodes, node)
+	for _, e := range a.Status.Speakers {
+		if !slices.Contains(speakers, e.Node) && !slices.Contains(nodes, e.Node) {
+			nodes = append(nodes, e.Node)
 		}
 	}
 	return nodes
-}
-
-func objectsAt(o *unstructured.Unstructured, path ...string) []map[string]any {
-	list, _, _ := unstructured.NestedSlice(o.Object, path...)
-	var objects []map[string]any
-	for _, item := range list {
-		if m, ok := item.(map[string]any); ok {
-			objects = append(objects, m)
-		}
-	}
-	return objects
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -17,8 +18,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/rest"
 )
 
 var quickReports = reportPace{
@@ -161,8 +160,11 @@ func (f *fakeAPI) count() int {
 	return len(f.requests)
 }
 
-func (f *fakeAPI) connect() (dynamic.Interface, error) {
-	return dynamic.NewForConfig(&rest.Config{Host: f.URL, QPS: 1000, Burst: 1000})
+func (f *fakeAPI) connect() (*connection, error) {
+	base, err := url.Parse(f.URL)
+	c := &connection{base: base, client: f.Client()}
+	c.print = c.fingerprint()
+	return c, err
 }
 
 // reporting starts a Reporter of the node toward f.
@@ -350,7 +352,7 @@ func TestReporterRefused(t *testing.T) {
 	r := reporting(t, f, "n1", quickReports)
 	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
 	eventually(t, "a problem", []string{
-		"BGPPeer/a: want its status.speakers written by this node, got Forbidden here; apply deploy/kubernetes/rbac; BGP itself does not depend on it",
+		"BGPPeer/a: want its status.speakers written by this node, got 403: Forbidden here; apply deploy/kubernetes/rbac; BGP itself does not depend on it",
 	}, func() []string { return texts(r.Problems()) })
 	f.fail(nil)
 	eventually(t, "written", "n1 10.0.0.1 Established  1\n", func() string { return f.says("BGPPeer/a") })
@@ -364,7 +366,7 @@ func TestReporterRefused(t *testing.T) {
 	})
 	r.Event(up("BGPPeer/a", 1).Event("n1"))
 	eventually(t, "a problem", []string{
-		"BGPPeer/a: want its events written by this node, got Forbidden here; apply deploy/kubernetes/rbac; BGP itself does not depend on it",
+		"BGPPeer/a: want its events written by this node, got 403: Forbidden here; apply deploy/kubernetes/rbac; BGP itself does not depend on it",
 	}, func() []string { return texts(r.Problems()) })
 	f.fail(nil)
 	eventually(t, "told", []string{"Established x1"}, f.told)
@@ -439,4 +441,15 @@ func TestManager(t *testing.T) {
 	if manager(long) == manager(long[:252]+"x") {
 		t.Error("two nodes have one field manager")
 	}
+}
+
+// Two names for one switch are one entry: the API server refuses a key twice.
+func TestReporterOneEntryPerSwitch(t *testing.T) {
+	f := newFakeAPI(t)
+	f.add("BGPClusterConfig/b", "uid-b", "n1")
+	r := reporting(t, f, "n1", quickReports)
+	usual, named := up("BGPClusterConfig/b", 1), up("BGPClusterConfig/b", 1)
+	usual.PeerName, named.PeerName, named.Port = "s1", "s2", 179
+	r.Sync([]SessionReport{usual, named})
+	eventually(t, "one", "n1 10.0.0.1 Established  1\n", func() string { return f.says("BGPClusterConfig/b") })
 }

@@ -1,21 +1,18 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
-
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/dynamic"
 )
 
 const (
@@ -26,13 +23,10 @@ const (
 	eventsRefused = "eventsRefused" // nor our events
 )
 
-// resourceNames are the resources of our kinds, as the API server has them in its paths.
-var resourceNames = map[string]string{kindPeer: "bgppeers", kindCluster: "bgpclusterconfigs"}
-
 // reportWriter sends what a Reporter was told. Its state is that of one goroutine.
 type reportWriter struct {
 	*Reporter
-	client  dynamic.Interface // nil until the configuration could be read
+	server  *connection // nil until the configuration could be read
 	known   map[string]*reported
 	events  map[eventRecordKey]*sentEvent
 	wait    time.Duration // the last back-off
@@ -41,7 +35,7 @@ type reportWriter struct {
 
 // reported is what we know of our part of one resource's status.
 type reported struct {
-	uid       types.UID
+	uid       string
 	entries   []speakerStatus // as last written; none: nothing of ours is there
 	notBefore time.Time
 	checkAt   time.Time
@@ -92,6 +86,10 @@ func (w *reportWriter) work(ctx context.Context) time.Time {
 		}
 		w.wait = min(max(2*w.wait, w.pace.retryLeast), w.pace.retryMost)
 		w.retryAt = time.Now().Add(jitter(w.wait))
+		var r *refusal
+		if errors.As(err, &r) {
+			w.retryAt = later(w.retryAt, time.Now().Add(min(r.retryAfter, w.pace.retryMost)))
+		}
 	}
 	return time.Time{}
 }
@@ -153,7 +151,7 @@ var longAgo = time.Unix(0, 0)
 // server is away; an answer is none, whatever it says.
 func (w *reportWriter) writeStatus(ctx context.Context, ref string, entries []speakerStatus) error {
 	have := w.known[ref]
-	o, err := w.applyStatus(ctx, ref, manager(w.node), entries)
+	a, err := w.applyStatus(ctx, ref, manager(w.node), entries)
 	now := time.Now()
 	if away(err) {
 		return err
@@ -161,7 +159,7 @@ func (w *reportWriter) writeStatus(ctx context.Context, ref string, entries []sp
 	w.solve(ref, err)
 	have.notBefore, have.checkAt = now.Add(w.pace.coalesce), now.Add(jitter(w.pace.check))
 	switch {
-	case apierrors.IsNotFound(err):
+	case answered(err, http.StatusNotFound):
 		// The resource is gone, and our entries with it; or its kind is not there yet.
 		*have = reported{notBefore: now.Add(jitter(w.pace.refused))}
 		return nil
@@ -169,8 +167,8 @@ func (w *reportWriter) writeStatus(ctx context.Context, ref string, entries []sp
 		have.notBefore, have.checkAt = now.Add(jitter(w.pace.refused)), now.Add(jitter(w.pace.refused))
 		return nil
 	}
-	have.uid, have.entries = o.GetUID(), entries
-	for _, node := range strays(o) {
+	have.uid, have.entries = a.Metadata.UID, entries
+	for _, node := range a.strays() {
 		if node == w.node {
 			continue
 		}
@@ -183,21 +181,51 @@ func (w *reportWriter) writeStatus(ctx context.Context, ref string, entries []sp
 	return nil
 }
 
-func (w *reportWriter) applyStatus(ctx context.Context, ref, manager string, entries []speakerStatus) (*unstructured.Unstructured, error) {
+// applyStatus makes entries all that the field manager has in a resource's status.
+func (w *reportWriter) applyStatus(ctx context.Context, ref, manager string, entries []speakerStatus) (applied, error) {
+	var a applied
 	text, err := statusText(ref, entries)
+	if err != nil {
+		return a, err
+	}
+	name, object, _ := strings.Cut(ref, "/")
+	path := kind{version(name), name}.path() + "/" + object + "/status"
+	body, err := w.server.apply(ctx, path, manager, text)
+	if err != nil {
+		return a, err
+	}
+	if err := json.Unmarshal(body, &a); err != nil {
+		return a, fmt.Errorf("status of %s: the answer is not from an API server: %w", ref, err)
+	}
+	return a, nil
+}
+
+// apply is a server-side apply: the field manager has of the object what text says, and nothing
+// else. It never conflicts (force): nobody else has business in what we say.
+func (c *connection) apply(ctx context.Context, path, manager string, text []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
+	to := c.base.JoinPath(path)
+	to.RawQuery = url.Values{"fieldManager": {manager}, "force": {"true"}}.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPatch, to.String(), bytes.NewReader(text))
 	if err != nil {
 		return nil, err
 	}
-	kind, name, _ := strings.Cut(ref, "/")
-	group, version, _ := strings.Cut(version(kind), "/")
-	resource := schema.GroupVersionResource{Group: group, Version: version, Resource: resourceNames[kind]}
-	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
-	defer cancel()
-	return w.client.Resource(resource).Patch(ctx, name, types.ApplyPatchType, text, applyOptions(manager), "status")
+	req.Header.Set("Content-Type", "application/apply-patch+yaml") // JSON is YAML
+	req.Header.Set("Accept", "application/json")
+	resp, err := c.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated {
+		return nil, refused(resp)
+	}
+	return io.ReadAll(io.LimitReader(resp.Body, maxObject))
 }
 
 // writeEvent sends the latest event of a session. Its error means that the API server is away.
-func (w *reportWriter) writeEvent(ctx context.Context, key eventKey, p pendingEvent, uid types.UID) error {
+func (w *reportWriter) writeEvent(ctx context.Context, key eventKey, p pendingEvent, uid string) error {
 	record := eventRecordKey{key, p.Reason}
 	sent := w.events[record]
 	if sent == nil {
@@ -208,10 +236,7 @@ func (w *reportWriter) writeEvent(ctx context.Context, key eventKey, p pendingEv
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
-	defer cancel()
-	resource := schema.GroupVersionResource{Version: "v1", Resource: "events"}
-	_, err = w.client.Resource(resource).Namespace(eventNamespace).Patch(ctx, name, types.ApplyPatchType, text, applyOptions(manager(w.node)))
+	_, err = w.server.apply(ctx, "api/v1/namespaces/"+eventNamespace+"/events/"+name, manager(w.node), text)
 	if away(err) {
 		return err
 	}
@@ -243,15 +268,19 @@ func (w *reportWriter) forgetEvents(now time.Time) {
 	}
 }
 
+// connected sees to a connection with the credentials as they are now: a kubelet's are renewed.
 func (w *reportWriter) connected() error {
-	if w.client != nil {
+	if w.server != nil && !w.server.stale() {
 		return nil
 	}
-	client, err := w.connect()
+	server, err := w.dial()
 	if err != nil {
 		return err
 	}
-	w.client = client
+	if w.server != nil {
+		w.server.close()
+	}
+	w.server = server
 	return nil
 }
 
@@ -259,7 +288,7 @@ func (w *reportWriter) connected() error {
 func (w *reportWriter) solve(what string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err == nil || apierrors.IsNotFound(err) {
+	if err == nil || answered(err, http.StatusNotFound) {
 		delete(w.problems, what)
 		return
 	}
@@ -271,7 +300,7 @@ func (w *reportWriter) solve(what string, err error) {
 	if event {
 		p.Reason, p.Want = eventsRefused, "its events written by this node"
 	}
-	if apierrors.IsForbidden(err) {
+	if answered(err, http.StatusForbidden) {
 		p.Next = "apply deploy/kubernetes/rbac; BGP itself does not depend on it"
 	}
 	w.problems[what] = p
@@ -280,15 +309,17 @@ func (w *reportWriter) solve(what string, err error) {
 // away reports whether the error says that the API server could not be asked, or could not
 // answer, so that the same request may do later. Every other answer is about the request.
 func away(err error) bool {
-	if err == nil {
-		return false
+	var r *refusal
+	if err == nil || !errors.As(err, &r) {
+		return err != nil
 	}
-	var status apierrors.APIStatus
-	if !errors.As(err, &status) {
-		return true
-	}
-	code := status.Status().Code
-	return code >= http.StatusInternalServerError || code == http.StatusTooManyRequests || code == http.StatusUnauthorized || code == 0
+	return r.code >= http.StatusInternalServerError || r.code == http.StatusTooManyRequests || r.code == http.StatusUnauthorized
+}
+
+// answered reports whether err is that answer of an API server.
+func answered(err error, code int) bool {
+	var r *refusal
+	return errors.As(err, &r) && r.code == code
 }
 
 // manager is the field manager of a node: what tells its entries from those of others. The API
@@ -300,11 +331,6 @@ func manager(node string) string {
 	}
 	sum := sha256.Sum256([]byte(node))
 	return fmt.Sprintf("%s-%x", name[:100], sum[:8])
-}
-
-func applyOptions(manager string) metav1.PatchOptions {
-	force := true // of our own entries; nobody else has business there
-	return metav1.PatchOptions{FieldManager: manager, Force: &force}
 }
 
 // jitter returns d, less up to a quarter or more up to a quarter: thousands of nodes that lost
