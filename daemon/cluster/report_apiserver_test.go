@@ -1,0 +1,325 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/scripts/kube"
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+)
+
+const crds = "../../deploy/kubernetes/crds"
+
+// servedKinds starts an API server that has our kinds.
+func servedKinds(t *testing.T, o kube.Options) *kube.ControlPlane {
+	t.Helper()
+	cp := kube.Start(t, o)
+	if err := cp.Apply(crds); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"bgppeers", "bgpclusterconfigs"} {
+		kubectl(t, cp, "wait", "--for=condition=Established", "--timeout=30s", "crd", "-l", "app.kubernetes.io/name=edgeway")
+		eventually(t, name+" is served", true, func() bool { _, err := cp.Kubectl("get", name); return err == nil })
+	}
+	return cp
+}
+
+func kubectl(t *testing.T, cp *kube.ControlPlane, args ...string) string {
+	t.Helper()
+	out, err := cp.Kubectl(args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// dynamicClient returns a client of the user that the kubeconfig names.
+func dynamicClient(t *testing.T, kubeconfig string) dynamic.Interface {
+	t.Helper()
+	config, err := ClientConfig(kubeconfig, "edgewayd/test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.QPS, config.Burst = 1000, 1000
+	c, err := dynamic.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func gvr(kind string) schema.GroupVersionResource {
+	group, version, _ := strings.Cut(version(kind), "/")
+	return schema.GroupVersionResource{Group: group, Version: version, Resource: strings.ToLower(kind) + "s"}
+}
+
+// seeds returns the manifests that the tests of directories begin with, as users write them,
+// without their Secrets: those have a placeholder that is no base64.
+func seeds(t *testing.T) []string {
+	t.Helper()
+	var all []string
+	for _, name := range []string{"terway-edge", "terway-edge-password", "terway-hybrid"} {
+		archive, err := txtar.ParseFile(filepath.Join("testdata", name+".txtar"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range archive.Files {
+			for _, doc := range regexp.MustCompile(`(?m)^---$`).Split(string(f.Data), -1) {
+				if strings.Contains(doc, "kind: BGP") {
+					all = append(all, doc)
+				}
+			}
+		}
+	}
+	return all
+}
+
+// The documents that users have are applied as they are, and seen as they know it.
+func TestAPIServerSeeds(t *testing.T) {
+	cp := servedKinds(t, kube.Options{})
+	all := seeds(t)
+	if len(all) < 8 {
+		t.Fatalf("%d manifests, want those of three texts", len(all))
+	}
+	for _, manifest := range all {
+		if err := cp.ApplyText(manifest); err != nil {
+			t.Errorf("%s\n%v", manifest, err)
+		}
+		if _, err := cp.Kubectl("delete", "bgppeers,bgpclusterconfigs", "--all"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const documented = `
+apiVersion: network.openyurt.io/v1alpha1
+kind: BGPPeer
+metadata:
+  name: peer
+spec:
+  localSpeakers:
+    - node-1
+    - node-2
+  localAsNumber: 65010
+  peerIP: 172.16.0.1
+  peerAsNumber: 65001
+  nodeSelector: alibabacloud.com/nodepool-id=npxxx
+`
+	if err := cp.ApplyText(documented); err != nil {
+		t.Fatal(err)
+	}
+	got := regexp.MustCompile(`\d+s`).ReplaceAllString(kubectl(t, cp, "get", "bgppeer", "peer"), "10m")
+	const want = `
+NAME   LOCALSPEAKERS         LOCALASNUMBER   PEERIP       PEERASNUMBER   AGE
+peer   ["node-1","node-2"]   65010           172.16.0.1   65001          10m
+`
+	if d := cmp.Diff(want, "\n"+got); d != "" {
+		t.Errorf("want (-) and got (+):\n%s", d)
+	}
+	for _, field := range []string{
+		"bgppeers.spec.nodeSelector", "bgppeers.spec.peerPort", "bgppeers.status.speakers.gracefulRestartSeconds",
+		"bgpclusterconfigs.spec.bgpSpeakers.peers.ttlSecurity", "bgpclusterconfigs.spec.gateway",
+	} {
+		if out := kubectl(t, cp, "explain", field); !regexp.MustCompile(`DESCRIPTION:\n    \w`).MatchString(out) {
+			t.Errorf("kubectl explain %s says nothing:\n%s", field, out)
+		}
+	}
+}
+
+// peerManifest is a BGPPeer with speakers.
+func peerManifest(name string, speakers ...string) string {
+	return fmt.Sprintf(`{"apiVersion": "network.openyurt.io/v1alpha1", "kind": "BGPPeer", "metadata": {"name": %q}, "spec":
+		{"localSpeakers": ["%s"], "localAsNumber": 65010, "peerIP": "172.16.0.1", "peerAsNumber": 65001, "nodeSelector": "all()"}}`,
+		name, strings.Join(speakers, `","`))
+}
+
+// reportingTo starts a Reporter of the node toward the control plane.
+func reportingTo(t *testing.T, kubeconfig, node string, p reportPace) *Reporter {
+	t.Helper()
+	r := NewReporter(KubernetesOptions{Kubeconfig: kubeconfig, Node: node, UserAgent: "edgewayd/test"})
+	r.pace = p
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return r
+}
+
+// What an operator sees with kubectl of a session that is up and of one that is not.
+func TestAPIServerDescribe(t *testing.T) {
+	cp := servedKinds(t, kube.Options{})
+	if err := cp.ApplyText(peerManifest("peer", "node-1", "node-2")); err != nil {
+		t.Fatal(err)
+	}
+	sessions := map[string]SessionReport{
+		"node-1": up("BGPPeer/peer", 3),
+		"node-2": down("BGPPeer/peer", "refused", "172.16.0.1:179 refuses the connection: start BGP on the switch"),
+	}
+	for _, node := range []string{"node-1", "node-2"} {
+		r := reportingTo(t, cp.AdminKubeconfig(), node, quickReports)
+		s := sessions[node]
+		s.Peer = netip.MustParseAddr("172.16.0.1")
+		r.Sync([]SessionReport{s})
+		r.Event(s.Event(node))
+		eventually(t, "event of "+node, true, func() bool {
+			return strings.Contains(kubectl(t, cp, "get", "events"), node)
+		})
+		if node == "node-2" {
+			r.Event(s.Event(node))
+			eventually(t, "the second is counted", "2", func() string {
+				return kubectl(t, cp, "get", "events", "--field-selector=reason=FailedEstablish", "-o", "jsonpath={.items[*].count}")
+			})
+		}
+	}
+	wide := regexp.MustCompile(`\d+s`).ReplaceAllString(kubectl(t, cp, "get", "bgppeer", "-o", "wide"), "3s")
+	golden(t, "testdata/describe/wide.txt", wide)
+	golden(t, "testdata/describe/bgppeer.txt", settledText(kubectl(t, cp, "describe", "bgppeers", "peer")))
+}
+
+// settledText is text without what differs from run to run.
+func settledText(text string) string {
+	for _, r := range [][2]string{
+		{`(?m)^( *Resource Version:).*$`, "$1 (number)"},
+		{`(?m)^( *UID:).*$`, "$1 (uid)"},
+		{`(?m)^( *Creation Timestamp:).*$`, "$1 (time)"},
+		{`\d+s( \(x2 over )\d+s\)`, "1s${1}2s)"},
+		{`(Established +)\d+s`, "${1}1s"},
+		{`(?m) +$`, ""},
+		{` {2,}(edgewayd, )`, "  $1"},
+		{`(Normal|Warning) +(Established|FailedEstablish) +`, "$1  $2  "},
+		{`(?m)^  (Type|----) +.*$`, "  $1 ..."},
+	} {
+		text = regexp.MustCompile(r[0]).ReplaceAllString(text, r[1])
+	}
+	return text
+}
+
+func golden(t *testing.T, path, got string) {
+	t.Helper()
+	want, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got); d != "" {
+		t.Errorf("%s: want (-) and got (+):\n%s\nall of it:\n%s", path, d, got)
+	}
+}
+
+// Three speakers report at once to one resource that somebody edits meanwhile: nothing is lost,
+// each owns its own entries, and when nothing changes nothing is written.
+func TestAPIServerReporters(t *testing.T) {
+	cp := servedKinds(t, kube.Options{})
+	nodes := []string{"n1", "n2", "n3"}
+	if err := cp.ApplyText(peerManifest("peer", nodes...)); err != nil {
+		t.Fatal(err)
+	}
+	c := dynamicClient(t, cp.AdminKubeconfig()).Resource(gvr(kindPeer))
+	read := func() *unstructured.Unstructured {
+		o, err := c.Get(context.Background(), "peer", metav1.GetOptions{})
+		if err != nil {
+			t.Error(err) // Fatal belongs to the test's own goroutine
+			return &unstructured.Unstructured{}
+		}
+		return o
+	}
+	prefixes := func() []string {
+		var all []string
+		list, _, _ := unstructured.NestedSlice(read().Object, "status", "speakers")
+		for _, e := range list {
+			m := e.(map[string]any)
+			all = append(all, fmt.Sprint(m["node"], " ", m["prefixesAdvertised"]))
+		}
+		slices.Sort(all)
+		return all
+	}
+	p := quickReports
+	p.coalesce, p.check = time.Millisecond, 100*time.Millisecond
+	const changes = 500
+	var all sync.WaitGroup
+	for _, node := range nodes {
+		r := reportingTo(t, cp.AdminKubeconfig(), node, p)
+		all.Go(func() {
+			for i := range changes + 1 {
+				r.Sync([]SessionReport{up("BGPPeer/peer", i)})
+				if i%10 != 0 {
+					continue // it may be written with the next one
+				}
+				want := fmt.Sprint(node, " ", i)
+				for deadline := time.Now().Add(20 * time.Second); !slices.Contains(prefixes(), want); {
+					if time.Now().After(deadline) {
+						t.Errorf("%q is not written: %v", want, prefixes())
+						return
+					}
+				}
+			}
+		})
+	}
+	edits := 0
+	finished := make(chan struct{})
+	go func() { all.Wait(); close(finished) }()
+	for running := true; running; edits++ {
+		select {
+		case <-finished:
+			running = false
+		default:
+			kubectl(t, cp, "label", "--overwrite", "bgppeer", "peer", fmt.Sprintf("edit=%d", edits))
+		}
+	}
+	eventually(t, "the last of each", []string{"n1 500", "n2 500", "n3 500"}, prefixes)
+
+	o := read()
+	up, _, _ := unstructured.NestedStringSlice(o.Object, "status", "established")
+	slices.Sort(up)
+	if d := cmp.Diff(nodes, up); d != "" {
+		t.Errorf("status.established: want (-) and got (+):\n%s", d)
+	}
+	if edits < 3 || o.GetLabels()["edit"] != fmt.Sprint(edits-2) && o.GetLabels()["edit"] != fmt.Sprint(edits-1) {
+		t.Errorf("after %d edits the label is %v", edits, o.GetLabels())
+	}
+	for _, f := range o.GetManagedFields() {
+		node, ours := strings.CutPrefix(f.Manager, "edgewayd-")
+		if !ours {
+			continue
+		}
+		text := string(f.FieldsV1.GetRawBytes())
+		for _, other := range nodes {
+			if (strings.Contains(text, `\"`+other+`\"`) || strings.Contains(text, `"v:\"`+other)) != (other == node) {
+				t.Errorf("%s owns %s", f.Manager, text)
+			}
+		}
+	}
+	version, began := o.GetResourceVersion(), time.Now()
+	requests := func() int {
+		all, err := cp.Requests(func(q kube.Request) bool {
+			return q.Verb == "patch" && strings.Contains(q.URI, "bgppeers/peer/status")
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	before := requests()
+	eventually(t, "checks", true, func() bool { return requests() > before+15 })
+	if now := read().GetResourceVersion(); now != version {
+		t.Errorf("resourceVersion %s became %s in %v in which nothing changed", version, now, time.Since(began))
+	}
+	t.Logf("%d requests for %d changes of 3 nodes, %d edits beside them", before, 3*changes, edits)
+}

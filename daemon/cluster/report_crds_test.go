@@ -1,0 +1,362 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/scripts/kube"
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+	"go.yaml.in/yaml/v3"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/dynamic"
+)
+
+const validPeer = `{"localSpeakers":["node-1","node-2"],"localAsNumber":65010,"peerIP":"172.16.0.1","peerAsNumber":65001,"nodeSelector":"pool=a"}`
+
+const validCluster = `{"localASN":65010,"nodeSelector":{"matchLabels":{"pool":"a"}},"bgpSpeakers":[{"name":"n1","peers":[{"name":"s1","peerASN":65001,"peerAddress":"10.10.0.1"}]}]}`
+
+// variations are values for fields of the valid objects, good and bad ones: both sides judge.
+var variations = map[string][]string{
+	"BGPPeer localSpeakers": {`[]`, `["a"]`, `["a","a"]`, `"a"`, `["Node-1"]`, `["a b"]`, `[""]`, `[5]`, `["a_b.c"]`, `["` + strings.Repeat("a", 253) + `"]`, `["` + strings.Repeat("a", 254) + `"]`, `[["a"]]`, `{}`, `[true]`},
+	"BGPPeer localAsNumber": {`0`, `1`, `-1`, `23456`, `65535`, `65534`, `65536`, `4294967294`, `4294967295`, `4294967296`, `"65010"`, `65010.5`, `true`, `[65010]`, `{}`},
+	"BGPPeer peerAsNumber":  {`0`, `1`, `23456`, `65535`, `4294967295`, `"65001"`},
+	"BGPPeer peerIP":        addresses, "BGPPeer gateway": addresses,
+	"BGPPeer peerPort":     {`0`, `1`, `65535`, `65536`, `-1`, `"179"`, `1.5`, `true`},
+	"BGPPeer ebgpMultihop": {`0`, `1`, `2`, `255`, `256`, `"2"`},
+	"BGPPeer ttlSecurity":  {`true`, `false`, `"yes"`, `"true"`, `1`, `{}`},
+	"BGPPeer authPassword": {`{}`, `"hunter2"`, `{"secretKeyRef":{}}`, `{"secretKeyRef":"hunter2"}`, `{"secretKeyRef":{"name":"s"}}`, `{"secretKeyRef":{"key":"k"}}`, `{"secretKeyRef":{"name":"s","key":"k"}}`, `{"secretKeyRef":{"name":"s","key":"k","optional":true}}`, `{"secretKeyRef":{"name":"","key":"k"}}`, `{"secretKeyRef":{"name":"a b","key":"k"}}`, `{"secretKeyRef":{"name":"s","key":5}}`, `{"value":"x"}`},
+	"BGPPeer nodeSelector": selectors, "BGPClusterConfig nodeSelector": selectors,
+	"BGPPeer password": {`"hunter2"`}, "BGPPeer localspeakers": {`["a"]`}, "BGPClusterConfig peers": {`[]`},
+	"BGPClusterConfig localASN": {`0`, `1`, `23456`, `65535`, `4294967294`, `4294967295`, `"65010"`}, "BGPClusterConfig gateway": addresses,
+	"BGPClusterConfig bgpSpeakers": {
+		`[]`, `{}`, `"n1"`, `[{"name":"n1"}]`, `[{"name":"n1","peers":[]}]`, `[{"peers":[{"name":"s1","peerASN":65001,"peerAddress":"10.10.0.1"}]}]`,
+		speaker("n1", peer("s1", "")) + ``, `[{"name":"n1","peers":{}}]`, `[{"name":"n1","peers":["s1"]}]`,
+		list(speaker1("n1", peer("s1", "")), speaker1("n1", peer("s1", ""))),
+		list(speaker1("n1", peer("s1", "")), speaker1("n2", peer("s1", ""))),
+		list(speaker1("n 1", peer("s1", ""))), list(speaker1("", peer("s1", ""))),
+		list(speaker1("n1", peer("s1", ""), peer("s2", ""))),
+		list(speaker1("n1", peer("s1", ""), peer("s2", `"peerPort":1179`))),
+		list(speaker1("n1", peer("s1", `"peerPort":1179`), peer("s2", `"peerPort":1179`))),
+		list(speaker1("n1", peer("s1", ""), peer("s1", `"peerPort":1179`))),
+		list(speaker1("n1", peer("", ""))),
+		list(speaker1("n1", peer("s1", `"peerPort":0`))), list(speaker1("n1", peer("s1", `"ebgpMultihop":1`))),
+		list(speaker1("n1", peer("s1", `"ttlSecurity":true,"ebgpMultihop":2`))),
+		list(speaker1("n1", peer("s1", `"ttlSecurity":false,"ebgpMultihop":2`))),
+		list(speaker1("n1", peer("s1", `"peerIP":"10.0.0.1"`))),
+		list(speaker1("n1", peer("s1", `"authPassword":{"secretKeyRef":{"name":"s","key":"k"}}`))),
+		list(speaker1("n1", peer("s1", `"authPassword":{"secretKeyRef":{"name":"s"}}`))),
+		`[{"name":"n1","peers":[{"name":"s1","peerASN":65535,"peerAddress":"10.10.0.1"}]}]`,
+		`[{"name":"n1","peers":[{"name":"s1","peerASN":65001,"peerAddress":"127.0.0.1"}]}]`,
+		`[{"name":"n1","peers":[{"peerASN":65001,"peerAddress":"10.10.0.1"}]}]`,
+		`[{"name":"n1","peers":[{"name":"s1","peerAddress":"10.10.0.1"}]}]`,
+		`[{"name":"n1","peers":[{"name":"s1","peerASN":65001}]}]`,
+	},
+}
+
+func speaker(name string, peers ...string) string { return list(speaker1(name, peers...)) }
+
+func speaker1(name string, peers ...string) string {
+	return fmt.Sprintf(`{"name":%q,"peers":%s}`, name, list(peers...))
+}
+
+func list(items ...string) string { return "[" + strings.Join(items, ",") + "]" }
+
+// peer is a switch with more keys.
+func peer(name, more string) string {
+	if more != "" {
+		more = "," + more
+	}
+	return fmt.Sprintf(`{"name":%q,"peerASN":65001,"peerAddress":"10.10.0.1"%s}`, name, more)
+}
+
+var addresses = []string{
+	`"10.0.0.1"`, `"10.0.0.300"`, `"10.0.0"`, `"10.0.0.01"`, `""`, `" 10.0.0.1"`, `"switch"`, `5`, `true`, `[]`, `{}`, `"10.0.0.1/24"`, `"10.0.0.1:179"`,
+	`"0.0.0.0"`, `"0.0.0.1"`, `"127.0.0.1"`, `"127.255.0.1"`, `"128.0.0.1"`, `"126.0.0.1"`, `"223.255.255.255"`, `"224.0.0.1"`, `"230.1.2.3"`, `"239.1.2.3"`, `"240.0.0.1"`, `"255.255.255.255"`, `"255.255.255.254"`, `"169.254.1.1"`,
+	`"fd00::1"`, `"FD00::1"`, `"2001:db8:0:0:0:0:0:1"`, `"2001:db8::10.0.0.1"`, `"::"`, `"0::0"`, `"0:0:0:0:0:0:0:0"`, `"::0.0.0.0"`, `"::1"`, `"0:0:0:0:0:0:0:1"`, `"0::0001"`, `"::0.0.0.1"`, `"::2"`, `"::10.0.0.1"`, `"1::"`,
+	`"ff02::1"`, `"FF02::1"`, `"ff::1"`, `"fe80::1"`, `"fe80::1%eth0"`, `"::ffff:10.0.0.1"`, `"::FFFF:a00:1"`, `"0:0:0:0:0:ffff:a00:1"`, `"::ffff:0:a00:1"`, `"0:0::ffff:a00:1"`, `"64:ff9b::a00:1"`, `"fd00::1::2"`, `"fd00:::1"`, `"[fd00::1]"`, `"12345::1"`,
+}
+
+var selectors = []string{
+	`"all()"`, `" all() "`, `"all(),a=b"`, `"All()"`, `""`, `"  "`, `5`, `65010`, `0`, `-1`, `1.5`, `true`, `false`, `[]`, `["a=b"]`, `{}`,
+	`"a=b"`, `"ASN=65010"`, `"alibabacloud.com/nodepool-id=npxxx"`, `"a==b"`, `"a!=b"`, `"a = b"`, `"a="`, `"a"`, `"!a"`, `"! a"`, `"!!a"`, `"a,b"`, `"a=b,!c, d in (x, y)"`, `"a,"`, `",a"`,
+	`"a in (b)"`, `"a in(b)"`, `"a in ()"`, `"a in (b,,c)"`, `"a in (,)"`, `"a in b"`, `"ain(b)"`, `"a notin (b,c)"`, `"a in (b c)"`, `"a in (b"`, `"in in (in)"`, `"a>5"`, `"a > 05"`, `"a>b"`, `"a<-5"`, `"a>"`,
+	`"a===b"`, `"a=b=c"`, `"a b"`, `"(a)"`, `"a=(b"`, `"a=b c"`, `"!a=b"`, `"a=!b"`, `"/a=b"`, `"x/=b"`, `"x/y/z=b"`, `"X.y/z=b"`, `"x_y/z=b"`, `"-a=b"`, `"a-=b"`, `"a=-b"`, `"a=b-"`, `"a.b_c-d=E.f_g-h"`, `"ä=b"`, `"a;b"`,
+	`"` + strings.Repeat("a", 63) + `=` + strings.Repeat("b", 63) + `"`, `"` + strings.Repeat("a", 64) + `=b"`, `"a=` + strings.Repeat("b", 64) + `"`,
+	`{"matchLabels":{}}`, `{"matchLabel":{"a":"b"}}`, `{"matchLabels":{"a":"b"},"matchLabel":{}}`, `{"matchLabels":{"a":""}}`, `{"matchLabels":{"a":"b c"}}`, `{"matchLabels":{"ASN":65010}}`, `{"matchLabels":{"gpu":true}}`, `{"matchLabels":{"a":-5}}`, `{"matchLabels":{"a":["b"]}}`, `{"matchLabels":{"a":[]}}`, `{"matchLabels":{"a":{}}}`, `{"matchLabels":{"a":{"b":"c"}}}`, `{"matchLabels":["a"]}`, `{"matchLabels":"a=b"}`, `{"matchLabels":{"a":"` + strings.Repeat("b", 64) + `"}}`,
+	`{"matchExpressions":[]}`, `{"matchLabels":{},"matchExpressions":[]}`, `{"matchLabels":{"a":"b"},"matchExpressions":[]}`, `{"matchLabels":{},"matchExpressions":[{"key":"a","operator":"Exists"}]}`,
+	`{"matchExpressions":[{"key":"a","operator":"Exists"}]}`, `{"matchExpressions":[{"key":"a","operator":"Exists","values":[]}]}`, `{"matchExpressions":[{"key":"a","operator":"Exists","values":["b"]}]}`, `{"matchExpressions":[{"key":"a","operator":"DoesNotExist"}]}`,
+	`{"matchExpressions":[{"key":"a","operator":"In","values":["b","c"]}]}`, `{"matchExpressions":[{"key":"a","operator":"In","values":[]}]}`, `{"matchExpressions":[{"key":"a","operator":"In"}]}`, `{"matchExpressions":[{"key":"a","operator":"NotIn","values":["b c"]}]}`, `{"matchExpressions":[{"key":"a","operator":"NotIn","values":[5]}]}`,
+	`{"matchExpressions":[{"key":"a","operator":"Like","values":["b"]}]}`, `{"matchExpressions":[{"key":"a","operator":"Gt","values":["5"]}]}`, `{"matchExpressions":[{"key":"a"}]}`, `{"matchExpressions":[{"operator":"Exists"}]}`, `{"matchExpressions":[{"key":"a b","operator":"Exists"}]}`, `{"matchExpressions":[{"key":"a","operator":"Exists","value":"b"}]}`, `{"matchExpressions":["a"]}`, `{"matchExpressions":{"key":"a","operator":"Exists"}}`,
+}
+
+// candidates are objects of our kinds, by name: the variations, and those of all other tests.
+func candidates(t *testing.T) map[string]map[string]any {
+	t.Helper()
+	all := map[string]map[string]any{}
+	for kind, text := range map[string]string{kindPeer: validPeer, kindCluster: validCluster} {
+		spec := map[string]any{}
+		mustUnmarshal(t, text, &spec)
+		add := func(name string, spec any) {
+			all[kind+" "+name] = map[string]any{"apiVersion": version(kind), "kind": kind, "spec": spec}
+		}
+		add("valid", spec)
+		add("spec as text", "x")
+		add("spec as list", []any{})
+		add("empty spec", map[string]any{})
+		all[kind+" no spec"] = map[string]any{"apiVersion": version(kind), "kind": kind}
+		all[kind+" sepc"] = map[string]any{"apiVersion": version(kind), "kind": kind, "spec": spec, "sepc": map[string]any{}}
+		for key := range spec {
+			without := maps.Clone(spec)
+			delete(without, key)
+			add("without "+key, without)
+		}
+		for field, values := range variations {
+			of, key, _ := strings.Cut(field, " ")
+			for _, value := range values {
+				if of != kind {
+					continue
+				}
+				varied := maps.Clone(spec)
+				var v any
+				mustUnmarshal(t, value, &v)
+				varied[key] = v
+				add(key+" "+value, varied)
+			}
+		}
+	}
+	both := maps.Clone(all["BGPPeer valid"]["spec"].(map[string]any))
+	both["ttlSecurity"], both["ebgpMultihop"] = true, 2
+	all["BGPPeer ttlSecurity and ebgpMultihop"] = map[string]any{"apiVersion": version(kindPeer), "kind": kindPeer, "spec": both}
+	maps.Copy(all, tested(t))
+	return all
+}
+
+// tested are the objects of our kinds in testdata.
+func tested(t *testing.T) map[string]map[string]any {
+	t.Helper()
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("testdata: %d files, %v", len(files), err)
+	}
+	all := map[string]map[string]any{}
+	for _, path := range files {
+		archive, err := txtar.ParseFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range archive.Files {
+			next := yamlDocuments(f.Data)
+			for i := 0; ; i++ {
+				n, err := next()
+				if err != nil {
+					break
+				}
+				for j, o := range ourObjects(n) {
+					all[fmt.Sprintf("%s %s %d %d", filepath.Base(path), f.Name, i, j)] = o
+				}
+			}
+		}
+	}
+	return all
+}
+
+// ourObjects returns what a document holds of our kinds, itself or in a List.
+func ourObjects(n *yaml.Node) []map[string]any {
+	var o map[string]any
+	if n.Decode(&o) != nil {
+		return nil // not an object at all, or a key twice: no API server gets to see it
+	}
+	apiVersion, _ := o["apiVersion"].(string)
+	name, _ := o["kind"].(string)
+	if k := (kind{apiVersion, name}); k.ours() && (name == kindPeer || name == kindCluster) {
+		return []map[string]any{o}
+	}
+	items, _ := o["items"].([]any)
+	var all []map[string]any
+	for _, item := range items {
+		var n yaml.Node
+		if n.Encode(item) == nil {
+			all = append(all, ourObjects(&n)...)
+		}
+	}
+	return all
+}
+
+// What a manifest in a directory may say, the API server takes, and refuses what would be a
+// Problem there, naming the field.
+func TestAPIServerValidation(t *testing.T) {
+	cp := servedKinds(t, kube.Options{})
+	c := dynamicClient(t, cp.AdminKubeconfig())
+	accepted, refused := 0, 0
+	for _, name := range slices.Sorted(maps.Keys(candidates(t))) {
+		o := candidates(t)[name]
+		metadata, _ := o["metadata"].(map[string]any)
+		metadata = maps.Clone(metadata)
+		if metadata == nil {
+			metadata = map[string]any{}
+		}
+		metadata["name"] = "test"
+		delete(metadata, "generation")
+		o["metadata"] = metadata
+		text, err := json.Marshal(o)
+		if err != nil {
+			t.Logf("%s: %v", name, err)
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			want := readManifest("f.json", text)
+			if len(want.statements) != 1 {
+				t.Fatalf("%s: %v", text, want.problems)
+			}
+			var u unstructured.Unstructured
+			mustUnmarshal(t, string(text), &u.Object)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			got, err := createDry(ctx, c, text)
+			switch {
+			case !want.statements[0].valid():
+				refused++
+				checkRefused(t, want.statements[0].problems, err)
+			case err != nil:
+				t.Errorf("refused: %v", err)
+			default:
+				accepted++
+				checkKept(t, want.statements[0], got)
+			}
+		})
+	}
+	t.Logf("%d accepted, %d refused", accepted, refused)
+}
+
+// createDry asks the API server to create the object and returns what it would have stored.
+func createDry(ctx context.Context, c dynamic.Interface, text []byte) (*unstructured.Unstructured, error) {
+	var u unstructured.Unstructured
+	if err := json.Unmarshal(text, &u.Object); err != nil {
+		return nil, err
+	}
+	if err := u.UnmarshalJSON(text); err != nil {
+		return nil, err
+	}
+	return c.Resource(gvr(u.GetKind())).Create(ctx, &u, metav1.CreateOptions{
+		DryRun: []string{metav1.DryRunAll}, FieldValidation: metav1.FieldValidationStrict,
+	})
+}
+
+var specPath = regexp.MustCompile(`\b(?:spec|metadata)(?:[.\w]|\[\d+\])*`)
+
+// checkRefused checks that the API server names what the problems name.
+func checkRefused(t *testing.T, problems []Problem, err error) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("accepted, want a refusal for %v", problems)
+		return
+	}
+	if !apierrors.IsInvalid(err) && !apierrors.IsBadRequest(err) {
+		t.Errorf("got %v, want Invalid or BadRequest", err)
+	}
+	named := slices.ContainsFunc(problems, func(p Problem) bool {
+		path := specPath.FindString(p.Want)
+		if p.Reason == unknownKey && strings.Contains(err.Error(), strings.Trim(p.Got, `"`)) {
+			return true
+		}
+		return path != "" && strings.Contains(err.Error(), path) || slices.Contains([]string{duplicateEntry, missingField}, p.Reason) && strings.Contains(err.Error(), parent(path))
+	})
+	if !named {
+		t.Errorf("the refusal names none of the fields of %v:\n%v", problems, err)
+	}
+}
+
+func parent(path string) string { return path[:max(strings.LastIndexAny(path, ".["), 0)] }
+
+// checkKept checks that what is stored says the same as what was written.
+func checkKept(t *testing.T, want statement, stored *unstructured.Unstructured) {
+	t.Helper()
+	text, err := stored.MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := readManifest("f.json", text)
+	if len(got.statements) != 1 || !got.statements[0].valid() {
+		t.Fatalf("what is stored is not valid: %s %v", text, got)
+	}
+	if d := cmp.Diff(*want.object.peering, *got.statements[0].object.peering, byValue); d != "" {
+		t.Errorf("written (-) and stored (+):\n%s", d)
+	}
+}
+
+func mustUnmarshal(t *testing.T, text string, to any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), to); err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+}
+
+// The text form of a selector is a pattern in the CRDs, as their schema language has no better
+// word for a value of two types. It says what ParseSelector says.
+func TestSelectorPattern(t *testing.T) {
+	for _, file := range []string{"bgppeers.yaml", "bgpclusterconfigs.yaml"} {
+		text, err := os.ReadFile(filepath.Join(crds, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		friendly, full := selectorPatterns(t, string(text))
+		for _, s := range append(generatedSelectors(), quoted(selectors)...) {
+			_, err := ParseSelector(s)
+			if got := full.MatchString(s); got != (err == nil) {
+				t.Errorf("%s: the pattern says %v of %q, ParseSelector %v", file, got, s, err)
+			}
+			if friendly.MatchString(s) && err != nil {
+				t.Errorf("%s: the short pattern takes %q: %v", file, s, err)
+			}
+		}
+	}
+}
+
+func quoted(values []string) []string {
+	var texts []string
+	for _, v := range values {
+		var s string
+		if json.Unmarshal([]byte(v), &s) == nil {
+			texts = append(texts, s)
+		}
+	}
+	return texts
+}
+
+// selectorPatterns returns the two patterns of the text form.
+func selectorPatterns(t *testing.T, crd string) (friendly, full *regexp.Regexp) {
+	t.Helper()
+	found := regexp.MustCompile(`(?m)^ +- pattern: '(.*)'$`).FindAllStringSubmatch(crd, -1)
+	if len(found) != 2 {
+		t.Fatalf("%d patterns, want 2", len(found))
+	}
+	return regexp.MustCompile(found[0][1]), regexp.MustCompile(found[1][1])
+}
+
+// generatedSelectors returns all short sequences of what a selector is made of.
+func generatedSelectors() []string {
+	parts := []string{"a", "b/c", "in", "notin", "7", " ", "!", "=", "==", "!=", "<", ">", "(", ")", ",", "all()", "-", "/"}
+	last, all := []string{""}, []string{""}
+	for range 4 {
+		var next []string
+		for _, s := range last {
+			for _, p := range parts {
+				next = append(next, s+p)
+			}
+		}
+		last, all = next, append(all, next...)
+	}
+	return all
+}
