@@ -33,6 +33,10 @@ type sessionKey struct {
 	peer     netip.AddrPort
 }
 
+func keyOf(s cluster.SessionReport) sessionKey {
+	return sessionKey{s.Resource, netip.AddrPortFrom(s.Peer, s.Port)}
+}
+
 type announcement struct {
 	reason string // "" is Established
 	at     time.Time
@@ -47,7 +51,7 @@ func (a *announcer) announce(sessions []cluster.SessionReport, now time.Time) {
 		tell = func(cluster.SessionReport) {}
 	}
 	for _, s := range sessions {
-		key := sessionKey{s.Resource, netip.AddrPortFrom(s.Peer, s.Port)}
+		key := keyOf(s)
 		last, known := a.said[key]
 		still[key] = last
 		attrs := []any{"peer", s.Peer, "asn", s.PeerASN, "resource", s.Resource}

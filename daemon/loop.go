@@ -101,6 +101,7 @@ type loop struct {
 	said   map[string]bool   // failures of the last look: a failure that stays is logged once
 
 	announcer announcer
+	held      map[sessionKey]time.Time // since when sessions are not tried
 }
 
 // run looks, then waits for a reason to look again, until ctx ends.
@@ -203,6 +204,7 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 // report says what became of the sessions: to the log, and to the cluster.
 func (l *loop) report(ctx context.Context, w World, o *outcome) {
 	sessions := reports(w, l.speaker.Status(ctx))
+	l.held = sinceHeld(l.held, sessions, time.Now())
 	l.announcer.announce(sessions, time.Now())
 	if l.reporter != nil {
 		l.reporter.Sync(sessions)

@@ -3,6 +3,7 @@ package daemon
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
@@ -28,6 +29,24 @@ func reports(w World, sessions []bgp.Status) []cluster.SessionReport {
 		}
 	}
 	return out
+}
+
+// sinceHeld says of each session that is not tried since when that is so: now, unless was knows
+// better. It returns what will be known next time.
+func sinceHeld(was map[sessionKey]time.Time, sessions []cluster.SessionReport, now time.Time) map[sessionKey]time.Time {
+	still := map[sessionKey]time.Time{}
+	for i := range sessions {
+		s := &sessions[i]
+		if !s.Since.IsZero() {
+			continue
+		}
+		key := keyOf(*s)
+		if s.Since = was[key]; s.Since.IsZero() {
+			s.Since = now
+		}
+		still[key] = s.Since
+	}
+	return still
 }
 
 // report is what became of one session.

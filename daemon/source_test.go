@@ -100,8 +100,9 @@ func TestReports(t *testing.T) {
 	if len(state.Sessions) != 1 {
 		t.Fatalf("%d sessions", len(state.Sessions))
 	}
-	got := reports(w, []bgp.Status{{Peer: state.Sessions[0].Peer, State: "Established", Since: since, Advertised: state.Sessions[0].Paths,
-		Restart: true, RestartTime: 10 * time.Minute}})
+	sessions := []bgp.Status{{Peer: state.Sessions[0].Peer, State: "Established", Since: since, Advertised: state.Sessions[0].Paths,
+		Restart: true, RestartTime: 10 * time.Minute}}
+	got := reports(w, sessions)
 	up := cluster.SessionReport{Peer: addr("10.0.0.1"), Port: 179, PeerASN: 65001, State: "Established", Since: since, Advertised: 2, RestartTime: 10 * time.Minute}
 	want := []cluster.SessionReport{up, up,
 		{Resource: "BGPPeer/wrong", Peer: addr("10.0.0.1"), Port: 179, PeerASN: 65002, State: "Idle", Reason: "conflict",
@@ -110,6 +111,12 @@ func TestReports(t *testing.T) {
 			Message: "want Secret kube-system/bgp with key password, got no such Secret; set it; the session with 10.0.0.2 is held down until then"},
 	}
 	want[0].Resource, want[1].Resource, want[1].Advertised = "BGPPeer/every", "BGPPeer/one", 1
+	// What is not tried is so since it was first seen to be.
+	now := since.Add(time.Hour)
+	held := sinceHeld(nil, got, now)
+	got = reports(w, sessions)
+	sinceHeld(held, got, now.Add(time.Minute))
+	want[2].Since, want[3].Since = now, now
 	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Errorf("want (-) and got (+):\n%s", d)
 	}
