@@ -61,7 +61,7 @@ func newNode(l *lab.Lab, name, bin, archive string) (*node, error) {
 		"etc/containerd/config.toml":         containerdConfig,
 		"etc/kubernetes/kubelet.yaml":        strings.ReplaceAll(kubeletConfig, "CGROUP", string(n.cgroup)),
 		"etc/kubernetes/manifests/door.yaml": strings.ReplaceAll(staticPod, "CONTAINER", container),
-		"etc/edgeway/edgewayd.yaml":          "cluster: {kubeconfig: /etc/edgeway/kubeconfig}\n",
+		"etc/edgeway/edgewayd.yaml":          "cluster: {kubeconfig: /etc/kubernetes/kubelet.conf}\n",
 		"etc/resolv.conf":                    "",
 		"var-lib/kubelet/.keep":              "",
 	} {

@@ -101,30 +101,29 @@ func (s *stage) build(ctx context.Context, bin string) error {
 	s.control, err = kube.New(ctx, s.vpc.Dir, kube.Options{
 		Netns: s.vpc.Path(), Addr: netip.MustParseAddr(controlPlaneAddr),
 		PodCIDRs: []string{"10.244.0.0/16", "fd00:244::/48"}, Programs: []string{"kube-controller-manager", "kube-scheduler"},
+		Args: map[string][]string{"kube-apiserver": {"--enable-admission-plugins=NodeRestriction"}}, // as installers do
 	})
 	return err
 }
 
-// admit installs what a cluster needs for edgewayd, and gives the nodes their credentials.
+// admit installs what a cluster needs for an edgewayd that its package installed, and gives the nodes
+// their kubelets' credentials, which the daemon uses as well.
 func (s *stage) admit() error {
-	for _, dir := range []string{"crds", "rbac"} {
-		if err := s.control.Apply(filepath.Join(s.deploy, dir)); err != nil {
+	if err := s.control.Apply(filepath.Join(s.deploy, "crds")); err != nil {
+		return err
+	}
+	for _, dir := range []string{"rbac", "rbac/kubelet"} {
+		if _, err := s.control.Kubectl("apply", "-k", filepath.Join(s.deploy, dir)); err != nil {
 			return err
 		}
-	}
-	account, err := s.control.ServiceAccount("kube-system", "edgewayd")
-	if err != nil {
-		return err
 	}
 	for _, n := range s.nodes {
 		kubelet, err := s.control.Kubeconfig("system:node:"+n.Name, "system:nodes")
 		if err != nil {
 			return err
 		}
-		for from, to := range map[string]string{kubelet: "etc/kubernetes/kubelet.conf", account: "etc/edgeway/kubeconfig"} {
-			if err := copyFile(from, n.file(to)); err != nil {
-				return fmt.Errorf("%s: %w", n.Name, err)
-			}
+		if err := copyFile(kubelet, n.file("etc/kubernetes/kubelet.conf")); err != nil {
+			return fmt.Errorf("%s: %w", n.Name, err)
 		}
 	}
 	return nil
