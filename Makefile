@@ -9,7 +9,7 @@ STATICCHECK  = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DESTDIR     ?=
 PREFIX      ?= /usr/local
 
-.PHONY: help build cross test test-tools test-k8s check demo demo-shell demo-down bench image install uninstall clean
+.PHONY: help build cross test test-tools test-k8s e2e check demo demo-shell demo-down bench image install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ test: test-tools build cross check ## everything: also kernel and LAN tests (roo
 test-k8s: ## tests against a real API server; the first time builds it: 15 minutes of CPU
 	scripts/kube/build.sh etcd kube-apiserver kube-controller-manager kubectl
 	EDGEWAY_KUBE=required $(GO) test -count=1 -p 1 -timeout 20m -run TestAPIServer ./scripts/kube/... ./daemon/...
+
+e2e: test-tools build ## a shop's day on three real kubelets: outages, a power cut; three minutes once built (root)
+	scripts/kube/build.sh
+	$(GO) run ./scripts/e2e
 
 demo: test-tools build ## the main job, on real network namespaces with real switches (root)
 	$(GO) run ./scripts/demo
