@@ -85,6 +85,14 @@ type Session struct {
 // State is what this speaker should do. The empty State is a node that is no speaker.
 type State struct {
 	Sessions []Session
+	Held     []Held
+}
+
+// Held is a session that is asked for and must stay down, as its password is missing. It makes no
+// difference to Sync but for what a switch is told when such a session ends.
+type Held struct {
+	Key Key
+	Why string // "the password of BGPPeer/peer-a is missing"
 }
 
 // Change is one thing that Sync did, printed as an operator knows it.
@@ -103,10 +111,18 @@ type Status struct {
 	Reason      string        // why it is not Established: an identifier, "" when it is
 	Detail      string        // one sentence with the next step
 	Advertised  []Path        // what the switch was told in this session, sorted
-	Flaps       int           // times the session left Established
+	Flaps       int           // times the session left Established since this Speaker began
+	LastReset   Reset         // the last of those times
 	Restart     bool          // graceful restart was negotiated
 	RestartTime time.Duration // what the switch was asked to keep our paths for
 	LongLived   time.Duration // and after that as a last resort; 0: not negotiated
+}
+
+// Reset is why a session left Established. It stays known when the session is up again.
+type Reset struct {
+	At     time.Time // zero: it never did
+	Reason string    // as Status.Reason, or "ended": it was not wanted any more
+	Detail string
 }
 
 // Options of a Speaker.

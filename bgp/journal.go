@@ -18,7 +18,7 @@ type journal struct {
 	peer     Peer
 	state    bgp.FSMState
 	since    time.Time // of being Established, or of not being so
-	flaps    int
+	past     past
 	last     cause // evidence so far of why it is not Established
 	hint     cause // of the next change of state
 	evidence evidence
@@ -33,9 +33,16 @@ type journal struct {
 	lifetime time.Duration
 }
 
-func newJournal(p Peer, notify func()) *journal {
+// past is what is remembered of a session that comes and goes.
+type past struct {
+	flaps int
+	reset Reset // the last of them
+}
+
+func newJournal(p Peer, before past, notify func()) *journal {
 	return &journal{
 		peer:   p,
+		past:   before,
 		since:  time.Now(),
 		last:   cause{reasonConnecting, fmt.Sprintf("connecting to %s port %d", p.Address, p.Port)},
 		down:   closedChan(),
@@ -56,6 +63,9 @@ func (j *journal) restarted(p Peer, why cause) {
 	j.peer = p
 	if why.reason != "" {
 		j.last = why
+	}
+	if j.lost || j.state == bgp.BGP_FSM_ESTABLISHED {
+		j.past.reset = Reset{time.Now(), why.reason, why.detail}
 	}
 	j.hint = cause{}
 	j.forgetDials()
@@ -94,7 +104,18 @@ func (j *journal) takeFarewell() bool {
 func (j *journal) session() (int, bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.flaps, j.state == bgp.BGP_FSM_ESTABLISHED
+	return j.past.flaps, j.state == bgp.BGP_FSM_ESTABLISHED
+}
+
+// ended is what shall be remembered of a session that is not wanted any more.
+func (j *journal) ended(why string) past {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	p := j.past
+	if j.state == bgp.BGP_FSM_ESTABLISHED {
+		p = past{p.flaps + 1, Reset{time.Now(), reasonEnded, "ended here: " + why}}
+	}
+	return p
 }
 
 // stateChanged follows GoBGP's state machine.
@@ -115,6 +136,7 @@ func (j *journal) stateChanged(next bgp.FSMState, why string) {
 	}
 	if old == bgp.BGP_FSM_ESTABLISHED && next != old {
 		j.lost = true
+		j.past.reset = Reset{time.Now(), j.last.reason, j.last.detail}
 	}
 	j.moved(next)
 	j.mu.Unlock()
@@ -132,7 +154,7 @@ func (j *journal) moved(next bgp.FSMState) {
 	case old == bgp.BGP_FSM_ESTABLISHED && next != old:
 		j.lifetime = time.Since(j.since)
 		j.since = time.Now()
-		j.flaps++
+		j.past.flaps++
 		close(j.down)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -424,6 +425,30 @@ func (r *router) ask(command string) string {
 		r.t.Fatalf("%s: %s: %v\n%s", r.kind, command, err, out)
 	}
 	return out
+}
+
+// says waits until the console's answer matches all of the patterns.
+func (r *router) says(command string, patterns ...string) {
+	r.t.Helper()
+	eventually(r.t, 5*time.Second, func() error { return matches(r.ask(command), patterns) })
+}
+
+// logged waits until the switch's log matches the patterns.
+func (r *router) logged(patterns ...string) {
+	r.t.Helper()
+	eventually(r.t, 5*time.Second, func() error {
+		text, err := os.ReadFile(r.file(map[string]string{"bird": "bird.log", "frr": "bgpd.log"}[r.kind]))
+		return errors.Join(err, matches(string(text), patterns))
+	})
+}
+
+func matches(text string, patterns []string) error {
+	for _, p := range patterns {
+		if !regexp.MustCompile(p).MatchString(text) {
+			return fmt.Errorf("no %q in: %s", p, text)
+		}
+	}
+	return nil
 }
 
 // settled waits until the switch has had the End-of-RIB of both families in its newest session:

@@ -98,7 +98,7 @@ func TestPassword(t *testing.T) {
 // complaints are the lines of the switch's log that are there without any debugging.
 func (r *router) complaints() (out []string) {
 	r.t.Helper()
-	name, no := "bird.log", regexp.MustCompile(`<(TRACE|INFO|DBG)>`)
+	name, no := "bird.log", regexp.MustCompile(`<(TRACE|INFO|DBG)>|Missing link-local address`)
 	if r.kind == "frr" {
 		name, no = "bgpd.log", regexp.MustCompile(` starting: |has not been registered|hasEstablished|ADJCHANGE|rcvd End-of-RIB`)
 	}

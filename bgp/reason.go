@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
 	"time"
 
@@ -31,6 +32,7 @@ const (
 	reasonConnectionLost    = "connectionLost"    // TCP ended without a NOTIFICATION
 	reasonMalformed         = "malformed"         // the switch sent what cannot be parsed
 	reasonReset             = "reset"             // we reset it: its settings changed
+	reasonEnded             = "ended"             // we ended it: it was not wanted any more
 	reasonBroken            = "broken"            // the server of this session failed
 )
 
@@ -164,6 +166,19 @@ func notified(p Peer, code, subcode uint8, data []byte) cause {
 		return cause{reasonHoldTimer, fmt.Sprintf("the switch heard nothing from %s for its hold time: check the link, and the load of this node", p.LocalAddress)}
 	}
 	return cause{reasonNotification, fmt.Sprintf("the switch ended the session with NOTIFICATION %d/%d: look at the switch's log", code, subcode)}
+}
+
+// shutdownMessage is a NOTIFICATION that the session ends for good, with why in plain words (RFC
+// 9003). A switch that keeps paths through a NOTIFICATION has to get it within a Hard Reset (RFC
+// 8538, section 3.1), which GoBGP cannot send with a text.
+func shutdownMessage(why string, hard bool) ([]byte, error) {
+	const most = 255 // octets, RFC 9003, section 2
+	text := strings.ToValidUTF8(why[:min(len(why), most)], "")
+	code, subcode, data := uint8(bgp.BGP_ERROR_CEASE), uint8(bgp.BGP_ERROR_SUB_ADMINISTRATIVE_SHUTDOWN), append([]byte{byte(len(text))}, text...)
+	if hard {
+		subcode, data = bgp.BGP_ERROR_SUB_HARD_RESET, append([]byte{code, subcode}, data...)
+	}
+	return bgp.NewBGPNotificationMessage(code, subcode, data).Serialize()
 }
 
 // leaves reports whether a NOTIFICATION says that the switch does not want this neighbour any more:

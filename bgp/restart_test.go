@@ -78,7 +78,9 @@ func TestGracefulRestart(t *testing.T) {
 			run(t, "ss", "-K", "dst", bird.addr4.String())
 			run(t, "ss", "-K", "dst", frr.addr4.String())
 			p.flapped(10 * time.Second)
-			p.established(30*time.Second, 2)
+			if r := p.established(30*time.Second, 2).Status[0].LastReset; r.Reason != reasonConnectionLost {
+				t.Errorf("%+v", r)
+			}
 		}
 		still(t, "after two TCP resets")
 	})
@@ -106,7 +108,9 @@ func TestGracefulRestart(t *testing.T) {
 		if r.Err != "" || len(r.Changes) != 2 {
 			t.Errorf("err %q, changes %q, want two resets", r.Err, r.Changes)
 		}
-		p.established(20*time.Second, 2)
+		if r := p.established(20*time.Second, 2).Status[0].LastReset; r.Reason != reasonReset || !strings.Contains(r.Detail, "hold time 1m0s") {
+			t.Errorf("%+v", r)
+		}
 		still(t, "after a reset for a new hold time")
 		for i := range changed {
 			changed[i].Peer.RouterID = addr("10.0.0.110")

@@ -197,8 +197,10 @@ type offer struct {
 	restart    bool // graceful restart: it keeps our paths (RFC 4724)
 	restarting bool // it has itself just restarted
 	longLived  bool // long-lived graceful restart (RFC 9494)
-	ipv4       bool
-	ipv6       bool
+	// notification: it keeps them through a NOTIFICATION too, but for a Hard Reset (RFC 8538)
+	notification bool
+	ipv4         bool
+	ipv6         bool
 }
 
 func (o offer) takes(p netip.Prefix) bool {
@@ -210,7 +212,7 @@ func (o offer) takes(p netip.Prefix) bool {
 
 // offer reads the capabilities of the established session with p, and what it has received.
 func (s *server) offer(ctx context.Context, p Peer) (offer, received, error) {
-	o := offer{known: true}
+	var o offer
 	var r received
 	var inner error
 	err := s.bgp.ListPeer(ctx, &api.ListPeerRequest{Address: p.Address.String()}, func(peer *api.Peer) {
@@ -219,11 +221,13 @@ func (s *server) offer(ctx context.Context, p Peer) (offer, received, error) {
 			inner = err
 			return
 		}
+		o.known = true // GoBGP tells nothing, and no error, when ctx has ended
 		for _, c := range caps {
 			switch c := c.(type) {
 			case *bgp.CapGracefulRestart:
 				o.restart = true
-				o.restarting = o.restarting || c.Flags&0x08 != 0 // RFC 4724, section 3
+				o.restarting = o.restarting || c.Flags&0x08 != 0     // RFC 4724, section 3
+				o.notification = o.notification || c.Flags&0x04 != 0 // RFC 8538, section 2
 			case *bgp.CapLongLivedGracefulRestart:
 				// No tuple: it helps others and restarts without (BIRD). A time of 0 keeps nothing (FRR
 				// without its stale-time, which is the most that it keeps).

@@ -13,6 +13,8 @@ const (
 	// hangUpTimeout bounds the wait for GoBGP to notice that its connection ended, which takes
 	// it some milliseconds.
 	hangUpTimeout = 2 * time.Second
+	// farewellTimeout bounds the wait for a switch to take what we sent it before, and our last word.
+	farewellTimeout = time.Second
 	// endTimeout bounds the wait for a Cease to be sent to a switch that may have stopped reading.
 	endTimeout = 3 * time.Second
 	// grace is how long a caller whose context ended waits for a batch to stop between two paths.
@@ -56,7 +58,7 @@ type session struct {
 	heard hearing
 }
 
-func newSession(p Peer, server *server, changed func()) *session {
+func newSession(p Peer, before past, server *server, changed func()) *session {
 	ctx, quit := context.WithCancel(context.Background())
 	s := &session{
 		key:     p.Key(),
@@ -71,7 +73,7 @@ func newSession(p Peer, server *server, changed func()) *session {
 		told:    make(map[netip.Prefix]Path),
 		heard:   newHearing(),
 	}
-	s.journal = newJournal(p, s.poke)
+	s.journal = newJournal(p, before, s.poke)
 	server.log.journal.Store(s.journal)
 	go s.run()
 	return s

@@ -21,12 +21,13 @@ type Speaker struct {
 	mu       sync.Mutex // guards what follows
 	synced   bool       // there was a Sync: a session that is not here is not wanted
 	sessions map[Key]*session
-	idle     []*server // stopped; a server's goroutine never ends, so they are used again
+	past     map[Key]past // of sessions that have ended
+	idle     []*server    // stopped; a server's goroutine never ends, so they are used again
 }
 
 // NewSpeaker returns a Speaker with no session. It opens nothing.
 func NewSpeaker(opts Options) *Speaker {
-	s := &Speaker{changed: opts.Changed, syncing: make(chan struct{}, 1), sessions: make(map[Key]*session)}
+	s := &Speaker{changed: opts.Changed, syncing: make(chan struct{}, 1), sessions: make(map[Key]*session), past: make(map[Key]past)}
 	if s.changed == nil {
 		s.changed = func() {}
 	}
@@ -69,7 +70,7 @@ func (s *Speaker) apply(ctx context.Context, desired State) [][]Change {
 	var work []func() []Change
 	for _, session := range s.all() {
 		if !named[session.key] {
-			work = append(work, func() []Change { return s.end(ctx, session) })
+			work = append(work, func() []Change { return s.end(ctx, session, desired.without(session)) })
 		}
 	}
 	for _, want := range valid {
@@ -103,19 +104,30 @@ func byKey(desired State) (named map[Key]bool, valid []Session) {
 	return named, valid
 }
 
-// end ends a session that is not wanted any more.
-func (s *Speaker) end(ctx context.Context, session *session) []Change {
+// without says why there is no such session any more, for the switch's operator.
+func (s State) without(session *session) string {
+	for _, h := range s.Held {
+		if h.Key == session.key {
+			return h.Why
+		}
+	}
+	return name(session.peer) + " asks for no session with this speaker any more"
+}
+
+// end ends a session that is not wanted any more, because of why.
+func (s *Speaker) end(ctx context.Context, session *session, why string) []Change {
 	s.mu.Lock()
 	delete(s.sessions, session.key)
+	s.past[session.key] = session.journal.ended(why)
 	s.mu.Unlock()
-	reusable, err := session.end(ctx)
+	reusable, err := session.end(ctx, why)
 	if reusable {
 		session.server.log.journal.Store(nil)
 		s.mu.Lock()
 		s.idle = append(s.idle, session.server)
 		s.mu.Unlock()
 	}
-	return []Change{{Op: "delete", Object: session.peer.object(), Why: "not wanted any more", Err: err}}
+	return []Change{{Op: "delete", Object: session.peer.object(), Why: why, Err: err}}
 }
 
 // sync makes one session what want says.
@@ -123,7 +135,7 @@ func (s *Speaker) sync(ctx context.Context, want Session) (changes []Change) {
 	s.mu.Lock()
 	running, ok := s.sessions[want.Peer.Key()]
 	if !ok {
-		running = newSession(want.Peer.normal(), s.takeServer(), s.changed)
+		running = newSession(want.Peer.normal(), s.past[want.Peer.Key()], s.takeServer(), s.changed)
 		s.sessions[running.key] = running
 	}
 	s.mu.Unlock()

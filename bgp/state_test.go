@@ -201,7 +201,7 @@ func TestDialCause(t *testing.T) {
 // A switch that does not answer is probed at once and then rarely; one that does is not.
 func TestProbesAreRare(t *testing.T) {
 	p, now := goodPeer().normal(), time.Now()
-	j := newJournal(p, func() {})
+	j := newJournal(p, past{}, func() {})
 	if _, due := j.takeProbe(now); due {
 		t.Error("probed before any dial failed")
 	}

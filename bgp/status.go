@@ -26,7 +26,7 @@ func (s *session) status() Status {
 	s.mu.Unlock()
 	j := s.journal
 	j.mu.Lock()
-	st := Status{Peer: peer, State: stateName(j.state), Since: j.since, Flaps: j.flaps, Reason: j.last.reason, Detail: j.last.detail}
+	st := Status{Peer: peer, State: stateName(j.state), Since: j.since, Flaps: j.past.flaps, LastReset: j.past.reset, Reason: j.last.reason, Detail: j.last.detail}
 	up := j.state == bgp.BGP_FSM_ESTABLISHED
 	j.mu.Unlock()
 	if !up {
@@ -88,5 +88,5 @@ func (s *session) view() view {
 	s.mu.Unlock()
 	s.journal.mu.Lock()
 	defer s.journal.mu.Unlock()
-	return view{s.journal.state == bgp.BGP_FSM_ESTABLISHED, s.journal.flaps, s.journal.last, offer, heard}
+	return view{s.journal.state == bgp.BGP_FSM_ESTABLISHED, s.journal.past.flaps, s.journal.last, offer, heard}
 }

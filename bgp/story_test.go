@@ -137,11 +137,14 @@ func TestPathsChangeWithoutFlap(t *testing.T) {
 	})
 }
 
+// A session that is not wanted any more ends with a word for the switch's operator (RFC 9003).
 func TestRemovedPeerIsWithdrawnAtOnce(t *testing.T) {
 	l := newLAN(t)
 	bird, frr := l.router("bird", 1), l.router("frr", 2)
 	bird.start(nodeOf(bird))
-	frr.start(nodeOf(frr))
+	logs := nodeOf(frr)
+	logs.extra = " bgp log-neighbor-changes\n"
+	frr.start(logs)
 	s := newTestSpeaker(t)
 	both := []Session{{Peer: peerOf(bird), Paths: pods(3)}, {Peer: peerOf(frr), Paths: pods(3)}}
 	mustSync(t, s, both...)
@@ -152,17 +155,56 @@ func TestRemovedPeerIsWithdrawnAtOnce(t *testing.T) {
 		t.Errorf("changes %v", changes)
 	}
 	bird.hears(2*time.Second, nil)
+	bird.says("show protocols all n0", "Received: Administrative shutdown", "Message: +BGPPeer/bird asks for no session with this speaker any more")
 	if err := frr.compare(pods(3)); err != nil {
 		t.Error(err)
 	}
-	mustSync(t, s, both[0])
+	held := Held{Key: both[1].Peer.Key(), Why: "the password of BGPPeer/frr is missing"}
+	if _, err := s.Sync(t.Context(), State{Sessions: both[:1], Held: []Held{held}}); err != nil {
+		t.Error(err)
+	}
 	frr.hears(2*time.Second, nil)
+	frr.says("show bgp neighbors 10.0.0.10", `Notification received \(Cease/Administrative Shutdown/Hard Reset\)`) // RFC 8538
+	frr.logged(`NOTIFICATION\(Hard Reset\): received from neighbor 10.0.0.10 6/2 .* "the password of BGPPeer/frr is missing"`)
 	bird.hears(15*time.Second, pods(3))
+	if st := s.Status(t.Context())[0]; st.Flaps != 1 || st.LastReset.Reason != reasonEnded || time.Since(st.LastReset.At) > time.Minute {
+		t.Errorf("the past of a session that came back: %+v", st)
+	}
 	mustSync(t, s)
 	bird.hears(2*time.Second, nil)
+	// Without graceful restart there is nothing to reset the hard way.
+	both[1].Peer.RestartTime = 0
+	mustSync(t, s, both[1])
+	frr.hears(15*time.Second, pods(3))
+	mustSync(t, s)
+	frr.hears(2*time.Second, nil)
+	frr.logged(`NOTIFICATION: received from neighbor 10.0.0.10 6/2 .* "BGPPeer/frr asks for no session with this speaker any more"`)
 	if all := s.Status(t.Context()); len(all) != 0 {
 		t.Errorf("status %v", all)
 	}
+}
+
+// A session that ends while GoBGP still sends: no switch gets our last word in the middle of another.
+func TestRemovedWhileTelling(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		sw.start(nodeOf(sw))
+		s := newTestSpeaker(t)
+		for range 3 {
+			mustSync(t, s, Session{Peer: peerOf(sw), Paths: manyPaths()})
+			becomes(t, s, 15*time.Second, "Established", "")
+			begun := time.Now()
+			mustSync(t, s)
+			if took := time.Since(begun); took > 2*time.Second {
+				t.Errorf("ended after %v", took)
+			}
+			sw.hears(5*time.Second, nil)
+		}
+		for _, line := range sw.complaints() {
+			if !strings.Contains(line, "Received: Administrative shutdown") && !strings.Contains(line, "Received: Peer de-configured") {
+				t.Error(line)
+			}
+		}
+	})
 }
 
 func TestReasons(t *testing.T) {
@@ -227,6 +269,16 @@ func TestCeased(t *testing.T) {
 		if !strings.Contains(st.Detail, "administrative shutdown") || st.Flaps != 1 {
 			t.Errorf("%+v", st)
 		}
+		if sw.kind == "bird" {
+			sw.ask("enable n0")
+		} else {
+			run(t, "vtysh", "--vty_socket", sw.dir, "-d", "bgpd", "-c", "conf t", "-c", "router bgp 65000", "-c", "no neighbor 10.0.0.10 shutdown")
+		}
+		// When it is up again, it is still known why it was not.
+		again := becomes(t, s, 30*time.Second, "Established", "")
+		if r := again.LastReset; r.Reason != reasonCeased || r.Detail != st.Detail || r.At.After(again.Since) || again.Flaps != 1 {
+			t.Errorf("%+v", again)
+		}
 	})
 }
 
@@ -245,7 +297,9 @@ func TestHoldTimer(t *testing.T) {
 		ip(t, "-n lan link set node down")
 		becomes(t, s, 20*time.Second, "", reasonHoldTimer)
 		ip(t, "-n lan link set node up")
-		becomes(t, s, 40*time.Second, "Established", "")
+		if st := becomes(t, s, 40*time.Second, "Established", ""); st.LastReset.Reason != reasonHoldTimer {
+			t.Errorf("%+v", st.LastReset)
+		}
 		sw.hears(40*time.Second, want)
 		sw.settled()
 		if sw.kind == "frr" {

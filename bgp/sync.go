@@ -146,9 +146,32 @@ func (s *session) reset(ctx context.Context, want Session, why string) []Change 
 	return append([]Change{change}, changes...)
 }
 
+// farewell tells the switch that we leave, and why, and ends the connection. It returns when GoBGP
+// has noticed; then its own end is silent.
+func (s *session) farewell(ctx context.Context, why string) error {
+	ctx, cancel := context.WithTimeout(ctx, farewellTimeout)
+	defer cancel()
+	if up, _ := s.journal.established(); !up {
+		return nil
+	}
+	if !s.offer.known { // a plain Cease makes no switch of RFC 8538 drop the paths
+		if s.readOffer(ctx); !s.offer.known {
+			return errors.New("what the switch supports is not known")
+		}
+	}
+	message, err := shutdownMessage(why, s.peer.RestartTime > 0 && s.offer.notification)
+	if err != nil {
+		return err
+	}
+	return s.hangUp(ctx, func(local, remote netip.AddrPort) (int, error) { return sayLast(ctx, local, remote, message) })
+}
+
 // silence ends the TCP connection to the switch, if there is one, without a Cease. It returns
 // when GoBGP has noticed; then a close is silent too.
-func (s *session) silence(ctx context.Context) error {
+func (s *session) silence(ctx context.Context) error { return s.hangUp(ctx, hangUp) }
+
+// hangUp ends the session's connection, if there is one, by end, and waits for GoBGP to notice.
+func (s *session) hangUp(ctx context.Context, end func(local, remote netip.AddrPort) (int, error)) error {
 	if !s.opened {
 		return nil
 	}
@@ -164,7 +187,7 @@ func (s *session) silence(ctx context.Context) error {
 	if port == 0 && !up {
 		return nil
 	}
-	n, err := hangUp(netip.AddrPortFrom(s.peer.LocalAddress, port), netip.AddrPortFrom(s.peer.Address, s.peer.Port))
+	n, err := end(netip.AddrPortFrom(s.peer.LocalAddress, port), netip.AddrPortFrom(s.peer.Address, s.peer.Port))
 	if err != nil {
 		return err
 	}
@@ -181,15 +204,17 @@ func (s *session) silence(ctx context.Context) error {
 	}
 }
 
-// end withdraws everything and sends a Cease, so that the switch drops the routes at once. It
-// reports whether the server can be used again.
-func (s *session) end(ctx context.Context) (reusable bool, err error) {
+// end sends a Cease that says why, so that the switch drops the routes at once. It reports whether
+// the server can be used again.
+func (s *session) end(ctx context.Context, why string) (reusable bool, err error) {
 	s.quit()
 	<-s.done
 	ctx, cancel := context.WithTimeout(ctx, endTimeout)
 	defer cancel()
 	stopped := make(chan error, 1)
 	err = s.do(ctx, func() {
+		// Where that is not possible, GoBGP withdraws and sends a Cease of its own, without a word.
+		_ = s.farewell(ctx, why)
 		stopped <- s.server.do(func() error {
 			return errors.Join(s.server.removeAll(ctx), s.server.stop(ctx))
 		})

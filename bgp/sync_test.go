@@ -79,7 +79,7 @@ func TestCancelledSyncOpensNothing(t *testing.T) {
 	defer s.Stop()
 	want := State{Sessions: []Session{{Peer: loopPeer(), Paths: pods(3)}}}
 	ctx, cancel := context.WithCancel(t.Context())
-	session := newSession(loopPeer().normal(), newServer(), func() {})
+	session := newSession(loopPeer().normal(), past{}, newServer(), func() {})
 	s.sessions[session.key] = session
 	var opened bool
 	if err := session.do(t.Context(), func() {
