@@ -143,7 +143,7 @@ func eachScope(ctx context.Context, f func(*routes.Kernel, routes.Scope) error) 
 // stateFiles are the files of ours in the state directory, and the socket. Others' are not ours to
 // delete: stateDir may be a directory that more than edgeway uses.
 func stateFiles(c Config) (paths []string) {
-	for _, pattern := range []string{plugin.StoreFile + "*", "world.json*", ".world.json*"} {
+	for _, pattern := range []string{plugin.StoreFile + "*", "plugin.lock", "world.json*", ".world.json*"} {
 		found, _ := filepath.Glob(filepath.Join(c.StateDir, pattern)) // the pattern is valid
 		paths = append(paths, found...)
 	}

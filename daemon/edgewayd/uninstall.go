@@ -133,8 +133,8 @@ func printRemains(out io.Writer, r daemon.Remains) {
 		next  string
 	}{
 		{"pods", r.Pods, "the runtime cannot delete them without the plugin"},
-		{"in the kernel", r.Kernel, "a reboot removes it, as uninstall --purge does"},
-		{"files", r.Files, "uninstall --purge deletes them"},
+		{"in the kernel", r.Kernel, "a reboot removes it, or a purge"},
+		{"files", r.Files, "a purge deletes them"},
 	} {
 		if len(l.items) > 0 {
 			fmt.Fprintf(out, "left   %s: %s; %s\n", l.what, shorten(l.items), l.next)
