@@ -1,0 +1,42 @@
+{{/* The image, as the values name it. */}}
+{{- define "edgeway.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{/* What the values change in a pod of ours, which is that of deploy/kubernetes. */}}
+{{- define "edgeway.pod" -}}
+{{- $top := .top }}{{ $template := .template }}{{ $pod := $template.spec }}
+{{- range concat ($pod.initContainers | default list) $pod.containers }}
+{{- $_ := set . "image" (include "edgeway.image" $top) }}
+{{- $_ := set . "imagePullPolicy" $top.Values.image.pullPolicy }}
+{{- end }}
+{{- if $top.Values.imagePullSecrets }}{{ $_ := set $pod "imagePullSecrets" $top.Values.imagePullSecrets }}{{ end }}
+{{- $annotations := merge (dict "edgeway/config" (sha256sum .config)) $top.Values.podAnnotations }}
+{{- $_ := set $template.metadata "annotations" $annotations }}
+{{- end }}
+
+{{/* The daemons' DaemonSet: component is "edgewayd", or "edgewayd-speaker" where these are separate. */}}
+{{- define "edgeway.daemonset" -}}
+{{- $v := .top.Values }}
+{{- $ds := .top.Files.Get "files/daemonset.yaml" | fromYaml }}
+{{- $template := $ds.spec.template }}{{ $pod := $template.spec }}{{ $main := first $pod.containers }}
+{{- include "edgeway.pod" (dict "top" .top "template" $template "config" (toYaml $v.config)) }}
+{{- $_ := set $ds.metadata "namespace" .top.Release.Namespace }}
+{{- $_ := set $pod "tolerations" $v.tolerations }}
+{{- $_ := set $pod "priorityClassName" $v.priorityClassName }}
+{{- $_ := set $pod "nodeSelector" (deepCopy $v.nodeSelector) }}
+{{- $_ := set $main "resources" $v.resources }}
+{{- if eq .component "edgewayd-speaker" }}
+{{- $_ := set $ds.metadata "name" .component }}
+{{- range list $ds.metadata.labels $ds.spec.selector.matchLabels $template.metadata.labels }}
+{{- $_ := set . "app.kubernetes.io/name" $.component }}
+{{- end }}
+{{- $_ := set $pod "serviceAccountName" "edgeway-speaker" }}
+{{- $_ := set $pod.nodeSelector "edgeway-speaker" "true" }}
+{{- else if $v.speakers.separate }}
+{{- $term := first $pod.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms }}
+{{- $_ := set $term "matchExpressions" (append $term.matchExpressions (dict "key" "edgeway-speaker" "operator" "NotIn" "values" (list "true"))) }}
+{{- $_ := set $ds.spec.updateStrategy.rollingUpdate "maxUnavailable" $v.speakers.maxUnavailable }}
+{{- end }}
+{{ toYaml $ds }}
+{{- end }}
