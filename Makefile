@@ -9,7 +9,7 @@ STATICCHECK  = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DESTDIR     ?=
 PREFIX      ?= /usr/local
 
-.PHONY: help build cross test test-tools test-k8s e2e check demo demo-shell demo-down bench image install uninstall clean
+.PHONY: help build cross test test-tools test-k8s e2e check demo demo-shell demo-down bench image packages test-packages install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,12 @@ image: cross ## the container image for both, dist/edgeway-VERSION-ARCH.tar; no 
 	for arch in amd64 arm64; do \
 	  $(GO) run ./scripts/package -version $(VERSION) -arch $$arch -bin dist/$$arch -out dist/edgeway-$(VERSION)-$$arch.tar || exit 1; \
 	done
+
+packages: cross ## Debian and RPM packages for both, dist/*.deb and dist/*.rpm
+	VERSION=$(VERSION) scripts/package/packages.sh
+
+test-packages: test-tools ## install, upgrade and remove the packages on a machine with systemd; check the manifests (root)
+	EDGEWAY_PACKAGES=1 $(GO) test -count=1 -timeout 30m ./scripts/package
 
 check: ## format, vet, staticcheck, tests that need no root
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not gofmt-ed: $$unformatted" >&2; exit 1; }

@@ -33,7 +33,7 @@ func needTools(fail func(format string, args ...any), names ...string) {
 		}
 	}
 	if len(missing) > 0 {
-		fail("not installed: %s; run scripts/install-test-tools.sh", strings.Join(missing, ", "))
+		fail("not installed: %s; scripts/install-test-tools.sh installs most, systemd-container and rpm are Debian's packages for the others", strings.Join(missing, ", "))
 	}
 }
 

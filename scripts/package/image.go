@@ -89,8 +89,8 @@ func (i *image) archive() ([]byte, error) {
 // tagged is what a tag may be (OCI Distribution Specification 1.1, "Pulling manifests").
 const tagged = `^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`
 
-// machine is the architecture as ELF names it; EM_NONE for one that is not built for.
-func machine(arch string) elf.Machine {
+// elfMachine is the architecture as ELF names it; EM_NONE for one that is not built for.
+func elfMachine(arch string) elf.Machine {
 	switch arch {
 	case "amd64":
 		return elf.EM_X86_64
@@ -106,7 +106,7 @@ func (i *image) check() error {
 	if ok, _ := regexp.MatchString(tagged, i.version); !ok { // the pattern is valid
 		return fmt.Errorf("image: version %q: want letters, digits, '.', '_' and '-', 128 at most", i.version)
 	}
-	want := machine(i.arch)
+	want := elfMachine(i.arch)
 	if want == elf.EM_NONE {
 		return fmt.Errorf("image: architecture %q: want amd64 or arm64", i.arch)
 	}

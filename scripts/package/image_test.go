@@ -75,7 +75,9 @@ func TestImageRefuses(t *testing.T) {
 		{"a version that is no tag", func(i *image) { i.version = "a/b" }, "version"},
 		{"an architecture that is not built", func(i *image) { i.arch = "mips" }, "want amd64 or arm64"},
 		{"a program for another architecture", func(i *image) { i.arch = other() }, "make cross"},
-		{"a script", func(i *image) { i.files = append(i.files, file{"x", 0o755, []byte("#!/bin/sh\nexec true, and no ELF header of 64 bytes anywhere in this text\n")}) }, "bad magic"},
+		{"a script", func(i *image) {
+			i.files = append(i.files, file{"x", 0o755, []byte("#!/bin/sh\nexec true, and no ELF header of 64 bytes anywhere in this text\n")})
+		}, "bad magic"},
 		{"a program that needs libraries", func(i *image) {
 			shell, err := os.ReadFile("/bin/sh")
 			if err != nil {
@@ -135,10 +137,10 @@ until ctr version >/dev/null 2>&1; do
 	sleep 0.1
 done
 ctr -n k8s.io images import $archive
-ctr -n k8s.io run --rm localhost/edgeway:v0.0.1 $name-1 /edgewayd --version
-ctr -n k8s.io run --rm localhost/edgeway:latest $name-2 /edgeway --version
-ctr -n k8s.io run --rm --mount type=bind,src=$dir,dst=/host,options=rbind:rw localhost/edgeway:latest $name-3 /edgewayd install --plugin-dir /host
-ctr -n k8s.io run --rm --mount type=bind,src=$dir,dst=/host,options=rbind:rw localhost/edgeway:latest $name-4 /edgewayd install --plugin-dir /host
+ctr -n k8s.io run --rm --cgroup /$name localhost/edgeway:v0.0.1 $name-1 /edgewayd --version
+ctr -n k8s.io run --rm --cgroup /$name localhost/edgeway:latest $name-2 /edgeway --version
+ctr -n k8s.io run --rm --cgroup /$name --mount type=bind,src=$dir,dst=/host,options=rbind:rw localhost/edgeway:latest $name-3 /edgewayd install --plugin-dir /host
+ctr -n k8s.io run --rm --cgroup /$name --mount type=bind,src=$dir,dst=/host,options=rbind:rw localhost/edgeway:latest $name-4 /edgewayd install --plugin-dir /host
 `
 
 func testImage(t *testing.T) *image {

@@ -1,0 +1,36 @@
+#!/bin/sh
+# After the programs went. dpkg: "remove", then perhaps "purge"; rpm has no purge: 0 is the end.
+set -e
+if [ -d /run/systemd/system ]; then
+	systemctl daemon-reload || true
+fi
+[ "$1" = purge ] || exit 0
+
+rm -f /etc/systemd/system/multi-user.target.wants/edgewayd.service
+for state in /var/lib/edgeway/ipam.db* /var/lib/edgeway/plugin.lock /var/lib/edgeway/world.json* /var/lib/edgeway/.world.json* /run/edgeway/edgewayd.sock; do
+	rm -f "$state"
+done
+for dir in /var/lib/edgeway /run/edgeway /etc/edgeway/cluster.d /etc/edgeway; do
+	[ ! -d "$dir" ] || rmdir "$dir" 2>/dev/null || echo "edgeway: left $dir, which is not empty"
+done
+
+# Pods that run keep their network: their links, routes and rules stay until they or the machine go.
+if ! command -v ip >/dev/null; then
+	echo "edgeway: left routes of protocols 119 and 121 and the link edgeway.1, if there are any: there is no ip to look with; a reboot removes them"
+	exit 0
+fi
+pods=$(ip -o link show type veth 2>/dev/null | grep -cE ': ew[0-9a-f]{11}([0-9a-f]{2})?@' || true)
+if [ "$pods" != 0 ]; then
+	echo "edgeway: left the network of $pods pods that run, and the routes to other nodes; a reboot removes them"
+	exit 0
+fi
+for protocol in 101 119 121; do
+	ip -4 route flush proto $protocol
+	ip -6 route flush proto $protocol
+done
+ip link del edgeway.1 2>/dev/null || true
+if command -v nft >/dev/null; then
+	nft delete table inet edgeway 2>/dev/null || true
+elif [ -e /proc/net/netfilter ]; then
+	echo "edgeway: left the nftables table inet edgeway, if there is one: there is no nft to look with; a reboot removes it"
+fi

@@ -1,0 +1,279 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/scripts/kube"
+	"github.com/edgeway-cni/edgeway/scripts/lab"
+)
+
+// TestDaemonSet runs the pod of the manifests as written, with the rights of its service account,
+// under a real containerd, API server and switch.
+func TestDaemonSet(t *testing.T) {
+	fail := needAsked(t)
+	needTools(fail, "containerd", "ctr", "runc", "nsenter", "unshare", "ip", "bird", "birdc")
+	l, calls := newLab(t)
+	server := kube.Start(t, kube.Options{Netns: l.Machine("host").Path(), Addr: l.Machine("host").Addrs[0]})
+	applyCluster(t, server)
+
+	dir := t.TempDir()
+	k := startRuntime(t, l.Node("packaged"), dir)
+	pauseArchive, archive := filepath.Join(dir, "pause.tar"), filepath.Join(dir, "edgeway.tar")
+	writePause(t, pauseArchive)
+	bin := buildPrograms(t, "v0.0.1")
+	if err := run(&image{version: "v0.0.1", arch: runtime.GOARCH}, bin, "../../LICENSE", archive); err != nil {
+		t.Fatal(err)
+	}
+	k.load(t, pauseArchive, pauseImage)
+	k.load(t, archive, "localhost/edgeway:v0.0.1")
+	runtimeCalls(t, k, calls, bin)
+
+	ds := readDaemonSet(t, "../../deploy/kubernetes/daemonset/daemonset.yaml")
+	spec := ds.Spec.Template.Spec
+	g := serviceAccount(t, server, dir)
+	k.runPod(t, spec, g)
+	id := k.start(t, spec, spec.Containers[0], g)
+	p := &podStory{k, l, id, spec.Containers[0].ReadinessProbe.Exec.Command}
+	p.up(t)
+
+	var web *lab.Pod
+	t.Run("pods start and are reached", func(t *testing.T) { web = p.serves(t, "web") })
+	if web == nil {
+		t.FailNow()
+	}
+	t.Run("the container sees what it must", func(t *testing.T) {
+		if out, err := k.exec(t.Context(), p.id, "/edgewayd", "ipam", "check"); err != nil {
+			t.Errorf("ipam check: %v: %s", err, out)
+		}
+		out, err := server.Kubectl("get", "bgppeer", "switch", "-o", "jsonpath={.status.speakers[0].node}")
+		if err != nil || out != "packaged" {
+			t.Errorf("status of the BGPPeer names speaker %q, %v; want packaged", out, err)
+		}
+	})
+	t.Run("a new container without the API server", func(t *testing.T) {
+		flow, err := l.Machine("host").StartFlow(web.Addrs[0], 20*time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		monitor, err := l.Machine("switch").Monitor(t.Context(), "bird")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := server.StopAPIServer(); err != nil {
+			t.Fatal(err)
+		}
+		k.stop(t, p.id, time.Duration(*spec.TerminationGracePeriodSeconds)*time.Second)
+		if _, err := os.Stat(k.path("/etc/cni/net.d/10-edgeway.conflist")); err != nil {
+			t.Errorf("the network configuration went with the container: %v", err)
+		}
+		alone := p.serves(t, "alone") // by the plugin, without the daemon
+		p.id = k.start(t, spec, spec.Containers[0], g)
+		p.up(t)
+		if err := alone.Delete(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if lost := flow.Stop(); lost.Lost > 0 {
+			t.Errorf("host to web: %s", lost)
+		} else {
+			t.Logf("host to web: %s", lost)
+		}
+		if events, err := monitor.Stop(t.Context()); err != nil || len(events) > 0 {
+			t.Errorf("routes of the switch changed: %v, %v", events, err)
+		}
+	})
+	t.Run("uninstall", func(t *testing.T) { p.uninstalls(t, web) })
+}
+
+// podStory is the daemon's container on its node.
+type podStory struct {
+	k     *kubelet
+	lab   *lab.Lab
+	id    string
+	probe []string
+}
+
+// up waits until the readiness probe and the session say so.
+func (p *podStory) up(t *testing.T) {
+	t.Helper()
+	err := lab.Wait(t.Context(), bootTimeout, func() error {
+		if _, err := p.k.exec(t.Context(), p.id, p.probe...); err != nil {
+			return err
+		}
+		out, err := p.k.exec(t.Context(), p.id, "/edgewayd", "status", "-o", "json")
+		if err != nil {
+			return err
+		}
+		var status api.Status
+		if err := json.Unmarshal([]byte(out), &status); err != nil {
+			return err
+		}
+		if len(status.Sessions) != 1 || status.Sessions[0].State != "Established" {
+			return fmt.Errorf("sessions %+v, problems %+v; want a session that is Established", status.Sessions, status.Problems)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, p.k.said(p.id))
+	}
+}
+
+// serves starts a pod, which the host behind the switch must reach.
+func (p *podStory) serves(t *testing.T, name string) *lab.Pod {
+	t.Helper()
+	pod, err := p.lab.Node("packaged").AddPod(t.Context(), "default", name)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, p.k.said(p.id))
+	}
+	for _, addr := range pod.Addrs {
+		err := lab.Wait(t.Context(), waitLimit, func() error {
+			_, err := p.lab.Machine("host").Ping(t.Context(), addr)
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	return pod
+}
+
+// uninstalls runs the container of the overlay that takes edgeway off the nodes.
+func (p *podStory) uninstalls(t *testing.T, web *lab.Pod) {
+	p.k.stop(t, p.id, 15*time.Second)
+	spec := overlay(t, "uninstall").Spec.Template.Spec
+	c := spec.Containers[0]
+	c.Image = "localhost/edgeway"
+	c.Args = []string{"uninstall", "--purge"}
+	g := given{volumes: map[string]string{"config": t.TempDir(), "tmp": t.TempDir()}, account: t.TempDir()}
+	id := p.k.start(t, spec, c, g)
+	if code := p.k.ended(t, id); code == 0 || !strings.Contains(p.k.said(id), "default/web") {
+		t.Errorf("while a pod runs, uninstall ends with status %d: %s", code, p.k.said(id))
+	}
+	if err := web.Delete(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	id = p.k.start(t, spec, c, g)
+	if code := p.k.ended(t, id); code != 0 {
+		t.Errorf("uninstall: exit status %d: %s", code, p.k.said(id))
+	}
+	t.Logf("uninstall --purge:\n%s", p.k.said(id))
+	for _, pattern := range []string{"/opt/cni/bin/edgeway", "/etc/cni/net.d/*", "/var/lib/edgeway/*", "/run/edgeway/*"} {
+		if left, _ := filepath.Glob(p.k.path(pattern)); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+	}
+	for _, argv := range [][]string{{"ip", "route", "show", "proto", "119"}, {"ip", "-6", "route", "show", "proto", "119"}, {"ip", "route", "show", "proto", "101"},
+		{"ip", "-o", "link", "show", "type", "veth"}, {"nft", "list", "ruleset"}} {
+		out, err := p.k.Run(t.Context(), argv[0], argv[1:]...)
+		if err != nil {
+			t.Error(err)
+		}
+		for line := range strings.Lines(out) {
+			if !strings.Contains(line, ": eth0@") {
+				t.Errorf("%s: left: %s", strings.Join(argv, " "), line)
+			}
+		}
+	}
+}
+
+// writePause writes the image of a program that waits: what keeps a pod's namespaces.
+func writePause(t *testing.T, archive string) {
+	t.Helper()
+	dir := t.TempDir()
+	source := filepath.Join(dir, "main.go")
+	if err := os.WriteFile(source, []byte("package main\nimport \"time\"\nfunc main() { for { time.Sleep(time.Hour) } }\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"edgewayd", "edgeway"} {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), source)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	if err := run(&image{version: "pause", arch: runtime.GOARCH}, dir, "../../LICENSE", archive); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// runtimeCalls has the laboratory, as the node's runtime, call the plugin that the init container
+// installs, with the node's files before it.
+func runtimeCalls(t *testing.T, k *kubelet, calls, built string) {
+	t.Helper()
+	script := fmt.Sprintf("#!/bin/sh\nif [ /proc/self/ns/net -ef %s ]; then\n\texec nsenter --mount=/proc/%d/ns/mnt /opt/cni/bin/edgeway\nfi\nexec %s\n",
+		k.Path(), k.pid, filepath.Join(built, "edgeway"))
+	if err := os.WriteFile(filepath.Join(calls, "edgeway"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	conf := filepath.Dir(k.Conflist())
+	if err := errors.Join(os.Remove(conf), os.Symlink(k.path("/etc/cni/net.d"), conf)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// applyCluster applies what an operator applies, and the nodes that a kubelet and a controller
+// manager would have made.
+func applyCluster(t *testing.T, server *kube.ControlPlane) {
+	t.Helper()
+	if _, err := server.Kubectl("apply", "--server-side", "-k", "../../deploy/kubernetes"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.Kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"); err != nil {
+		t.Fatal(err)
+	}
+	err := lab.Wait(t.Context(), waitLimit, func() error { return server.ApplyText(manifests) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"packaged", "other"} {
+		if _, err := server.Kubectl("patch", "node", name, "--subresource=status", "--type=merge", "-p", addresses(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func addresses(node string) string {
+	last := map[string]string{"packaged": "11", "other": "12"}[node]
+	return fmt.Sprintf(`{"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.%s"}, {"type": "InternalIP", "address": "fd00:10::%s"}]}}`, last, last)
+}
+
+// serviceAccount is what the kubelet mounts into the pod.
+func serviceAccount(t *testing.T, server *kube.ControlPlane, dir string) given {
+	t.Helper()
+	token, err := server.Kubectl("create", "token", "-n", "kube-system", "edgeway")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := server.Kubectl("config", "view", "--raw", "-o", "jsonpath={.clusters[0].cluster.certificate-authority-data}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(name string) string { return filepath.Join(dir, name) }
+	files := map[string]string{
+		"account/token": strings.TrimSpace(token), "account/ca.crt": decode64(t, ca), "account/namespace": "kube-system",
+		"config/edgewayd.yaml": read(t, "../../deploy/kubernetes/edgewayd.yaml"), "tmp/.keep": "",
+	}
+	for name, text := range files {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(at(name)), 0o755), os.WriteFile(at(name), []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	u, err := url.Parse(server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return given{
+		volumes: map[string]string{"config": at("config"), "tmp": at("tmp")}, account: at("account"),
+		env: map[string]string{"KUBERNETES_SERVICE_HOST": u.Hostname(), "KUBERNETES_SERVICE_PORT": u.Port()},
+	}
+}

@@ -1,0 +1,322 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
+)
+
+const pauseImage = "localhost/edgeway:pause"
+
+// kubelet is as much of one as the DaemonSet's pod needs: it tells a real containerd, on a node of
+// the laboratory, what a kubelet would.
+type kubelet struct {
+	*lab.Node
+	dir     string
+	pid     int // containerd's
+	runtime runtimeapi.RuntimeServiceClient
+	images  runtimeapi.ImageServiceClient
+	sandbox *runtimeapi.PodSandboxConfig
+	id      string // of the sandbox
+	attempt uint32
+}
+
+// runtimeScript starts containerd where the node's default paths are the node's own. The network
+// namespaces that come and go below /run/netns are seen in there too.
+const runtimeScript = `set -e
+dir=$1 name=$2
+for cgroup in /sys/fs/cgroup /sys/fs/cgroup/*; do
+	test -e $cgroup/cgroup.procs || continue
+	mkdir -p $cgroup/$name
+done
+mkdir -p $dir/netns $dir/lib $dir/etc $dir/etc-work
+mount --rbind /run/netns $dir/netns
+mount -t tmpfs -o mode=755 tmpfs /run
+mkdir /run/netns
+mount --rbind $dir/netns /run/netns
+mount --bind $dir/lib /var/lib
+mount -t tmpfs -o mode=755 tmpfs /opt
+mount -t overlay -o lowerdir=/etc,upperdir=$dir/etc,workdir=$dir/etc-work overlay /etc
+rm -rf /etc/cni
+cat >$dir/containerd.toml <<END
+version = 2
+[plugins."io.containerd.internal.v1.opt"]
+  path = "/var/lib/containerd/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "` + pauseImage + `"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+END
+exec containerd --config $dir/containerd.toml
+`
+
+func startRuntime(t *testing.T, n *lab.Node, dir string) *kubelet {
+	t.Helper()
+	k := &kubelet{Node: n, dir: dir}
+	log, err := os.Create(filepath.Join(dir, "containerd.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command("unshare", "--mount", "--propagation", "slave", "sh", "-c", runtimeScript, "sh", dir, n.Netns)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := n.Do(cmd.Start); err != nil {
+		t.Fatal(err)
+	}
+	k.pid = cmd.Process.Pid // the shell becomes containerd
+	t.Cleanup(func() {
+		if t.Failed() {
+			text, _ := os.ReadFile(log.Name())
+			t.Logf("containerd:\n%.4000s", text)
+		}
+		k.powerOff()
+		_ = cmd.Wait()
+		removeCgroups(t, n.Netns)
+	})
+	conn, err := grpc.NewClient(fmt.Sprintf("unix:///proc/%d/root/run/containerd/containerd.sock", k.pid), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	k.runtime, k.images = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
+	err = lab.Wait(t.Context(), bootTimeout, func() error {
+		_, err := k.runtime.Version(t.Context(), &runtimeapi.VersionRequest{})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// powerOff kills what runs in the node's network: containerd, its shims, the daemon's container.
+func (k *kubelet) powerOff() {
+	_ = lab.Wait(context.Background(), waitLimit, func() error {
+		pids := inNetwork(k.Node)
+		for _, pid := range pids {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		if len(pids) > 0 {
+			return fmt.Errorf("%d processes", len(pids))
+		}
+		return nil
+	})
+}
+
+// inNetwork are the processes in the node's network namespace, but this one.
+func inNetwork(n *lab.Node) (pids []int) {
+	out, err := exec.Command("ip", "netns", "pids", n.Netns).Output()
+	if err != nil {
+		return nil
+	}
+	for word := range strings.FieldsSeq(string(out)) {
+		var pid int
+		if fmt.Sscan(word, &pid); pid > 1 && pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// load imports an archive.
+func (k *kubelet) load(t *testing.T, archive, name string) {
+	t.Helper()
+	cmd := exec.Command("nsenter", fmt.Sprintf("--mount=/proc/%d/ns/mnt", k.pid), "ctr", "-n", "k8s.io", "images", "import", archive)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	err := lab.Wait(t.Context(), waitLimit, func() error { // CRI hears of it by an event
+		reply, err := k.images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
+		if err == nil && reply.Image == nil {
+			err = errors.New("CRI does not know " + name)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// path is a file of the node as seen from here.
+func (k *kubelet) path(name string) string {
+	return filepath.Join(fmt.Sprintf("/proc/%d/root", k.pid), name)
+}
+
+// readDaemonSet reads the manifest as it is applied.
+func readDaemonSet(t *testing.T, path string) appsv1.DaemonSet {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ds appsv1.DaemonSet
+	if err := yaml.UnmarshalStrict(text, &ds); err != nil {
+		t.Fatal(err)
+	}
+	return ds
+}
+
+// given is what the kubelet has from the API server.
+type given struct {
+	volumes map[string]string // directories of the volumes that are none of the host's
+	account string            // directory of the service account's files
+	env     map[string]string
+}
+
+// runPod makes the pod's sandbox and runs its init containers, as the kubelet does.
+func (k *kubelet) runPod(t *testing.T, spec corev1.PodSpec, g given) {
+	t.Helper()
+	if !spec.HostNetwork {
+		t.Fatal("the pod does not have the host's network")
+	}
+	k.sandbox = &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Namespace: "kube-system", Name: "edgewayd-x", Uid: "u1"},
+		Linux: &runtimeapi.LinuxPodSandboxConfig{
+			CgroupParent: "/" + k.Netns,
+			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+				NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE, Pid: runtimeapi.NamespaceMode_CONTAINER},
+			},
+		},
+	}
+	reply, err := k.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: k.sandbox})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.id = reply.PodSandboxId
+	for _, c := range spec.InitContainers {
+		id := k.start(t, spec, c, g)
+		if code := k.ended(t, id); code != 0 {
+			t.Fatalf("init container %s: exit status %d: %s", c.Name, code, k.said(id))
+		}
+	}
+}
+
+// start starts one container of the pod.
+func (k *kubelet) start(t *testing.T, spec corev1.PodSpec, c corev1.Container, g given) (id string) {
+	t.Helper()
+	k.attempt++
+	log := fmt.Sprintf("/run/%s-%d.log", c.Name, k.attempt)
+	k.sandbox.LogDirectory = "/run"
+	config := &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: c.Name, Attempt: k.attempt},
+		Image:    &runtimeapi.ImageSpec{Image: c.Image + ":latest"},
+		Command:  c.Command,
+		LogPath:  filepath.Base(log),
+		Mounts:   mounts(t, spec, c, g),
+		Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+			Capabilities:     &runtimeapi.Capability{},
+			ReadonlyRootfs:   *c.SecurityContext.ReadOnlyRootFilesystem,
+			NoNewPrivs:       !*c.SecurityContext.AllowPrivilegeEscalation,
+			Seccomp:          &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
+			NamespaceOptions: k.sandbox.Linux.SecurityContext.NamespaceOptions,
+			// What the kubelet passes for a container without privileges.
+			MaskedPaths:   []string{"/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"},
+			ReadonlyPaths: []string{"/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+		}},
+	}
+	for _, arg := range c.Args {
+		config.Args = append(config.Args, strings.ReplaceAll(arg, "$(NODE_NAME)", k.Name))
+	}
+	for key, value := range g.env {
+		config.Envs = append(config.Envs, &runtimeapi.KeyValue{Key: key, Value: value})
+	}
+	for _, add := range c.SecurityContext.Capabilities.Add {
+		config.Linux.SecurityContext.Capabilities.AddCapabilities = append(config.Linux.SecurityContext.Capabilities.AddCapabilities, string(add))
+	}
+	for _, drop := range c.SecurityContext.Capabilities.Drop {
+		config.Linux.SecurityContext.Capabilities.DropCapabilities = append(config.Linux.SecurityContext.Capabilities.DropCapabilities, string(drop))
+	}
+	created, err := k.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: k.id, SandboxConfig: k.sandbox, Config: config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
+		t.Fatal(err)
+	}
+	return created.ContainerId
+}
+
+// mounts are the container's, with what the kubelet makes of each volume: a directory of the host,
+// and for others one that is given.
+func mounts(t *testing.T, spec corev1.PodSpec, c corev1.Container, g given) (out []*runtimeapi.Mount) {
+	t.Helper()
+	for _, m := range c.VolumeMounts {
+		mount := &runtimeapi.Mount{ContainerPath: m.MountPath, Readonly: m.ReadOnly, HostPath: g.volumes[m.Name]}
+		for _, v := range spec.Volumes {
+			if v.Name == m.Name && v.HostPath != nil {
+				mount.HostPath = v.HostPath.Path
+			}
+		}
+		if mount.HostPath == "" {
+			t.Fatalf("container %s: no volume %s", c.Name, m.Name)
+		}
+		if m.MountPropagation != nil && *m.MountPropagation == corev1.MountPropagationHostToContainer {
+			mount.Propagation = runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
+		}
+		out = append(out, mount)
+	}
+	return append(out, &runtimeapi.Mount{ContainerPath: "/var/run/secrets/kubernetes.io/serviceaccount", HostPath: g.account, Readonly: true})
+}
+
+// ended waits for a container's end.
+func (k *kubelet) ended(t *testing.T, id string) (code int32) {
+	t.Helper()
+	err := lab.Wait(t.Context(), waitLimit, func() error {
+		reply, err := k.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+		if err == nil && reply.Status.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+			err = errors.New("container " + id + " has not ended")
+		}
+		code = reply.GetStatus().GetExitCode()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return code
+}
+
+// said is a container's log.
+func (k *kubelet) said(id string) string {
+	reply, err := k.runtime.ContainerStatus(context.Background(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+	if err != nil {
+		return err.Error()
+	}
+	text, err := os.ReadFile(k.path(reply.Status.LogPath))
+	return fmt.Sprint(string(text), err)
+}
+
+// exec runs a command in a container.
+func (k *kubelet) exec(ctx context.Context, id string, argv ...string) (string, error) {
+	reply, err := k.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: argv, Timeout: 20})
+	if code := reply.GetExitCode(); err == nil && code != 0 {
+		err = fmt.Errorf("%s: exit status %d: %s%s", strings.Join(argv, " "), code, reply.Stdout, reply.Stderr)
+	}
+	return string(reply.GetStdout()), err
+}
+
+// stop ends a container as the kubelet does.
+func (k *kubelet) stop(t *testing.T, id string, grace time.Duration) {
+	t.Helper()
+	if _, err := k.runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: int64(grace.Seconds())}); err != nil {
+		t.Fatal(err)
+	}
+	if code := k.ended(t, id); code != 0 {
+		t.Errorf("the daemon ended with status %d: %s", code, k.said(id))
+	}
+}
