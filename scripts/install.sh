@@ -8,7 +8,12 @@ bin=$root${PREFIX:-/usr/local}/bin
 cni=$root/opt/cni/bin
 
 place() { # FILE TARGET MODE
+    if cmp -s "$1" "$2" && [ "$(stat -c %a "$2")" = "${3#0}" ]; then
+        echo "kept      $2"
+        return
+    fi
     install -D -m "$3" "$1" "$2.new"
+    sync "$2.new" # after a power cut the name must not lead to half a file
     mv -f "$2.new" "$2"
     echo "installed $2"
 }
@@ -25,5 +30,9 @@ fi
 mkdir -p "$root/etc/edgeway/cluster.d" "$root/etc/cni/net.d"
 if [ -z "$root" ] && [ -d /run/systemd/system ]; then
     systemctl daemon-reload
-    echo "next: put manifests into /etc/edgeway/cluster.d, then systemctl enable --now edgewayd"
+    if systemctl --quiet is-active edgewayd; then
+        echo "next: systemctl restart edgewayd; routes and the switches' routes stay over it"
+    else
+        echo "next: put manifests into /etc/edgeway/cluster.d, or name a kubeconfig in /etc/edgeway/edgewayd.yaml, then systemctl enable --now edgewayd"
+    fi
 fi
