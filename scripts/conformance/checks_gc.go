@@ -103,16 +103,16 @@ func gcChecks() []check {
 			t.nothingNew(before, "GC")
 		}},
 		{id: "gc.masquerade", level: should, section: "2", asks: "firewall rules of a stale attachment go", since: sinceGC, needs: needMasq, run: func(t *T) {
-			t.quiet()
-			before := len(t.snap().rules())
+			before := t.quiet()
 			p := t.pod()
 			t.add(p)
+			if len(t.snap().rules()) == 0 {
+				t.Skipf("ADD makes no rules that are seen here")
+			}
 			p.remove()
 			t.gone(p)
 			t.wants(t.gc(), "GC")
-			if now := len(t.snap().rules()); now > before {
-				t.Errorf("%d lines of nftables, %d before", now, before)
-			}
+			t.noNewRules(before, "GC")
 		}},
 		freesNothing("gc.no-list", "GC without a list frees nothing", robust, func(t *T, p *pod) {
 			t.gcWith(nil) // an error is as good

@@ -176,14 +176,27 @@ func (t *T) quiet() snapshot {
 
 // nothingNew fails when the host has more than before.
 func (t *T) nothingNew(before snapshot, what string) {
+	if left := t.left(before); len(left) > 0 {
+		t.Errorf("%s leaves on the host: %s", what, strings.Join(left, ", "))
+	}
+}
+
+// noNewRules is nothingNew of firewall rules alone.
+func (t *T) noNewRules(before snapshot, what string) {
+	left := slices.DeleteFunc(t.left(before), func(line string) bool { return !strings.HasPrefix(line, "nft ") })
+	if len(left) > 0 {
+		t.Errorf("%s leaves on the host: %s", what, strings.Join(left, ", "))
+	}
+}
+
+// left is what the host has more than before; a daemon has a while to remove what is for all pods.
+func (t *T) left(before snapshot) []string {
 	left := t.snap().minus(before)
 	if len(left) > 0 && t.daemon != nil {
 		t.eventually(before)
 		left = t.snap().minus(before)
 	}
-	if len(left) > 0 {
-		t.Errorf("%s leaves on the host: %s", what, strings.Join(left, ", "))
-	}
+	return left
 }
 
 // sameAs fails when the host is not as before.
