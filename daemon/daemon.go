@@ -58,6 +58,7 @@ type Daemon struct {
 	reread  trigger
 	seen    atomic.Pointer[view]
 	node    atomic.Pointer[node] // nil until the store could be opened
+	tried   gate                 // lifted once that was tried
 	silent  atomic.Pointer[map[netip.Addr]bool]
 	metrics *metrics
 }
@@ -71,7 +72,7 @@ func Run(ctx context.Context, c Config, o Options) error {
 	}
 	defer k.Close()
 	d := &Daemon{config: c, options: o, started: time.Now(), source: c.source(o.Version), kernel: k,
-		look: newTrigger(), reread: newTrigger()}
+		look: newTrigger(), reread: newTrigger(), tried: newGate()}
 	d.speaker = bgp.NewSpeaker(bgp.Options{Changed: d.look.fire})
 	d.metrics = newMetrics(d)
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
@@ -114,7 +115,10 @@ func Run(ctx context.Context, c Config, o Options) error {
 	start("back up the store", d.backup)
 	start("sweep", d.sweep)
 
-	wait.Go(func() { l.run(ctx) })
+	wait.Go(func() {
+		defer d.tried.lift() // nobody will open it any more
+		l.run(ctx)
+	})
 	o.Log.Info("started", "node", c.NodeName, "version", o.Version, "socket", c.Socket, "worldFromDisk", known)
 	err = api.Serve(ctx, listener, d.serve)
 	wait.Wait()

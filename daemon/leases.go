@@ -66,7 +66,7 @@ func Leases(ctx context.Context, c Config, args []string) ([]byte, error) {
 
 // ipam serves Op "ipam" on the socket.
 func (d *Daemon) ipam(ctx context.Context, req api.Request) api.Reply {
-	n := d.node.Load()
+	n := d.opened(ctx)
 	if n == nil {
 		return api.Reply{Failed: true, Error: "the store of leases is not open; edgewayd status and its log say why"}
 	}

@@ -75,6 +75,7 @@ func openNode(ctx context.Context, stateDir string) (*node, []string, error) {
 // pods makes this machine ready to start pods: the store open, the pool set, and then the
 // network configuration where the runtime finds it.
 func (d *Daemon) pods(ctx context.Context, w World, state routes.State) ([]cluster.Problem, error) {
+	defer d.tried.lift()
 	n := d.node.Load()
 	if n != nil && n.store.Damage() != nil {
 		d.options.Log.Warn("store is damaged and opened anew", "err", n.store.Damage())
@@ -205,20 +206,47 @@ func samePool(a, b ipam.Pool) bool {
 	return slices.EqualFunc(a.Sets, b.Sets, func(x, y ipam.RangeSet) bool { return slices.Equal(x, y) }) && slices.Equal(a.Reserved, b.Reserved)
 }
 
+// openPatience is how long after its start the daemon lets verbs wait for the store. To open it takes
+// a moment, behind a first look at machine and cluster; runtimes wait minutes for a verb.
+const openPatience = 10 * time.Second
+
+// gate holds back until it is opened. The zero gate is not ready: see newGate.
+type gate struct {
+	once *sync.Once
+	open chan struct{}
+}
+
+func newGate() gate { return gate{&sync.Once{}, make(chan struct{})} }
+
+// lift opens the gate for good.
+func (g gate) lift() { g.once.Do(func() { close(g.open) }) }
+
+// opened is the node once the daemon has tried to open its store; nil when that did not work, or not
+// in time.
+func (d *Daemon) opened(ctx context.Context) *node {
+	ctx, cancel := context.WithDeadline(ctx, d.started.Add(openPatience))
+	defer cancel()
+	select {
+	case <-d.tried.open:
+	case <-ctx.Done():
+	}
+	return d.node.Load()
+}
+
 // cni runs one verb of the plugin, as the plugin itself would without a daemon.
 func (d *Daemon) cni(ctx context.Context, req api.Request, netns *os.File) api.Reply {
 	if req.CNI == nil {
 		return api.Reply{Failed: true, Error: "request cni: it names no verb"}
 	}
+	begin := time.Now()
 	verbs := &plugin.Node{} // without a store it asks the runtime to try again later
-	if n := d.node.Load(); n != nil {
+	if n := d.opened(ctx); n != nil {
 		n.busy.RLock()
 		defer n.busy.RUnlock()
 		if d.node.Load() == n { // not closed meanwhile
 			verbs = n.verbs
 		}
 	}
-	begin := time.Now()
 	reply := verbs.Do(ctx, plugin.Call{CNI: *req.CNI, NetnsFile: netns})
 	took := time.Since(begin)
 	d.metrics.observe(req.CNI.Command, reply.Failed, took)

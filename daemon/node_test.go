@@ -1,0 +1,98 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/plugin"
+)
+
+// starting is a daemon whose socket answers and whose store is not open yet.
+func starting(t *testing.T) *Daemon {
+	d := &Daemon{started: time.Now(), tried: newGate(), options: Options{Log: slog.New(slog.DiscardHandler)}}
+	d.config.StateDir = t.TempDir()
+	d.metrics = newMetrics(d)
+	return d
+}
+
+// asked is the answer to a STATUS of the network's plugin.
+func (d *Daemon) asked(ctx context.Context) <-chan string {
+	out := make(chan string, 1)
+	go func() {
+		conf := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"n","type":"edgeway","dataDir":%q,"ipam":{"ranges":[[{"subnet":"10.88.0.0/24"}]]}}`, d.config.StateDir)
+		reply := d.cni(ctx, api.Request{Op: "cni", CNI: &api.CNI{Command: "STATUS", Stdin: []byte(conf)}}, nil)
+		out <- string(reply.Output)
+	}()
+	return out
+}
+
+// A pod that started right after a restart of the daemon was refused with code 11, and the node
+// became NotReady for a moment: the socket answers before the store is open.
+func TestPodStartedRightAfterARestartIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := starting(t)
+		answer := d.asked(t.Context())
+		synctest.Wait()
+		select {
+		case text := <-answer:
+			t.Fatalf("answered before the store was open: %s", text)
+		default:
+		}
+		store, err := plugin.OpenStore(t.Context(), filepath.Join(d.config.StateDir, plugin.StoreFile), time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		verbs, err := plugin.NewNode(store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := &node{store: store, verbs: verbs}
+		d.node.Store(n)
+		d.tried.lift()
+		if text := <-answer; text != "" {
+			t.Errorf("with the store open: %s", text)
+		}
+		if err := n.close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A store that cannot be opened keeps nobody waiting.
+func TestStoreThatDoesNotOpenIsNotWaitedFor(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		do   func(d *Daemon, hangUp func())
+		took time.Duration
+	}{
+		{"the first try failed", func(d *Daemon, _ func()) { d.tried.lift() }, 0},
+		{"the caller hung up", func(_ *Daemon, hangUp func()) { hangUp() }, 0},
+		{"nothing happens", func(*Daemon, func()) {}, openPatience},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := starting(t)
+				ctx, hangUp := context.WithCancel(t.Context())
+				defer hangUp()
+				begin, answer := time.Now(), d.asked(ctx)
+				tt.do(d, hangUp)
+				if text := <-answer; !strings.Contains(text, "the store of leases is not open") {
+					t.Errorf("got %s", text)
+				}
+				if took := time.Since(begin); took != tt.took {
+					t.Errorf("took %v, want %v", took, tt.took)
+				}
+				if text := <-d.asked(t.Context()); text == "" || time.Since(begin) > openPatience {
+					t.Errorf("the next call: %q after %v", text, time.Since(begin))
+				}
+			})
+		})
+	}
+}
