@@ -34,6 +34,8 @@ type Config struct {
 	StateDir  string       `yaml:"stateDir"`
 	Socket    string       `yaml:"socket"`
 	Metrics   string       `yaml:"metrics"` // host:port; "" switches them off
+	// Controller is read by edgewayd controller alone.
+	Controller Controller `yaml:"controller"`
 }
 
 // Mode says how packets reach the pods of other nodes.
@@ -174,6 +176,7 @@ func plainYAML(err error) error {
 		" into string", ": a text",
 		" into []string", ": a list of texts",
 		" into []daemon.prefix", ": a list of CIDRs",
+		" into []daemon.PodPool", ": a list of pools",
 	)
 	var lines []error
 	for _, e := range te.Errors {

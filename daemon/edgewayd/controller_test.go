@@ -1,0 +1,60 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// What the controller would serve, by configuration and by flags; and what it says of mistakes.
+func TestControllerPools(t *testing.T) {
+	tests := []struct{ name, config, args, want string }{
+		{"flags", "", "--pod-cidr 10.10.0.0/16,fd00:10::/48 --node-selector pool=hybrid", "pool=hybrid [10.10.0.0/16 fd00:10::/48] {24 64} []"},
+		{"flags over the configuration", "controller: {podCIDRs: [10.9.0.0/16], nodeSelector: all()}", "--pod-cidr 10.10.0.0/16 --node-selector all() --node-mask-ipv4 26 --exclude 10.10.0.0/20",
+			"all() [10.10.0.0/16] {26 64} [10.10.0.0/20]"},
+		{"one pool", "controller: {podCIDRs: [10.9.0.0/16], nodeMask: {ipv4: 25}, nodeSelector: all()}", "", "all() [10.9.0.0/16] {25 64} []"},
+		{"several", "controller: {pools: [{podCIDRs: [10.9.0.0/16], nodeSelector: a=b}, {podCIDRs: [10.8.0.0/16], nodeSelector: all()}]}", "",
+			"a=b [10.9.0.0/16] {24 64} [] all() [10.8.0.0/16] {24 64} []"},
+		{"none", "", "", "no pool; set controller.podCIDRs or controller.pools"},
+		{"no selector", "controller: {podCIDRs: [10.9.0.0/16]}", "", "pool 10.9.0.0/16: no nodeSelector; write all() to select every node"},
+		{"no selector by flag", "", "--pod-cidr 10.10.0.0/16", "--node-selector: selector: empty; write all() to select every node"},
+		{"flags without --pod-cidr", "", "--node-selector all()", "set that too"},
+		{"both kinds", "controller: {podCIDRs: [10.9.0.0/16], pools: [{podCIDRs: [10.8.0.0/16], nodeSelector: all()}]}", "", "either pools, or podCIDRs"},
+		{"host bits", "", "--pod-cidr 10.10.0.1/16 --node-selector all()", `--pod-cidr "10.10.0.1/16": want a CIDR such as 10.10.0.0/16`},
+		{"no room", "controller: {podCIDRs: [10.9.0.0/25], nodeSelector: all()}", "", "podCIDRs 10.9.0.0/25: no block of /24 fits in; set nodeMask from /25 to /32"},
+		{"overlap", "controller: {pools: [{podCIDRs: [10.0.0.0/8], nodeSelector: a=b}, {podCIDRs: [10.8.0.0/16], nodeSelector: all()}]}", "", "podCIDRs 10.8.0.0/16: overlaps 10.0.0.0/8"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "edgewayd.yaml")
+			if err := os.WriteFile(file, []byte(test.config), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var o controllerFlags
+			cmd := &cobra.Command{}
+			o.addTo(cmd)
+			if err := cmd.ParseFlags(strings.Fields(test.args)); err != nil {
+				t.Fatal(err)
+			}
+			c, err := (&flags{config: file}).read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			pools, err := o.pools(c.Controller)
+			var got []string
+			for _, p := range pools {
+				got = append(got, fmt.Sprint(p.Selector, " ", p.CIDRs, " ", p.Mask, " ", p.Exclude))
+			}
+			if err != nil {
+				got = []string{err.Error()}
+			}
+			if text := strings.Join(got, " "); !strings.Contains(text, test.want) {
+				t.Errorf("got %s, want %s", text, test.want)
+			}
+		})
+	}
+}
