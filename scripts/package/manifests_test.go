@@ -83,7 +83,7 @@ func TestAPIServerManifests(t *testing.T) {
 func chartValues() map[string][]string {
 	return map[string][]string{
 		"defaults": nil,
-		"all": {"--set", "image.repository=registry.example/edgeway,image.tag=v1,controller.enabled=true,controller.podCIDRs={10.10.0.0/16},controller.nodeMask={24}",
+		"all": {"--set", "image.repository=registry.example/edgeway,image.tag=v1,controller.enabled=true,controller.podCIDRs={10.10.0.0/16},controller.nodeMask.ipv4=24,controller.nodes=pool=hybrid",
 			"--set", "speakers.separate=true,passwordSecrets={bgp-secret},config.mode=auto,imagePullSecrets[0].name=pull"},
 	}
 }
