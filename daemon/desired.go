@@ -348,6 +348,7 @@ func (p *plan) terms(r cluster.Peering, peer cluster.Peer) (bgp.Peer, bool) {
 		if got != "" {
 			p.problem(r.Ref(), "noPassword", fmt.Sprintf("Secret kube-system/%s with key %s", k.Name, k.Key), got,
 				fmt.Sprintf("set it; the session with %s is held down until then", peer.Address))
+			p.bgp.Held = append(p.bgp.Held, bgp.Held{Key: t.Key(), Why: r.Ref() + ": the password is missing"})
 			return t, false
 		}
 		t.Password = password

@@ -126,6 +126,19 @@ func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]boo
 	return h, silent, learned
 }
 
+// What a switch is told when the session's password goes is not that the resource is gone.
+func TestMissingPasswordIsToldToTheSwitch(t *testing.T) {
+	w := World{Self: "n1"}
+	w.Cluster.Nodes = []cluster.Node{{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.10.1.0/24")}, Addresses: []netip.Addr{netip.MustParseAddr("10.0.10.11")}}}
+	w.Cluster.Peerings = []cluster.Peering{{Kind: "BGPPeer", Name: "peer-a", LocalASN: 65010, Speakers: []cluster.Speaker{{Node: "n1", Peers: []cluster.Peer{{
+		Address: netip.MustParseAddr("10.0.10.1"), ASN: 65002, Password: &cluster.SecretKey{Name: "bgp", Key: "password"}}}}}}}
+	_, state, _ := desired(w)
+	want := []bgp.Held{{Key: bgp.Key{Address: netip.MustParseAddr("10.0.10.1"), Port: bgp.DefaultPort, LocalASN: 65010}, Why: "BGPPeer/peer-a: the password is missing"}}
+	if len(state.Sessions) != 0 || !slices.Equal(state.Held, want) {
+		t.Errorf("got %v %v, want %v", state.Sessions, state.Held, want)
+	}
+}
+
 func tell(t *testing.T, w World) string {
 	t.Helper()
 	state, sessions, problems := desired(w)
