@@ -125,6 +125,9 @@ func sessionStatus(sessions []bgp.Status) []api.Session {
 			Peer: st.Peer.Address.String(), Resource: st.Peer.Name, PeerASN: st.Peer.ASN, LocalASN: st.Peer.LocalASN,
 			State: st.State, Since: st.Since, Reason: st.Reason, Detail: st.Detail, Flaps: st.Flaps,
 		}
+		if r := st.LastReset; !r.At.IsZero() {
+			s.LastReset = &api.Reset{At: r.At, Reason: r.Reason, Detail: r.Detail}
+		}
 		if st.Restart {
 			s.GracefulRestart = int(st.RestartTime / time.Second)
 			s.LongLived = int(st.LongLived / time.Second)

@@ -104,21 +104,31 @@ type Route struct {
 
 // Session is one BGP session.
 type Session struct {
-	Peer       string    `json:"peer"` // address
-	Resource   string    `json:"resource"`
-	PeerASN    uint32    `json:"peerASN"`
-	LocalASN   uint32    `json:"localASN"`
-	State      string    `json:"state"`
-	Since      time.Time `json:"since"`
-	Reason     string    `json:"reason,omitempty"`
-	Detail     string    `json:"detail,omitempty"`
-	Flaps      int       `json:"flaps"`
-	Advertised []Path    `json:"advertised"`
+	Peer     string    `json:"peer"` // address
+	Resource string    `json:"resource"`
+	PeerASN  uint32    `json:"peerASN"`
+	LocalASN uint32    `json:"localASN"`
+	State    string    `json:"state"`
+	Since    time.Time `json:"since"`
+	Reason   string    `json:"reason,omitempty"`
+	Detail   string    `json:"detail,omitempty"`
+	Flaps    int       `json:"flaps"`
+	// LastReset is when and why the session last left Established; nil: it never did since the
+	// daemon started.
+	LastReset  *Reset `json:"lastReset,omitempty"`
+	Advertised []Path `json:"advertised"`
 	// GracefulRestart is the restart time in seconds that was negotiated; 0: none.
 	GracefulRestart int `json:"gracefulRestart"`
 	// LongLived is for how many seconds after that the switch keeps the paths as a last resort
 	// (RFC 9494), if it was negotiated; 0: not at all.
 	LongLived int `json:"longLived"`
+}
+
+// Reset is the end of a session that was Established.
+type Reset struct {
+	At     time.Time `json:"at"`
+	Reason string    `json:"reason"`
+	Detail string    `json:"detail"`
 }
 
 // Path is one advertised prefix.

@@ -180,6 +180,11 @@ func (p *page) sessions(s api.Status) {
 	}
 	p.table.Flush()
 	for _, b := range s.Sessions {
+		if r := b.LastReset; r != nil {
+			fmt.Fprintf(p.out, "  %s: resets since the daemon started: %d, last %s ago: %s: %s\n", b.Peer, b.Flaps, age(s.Now.Sub(r.At)), r.Reason, r.Detail)
+		}
+	}
+	for _, b := range s.Sessions {
 		if len(b.Advertised) == 0 {
 			continue
 		}

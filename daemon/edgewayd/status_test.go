@@ -29,7 +29,8 @@ func TestStatusScreen(t *testing.T) {
 			{Dst: "10.10.3.0/24", Via: "10.0.10.13", Dev: "eth0", Node: "Node-3", State: "foreign"},
 		},
 		Sessions: []api.Session{
-			{Peer: "10.0.10.1", Resource: "BGPPeer/peer-a", PeerASN: 65002, LocalASN: 65010, State: "Established", Since: now.Add(-3 * time.Hour),
+			{Peer: "10.0.10.1", Resource: "BGPPeer/peer-a", PeerASN: 65002, LocalASN: 65010, State: "Established", Since: now.Add(-20 * time.Second),
+				Flaps: 3, LastReset: &api.Reset{At: now.Add(-24 * time.Second), Reason: "holdTimer", Detail: "nothing heard from the switch for the hold time: check the link and the switch"},
 				Advertised: []api.Path{{Prefix: "10.10.1.0/24", NextHop: "10.0.10.11"}, {Prefix: "10.10.2.0/24", NextHop: "10.0.10.12"}}, GracefulRestart: 600, LongLived: 3 * 86400},
 			{Peer: "10.0.10.2", Resource: "BGPPeer/peer-b", PeerASN: 65002, LocalASN: 65010, State: "Active", Since: now.Add(-4 * time.Second), Reason: "refused"},
 		},
