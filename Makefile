@@ -47,9 +47,9 @@ test-tools: ## install what the tests need and this machine lacks
 test: test-tools build cross check ## everything: also kernel and LAN tests (root)
 	$(GO) test -count=1 -p 1 -timeout 20m ./...
 
-test-k8s: ## tests against a real API server; the first time builds it: 15 minutes of CPU
+test-k8s: test-tools build ## tests against a real API server; the first time builds it: 15 minutes of CPU (root)
 	scripts/kube/build.sh etcd kube-apiserver kube-controller-manager kubectl
-	EDGEWAY_KUBE=required $(GO) test -count=1 -p 1 -timeout 20m -run TestAPIServer ./scripts/kube/... ./daemon/...
+	EDGEWAY_KUBE=required $(GO) test -count=1 -p 1 -timeout 20m -run TestAPIServer ./daemon/... ./scripts/...
 
 e2e: test-tools build ## a shop's day on three real kubelets: outages, a power cut; three minutes once built (root)
 	scripts/kube/build.sh

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/edgeway-cni/edgeway/scripts/kube"
 )
 
 const (
@@ -26,6 +28,22 @@ func bin() string { return cmp.Or(os.Getenv("EDGEWAY_BIN"), "../../bin") }
 // TestLAN plays the stories of testdata/lan, each with BIRD and with FRR as the switches.
 func TestLAN(t *testing.T) {
 	needRoot(t)
+	needPrograms(t)
+	for _, flavour := range []Flavour{BIRD, FRR} {
+		t.Run(string(flavour), func(t *testing.T) {
+			t.Parallel()
+			testscript.Run(t, testscript.Params{
+				Dir:   stories,
+				Setup: func(env *testscript.Env) error { return setup(env, flavour) },
+				Cmds:  commands(),
+			})
+		})
+	}
+}
+
+// needPrograms sees to it that there is something to test, and nothing in its way.
+func needPrograms(t *testing.T) {
+	t.Helper()
 	for _, name := range []string{"edgeway", "edgewayd"} {
 		if _, err := os.Stat(filepath.Join(bin(), name)); err != nil {
 			if os.Getenv("CI") == "true" {
@@ -39,16 +57,6 @@ func TestLAN(t *testing.T) {
 	} else if len(gone) > 0 {
 		t.Logf("removed what an interrupted run left: %v", gone)
 	}
-	for _, flavour := range []Flavour{BIRD, FRR} {
-		t.Run(string(flavour), func(t *testing.T) {
-			t.Parallel()
-			testscript.Run(t, testscript.Params{
-				Dir:   stories,
-				Setup: func(env *testscript.Env) error { return setup(env, flavour) },
-				Cmds:  commands(),
-			})
-		})
-	}
 }
 
 // story is what the commands of one script share.
@@ -59,6 +67,7 @@ type story struct {
 	work     string // the script's directory
 	flows    []*Flow
 	monitors []*Monitor
+	control  *kube.ControlPlane // nil until `kube start`
 }
 
 type storyKey struct{}
@@ -69,6 +78,11 @@ func setup(env *testscript.Env, flavour Flavour) error {
 	env.Values[storyKey{}] = s
 	env.Defer(func() {
 		cancel()
+		if s.control != nil {
+			if err := s.control.Close(); err != nil {
+				env.T().Log(err)
+			}
+		}
 		if s.lab == nil {
 			return
 		}

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -21,7 +22,8 @@ type verb func(s *story, args []string) (string, error)
 //
 //	lab TOPOLOGY                      build it; the script's directory cluster is what nodes read
 //	daemon start|kill|stop NODE...    kill is SIGKILL, stop is SIGTERM
-//	config NODE FILE                  lay FILE over its configuration; it counts from the next start
+//	config NODE FILE                  lay FILE over its configuration; it counts from the next start;
+//	                                  $WORK in it is the script's directory
 //	switch start|kill|stop SWITCH     its routing daemons
 //	reboot NODE...                    only the disk is left; the daemon is not started
 //	pod add NODE NAME... | pod del NAME... | pod check NAME...
@@ -37,6 +39,8 @@ type verb func(s *story, args []string) (string, error)
 //	traffic start FROM TO... | traffic for PACKETS | traffic stop
 //	monitor start MACHINE... | monitor stop [MAX]    what BGP changes in a switch's or a node's kernel
 //	phantoms COUNT FILE               manifests of nodes that exist on paper only
+//	kube start MACHINE | kube stop | kube resume    an API server; what nodes read instead of cluster
+//	kubectl ARGS...                   as the administrator
 //	count VERB...                     how many lines it prints
 //	until [-SECONDS] VERB... [== FILE | ~ REGEXP]    repeat until it succeeds and prints that
 func verbs() map[string]verb {
@@ -59,6 +63,8 @@ func verbs() map[string]verb {
 		"traffic":  (*story).traffic,
 		"monitor":  (*story).monitor,
 		"phantoms": (*story).phantoms,
+		"kube":     (*story).kube,
+		"kubectl":  (*story).kubectl,
 	}
 }
 
@@ -141,6 +147,7 @@ func (s *story) config(args []string) (string, error) {
 		if err != nil {
 			return "", err
 		}
+		text = bytes.ReplaceAll(text, []byte("$WORK"), []byte(s.work))
 		if err := yaml.Unmarshal(text, &config); err != nil {
 			return "", err
 		}

@@ -1,0 +1,115 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"sigs.k8s.io/yaml"
+
+	"github.com/edgeway-cni/edgeway/scripts/kube"
+)
+
+const (
+	kubeStories = "../../testdata/kube"
+	deployed    = "../../deploy/kubernetes"
+)
+
+// TestAPIServerStories plays the stories of testdata/kube: nodes whose cluster is a real API server.
+func TestAPIServerStories(t *testing.T) {
+	needRoot(t)
+	needPrograms(t)
+	if missing := kube.Missing("etcd", "kube-apiserver", "kubectl"); len(missing) > 0 {
+		fail := t.Skipf
+		if os.Getenv("EDGEWAY_KUBE") == "required" {
+			fail = t.Fatalf
+		}
+		fail("not in %s: %v; run scripts/kube/build.sh", kube.Dir(), missing)
+	}
+	for _, flavour := range []Flavour{BIRD, FRR} {
+		t.Run(string(flavour), func(t *testing.T) {
+			t.Parallel()
+			testscript.Run(t, testscript.Params{
+				Dir:   kubeStories,
+				Setup: func(env *testscript.Env) error { return setup(env, flavour) },
+				Cmds:  commands(),
+			})
+		})
+	}
+}
+
+// kube runs the API server in one machine's namespace:
+//
+//	kube start MACHINE    with our kinds and roles; every node's daemon reads it as its service account
+//	kube stop             the API server goes away; what it knows stays
+//	kube resume
+func (s *story) kube(args []string) (string, error) {
+	switch args[0] {
+	case "start":
+		return "", s.startKube(args[1])
+	case "stop":
+		return "", s.control.StopAPIServer()
+	case "resume":
+		return "", s.control.StartAPIServer()
+	}
+	return "", fmt.Errorf("kube %s: want start, stop or resume", args[0])
+}
+
+func (s *story) startKube(name string) error {
+	m, err := s.machine(name)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(s.work, ".kube")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	s.control, err = kube.New(s.ctx, dir, kube.Options{Netns: filepath.Join(netnsDir, m.Netns), Addr: m.Addrs[0]})
+	if err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"apply", "-f", filepath.Join(deployed, "crds")}, {"wait", "--for=condition=established", "crd", "--all"},
+		{"apply", "-k", filepath.Join(deployed, "rbac")},
+	} {
+		if _, err := s.control.Kubectl(args...); err != nil {
+			return err
+		}
+	}
+	kubeconfig, err := s.control.ServiceAccount("kube-system", "edgeway")
+	if err != nil {
+		return err
+	}
+	config, err := yaml.Marshal(map[string]any{"cluster": map[string]any{"kubeconfig": kubeconfig}})
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(s.file("kubeconfig.yaml"), config, 0o644); err != nil {
+		return err
+	}
+	for node := range s.lab.nodes {
+		if _, err := s.config([]string{node, "kubeconfig.yaml"}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// kubectl runs kubectl as the administrator; a word that names a file of the script is that file.
+func (s *story) kubectl(args []string) (string, error) {
+	if s.control == nil {
+		return "", errors.New("kubectl: there is no API server; kube start MACHINE")
+	}
+	words := make([]string, len(args))
+	for i, a := range args {
+		words[i] = a
+		if _, err := os.Stat(s.file(a)); err == nil && strings.HasSuffix(a, ".yaml") {
+			words[i] = s.file(a)
+		}
+	}
+	return s.control.Kubectl(words...)
+}
