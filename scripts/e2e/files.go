@@ -140,6 +140,14 @@ authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
 authorization: {mode: AlwaysAllow}
 `
 
+// proxyConfig leaves the settings of connection tracking alone, which are the whole machine's.
+const proxyConfig = `apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+mode: nftables
+clientConnection: {kubeconfig: /etc/kubernetes/kube-proxy.conf}
+conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
+`
+
 // bootScript makes what a machine has of its own and what is new at each boot. A boot is told from
 // another by its boot ID (drivers/char/random.c). /sys is mounted anew, because it shows the network
 // of the namespace that mounts it. The kubelet wants some settings of the whole machine changed:

@@ -24,18 +24,23 @@ import (
 func main() {
 	bin := flag.String("bin", "bin", "directory of edgeway and edgewayd")
 	deploy := flag.String("deploy", "deploy/kubernetes", "directory of the manifests that a cluster needs for edgewayd")
+	install := flag.String("install", string(byPackage), "how edgewayd comes onto the nodes: package or daemonset")
 	flag.Parse()
 	// SIGPIPE: whoever read the output has gone, and the nodes must go too.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
-	if err := run(ctx, *bin, *deploy); err != nil {
+	s := &stage{deploy: *deploy, install: installation(*install)}
+	if err := run(ctx, s, *bin); err != nil {
 		fmt.Fprintln(os.Stderr, "FAIL ", err)
 		os.Exit(1)
 	}
 }
 
 // run plays the story; whatever comes of it, everything is taken down.
-func run(ctx context.Context, bin, deploy string) (err error) {
+func run(ctx context.Context, st *stage, bin string) (err error) {
+	if st.install != byPackage && st.install != byDaemonSet {
+		return fmt.Errorf("-install %s: want %s or %s", st.install, byPackage, byDaemonSet)
+	}
 	if err := missing(bin); err != nil {
 		return err
 	}
@@ -47,11 +52,10 @@ func run(ctx context.Context, bin, deploy string) (err error) {
 	if gone := append(labs, pods...); len(gone) > 0 {
 		fmt.Println("removed what an interrupted run left:", strings.Join(gone, ", "))
 	}
-	l, err := lab.New(lab.Options{Bin: bin})
-	if err != nil {
+	if st.lab, err = lab.New(lab.Options{Bin: bin}); err != nil {
 		return err
 	}
-	s := &story{stage: &stage{lab: l, deploy: deploy}, begin: time.Now()}
+	s := &story{stage: st, begin: time.Now()}
 	defer func() {
 		if err != nil {
 			dir, e := s.keepLogs()

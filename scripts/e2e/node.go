@@ -32,39 +32,52 @@ const (
 type node struct {
 	*lab.Node
 	cgroup   cgroup
-	archive  string // of the image
-	edgewayd string // path of the daemon's executable
+	install  installation
+	images   []string // archives
+	edgewayd string   // path of the daemon's executable
 
 	holder *kube.Process            // keeps the namespaces
 	runs   map[string]*kube.Process // by name
 }
 
-// programs in the order of their start, and where each is found once it can serve.
-var programs = []string{"containerd", "edgewayd", "kubelet"}
+// installation is how edgewayd comes onto the nodes.
+type installation string
+
+const (
+	byPackage   installation = "package"   // a program of the node, as its packages install it
+	byDaemonSet installation = "daemonset" // pods, as kubectl apply -k deploy/kubernetes installs them
+)
 
 // newNode writes what is on the node's disk when it is first switched on.
-func newNode(l *lab.Lab, name, bin, archive string) (*node, error) {
-	n := &node{Node: l.Node(name), cgroup: newCgroup(l.Prefix, name), archive: archive, runs: map[string]*kube.Process{}}
-	n.edgewayd = filepath.Join(bin, "edgewayd")
-	for _, dir := range []string{"var-lib/kubelet", "var-lib/containerd", "var-log/pods", "opt/cni/bin", "etc-work",
+func newNode(l *lab.Lab, name, bin string, install installation) (*node, error) {
+	n := &node{Node: l.Node(name), cgroup: newCgroup(l.Prefix, name), install: install, runs: map[string]*kube.Process{},
+		edgewayd: filepath.Join(bin, "edgewayd"), images: []string{filepath.Join(bin, "busybox.tar")}}
+	plugins := []string{"loopback", "portmap"}
+	files := map[string]string{
+		"etc/containerd/config.toml":         containerdConfig,
+		"etc/kubernetes/kubelet.yaml":        strings.ReplaceAll(kubeletConfig, "CGROUP", string(n.cgroup)),
+		"etc/kubernetes/kube-proxy.yaml":     proxyConfig,
+		"etc/kubernetes/manifests/door.yaml": strings.ReplaceAll(staticPod, "CONTAINER", container),
+		"etc/resolv.conf":                    "",
+	}
+	if install == byPackage {
+		plugins = append(plugins, "edgeway")
+		files["etc/edgeway/edgewayd.yaml"] = "cluster: {kubeconfig: /etc/kubernetes/kubelet.conf}\n"
+	} else {
+		n.images = append(n.images, filepath.Join(bin, "edgeway.tar"))
+	}
+	for _, dir := range []string{"var-lib/kubelet", "var-log/pods", "opt/cni/bin", "etc-work",
 		"etc/edgeway", "etc/cni/net.d", "etc/containerd", "etc/kubernetes/manifests"} {
 		if err := os.MkdirAll(n.file(dir), 0o755); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	for _, plugin := range []string{"edgeway", "loopback", "portmap"} {
+	for _, plugin := range plugins {
 		if err := copyFile(filepath.Join(bin, plugin), n.file("opt/cni/bin/"+plugin)); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	for path, text := range map[string]string{
-		"etc/containerd/config.toml":         containerdConfig,
-		"etc/kubernetes/kubelet.yaml":        strings.ReplaceAll(kubeletConfig, "CGROUP", string(n.cgroup)),
-		"etc/kubernetes/manifests/door.yaml": strings.ReplaceAll(staticPod, "CONTAINER", container),
-		"etc/edgeway/edgewayd.yaml":          "cluster: {kubeconfig: /etc/kubernetes/kubelet.conf}\n",
-		"etc/resolv.conf":                    "",
-		"var-lib/kubelet/.keep":              "",
-	} {
+	for path, text := range files {
 		if err := os.WriteFile(n.file(path), []byte(text), 0o600); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
@@ -90,12 +103,17 @@ func (n *node) Boot(ctx context.Context) error {
 	if err := n.mount(ctx); err != nil {
 		return err
 	}
-	for _, start := range []func(context.Context) error{n.startContainerd, n.startEdgewayd, n.startKubelet} {
-		if err := start(ctx); err != nil {
-			return fmt.Errorf("%s: %w", n.Name, err)
-		}
+	if err := n.startContainerd(ctx); err != nil {
+		return err
 	}
-	return nil
+	second := n.startEdgewayd
+	if n.install == byDaemonSet {
+		second = n.startProxy // a pod finds the API server by a Service
+	}
+	if err := second(ctx); err != nil {
+		return err
+	}
+	return n.startKubelet(ctx)
 }
 
 // mount makes the cgroup and the namespaces.
@@ -133,12 +151,20 @@ func (n *node) startContainerd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	images, err := n.run(ctx, "ctr", "-n", "k8s.io", "images", "list", "-q")
-	if err != nil || strings.Contains(images, image) {
+	known, err := n.run(ctx, "ctr", "-n", "k8s.io", "images", "list", "-q")
+	if err != nil || strings.Contains(known, image) {
 		return err
 	}
-	_, err = n.run(ctx, "ctr", "-n", "k8s.io", "images", "import", n.archive)
-	return err
+	for _, archive := range n.images {
+		if _, err := n.run(ctx, "ctr", "-n", "k8s.io", "images", "import", archive); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *node) startProxy(ctx context.Context) error {
+	return n.start(ctx, []string{kube.Program("kube-proxy"), "--config=/etc/kubernetes/kube-proxy.yaml"}, func() error { return nil })
 }
 
 // startEdgewayd starts the daemon. It is not waited for: the kubelet is not ready before it.
@@ -203,8 +229,8 @@ func (n *node) status(ctx context.Context) (api.Status, error) {
 // of them run.
 func (n *node) PowerOff(ctx context.Context) error {
 	var errs []error
-	for i := range programs { // first those that would start others
-		errs = append(errs, n.runs[programs[len(programs)-1-i]].Kill(stopTimeout))
+	for _, name := range []string{"kubelet", "containerd", "kube-proxy", "edgewayd"} { // first those that start others
+		errs = append(errs, n.runs[name].Kill(stopTimeout))
 	}
 	errs = append(errs, n.killRest(ctx), n.cgroup.remove(ctx), n.holder.Kill(stopTimeout))
 	return errors.Join(errs...)
@@ -266,16 +292,22 @@ func (n *node) killSandbox(ctx context.Context, addr netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	var pod unix.Stat_t
-	if err := unix.Stat(m.Path(), &pod); err != nil {
+	return n.kill(m, "sleep")
+}
+
+// kill kills the process of a pod's container that has a word in its command line. The pod is told
+// by the network namespace that it is in.
+func (n *node) kill(m *lab.Machine, word string) error {
+	var want unix.Stat_t
+	if err := unix.Stat(m.Path(), &want); err != nil {
 		return fmt.Errorf("%s: %w", n.Name, err)
 	}
 	for _, pid := range n.cgroup.pids() {
 		var ns unix.Stat_t
 		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err == nil && strings.Contains(string(line), "sleep") && unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &ns) == nil && ns.Ino == pod.Ino {
+		if err == nil && strings.Contains(string(line), word) && unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &ns) == nil && ns.Ino == want.Ino {
 			return unix.Kill(pid, unix.SIGKILL)
 		}
 	}
-	return fmt.Errorf("%s: the pod with %s has no pause process", n.Name, addr)
+	return fmt.Errorf("%s: no container with %q in namespace %s", n.Name, word, m.Name)
 }

@@ -31,17 +31,23 @@ func (s *story) sandboxDies(ctx context.Context) error {
 }
 
 // daemonIsAwayToo: the same without the node's daemon. The plugin serves alone, and the switch waits
-// for the daemon's return (RFC 4724).
+// for the daemon's return (RFC 4724). A daemon that is a pod is started anew by the kubelet.
 func (s *story) daemonIsAwayToo(ctx context.Context) error {
 	n := s.node("node-1")
-	if err := n.runs["edgewayd"].End(stopTimeout); err != nil {
+	if s.install == byDaemonSet {
+		if err := n.kill(n.Machine, "/edgewayd"); err != nil {
+			return err
+		}
+	} else if err := n.runs["edgewayd"].End(stopTimeout); err != nil {
 		return err
 	}
-	if err := s.restartQuietly(ctx, s.podOf("agent", "node-1"), "without API server and daemon"); err != nil {
+	if err := s.restartQuietly(ctx, s.podOf("agent", "node-1"), "without API server, and edgewayd ended"); err != nil {
 		return err
 	}
-	if err := n.startEdgewayd(ctx); err != nil {
-		return err
+	if s.install == byPackage {
+		if err := n.startEdgewayd(ctx); err != nil {
+			return err
+		}
 	}
 	if err := s.wantSessions(ctx); err != nil {
 		return err
@@ -230,7 +236,11 @@ func (s *story) powerFails(ctx context.Context) error {
 			}
 		}
 	}
-	s.pass("they reach each other: the nodes took the cluster from their disks")
+	if s.install == byDaemonSet { // the kubelets do not know its pods before the API server is back
+		s.pass("they reach each other without edgewayd: the switch, which has kept the routes, sends on")
+		return s.wantNoRouteEvents(ctx)
+	}
+	s.pass("they reach each other: edgewayd took the cluster from its disk")
 	if err := s.wantSessions(ctx); err != nil {
 		return err
 	}

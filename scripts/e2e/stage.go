@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -22,6 +23,7 @@ type stage struct {
 	lab     *lab.Lab
 	bin     string // the programs of the nodes
 	deploy  string // directory of the cluster's manifests
+	install installation
 	control *kube.ControlPlane
 	switchA *lab.Switch
 	vpc     *lab.Machine // where the control plane stands
@@ -42,7 +44,7 @@ func missing(bin string) error {
 	if all = append(all, lab.Tools(lab.BIRD)...); len(all) > 0 {
 		return fmt.Errorf("not installed: %s; run scripts/install-test-tools.sh", strings.Join(all, ", "))
 	}
-	if all := kube.Missing("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet"); len(all) > 0 {
+	if all := kube.Missing("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet", "kube-proxy"); len(all) > 0 {
 		return fmt.Errorf("not in %s: %s; run scripts/kube/build.sh", kube.Dir(), strings.Join(all, ", "))
 	}
 	for _, name := range []string{"edgeway", "edgewayd"} {
@@ -70,6 +72,10 @@ func collect(ctx context.Context, bin, into string) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
 	}
+	cmd = exec.CommandContext(ctx, "go", "run", "./scripts/package", "-version", "e2e", "-arch", runtime.GOARCH, "-bin", into, "-out", filepath.Join(into, "edgeway.tar"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
+	}
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
 		return err
@@ -92,7 +98,7 @@ func (s *stage) build(ctx context.Context, bin string) error {
 	}
 	s.switchA, s.vpc = s.lab.Switch("switch"), s.lab.Machine("control-plane")
 	for _, name := range nodeNames {
-		n, err := newNode(s.lab, name, s.bin, filepath.Join(s.bin, "busybox.tar"))
+		n, err := newNode(s.lab, name, s.bin, s.install)
 		if err != nil {
 			return err
 		}
@@ -106,24 +112,34 @@ func (s *stage) build(ctx context.Context, bin string) error {
 	return err
 }
 
-// admit installs what a cluster needs for an edgewayd that its package installed, and gives the nodes
-// their kubelets' credentials, which the daemon uses as well.
+// admit installs what a cluster needs for edgewayd, and gives the nodes their credentials. Where it
+// is installed by a package it uses the kubelet's.
 func (s *stage) admit() error {
-	if err := s.control.Apply(filepath.Join(s.deploy, "crds")); err != nil {
-		return err
-	}
-	for _, dir := range []string{"rbac", "rbac/kubelet"} {
-		if _, err := s.control.Kubectl("apply", "-k", filepath.Join(s.deploy, dir)); err != nil {
+	parts := []string{"."}
+	if s.install == byPackage {
+		if err := s.control.Apply(filepath.Join(s.deploy, "crds")); err != nil {
 			return err
 		}
+		parts = []string{"rbac", "rbac/kubelet"}
+	}
+	for _, part := range parts {
+		if _, err := s.control.Kubectl("apply", "-k", filepath.Join(s.deploy, part)); err != nil {
+			return err
+		}
+	}
+	proxy, err := s.control.Kubeconfig("system:kube-proxy")
+	if err != nil {
+		return err
 	}
 	for _, n := range s.nodes {
 		kubelet, err := s.control.Kubeconfig("system:node:"+n.Name, "system:nodes")
 		if err != nil {
 			return err
 		}
-		if err := copyFile(kubelet, n.file("etc/kubernetes/kubelet.conf")); err != nil {
-			return fmt.Errorf("%s: %w", n.Name, err)
+		for from, to := range map[string]string{kubelet: "etc/kubernetes/kubelet.conf", proxy: "etc/kubernetes/kube-proxy.conf"} {
+			if err := copyFile(from, n.file(to)); err != nil {
+				return fmt.Errorf("%s: %w", n.Name, err)
+			}
 		}
 	}
 	return nil

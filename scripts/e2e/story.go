@@ -92,9 +92,14 @@ func (s *story) nodesBecomeReady(ctx context.Context) error {
 		return err
 	}
 	s.pass("%d nodes are Ready %.1f s after they were switched on", len(s.nodes), time.Since(begin).Seconds())
-	out, err := s.control.Kubectl("get", "nodes", "-o", "wide")
-	show(out)
-	return err
+	for _, kind := range []string{"nodes", "pods"} {
+		out, err := s.control.Kubectl("get", kind, "-o", "wide", "-n", "kube-system")
+		if err != nil {
+			return err
+		}
+		show(out)
+	}
+	return nil
 }
 
 // podsRun: pods of a DaemonSet, a StatefulSet and static ones, each with addresses of its node.

@@ -7,7 +7,7 @@
 #	scripts/kube/build.sh kube-apiserver   # these
 set -eu
 
-all='etcd kube-apiserver kube-controller-manager kubectl kube-scheduler kubelet'
+all='etcd kube-apiserver kube-controller-manager kubectl kube-scheduler kubelet kube-proxy'
 
 cd "$(dirname "$0")/build"
 version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
