@@ -54,6 +54,7 @@ test-k8s: test-tools build ## tests against a real API server; the first time bu
 e2e: test-tools build ## a shop's day on three real kubelets: outages, a power cut; three minutes once built (root)
 	scripts/kube/build.sh
 	$(GO) run ./scripts/e2e
+	$(GO) run ./scripts/e2e -install daemonset
 
 demo: test-tools build ## the main job, on real network namespaces with real switches (root)
 	$(GO) run ./scripts/demo
