@@ -92,8 +92,7 @@ func (n *Node) Remove(ctx context.Context, a ipam.Attachment) error {
 	if err := n.open(); err != nil {
 		return err
 	}
-	// Whether its traffic was masqueraded is not remembered.
-	rq := request{attachment: a, conf: conf{IPMasq: true}}
+	rq := request{attachment: a}
 	release, err := n.enter(ctx, rq)
 	if err != nil {
 		return err

@@ -35,7 +35,7 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 	if rq.conf.delegated() {
 		addrs, err := addrsOn(ctx, host, rq.hostLink())
 		if err == nil {
-			err = cut(ctx, host, rq.hostLink(), addrs[rq.hostLink()], rq.conf.IPMasq)
+			err = cut(ctx, host, rq.hostLink(), addrs[rq.hostLink()])
 		}
 		// The other plugin is asked in any case: it knows what it gave.
 		return errors.Join(err, n.delegate(ctx, rq, "DEL"))
@@ -46,12 +46,12 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 	}
 	if !ok {
 		// Its addresses may be another's by now.
-		return cut(ctx, host, rq.hostLink(), nil, false)
+		return cut(ctx, host, rq.hostLink(), nil)
 	}
 	if isForeign(lease) {
 		err = n.unplug(ctx, rq, lease)
 	} else {
-		err = cut(ctx, host, linkOf(lease), lease.Addrs, rq.conf.IPMasq)
+		err = cut(ctx, host, linkOf(lease), lease.Addrs)
 	}
 	if err != nil {
 		return err
@@ -60,19 +60,17 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 }
 
 // cut removes a host link and what is kept about its addresses elsewhere in the kernel.
-func cut(ctx context.Context, host kernel, link string, addrs []netip.Addr, masqueraded bool) error {
+func cut(ctx context.Context, host kernel, link string, addrs []netip.Addr) error {
 	if err := deleteLinks(ctx, host, link); err != nil {
 		return fault(codeWiring, "delete link %s: %w", link, err).next("look at ip link show %s", link)
 	}
-	return forget(ctx, host, addrs, masqueraded)
+	return forget(ctx, host, addrs)
 }
 
-// forget removes what the kernel keeps about addresses besides their link.
-func forget(ctx context.Context, host kernel, addrs []netip.Addr, masqueraded bool) error {
-	var err error
-	if masqueraded {
-		err = endMasquerade(ctx, host, addrs)
-	}
+// forget removes what the kernel keeps about addresses besides their link. It asks for the
+// masquerade whatever the configuration says: that may have changed since ADD.
+func forget(ctx context.Context, host kernel, addrs []netip.Addr) error {
+	err := endMasquerade(ctx, host, addrs)
 	if err = errors.Join(err, endFlows(ctx, host, addrs)); err != nil {
 		return fmt.Errorf("addresses %v: %w", addrs, err)
 	}

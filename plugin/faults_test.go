@@ -389,6 +389,26 @@ func TestMasquerade(t *testing.T) {
 	}
 }
 
+// ipMasq went from the configuration while the pod ran: its element stayed for ever.
+func TestMasqueradeOutlivesItsConfiguration(t *testing.T) {
+	kernelTest(t)
+	need(t, "nft")
+	h := newHost(t)
+	for _, end := range []string{"DEL", "GC"} {
+		pod := newSpace(t)
+		c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0", `"ipMasq":true`)}
+		h.must(t, c)
+		if out := h.sh(t, "nft list table inet edgeway"); !strings.Contains(out, "10.99.0.") {
+			t.Fatalf("masquerade of ADD: %s", out)
+		}
+		c.verb, c.conf = end, h.conf("1.1.0", `"cni.dev/valid-attachments":[]`)
+		h.must(t, c)
+		if out := h.sh(t, "nft list table inet edgeway"); strings.Contains(out, "10.99.0.") || strings.Contains(out, "fd00:99::") {
+			t.Errorf("after %s: %s", end, out)
+		}
+	}
+}
+
 // Two interfaces of one container: traffic to both, and to one when the other is gone.
 func TestTwoInterfaces(t *testing.T) {
 	kernelTest(t)

@@ -123,7 +123,7 @@ func (n *Node) collect(ctx context.Context, host kernel, keep func(l ipam.Lease,
 	for _, l := range found.leases {
 		// Of an earlier boot the kernel knows nothing.
 		if l.BootID == boot && !isForeign(l) {
-			if err := forget(ctx, host, l.Addrs, true); err != nil {
+			if err := forget(ctx, host, l.Addrs); err != nil {
 				errs = append(errs, err)
 				continue
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,11 +35,10 @@ func (k *Kernel) FlushConntrack(ctx context.Context, a netip.Addr) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	c, err := dial(k.ns, unix.NETLINK_NETFILTER)
+	c, err := k.netfilter()
 	if err != nil {
 		return ifTracked(a, err)
 	}
-	defer c.close()
 	for _, tuple := range []uint16{ctaTupleOrig, ctaTupleReply} {
 		for end := range uint16(2) {
 			doomed, err := dump(c, flowsOf(a, tuple, end), 0, func(b []byte) (message, bool) { return flowDeletion(b, a) })
@@ -56,12 +56,15 @@ func (k *Kernel) FlushConntrack(ctx context.Context, a netip.Addr) error {
 }
 
 func ifTracked(a netip.Addr, err error) error {
-	for _, none := range []error{unix.EPROTONOSUPPORT, unix.EOPNOTSUPP, unix.EINVAL, unix.EAFNOSUPPORT} {
-		if errors.Is(err, none) {
-			return nil // no nf_conntrack_netlink in this kernel
-		}
+	if unsupported(err) {
+		return nil // no nf_conntrack_netlink in this kernel
 	}
 	return fmt.Errorf("forget connections of %v: %w", a, err)
+}
+
+// unsupported: the kernel lacks a part of netfilter (net/netfilter/nfnetlink.c: nfnetlink_rcv_msg).
+func unsupported(err error) bool {
+	return slices.ContainsFunc([]error{unix.EPROTONOSUPPORT, unix.EOPNOTSUPP, unix.EINVAL, unix.EAFNOSUPPORT}, func(none error) bool { return errors.Is(err, none) })
 }
 
 func ctMessage(typ uint16, a netip.Addr) message {

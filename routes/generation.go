@@ -17,11 +17,10 @@ const natTries = 10
 
 // deleteUnusedTable deletes the table when no pod is in it; gone is false when there is one.
 func (k *Kernel) deleteUnusedTable() (gone bool, err error) {
-	c, err := dial(k.ns, unix.NETLINK_NETFILTER)
+	c, err := k.netfilter()
 	if err != nil {
 		return false, err
 	}
-	defer c.close()
 	for range natTries {
 		generation, err := c.generation()
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -16,6 +17,9 @@ import (
 type Kernel struct {
 	c  *conn
 	ns netns.NsHandle
+
+	filter   sync.Mutex // guards filtered
+	filtered *conn      // to nftables and connection tracking; nil until it is needed
 }
 
 // Open returns the Kernel of the calling thread's network namespace.
@@ -54,7 +58,24 @@ func open(ns netns.NsHandle) (*Kernel, error) {
 // Close closes the sockets.
 func (k *Kernel) Close() {
 	k.c.close()
+	if k.filtered != nil {
+		k.filtered.close()
+	}
 	k.ns.Close()
+}
+
+// netfilter is the socket to nftables and connection tracking.
+func (k *Kernel) netfilter() (*conn, error) {
+	k.filter.Lock()
+	defer k.filter.Unlock()
+	if k.filtered != nil {
+		return k.filtered, nil
+	}
+	c, err := dial(k.ns, unix.NETLINK_NETFILTER)
+	if err == nil {
+		k.filtered = c
+	}
+	return c, err
 }
 
 // Observe reads what the namespace has inside scope, and what it has in the place of each

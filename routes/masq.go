@@ -65,67 +65,103 @@ func addPod(c *nftables.Conn, a netip.Addr, networks []netip.Prefix) error {
 
 func pair(a, b netip.Addr) []byte { return append(a.AsSlice(), b.AsSlice()...) }
 
-// DelMasq ends what AddMasq began; an address that is not there is no error.
+// DelMasq ends what AddMasq began; an address that is not there is no error, and costs two questions.
 func (k *Kernel) DelMasq(ctx context.Context, a netip.Addr) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	c, err := k.natConn()
-	if err != nil {
-		return fmt.Errorf("end masquerade of %v: %w", a, err)
-	}
-	// ENOENT: no table, no set, or no such element. The other set is looked at all the same: a
-	// DelMasq that was killed between the two left its elements there.
-	_ = c.SetDeleteElements(podSet(natPods, a), []nftables.SetElement{{Key: a.AsSlice()}})
-	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("end masquerade of %v: %w", a, err)
-	}
+	var last error
 	for range natTries {
-		if err = delKept(c, a); err == nil {
+		sets, err := k.setsOf(a)
+		if err == nil && len(sets) > 0 {
+			err = k.delPod(a, sets)
+		}
+		if err == nil {
 			return nil
 		}
 		// The daemon may have deleted the unused table between two questions: then there is
 		// nothing left to end, and the next try finds that.
+		last = err
 	}
-	return fmt.Errorf("end masquerade of %v: %w", a, err)
+	return fmt.Errorf("end masquerade of %v: %w", a, last)
 }
 
-// delKept deletes the elements that keep a's address inside its networks.
-func delKept(c *nftables.Conn, a netip.Addr) error {
-	set := podSet(natKept, a)
-	if there, err := hasSet(c, set.Name); err != nil || !there {
-		return err
+// Attributes of set elements (linux/netfilter/nf_tables.h: NFTA_SET_ELEM_LIST_, NFTA_LIST_ELEM,
+// NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE).
+const (
+	nftaElemsTable = 1
+	nftaElemsSet   = 2
+	nftaElems      = 3
+	nftaElem       = 1
+	nftaElemKey    = 1
+	nftaDataValue  = 1
+)
+
+// setsOf are the sets that the pod is in.
+func (k *Kernel) setsOf(a netip.Addr) (in []*nftables.Set, err error) {
+	for _, at := range []struct {
+		kind int
+		key  []byte
+	}{{natPods, a.AsSlice()}, {natKept, pair(a, a)}} { // its own address is in its network
+		set := podSet(at.kind, a)
+		there, err := k.hasElement(set, at.key)
+		if err != nil {
+			return nil, err
+		}
+		if there {
+			in = append(in, set)
+		}
 	}
-	kept, err := c.GetSetElements(set)
+	return in, nil
+}
+
+// hasElement asks for one element. No table, no set and no element are one answer.
+func (k *Kernel) hasElement(set *nftables.Set, key []byte) (bool, error) {
+	c, err := k.netfilter()
 	if err != nil {
-		return err
+		return false, ifThere(err)
 	}
-	kept = slices.DeleteFunc(kept, func(e nftables.SetElement) bool { return !bytes.HasPrefix(e.Key, a.AsSlice()) })
-	if len(kept) == 0 {
+	nest := func(m message, typ uint16, fill func(message) message) message {
+		return m.nest(typ|unix.NLA_F_NESTED, fill)
+	}
+	m := nftMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETSETELEM, unix.NFPROTO_INET, 0).
+		attrString(nftaElemsTable, tableName).attrString(nftaElemsSet, set.Name)
+	m = nest(m, nftaElems, func(m message) message {
+		return nest(m, nftaElem, func(m message) message {
+			return nest(m, nftaElemKey, func(m message) message { return m.attr(nftaDataValue, key) })
+		})
+	})
+	_, err = c.get(m)
+	return err == nil, ifThere(err)
+}
+
+// ifThere: what a kernel without nftables answers is that it has none.
+func ifThere(err error) error {
+	if errors.Is(err, unix.ENOENT) || unsupported(err) {
 		return nil
 	}
-	_ = c.SetDeleteElements(set, kept)
-	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-		return err
-	}
-	return nil
+	return err
 }
 
-// hasSet reports whether our table has the set: to ask for the elements of one that is not there
-// gives an error that does not tell so.
-func hasSet(c *nftables.Conn, name string) (bool, error) {
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+// delPod deletes one pod's elements in one transaction, so that there is never half of them.
+func (k *Kernel) delPod(a netip.Addr, sets []*nftables.Set) error {
+	c, err := k.natConn()
 	if err != nil {
-		return false, fmt.Errorf("list nftables tables: %w", err)
+		return err
 	}
-	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName }) {
-		return false, nil
+	for _, set := range sets {
+		doomed := []nftables.SetElement{{Key: a.AsSlice()}}
+		if set.Concatenation {
+			if doomed, err = c.GetSetElements(set); err != nil {
+				return err
+			}
+			doomed = slices.DeleteFunc(doomed, func(e nftables.SetElement) bool { return !bytes.HasPrefix(e.Key, a.AsSlice()) })
+		}
+		if err := c.SetDeleteElements(set, doomed); err != nil {
+			return err
+		}
 	}
-	sets, err := c.GetSets(natTable())
-	if err != nil {
-		return false, fmt.Errorf("list sets of nftables table inet %s: %w", tableName, err)
-	}
-	return slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == name }), nil
+	return c.Flush()
 }
 
 // Masqueraded reports whether AddMasq holds for a: its element is there, and so are the rules that
