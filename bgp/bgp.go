@@ -71,6 +71,9 @@ type Path struct {
 	// MED is the multi-exit discriminator (RFC 4271, section 5.1.4): of two speakers' paths for
 	// a prefix the switch takes the lower one. 0 sends none, which counts as lowest. See Freshness.
 	MED uint32
+	// NoLongLived asks the switch to drop the path when the restart time is over, and not to keep it
+	// as a last resort for Peer.LongLivedTime (community NO_LLGR, RFC 9494, section 4.1).
+	NoLongLived bool
 }
 
 // Session is one peer and all that it is told.

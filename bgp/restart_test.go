@@ -16,7 +16,7 @@ const many = 5000
 func manyPaths() []Path {
 	var out []Path
 	for i := range many {
-		out = append(out, Path{pfx(fmt.Sprintf("10.%d.%d.0/24", 100+i/250, i%250)), addr(fmt.Sprintf("10.0.0.%d", 11+i%5)), 0})
+		out = append(out, Path{Prefix: pfx(fmt.Sprintf("10.%d.%d.0/24", 100+i/250, i%250)), NextHop: addr(fmt.Sprintf("10.0.0.%d", 11+i%5))})
 	}
 	return out
 }
@@ -279,6 +279,60 @@ func TestLongLivedGracefulRestart(t *testing.T) {
 		p.end(syscall.SIGKILL)
 		sw.hears(60*time.Second, nil)
 		t.Logf("%s: gone after %v", sw.kind, time.Since(died))
+	})
+}
+
+// What a dead speaker told stays on the switch even where the living have withdrawn it. With long-lived
+// graceful restart a speaker marks its own prefix: it goes when the restart time is over, unless
+// another speaker still says, or has said, that its node lives.
+func TestDeadSpeakersOwnPrefix(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		ip(t, "addr add 10.0.0.20/24 dev eth0")
+		c := nodeOf(sw)
+		c.neighbours = append(c.neighbours, neighbour{addr: "10.0.0.20", asn: 65001})
+		if sw.kind == "frr" {
+			c.extra = " bgp long-lived-graceful-restart stale-time 3600\n"
+		}
+		sw.start(c)
+		// Prefix 0 is of the first speaker's node, 1 of the second's, 2 and 3 of nodes that speak no BGP.
+		all := manyPaths()[:4]
+		speaker := func(own int, paths ...Path) Session {
+			s := Session{Peer: peerOf(sw), Paths: slices.Clone(paths)}
+			s.Peer.RestartTime, s.Peer.LongLivedTime = 3*time.Second, 25*time.Second
+			s.Peer.LocalAddress = addr([]string{"10.0.0.10", "10.0.0.20"}[own])
+			s.Peer.RouterID = s.Peer.LocalAddress
+			for i := range s.Paths {
+				s.Paths[i].NoLongLived = s.Paths[i].Prefix == all[own].Prefix
+			}
+			return s
+		}
+		first, second := startProcess(t, speaker(0, all...)), startProcess(t, speaker(1, all...))
+		first.established(15*time.Second, 1)
+		second.established(15*time.Second, 1)
+		sw.hears(10*time.Second, all)
+		sw.settled()
+
+		// The first speaker's node dies, and then another one: the second withdraws both.
+		first.end(syscall.SIGKILL)
+		died := time.Now()
+		second.sync(speaker(1, all[1:3]...))
+		sw.hears(12*time.Second, all[1:]) // the restart time, and 3 s that BIRD adds
+		t.Logf("%s: the dead speaker's own prefix went after %v", sw.kind, time.Since(died))
+
+		// It comes back. Both speakers are away for longer than the restart time: all stays.
+		first = startProcess(t, speaker(0, all...))
+		first.established(15*time.Second, 1)
+		second.sync(speaker(1, all...))
+		sw.hears(15*time.Second, all)
+		sw.settled()
+		first.end(syscall.SIGKILL)
+		second.end(syscall.SIGKILL)
+		for died := time.Now(); time.Since(died) < 12*time.Second; {
+			if err := sw.compare(all); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(200 * time.Millisecond) // between two looks
+		}
 	})
 }
 

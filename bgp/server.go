@@ -294,6 +294,9 @@ func apiPath(p Path) (*api.Path, error) {
 	if p.MED != 0 {
 		attrs = append(attrs, bgp.NewPathAttributeMultiExitDisc(p.MED))
 	}
+	if p.NoLongLived {
+		attrs = append(attrs, bgp.NewPathAttributeCommunities([]uint32{uint32(bgp.COMMUNITY_NO_LLGR)}))
+	}
 	if p.Prefix.Addr().Is4() {
 		return apiutil.NewPath(bgp.NewIPAddrPrefix(bits, addr), false, append(attrs, bgp.NewPathAttributeNextHop(hop)), time.Time{})
 	}

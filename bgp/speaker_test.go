@@ -24,8 +24,8 @@ func pods(n int) []Path {
 	var out []Path
 	for i := range n {
 		out = append(out,
-			Path{pfx(fmt.Sprintf("10.%d.%d.0/24", 100+i/250, i%250)), addr(fmt.Sprintf("10.0.0.%d", 11+i%200)), 0},
-			Path{pfx(fmt.Sprintf("fd01:%x::/64", i)), addr(fmt.Sprintf("fd00:10::%d", 11+i%200)), 0})
+			Path{Prefix: pfx(fmt.Sprintf("10.%d.%d.0/24", 100+i/250, i%250)), NextHop: addr(fmt.Sprintf("10.0.0.%d", 11+i%200))},
+			Path{Prefix: pfx(fmt.Sprintf("fd01:%x::/64", i)), NextHop: addr(fmt.Sprintf("fd00:10::%d", 11+i%200))})
 	}
 	return out
 }

@@ -116,10 +116,14 @@ func Freshness(since time.Time) uint32 {
 }
 
 func (p Path) String() string {
-	if p.MED == 0 {
-		return fmt.Sprintf("%s via %s", p.Prefix, p.NextHop)
+	s := fmt.Sprintf("%s via %s", p.Prefix, p.NextHop)
+	if p.MED != 0 {
+		s += fmt.Sprintf(" med %d", p.MED)
 	}
-	return fmt.Sprintf("%s via %s med %d", p.Prefix, p.NextHop, p.MED)
+	if p.NoLongLived {
+		s += " no-llgr"
+	}
+	return s
 }
 
 // Compare orders paths by family, prefix, next hop and MED.

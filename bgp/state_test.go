@@ -18,7 +18,7 @@ func goodPeer() Peer {
 	return Peer{Name: "BGPPeer/peer-a", Address: addr("10.0.10.1"), ASN: 65002, LocalASN: 65010, LocalAddress: addr("10.0.10.11"), RouterID: addr("10.0.10.11")}
 }
 
-func goodPath() Path { return Path{pfx("10.10.2.0/24"), addr("10.0.10.12"), 0} }
+func goodPath() Path { return Path{Prefix: pfx("10.10.2.0/24"), NextHop: addr("10.0.10.12")} }
 
 func TestValidate(t *testing.T) {
 	for _, tt := range []struct {
@@ -51,7 +51,9 @@ func TestValidate(t *testing.T) {
 		{"no prefix", func(s *Session) { s.Paths[0].Prefix = Path{}.Prefix }, "no prefix"},
 		{"no next hop", func(s *Session) { s.Paths[0].NextHop = Path{}.NextHop }, "next hop is no unicast address"},
 		{"next hop of other family", func(s *Session) { s.Paths[0].NextHop = addr("fd00::1") }, "next hop is not of the prefix's family"},
-		{"prefix twice", func(s *Session) { s.Paths = append(s.Paths, Path{s.Paths[0].Prefix, addr("10.0.10.13"), 0}) }, "also told via 10.0.10.12"},
+		{"prefix twice", func(s *Session) {
+			s.Paths = append(s.Paths, Path{Prefix: s.Paths[0].Prefix, NextHop: addr("10.0.10.13")})
+		}, "also told via 10.0.10.12"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := Session{Peer: goodPeer(), Paths: []Path{goodPath()}}
@@ -92,7 +94,7 @@ func TestPrintsAsATable(t *testing.T) {
 	b.Name, b.Address, b.Port, b.MultihopTTL, b.TTLSecurity, b.Password = "BGPPeer/peer-b", addr("10.0.9.1"), 1179, 3, true, "s3cret"
 	b.HoldTime, b.RestartTime = 90*time.Second, 600*time.Second
 	state := State{Sessions: []Session{
-		{Peer: goodPeer(), Paths: []Path{{pfx("fd01:2::/64"), addr("fd00:10::12"), 0}, {pfx("10.10.10.0/24"), addr("10.0.10.20"), 0}, goodPath()}},
+		{Peer: goodPeer(), Paths: []Path{{Prefix: pfx("fd01:2::/64"), NextHop: addr("fd00:10::12")}, {Prefix: pfx("10.10.10.0/24"), NextHop: addr("10.0.10.20")}, goodPath()}},
 		{Peer: b},
 	}}
 	want := `peer 10.0.9.1:1179 as 65002 local as 65010 source 10.0.10.11 router-id 10.0.10.11 hold 1m30s restart 10m0s multihop 3 ttl-security md5 # BGPPeer/peer-b
