@@ -83,6 +83,47 @@ func TestInstallFileThatRuns(t *testing.T) {
 	}
 }
 
+// A runtime that starts the plugin at any moment of an install gets a whole program.
+func TestInstallFileWhilePodsStart(t *testing.T) {
+	path, err := exec.LookPath("true")
+	if err != nil {
+		t.Skip("no true here")
+	}
+	program, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	target := filepath.Join(dir, "edgeway")
+	versions := []string{filepath.Join(dir, "v1"), filepath.Join(dir, "v2")}
+	for _, v := range versions {
+		write(t, v, string(program)+filepath.Base(v), 0o755) // what follows an ELF file is not looked at
+	}
+	if _, err := installFile(versions[0], target); err != nil {
+		t.Fatal(err)
+	}
+	// Another process starts them, as in life: a fork of this one would hold the file open for writing.
+	goOn := filepath.Join(dir, "go-on")
+	write(t, goOn, "", 0o644)
+	pods := exec.Command("sh", "-c", `while [ -e "$2" ]; do "$1" || exit 1; done`, "sh", target, goOn)
+	var said strings.Builder
+	pods.Stderr = &said
+	if err := pods.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		if did, err := installFile(versions[(i+1)%2], target); err != nil || did != "replaced" {
+			t.Errorf("did %q, %v; want replaced", did, err)
+		}
+	}
+	if err := os.Remove(goOn); err != nil {
+		t.Fatal(err)
+	}
+	if err := pods.Wait(); err != nil {
+		t.Errorf("a start during the replacements: %v: %s", err, said.String())
+	}
+}
+
 func TestInstallFileErrors(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "edgeway"), "new", 0o755)

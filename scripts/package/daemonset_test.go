@@ -56,6 +56,9 @@ func TestDaemonSet(t *testing.T) {
 		if out, err := k.exec(t.Context(), p.id, "/edgewayd", "ipam", "check"); err != nil {
 			t.Errorf("ipam check: %v: %s", err, out)
 		}
+		if out, err := k.exec(t.Context(), p.id, "/edgewayd", "uninstall"); err == nil || !strings.Contains(err.Error(), "edgewayd runs") {
+			t.Errorf("uninstall beside the daemon: %v: %s; want an error that says so", err, out)
+		}
 		out, err := server.Kubectl("get", "bgppeer", "switch", "-o", "jsonpath={.status.speakers[0].node}")
 		if err != nil || out != "packaged" {
 			t.Errorf("status of the BGPPeer names speaker %q, %v; want packaged", out, err)

@@ -30,6 +30,7 @@ func TestPackages(t *testing.T) {
 		{"upgrade loses nothing", upgrades},
 		{"remove keeps what pods need", removes},
 		{"install again finds it", installsAgain},
+		{"ready while the API server is silent", readyAlone},
 		{"purge leaves nothing", purges},
 		{"the RPM", rpms},
 	} {
@@ -71,6 +72,9 @@ func isConfined(t *testing.T, s *story) {
 	want := "CapEff:\t0000000000201002\nCapBnd:\t0000000000201002\nNoNewPrivs:\t1\nSeccomp:\t2\n"
 	if diff := cmp.Diff(want, process); diff != "" {
 		t.Errorf("the daemon's process (-want +got):\n%s", diff)
+	}
+	if out := s.m.must(t, "systemd-analyze", "verify", "/usr/lib/systemd/system/edgewayd.service"); strings.Contains(out, "edgewayd") {
+		t.Errorf("systemd-analyze verify: %s", out)
 	}
 	out := s.m.must(t, "systemd-analyze", "security", "--no-pager", fmt.Sprintf("--threshold=%d", mostExposed), "edgewayd.service")
 	lines := strings.Split(strings.TrimSpace(out), "\n")
@@ -187,6 +191,37 @@ func installsAgain(t *testing.T, s *story) {
 	status, err := s.status(t)
 	if err != nil || status.Leases.Used != 1 {
 		t.Errorf("%d leases, %v; want that of the pod", status.Leases.Used, err)
+	}
+}
+
+// readyAlone: units that come after it, such as the kubelet, do not wait for an API server, which may
+// be a pod that this kubelet starts. The kubelet's own kubeconfig may come later, too.
+func readyAlone(t *testing.T, s *story) {
+	config := s.m.path("etc/edgeway/edgewayd.yaml")
+	before := read(t, config)
+	defer s.m.write(t, "etc/edgeway/edgewayd.yaml", before)
+	s.m.write(t, "etc/edgeway/silent.kubeconfig", `{"apiVersion": "v1", "kind": "Config", "current-context": "c",
+"clusters": [{"name": "c", "cluster": {"server": "https://10.9.0.77:6443", "insecure-skip-tls-verify": true}}],
+"contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {"token": "t"}}]}`)
+	monitor, err := s.m.Monitor(t.Context(), "119")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"silent.kubeconfig", "not-there-yet.kubeconfig"} {
+		s.m.write(t, "etc/edgeway/edgewayd.yaml", before+"cluster: {kubeconfig: /etc/edgeway/"+file+"}\n")
+		begin := time.Now()
+		s.m.must(t, "systemctl", "restart", "edgewayd") // returns when it is ready
+		t.Logf("%s: ready after %s", file, time.Since(begin).Round(time.Millisecond))
+		if took := time.Since(begin); took > waitLimit {
+			t.Errorf("%s: ready after %s: the kubelet would have waited", file, took)
+		}
+		s.reach(t, s.web.Addrs)
+	}
+	if events, err := monitor.Stop(t.Context()); err != nil || len(events) > 0 {
+		t.Errorf("routes changed: %v, %v", events, err)
+	}
+	if err := os.Remove(s.m.path("etc/edgeway/silent.kubeconfig")); err != nil {
+		t.Error(err)
 	}
 	if err := s.web.Delete(t.Context()); err != nil {
 		t.Error(err)
