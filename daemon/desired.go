@@ -295,6 +295,7 @@ func (p *plan) speak() {
 			}
 		}
 	}
+	p.markOwn()
 }
 
 // resource finds what is wrong with a BGP resource as a whole.

@@ -1,11 +1,15 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
+	"github.com/edgeway-cni/edgeway/bgp"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -90,4 +94,32 @@ func (d *Daemon) listen(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// markOwn has each switch drop this node's own pod CIDRs when the restart time after this speaker's
+// loss is over, and not keep them for the long-lived time too, where another speaker tells it of them.
+// That one knows whether this node lives, withdraws them when it does not, and cannot withdraw what
+// the dead one told; when both are lost, the switch keeps what each told of the other.
+func (p *plan) markOwn() {
+	if p.Config.BGP.LongLivedTime == 0 {
+		return
+	}
+	for _, s := range p.bgp.Sessions {
+		if !slices.ContainsFunc(p.Cluster.Peerings, func(r cluster.Peering) bool { return p.othersTell(r, s.Peer) }) {
+			continue
+		}
+		for i := range s.Paths {
+			s.Paths[i].NoLongLived = slices.Contains(p.self.PodCIDRs, s.Paths[i].Prefix)
+		}
+	}
+}
+
+// othersTell reports whether r has another node of the cluster tell the switch of this one.
+func (p *plan) othersTell(r cluster.Peering, to bgp.Peer) bool {
+	return r.Selector.Selects(p.self.Labels) && slices.ContainsFunc(r.Speakers, func(s cluster.Speaker) bool {
+		_, known := p.Cluster.Node(s.Node)
+		return known && s.Node != p.self.Name && slices.ContainsFunc(s.Peers, func(peer cluster.Peer) bool {
+			return peer.Address == to.Address && cmp.Or(peer.Port, uint16(p.Config.BGP.Port)) == to.Port
+		})
+	})
 }
