@@ -22,7 +22,8 @@ const (
 
 const stays = "; until then what was known counts, and it is tried again by itself"
 
-// problems says what is wrong with the server, for who should act on it; k.mu is held.
+// problems says what is wrong with the server, for who should act on it; k.mu is held. What is the
+// same for all feeds is said once: that the server cannot be reached, or does not know us.
 func (k *kubernetes) problems(last World) []Problem {
 	object := "API server " + k.server
 	var all []Problem
@@ -30,37 +31,30 @@ func (k *kubernetes) problems(last World) []Problem {
 		all = append(all, Problem{Object: object, Reason: badKubeconfig, Got: k.fault.Error(),
 			Next: "repair the file; until then the connection is the one that was made before"})
 	}
-	var silent *feed
+	var silent, unknown *feed
 	for _, ref := range slices.Sorted(maps.Keys(k.feeds)) {
 		f := k.feeds[ref]
 		if f.failure == nil {
 			continue
 		}
-		r := &refusal{}
-		errors.As(f.failure, &r)
-		p := Problem{Object: object, Want: "to list and watch " + f.kind.resource(), Got: f.failure.Error()}
-		switch {
-		case r.code == http.StatusUnauthorized:
-			p.Reason, p.Next = unauthorized, "renew the credentials of "+k.credentials()+stays
-		case r.code == http.StatusForbidden:
-			p.Reason, p.Next = forbidden, f.rule()+stays
-		case r.code == http.StatusNotFound:
-			if !last.has(f.kind.kind) {
-				continue // whoever wants to write such a resource will hear of it
+		p, own := f.problem(last)
+		if of := &silent; !own {
+			if p.Reason == unauthorized {
+				of = &unknown
 			}
-			p.Reason, p.Next = notInstalled, "install the CustomResourceDefinition of "+f.kind.kind+stays
-		case errors.Is(f.failure, errEmptied), errors.Is(f.failure, errNoVersion):
-			if !last.has(f.kind.kind) {
-				continue
+			if *of == nil || f.since.Before((*of).since) {
+				*of = f
 			}
-			p.Reason, p.Next = emptyCluster, "see whether it is the right server and its etcd is whole"+stays
-		default:
-			if silent == nil || f.since.Before(silent.since) {
-				silent = f
-			}
-			continue
+		} else if p.Reason != "" {
+			p.Object, p.Got = object, f.failure.Error()
+			all = append(all, p)
 		}
-		all = append(all, p)
+	}
+	if unknown != nil {
+		all = append(all, Problem{
+			Object: object, Reason: unauthorized, Want: "credentials that it knows", Got: unknown.failure.Error(),
+			Next: "renew the credentials of " + k.credentials() + stays,
+		})
 	}
 	if silent != nil {
 		all = append(all, Problem{
@@ -70,6 +64,32 @@ func (k *kubernetes) problems(last World) []Problem {
 		})
 	}
 	return all
+}
+
+// problem says what is wrong with the one feed; it has no reason when nothing is lost by it. own
+// is false when what is wrong is not the feed's alone.
+func (f *feed) problem(last World) (p Problem, own bool) {
+	r := &refusal{}
+	errors.As(f.failure, &r)
+	p = Problem{Want: "to list and watch " + f.kind.resource()}
+	switch {
+	case r.code == http.StatusUnauthorized:
+		return Problem{Reason: unauthorized}, false
+	case r.code == http.StatusForbidden:
+		p.Reason, p.Next = forbidden, f.rule()+stays
+	case r.code == http.StatusNotFound:
+		// Without one, whoever wants to write such a resource will hear of it.
+		if last.has(f.kind.kind) {
+			p.Reason, p.Next = notInstalled, "install the CustomResourceDefinition of "+f.kind.kind+stays
+		}
+	case errors.Is(f.failure, errEmptied), errors.Is(f.failure, errNoVersion):
+		if last.has(f.kind.kind) {
+			p.Reason, p.Next = emptyCluster, "see whether it is the right server and its etcd is whole"+stays
+		}
+	default:
+		return Problem{Reason: apiServerUnreachable}, false
+	}
+	return p, true
 }
 
 // emptied is the problem of a server that has no Node any more.

@@ -3,6 +3,8 @@ package cluster
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -26,6 +28,8 @@ type apiServer struct {
 	requests []string      // "list nodes", "watch nodes 12"
 	fault    func(w http.ResponseWriter, r *http.Request) bool
 	end      chan struct{} // closed to cut watches
+	over     bool          // and none lasts any more
+	open     int           // watches
 }
 
 type change struct {
@@ -41,12 +45,10 @@ func newAPIServer(t *testing.T) *apiServer {
 	for _, name := range []string{kindNode, kindPeer, kindCluster, kindSecret} {
 		s.objects["/"+(kind{version(name), name}).path()] = map[string]any{}
 	}
-	s.Server = httptest.NewServer(s)
-	t.Cleanup(func() {
-		s.cut()
-		s.CloseClientConnections()
-		s.Close()
-	})
+	s.Server = httptest.NewUnstartedServer(s)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.Start()
+	t.Cleanup(func() { s.shut(s.Server) })
 	return s
 }
 
@@ -99,6 +101,25 @@ func (s *apiServer) tell(c change) {
 	s.history = append(s.history, c)
 	close(s.news)
 	s.news = make(chan struct{})
+}
+
+// shut ends a server, also when clients still come.
+func (s *apiServer) shut(server *httptest.Server) {
+	s.mu.Lock()
+	if !s.over {
+		s.over = true
+		close(s.end)
+	}
+	s.mu.Unlock()
+	server.CloseClientConnections()
+	server.Close()
+}
+
+// watches is the number of watches that are open.
+func (s *apiServer) watches() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open
 }
 
 // cut ends all watches that are open.
@@ -203,6 +224,14 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 		status(w, http.StatusGatewayTimeout, "Timeout", fmt.Sprintf("Too large resource version: %d, current: %d", from, now))
 		return
 	}
+	s.mu.Lock()
+	s.open++
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.open--
+		s.mu.Unlock()
+	}()
 	w.WriteHeader(http.StatusOK)
 	flush := http.NewResponseController(w).Flush
 	_ = flush()
@@ -240,6 +269,7 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 var hasty = patience{
 	least: 5 * time.Millisecond, most: 40 * time.Millisecond, steady: time.Hour, watch: time.Hour,
 	silence: 10 * time.Second, first: 10 * time.Second, files: 10 * time.Millisecond,
+	dial: 10 * time.Second, answer: 10 * time.Second, ping: 10 * time.Second,
 }
 
 // client is a source under Watch.

@@ -18,19 +18,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-const (
-	// dialTimeout is three tries of TCP's SYN (1, 2 and 4 seconds) over a WAN.
-	dialTimeout = 10 * time.Second
-	// headerTimeout is longer than an API server lets a request wait for its turn (a minute).
-	headerTimeout = 70 * time.Second
-	// A connection that a WAN swallowed sends no RST. HTTP/2 is pinged when it was silent for
-	// pingAfter, and is dead when no answer comes within pingTimeout; TCP is probed alike, for
-	// what speaks HTTP/1. Both notice within three quarters of a minute.
-	pingAfter, pingTimeout = 30 * time.Second, 15 * time.Second
-	probes                 = 3
-	// maxAnswer bounds what is read of an answer that is an error.
-	maxAnswer = 64 << 10
-)
+// maxAnswer bounds what is read of an answer that is an error.
+const maxAnswer = 64 << 10
 
 // connection is one way to an API server.
 type connection struct {
@@ -42,26 +31,29 @@ type connection struct {
 }
 
 // connect makes a connection of the configuration as it is now. Nothing is sent. The files are
-// read here and not by client-go's own reloading, which outlives its client: when one of them
-// changes, stale says so, and the connection is made anew.
-func connect(o KubernetesOptions) (*connection, error) {
-	c := &connection{files: []string{o.Kubeconfig}}
-	c.print = c.fingerprint() // before they are read: a change in between is found later
+// read here and not by client-go's own reloading, which outlives its client and writes to stderr:
+// when one of them changes, stale says so, and the connection is made anew.
+func connect(o KubernetesOptions) (*connection, error) { return connectWith(o, defaultPatience) }
+
+func connectWith(o KubernetesOptions, p patience) (*connection, error) {
 	config, err := ClientConfig(o.Kubeconfig, o.UserAgent)
 	if err != nil {
 		return nil, err
 	}
-	c.files = []string{o.Kubeconfig, config.CAFile, config.CertFile, config.KeyFile}
-	c.print = c.fingerprint()
+	c := &connection{files: []string{o.Kubeconfig, config.CAFile, config.CertFile, config.KeyFile, config.BearerTokenFile}}
+	c.print = c.fingerprint() // before they are read: a change in between is found later
+	if config, err = ClientConfig(o.Kubeconfig, o.UserAgent); err != nil {
+		return nil, err
+	}
 	if err := rest.LoadTLSFiles(config); err != nil {
 		return nil, fmt.Errorf("API server %s: %w; wait for whoever writes the file, or correct cluster.kubeconfig", config.Host, err)
 	}
-	config.CAFile, config.CertFile, config.KeyFile = "", "", ""
+	config.CAFile, config.CertFile, config.KeyFile, config.BearerTokenFile = "", "", "", ""
 	if c.base, _, err = rest.DefaultServerUrlFor(config); err != nil {
 		return nil, fmt.Errorf("API server %s: %w; correct cluster.kubeconfig", config.Host, err)
 	}
 	c.server = strings.TrimSuffix(c.base.String(), "/")
-	if c.client, err = clientFor(config); err != nil {
+	if c.client, err = clientFor(config, p); err != nil {
 		return nil, fmt.Errorf("API server %s: %w; correct cluster.kubeconfig", c.server, err)
 	}
 	return c, nil
@@ -69,18 +61,19 @@ func connect(o KubernetesOptions) (*connection, error) {
 
 // clientFor is rest.HTTPClientFor with a transport of its own, so that it can be closed and that
 // its time limits are ours.
-func clientFor(config *rest.Config) (*http.Client, error) {
+func clientFor(config *rest.Config, p patience) (*http.Client, error) {
 	tls, err := rest.TLSConfigFor(config)
 	if err != nil {
 		return nil, err
 	}
-	dialer := &net.Dialer{Timeout: dialTimeout, KeepAliveConfig: net.KeepAliveConfig{
-		Enable: true, Idle: pingTimeout, Interval: pingAfter / probes, Count: probes,
+	const probes = 3
+	dialer := &net.Dialer{Timeout: p.dial, KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: p.ping / 2, Interval: p.ping / 2 / probes, Count: probes,
 	}}
 	t := &http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: dialer.DialContext, TLSClientConfig: tls,
-		TLSHandshakeTimeout: dialTimeout, ResponseHeaderTimeout: headerTimeout, IdleConnTimeout: time.Minute,
-		ForceAttemptHTTP2: true, HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
+		TLSHandshakeTimeout: p.dial, ResponseHeaderTimeout: p.answer, IdleConnTimeout: p.most,
+		ForceAttemptHTTP2: true, HTTP2: &http.HTTP2Config{SendPingTimeout: p.ping, PingTimeout: p.ping / 2},
 		DisableCompression: config.DisableCompression,
 	}
 	if config.Proxy != nil {
@@ -109,8 +102,7 @@ func (c *connection) close() { c.client.CloseIdleConnections() }
 // stale reports whether the files say something else than when the connection was made.
 func (c *connection) stale() bool { return c.print != c.fingerprint() }
 
-// fingerprint is the digest of the files' content. Token files are not among them: they are read
-// again with each request of a minute later.
+// fingerprint is the digest of the files' content.
 func (c *connection) fingerprint() (sum digest) {
 	hash := sha256.New()
 	for _, name := range c.files {

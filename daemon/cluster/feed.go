@@ -27,11 +27,20 @@ type patience struct {
 	first time.Duration
 	// files is the time between looks whether the kubeconfig and its files changed.
 	files time.Duration
+	// dial is enough for three tries of TCP's SYN (1, 2 and 4 seconds).
+	dial time.Duration
+	// answer is longer than an API server lets a request wait for its turn (a minute).
+	answer time.Duration
+	// ping is the silence after which HTTP/2 is pinged; without an answer in half of that again
+	// the connection is dead. TCP is probed after half of it, and is dead at its end, for what
+	// speaks HTTP/1. A WAN that swallows packets sends no RST: this is how it is noticed.
+	ping time.Duration
 }
 
 var defaultPatience = patience{
 	least: 500 * time.Millisecond, most: time.Minute, steady: 30 * time.Second,
 	watch: 4 * time.Minute, silence: time.Minute, first: 10 * time.Second, files: 5 * time.Second,
+	dial: 10 * time.Second, answer: 70 * time.Second, ping: 30 * time.Second,
 }
 
 // maxRetryAfter bounds what a server can ask for.
@@ -57,6 +66,7 @@ type feed struct {
 
 	// Of its goroutine alone:
 	version string // that items are; "": list anew
+	server  string // that told them
 	lost    bool   // the server's history is not the one that version is of
 }
 
@@ -82,7 +92,9 @@ var errNoVersion = errors.New("an empty list without a version, as of a cache th
 
 // follow lists the kind and follows it until ctx ends.
 func (k *kubernetes) follow(ctx context.Context, c *connection, f *feed) {
-	f.version, f.lost = "", false // another server may have another history
+	if f.server != c.server { // it has another history
+		f.server, f.version, f.lost = c.server, "", false
+	}
 	wait := k.patience.least
 	for ctx.Err() == nil {
 		started := k.clock()

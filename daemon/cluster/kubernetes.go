@@ -29,6 +29,7 @@ type kubernetes struct {
 	options  KubernetesOptions
 	patience patience
 	clock    func() time.Time
+	connect  func() (*connection, error)
 	named    chan struct{} // one slot: World names other Secrets than before
 
 	mu      sync.Mutex
@@ -53,6 +54,7 @@ func Kubernetes(o KubernetesOptions) Source { return newKubernetes(o, defaultPat
 func newKubernetes(o KubernetesOptions, p patience) *kubernetes {
 	k := &kubernetes{options: o, patience: p, clock: time.Now, named: make(chan struct{}, 1),
 		feeds: map[string]*feed{}, changed: func() {}, back: make(chan struct{})}
+	k.connect = func() (*connection, error) { return connectWith(o, p) }
 	for _, name := range []string{kindNode, kindPeer, kindCluster} {
 		f := &feed{kind: kind{version(name), name}}
 		k.feeds[f.ref()] = f
@@ -70,7 +72,7 @@ func (k *kubernetes) Watch(ctx context.Context, changed func()) error {
 	}
 	k.mu.Unlock()
 	for ctx.Err() == nil {
-		c, err := connect(k.options)
+		c, err := k.connect()
 		k.connected(c, err)
 		if err == nil {
 			k.serve(ctx, c)
@@ -102,9 +104,10 @@ func (k *kubernetes) serve(ctx context.Context, c *connection) {
 		case <-k.named:
 		case <-files.C:
 			if !c.stale() {
+				k.connected(c, nil) // also after they were something else for a while
 				continue
 			}
-			next, err := connect(k.options)
+			next, err := k.connect()
 			if err == nil {
 				next.close()
 				return

@@ -141,7 +141,7 @@ func TestForbidden(t *testing.T) {
 			s.fails(of(tt.resource, answers(tt.code, "", tt.message)))
 			s.cut()
 			p := c.untilProblem(t, all, tt.reason)
-			if !strings.Contains(p.String(), tt.message) || !strings.Contains(p.Want, tt.resource) {
+			if !strings.Contains(p.String(), tt.message) || !strings.Contains(p.Got, tt.resource) {
 				t.Errorf("got %s", p)
 			}
 			for _, next := range append(tt.next, "until then what was known counts") {
