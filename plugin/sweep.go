@@ -113,14 +113,27 @@ func (n *Node) collect(ctx context.Context, host kernel, keep func(l ipam.Lease,
 	if err != nil {
 		return nil, err
 	}
+	var errs []error
+	left := map[string]bool{} // a link that stays keeps its addresses; the others are ended all the same
 	if err := deleteLinks(ctx, host, append(found.linked, found.links...)...); err != nil {
-		return nil, fmt.Errorf("delete links: %w", err)
+		errs = append(errs, fmt.Errorf("delete links: %w", err))
+		links, err := host.Links(ctx, linkPrefix)
+		if err != nil {
+			return nil, errors.Join(append(errs, err)...)
+		}
+		for _, l := range links {
+			left[l.Name] = true
+		}
 	}
 	for _, link := range found.links {
-		did = append(did, "delete link "+link+", which no lease owns")
+		if !left[link] {
+			did = append(did, "delete link "+link+", which no lease owns")
+		}
 	}
-	var errs []error
 	for _, l := range found.leases {
+		if !isForeign(l) && left[linkOf(l)] {
+			continue
+		}
 		// Of an earlier boot the kernel knows nothing.
 		if l.BootID == boot && !isForeign(l) {
 			if err := forget(ctx, host, l.Addrs); err != nil {

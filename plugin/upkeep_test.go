@@ -1,10 +1,14 @@
 package plugin
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
+
+	"github.com/edgeway-cni/edgeway/routes"
 )
 
 // A full pool is said, in STATUS too, and heals with the first DEL.
@@ -148,6 +152,49 @@ func TestGC(t *testing.T) {
 	}
 	other.verb = "DEL"
 	h.must(t, other)
+}
+
+// A link that could not be deleted ended a GC before it freed the rest (SPEC 1.1.0 section 2, GC:
+// "a plugin should continue").
+func TestGCStopsAtTheFirstError(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	n := h.node(t)
+	pods := []*space{newSpace(t), newSpace(t)}
+	for i, p := range pods {
+		c := call{verb: "ADD", id: []string{"c1", "c2"}[i], ifName: "eth0", netns: p.path, conf: h.conf("1.1.0")}
+		if reply := c.do(t, n); reply.Failed {
+			t.Fatalf("%s", reply.Output)
+		}
+	}
+	pods[1].sh(t, "ip link del eth0") // the second one's link is gone, the first one's cannot be deleted
+	dial := n.dial
+	n.dial = func(ns *os.File) (kernel, error) {
+		k, err := dial(ns)
+		return stuckLinks{k}, err
+	}
+	drainIdle(n)
+	gc := call{verb: "GC", conf: h.conf("1.1.0", `"cni.dev/valid-attachments":[]`)}
+	wantError(t, "GC", string(gc.do(t, n).Output), true, codeIO)
+	leases, err := n.Store.Leases()
+	if err != nil || len(leases) != 1 || leases[0].Attachment.ContainerID != "c1" {
+		t.Errorf("leases after it: %v, %v", leases, err)
+	}
+	n.dial = dial
+	drainIdle(n)
+	if reply := gc.do(t, n); reply.Failed {
+		t.Errorf("the next GC: %s", reply.Output)
+	}
+}
+
+// stuckLinks is a kernel that deletes no link.
+type stuckLinks struct{ kernel }
+
+func (k stuckLinks) Sync(ctx context.Context, scope routes.Scope, desired routes.State) ([]routes.Change, error) {
+	if len(scope.Links) > 0 && len(desired.Links) == 0 {
+		return nil, errInjected
+	}
+	return k.kernel.Sync(ctx, scope, desired)
 }
 
 // Sweep removes half attachments, and only those.

@@ -133,6 +133,14 @@ func delegateChecks() []check {
 		delegated("delegate.error-gc", "its error in GC is returned", should, sinceGC, object{"fail": []string{"GC"}}, func(t *T) {
 			t.refuses(t.gc(), "GC")
 		}),
+		delegated("delegate.gc-continues", "GC removes its own although the IPAM plugin fails", should, sinceGC, object{"fail": []string{"GC"}}, func(t *T) {
+			p := t.pod()
+			before := t.snap()
+			t.add(p)
+			p.remove()
+			t.refuses(t.gc(), "GC")
+			t.nothingNew(before, "GC")
+		}),
 		delegated("delegate.error-status", "its error in STATUS is returned", must, sinceGC, object{"fail": []string{"STATUS"}}, func(t *T) {
 			t.refuses(t.status(), "STATUS")
 		}),

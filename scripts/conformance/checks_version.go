@@ -91,6 +91,18 @@ func versionChecks() []check {
 				}
 			}
 		}},
+		{id: "version.bad-stdin", level: robust, section: "5", asks: "VERSION with broken or no JSON on input answers, or fails as the others do", run: func(t *T) {
+			for _, stdin := range []string{"", "{", "null", `"1.1.0"`, `{"cniVersion":1}`} {
+				r := t.exec(call{kind: t.net.types()[0], env: t.netEnv("VERSION"), stdin: []byte(stdin)})
+				if _, fault := r.fault(); r.ok() == fault {
+					t.Errorf("%q: %s", stdin, r.said())
+				}
+				if r.ok() {
+					_, err := parseVersions(r.stdout)
+					t.OK(err, fmt.Sprintf("VERSION of %q", stdin))
+				}
+			}
+		}},
 		{id: "version.other-keys", level: robust, section: "2", asks: "VERSION ignores further keys on input", run: func(t *T) {
 			for i, kind := range t.net.types()[:len(t.net.plugins)] {
 				r := t.exec(call{kind: kind, env: t.netEnv("VERSION"), stdin: t.net.request(min(i, len(t.net.plugins)-1), nil)})
