@@ -115,9 +115,14 @@ func TestChart(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("the DaemonSet (-deploy/kubernetes +chart):\n%s", diff)
 	}
-	cmd := exec.Command("go", "run", helm, "template", "edgeway", "../../deploy/helm/edgeway", "--set", "controller.enabled=true")
-	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "controller.podCIDRs") {
-		t.Errorf("a controller without pod CIDRs: %v, %s; want an error that says so", err, out)
+	for want, args := range map[string][]string{
+		"controller.podCIDRs":     {"--namespace", "kube-system", "--set", "controller.enabled=true"},
+		"--namespace kube-system": {"--namespace", "edgeway"},
+	} {
+		cmd := exec.Command("go", append([]string{"run", helm, "template", "edgeway", "../../deploy/helm/edgeway"}, args...)...)
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), want) {
+			t.Errorf("helm template %v: %v, %s; want an error that says %s", args, err, out, want)
+		}
 	}
 }
 
