@@ -310,10 +310,14 @@ func (s *story) apiServerComesBack(ctx context.Context) error {
 	if err := s.showPods(); err != nil {
 		return err
 	}
+	if err := s.wantSessions(ctx); err != nil {
+		return err
+	}
+	s.pass("both speakers have their BGP sessions %.1f s after the control plane began to start", time.Since(begin).Seconds())
 	if err := s.wantNoRouteEvents(ctx); err != nil {
 		return err
 	}
-	return s.wantLearned(ctx)
+	return s.wantLearned(ctx, routeLimit)
 }
 
 // podIsReplaced: a pod of a StatefulSet is deleted. The new one has the old one's name, and so its
@@ -350,7 +354,7 @@ func (s *story) nodeLeaves(ctx context.Context) error {
 	if _, err := s.control.Kubectl("delete", "node", gone.Name); err != nil {
 		return err
 	}
-	if err := s.wantLearned(ctx); err != nil {
+	if err := s.wantLearned(ctx, routeLimit); err != nil {
 		return err
 	}
 	events, err := s.monitor.Stop(ctx)

@@ -33,6 +33,7 @@ type object struct {
 	}
 	Status struct {
 		PodIPs     []struct{ IP netip.Addr }
+		Addresses  []struct{ Type, Address string } // of a node
 		Conditions []struct{ Type, Status, Reason, Message string }
 	}
 }
@@ -45,6 +46,16 @@ func (o object) ready() (bool, string) {
 		}
 	}
 	return false, "no condition Ready yet"
+}
+
+// internalIP is a node's address of the family of like.
+func (o object) internalIP(like netip.Addr) netip.Addr {
+	for _, a := range o.Status.Addresses {
+		if addr, err := netip.ParseAddr(a.Address); err == nil && a.Type == "InternalIP" && addr.Is4() == like.Is4() {
+			return addr
+		}
+	}
+	return netip.Addr{}
 }
 
 func (s *stage) list(kind string) ([]object, error) {

@@ -34,6 +34,7 @@ type story struct {
 func (s *story) acts() []func(context.Context) error {
 	return []func(context.Context) error{
 		s.nodesBecomeReady, s.podsRun, s.podsReachEachOther, s.switchKnowsTheWay, s.resourceTells,
+		s.wanIsCut,
 		s.apiServerGoes, s.sandboxDies, s.daemonIsAwayToo, s.powerFails, s.apiServerComesBack, s.podsReachEachOther,
 		s.podIsReplaced, s.nodeLeaves,
 	}
@@ -73,7 +74,23 @@ func (s *story) nodesBecomeReady(ctx context.Context) error {
 	if err := s.each(ctx, (*node).Boot); err != nil {
 		return err
 	}
-	err := lab.Wait(ctx, readyLimit, func() error {
+	if err := s.waitNodes(ctx); err != nil {
+		return err
+	}
+	s.pass("%d nodes are Ready %.1f s after they were switched on", len(s.nodes), time.Since(begin).Seconds())
+	for _, kind := range []string{"nodes", "pods"} {
+		out, err := s.control.Kubectl("get", kind, "-o", "wide", "-n", "kube-system")
+		if err != nil {
+			return err
+		}
+		show(out)
+	}
+	return nil
+}
+
+// waitNodes waits until all nodes are ready.
+func (s *story) waitNodes(ctx context.Context) error {
+	return lab.Wait(ctx, readyLimit, func() error {
 		nodes, err := s.list("nodes")
 		if err != nil {
 			return err
@@ -88,18 +105,6 @@ func (s *story) nodesBecomeReady(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	s.pass("%d nodes are Ready %.1f s after they were switched on", len(s.nodes), time.Since(begin).Seconds())
-	for _, kind := range []string{"nodes", "pods"} {
-		out, err := s.control.Kubectl("get", kind, "-o", "wide", "-n", "kube-system")
-		if err != nil {
-			return err
-		}
-		show(out)
-	}
-	return nil
 }
 
 // podsRun: pods of a DaemonSet, a StatefulSet and static ones, each with addresses of its node.
@@ -164,7 +169,7 @@ func (s *story) podsReachEachOther(ctx context.Context) error {
 
 // switchKnowsTheWay: from two speakers it has learned the way to all three nodes, each by itself.
 func (s *story) switchKnowsTheWay(ctx context.Context) error {
-	if err := s.wantLearned(ctx); err != nil {
+	if err := s.wantLearned(ctx, routeLimit); err != nil {
 		return err
 	}
 	sessions, err := s.switchA.Sessions(ctx)
@@ -210,7 +215,7 @@ func (s *story) switchKnowsTheWay(ctx context.Context) error {
 }
 
 // wantLearned is nil when the switch has learned exactly the nodes' pod CIDRs, each by its node.
-func (s *story) wantLearned(ctx context.Context) error {
+func (s *story) wantLearned(ctx context.Context, limit time.Duration) error {
 	nodes, err := s.list("nodes")
 	if err != nil {
 		return err
@@ -218,11 +223,11 @@ func (s *story) wantLearned(ctx context.Context) error {
 	var want []string
 	for _, n := range nodes {
 		for _, cidr := range n.Spec.PodCIDRs {
-			want = append(want, fmt.Sprintf("%s via %s", cidr, s.node(n.Metadata.Name).Addr(cidr.Addr())))
+			want = append(want, fmt.Sprintf("%s via %s", cidr, n.internalIP(cidr.Addr())))
 		}
 	}
 	slices.Sort(want)
-	return lab.Wait(ctx, routeLimit, func() error {
+	return lab.Wait(ctx, limit, func() error {
 		routes, err := s.switchA.Learned(ctx)
 		if err != nil {
 			return err
