@@ -18,16 +18,18 @@ func (c Config) Conflist() string { return filepath.Join(c.CNI.ConfDir, conflist
 
 // Remains is what edgeway made on this machine and stays when its programs go.
 type Remains struct {
-	Pods   []string // that run: pod and addresses
+	Pods   []string // that run, or may: pod and addresses, or a link that no lease owns
 	Kernel []string // links, routes and rules
 	Files  []string
 }
 
 // Remaining looks what there is of edgeway on this machine. No daemon may run: the store is opened.
 func Remaining(ctx context.Context, c Config) (r Remains, err error) {
+	owned := map[string]bool{}
 	err = withNode(ctx, c, func(n *node) error {
 		all, err := n.verbs.Attachments(ctx)
 		for _, a := range all {
+			owned[a.Link] = true
 			if a.Standing == plugin.Alive || a.Standing == plugin.Foreign {
 				r.Pods = append(r.Pods, fmt.Sprintf("%s %v", a.Lease.Pod, a.Lease.Addrs))
 			}
@@ -41,6 +43,9 @@ func Remaining(ctx context.Context, c Config) (r Remains, err error) {
 		observed, err := k.Observe(ctx, s, routes.State{})
 		for _, change := range routes.Diff(observed, routes.State{}) {
 			r.Kernel = append(r.Kernel, fmt.Sprint(change.Object))
+			if l, ok := change.Object.(routes.Link); ok && hostEnd().MatchString(l.Name) && !owned[l.Name] {
+				r.Pods = append(r.Pods, "link "+l.Name)
+			}
 		}
 		return err
 	})

@@ -87,6 +87,17 @@ func uninstallsAll(t *testing.T, n *lab.Node, web *lab.Pod, source, root string)
 	if out, err := n.Command(t.Context(), "uninstall", "--purge"); err == nil || !strings.Contains(err.Error(), "default/web") {
 		t.Errorf("while a pod runs: %v: %s; want an error that names it", err, out)
 	}
+	// A lost store does not make a pod go unnoticed.
+	store := filepath.Join(n.Dir, "state", "ipam.db")
+	if err := os.Rename(store, store+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := n.Command(t.Context(), "uninstall", "--purge"); err == nil || !strings.Contains(err.Error(), "(link ew") {
+		t.Errorf("while a pod runs that no lease knows: %v: %s; want an error that names its link", err, out)
+	}
+	if err := os.Rename(store+".away", store); err != nil {
+		t.Fatal(err)
+	}
 	if err := web.Delete(t.Context()); err != nil {
 		t.Fatal(err)
 	}
