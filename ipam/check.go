@@ -109,7 +109,7 @@ func (c *checker) checkAddrs() error {
 			c.areas[e.home].remembered += e.counts().remembered
 		}
 		if e.memory != "" {
-			if _, ok, err := c.t.pods.get(podKey(e.memory, k)); err != nil || !ok {
+			if _, ok, err := c.t.pods.get(c.t.podKey(e, k)); err != nil || !ok {
 				c.add("%s remembers %q, which does not know: %v", a, e.memory, err)
 			}
 		}
@@ -132,7 +132,7 @@ func (c *checker) checkAddrs() error {
 
 // eachKey walks an index, whose records say nothing but their keys.
 func (c *checker) eachKey(tab table, fn func(k []byte) bool) error {
-	cur := tab.b.Cursor()
+	cur := tab.cursor()
 	for k, v := cur.First(); k != nil; k, v = cur.Next() {
 		if payload, err := tab.open(k, v); err != nil || len(payload) > 0 || !fn(k) {
 			c.add("%s record %x contradicts its address: %v", tab.name, k, err)
@@ -166,8 +166,12 @@ func (c *checker) checkDead() error {
 
 func (c *checker) checkPods() error {
 	return c.eachKey(c.t.pods, func(k []byte) bool {
-		e, a, ok := c.at(k, 8)
-		return ok && e.memory != "" && bytes.Equal(k, podKey(e.memory, a))
+		from := 17
+		if c.t.schema == 1 {
+			from = 8
+		}
+		e, a, ok := c.at(k, from)
+		return ok && e.memory != "" && bytes.Equal(k, c.t.podKey(e, a))
 	})
 }
 

@@ -1,7 +1,6 @@
 package ipam
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/binary"
 	"fmt"
@@ -52,14 +51,10 @@ func (t *txn) allocate(req Request, pool layout, dead verdicts) (Lease, error) {
 	if err != nil {
 		return Lease{}, err
 	}
-	remembered, err := t.remembered(memoryKey(req.Network, req.Pod, req.Attachment.IfName))
-	if err != nil {
-		return Lease{}, err
-	}
 	addrs := make([]netip.Addr, len(pool))
 	homes := make([]uint32, len(pool))
 	for set := range pool {
-		addrs[set], homes[set], err = t.choose(c, set, asked[set], remembered)
+		addrs[set], homes[set], err = t.choose(c, set, asked[set])
 		if err != nil {
 			return Lease{}, err
 		}
@@ -111,47 +106,9 @@ func (c *choice) requested() (map[int]netip.Addr, error) {
 	return out, nil
 }
 
-// candidate is an address with what is known of it.
-type candidate struct {
-	addr netip.Addr
-	entry
-}
-
-// remembered returns the addresses whose last pod has this memory, the latest lease first.
-func (t *txn) remembered(memory string) ([]candidate, error) {
-	if memory == "" {
-		return nil, nil
-	}
-	var out []candidate
-	prefix := podKey(memory, nil)
-	cur := t.pods.b.Cursor()
-	for k, v := cur.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = cur.Next() {
-		if _, err := t.pods.open(k, v); err != nil {
-			return nil, err
-		}
-		a, ok := parseAddrKey(k[len(prefix):])
-		if !ok {
-			return nil, t.pods.damaged(k, "not an address")
-		}
-		e, ok, err := t.entry(a)
-		if err != nil {
-			return nil, err
-		}
-		if !ok || e.memory == "" {
-			return nil, t.pods.damaged(k, "the address remembers no pod")
-		}
-		if e.memory != memory {
-			continue // of equal hash
-		}
-		out = append(out, candidate{a, e})
-	}
-	slices.SortFunc(out, func(a, b candidate) int { return cmp.Compare(b.leased, a.leased) })
-	return out, nil
-}
-
 // choose picks an address of one set: the one asked for, the one of the attachment's own dead
 // lease, the one the pod had last, never used, longest free, longest dead.
-func (t *txn) choose(c *choice, set int, asked netip.Addr, remembered []candidate) (netip.Addr, uint32, error) {
+func (t *txn) choose(c *choice, set int, asked netip.Addr) (netip.Addr, uint32, error) {
 	areas, err := t.enter(c.layout[set])
 	if err != nil {
 		return netip.Addr{}, 0, err
@@ -174,17 +131,10 @@ func (t *txn) choose(c *choice, set int, asked netip.Addr, remembered []candidat
 			}
 		}
 	}
-	for _, m := range remembered {
-		if !c.layout.inSet(set, m.addr) {
-			continue
-		}
-		free, err := t.vacant(c, m)
-		if err != nil {
-			return netip.Addr{}, 0, err
-		}
-		if free {
-			return m.addr, home(m.addr), nil
-		}
+	if a, ok, err := t.lastOf(c, set); err != nil {
+		return netip.Addr{}, 0, err
+	} else if ok {
+		return a, home(a), nil
 	}
 	for i := range areas {
 		if a, ok, err := t.neverUsed(areas[i]); err != nil || ok {
@@ -201,26 +151,6 @@ func (t *txn) choose(c *choice, set int, asked netip.Addr, remembered []candidat
 		return netip.Addr{}, 0, ask{c.unsure}
 	}
 	return netip.Addr{}, 0, t.exhausted(c, areas)
-}
-
-// vacant reports whether a remembered address can be taken: it is free, or its holder is dead.
-func (t *txn) vacant(c *choice, m candidate) (bool, error) {
-	if !m.held {
-		return true, nil
-	}
-	h, err := t.holder(m.addr, m.entry)
-	if err != nil {
-		return false, err
-	}
-	dead, known := t.isDead(c, h)
-	switch {
-	case !known:
-		c.unsure = append(c.unsure, h)
-		return false, nil
-	case dead:
-		c.ended[h.Seq] = h
-	}
-	return dead, nil
 }
 
 // claim checks that a requested address can be taken. A live holder keeps it, and so does one
@@ -259,7 +189,7 @@ func (t *txn) claim(c *choice, a netip.Addr) error {
 func (t *txn) longestFree(areas []entered) (addr netip.Addr, id uint32, ok bool, err error) {
 	var oldest uint64
 	for _, x := range areas {
-		k, v := t.queue.b.Cursor().Seek(queueKey(x.id, 0, nil))
+		k, v := t.queue.cursor().Seek(queueKey(x.id, 0, nil))
 		if len(k) < 12 || binary.BigEndian.Uint32(k) != x.id {
 			continue
 		}
@@ -308,7 +238,7 @@ func (t *txn) longestDead(c *choice, areas []entered) (addr netip.Addr, id uint3
 }
 
 func (t *txn) oldestDead(x entered) (held, netip.Addr, bool, error) {
-	cur := t.dead.b.Cursor()
+	cur := t.dead.cursor()
 	k, v := cur.Seek(deadKey(x.id, 0, 0, nil))
 	if len(k) >= 16 && binary.BigEndian.Uint32(k) == x.id && binary.BigEndian.Uint32(k[4:]) == t.boot {
 		k, v = cur.Seek(deadKey(x.id, t.boot+1, 0, nil))

@@ -109,9 +109,10 @@ func (s *Store) update(calls []*call) error {
 	if err := s.damage(); err != nil {
 		return err
 	}
+	var t *txn
 	err := guarded(func() error {
-		return s.db.Update(func(tx *bbolt.Tx) error {
-			t, err := begin(tx, s.opts.BootID)
+		return s.db.Update(func(tx *bbolt.Tx) (err error) {
+			t, err = begin(tx, s.opts.BootID, s.db.recent.Load())
 			if err != nil {
 				return err
 			}
@@ -130,6 +131,10 @@ func (s *Store) update(calls []*call) error {
 			return t.finish()
 		})
 	})
+	if err == nil {
+		known := t.recent.recent
+		s.db.recent.Store(&known)
+	}
 	if errors.Is(err, errNoChange) {
 		err = nil
 	}

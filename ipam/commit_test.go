@@ -91,7 +91,7 @@ func BenchmarkAllocateRelease(b *testing.B) {
 			layout, _ := testPool(b, "10.1.0.0/16").layout()
 			one := func(fn func(*txn) error) error {
 				return s.db.Update(func(tx *bbolt.Tx) error {
-					t, err := begin(tx, "boot-1")
+					t, err := begin(tx, "boot-1", nil)
 					if err == nil {
 						err = fn(t)
 					}
@@ -170,7 +170,7 @@ func fill(b testing.TB, s *Store, n int) {
 	b.Helper()
 	var next atomic.Int64
 	var wg sync.WaitGroup
-	for range 256 {
+	for range 64 {
 		wg.Go(func() {
 			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
 				if _, err := s.Allocate(b.Context(), request(fmt.Sprintf("%064d", i), fmt.Sprint("pod", i))); err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,6 +25,8 @@ type file struct {
 	*bbolt.DB
 	f      *os.File // bbolt's own
 	broken bool     // bbolt panicked: its locks may be held for ever
+
+	recent atomic.Pointer[recent] // of the last commit that this process made
 }
 
 // openFile opens the bbolt file at path after an inspection. It must exist: an empty one is one
@@ -56,7 +59,7 @@ func mapFile(path string, f *os.File) (*file, error) {
 	err := guarded(func() (err error) {
 		db.DB, err = bbolt.Open(path, 0o600, &bbolt.Options{
 			Timeout:         time.Millisecond,
-			FreelistType:    bbolt.FreelistMapType,
+			FreelistType:    bbolt.FreelistArrayType, // kept sorted: each commit writes it
 			InitialMmapSize: mapSize,
 			NoStatistics:    true,
 			OpenFile:        func(string, int, os.FileMode) (*os.File, error) { return f, nil },
@@ -90,7 +93,7 @@ func (f *file) close() error {
 func (f *file) read(bootID string, fn func(*txn) error) error {
 	return guarded(func() error {
 		return f.View(func(tx *bbolt.Tx) error {
-			t, err := begin(tx, bootID)
+			t, err := begin(tx, bootID, f.recent.Load())
 			if err != nil {
 				return err
 			}

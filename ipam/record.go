@@ -52,6 +52,47 @@ func memoryKey(network string, p Pod, ifName string) string {
 	return strings.Join([]string{network, p.Namespace, p.Name, ifName}, "\x00")
 }
 
+// queueKey orders the free addresses of an area by release.
+func queueKey(home uint32, freed uint64, addr []byte) []byte {
+	k := binary.BigEndian.AppendUint32(make([]byte, 0, 12+len(addr)), home)
+	return append(binary.BigEndian.AppendUint64(k, freed), addr...)
+}
+
+// deadKey orders the addresses of an area that dead leases hold by boot, then by allocation.
+func deadKey(home, boot uint32, leased uint64, addr []byte) []byte {
+	k := binary.BigEndian.AppendUint32(make([]byte, 0, 16+len(addr)), home)
+	k = binary.BigEndian.AppendUint32(k, boot)
+	return append(binary.BigEndian.AppendUint64(k, leased), addr...)
+}
+
+// podKey lists an address under its memory: those that are free before those that are held, and
+// the last lease first. The memory is hashed: names are long, and what is found is compared with
+// the entry anyway.
+func (t *txn) podKey(e entry, addr []byte) []byte {
+	k := podPrefix(make([]byte, 0, 17+len(addr)), e.memory)
+	if t.schema > 1 {
+		k = append(k, e.podState())
+		k = binary.BigEndian.AppendUint64(k, ^e.leased)
+	}
+	return append(k, addr...)
+}
+
+func podPrefix(k []byte, memory string) []byte {
+	h := fnv.New64a()
+	h.Write([]byte(memory))
+	return h.Sum(k)
+}
+
+// podFree and podHeld stand in podKey.
+const podFree, podHeld = 0, 1
+
+func (e entry) podState() byte {
+	if e.held {
+		return podHeld
+	}
+	return podFree
+}
+
 // held is a lease as it is stored.
 type held struct {
 	Seq   uint64 `json:"seq"`  // order of allocation

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -61,6 +62,31 @@ func FuzzState(f *testing.F) {
 			if b, err := decodeAreaState([]byte{0, 0, 0, 1}, a.encode()); err != nil || b.gen != a.gen || b.cursor != a.cursor || !bytes.Equal(a.key, b.key) {
 				t.Fatal(a, b, err)
 			}
+		}
+	})
+}
+
+func FuzzJournalRecord(f *testing.F) {
+	w := &writer{}
+	w.set(1, change{"\x04\x0a\x01\x00\x01", []byte("stored")}, false)
+	w.set(4, change{"pod", nil}, true)
+	f.Add(encodeChanges(w))
+	f.Add([]byte{0x85, 1, 'x'})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		w, n := &writer{}, 0
+		if eachChange(data, func(table int, c change) { w.set(table, c, true); n++ }) != nil {
+			return
+		}
+		again := &recent{}
+		if err := eachChange(encodeChanges(w), func(table int, c change) { again.set(table, c, true) }); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.EqualFunc(w.tables[:], again.tables[:], func(a, b []change) bool {
+			return slices.EqualFunc(a, b, func(a, b change) bool {
+				return a.key == b.key && bytes.Equal(a.stored, b.stored) && a.deleted() == b.deleted()
+			})
+		}) || n < len(w.touched) {
+			t.Fatalf("%+v became %+v", w.tables, again.tables)
 		}
 	})
 }

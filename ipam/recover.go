@@ -82,13 +82,19 @@ func (s *Store) tryOpen() error {
 	if err != nil {
 		return err
 	}
-	suspect := s.path + suffixSuspect
+	suspect, found := s.path+suffixSuspect, uint64(schema)
 	err = db.read(s.opts.BootID, func(t *txn) error {
-		if err := t.checkSchema(); err != nil || !exists(suspect) {
-			return err
+		found = t.schema
+		if !exists(suspect) {
+			return nil
 		}
 		return errors.Join(inspectTx(db.f, t.meta.b.Tx()), t.check())
 	})
+	if err == nil && found < schema {
+		if err = db.change(s.opts.BootID, (*txn).migrate); err != nil {
+			err = fmt.Errorf("bring schema %d to %d: %w", found, schema, err)
+		}
+	}
 	if err == nil && exists(suspect) {
 		err = os.Remove(suspect)
 	}
@@ -185,9 +191,14 @@ func (s *Store) build(good string, found []Lease, report *Rebuild) (err error) {
 			return err
 		}
 		return db.Update(func(tx *bbolt.Tx) error {
-			t, err := beginCopy(tx, s.opts.BootID)
+			t, err := beginCopy(tx, s.opts.BootID, nil)
 			if err != nil {
 				return err
+			}
+			if t.schema < schema {
+				if err := t.migrate(); err != nil {
+					return err
+				}
 			}
 			t.dirty = true // also when nothing is corrected: the commits are counted anew
 			t.foundAs, t.lives = s.opts.FoundAs, s.opts.Lives
@@ -312,12 +323,7 @@ func verify(path string) error {
 	if err != nil {
 		return err
 	}
-	err = db.read("", func(t *txn) error {
-		if err := t.checkSchema(); err != nil {
-			return err
-		}
-		return t.check()
-	})
+	err = db.read("", func(t *txn) error { return t.check() })
 	return errors.Join(err, db.close())
 }
 

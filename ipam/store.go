@@ -76,23 +76,6 @@ func makeDir(dir string) error {
 	return syncDir(filepath.Dir(dir))
 }
 
-// checkSchema refuses a file that this program does not understand.
-func (t *txn) checkSchema() error {
-	raw, ok, err := t.meta.get([]byte(keySchema))
-	if err != nil {
-		return err
-	}
-	r := reader{b: raw}
-	v := r.uint()
-	switch {
-	case !ok || r.bad || v == 0:
-		return t.meta.damaged([]byte(keySchema), "not a version")
-	case v > schema:
-		return fmt.Errorf("schema %d is newer than this program's %d; install the version that wrote it", v, schema)
-	}
-	return nil
-}
-
 // harmless errors are the answers of a call that changed nothing but indexes.
 func harmless(err error) bool {
 	var a ask

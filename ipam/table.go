@@ -17,6 +17,9 @@ type table struct {
 	name string
 	b    *bbolt.Bucket
 	t    *txn
+
+	journaled bool // changes go to the journal first; number is the table's there
+	number    int
 }
 
 func (t table) sum(key, rest []byte) uint32 {
@@ -38,7 +41,7 @@ func (t table) open(key, stored []byte) ([]byte, error) {
 }
 
 func (t table) get(key []byte) (payload []byte, ok bool, err error) {
-	stored := t.b.Get(key)
+	stored := t.stored(key)
 	if stored == nil {
 		return nil, false, nil
 	}
@@ -46,16 +49,48 @@ func (t table) get(key []byte) (payload []byte, ok bool, err error) {
 	return payload, err == nil, err
 }
 
+func (t table) stored(key []byte) []byte {
+	if t.journaled {
+		if c, ok := t.t.recent.find(t.number, key); ok {
+			return c.stored
+		}
+	}
+	return t.b.Get(key)
+}
+
+func (t table) cursor() *cursor {
+	c := &cursor{tree: t.b.Cursor()}
+	if t.journaled {
+		c.changes, c.deleted = t.t.recent.tables[t.number], t.t.recent.deleted
+	}
+	return c
+}
+
 func (t table) put(key, payload []byte) error {
 	t.t.dirty = true
 	stored := make([]byte, 4, 4+len(payload))
 	binary.BigEndian.PutUint32(stored, t.sum(key, payload))
-	return t.b.Put(key, append(stored, payload...))
+	stored = append(stored, payload...)
+	if !t.journaled {
+		return t.b.Put(key, stored)
+	}
+	return t.change(change{string(key), stored}, true)
 }
 
 func (t table) delete(key []byte) error {
 	t.t.dirty = true
-	return t.b.Delete(key)
+	if !t.journaled {
+		return t.b.Delete(key)
+	}
+	return t.change(change{string(key), nil}, t.b.Get(key) != nil)
+}
+
+func (t table) change(c change, inTree bool) error {
+	t.t.recent.set(t.number, c, inTree)
+	if t.t.recent.n > maxRecent {
+		return t.t.merge()
+	}
+	return nil
 }
 
 // chain is a table in which the absence of a key can be proved: each record also holds a hash
@@ -99,7 +134,7 @@ func (c chain) get(key []byte) (payload []byte, ok bool, err error) {
 
 // find returns the record of key, or the proof that there is none: its neighbours.
 func (c chain) find(key []byte) (n neighbours, payload []byte, ok bool, err error) {
-	cur := c.b.Cursor()
+	cur := c.cursor()
 	k, v := cur.Seek(key)
 	if k != nil && bytes.Equal(k, key) {
 		_, payload, err := c.read(k, v)
@@ -117,21 +152,9 @@ type neighbours struct {
 
 // before steps back from the gap before next, in which key would lie, and checks that the
 // record there says that next follows.
-func (c chain) before(cur *bbolt.Cursor, next, key []byte) (neighbours, error) {
-	var k, v []byte
-	if next == nil {
-		k, v = cur.Last()
-	} else {
-		k, v = cur.Prev()
-		// A leaf emptied earlier in this transaction yields nil once.
-		for range maxBatch {
-			if k != nil {
-				break
-			}
-			k, v = cur.Prev()
-		}
-	}
-	if k == nil || bytes.Compare(k, key) >= 0 || (next != nil && bytes.Compare(next, key) <= 0) {
+func (c chain) before(cur *cursor, next, key []byte) (neighbours, error) {
+	k, v := cur.Before(key)
+	if k == nil || bytes.Compare(k, key) >= 0 || (next != nil && bytes.Compare(next, key) < 0) {
 		return neighbours{}, c.damaged(key, "keys are out of order")
 	}
 	sum, payload, err := c.read(k, v)
@@ -146,7 +169,7 @@ func (c chain) before(cur *bbolt.Cursor, next, key []byte) (neighbours, error) {
 
 // set writes the record of key and links it in.
 func (c chain) set(key, payload []byte) error {
-	cur := c.b.Cursor()
+	cur := c.cursor()
 	k, v := cur.Seek(key)
 	if k != nil && bytes.Equal(k, key) {
 		next, _, err := c.read(k, v)
@@ -159,20 +182,15 @@ func (c chain) set(key, payload []byte) error {
 	if err != nil {
 		return err
 	}
-	n = n.clone() // a Put moves what a cursor returned
 	if err := c.write(n.prev, nextSum(key), n.payload); err != nil {
 		return err
 	}
 	return c.write(key, nextSum(n.next), payload)
 }
 
-func (n neighbours) clone() neighbours {
-	return neighbours{bytes.Clone(n.prev), bytes.Clone(n.payload), bytes.Clone(n.next)}
-}
-
 // remove takes the record of key out; it must be there.
 func (c chain) remove(key []byte) error {
-	cur := c.b.Cursor()
+	cur := c.cursor()
 	k, v := cur.Seek(key)
 	if k == nil || !bytes.Equal(k, key) {
 		return c.damaged(key, "the record is missing")
@@ -181,34 +199,20 @@ func (c chain) remove(key []byte) error {
 	if err != nil {
 		return err
 	}
-	k, v = cur.Prev()
-	for range maxBatch {
-		if k != nil {
-			break
-		}
-		k, v = cur.Prev()
-	}
-	if k == nil {
-		return c.damaged(key, "the record before it is missing")
-	}
-	sum, payload, err := c.read(k, v)
+	n, err := c.before(cur, key, key)
 	if err != nil {
 		return err
 	}
-	if sum != nextSum(key) {
-		return c.damaged(k, "the record that follows it is missing")
-	}
-	prev, payload := bytes.Clone(k), bytes.Clone(payload)
 	if err := c.delete(key); err != nil {
 		return err
 	}
-	return c.write(prev, next, payload)
+	return c.write(n.prev, next, n.payload)
 }
 
 // each calls fn with every record from key on, in order, and checks the links between them. A
 // fn that returns false ends it.
 func (c chain) each(from []byte, fn func(key, payload []byte) (bool, error)) error {
-	cur := c.b.Cursor()
+	cur := c.cursor()
 	k, v := cur.First()
 	if from != nil {
 		k, v = cur.Seek(from)

@@ -3,50 +3,59 @@ package ipam
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/fnv"
 	"net/netip"
 	"time"
 
 	"go.etcd.io/bbolt"
 )
 
-// The buckets of the file, schema 1. Every value starts with a checksum (table).
+// The buckets of the file, schema 2. Every value starts with a checksum (table).
 //
-//	meta    "schema", "state", "pool", "boot/"+boot ID -> ordinal
+//	meta    "schema", "state", "journal", "pool", "boot/"+boot ID -> ordinal
+//	areas   area number -> areaState
+//	journal number -> changes of one commit in the tables below, which are trees
 //	leases  attachment -> held              (chain)
 //	addrs   address -> entry                (chain) every address that was ever leased
 //	queue   area, release, address          free addresses, longest free first
 //	dead    area, boot, allocation, address held by leases of earlier boots (txn.sweep)
-//	pods    hash of memoryKey, address      which addresses a pod had
-//	areas   area number -> areaState
+//	pods    hash of memoryKey, free or held, lease, address: which addresses a pod had, the last first
+//
+// Schema 1 had no journal, and in pods only hash and address (migrate.go).
 const (
-	bucketMeta   = "meta"
-	bucketLeases = "leases"
-	bucketAddrs  = "addrs"
-	bucketQueue  = "queue"
-	bucketDead   = "dead"
-	bucketPods   = "pods"
-	bucketAreas  = "areas"
+	bucketMeta    = "meta"
+	bucketAreas   = "areas"
+	bucketJournal = "journal"
+	bucketLeases  = "leases"
+	bucketAddrs   = "addrs"
+	bucketQueue   = "queue"
+	bucketDead    = "dead"
+	bucketPods    = "pods"
 )
 
 func bucketNames() []string {
-	return []string{bucketMeta, bucketLeases, bucketAddrs, bucketQueue, bucketDead, bucketPods, bucketAreas}
+	return []string{bucketMeta, bucketAreas, bucketJournal, bucketLeases, bucketAddrs, bucketQueue, bucketDead, bucketPods}
 }
 
 // schema is the version of this layout.
-const schema = 1
+const schema = 2
 
+// The records of meta. State keeps its form in every schema, so that an older program comes as far
+// as the schema and says that it is too old.
 const (
-	keySchema = "schema"
-	keyState  = "state"
-	keyPool   = "pool"
-	keyBoot   = "boot/"
+	keySchema  = "schema"
+	keyState   = "state"
+	keyJournal = "journal"
+	keyPool    = "pool"
+	keyBoot    = "boot/"
 )
 
 // txn is one bbolt transaction with the buckets open.
 type txn struct {
-	leases, addrs                  chain
-	meta, queue, dead, pods, areas table
+	leases, addrs                           chain
+	meta, areas, journal, queue, dead, pods table
+
+	recent writer // what the journal says, and this transaction
+	schema uint64
 
 	now    time.Time
 	bootID string
@@ -91,17 +100,20 @@ func decodeState(b []byte) (state, error) {
 	return s, nil
 }
 
-// begin opens the buckets of tx and reads the state. A state that another commit wrote than the
-// last shows a root page that never reached the disk: what stands there is an older one, whole
-// in itself.
-func begin(tx *bbolt.Tx, bootID string) (*txn, error) {
-	t, err := beginCopy(tx, bootID)
-	if err != nil {
-		return nil, err
-	}
+// begin opens the buckets of tx and reads the state; known may be the journal's content. A state
+// that another commit wrote than the last shows a root page that never reached the disk: what
+// stands there is an older one, whole in itself.
+func begin(tx *bbolt.Tx, bootID string, known *recent) (*txn, error) {
 	last := uint64(tx.ID())
 	if tx.Writable() {
 		last--
+	}
+	if known != nil && known.commit != last {
+		known = nil // the journal of another commit
+	}
+	t, err := beginCopy(tx, bootID, known)
+	if err != nil {
+		return nil, err
 	}
 	if t.state.commit != last {
 		return nil, t.meta.damaged([]byte(keyState), fmt.Sprintf("written by commit %d, the last is %d", t.state.commit, last))
@@ -110,37 +122,77 @@ func begin(tx *bbolt.Tx, bootID string) (*txn, error) {
 }
 
 // beginCopy is begin in a file whose commits were counted elsewhere.
-func beginCopy(tx *bbolt.Tx, bootID string) (*txn, error) {
+func beginCopy(tx *bbolt.Tx, bootID string, known *recent) (*txn, error) {
 	t := &txn{bootID: bootID, now: time.Now()}
-	for name, tab := range map[string]*table{
-		bucketMeta: &t.meta, bucketLeases: &t.leases.table, bucketAddrs: &t.addrs.table, bucketQueue: &t.queue,
-		bucketDead: &t.dead, bucketPods: &t.pods, bucketAreas: &t.areas,
-	} {
+	t.meta = table{name: bucketMeta, b: tx.Bucket([]byte(bucketMeta)), t: t}
+	if t.meta.b == nil {
+		return nil, fmt.Errorf("bucket %s: %w: it is missing", bucketMeta, ErrDamaged)
+	}
+	if err := t.readSchema(); err != nil {
+		return nil, err
+	}
+	t.areas = table{name: bucketAreas, b: tx.Bucket([]byte(bucketAreas)), t: t}
+	t.journal = table{name: bucketJournal, b: tx.Bucket([]byte(bucketJournal)), t: t}
+	if t.areas.b == nil || t.journal.b == nil && t.schema > 1 {
+		return nil, fmt.Errorf("bucket %s or %s: %w: it is missing", bucketAreas, bucketJournal, ErrDamaged)
+	}
+	trees := t.trees()
+	for i, name := range treeNames() {
 		b := tx.Bucket([]byte(name))
 		if b == nil {
 			return nil, fmt.Errorf("bucket %s: %w: it is missing", name, ErrDamaged)
 		}
-		*tab = table{name, b, t}
+		*trees[i] = table{name: name, b: b, t: t, number: i, journaled: true}
 	}
+	t.addrs.b.FillPercent = 0.9 // addresses are mostly first leased in ascending order
+	if err := t.readState(); err != nil {
+		return nil, err
+	}
+	if known == nil && t.schema > 1 {
+		var err error
+		if known, err = t.loadRecent(); err != nil {
+			return nil, err
+		}
+	}
+	if known != nil {
+		t.recent.recent = *known
+	}
+	return t, nil
+}
+
+// readSchema refuses a file that this program does not understand.
+func (t *txn) readSchema() error {
+	raw, ok, err := t.meta.get([]byte(keySchema))
+	if err != nil {
+		return err
+	}
+	r := reader{b: raw}
+	t.schema = r.uint()
+	switch {
+	case !ok || r.bad || t.schema == 0:
+		return t.meta.damaged([]byte(keySchema), "not a version")
+	case t.schema > schema:
+		return fmt.Errorf("schema %d is newer than this program's %d; install the version that wrote it", t.schema, schema)
+	}
+	return nil
+}
+
+func (t *txn) readState() error {
 	raw, ok, err := t.meta.get([]byte(keyState))
 	if err == nil && !ok {
 		err = t.meta.damaged([]byte(keyState), "the record is missing")
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if t.state, err = decodeState(raw); err != nil {
-		return nil, fmt.Errorf("state: %w: %w", ErrDamaged, err)
+		return fmt.Errorf("state: %w: %w", ErrDamaged, err)
 	}
-	if _, ok, err := t.meta.get([]byte(keyBoot + bootID)); err != nil {
-		return nil, err
-	} else if ok {
-		if t.boot, err = t.bootOrdinal(bootID); err != nil {
-			return nil, err
-		}
+	if _, ok, err := t.meta.get([]byte(keyBoot + t.bootID)); err != nil || !ok {
+		return err
 	}
-	t.addrs.b.FillPercent = 0.9 // addresses are mostly first leased in ascending order
-	return t, nil
+	t.boot, err = t.bootOrdinal(t.bootID)
+	return err
 }
 
 // format makes the buckets of an empty file.
@@ -151,15 +203,18 @@ func format(tx *bbolt.Tx) error {
 		}
 	}
 	t := &txn{}
-	meta := table{bucketMeta, tx.Bucket([]byte(bucketMeta)), t}
-	if err := meta.put([]byte(keySchema), binary.AppendUvarint(nil, schema)); err != nil {
-		return err
-	}
-	if err := meta.put([]byte(keyState), state{commit: uint64(tx.ID())}.encode()); err != nil {
-		return err
+	meta := table{name: bucketMeta, b: tx.Bucket([]byte(bucketMeta)), t: t}
+	for key, value := range map[string][]byte{
+		keySchema:  binary.AppendUvarint(nil, schema),
+		keyState:   state{commit: uint64(tx.ID())}.encode(),
+		keyJournal: (&recent{first: 1, next: 1}).bounds(),
+	} {
+		if err := meta.put([]byte(key), value); err != nil {
+			return err
+		}
 	}
 	for _, name := range []string{bucketLeases, bucketAddrs} {
-		if err := (chain{table{name, tx.Bucket([]byte(name)), t}}).init(); err != nil {
+		if err := (chain{table{name: name, b: tx.Bucket([]byte(name)), t: t}}).init(); err != nil {
 			return err
 		}
 	}
@@ -178,7 +233,11 @@ func (t *txn) finish() error {
 			}
 		}
 	}
+	if err := t.keep(); err != nil {
+		return err
+	}
 	t.state.commit = uint64(t.meta.b.Tx().ID())
+	t.recent.commit = t.state.commit
 	return t.meta.put([]byte(keyState), t.state.encode())
 }
 
@@ -260,27 +319,6 @@ func (t *txn) entry(a netip.Addr) (entry, bool, error) {
 	return e, true, nil
 }
 
-// queueKey orders the free addresses of an area by release.
-func queueKey(home uint32, freed uint64, addr []byte) []byte {
-	k := binary.BigEndian.AppendUint32(make([]byte, 0, 12+len(addr)), home)
-	return append(binary.BigEndian.AppendUint64(k, freed), addr...)
-}
-
-// deadKey orders the addresses of an area that dead leases hold by boot, then by allocation.
-func deadKey(home, boot uint32, leased uint64, addr []byte) []byte {
-	k := binary.BigEndian.AppendUint32(make([]byte, 0, 16+len(addr)), home)
-	k = binary.BigEndian.AppendUint32(k, boot)
-	return append(binary.BigEndian.AppendUint64(k, leased), addr...)
-}
-
-// podKey lists an address under its memory. The memory is hashed: names are long, and what is
-// found is compared with the entry anyway.
-func podKey(memory string, addr []byte) []byte {
-	h := fnv.New64a()
-	h.Write([]byte(memory))
-	return append(h.Sum(make([]byte, 0, 8+len(addr))), addr...)
-}
-
 // store writes next as what is known of a, in place of last (the zero entry: nothing was), and
 // keeps queue, dead, pods and the counts in step. It is the only writer of the five.
 func (t *txn) store(a netip.Addr, last, next entry) error {
@@ -304,7 +342,7 @@ func (t *txn) unlist(key []byte, e entry) error {
 		return nil
 	}
 	if e.memory != "" {
-		if err := t.pods.delete(podKey(e.memory, key)); err != nil {
+		if err := t.pods.delete(t.podKey(e, key)); err != nil {
 			return err
 		}
 	}
@@ -316,7 +354,7 @@ func (t *txn) unlist(key []byte, e entry) error {
 
 func (t *txn) list(key []byte, e entry) error {
 	if e.memory != "" {
-		if err := t.pods.put(podKey(e.memory, key), nil); err != nil {
+		if err := t.pods.put(t.podKey(e, key), nil); err != nil {
 			return err
 		}
 	}
@@ -325,41 +363,6 @@ func (t *txn) list(key []byte, e entry) error {
 		return t.queue.put(queueKey(e.home, e.freed, key), nil)
 	case e.boot != t.boot:
 		return t.dead.put(deadKey(e.home, e.boot, e.leased, key), nil)
-	}
-	return nil
-}
-
-// counts of addresses.
-type counts struct{ held, remembered uint64 }
-
-func (e entry) counts() counts {
-	switch {
-	case e.held:
-		return counts{held: 1}
-	case e.memory != "":
-		return counts{remembered: 1}
-	}
-	return counts{}
-}
-
-// count moves an address from what it was to what it is in the counts of its areas.
-func (t *txn) count(last, next entry) error {
-	t.state.held += next.counts().held - last.counts().held
-	if last.known() && last.home != 0 {
-		s, err := t.numbered(last.home)
-		if err != nil {
-			return err
-		}
-		s.held -= last.counts().held
-		s.remembered -= last.counts().remembered
-	}
-	if next.home != 0 {
-		s, err := t.numbered(next.home)
-		if err != nil {
-			return err
-		}
-		s.held += next.counts().held
-		s.remembered += next.counts().remembered
 	}
 	return nil
 }

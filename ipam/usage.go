@@ -47,3 +47,38 @@ func (t *txn) walk(a area) (counts, error) {
 	}
 	return n, nil
 }
+
+// counts of addresses.
+type counts struct{ held, remembered uint64 }
+
+func (e entry) counts() counts {
+	switch {
+	case e.held:
+		return counts{held: 1}
+	case e.memory != "":
+		return counts{remembered: 1}
+	}
+	return counts{}
+}
+
+// count moves an address from what it was to what it is in the counts of its areas.
+func (t *txn) count(last, next entry) error {
+	t.state.held += next.counts().held - last.counts().held
+	if last.known() && last.home != 0 {
+		s, err := t.numbered(last.home)
+		if err != nil {
+			return err
+		}
+		s.held -= last.counts().held
+		s.remembered -= last.counts().remembered
+	}
+	if next.home != 0 {
+		s, err := t.numbered(next.home)
+		if err != nil {
+			return err
+		}
+		s.held += next.counts().held
+		s.remembered += next.counts().remembered
+	}
+	return nil
+}
