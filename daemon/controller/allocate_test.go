@@ -321,3 +321,20 @@ func checkPlan(t *testing.T, s State, p Plan) {
 		}
 	}
 }
+
+// A cluster of 5,000 nodes, a thousand of which wait.
+func BenchmarkAllocate(b *testing.B) {
+	s := State{Pools: []Pool{pool(b, "10.0.0.0/10", "fd00:10::/48")}}
+	for i := range 5000 {
+		n := Node{Name: fmt.Sprint("n", i), UID: fmt.Sprint("uid-", i), Created: epoch}
+		if i%5 > 0 {
+			n.PodCIDRs = prefixes(fmt.Sprintf("10.%d.%d.0/24", i*2/256, i*2%256), fmt.Sprintf("fd00:10:0:%x::/64", i*2))
+		}
+		s.Nodes = append(s.Nodes, n)
+	}
+	for b.Loop() {
+		if p := allocate(s); len(p.Grants) != 1000 {
+			b.Fatal(len(p.Grants), p.text())
+		}
+	}
+}

@@ -89,6 +89,20 @@ func newLab(t *testing.T, o kube.Options, selects string) *lab {
 	return l
 }
 
+// server are the cluster's objects for who may do everything.
+func (l *lab) server(t *testing.T) *server {
+	t.Helper()
+	config, err := cluster.ClientConfig(l.AdminKubeconfig(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := newClient(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &server{client: c}
+}
+
 // replica starts a process.
 func (l *lab) replica(t *testing.T) *kube.Process {
 	t.Helper()
@@ -290,10 +304,11 @@ func TestAPIServerAllLead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w, err := newWorker(Options{API: config, Pools: []Pool{pool(t, "10.10.0.0/18", "fd00:10::/58")}, Log: slog.New(slog.DiscardHandler), times: hurry()})
+		c, err := newClient(config)
 		if err != nil {
 			t.Fatal(err)
 		}
+		w := newWorker(Options{Pools: []Pool{pool(t, "10.10.0.0/18", "fd00:10::/58")}, Log: slog.New(slog.DiscardHandler), times: hurry()}, c)
 		wait.Go(func() { w.run(ctx) })
 	}
 	for i := range 60 { // of 64 blocks
@@ -312,7 +327,7 @@ func TestAPIServerAllLead(t *testing.T) {
 // Node that has pod CIDRs, and a ledger that somebody else wrote meanwhile.
 func TestAPIServerRefuses(t *testing.T) {
 	l := newLab(t, kube.Options{}, "all()")
-	s := &server{client: l.client}
+	s, other := l.server(t), l.server(t)
 	ctx := t.Context()
 	l.create(t, "a", "a")
 	nodes, _, err := s.nodes(ctx)
@@ -340,7 +355,6 @@ func TestAPIServerRefuses(t *testing.T) {
 		t.Errorf("got %+v, %v", nodes, err)
 	}
 
-	other := &server{client: l.client}
 	for _, s := range []*server{s, other} {
 		if _, version, err := s.ledger(ctx); version != "" || err != nil {
 			t.Fatalf("a ledger already: %s, %v", version, err)

@@ -62,9 +62,7 @@ func newFake(t testing.TB) *fake {
 }
 
 func (f *fake) config() *rest.Config {
-	c := &rest.Config{Host: f.http.URL, WarningHandler: rest.NoWarnings{}}
-	c.ContentType = "application/json"
-	return c
+	return &rest.Config{Host: f.http.URL}
 }
 
 func (f *fake) set(faults func(r *http.Request) fault) {

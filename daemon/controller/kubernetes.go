@@ -5,16 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"net/http"
 	"net/netip"
+	"net/url"
+	"strconv"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
 )
 
 const (
@@ -22,6 +19,8 @@ const (
 	requestTimeout = 30 * time.Second
 	// listTimeout is for a list of all Nodes: 5,000 are some 50 MB.
 	listTimeout = 2 * time.Minute
+	// pageSize is how many Nodes the API server puts in one answer.
+	pageSize = 500
 )
 
 // Keys of the ledger's ConfigMap.
@@ -30,25 +29,43 @@ const (
 	sinceKey  = "since"
 )
 
-// server is the API server. One goroutine uses it.
+const (
+	ledgersPath = "/api/v1/namespaces/" + Namespace + "/configmaps"
+	ledgerPath  = ledgersPath + "/" + Name
+	nodesPath   = "/api/v1/nodes"
+	eventsPath  = "/api/v1/namespaces/default/events"
+)
+
+// manager has the API server note who writes.
+var manager = url.Values{"fieldManager": {FieldManager}}
+
+// server is the cluster's objects, at the API server. One goroutine uses it.
 type server struct {
-	client kubernetes.Interface
-	last   *corev1.ConfigMap // the ledger's object as it was read last; nil: there was none
+	client *client
+	last   *configMap // the ledger's object as it was read last; nil: there was none
+}
+
+type configMap struct {
+	stored
+	Data map[string]string `json:"data,omitempty"`
 }
 
 func (s *server) ledger(ctx context.Context) (Ledger, string, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	what := "ConfigMap " + Namespace + "/" + Name
-	m, err := s.client.CoreV1().ConfigMaps(Namespace).Get(ctx, Name, metav1.GetOptions{})
+	var m configMap
+	err := s.client.do(ctx, request{method: http.MethodGet, path: ledgerPath}, &m)
 	switch {
-	case apierrors.IsNotFound(err):
+	case codeOf(err) == http.StatusNotFound:
 		s.last = nil
 		return Ledger{}, "", nil
 	case err != nil:
 		return Ledger{}, "", fmt.Errorf("read %s: %w", what, err)
+	case m.version() == "":
+		return Ledger{}, "", fmt.Errorf("read %s: an object without resourceVersion; see what answers for the API server", what)
 	}
-	s.last = m
+	s.last = &m
 	next := "correct it, or stop all replicas, delete it and start them again"
 	l, err := parseLedger(m.Data[ledgerKey])
 	if err != nil {
@@ -59,30 +76,26 @@ func (s *server) ledger(ctx context.Context) (Ledger, string, error) {
 			return Ledger{}, "", fmt.Errorf("%s: %s: %w; %s", what, sinceKey, err, next)
 		}
 	}
-	return l, m.ResourceVersion, nil
+	return l, m.version(), nil
 }
 
 func (s *server) save(ctx context.Context, l Ledger, version string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	maps := s.client.CoreV1().ConfigMaps(Namespace)
-	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: Name, Namespace: Namespace}}
-	if s.last != nil {
-		m = s.last.DeepCopy()
-	}
-	m.ResourceVersion = version
-	if m.Data == nil {
-		m.Data = map[string]string{}
+	m := configMap{stored: newStored("v1", "ConfigMap"), Data: map[string]string{}}
+	r := request{method: http.MethodPost, path: ledgersPath, query: manager, body: &m}
+	if version != "" {
+		if s.last == nil || s.last.version() != version {
+			return errChanged // it was read again in between
+		}
+		m.Metadata = s.last.Metadata
+		maps.Copy(m.Data, s.last.Data)
+		r.method, r.path = http.MethodPut, ledgerPath
 	}
 	m.Data[ledgerKey], m.Data[sinceKey] = l.String(), l.Since.UTC().Format(time.RFC3339)
-	var err error
-	if version == "" {
-		_, err = maps.Create(ctx, m, metav1.CreateOptions{FieldManager: FieldManager})
-	} else {
-		_, err = maps.Update(ctx, m, metav1.UpdateOptions{FieldManager: FieldManager})
-	}
-	switch {
-	case apierrors.IsConflict(err), apierrors.IsAlreadyExists(err), version != "" && apierrors.IsNotFound(err):
+	err := s.client.do(ctx, r, nil)
+	switch code := codeOf(err); {
+	case code == http.StatusConflict, code == http.StatusNotFound && version != "":
 		return errChanged
 	case err != nil:
 		return fmt.Errorf("write ConfigMap %s/%s: %w", Namespace, Name, err)
@@ -91,22 +104,33 @@ func (s *server) save(ctx context.Context, l Ledger, version string) error {
 }
 
 // nodes lists without a resource version: the API server then answers with what is true now, not
-// with what its cache had. A list in pages is of one moment too, but here one page does.
+// with what its cache had. Its pages are all of one moment; where that moment is forgotten before
+// the last page (status 410) the list has failed.
 func (s *server) nodes(ctx context.Context) ([]Node, string, error) {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
-	list, err := s.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, "", fmt.Errorf("list Nodes: %w", err)
+	var nodes []Node
+	query := url.Values{"limit": {strconv.Itoa(pageSize)}}
+	for version := ""; ; {
+		var page struct {
+			Metadata struct{ ResourceVersion, Continue string }
+			Items    []nodeObject
+		}
+		if err := s.client.do(ctx, request{method: http.MethodGet, path: nodesPath, query: query}, &page); err != nil {
+			return nil, "", fmt.Errorf("list Nodes: %w", err)
+		}
+		if v := page.Metadata.ResourceVersion; v == "" || version != "" && v != version {
+			return nil, "", fmt.Errorf("list Nodes: pages of the versions %q and %q; nothing is given from that", version, v)
+		}
+		version = page.Metadata.ResourceVersion
+		for i := range page.Items {
+			nodes = append(nodes, page.Items[i].read())
+		}
+		if page.Metadata.Continue == "" {
+			return nodes, version, nil
+		}
+		query.Set("continue", page.Metadata.Continue)
 	}
-	if list.Continue != "" { // we asked for no pages: somebody in between made some
-		return nil, "", fmt.Errorf("list Nodes: the answer is a part of the list; nothing is given from that")
-	}
-	nodes := make([]Node, 0, len(list.Items))
-	for i := range list.Items {
-		nodes = append(nodes, readNode(&list.Items[i]))
-	}
-	return nodes, list.ResourceVersion, nil
 }
 
 // services reads the Service CIDRs. Before Kubernetes 1.33 no object names them: then the address
@@ -114,23 +138,23 @@ func (s *server) nodes(ctx context.Context) ([]Node, string, error) {
 func (s *server) services(ctx context.Context) ([]netip.Prefix, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	var texts []string
-	list, err := s.client.NetworkingV1().ServiceCIDRs().List(ctx, metav1.ListOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-		one, err := s.client.CoreV1().Services(metav1.NamespaceDefault).Get(ctx, "kubernetes", metav1.GetOptions{})
-		if err != nil && !apierrors.IsNotFound(err) {
-			return nil, fmt.Errorf("read Service default/kubernetes: %w", err)
+	var list struct {
+		Items []struct{ Spec struct{ CIDRs []string } }
+	}
+	var one struct{ Spec struct{ ClusterIPs []string } }
+	err := s.client.do(ctx, request{method: http.MethodGet, path: "/apis/networking.k8s.io/v1/servicecidrs"}, &list)
+	if codeOf(err) == http.StatusNotFound {
+		err = s.client.do(ctx, request{method: http.MethodGet, path: "/api/v1/namespaces/default/services/kubernetes"}, &one)
+		if codeOf(err) == http.StatusNotFound {
+			err = nil
 		}
-		if err == nil {
-			texts = one.Spec.ClusterIPs
-		}
-	case err != nil:
-		return nil, fmt.Errorf("list ServiceCIDRs: %w", err)
-	default:
-		for _, c := range list.Items {
-			texts = append(texts, c.Spec.CIDRs...)
-		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read Service CIDRs: %w", err)
+	}
+	texts := one.Spec.ClusterIPs
+	for _, c := range list.Items {
+		texts = append(texts, c.Spec.CIDRs...)
 	}
 	var out []netip.Prefix
 	for _, text := range texts {
@@ -153,62 +177,67 @@ func (s *server) grant(ctx context.Context, p Promise) error {
 		Path  string `json:"path"`
 		Value any    `json:"value"`
 	}
-	body, err := json.Marshal([]operation{
+	path := nodesPath + "/" + url.PathEscape(p.Node)
+	err := s.client.do(ctx, request{method: http.MethodPatch, path: path, query: manager, patch: "application/json-patch+json", body: []operation{
 		{"test", "/metadata/uid", p.UID},
 		{"test", "/spec/podCIDRs", nil},
 		{"test", "/spec/podCIDR", nil},
 		{"add", "/spec/podCIDRs", p.PodCIDRs},
 		{"add", "/spec/podCIDR", p.PodCIDRs[0]},
-	})
-	if err != nil {
-		return err
-	}
-	nodes := s.client.CoreV1().Nodes()
-	_, err = nodes.Patch(ctx, p.Node, types.JSONPatchType, body, metav1.PatchOptions{FieldManager: FieldManager})
-	var status *apierrors.StatusError
-	switch {
-	case err == nil:
-		return nil
-	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
+	}}, nil)
+	switch codeOf(err) {
+	case http.StatusNotFound, http.StatusConflict:
 		return errRefused
-	case !errors.As(err, &status):
-		return fmt.Errorf("patch Node %s: %w", p.Node, err)
-	}
-	switch status.ErrStatus.Code {
 	case http.StatusUnprocessableEntity: // a test that failed, or a Node that would not be valid
-		n, readErr := nodes.Get(ctx, p.Node, metav1.GetOptions{})
-		if apierrors.IsNotFound(readErr) || readErr == nil && (string(n.UID) != p.UID || readNode(n).hasPodCIDRs()) {
+		var n nodeObject
+		readErr := s.client.do(ctx, request{method: http.MethodGet, path: path}, &n)
+		if codeOf(readErr) == http.StatusNotFound || readErr == nil && (n.Metadata.UID != p.UID || n.read().hasPodCIDRs()) {
 			return errRefused
 		}
+		return fmt.Errorf("patch Node %s: %w: %w", p.Node, errDenied, err)
 	case http.StatusBadRequest, http.StatusForbidden:
-	default:
+		return fmt.Errorf("patch Node %s: %w: %w", p.Node, errDenied, err)
+	}
+	if err != nil {
 		return fmt.Errorf("patch Node %s: %w", p.Node, err)
 	}
-	return fmt.Errorf("patch Node %s: %w: %w", p.Node, errDenied, err)
+	return nil
 }
 
 func (s *server) wait(ctx context.Context, since version, matters func(Node) bool) error {
-	seconds := int64(since.quiet / time.Second)
 	ctx, cancel := context.WithTimeout(ctx, since.quiet)
 	defer cancel()
-	w, err := s.client.CoreV1().Nodes().Watch(ctx, metav1.ListOptions{ResourceVersion: since.of, TimeoutSeconds: &seconds})
+	answer, err := s.client.send(ctx, request{method: http.MethodGet, path: nodesPath, query: url.Values{
+		"watch": {"1"}, "resourceVersion": {since.of}, "timeoutSeconds": {strconv.Itoa(int(since.quiet / time.Second))}}})
 	if err != nil {
 		return fmt.Errorf("watch Nodes: %w", err)
 	}
-	defer w.Stop()
-	for event := range w.ResultChan() {
-		switch event.Type {
-		case watch.Deleted:
+	defer answer.Body.Close()
+	for events := json.NewDecoder(answer.Body); ; {
+		var event struct {
+			Type   string
+			Object json.RawMessage
+		}
+		switch err := events.Decode(&event); {
+		case ctx.Err() != nil, errors.Is(err, io.EOF):
 			return nil
-		case watch.Error:
-			return fmt.Errorf("watch Nodes: %w", apierrors.FromObject(event.Object))
-		case watch.Added, watch.Modified:
-			if n, ok := event.Object.(*corev1.Node); ok && matters(readNode(n)) {
+		case err != nil:
+			return fmt.Errorf("watch Nodes: %w", err)
+		}
+		switch event.Type {
+		case "ADDED", "MODIFIED":
+			var n nodeObject
+			if err := json.Unmarshal(event.Object, &n); err != nil {
+				return fmt.Errorf("watch Nodes: %w", err)
+			}
+			if matters(n.read()) {
 				return nil
 			}
+		case "BOOKMARK":
+		default: // DELETED, or an ERROR: the version is forgotten, say
+			return nil
 		}
 	}
-	return nil
 }
 
 func (s *server) tell(ctx context.Context, n Node, reason, message string) error {
@@ -218,23 +247,44 @@ func (s *server) tell(ctx context.Context, n Node, reason, message string) error
 	if len(message) > most {
 		message = message[:most-3] + "..."
 	}
-	now := metav1.Now()
-	_, err := s.client.CoreV1().Events(metav1.NamespaceDefault).Create(ctx, &corev1.Event{
-		ObjectMeta:          metav1.ObjectMeta{GenerateName: n.Name + ".", Namespace: metav1.NamespaceDefault},
-		InvolvedObject:      corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: types.UID(n.UID)},
-		Type:                corev1.EventTypeWarning,
-		Reason:              reason,
-		Message:             message,
-		Source:              corev1.EventSource{Component: "edgewayd"},
-		ReportingController: "edgewayd",
-		FirstTimestamp:      now, LastTimestamp: now, Count: 1,
-	}, metav1.CreateOptions{FieldManager: FieldManager})
-	return err
+	type object = map[string]any
+	now := time.Now().UTC().Format(time.RFC3339)
+	return s.client.do(ctx, request{method: http.MethodPost, path: eventsPath, query: manager, body: object{
+		"apiVersion": "v1", "kind": "Event",
+		"metadata":       object{"generateName": n.Name + ".", "namespace": "default"},
+		"involvedObject": object{"apiVersion": "v1", "kind": "Node", "name": n.Name, "uid": n.UID},
+		"type":           "Warning", "reason": reason, "message": message,
+		"source": object{"component": "edgewayd"}, "reportingComponent": "edgewayd",
+		"firstTimestamp": now, "lastTimestamp": now, "count": 1,
+	}}, nil)
 }
 
-// readNode reads what is used of a Node.
-func readNode(o *corev1.Node) Node {
-	n := Node{Name: o.Name, UID: string(o.UID), Labels: o.Labels, Created: o.CreationTimestamp.Time, Leaving: o.DeletionTimestamp != nil}
+// nodeObject is what is read of a Node.
+type nodeObject struct {
+	Metadata struct {
+		Name, UID         string
+		Labels            map[string]string
+		CreationTimestamp time.Time
+		DeletionTimestamp *time.Time
+		ManagedFields     []struct {
+			Manager  string
+			FieldsV1 struct {
+				Spec map[string]json.RawMessage `json:"f:spec"`
+			}
+		}
+	}
+	Spec struct {
+		PodCIDR  string
+		PodCIDRs []string
+	}
+	Status struct {
+		Addresses []struct{ Type, Address string }
+	}
+}
+
+func (o *nodeObject) read() Node {
+	m := o.Metadata
+	n := Node{Name: m.Name, UID: m.UID, Labels: m.Labels, Created: m.CreationTimestamp, Leaving: m.DeletionTimestamp != nil}
 	cidrs := o.Spec.PodCIDRs
 	if len(cidrs) == 0 && o.Spec.PodCIDR != "" {
 		cidrs = []string{o.Spec.PodCIDR}
@@ -248,28 +298,14 @@ func readNode(o *corev1.Node) Node {
 		n.PodCIDRs = append(n.PodCIDRs, c.Masked())
 	}
 	for _, a := range o.Status.Addresses {
-		if ip, err := netip.ParseAddr(a.Address); err == nil && (a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP) {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && (a.Type == "InternalIP" || a.Type == "ExternalIP") {
 			n.Addresses = append(n.Addresses, ip.Unmap())
 		}
 	}
-	if n.hasPodCIDRs() {
-		n.SetBy = setBy(o)
+	for _, f := range m.ManagedFields {
+		if n.hasPodCIDRs() && (f.FieldsV1.Spec["f:podCIDRs"] != nil || f.FieldsV1.Spec["f:podCIDR"] != nil) {
+			n.SetBy = f.Manager
+		}
 	}
 	return n
-}
-
-// setBy returns the field manager that owns the Node's pod CIDRs.
-func setBy(o *corev1.Node) string {
-	for _, m := range o.ManagedFields {
-		if m.FieldsV1 == nil {
-			continue
-		}
-		var owned struct {
-			Spec map[string]json.RawMessage `json:"f:spec"`
-		}
-		if json.Unmarshal(m.FieldsV1.GetRawBytes(), &owned) == nil && (owned.Spec["f:podCIDRs"] != nil || owned.Spec["f:podCIDR"] != nil) {
-			return m.Manager
-		}
-	}
-	return ""
 }

@@ -23,14 +23,14 @@ type stage struct {
 	book    Ledger
 	version int
 	created int
-	waiting map[int]*request // by replica
-	listed  map[int][]Node   // by replica
-	late    []func()         // requests that arrive some time after their sender gave up
-	arrived chan *request
+	waiting map[int]*call  // by replica
+	listed  map[int][]Node // by replica
+	late    []func()       // requests that arrive some time after their sender gave up
+	arrived chan *call
 	fault   string
 }
 
-type request struct {
+type call struct {
 	replica int
 	act     func() // at the API server; nil: this replica's look is over
 	turn    chan error
@@ -46,7 +46,7 @@ var errLost = errors.New("the answer got lost")
 
 // arrive sends a request and returns when the play has let it arrive, or has lost it.
 func (r replica) arrive(act func()) error {
-	q := &request{r.id, act, make(chan error)}
+	q := &call{r.id, act, make(chan error)}
 	r.arrived <- q
 	return <-q.turn
 }
@@ -140,13 +140,13 @@ func (s *stage) churn() {
 // play lets replicas act for that many steps.
 func (s *stage) play(t *testing.T, pools [][]Pool, steps int) {
 	ctx := context.Background()
-	s.waiting, s.listed, s.arrived = map[int]*request{}, map[int][]Node{}, make(chan *request)
+	s.waiting, s.listed, s.arrived = map[int]*call{}, map[int][]Node{}, make(chan *call)
 	workers := map[int]*worker{}
 	begin := func(id int) {
 		go func(w *worker) {
 			_, err := w.look(ctx)
 			_ = err // the play made it
-			s.arrived <- &request{replica: id}
+			s.arrived <- &call{replica: id}
 		}(workers[id])
 	}
 	hire := func(id int) {

@@ -145,10 +145,11 @@ func TestStormWithoutElection(t *testing.T) {
 	defer wait.Wait()
 	defer cancel()
 	for range 3 {
-		w, err := newWorker(Options{API: f.config(), Pools: []Pool{pool(t, "10.10.0.0/19", "fd00:10::/59")}, Log: slog.New(slog.DiscardHandler), times: hurry()})
+		c, err := newClient(f.config())
 		if err != nil {
 			t.Fatal(err)
 		}
+		w := newWorker(Options{Pools: []Pool{pool(t, "10.10.0.0/19", "fd00:10::/59")}, Log: slog.New(slog.DiscardHandler), times: hurry()}, c)
 		wait.Go(func() { w.run(ctx) })
 	}
 	for round := range 6 {
@@ -163,7 +164,7 @@ func TestStormWithoutElection(t *testing.T) {
 	until(t, "all 22 nodes have pod CIDRs", f.served(22))
 }
 
-func TestAPIServerAway(t *testing.T) {
+func TestServerAway(t *testing.T) {
 	f := newFake(t)
 	away := func(*http.Request) fault { return fault{status: -1} }
 	f.set(away)
@@ -229,13 +230,14 @@ func TestMetrics(t *testing.T) {
 	f.create("b", "10.10.9.0/24", "fd00:10:0:9::/64")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	c := &counts{}
-	w, err := newWorker(Options{API: f.config(), Pools: []Pool{pool(t, "10.10.0.0/16", "fd00:10::/48")}, Log: slog.New(slog.DiscardHandler), times: hurry()})
+	count := &counts{}
+	c, err := newClient(f.config())
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.count = c
-	c.leads(ctx)
+	w := newWorker(Options{Pools: []Pool{pool(t, "10.10.0.0/16", "fd00:10::/48")}, Log: slog.New(slog.DiscardHandler), times: hurry()}, c)
+	w.count = count
+	count.leads(ctx)
 	for range 2 { // the first look leaves new Nodes alone
 		if _, err := w.look(ctx); err != nil {
 			t.Fatal(err)
@@ -246,7 +248,7 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	var b strings.Builder
-	if err := c.write(io.Writer(&b)); err != nil {
+	if err := count.write(io.Writer(&b)); err != nil {
 		t.Fatal(err)
 	}
 	for _, line := range []string{

@@ -77,6 +77,7 @@ type worker struct {
 	first   map[string]time.Time  // by UID: when a Node was first seen without pod CIDRs
 	said    map[subject]saying    // problems, as logged
 	told    map[subject]time.Time // Events, by the Node's UID
+	denied  map[string]denial     // by UID
 	failed  string                // the error that was logged last
 }
 
@@ -183,11 +184,23 @@ func (w *worker) early(nodes []Node) (early map[string]bool, due time.Duration) 
 	return early, due
 }
 
+// denial is a grant that the API server did not let us make.
+type denial struct {
+	at      time.Time
+	problem Problem
+}
+
 // grant patches the Nodes. One that the API server denies does not hold up the others; an API
 // server that does not answer ends the look.
 func (w *worker) grant(ctx context.Context, grants []Promise) ([]Problem, error) {
 	var problems []Problem
+	denied := map[string]denial{}
+	defer func() { w.denied = denied }()
 	for _, g := range grants {
+		if d, ok := w.denied[g.UID]; ok && time.Since(d.at) < w.pace.busy { // an operator is slower than heartbeats
+			denied[g.UID], problems = d, append(problems, d.problem)
+			continue
+		}
 		start := time.Now()
 		err := w.objects.grant(ctx, g)
 		switch {
@@ -199,8 +212,9 @@ func (w *worker) grant(ctx context.Context, grants []Promise) ([]Problem, error)
 			}
 		case errors.Is(err, errRefused): // the next look shows what it is now
 		case errors.Is(err, errDenied):
-			problems = append(problems, Problem{Nodes: []string{g.Node}, Problem: cluster.Problem{Object: "Node/" + g.Node, Reason: grantDenied,
-				Want: "pod CIDRs " + join(g.PodCIDRs), Got: err.Error(), Next: "let ClusterRole edgeway-controller patch Nodes, and see what admission webhooks do to Nodes; it is tried again by itself"}})
+			p := Problem{Nodes: []string{g.Node}, Problem: cluster.Problem{Object: "Node/" + g.Node, Reason: grantDenied, Want: "pod CIDRs " + join(g.PodCIDRs), Got: err.Error(),
+				Next: "let ClusterRole edgeway-controller patch Nodes, and see what admission webhooks do to Nodes; it is tried again by itself"}}
+			denied[g.UID], problems = denial{start, p}, append(problems, p)
 		default:
 			return problems, err
 		}

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/edgeway-cni/edgeway/scripts/kube"
 )
 
 // What the controller would serve, by configuration and by flags; and what it says of mistakes.
@@ -56,5 +60,51 @@ func TestControllerPools(t *testing.T) {
 				t.Errorf("got %s, want %s", text, test.want)
 			}
 		})
+	}
+}
+
+// The command as an operator types it, with the account that is shipped.
+func TestAPIServerController(t *testing.T) {
+	server := kube.Start(t, kube.Options{})
+	if _, err := server.Kubectl("apply", "-k", "../../deploy/kubernetes/rbac/controller"); err != nil {
+		t.Fatal(err)
+	}
+	account, err := server.ServiceAccount("kube-system", "edgeway-controller")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "edgewayd.yaml")
+	config := "cluster: {kubeconfig: " + account + "}\ncontroller: {podCIDRs: [10.10.0.0/16, \"fd00:10::/48\"], nodeMask: {ipv4: 26}, nodeSelector: pool=hybrid, listen: 127.0.0.1:0}\n"
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.ApplyText(`{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "edge", "labels": {"pool": "hybrid"}}}
+---
+{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "cloud"}}`); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		cmd := root()
+		cmd.SetArgs([]string{"controller", "--config", file})
+		done <- cmd.ExecuteContext(ctx)
+	}()
+	podCIDRs := func() string {
+		out, err := server.Kubectl("get", "nodes", "-o", `jsonpath={range .items[*]}{.metadata.name}{.spec.podCIDRs}{"\n"}{end}`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	want := "cloud\nedge[\"10.10.0.0/26\",\"fd00:10::/64\"]\n"
+	for deadline := time.Now().Add(time.Minute); podCIDRs() != want && time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if got := podCIDRs(); got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 }
