@@ -20,6 +20,13 @@ import (
 const childEnv, roundEnv = "IPAM_TEST_CHILD", "IPAM_TEST_ROUND"
 
 func TestMain(m *testing.M) {
+	if name := os.Getenv(storyEnv); name != "" {
+		if err := tellStory(name, os.Getenv(storyPathEnv)); err != nil {
+			fmt.Println("error", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if path := os.Getenv(childEnv); path != "" {
 		if err := child(path, os.Getenv(roundEnv)); err != nil {
 			fmt.Println("error", err)

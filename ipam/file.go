@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"sync/atomic"
 	"syscall"
@@ -127,4 +128,18 @@ func syncDir(dir string) error {
 	}
 	err = d.Sync()
 	return errors.Join(err, d.Close())
+}
+
+// syncPath makes a new file in dir durable, with the directories above it: whoever made them may
+// have been killed before it synced them. Those above that cannot be synced were not made by us.
+func syncPath(dir string) error {
+	if err := syncDir(dir); err != nil {
+		return err
+	}
+	for parent := filepath.Dir(dir); parent != dir; dir, parent = parent, filepath.Dir(parent) {
+		if err := syncDir(parent); err != nil && errors.Is(err, syscall.EIO) {
+			return err
+		}
+	}
+	return nil
 }

@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"encoding/binary"
+	"path/filepath"
 
 	"go.etcd.io/bbolt"
 )
@@ -20,6 +21,15 @@ func (f *file) change(bootID string, fn func(*txn) error) error {
 			return t.finish()
 		})
 	})
+}
+
+// named makes the name of a new file durable before anything is leased from it, also when
+// whoever gave the name was killed before install was done.
+func (f *file) named(bootID string) error {
+	if err := syncPath(filepath.Dir(f.Path())); err != nil {
+		return err
+	}
+	return f.change(bootID, func(t *txn) error { return t.meta.delete([]byte(keyUnnamed)) })
 }
 
 // migrate makes a file of schema 1 one of schema 2, in one commit: all of it or nothing. It adds the

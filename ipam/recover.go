@@ -82,9 +82,12 @@ func (s *Store) tryOpen() error {
 	if err != nil {
 		return err
 	}
-	suspect, found := s.path+suffixSuspect, uint64(schema)
-	err = db.read(s.opts.BootID, func(t *txn) error {
+	suspect, found, unnamed := s.path+suffixSuspect, uint64(schema), false
+	err = db.read(s.opts.BootID, func(t *txn) (err error) {
 		found = t.schema
+		if _, unnamed, err = t.meta.get([]byte(keyUnnamed)); err != nil {
+			return err
+		}
 		if !exists(suspect) {
 			return nil
 		}
@@ -94,6 +97,9 @@ func (s *Store) tryOpen() error {
 		if err = db.change(s.opts.BootID, (*txn).migrate); err != nil {
 			err = fmt.Errorf("bring schema %d to %d: %w", found, schema, err)
 		}
+	}
+	if err == nil && unnamed {
+		err = db.named(s.opts.BootID)
 	}
 	if err == nil && exists(suspect) {
 		err = os.Remove(suspect)
@@ -199,6 +205,9 @@ func (s *Store) build(good string, found []Lease, report *Rebuild) (err error) {
 				if err := t.migrate(); err != nil {
 					return err
 				}
+			}
+			if err := t.meta.put([]byte(keyUnnamed), nil); err != nil {
+				return err
 			}
 			t.dirty = true // also when nothing is corrected: the commits are counted anew
 			t.foundAs, t.lives = s.opts.FoundAs, s.opts.Lives

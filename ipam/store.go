@@ -45,7 +45,7 @@ func Open(ctx context.Context, path string, opts Options) (s *Store, err error) 
 	if opts.LockTimeout == 0 {
 		opts.LockTimeout = defaultLockTimeout
 	}
-	if err := makeDir(filepath.Dir(path)); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
 	lock, err := lockFile(ctx, path+suffixLock, opts.LockTimeout)
@@ -63,17 +63,6 @@ func Open(ctx context.Context, path string, opts Options) (s *Store, err error) 
 	}
 	go s.commits()
 	return s, nil
-}
-
-// makeDir makes the directory of the store, durably.
-func makeDir(dir string) error {
-	if exists(dir) {
-		return nil
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(dir))
 }
 
 // harmless errors are the answers of a call that changed nothing but indexes.

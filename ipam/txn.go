@@ -11,7 +11,7 @@ import (
 
 // The buckets of the file, schema 2. Every value starts with a checksum (table).
 //
-//	meta    "schema", "state", "journal", "pool", "boot/"+boot ID -> ordinal
+//	meta    "schema", "state", "journal", "pool", "unnamed", "boot/"+boot ID -> ordinal
 //	areas   area number -> areaState
 //	journal number -> changes of one commit in the tables below, which are trees
 //	leases  attachment -> held              (chain)
@@ -47,6 +47,7 @@ const (
 	keyJournal = "journal"
 	keyPool    = "pool"
 	keyBoot    = "boot/"
+	keyUnnamed = "unnamed" // a new file, whose name may not be on disk yet
 )
 
 // txn is one bbolt transaction with the buckets open.
