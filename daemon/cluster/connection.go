@@ -135,7 +135,7 @@ func (c *connection) get(ctx context.Context, path string, query url.Values) (io
 		if errors.Is(err, io.EOF) {
 			err = fmt.Errorf("connection closed without an answer: %w", err)
 		}
-		return nil, err
+		return nil, &unreached{err}
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp.Body, nil
@@ -143,6 +143,11 @@ func (c *connection) get(ctx context.Context, path string, query url.Values) (io
 	defer resp.Body.Close()
 	return nil, refused(resp)
 }
+
+// unreached: there was no answer.
+type unreached struct{ error }
+
+func (u *unreached) Unwrap() error { return u.error }
 
 // refusal is an answer that is an error.
 type refusal struct {

@@ -106,11 +106,8 @@ func (k *kubernetes) follow(ctx context.Context, c *connection, f *feed) {
 		if k.clock().Sub(started) >= k.patience.steady {
 			wait = k.patience.least
 		}
-		if woken := k.pause(ctx, err, wait); woken {
-			wait = k.patience.least
-		} else {
-			wait = min(2*wait, k.patience.most)
-		}
+		k.pause(ctx, err, wait)
+		wait = min(2*wait, k.patience.most)
 	}
 }
 

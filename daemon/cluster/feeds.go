@@ -100,14 +100,15 @@ func (k *kubernetes) ended(f *feed, err error) {
 
 // unanswered reports whether the server was not reached, which is the same for all feeds.
 func unanswered(err error) bool {
-	r := (*refusal)(nil)
-	return err != nil && !errors.As(err, &r)
+	u := (*unreached)(nil)
+	return errors.As(err, &u)
 }
 
 // pause waits before the next attempt: for a random part of wait, so that 5,000 nodes do not come
 // at once, or as long as the server asked for. When the server could not be reached, the first feed
-// that reaches it wakes the others; then it returns true.
-func (k *kubernetes) pause(ctx context.Context, err error, wait time.Duration) (woken bool) {
+// that reaches it wakes the others. What wakes is rare, also when a server flaps: who reached it
+// and lost it waits without being woken.
+func (k *kubernetes) pause(ctx context.Context, err error, wait time.Duration) {
 	wait = wait/2 + rand.N(wait/2+1)
 	if r := (*refusal)(nil); errors.As(err, &r) && r.retryAfter > 0 {
 		asked := min(r.retryAfter, maxRetryAfter)
@@ -127,9 +128,7 @@ func (k *kubernetes) pause(ctx context.Context, err error, wait time.Duration) (
 	case <-ctx.Done():
 	case <-timer.C:
 	case <-back:
-		return true
 	}
-	return false
 }
 
 // confirmed is since when the server may have changed without our knowing, or was when there was
