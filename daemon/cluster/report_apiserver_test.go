@@ -146,6 +146,19 @@ func peerManifest(name string, speakers ...string) string {
 		name, strings.Join(speakers, `","`))
 }
 
+// withSpeakers makes a BGPPeer named peer, and the Nodes that it names.
+func withSpeakers(t *testing.T, cp *kube.ControlPlane, nodes ...string) {
+	t.Helper()
+	for _, node := range nodes {
+		if err := cp.ApplyText(fmt.Sprintf(`{"apiVersion": "v1", "kind": "Node", "metadata": {"name": %q}}`, node)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := cp.ApplyText(peerManifest("peer", nodes...)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // reportingTo starts a Reporter of the node toward the control plane.
 func reportingTo(t *testing.T, kubeconfig, node string, p reportPace) *Reporter {
 	t.Helper()
@@ -166,9 +179,7 @@ func reportingTo(t *testing.T, kubeconfig, node string, p reportPace) *Reporter 
 // What an operator sees with kubectl of a session that is up and of one that is not.
 func TestAPIServerDescribe(t *testing.T) {
 	cp := servedKinds(t, kube.Options{})
-	if err := cp.ApplyText(peerManifest("peer", "node-1", "node-2")); err != nil {
-		t.Fatal(err)
-	}
+	withSpeakers(t, cp, "node-1", "node-2")
 	sessions := map[string]SessionReport{
 		"node-1": up("BGPPeer/peer", 3),
 		"node-2": down("BGPPeer/peer", "refused", "172.16.0.1:179 refuses the connection: start BGP on the switch"),
@@ -209,7 +220,10 @@ func settledText(text string) string {
 	} {
 		text = regexp.MustCompile(r[0]).ReplaceAllString(text, r[1])
 	}
-	return text
+	above, events, _ := strings.Cut(text, "---- ...\n")
+	lines := strings.SplitAfter(events, "\n")
+	slices.Sort(lines) // kubectl sorts by time, and two may have the same
+	return above + "---- ...\n" + strings.Join(lines, "")
 }
 
 func golden(t *testing.T, path, got string) {
@@ -228,9 +242,7 @@ func golden(t *testing.T, path, got string) {
 func TestAPIServerReporters(t *testing.T) {
 	cp := servedKinds(t, kube.Options{})
 	nodes := []string{"n1", "n2", "n3"}
-	if err := cp.ApplyText(peerManifest("peer", nodes...)); err != nil {
-		t.Fatal(err)
-	}
+	withSpeakers(t, cp, nodes...)
 	c := dynamicClient(t, cp.AdminKubeconfig()).Resource(gvr(kindPeer))
 	read := func() *unstructured.Unstructured {
 		o, err := c.Get(context.Background(), "peer", metav1.GetOptions{})
@@ -322,4 +334,49 @@ func TestAPIServerReporters(t *testing.T) {
 		t.Errorf("resourceVersion %s became %s in %v in which nothing changed", version, now, time.Since(began))
 	}
 	t.Logf("%d requests for %d changes of 3 nodes, %d edits beside them", before, 3*changes, edits)
+}
+
+// While the API server is away for hours, callers go on; when it is back it hears of the present,
+// once.
+func TestAPIServerOutage(t *testing.T) {
+	cp := servedKinds(t, kube.Options{})
+	withSpeakers(t, cp, "n1")
+	r := reportingTo(t, cp.AdminKubeconfig(), "n1", quickReports)
+	r.Sync([]SessionReport{up("BGPPeer/peer", 0)})
+	prefixes := func() string {
+		return kubectl(t, cp, "get", "bgppeer", "peer", "-o", "jsonpath={.status.speakers[*].prefixesAdvertised}")
+	}
+	eventually(t, "written", "0", prefixes)
+	if err := cp.StopAPIServer(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	for i := range 3600 {
+		failed := down("BGPPeer/peer", "refused", "start BGP on the switch")
+		r.Sync([]SessionReport{failed})
+		r.Event(failed.Event("n1"))
+		came := up("BGPPeer/peer", i+1)
+		r.Sync([]SessionReport{came})
+		r.Event(came.Event("n1"))
+	}
+	if took := time.Since(began); took > reportTimeout/2 {
+		t.Errorf("14,400 calls took %v while the API server was away", took)
+	}
+	if err := cp.StartAPIServer(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the present", "3600", prefixes)
+	told := func() string {
+		return kubectl(t, cp, "get", "events", "-o", "jsonpath={range .items[*]}{.reason} x{.count}{end}")
+	}
+	eventually(t, "one event", "Established x1", told)
+	writes, err := cp.Requests(func(q kube.Request) bool {
+		return q.Verb == "patch" && q.Agent == "edgewayd/test" && q.At.After(began) && q.Code < 400
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(writes) > 4 {
+		t.Errorf("%d writes of the reporter since the API server is back, want two:\n%v", len(writes), writes)
+	}
 }

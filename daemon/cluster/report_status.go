@@ -151,31 +151,3 @@ func statusText(ref string, entries []speakerStatus) ([]byte, error) {
 	}
 	return text, nil
 }
-
-// applied is what we read of the resource that the API server answers with.
-type applied struct {
-	Metadata struct{ UID string }
-	Spec     struct {
-		LocalSpeakers []string                // of a BGPPeer
-		BGPSpeakers   []struct{ Name string } // of a BGPClusterConfig
-	}
-	Status struct {
-		Speakers []struct{ Node string }
-	}
-}
-
-// strays returns the nodes that status.speakers has entries of and the spec does not name: they
-// were speakers, and went before they could take their entries back.
-func (a applied) strays() []string {
-	speakers := slices.Clone(a.Spec.LocalSpeakers)
-	for _, s := range a.Spec.BGPSpeakers {
-		speakers = append(speakers, s.Name)
-	}
-	var nodes []string
-	for _, e := range a.Status.Speakers {
-		if !slices.Contains(speakers, e.Node) && !slices.Contains(nodes, e.Node) {
-			nodes = append(nodes, e.Node)
-		}
-	}
-	return nodes
-}

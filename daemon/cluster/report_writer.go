@@ -39,6 +39,7 @@ type reported struct {
 	entries   []speakerStatus // as last written; none: nothing of ours is there
 	notBefore time.Time
 	checkAt   time.Time
+	othersAt  time.Time // when the Nodes of other speakers are asked for
 }
 
 type eventRecordKey struct {
@@ -168,17 +169,12 @@ func (w *reportWriter) writeStatus(ctx context.Context, ref string, entries []sp
 		return nil
 	}
 	have.uid, have.entries = a.Metadata.UID, entries
-	for _, node := range a.strays() {
-		if node == w.node {
-			continue
-		}
-		// In its name, with nothing: what it owned goes, and only that. Two speakers that do
-		// so at once do the same.
-		if _, err := w.applyStatus(ctx, ref, manager(node), nil); away(err) {
-			return err
-		}
+	ask := alive
+	if now.After(have.othersAt) {
+		have.othersAt = have.checkAt
+		ask = func(node string) (life, error) { return w.life(ctx, node) }
 	}
-	return nil
+	return w.amendOthers(ctx, ref, a, ask)
 }
 
 // applyStatus makes entries all that the field manager has in a resource's status.

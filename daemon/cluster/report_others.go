@@ -1,0 +1,169 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/url"
+	"slices"
+	"time"
+)
+
+const (
+	unheard = "nodeNotHeard" // the reason of an entry whose node the API server hears no more
+	unknown = "Unknown"
+)
+
+// applied is what we read of the resource that the API server answers with.
+type applied struct {
+	Metadata struct {
+		UID           string
+		ManagedFields []struct {
+			Manager, Subresource string
+			Time                 time.Time
+		}
+	}
+	Spec struct {
+		LocalSpeakers []string                // of a BGPPeer
+		BGPSpeakers   []struct{ Name string } // of a BGPClusterConfig
+	}
+	Status struct {
+		Speakers []json.RawMessage
+	}
+}
+
+// life is what the API server knows of a node.
+type life struct {
+	gone    bool      // there is no such Node
+	silent  time.Time // since when its kubelet is not heard; zero: it is
+	comment string
+}
+
+// amendment is what another node's entries should be, as it cannot say so itself.
+type amendment struct {
+	node    string
+	entries []speakerStatus // none: they go
+}
+
+// others returns the nodes besides self that have entries, and what is in these.
+func (a applied) others(self string) map[string][]json.RawMessage {
+	all := map[string][]json.RawMessage{}
+	for _, text := range a.Status.Speakers {
+		var e struct{ Node string }
+		if json.Unmarshal(text, &e) == nil && e.Node != self {
+			all[e.Node] = append(all[e.Node], text)
+		}
+	}
+	return all
+}
+
+// named reports whether the spec names the node as a speaker.
+func (a applied) named(node string) bool {
+	return slices.Contains(a.Spec.LocalSpeakers, node) ||
+		slices.ContainsFunc(a.Spec.BGPSpeakers, func(s struct{ Name string }) bool { return s.Name == node })
+}
+
+// amend decides what becomes of another node's entries:
+//
+//	the spec does not name it, or there is no such Node      they go
+//	it was not heard since, and has said nothing since       they say Unknown
+//	else                                                     they stay
+//
+// The second holds once: a node that says again that its session stands, though its kubelet is
+// dead, is believed.
+func (a applied) amend(node string, entries []json.RawMessage, l life) (amendment, bool) {
+	if !a.named(node) || l.gone {
+		return amendment{node: node}, true
+	}
+	if l.silent.IsZero() || a.spoke(node).After(l.silent) {
+		return amendment{}, false
+	}
+	to := amendment{node: node}
+	for _, text := range entries {
+		var e speakerStatus
+		if json.Unmarshal(text, &e) != nil {
+			return amendment{}, false // not written by this program
+		}
+		e.State, e.Since, e.Reason = unknown, l.silent, unheard
+		e.Message = fmt.Sprintf("the API server has not heard from %s since then: %s; the session may stand, ask the switch; see to the node or its uplink", node, l.comment)
+		e.Conditions = []condition{{Type: established, Status: unknown, Reason: unheard, Message: e.Message, LastTransitionTime: l.silent}}
+		to.entries = append(to.entries, e)
+	}
+	return to, true
+}
+
+// spoke returns when the node's entries last changed.
+func (a applied) spoke(node string) time.Time {
+	for _, f := range a.Metadata.ManagedFields {
+		if f.Manager == manager(node) && f.Subresource == "status" {
+			return f.Time
+		}
+	}
+	return time.Time{}
+}
+
+// amendOthers sees to the entries of speakers that cannot: any that lives may, in their name, and
+// two that do so at once do the same. ask says whether to ask for their Nodes too.
+func (w *reportWriter) amendOthers(ctx context.Context, ref string, a applied, ask func(node string) (life, error)) error {
+	for node, entries := range a.others(w.node) {
+		var l life
+		if a.named(node) {
+			var err error
+			if l, err = ask(node); err != nil {
+				return err
+			}
+		}
+		to, ok := a.amend(node, entries, l)
+		if !ok {
+			continue
+		}
+		if _, err := w.applyStatus(ctx, ref, manager(node), to.entries); away(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// alive is the answer while nobody is asked.
+func alive(string) (life, error) { return life{}, nil }
+
+// life asks the API server for a Node: as a list of one, as that is what a node may do anyway.
+func (w *reportWriter) life(ctx context.Context, node string) (life, error) {
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
+	body, err := w.server.get(ctx, kind{version(kindNode), kindNode}.path(), url.Values{"fieldSelector": {"metadata.name=" + node}})
+	if away(err) {
+		return life{}, err
+	}
+	if err != nil {
+		return life{}, nil // it does not say
+	}
+	defer body.Close()
+	var list struct {
+		Kind  string
+		Items []struct {
+			Status struct {
+				Conditions []struct {
+					Type, Status, Reason string
+					LastTransitionTime   time.Time
+				}
+			}
+		}
+	}
+	if err := json.NewDecoder(io.LimitReader(body, maxObject)).Decode(&list); err != nil {
+		return life{}, fmt.Errorf("read Node %s: the answer is not from an API server: %w", node, err)
+	}
+	if list.Kind != kindNode+"List" {
+		return life{}, fmt.Errorf("read Node %s: the answer is not from an API server: kind %q", node, list.Kind)
+	}
+	if len(list.Items) == 0 {
+		return life{gone: true}, nil
+	}
+	for _, c := range list.Items[0].Status.Conditions {
+		if c.Type == "Ready" && c.Status == unknown {
+			return life{silent: c.LastTransitionTime, comment: c.Reason}, nil
+		}
+	}
+	return life{}, nil
+}
