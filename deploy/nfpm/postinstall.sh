@@ -11,6 +11,9 @@ abort-*) exit 0 ;;
 1) first=yes ;;
 esac
 
+if [ -e /etc/systemd/system/edgewayd.service ]; then
+	echo "edgeway: /etc/systemd/system/edgewayd.service, from make install, comes before this package's unit and runs another program: run make uninstall"
+fi
 command -v systemctl >/dev/null || exit 0
 if [ "$first" = yes ]; then
 	systemctl enable edgewayd.service
