@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -296,66 +295,4 @@ func TestHostileSurroundings(t *testing.T) {
 		})
 		h.whole(t)
 	}
-}
-
-// The executable is killed at any moment, hundreds of times. The runtime's DEL, or the daemon's
-// Sweep, removes what is left.
-func TestKilledAnywhere(t *testing.T) {
-	kernelTest(t)
-	h := newHost(t)
-	binary := plugins(t) + "/edgeway"
-	var life time.Duration
-	finished := 0
-	const kills = 200
-	for i := range kills {
-		pod := newSpace(t)
-		c := call{verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0", `"ipMasq":true`)}
-		if i%10 == 0 {
-			begin := time.Now()
-			h.must(t, c)
-			life = time.Since(begin)
-		} else {
-			finished += h.killed(t, c, binary, rand.N(life+life/4))
-		}
-		switch i % 3 {
-		case 0: // the runtime deletes
-			c.verb = "DEL"
-			h.must(t, c)
-		case 1: // DEL is killed too, then repeated
-			c.verb = "DEL"
-			h.killed(t, c, binary, rand.N(life))
-			h.must(t, c)
-		case 2: // the pod goes away, nobody deletes
-			pod.file.Close()
-		}
-	}
-	t.Logf("%d of %d ADDs had finished when they were killed; one takes %v", finished, kills, life.Round(100*time.Microsecond))
-	n := h.node(t)
-	until(t, "nothing is left", func() bool {
-		if _, err := n.Sweep(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		links, routes := h.wired(t)
-		return len(links)+len(routes)+len(h.leases(t)) == 0
-	})
-}
-
-// killed executes the call and kills it after a while; it returns 1 when it had ended well.
-func (h *host) killed(t *testing.T, c call, binary string, after time.Duration) (ended int) {
-	t.Helper()
-	h.run(t, func() error {
-		cmd := exec.CommandContext(t.Context(), binary)
-		source := c.command(t.Context())
-		cmd.Stdin, cmd.Env = source.Stdin, source.Env
-		if err := cmd.Start(); err != nil {
-			return err
-		}
-		kill := time.AfterFunc(after, func() { _ = cmd.Process.Kill() })
-		defer kill.Stop()
-		if cmd.Wait() == nil {
-			ended = 1
-		}
-		return nil
-	})
-	return ended
 }

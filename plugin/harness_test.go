@@ -23,8 +23,12 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// asExecutable in the environment makes the test binary the plugin's executable.
-const asExecutable = "EDGEWAY_TEST_EXECUTABLE"
+// asExecutable in the environment makes the test binary the plugin's executable, asDaemon a daemon
+// on the directory that it names.
+const (
+	asExecutable = "EDGEWAY_TEST_EXECUTABLE"
+	asDaemon     = "EDGEWAY_TEST_DAEMON"
+)
 
 const patience = 30 * time.Second
 
@@ -35,6 +39,10 @@ func init() { runtime.LockOSThread() }
 func TestMain(m *testing.M) {
 	if os.Getenv(asExecutable) != "" {
 		os.Exit(Process{Getenv: os.Getenv, Stdin: os.Stdin, Stdout: os.Stdout}.Run(context.Background()))
+	}
+	if dir := os.Getenv(asDaemon); dir != "" {
+		fmt.Fprintln(os.Stderr, serveForTests(dir))
+		os.Exit(1)
 	}
 	os.Exit(m.Run())
 }
