@@ -97,22 +97,17 @@ const (
 	nftaDataValue  = 1
 )
 
-// setsOf are the sets that the pod is in.
-func (k *Kernel) setsOf(a netip.Addr) (in []*nftables.Set, err error) {
-	for _, at := range []struct {
-		kind int
-		key  []byte
-	}{{natPods, a.AsSlice()}, {natKept, pair(a, a)}} { // its own address is in its network
-		set := podSet(at.kind, a)
-		there, err := k.hasElement(set, at.key)
-		if err != nil {
-			return nil, err
-		}
-		if there {
-			in = append(in, set)
-		}
+// setsOf are the sets that may have the pod; none where it is in none.
+func (k *Kernel) setsOf(a netip.Addr) ([]*nftables.Set, error) {
+	pods, kept := podSet(natPods, a), podSet(natKept, a)
+	if there, err := k.hasElement(pods, a.AsSlice()); there || err != nil {
+		return []*nftables.Set{kept, pods}, err
 	}
-	return in, nil
+	// Half of it, by somebody's hand: a pod's own address is in the network that it is in.
+	if there, err := k.hasElement(kept, pair(a, a)); there || err != nil {
+		return []*nftables.Set{kept}, err
+	}
+	return nil, nil
 }
 
 // hasElement asks for one element. No table, no set and no element are one answer.
@@ -156,6 +151,9 @@ func (k *Kernel) delPod(a netip.Addr, sets []*nftables.Set) error {
 				return err
 			}
 			doomed = slices.DeleteFunc(doomed, func(e nftables.SetElement) bool { return !bytes.HasPrefix(e.Key, a.AsSlice()) })
+		}
+		if len(doomed) == 0 {
+			continue
 		}
 		if err := c.SetDeleteElements(set, doomed); err != nil {
 			return err
