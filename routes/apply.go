@@ -12,13 +12,15 @@ import (
 )
 
 // applier makes changes in their order. Changes of what is attached to links are collected and
-// sent together, until one comes that they may depend on.
+// sent together, until one comes that they may depend on; so are settings, which take a visit to
+// the namespace.
 type applier struct {
-	k       *Kernel
-	v       *view
-	ctx     context.Context // of the one call that it serves
-	pending []*Change
-	msgs    []message
+	k        *Kernel
+	v        *view
+	ctx      context.Context // of the one call that it serves
+	pending  []*Change
+	msgs     []message
+	settings []*Change
 }
 
 func (a *applier) apply(changes []Change) {
@@ -39,6 +41,11 @@ func (a *applier) apply(changes []Change) {
 			c.Err = fmt.Errorf("%v: not tried: %w", c, err)
 			continue
 		}
+		if _, ok := c.Object.(Sysctl); ok {
+			a.settings = append(a.settings, c)
+			continue
+		}
+		a.set()
 		msgs, alone, err := a.messages(c)
 		switch {
 		case err != nil:
@@ -99,8 +106,6 @@ func (a *applier) messages(c *Change) (msgs []message, alone func() error, err e
 	switch o := c.Object.(type) {
 	case Link:
 		return nil, func() error { return a.link(c.Op, o) }, nil
-	case Sysctl:
-		return nil, func() error { return a.k.setSysctl(o) }, nil
 	case NAT:
 		return nil, func() error { return a.k.setNAT(c.Op, o) }, nil
 	case Route:
@@ -167,8 +172,30 @@ func neighType(op Op) uint16 {
 	return unix.RTM_NEWNEIGH
 }
 
-// flush sends what is pending.
+// set writes the settings that were collected.
+func (a *applier) set() {
+	changes := a.settings
+	if len(changes) == 0 {
+		return
+	}
+	a.settings = nil
+	a.flush()
+	var settings []Sysctl
+	for _, c := range changes {
+		settings = append(settings, c.Object.(Sysctl))
+	}
+	start := time.Now()
+	errs := a.k.setSysctls(settings)
+	each := time.Since(start) / time.Duration(len(settings))
+	for i, c := range changes {
+		c.Took = each
+		a.conclude(c, errs[i])
+	}
+}
+
+// flush sends what is pending, and writes what was to be set before it.
 func (a *applier) flush() {
+	a.set()
 	if len(a.pending) == 0 {
 		return
 	}

@@ -93,7 +93,7 @@ func (k *Kernel) observe(ctx context.Context, v *view, scope Scope, desired Stat
 		func() (err error) { s.Neighs, err = v.observeNeighs(scope, desired.Neighs); return err },
 		func() (err error) { s.FDB, err = v.observeFDB(scope, desired.FDB); return err },
 		func() (err error) { s.Routes, err = v.observeRoutes(scope, desired.Routes); return err },
-		func() (err error) { s.Sysctls, err = k.observeSysctls(desired.Sysctls); return err },
+		func() (err error) { s.Sysctls, err = k.observeSysctls(v, desired.Sysctls); return err },
 		func() error { s.NAT = k.observeNAT(scope, desired.NAT); return nil },
 	}
 	for _, read := range parts {

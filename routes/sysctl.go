@@ -25,12 +25,20 @@ func procSys() string {
 // why.
 // proc/sys/net shows the namespace of the thread that opens it (net/sysctl_net.c), so all files
 // are opened inside the Kernel's.
-func (k *Kernel) observeSysctls(desired []Sysctl) (out []Sysctl, err error) {
-	if len(desired) == 0 {
-		return nil, nil
+func (k *Kernel) observeSysctls(v *view, desired []Sysctl) (out []Sysctl, err error) {
+	var files []Sysctl
+	for _, s := range desired {
+		if value, ok := v.told(s.Key); ok {
+			out = append(out, Sysctl{s.Key, value})
+		} else {
+			files = append(files, s)
+		}
+	}
+	if len(files) == 0 {
+		return out, nil
 	}
 	err = inside(k.ns, func() error {
-		for _, s := range desired {
+		for _, s := range files {
 			value, err := readSysctl(s.Key)
 			if err == nil {
 				out = append(out, Sysctl{s.Key, value})
@@ -41,21 +49,29 @@ func (k *Kernel) observeSysctls(desired []Sysctl) (out []Sysctl, err error) {
 	return out, err
 }
 
-// setSysctl writes one setting. IPv6 forwarding has a side effect that is prevented here: while
+// setSysctls writes settings and returns one error each. IPv6 forwarding has a side effect that is prevented here: while
 // it is on, an interface with accept_ra=1 takes no router advertisements, and the default route
 // it learned from them is dropped the moment forwarding changes (net/ipv6/addrconf.c:
 // dev_forward_change, addrconf_fixup_forwarding: rt6_purge_dflt_routers). Interfaces that have
 // accept_ra=1 get 2, which means "although forwarding", first. Our own links keep 1: a pod's
 // router advertisements must not be heard.
-func (k *Kernel) setSysctl(s Sysctl) error {
-	return inside(k.ns, func() error {
-		if s.Key == v6Forwarding && s.Value == "1" {
-			if err := keepAdvertisedRoutes(); err != nil {
-				return err
+func (k *Kernel) setSysctls(settings []Sysctl) []error {
+	errs := make([]error, len(settings))
+	outside := inside(k.ns, func() error {
+		for i, s := range settings {
+			if s.Key == v6Forwarding && s.Value == "1" {
+				errs[i] = keepAdvertisedRoutes()
+			}
+			if errs[i] == nil {
+				errs[i] = writeSysctl(s.Key, s.Value)
 			}
 		}
-		return writeSysctl(s.Key, s.Value)
+		return nil
 	})
+	for i := range errs {
+		errs[i] = errors.Join(outside, errs[i])
+	}
+	return errs
 }
 
 // keepAdvertisedRoutes runs inside the namespace.

@@ -24,9 +24,10 @@ type view struct {
 	byIndex map[int]device
 	absent  map[string]bool
 	asked   int
-	whole   bool               // every link has been read
-	objects map[nextHop]uint32 // next hop objects that this call adds routes over
-	holders bool               // others' routes in the place of desired ones are wanted
+	whole   bool                         // every link has been read
+	objects map[nextHop]uint32           // next hop objects that this call adds routes over
+	holders bool                         // others' routes in the place of desired ones are wanted
+	conf    map[string]map[string][]byte // settings of links, by name and family
 }
 
 var errNoLink = errors.New("link does not exist")
