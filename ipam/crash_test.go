@@ -5,11 +5,13 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -190,42 +192,50 @@ func checkKilled(t *testing.T, path string, acked map[string]string, underWay ma
 	}
 }
 
-// TestPowerLoss makes the files that a power cut can leave behind. A commit of bbolt
-// (tx.go, Commit) is: grow the file, fsync; write pages; fdatasync; write the meta page;
-// fdatasync. So each sector of the pages may or may not have reached the disk while the old
-// meta page stands, and the meta page, one sector, is old or new once all pages are there.
-// A disk that lies about fdatasync can also leave the new meta page without its pages. Without
-// any of them no lease may be lost without an error and no address be given twice; of a part,
-// a page that is an older one whole in itself cannot be told, and only a crash is ruled out.
-func TestPowerLoss(t *testing.T) {
-	commits := 120
-	if testing.Short() {
-		commits = 12
-	}
-	r := random(t)
-	dir := ramDir(t)
-	path := filepath.Join(dir, "ipam.db")
+// cuts are the files before and after one commit.
+type cuts struct {
+	before, after []byte // of one length
+	pages, meta   []int  // sectors that differ
+}
+
+func newCuts(before, after []byte) cuts {
+	grown := append(append([]byte(nil), before...), make([]byte, max(0, len(after)-len(before)))...)
+	pages, meta := changed(grown, after)
+	return cuts{grown, after, pages, meta}
+}
+
+// commitStream changes a store over and over, and calls each with what lives before and after it. Some
+// commits are large enough to write the trees.
+func commitStream(t *testing.T, r *rand.Rand, path string, commits int, each func(i int, c cuts, prev, living node)) {
 	s := open(t, path, "boot-1")
-	p := testPool(t, "10.1.0.0/16", "fd00::/64")
-	if err := s.SetPool(t.Context(), p); err != nil {
+	if err := s.SetPool(t.Context(), testPool(t, "10.1.0.0/16", "fd00::/64")); err != nil {
 		t.Fatal(err)
 	}
 	before, living := readFile(t, path), node{}
-	states, outcomes := 0, map[string]int{}
 	var last []Attachment
 	for i := range commits {
-		prev := node{}
-		for k, v := range living {
-			prev[k] = v
-		}
-		if len(last) > 3 && r.IntN(3) == 0 {
-			a := last[r.IntN(len(last))]
-			if _, ok, err := s.Release(t.Context(), a); err != nil {
-				t.Fatal(err)
-			} else if ok {
-				delete(living, a)
+		prev := maps.Clone(living)
+		switch n := r.IntN(12); {
+		case n == 0 && i < 100:
+			var many []Lease
+			for k := range 120 {
+				l := Lease{Attachment: Attachment{fmt.Sprintf("%d-%059d", i, k), "eth0"}, Pod: Pod{"default", fmt.Sprint("m", i, k), ""},
+					Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, byte(100 + i), byte(k)})}}
+				many = append(many, l)
+				living[l.Attachment] = l
 			}
-		} else {
+			if err := s.Import(t.Context(), many); err != nil {
+				t.Fatal(err)
+			}
+		case n < 4 && len(last) > 3:
+			k := r.IntN(len(last))
+			a := last[k]
+			last = slices.Delete(last, k, k+1)
+			if _, ok, err := s.Release(t.Context(), a); err != nil || !ok {
+				t.Fatal(ok, err)
+			}
+			delete(living, a)
+		default:
 			l, err := s.Allocate(t.Context(), request(fmt.Sprintf("%064d", i), fmt.Sprint("pod", r.IntN(40))))
 			if err != nil {
 				t.Fatal(err)
@@ -234,50 +244,118 @@ func TestPowerLoss(t *testing.T) {
 			last = append(last, l.Attachment)
 		}
 		after := readFile(t, path)
-		grown := append(append([]byte(nil), before...), make([]byte, max(0, len(after)-len(before)))...)
-		sectors, meta := changed(grown, after)
-		copyPath := filepath.Join(dir, "cut", "ipam.db")
+		each(i, newCuts(before, after), prev, living)
+		before = after
+	}
+}
+
+// TestPowerLoss makes the files that a power cut can leave behind. A commit of bbolt
+// (tx.go, Commit) is: grow the file, fsync; write pages; fdatasync; write the meta page;
+// fdatasync. So each sector of the pages may or may not have reached the disk while the old
+// meta page stands, and the meta page, one sector, is old or new once all pages are there.
+func TestPowerLoss(t *testing.T) {
+	commits := 60
+	if testing.Short() {
+		commits = 12
+	}
+	r := random(t)
+	dir := ramDir(t)
+	states := 0
+	commitStream(t, r, filepath.Join(dir, "ipam.db"), commits, func(i int, c cuts, prev, living node) {
+		cut := filepath.Join(dir, "cut", "ipam.db")
 		try := func(data []byte, want node, what string) {
 			states++
-			fresh(t, copyPath, data)
-			s, err := Open(t.Context(), copyPath, Options{BootID: "boot-1"})
+			fresh(t, cut, data)
+			s, err := Open(t.Context(), cut, Options{BootID: "boot-1"})
 			if err != nil {
 				t.Fatalf("commit %d, %s: %v", i, what, err)
 			}
 			holds(t, s, want)
 			s.Close()
 		}
-		try(before, prev, "before the file grew")
-		try(grown, prev, "after the file grew")
+		try(c.before, prev, "after the file grew")
 		for range 3 {
-			try(patch(grown, after, sectors, r), prev, "some sectors written")
+			try(patch(c.before, c.after, c.pages, r), prev, "some sectors written")
 		}
-		whole := patch(grown, after, sectors, nil)
+		whole := patch(c.before, c.after, c.pages, nil)
 		try(whole, prev, "all pages written, old meta page")
-		try(patch(whole, after, meta, nil), living, "meta page written")
-		// The lying disk.
-		fresh(t, copyPath, patch(patch(grown, after, sectors, r), after, meta, nil))
-		outcomes[opens(t, copyPath)]++
-		fresh(t, copyPath, patch(grown, after, meta, nil))
-		outcomes[survives(t, copyPath, living, fmt.Sprintf("commit %d without its pages", i))]++
-		before = after
-	}
-	t.Logf("%d states of %d commits; on a lying disk: %v", states, commits, outcomes)
+		try(patch(whole, c.after, c.meta, nil), living, "meta page written")
+	})
+	t.Logf("%d states of %d commits", states, commits)
 }
 
-// opens uses a file whose content nobody can vouch for.
-func opens(t *testing.T, path string) string {
-	s, err := Open(t.Context(), path, Options{BootID: "boot-1"})
+// A disk that says too early that it wrote can leave the new meta page without some of its pages, or
+// without some of the commits before it. What is lost is found when the store is first opened
+// after the boot, so that no address is given twice and no lease is missing without an error.
+func TestDiskThatLies(t *testing.T) {
+	commits := 100
+	if testing.Short() {
+		commits = 12
+	}
+	r := random(t)
+	dir := ramDir(t)
+	outcomes := map[string]int{}
+	var past [][]byte
+	commitStream(t, r, filepath.Join(dir, "ipam.db"), commits, func(i int, c cuts, _, living node) {
+		cut := filepath.Join(dir, "cut", "ipam.db")
+		try := func(data []byte, what string) {
+			fresh(t, cut, patch(data, c.after, c.meta, nil))
+			outcome := opens(t, cut, living)
+			if outcomes[outcome]++; outcome == "not found" || outcome == "found in use" {
+				t.Errorf("commit %d, %s: %s", i, what, outcome)
+			}
+		}
+		try(patch(c.before, c.after, c.pages, r), "some sectors")
+		try(c.before, "no page")
+		for range 4 {
+			try(patchPages(c.before, c.after, r), "some pages")
+		}
+		for k, old := range past {
+			o := newCuts(old, c.after)
+			try(patchPages(o.before, o.after, r), fmt.Sprintf("some pages of the last %d commits", len(past)-k+1))
+		}
+		if i%8 == 0 { // also while the boot lasts
+			fresh(t, cut, patch(c.before, c.after, c.meta, nil))
+			survives(t, cut, living, fmt.Sprintf("commit %d without its pages", i))
+		}
+		if past = append(past, c.before); len(past) > 3 {
+			past = past[1:]
+		}
+	})
+	t.Logf("%d commits: %v", commits, outcomes)
+}
+
+// patchPages writes a random part of the pages that differ, each as a whole.
+func patchPages(a, b []byte, r *rand.Rand) []byte {
+	out := append([]byte(nil), a...)
+	for at := 2 * 4096; at < len(b); at += 4096 {
+		if r.IntN(4) > 0 {
+			copy(out[at:at+4096], b[at:at+4096])
+		}
+	}
+	return out
+}
+
+// opens uses a file whose content nobody can vouch for, after a boot.
+func opens(t *testing.T, path string, living node) string {
+	s, err := Open(t.Context(), path, Options{BootID: "boot-2"})
 	if err != nil {
 		return "found by open"
 	}
 	defer s.Close()
-	_, err = s.Allocate(t.Context(), request("x", "pod1"))
-	_, _, err2 := s.Release(t.Context(), Attachment{"x", "eth0"})
-	if err != nil || err2 != nil || s.Check() != nil {
+	leases, err := s.Leases()
+	if err != nil || s.Check() != nil {
 		return "found in use"
 	}
-	return "not found"
+	if len(leases) != len(living) {
+		return "not found"
+	}
+	for _, l := range leases {
+		if addrStrings(l.Addrs) != addrStrings(living[l.Attachment].Addrs) {
+			return "not found"
+		}
+	}
+	return "harmless"
 }
 
 func fresh(t testing.TB, path string, data []byte) {

@@ -75,8 +75,9 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// tryOpen opens the file when it passes its inspection; a suspect one is checked record by
-// record.
+// tryOpen opens the file when it passes its inspection. A suspect one is checked record by record,
+// and so is one that this boot leased nothing from: a power cut may have come between, and a disk
+// that says too early that it wrote may have lost pages of the last commits.
 func (s *Store) tryOpen() error {
 	db, err := openFile(s.path)
 	if err != nil {
@@ -88,7 +89,7 @@ func (s *Store) tryOpen() error {
 		if _, unnamed, err = t.meta.get([]byte(keyUnnamed)); err != nil {
 			return err
 		}
-		if !exists(suspect) {
+		if !exists(suspect) && (t.boot != 0 || t.state.boots == 0) {
 			return nil
 		}
 		return errors.Join(inspectTx(db.f, t.meta.b.Tx()), t.check())
