@@ -56,6 +56,9 @@ type reportPace struct {
 	// coalesce is the least time from one write of an object to its next: a switch that flaps
 	// may not become a load on etcd, and each write goes out to every node that watches.
 	coalesce time.Duration
+	// count is the same for a number of prefixes alone: it changes with each node that joins, for
+	// each speaker of its LAN, and can wait.
+	count time.Duration
 	// settle is how long a session that was just begun is no news: most of them come up in
 	// seconds, and a restart of the daemon shall be one write.
 	settle time.Duration
@@ -69,7 +72,7 @@ type reportPace struct {
 }
 
 var defaultReportPace = reportPace{
-	coalesce: 10 * time.Second, settle: 10 * time.Second, check: 2 * time.Minute,
+	coalesce: 10 * time.Second, count: time.Minute, settle: 10 * time.Second, check: 2 * time.Minute,
 	refused: time.Minute, retryLeast: time.Second, retryMost: time.Minute,
 }
 

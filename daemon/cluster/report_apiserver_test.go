@@ -129,6 +129,18 @@ peer   ["node-1","node-2"]   65010           172.16.0.1   65001          10m
 	if d := cmp.Diff(want, "\n"+got); d != "" {
 		t.Errorf("want (-) and got (+):\n%s", d)
 	}
+	for _, manifest := range all {
+		if strings.Contains(manifest, "kind: BGPClusterConfig") {
+			if err := cp.ApplyText(manifest); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	got = strings.Join(strings.Fields(regexp.MustCompile(`\d+s`).ReplaceAllString(kubectl(t, cp, "get", "bgpcc", "-o", "wide"), "10m")), " ")
+	const wantConfig = `NAME LOCALASN ESTABLISHED AGE NODESELECTOR GATEWAY bgp 65010 10m {"matchLabels":{"alibabacloud.com/nodepool-id":"np-xxx"}}`
+	if got != wantConfig {
+		t.Errorf("got  %s\nwant %s", got, wantConfig)
+	}
 	for _, field := range []string{
 		"bgppeers.spec.nodeSelector", "bgppeers.spec.peerPort", "bgppeers.status.speakers.gracefulRestartSeconds",
 		"bgpclusterconfigs.spec.bgpSpeakers.peers.ttlSecurity", "bgpclusterconfigs.spec.gateway",
@@ -263,7 +275,7 @@ func TestAPIServerReporters(t *testing.T) {
 		return all
 	}
 	p := quickReports
-	p.coalesce, p.check = time.Millisecond, 100*time.Millisecond
+	p.coalesce, p.count, p.check = time.Millisecond, time.Millisecond, 100*time.Millisecond
 	const changes = 500
 	var all sync.WaitGroup
 	for _, node := range nodes {

@@ -113,6 +113,14 @@ func sameNews(want, have []speakerStatus) bool {
 	return slices.EqualFunc(want, have, func(a, b speakerStatus) bool { return a.news() == b.news() })
 }
 
+// sameButCount is sameNews, whatever the numbers of prefixes are.
+func sameButCount(want, have []speakerStatus) bool {
+	return slices.EqualFunc(want, have, func(a, b speakerStatus) bool {
+		a.Prefixes = b.Prefixes
+		return a.news() == b.news()
+	})
+}
+
 // settled returns when the last of the sessions that were just begun is news as it is.
 func settled(entries []speakerStatus, settle time.Duration) time.Time {
 	var at time.Time

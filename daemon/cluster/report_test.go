@@ -21,7 +21,7 @@ import (
 )
 
 var quickReports = reportPace{
-	coalesce: 20 * time.Millisecond, settle: 50 * time.Millisecond, check: time.Hour,
+	coalesce: 20 * time.Millisecond, count: 20 * time.Millisecond, settle: 50 * time.Millisecond, check: time.Hour,
 	refused: 50 * time.Millisecond, retryLeast: 5 * time.Millisecond, retryMost: 40 * time.Millisecond,
 }
 
@@ -260,6 +260,27 @@ func TestReporterCoalesces(t *testing.T) {
 	}
 }
 
+// The number of prefixes alone can wait; it goes along with what cannot.
+func TestReporterCountWaits(t *testing.T) {
+	f := newFakeAPI(t)
+	f.add("BGPPeer/a", "uid-a", "n1")
+	p := quickReports
+	p.count = time.Hour
+	r := reporting(t, f, "n1", p)
+	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	eventually(t, "the first", "n1 10.0.0.1 Established  1\n", func() string { return f.says("BGPPeer/a") })
+	for i := range 100 {
+		r.Sync([]SessionReport{up("BGPPeer/a", i)})
+	}
+	later := up("BGPPeer/a", 7)
+	later.Since = since.Add(time.Minute)
+	r.Sync([]SessionReport{later})
+	eventually(t, "a new session", "n1 10.0.0.1 Established  7\n", func() string { return f.says("BGPPeer/a") })
+	if n := f.count(); n != 2 {
+		t.Errorf("%d writes, want 2", n)
+	}
+}
+
 // A session that was just begun is no news for a while: it usually comes up at once.
 func TestReporterWaitsForNewSession(t *testing.T) {
 	f := newFakeAPI(t)
@@ -285,6 +306,8 @@ func TestReporterFaults(t *testing.T) {
 		"500": answer(http.StatusInternalServerError, "InternalError"),
 		"503": answer(http.StatusServiceUnavailable, "ServiceUnavailable"),
 		"401": answer(http.StatusUnauthorized, "Unauthorized"),
+		"409": answer(http.StatusConflict, "Conflict"),
+		"429": answer(http.StatusTooManyRequests, "TooManyRequests"),
 		"not JSON": func(*http.Request) func(http.ResponseWriter) {
 			return func(w http.ResponseWriter) { _, _ = io.WriteString(w, "<html>captive portal") }
 		},

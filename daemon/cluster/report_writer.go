@@ -37,7 +37,8 @@ type reportWriter struct {
 type reported struct {
 	uid       string
 	entries   []speakerStatus // as last written; none: nothing of ours is there
-	notBefore time.Time
+	notBefore time.Time       // for news
+	countAt   time.Time       // for a number of prefixes alone
 	checkAt   time.Time
 	othersAt  time.Time // when the Nodes of other speakers are asked for
 }
@@ -142,6 +143,9 @@ func (r *reported) due(want []speakerStatus, p reportPace) (time.Time, []speaker
 	if sameNews(want, r.entries) {
 		return r.checkAt, r.entries // the same text, so that the API server sees no change
 	}
+	if sameButCount(want, r.entries) {
+		return r.countAt, want
+	}
 	return later(r.notBefore, settled(want, p.settle), longAgo), want
 }
 
@@ -158,14 +162,15 @@ func (w *reportWriter) writeStatus(ctx context.Context, ref string, entries []sp
 		return err
 	}
 	w.solve(ref, err)
-	have.notBefore, have.checkAt = now.Add(w.pace.coalesce), now.Add(jitter(w.pace.check))
+	have.notBefore, have.countAt, have.checkAt = now.Add(w.pace.coalesce), now.Add(w.pace.count), now.Add(jitter(w.pace.check))
 	switch {
 	case answered(err, http.StatusNotFound):
 		// The resource is gone, and our entries with it; or its kind is not there yet.
 		*have = reported{notBefore: now.Add(jitter(w.pace.refused))}
 		return nil
 	case err != nil:
-		have.notBefore, have.checkAt = now.Add(jitter(w.pace.refused)), now.Add(jitter(w.pace.refused))
+		again := now.Add(jitter(w.pace.refused))
+		have.notBefore, have.countAt, have.checkAt = again, again, again
 		return nil
 	}
 	have.uid, have.entries = a.Metadata.UID, entries
@@ -309,7 +314,14 @@ func away(err error) bool {
 	if err == nil || !errors.As(err, &r) {
 		return err != nil
 	}
-	return r.code >= http.StatusInternalServerError || r.code == http.StatusTooManyRequests || r.code == http.StatusUnauthorized
+	switch r.code {
+	case http.StatusUnauthorized: // credentials are renewed
+	case http.StatusConflict: // the API server gave up after several writers were faster
+	case http.StatusTooManyRequests:
+	default:
+		return r.code >= http.StatusInternalServerError
+	}
+	return true
 }
 
 // answered reports whether err is that answer of an API server.
