@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/scripts/kube"
 	"github.com/edgeway-cni/edgeway/scripts/lab"
@@ -29,23 +31,20 @@ func TestDaemonSet(t *testing.T) {
 
 	dir := t.TempDir()
 	k := startRuntime(t, l.Node("packaged"), dir)
-	pauseArchive, archive := filepath.Join(dir, "pause.tar"), filepath.Join(dir, "edgeway.tar")
-	writePause(t, pauseArchive)
-	bin := buildPrograms(t, "v0.0.1")
-	if err := run(&image{version: "v0.0.1", arch: runtime.GOARCH}, bin, "../../LICENSE", archive); err != nil {
-		t.Fatal(err)
-	}
-	k.load(t, pauseArchive, pauseImage)
-	k.load(t, archive, "localhost/edgeway:v0.0.1")
+	writePause(t, filepath.Join(dir, "pause.tar"))
+	k.load(t, filepath.Join(dir, "pause.tar"), pauseImage)
+	bin := loadVersion(t, k, "v0.0.1")
 	runtimeCalls(t, k, calls, bin)
 
 	ds := readDaemonSet(t, "../../deploy/kubernetes/daemonset/daemonset.yaml")
 	spec := ds.Spec.Template.Spec
 	g := serviceAccount(t, server, dir)
-	k.runPod(t, spec, g)
-	id := k.start(t, spec, spec.Containers[0], g)
-	p := &podStory{k, l, id, spec.Containers[0].ReadinessProbe.Exec.Command}
-	p.up(t)
+	k.runPod(t, spec)
+	if said := k.prepare(t, spec, g); !strings.Contains(said, "installed /opt/cni/bin/edgeway") {
+		t.Errorf("the init container says:\n%s", said)
+	}
+	p := &podStory{k: k, lab: l, spec: spec, given: g}
+	p.begins(t, "v0.0.1")
 
 	var web *lab.Pod
 	t.Run("pods start and are reached", func(t *testing.T) { web = p.serves(t, "web") })
@@ -64,36 +63,28 @@ func TestDaemonSet(t *testing.T) {
 			t.Errorf("status of the BGPPeer names speaker %q, %v; want packaged", out, err)
 		}
 	})
+	t.Run("a new version", func(t *testing.T) {
+		loadVersion(t, k, "v0.0.2")
+		p.unnoticed(t, web, func() {
+			p.ends(t)
+			if said := k.prepare(t, spec, g); !strings.Contains(said, "replaced  /opt/cni/bin/edgeway") {
+				t.Errorf("the init container says:\n%s", said)
+			}
+			p.begins(t, "v0.0.2")
+		})
+	})
 	t.Run("a new container without the API server", func(t *testing.T) {
-		flow, err := l.Machine("host").StartFlow(web.Addrs[0], 20*time.Millisecond)
-		if err != nil {
-			t.Fatal(err)
-		}
-		monitor, err := l.Machine("switch").Monitor(t.Context(), "bird")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := server.StopAPIServer(); err != nil {
-			t.Fatal(err)
-		}
-		k.stop(t, p.id, time.Duration(*spec.TerminationGracePeriodSeconds)*time.Second)
-		if _, err := os.Stat(k.path("/etc/cni/net.d/10-edgeway.conflist")); err != nil {
-			t.Errorf("the network configuration went with the container: %v", err)
-		}
-		alone := p.serves(t, "alone") // by the plugin, without the daemon
-		p.id = k.start(t, spec, spec.Containers[0], g)
-		p.up(t)
-		if err := alone.Delete(t.Context()); err != nil {
-			t.Error(err)
-		}
-		if lost := flow.Stop(); lost.Lost > 0 {
-			t.Errorf("host to web: %s", lost)
-		} else {
-			t.Logf("host to web: %s", lost)
-		}
-		if events, err := monitor.Stop(t.Context()); err != nil || len(events) > 0 {
-			t.Errorf("routes of the switch changed: %v, %v", events, err)
-		}
+		p.unnoticed(t, web, func() {
+			if err := server.StopAPIServer(); err != nil {
+				t.Fatal(err)
+			}
+			p.ends(t)
+			alone := p.serves(t, "alone") // by the plugin, without the daemon
+			p.begins(t, "v0.0.2")
+			if err := alone.Delete(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
 	})
 	t.Run("uninstall", func(t *testing.T) { p.uninstalls(t, web) })
 }
@@ -102,15 +93,18 @@ func TestDaemonSet(t *testing.T) {
 type podStory struct {
 	k     *kubelet
 	lab   *lab.Lab
+	spec  corev1.PodSpec
+	given given
 	id    string
-	probe []string
 }
 
-// up waits until the readiness probe and the session say so.
-func (p *podStory) up(t *testing.T) {
+// begins starts the container, and waits until the readiness probe and the session say so.
+func (p *podStory) begins(t *testing.T, version string) {
 	t.Helper()
+	c := p.spec.Containers[0]
+	p.id = p.k.start(t, p.spec, c, p.given)
 	err := lab.Wait(t.Context(), bootTimeout, func() error {
-		if _, err := p.k.exec(t.Context(), p.id, p.probe...); err != nil {
+		if _, err := p.k.exec(t.Context(), p.id, c.ReadinessProbe.Exec.Command...); err != nil {
 			return err
 		}
 		out, err := p.k.exec(t.Context(), p.id, "/edgewayd", "status", "-o", "json")
@@ -121,13 +115,44 @@ func (p *podStory) up(t *testing.T) {
 		if err := json.Unmarshal([]byte(out), &status); err != nil {
 			return err
 		}
-		if len(status.Sessions) != 1 || status.Sessions[0].State != "Established" {
-			return fmt.Errorf("sessions %+v, problems %+v; want a session that is Established", status.Sessions, status.Problems)
+		if status.Version != version || len(status.Sessions) != 1 || status.Sessions[0].State != "Established" {
+			return fmt.Errorf("version %s, sessions %+v, problems %+v; want %s and a session that is Established", status.Version, status.Sessions, status.Problems, version)
 		}
 		return nil
 	})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, p.k.said(p.id))
+	}
+}
+
+// ends stops the container as the kubelet does. The network configuration stays.
+func (p *podStory) ends(t *testing.T) {
+	t.Helper()
+	p.k.stop(t, p.id, time.Duration(*p.spec.TerminationGracePeriodSeconds)*time.Second)
+	if _, err := os.Stat(p.k.path("/etc/cni/net.d/10-edgeway.conflist")); err != nil {
+		t.Errorf("the network configuration went with the container: %v", err)
+	}
+}
+
+// unnoticed does something that neither traffic nor the switch may notice.
+func (p *podStory) unnoticed(t *testing.T, web *lab.Pod, do func()) {
+	t.Helper()
+	flow, err := p.lab.Machine("host").StartFlow(web.Addrs[0], 20*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	monitor, err := p.lab.Machine("switch").Monitor(t.Context(), "bird")
+	if err != nil {
+		t.Fatal(err)
+	}
+	do()
+	lost := flow.Stop()
+	t.Logf("host to web: %s", lost)
+	if lost.Lost > 0 {
+		t.Errorf("host to web: %s", lost)
+	}
+	if events, err := monitor.Stop(t.Context()); err != nil || len(events) > 0 {
+		t.Errorf("routes of the switch changed: %v, %v", events, err)
 	}
 }
 
@@ -152,7 +177,7 @@ func (p *podStory) serves(t *testing.T, name string) *lab.Pod {
 
 // uninstalls runs the container of the overlay that takes edgeway off the nodes.
 func (p *podStory) uninstalls(t *testing.T, web *lab.Pod) {
-	p.k.stop(t, p.id, 15*time.Second)
+	p.ends(t)
 	spec := overlay(t, "uninstall").Spec.Template.Spec
 	c := spec.Containers[0]
 	c.Image = "localhost/edgeway"
@@ -187,6 +212,18 @@ func (p *podStory) uninstalls(t *testing.T, web *lab.Pod) {
 			}
 		}
 	}
+}
+
+// loadVersion builds a version's image and imports it, and returns the directory of its programs.
+func loadVersion(t *testing.T, k *kubelet, version string) (bin string) {
+	t.Helper()
+	bin = buildPrograms(t, version)
+	archive := filepath.Join(t.TempDir(), "edgeway.tar")
+	if err := run(&image{version: version, arch: runtime.GOARCH}, bin, "../../LICENSE", archive); err != nil {
+		t.Fatal(err)
+	}
+	k.load(t, archive, "localhost/edgeway:"+version)
+	return bin
 }
 
 // writePause writes the image of a program that waits: what keeps a pod's namespaces.

@@ -141,16 +141,28 @@ func (k *kubelet) load(t *testing.T, archive, name string) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	err := lab.Wait(t.Context(), waitLimit, func() error { // CRI hears of it by an event
-		reply, err := k.images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
-		if err == nil && reply.Image == nil {
-			err = errors.New("CRI does not know " + name)
+	err := lab.Wait(t.Context(), waitLimit, func() error { // CRI hears of both names by events
+		imported, err := k.imageID(t.Context(), name)
+		if err != nil {
+			return err
+		}
+		latest, err := k.imageID(t.Context(), "localhost/edgeway:latest")
+		if err == nil && latest != imported {
+			err = errors.New("latest is not " + name + " yet")
 		}
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+func (k *kubelet) imageID(ctx context.Context, name string) (string, error) {
+	reply, err := k.images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
+	if err == nil && reply.Image == nil {
+		err = errors.New("CRI does not know " + name)
+	}
+	return reply.GetImage().GetId(), err
 }
 
 // path is a file of the node as seen from here.
@@ -179,8 +191,8 @@ type given struct {
 	env     map[string]string
 }
 
-// runPod makes the pod's sandbox and runs its init containers, as the kubelet does.
-func (k *kubelet) runPod(t *testing.T, spec corev1.PodSpec, g given) {
+// runPod makes the pod's sandbox, as the kubelet does.
+func (k *kubelet) runPod(t *testing.T, spec corev1.PodSpec) {
 	t.Helper()
 	if !spec.HostNetwork {
 		t.Fatal("the pod does not have the host's network")
@@ -199,12 +211,19 @@ func (k *kubelet) runPod(t *testing.T, spec corev1.PodSpec, g given) {
 		t.Fatal(err)
 	}
 	k.id = reply.PodSandboxId
+}
+
+// prepare runs the init containers and returns what they say.
+func (k *kubelet) prepare(t *testing.T, spec corev1.PodSpec, g given) (said string) {
+	t.Helper()
 	for _, c := range spec.InitContainers {
 		id := k.start(t, spec, c, g)
 		if code := k.ended(t, id); code != 0 {
 			t.Fatalf("init container %s: exit status %d: %s", c.Name, code, k.said(id))
 		}
+		said += k.said(id)
 	}
+	return said
 }
 
 // start starts one container of the pod.
