@@ -13,6 +13,11 @@
 // restarting neighbour, which BIRD and FRR do by default, FRR for bgp graceful-restart
 // stalepath-time, 360 s.
 //
+// One thing it cannot hold: GoBGP v3 reads each session in a goroutine of its own, where nobody else
+// can recover. A message of a type that RFC 4271 does not know, and some UPDATEs whose attributes lie
+// about their lengths, make it panic there, which ends the process; GoBGP v4.8 takes the same messages.
+// No sound switch sends any of them, and with a password nobody else can.
+//
 //	speaker := bgp.NewSpeaker(bgp.Options{Changed: trigger})
 //	changes, err := speaker.Sync(ctx, bgp.State{Sessions: []bgp.Session{{
 //		Peer:  bgp.Peer{Name: "BGPPeer/peer-a", Address: addr("10.0.10.1"), ASN: 65002, LocalASN: 65010, LocalAddress: addr("10.0.10.11"), RouterID: addr("10.0.10.11")},
