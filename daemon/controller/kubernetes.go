@@ -124,7 +124,11 @@ func (s *server) nodes(ctx context.Context) ([]Node, string, error) {
 		}
 		version = page.Metadata.ResourceVersion
 		for i := range page.Items {
-			nodes = append(nodes, page.Items[i].read())
+			n := page.Items[i].read()
+			if n.Name == "" || n.UID == "" { // what else would be missing?
+				return nil, "", fmt.Errorf("list Nodes: Node %q without uid; see what answers for the API server", n.Name)
+			}
+			nodes = append(nodes, n)
 		}
 		if page.Metadata.Continue == "" {
 			return nodes, version, nil

@@ -62,7 +62,29 @@ func parseLedger(text string) (Ledger, error) {
 	if err := json.Unmarshal([]byte(text), &l); err != nil {
 		return Ledger{}, fmt.Errorf("ledger: %w", err)
 	}
+	for _, p := range l.Promised {
+		if p.UID == "" || !sound(p.PodCIDRs) {
+			return Ledger{}, fmt.Errorf("ledger: promised to %q: want a uid and CIDRs such as 10.10.0.0/24", p.Node)
+		}
+	}
+	for _, r := range l.Released {
+		if !sound(r.PodCIDRs) {
+			return Ledger{}, fmt.Errorf("ledger: released by %q: want CIDRs such as 10.10.0.0/24", r.Node)
+		}
+	}
+	for in, at := range l.Next {
+		if !sound([]netip.Prefix{in}) || !in.Contains(at) {
+			return Ledger{}, fmt.Errorf("ledger: next: want an address in %v, got %v", in, at)
+		}
+	}
 	return l, nil
+}
+
+// sound reports whether these are CIDRs that somebody can hold, and any at all.
+func sound(cidrs []netip.Prefix) bool {
+	return len(cidrs) > 0 && !slices.ContainsFunc(cidrs, func(c netip.Prefix) bool {
+		return !c.IsValid() || c != c.Masked() || c.Addr().Is4In6()
+	})
 }
 
 // equal reports whether writing b over a would change nothing.
