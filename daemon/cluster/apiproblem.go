@@ -69,15 +69,13 @@ func (k *kubernetes) problems(last World) []Problem {
 // problem says what is wrong with the one feed; it has no reason when nothing is lost by it. own
 // is false when what is wrong is not the feed's alone.
 func (f *feed) problem(last World) (p Problem, own bool) {
-	r := &refusal{}
-	errors.As(f.failure, &r)
 	p = Problem{Want: "to list and watch " + f.kind.resource()}
-	switch {
-	case r.code == http.StatusUnauthorized:
+	switch code := code(f.failure); {
+	case code == http.StatusUnauthorized:
 		return Problem{Reason: unauthorized}, false
-	case r.code == http.StatusForbidden:
+	case code == http.StatusForbidden:
 		p.Reason, p.Next = forbidden, f.rule()+stays
-	case r.code == http.StatusNotFound:
+	case code == http.StatusNotFound:
 		// Without one, whoever wants to write such a resource will hear of it.
 		if last.has(f.kind.kind) {
 			p.Reason, p.Next = notInstalled, "install the CustomResourceDefinition of "+f.kind.kind+stays

@@ -395,8 +395,7 @@ func apiNode(t *testing.T, name, ip, cidr string) map[string]any {
 func apiPeer(t *testing.T, name string, speakers string) map[string]any {
 	t.Helper()
 	return jsonOf(t, fmt.Sprintf(`{"apiVersion":"network.openyurt.io/v1alpha1","kind":"BGPPeer","metadata":{"name":%q},"spec":{"localSpeakers":[%s],
-		"localAsNumber":65010,"peerIP":"192.0.2.1","peerAsNumber":65001,"nodeSelector":"all()","authPassword":{"secretKeyRef":{"name":"bgp","key":"password"}}},
-		"status":{"conditions":[]}}`, name, speakers))
+		"localAsNumber":65010,"peerIP":"192.0.2.1","peerAsNumber":65001,"nodeSelector":"all()","authPassword":{"secretKeyRef":{"name":"bgp","key":"password"}}}}`, name, speakers))
 }
 
 func apiSecret(t *testing.T, name, password string) map[string]any {

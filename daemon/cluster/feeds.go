@@ -90,12 +90,20 @@ func (k *kubernetes) ended(f *feed, err error) {
 			return false
 		}
 		if f.failure == nil {
-			f.since, news = k.clock(), true
+			f.since = k.clock()
 		}
+		news = news || f.failure == nil || code(f.failure) != code(err)
 		f.failure = err
 		k.silent = k.silent || unanswered(err)
 		return news
 	})
+}
+
+// code is the status of an answer that is an error, 0 for all other failures.
+func code(err error) int {
+	r := &refusal{}
+	errors.As(err, &r)
+	return r.code
 }
 
 // unanswered reports whether the server was not reached, which is the same for all feeds.

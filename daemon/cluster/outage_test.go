@@ -19,6 +19,7 @@ func known(t *testing.T) (*apiServer, *client) {
 	s.put(kindSecret, apiSecret(t, "bgp", "secret"))
 	c := newClient(t, s.kubeconfig(t), hasty)
 	c.untilIs(t, all)
+	waitFor(t, "all watches", func() bool { return s.watches() == 4 })
 	return s, c
 }
 
@@ -153,6 +154,16 @@ func TestForbidden(t *testing.T) {
 			c.untilIs(t, all)
 		})
 	}
+}
+
+// One trouble after another is another problem.
+func TestForbiddenAfterUnreachable(t *testing.T) {
+	s, c := known(t)
+	s.fails(of("nodes", answers(http.StatusInternalServerError, "", "no")))
+	s.cut()
+	c.untilProblem(t, all, apiServerUnreachable)
+	s.fails(of("nodes", answers(http.StatusForbidden, "", "no")))
+	c.untilProblem(t, all, forbidden)
 }
 
 // A password that may not be read from the start is missing alone.
