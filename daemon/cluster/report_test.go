@@ -349,6 +349,28 @@ func (f *fakeAPI) told() []string {
 	return all
 }
 
+// One resource that the API server fails at does not hold up another.
+func TestReporterOneFails(t *testing.T) {
+	f := newFakeAPI(t)
+	f.add("BGPPeer/a", "uid-a", "n1")
+	f.add("BGPPeer/b", "uid-b", "n1")
+	f.fail(func(q *http.Request) func(http.ResponseWriter) {
+		if !strings.Contains(q.URL.Path, "bgppeers/a/") {
+			return nil
+		}
+		return answer(http.StatusInternalServerError, "InternalError")(q)
+	})
+	r := reporting(t, f, "n1", quickReports)
+	for i := range 5 {
+		b := up("BGPPeer/b", i)
+		r.Sync([]SessionReport{up("BGPPeer/a", i), b})
+		eventually(t, "the other", fmt.Sprintf("n1 10.0.0.1 Established  %d\n", i), func() string { return f.says("BGPPeer/b") })
+		r.Event(up("BGPPeer/a", i).Event("n1"))
+		r.Event(b.Event("n1"))
+		eventually(t, "its event", []string{fmt.Sprintf("Established x%d", i+1)}, f.told)
+	}
+}
+
 // A request that never ends does not make a caller wait.
 func TestReporterNeverBlocks(t *testing.T) {
 	f := newFakeAPI(t)

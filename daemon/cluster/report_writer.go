@@ -159,6 +159,8 @@ func (w *reportWriter) writeStatus(ctx context.Context, ref string, entries []sp
 	a, err := w.applyStatus(ctx, ref, manager(w.node), entries)
 	now := time.Now()
 	if away(err) {
+		// Others go first next time: it may be this one alone, for a webhook that fails.
+		have.notBefore, have.countAt, have.checkAt = later(have.notBefore, now), later(have.countAt, now), later(have.checkAt, now)
 		return err
 	}
 	w.solve(ref, err)
@@ -238,10 +240,11 @@ func (w *reportWriter) writeEvent(ctx context.Context, key eventKey, p pendingEv
 		return err
 	}
 	_, err = w.server.apply(ctx, "api/v1/namespaces/"+eventNamespace+"/events/"+name, manager(w.node), text)
+	now := time.Now()
 	if away(err) {
+		w.events[record] = &sentEvent{sent.eventRecord, now} // others go first
 		return err
 	}
-	now := time.Now()
 	w.solve("events of "+p.Resource, err)
 	w.events[record] = &sentEvent{next, now.Add(w.pace.coalesce)}
 	if err != nil {
