@@ -86,7 +86,11 @@ func clientFor(config *rest.Config, p patience) (*http.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &http.Client{Transport: &closing{authorized, t}}, nil
+	return &http.Client{
+		Transport: &closing{authorized, t},
+		// A redirect, as of a portal that wants to be logged in to, would get the credentials too.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, nil
 }
 
 // closing is a transport that can be closed under what wraps it.

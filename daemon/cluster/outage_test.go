@@ -50,6 +50,10 @@ func TestServerAwayAndBack(t *testing.T) {
 		"connection dropped": dropped,
 		"500":                answers(http.StatusInternalServerError, "InternalError", "etcdserver: request timed out"),
 		"429":                answers(http.StatusTooManyRequests, "TooManyRequests", "try again later"),
+		"a portal elsewhere": func(w http.ResponseWriter, r *http.Request) bool {
+			http.Redirect(w, r, "http://192.0.2.1/login", http.StatusFound)
+			return true
+		},
 		"a proxy's page": func(w http.ResponseWriter, _ *http.Request) bool {
 			fmt.Fprint(w, "<html>please log in</html>")
 			return true
