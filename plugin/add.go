@@ -91,6 +91,7 @@ func (n *Node) attach(ctx context.Context, o order, at ends, previous *current.R
 		hostLink: o.hostLink(), hostMAC: macOf(o.attachment, "host"),
 		ifName: o.attachment.IfName, podMAC: macOf(o.attachment, "pod"),
 		mtu: mtu, addrs: g.addrs, routes: g.routes,
+		alias: aliasOf(ipam.Lease{Attachment: o.attachment, Network: o.conf.network(), Pod: o.pod}),
 	}
 	if o.mac != "" {
 		w.podMAC = o.mac

@@ -297,8 +297,8 @@ func (n *Node) auditEnds(ctx context.Context, host kernel, a *audit, living []ip
 			a.found(Finding{Object: leaseText(l), Got: err.Error(), Next: "look at " + l.Netns})
 		}
 		one := w.host(nil)
-		one.Links[0].Peer = nil // a link that went away meanwhile is not made anew
-		if isRecovered(l) {     // its pod's MAC is what its neighbours say
+		one.Links[0].Peer = nil              // a link that went away meanwhile is not made anew
+		if isRecovered(l) || l.Netns == "" { // its pod's MAC is what its neighbours say
 			one.Neighs = nil
 		}
 		a.want.Links, a.want.Addrs = append(a.want.Links, one.Links...), append(a.want.Addrs, one.Addrs...)

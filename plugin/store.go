@@ -15,5 +15,25 @@ func OpenStore(ctx context.Context, path string, wait time.Duration) (*ipam.Stor
 	if err != nil {
 		return nil, err
 	}
-	return ipam.Open(ctx, path, ipam.Options{BootID: boot, LockTimeout: wait, Recover: Recover, FoundAs: recovered, Lives: Lives})
+	f := found{}
+	return ipam.Open(ctx, path, ipam.Options{BootID: boot, LockTimeout: wait, Recover: f.recover, FoundAs: f.as, Lives: Lives})
+}
+
+// found are the attachments whose links told their names.
+type found map[ipam.Attachment]bool
+
+func (f found) recover() ([]ipam.Lease, error) {
+	leases, err := Recover()
+	for _, l := range leases {
+		f[l.Attachment] = true
+	}
+	return leases, err
+}
+
+// as is how recover reports an attachment of the last good copy.
+func (f found) as(a ipam.Attachment) ipam.Attachment {
+	if f[a] {
+		return a
+	}
+	return recovered(a)
 }

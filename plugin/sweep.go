@@ -151,8 +151,8 @@ func (n *Node) collect(ctx context.Context, host kernel, keep func(l ipam.Lease,
 }
 
 // Recover says which leases are true on the node: the store asks when its file is new or damaged
-// (ipam.Options.Recover). The host namespace is the calling thread's. A link's name does not tell
-// its attachment, so that the lease is kept under the link's name (see recovered).
+// (ipam.Options.Recover). The host namespace is the calling thread's. A link's alias tells its
+// attachment; the lease of one without is kept under the link's name (see recovered).
 func Recover() ([]ipam.Lease, error) {
 	n, err := NewNode(nil)
 	if err != nil {
@@ -175,9 +175,11 @@ func Recover() ([]ipam.Lease, error) {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
 	var own []string
+	alias := map[string]string{}
 	for _, l := range links {
 		if isOwnLink(l.Name) {
 			own = append(own, l.Name)
+			alias[l.Name] = l.Alias
 		}
 	}
 	addrs, err := addrsOn(ctx, host, own...)
@@ -186,9 +188,15 @@ func Recover() ([]ipam.Lease, error) {
 	}
 	var out []ipam.Lease
 	for _, link := range own {
-		if len(addrs[link]) > 0 {
-			out = append(out, ipam.Lease{Attachment: ipam.Attachment{ContainerID: link}, Addrs: addrs[link], BootID: boot, Since: time.Now()})
+		if len(addrs[link]) == 0 {
+			continue
 		}
+		l, ok := named(link, alias[link])
+		if !ok {
+			l = ipam.Lease{Attachment: ipam.Attachment{ContainerID: link}}
+		}
+		l.Addrs, l.BootID, l.Since = addrs[link], boot, time.Now()
+		out = append(out, l)
 	}
 	return out, nil
 }

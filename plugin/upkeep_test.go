@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -250,6 +252,79 @@ func TestLostStore(t *testing.T) {
 	}
 	if leases := h.leases(t); len(leases) > 0 {
 		t.Errorf("leases: %v", leases)
+	}
+}
+
+// A store that was made anew from the node's links showed hashes for names, and GC of no network
+// ended what it had found. A link of an earlier version has no alias: it is kept under its name.
+func TestRebuiltStoreShowsHashes(t *testing.T) {
+	kernelTest(t)
+	for _, tt := range []struct {
+		name, do string
+		want     func(a ipam.Attachment) ipam.Attachment
+		freed    bool // by GC of the network
+	}{
+		{"named", "true", func(a ipam.Attachment) ipam.Attachment { return a }, true},
+		{"made by version 0.1", "ip link set HOST alias ''", recovered, false},
+		{"named by somebody else", "ip link set HOST alias 'network net attachment c9/eth0'", recovered, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h, pod := newHost(t), newSpace(t)
+			c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0"),
+				args: "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=till-1"}
+			had := parseResult(t, h.must(t, c)).addrs()
+			link := HostLink(attachmentOf(c))
+			h.sh(t, "ip link show "+link+" | grep -qw 'alias pod default/till-1 network net attachment c1/eth0'")
+			h.sh(t, strings.ReplaceAll(tt.do, "HOST", link)+"; rm "+h.dir+"/*")
+			h.run(t, func() error {
+				store, err := OpenStore(t.Context(), filepath.Join(h.dir, StoreFile), patience)
+				if err != nil {
+					return err
+				}
+				return store.Close()
+			})
+			leases := h.leases(t)
+			if len(leases) != 1 || leases[0].Attachment != tt.want(attachmentOf(c)) || leases[0].Addrs[0].String() != strings.Split(had[0], "/")[0] {
+				t.Fatalf("found %+v, want %v", leases, tt.want(attachmentOf(c)))
+			}
+			if tt.freed && leases[0].Pod.String() != "default/till-1" {
+				t.Errorf("pod %v", leases[0].Pod)
+			}
+			h.must(t, call{verb: "GC", conf: h.conf("1.1.0", `"cni.dev/valid-attachments":[]`)})
+			if got := len(h.leases(t)) == 0; got != tt.freed {
+				t.Errorf("freed by GC: %v, want %v", got, tt.freed)
+			}
+			c.verb = "DEL"
+			h.must(t, c)
+			if leases := h.leases(t); len(leases) > 0 {
+				t.Errorf("leases: %v", leases)
+			}
+		})
+	}
+}
+
+// What an alias says is read back, as far as it fits.
+func TestAlias(t *testing.T) {
+	a := ipam.Attachment{ContainerID: "64dfdb43a7f2", IfName: "eth0"}
+	long := strings.Repeat("x", 250)
+	for _, tt := range []struct {
+		lease ipam.Lease
+		want  string
+	}{
+		{ipam.Lease{Attachment: a, Network: "lan", Pod: ipam.Pod{Namespace: "default", Name: "till-1"}}, "pod default/till-1 network lan attachment 64dfdb43a7f2/eth0"},
+		{ipam.Lease{Attachment: a, Network: "lan"}, "network lan attachment 64dfdb43a7f2/eth0"},
+		{ipam.Lease{Attachment: a, Network: "lan", Pod: ipam.Pod{Namespace: "default", Name: "a network b"}}, "network lan attachment 64dfdb43a7f2/eth0"},
+		{ipam.Lease{Attachment: a, Network: "lan", Pod: ipam.Pod{Namespace: "default", Name: long}}, "network lan attachment 64dfdb43a7f2/eth0"},
+		{ipam.Lease{Attachment: ipam.Attachment{ContainerID: long, IfName: "eth0"}, Network: long}, ""},
+	} {
+		got := aliasOf(tt.lease)
+		if got != tt.want || len(got) > maxAlias {
+			t.Errorf("alias of %v: %q, want %q", tt.lease, got, tt.want)
+		}
+		l, ok := named(HostLink(tt.lease.Attachment), got)
+		if ok != (tt.want != "") || ok && (l.Attachment != a || l.Network != "lan") {
+			t.Errorf("%q reads as %v, %v", got, l, ok)
+		}
 	}
 }
 

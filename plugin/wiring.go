@@ -103,6 +103,7 @@ func (r podRoute) nextHop() netip.Addr {
 // wiring is all that the kernel holds for one attachment, except the pod's own lo.
 type wiring struct {
 	hostLink, hostMAC string
+	alias             string // of the host's end; "" leaves it as it is
 	ifName, podMAC    string
 	mtu, podMTU       int // podMTU: where it differs
 	addrs             []netip.Addr
@@ -129,7 +130,7 @@ func (w wiring) has(v6 bool) bool {
 func (w wiring) host(netns *os.File) routes.State {
 	s := routes.State{
 		Links: []routes.Link{{
-			Name: w.hostLink, Kind: "veth", MAC: w.hostMAC, MTU: w.mtu, Up: true,
+			Name: w.hostLink, Kind: "veth", MAC: w.hostMAC, MTU: w.mtu, Up: true, Alias: w.alias,
 			Peer: &routes.Peer{Name: w.ifName, MAC: w.podMAC, MTU: w.mtu, Netns: netns},
 		}},
 		Sysctls: w.forwarding(),

@@ -56,6 +56,7 @@ func (a *applier) apply(changes []Change) {
 			err := alone()
 			c.Took = time.Since(start)
 			a.conclude(c, err)
+			a.alias(c)
 		default:
 			for _, m := range msgs {
 				a.pending, a.msgs = append(a.pending, c), append(a.msgs, m)

@@ -245,6 +245,7 @@ func rightLink(got, want Link) bool {
 	return (want.Kind == "" || got.Kind == want.Kind) &&
 		(want.MAC == "" || strings.EqualFold(got.MAC, want.MAC)) &&
 		(want.MTU == 0 || got.MTU == want.MTU) &&
+		(want.Alias == "" || got.Alias == want.Alias) &&
 		got.Up == want.Up && sameVXLAN(got, want)
 }
 

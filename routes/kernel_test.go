@@ -155,7 +155,7 @@ func TestMissingLinkDoesNotStopTheOthers(t *testing.T) {
 func podStates(pod *space) (host, inPod State) {
 	podPrefix4, podPrefix6 := pfx("10.10.1.5/32"), pfx("fd00:10:1::5/128")
 	host = State{
-		Links: []Link{{Name: "ew0123456789a", Kind: "veth", MAC: "02:00:00:00:00:aa", MTU: 1400, Up: true,
+		Links: []Link{{Name: "ew0123456789a", Kind: "veth", MAC: "02:00:00:00:00:aa", MTU: 1400, Up: true, Alias: "pod default/p1",
 			Peer: &Peer{Name: "eth0", MAC: "02:00:00:00:00:bb", MTU: 1400, Netns: pod.f}}},
 		Neighs: []Neigh{
 			{Link: "ew0123456789a", IP: addr("10.10.1.5"), MAC: "02:00:00:00:00:bb", Learns: true},
@@ -196,7 +196,8 @@ func TestPodWiring(t *testing.T) {
 	pod.contains("ip -6 addr show dev eth0", "inet6 fd00:10:1::5/128 scope global")
 
 	t.Run("check names the differences", func(t *testing.T) {
-		host.run("ip link set ew0123456789a mtu 1300 down")
+		host.contains("ip link show ew0123456789a", "alias pod default/p1")
+		host.run("ip link set ew0123456789a mtu 1300 alias else down")
 		host.run("ip link set ew0123456789a address 02:00:00:00:00:cc up")
 		pod.run("ip neigh del 169.254.1.1 dev eth0")
 		pod.run("ip route replace default via 169.254.1.1 dev eth0 proto 101 mtu 1000")
@@ -205,7 +206,7 @@ func TestPodWiring(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantTexts(t, Diff(observed, want),
-			"replace link ew0123456789a address 02:00:00:00:00:aa mtu 1400 up type veth peer eth0 address 02:00:00:00:00:bb (was ew0123456789a address 02:00:00:00:00:cc mtu 1300 up type veth)",
+			"replace link ew0123456789a address 02:00:00:00:00:aa mtu 1400 up alias \"pod default/p1\" type veth peer eth0 address 02:00:00:00:00:bb (was ew0123456789a address 02:00:00:00:00:cc mtu 1300 up alias \"else\" type veth)",
 			"add address fe80::1/128 dev ew0123456789a",
 			"add neighbour 10.10.1.5 lladdr 02:00:00:00:00:bb dev ew0123456789a extern_learn",
 			"add neighbour fd00:10:1::5 lladdr 02:00:00:00:00:bb dev ew0123456789a extern_learn",
@@ -233,7 +234,7 @@ func TestPodWiring(t *testing.T) {
 		wantTexts(t, host.sync(scope, State{}),
 			"delete neighbour 10.10.1.5 lladdr 02:00:00:00:00:bb dev ew0123456789a extern_learn",
 			"delete neighbour fd00:10:1::5 lladdr 02:00:00:00:00:bb dev ew0123456789a extern_learn",
-			"delete link ew0123456789a address 02:00:00:00:00:aa mtu 1400 up type veth")
+			"delete link ew0123456789a address 02:00:00:00:00:aa mtu 1400 up alias \"pod default/p1\" type veth")
 
 		host.sync(scope, State{})
 		if links, err := host.k.Links(t.Context(), "ew"); err != nil || len(links) != 0 {

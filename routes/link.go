@@ -30,6 +30,9 @@ func linkMessage(l Link, index, flags int) (message, error) {
 		m = m.attrString(unix.IFLA_IFNAME, l.Name)
 	}
 	m, err := commonAttrs(m, l.MAC, l.MTU)
+	if index != 0 && l.Alias != "" {
+		m = m.attr(unix.IFLA_IFALIAS, []byte(l.Alias))
+	}
 	if err != nil || index != 0 {
 		return m, err
 	}
@@ -136,6 +139,22 @@ func (a *applier) delLinks(changes []*Change) {
 		}
 		a.conclude(c, errs[i])
 	}
+}
+
+// alias names a link that was just made: the kernel takes no alias of one that is in the making
+// (net/core/rtnetlink.c: rtnl_create_link). It goes with what is put on the link next.
+func (a *applier) alias(c *Change) {
+	l, ok := c.Object.(Link)
+	if !ok || l.Alias == "" || c.Op != Add || c.Err != nil {
+		return
+	}
+	index, err := a.v.index(l.Name)
+	if err != nil {
+		a.conclude(c, err)
+		return
+	}
+	a.pending = append(a.pending, c)
+	a.msgs = append(a.msgs, linkHeader(unix.RTM_NEWLINK, index).attr(unix.IFLA_IFALIAS, []byte(l.Alias)))
 }
 
 func linkHeader(typ uint16, index int) message {

@@ -45,6 +45,7 @@ type Link struct {
 	MAC   string // lower case, colons; "" leaves it to the kernel
 	MTU   int    // bytes; 0 leaves it to the kernel
 	Up    bool
+	Alias string // what ip link shows beside the name, at most 255 bytes; "" leaves it as it is
 	Peer  *Peer  // of a veth that Sync shall create: the other end, made in place
 	VXLAN *VXLAN // of a vxlan
 }

@@ -110,6 +110,9 @@ func (l Link) String() string {
 	} else {
 		b.WriteString(" down")
 	}
+	if l.Alias != "" {
+		fmt.Fprintf(&b, " alias %q", l.Alias)
+	}
 	if l.Kind != "" {
 		b.WriteString(" type " + l.Kind)
 	}

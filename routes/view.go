@@ -156,6 +156,8 @@ func parseLink(b []byte) (device, bool) {
 			}
 		case unix.IFLA_MTU:
 			d.MTU = int(attrUint32(v))
+		case unix.IFLA_IFALIAS:
+			d.Alias = attrName(v)
 		case unix.IFLA_LINKINFO:
 			d.Kind, d.VXLAN = parseKind(v)
 		}
