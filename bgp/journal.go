@@ -307,9 +307,11 @@ func (l *logger) Warn(msg string, f log.Fields) {
 		code, ok1 := f["Code"].(uint8)
 		subcode, ok2 := f["Subcode"].(uint8)
 		data, _ := f["Data"].([]byte)
+		said, _ := f["Communicated-Reason"].(string)
 		if ok1 && ok2 {
-			j.suspect(notified(j.peerNow(), code, subcode, data))
-			if leaves(code, subcode, data) {
+			n := notification{code, subcode, said}.opened(data)
+			j.suspect(notified(j.peerNow(), n))
+			if n.leaves() {
 				j.mu.Lock()
 				j.farewell = true
 				j.mu.Unlock()

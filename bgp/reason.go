@@ -152,20 +152,48 @@ func openRefusedThere(p Peer) cause {
 	return cause{reasonASNMismatch, fmt.Sprintf("the switch refuses our OPEN: it expects another AS number than %d from %s, or another node has the router ID %s; compare its neighbour configuration", p.LocalASN, p.LocalAddress, p.RouterID)}
 }
 
-// notified explains a NOTIFICATION that the switch sent in an established session. A Hard Reset
-// carries the NOTIFICATION that it stands for (RFC 8538, section 3.1).
-func notified(p Peer, code, subcode uint8, data []byte) cause {
-	if code == bgp.BGP_ERROR_CEASE && subcode == bgp.BGP_ERROR_SUB_HARD_RESET && len(data) >= 2 {
-		code, subcode = data[0], data[1]
+// notification is what the switch ended a session with.
+type notification struct {
+	code, subcode uint8
+	said          string // its operator's own words (RFC 9003)
+}
+
+// opened is the NOTIFICATION that a Hard Reset stands for (RFC 8538, section 3.1); any other is itself.
+func (n notification) opened(data []byte) notification {
+	if n.code != bgp.BGP_ERROR_CEASE || n.subcode != bgp.BGP_ERROR_SUB_HARD_RESET || len(data) < 2 {
+		return n
 	}
-	switch code {
+	inner := notification{code: data[0], subcode: data[1]}
+	if rest := data[2:]; inner.speaks() && len(rest) > 0 {
+		inner.said = string(rest[1:min(1+int(rest[0]), len(rest))])
+	}
+	return inner
+}
+
+// speaks reports whether a text can go with it.
+func (n notification) speaks() bool {
+	return n.code == bgp.BGP_ERROR_CEASE && (n.subcode == bgp.BGP_ERROR_SUB_ADMINISTRATIVE_SHUTDOWN || n.subcode == bgp.BGP_ERROR_SUB_ADMINISTRATIVE_RESET)
+}
+
+// leaves reports whether it says that the switch does not want this neighbour any more:
+// administrative shutdown or peer de-configured (RFC 4486, section 3).
+func (n notification) leaves() bool {
+	return n.code == bgp.BGP_ERROR_CEASE && (n.subcode == bgp.BGP_ERROR_SUB_ADMINISTRATIVE_SHUTDOWN || n.subcode == bgp.BGP_ERROR_SUB_PEER_DECONFIGURED)
+}
+
+// notified explains a NOTIFICATION that the switch sent in an established session.
+func notified(p Peer, n notification) cause {
+	switch n.code {
 	case bgp.BGP_ERROR_CEASE:
-		text, next := cease(subcode)
+		text, next := cease(n.subcode)
+		if n.said != "" {
+			text += fmt.Sprintf(", saying %q", n.said)
+		}
 		return cause{reasonCeased, fmt.Sprintf("the switch sent Cease, %s: %s", text, next)}
 	case bgp.BGP_ERROR_HOLD_TIMER_EXPIRED:
 		return cause{reasonHoldTimer, fmt.Sprintf("the switch heard nothing from %s for its hold time: check the link, and the load of this node", p.LocalAddress)}
 	}
-	return cause{reasonNotification, fmt.Sprintf("the switch ended the session with NOTIFICATION %d/%d: look at the switch's log", code, subcode)}
+	return cause{reasonNotification, fmt.Sprintf("the switch ended the session with NOTIFICATION %d/%d: look at the switch's log", n.code, n.subcode)}
 }
 
 // shutdownMessage is a NOTIFICATION that the session ends for good, with why in plain words (RFC
@@ -179,15 +207,6 @@ func shutdownMessage(why string, hard bool) ([]byte, error) {
 		subcode, data = bgp.BGP_ERROR_SUB_HARD_RESET, append([]byte{code, subcode}, data...)
 	}
 	return bgp.NewBGPNotificationMessage(code, subcode, data).Serialize()
-}
-
-// leaves reports whether a NOTIFICATION says that the switch does not want this neighbour any more:
-// administrative shutdown or peer de-configured (RFC 4486, section 3), also within a Hard Reset.
-func leaves(code, subcode uint8, data []byte) bool {
-	if code == bgp.BGP_ERROR_CEASE && subcode == bgp.BGP_ERROR_SUB_HARD_RESET && len(data) >= 2 {
-		code, subcode = data[0], data[1]
-	}
-	return code == bgp.BGP_ERROR_CEASE && (subcode == bgp.BGP_ERROR_SUB_ADMINISTRATIVE_SHUTDOWN || subcode == bgp.BGP_ERROR_SUB_PEER_DECONFIGURED)
 }
 
 // cease gives a Cease's subcode its name (RFC 4486, section 3; RFC 8538, section 3; RFC 9384)

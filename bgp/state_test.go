@@ -245,13 +245,27 @@ func TestProbesAreRare(t *testing.T) {
 }
 
 func TestHardResetTellsWhatItStandsFor(t *testing.T) {
-	got := notified(goodPeer(), 6, 9, []byte{6, 2})
-	want := cause{reasonCeased, "the switch sent Cease, administrative shutdown: enable the neighbour on the switch"}
-	if got != want {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
-	if got := notified(goodPeer(), 6, 9, nil); !strings.Contains(got.detail, "hard reset") {
-		t.Errorf("got %+v", got)
+	for _, tt := range []struct {
+		code, subcode uint8
+		data          string
+		said, want    string
+		leaves        bool
+	}{
+		{6, 9, "\x06\x02", "", "the switch sent Cease, administrative shutdown: enable the neighbour on the switch", true},
+		{6, 9, "\x06\x02\x04moveXX", "", `the switch sent Cease, administrative shutdown, saying "move": enable`, true},
+		{6, 9, "\x06\x02\xffmove", "", `saying "move"`, true},
+		{6, 9, "\x06\x02\x00", "", "shutdown: enable", true},
+		{6, 9, "\x06\x03\x04move", "", "the switch sent Cease, peer de-configured: configure", true},
+		{6, 9, "\x04\x00", "", "the switch heard nothing from 10.0.10.11", false},
+		{6, 9, "\x06", "", "the switch sent Cease, hard reset:", false},
+		{6, 9, "", "", "the switch sent Cease, hard reset:", false},
+		{6, 2, "", "till\x1b[31m \xff8", `saying "till\x1b[31m \xff8": enable`, true},
+		{6, 4, "", "upgrade", `administrative reset, saying "upgrade": nothing to do`, false},
+	} {
+		n := notification{tt.code, tt.subcode, tt.said}.opened([]byte(tt.data))
+		if got := notified(goodPeer(), n); !strings.Contains(got.detail, tt.want) || n.leaves() != tt.leaves {
+			t.Errorf("%d/%d %q: got %q, leaves %v; want %q, %v", tt.code, tt.subcode, tt.data, got.detail, n.leaves(), tt.want, tt.leaves)
+		}
 	}
 }
 

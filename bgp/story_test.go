@@ -261,12 +261,12 @@ func TestCeased(t *testing.T) {
 		mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(1)})
 		sw.hears(15*time.Second, pods(1))
 		if sw.kind == "bird" {
-			sw.ask("disable n0")
+			run(t, "birdc", "-s", sw.file("bird.ctl"), `disable n0 "cabling till six"`)
 		} else {
-			run(t, "vtysh", "--vty_socket", sw.dir, "-d", "bgpd", "-c", "conf t", "-c", "router bgp 65000", "-c", "neighbor 10.0.0.10 shutdown")
+			run(t, "vtysh", "--vty_socket", sw.dir, "-d", "bgpd", "-c", "conf t", "-c", "router bgp 65000", "-c", "neighbor 10.0.0.10 shutdown message cabling till six")
 		}
 		st := becomes(t, s, 5*time.Second, "", reasonCeased)
-		if !strings.Contains(st.Detail, "administrative shutdown") || st.Flaps != 1 {
+		if !strings.Contains(st.Detail, `administrative shutdown, saying "cabling till six"`) || st.Flaps != 1 {
 			t.Errorf("%+v", st)
 		}
 		if sw.kind == "bird" {
