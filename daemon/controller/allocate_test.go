@@ -91,11 +91,11 @@ n2 gets 10.20.0.0/24`},
 		{"a node that is being deleted gets none", State{Pools: []Pool{dual}, Nodes: []Node{{Name: "a", UID: "u", Leaving: true}}}, ""},
 		{"a node that is too new waits", State{Pools: []Pool{dual}, Nodes: []Node{node("a")}, Early: map[string]bool{"uid-a": true}}, ""},
 		{"exhausted: who holds it, who waits", State{Pools: []Pool{tiny}, Nodes: []Node{node("a", "10.10.0.0/25"), node("b", "10.10.0.128/25"), node("c"), node("d")}}, `
-noFreeBlock: pool 10.10.0.0/24: want a free block of each family, got no /25 left in 10.10.0.0/24: 2 nodes hold IPv4 pod CIDRs of it; without pod CIDRs: c, d; add a CIDR to the pool's podCIDRs, exclude less, or delete Nodes that are gone for good`},
+noFreeBlock: pool 10.10.0.0/24: want a free block of each family, got no /25 left in 10.10.0.0/24 (Nodes that hold IPv4 pod CIDRs of it: 2); without pod CIDRs: c, d; add a CIDR to the pool's podCIDRs, exclude less, or delete Nodes that are gone for good`},
 		{"both families or none", State{
 			Pools: []Pool{{Selector: selector(t, "all()"), CIDRs: prefixes("10.10.0.0/24", "fd00:10::/48"), Mask: Mask{24, 64}}},
 			Nodes: []Node{node("a", "10.10.0.0/24", "fd00:10::/64"), node("b")}}, `
-noFreeBlock: pool 10.10.0.0/24, fd00:10::/48: want a free block of each family, got no /24 left in 10.10.0.0/24: 1 nodes hold IPv4 pod CIDRs of it; without pod CIDRs: b; add a CIDR to the pool's podCIDRs, exclude less, or delete Nodes that are gone for good`},
+noFreeBlock: pool 10.10.0.0/24, fd00:10::/48: want a free block of each family, got no /24 left in 10.10.0.0/24 (Nodes that hold IPv4 pod CIDRs of it: 1); without pod CIDRs: b; add a CIDR to the pool's podCIDRs, exclude less, or delete Nodes that are gone for good`},
 		{"the pool's second range, once the first is full", State{
 			Pools: []Pool{{Selector: selector(t, "all()"), CIDRs: prefixes("10.10.0.0/24", "10.20.0.0/24"), Mask: Mask{IPv4: 24}}},
 			Nodes: []Node{node("a"), node("b")}}, `
@@ -213,7 +213,7 @@ func TestLateReuse(t *testing.T) {
 	step("+e", "e gets 10.10.0.0/26")
 	step("+d", "d gets 10.10.0.192/26")
 	p := allocate(State{Pools: s.Pools, Ledger: s.Ledger, Nodes: append(s.Nodes, node("h"))})
-	if len(p.Grants) != 0 || !strings.Contains(p.text(), "4 nodes hold IPv4 pod CIDRs of it; without pod CIDRs: h") {
+	if len(p.Grants) != 0 || !strings.Contains(p.text(), "(Nodes that hold IPv4 pod CIDRs of it: 4); without pod CIDRs: h") {
 		t.Errorf("a fifth node of four: %s", p.text())
 	}
 }

@@ -141,7 +141,7 @@ func exhausted(p *Pool, s State, short map[string]bool) *Problem {
 				holders++
 			}
 		}
-		what = append(what, fmt.Sprintf("no /%d left in %s: %d nodes hold %s pod CIDRs of it", p.Mask.of(ranges[0].Addr()), join(ranges), holders, f))
+		what = append(what, fmt.Sprintf("no /%d left in %s (Nodes that hold %s pod CIDRs of it: %d)", p.Mask.of(ranges[0].Addr()), join(ranges), f, holders))
 	}
 	return &Problem{Problem: cluster.Problem{Reason: noFreeBlock, Want: "a free block of each family", Got: strings.Join(what, "; "),
 		Next: "add a CIDR to the pool's podCIDRs, exclude less, or delete Nodes that are gone for good"}}

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -149,12 +150,13 @@ func (w *worker) look(ctx context.Context) (result, error) {
 	}
 	w.before = nodes
 	w.count.set(w.pools, nodes, plan)
-	problems, err := w.grant(ctx, plan.Grants)
-	w.say(ctx, append(plan.Problems, problems...), nodes)
+	denied, err := w.grant(ctx, plan.Grants)
+	problems := slices.Concat(plan.Problems, denied)
+	w.say(ctx, problems, nodes)
 	if plan.Later || due > 0 {
 		r.again = max(due, w.pace.spaceLeast)
 	}
-	if slices.ContainsFunc(append(plan.Problems, problems...), func(p Problem) bool { return len(p.Nodes) > 0 }) {
+	if slices.ContainsFunc(problems, func(p Problem) bool { return len(p.Nodes) > 0 }) {
 		r.version.quiet = w.pace.busy
 	}
 	return r, err
@@ -184,42 +186,48 @@ func (w *worker) early(nodes []Node) (early map[string]bool, due time.Duration) 
 	return early, due
 }
 
-// denial is a grant that the API server did not let us make.
-type denial struct {
-	at      time.Time
-	problem Problem
-}
-
 // grant patches the Nodes. One that the API server denies does not hold up the others; an API
 // server that does not answer ends the look.
 func (w *worker) grant(ctx context.Context, grants []Promise) ([]Problem, error) {
-	var problems []Problem
 	denied := map[string]denial{}
 	defer func() { w.denied = denied }()
+	var names []string
+	var why error
 	for _, g := range grants {
-		if d, ok := w.denied[g.UID]; ok && time.Since(d.at) < w.pace.busy { // an operator is slower than heartbeats
-			denied[g.UID], problems = d, append(problems, d.problem)
-			continue
-		}
 		start := time.Now()
-		err := w.objects.grant(ctx, g)
+		d, was := w.denied[g.UID]
+		if !was || time.Since(d.at) >= w.pace.busy { // an operator is slower than heartbeats
+			d = denial{start, w.objects.grant(ctx, g)}
+		}
 		switch {
-		case err == nil:
+		case d.err == nil:
 			w.log.Info("pod CIDRs given", "node", g.Node, "podCIDRs", join(g.PodCIDRs), "took", time.Since(start))
 			w.count.granted()
 			if i := slices.IndexFunc(w.before, func(n Node) bool { return n.UID == g.UID }); i >= 0 {
 				w.before[i].PodCIDRs, w.before[i].SetBy = g.PodCIDRs, FieldManager
 			}
-		case errors.Is(err, errRefused): // the next look shows what it is now
-		case errors.Is(err, errDenied):
-			p := Problem{Nodes: []string{g.Node}, Problem: cluster.Problem{Object: "Node/" + g.Node, Reason: grantDenied, Want: "pod CIDRs " + join(g.PodCIDRs), Got: err.Error(),
-				Next: "let ClusterRole edgeway-controller patch Nodes, and see what admission webhooks do to Nodes; it is tried again by itself"}}
-			denied[g.UID], problems = denial{start, p}, append(problems, p)
+		case errors.Is(d.err, errRefused): // the next look shows what it is now
+		case errors.Is(d.err, errDenied):
+			denied[g.UID], names, why = d, append(names, g.Node), cmp.Or(why, d.err)
 		default:
-			return problems, err
+			return deniedTo(names, why), d.err
 		}
 	}
-	return problems, nil
+	return deniedTo(names, why), nil
+}
+
+// denial is why the API server did not let us patch a Node.
+type denial struct {
+	at  time.Time
+	err error
+}
+
+func deniedTo(names []string, why error) []Problem {
+	if why == nil {
+		return nil
+	}
+	return []Problem{{Nodes: names, Problem: cluster.Problem{Object: "Nodes", Reason: grantDenied, Want: "to set the pod CIDRs of " + some(names), Got: why.Error(),
+		Next: "let ClusterRole edgeway-controller patch Nodes, and see what admission webhooks do to Nodes; it is tried again by itself"}}}
 }
 
 // fail logs an error once, and when it has passed.
@@ -253,9 +261,15 @@ func (w *worker) say(ctx context.Context, problems []Problem, nodes []Node) {
 	for _, p := range problems {
 		about := subject{p.Object, p.Reason}
 		last := w.said[about]
-		if text := p.String(); last.text != text || now.Sub(last.at) >= w.pace.repeat {
+		after := w.pace.repeat
+		if last.text == "" {
+			after = 0
+		} else if last.text != p.String() {
+			after = w.pace.busy // details change with each Node of a burst
+		}
+		if now.Sub(last.at) >= after {
 			w.log.Warn(p.Reason, "object", p.Object, "want", p.Want, "got", p.Got, "next", p.Next)
-			last = saying{text, now}
+			last = saying{p.String(), now}
 		}
 		said[about] = last
 		w.tell(ctx, p, nodes, told)
@@ -270,22 +284,25 @@ func (w *worker) say(ctx context.Context, problems []Problem, nodes []Node) {
 
 // tell writes an Event for each Node that was not told lately.
 func (w *worker) tell(ctx context.Context, p Problem, nodes []Node, told map[subject]time.Time) {
-	for i, events := 0, 0; i < len(nodes) && events < mostEvents; i++ {
-		n := nodes[i]
-		about := subject{n.UID, p.Reason}
+	events := 0
+	for _, n := range nodes {
 		if !slices.Contains(p.Nodes, n.Name) {
 			continue
 		}
+		about := subject{n.UID, p.Reason}
 		if at, ok := w.told[about]; ok && time.Since(at) < w.pace.repeat {
 			told[about] = at
 			continue
 		}
+		if events++; events > mostEvents {
+			continue
+		}
 		if err := w.objects.tell(ctx, n, eventReasons[p.Reason], p.String()); err != nil {
 			w.log.Debug("event", "node", n.Name, "err", err) // an Event is a courtesy, the log is not
-			return
+			events = mostEvents
+			continue
 		}
 		told[about] = time.Now()
-		events++
 	}
 }
 
