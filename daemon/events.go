@@ -11,9 +11,10 @@ import (
 const (
 	// reasonSettles is how long a reason must be old before another one is worth a line.
 	reasonSettles = 10 * time.Second
-	// repeatLeast and repeatMost bound the wait before a failure that stays is said again.
+	// repeatLeast and repeatMost bound the wait before a failure that stays is said again. An
+	// API server forgets an event after an hour (--event-ttl): one that stays stays in sight.
 	repeatLeast = time.Minute
-	repeatMost  = time.Hour
+	repeatMost  = 50 * time.Minute
 	// healthyAfter is how long a session must stand before its next failure is news again.
 	healthyAfter = 10 * time.Minute
 )

@@ -65,7 +65,7 @@ type reportPace struct {
 	// check is how often a status that should be right is written again, which the API server
 	// takes for nothing when it is: it may have been lost with its object, or changed by others.
 	check time.Duration
-	// refused is the wait after an answer that will not change by itself: 403, 404, 422.
+	// refused is the most to wait after an answer that will hardly change by itself: 403, 404, 422.
 	refused time.Duration
 	// retryLeast and retryMost bound the wait, doubled each time, while the API server is away.
 	retryLeast, retryMost time.Duration

@@ -41,6 +41,8 @@ type reported struct {
 	countAt   time.Time       // for a number of prefixes alone
 	checkAt   time.Time
 	othersAt  time.Time // when the Nodes of other speakers are asked for
+
+	refusedFor time.Duration // the last wait after a refusal; 0: it was taken
 }
 
 type eventRecordKey struct {
@@ -171,10 +173,13 @@ func (w *reportWriter) writeStatus(ctx context.Context, ref string, entries []sp
 		*have = reported{notBefore: now.Add(jitter(w.pace.refused))}
 		return nil
 	case err != nil:
-		again := now.Add(jitter(w.pace.refused))
+		// Soon at first: an API server that just started refuses what its own caches do not know yet.
+		have.refusedFor = min(max(2*have.refusedFor, w.pace.retryLeast), w.pace.refused)
+		again := now.Add(jitter(have.refusedFor))
 		have.notBefore, have.countAt, have.checkAt = again, again, again
 		return nil
 	}
+	have.refusedFor = 0
 	have.uid, have.entries = a.Metadata.UID, entries
 	ask := alive
 	if now.After(have.othersAt) {
