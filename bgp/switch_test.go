@@ -1,0 +1,354 @@
+package bgp
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// neighbour is a node as a switch is configured to see it.
+type neighbour struct {
+	addr     string
+	asn      uint32
+	password string
+	multihop int
+	ttlSec   bool
+	only4    bool   // no IPv6 unicast
+	extra    string // more lines of the switch's own syntax
+}
+
+// swconf is a switch's configuration.
+type swconf struct {
+	asn       uint32
+	port      int // 0: 179
+	hold      int // seconds; 0: 90
+	noRestart bool
+	// defaultRestart leaves graceful restart to the switch's default.
+	defaultRestart bool
+	neighbours     []neighbour
+	extra          string // more lines of the switch's own syntax, at top level (bird) or in router bgp (frr)
+}
+
+// router is a switch: real BIRD or real FRR in its own namespace.
+type router struct {
+	t     testing.TB
+	kind  string // "bird" or "frr"
+	ns    string
+	dir   string
+	addr4 netip.Addr
+	addr6 netip.Addr
+	procs []*exec.Cmd
+}
+
+// kinds of switches; every story is told to both.
+var kinds = []string{"bird", "frr"}
+
+// each runs the story against both switches.
+func each(t *testing.T, story func(t *testing.T, l *lan, sw *router)) {
+	for i, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			l := newLAN(t)
+			story(t, l, l.router(kind, i+1))
+		})
+	}
+}
+
+// router plugs a switch of that kind in as 10.0.0.n. It speaks no BGP yet.
+func (l *lan) router(kind string, n int) *router {
+	t := l.t
+	t.Helper()
+	r := &router{t: t, kind: kind, ns: fmt.Sprintf("sw%d", n), dir: t.TempDir(),
+		addr4: netip.MustParseAddr(fmt.Sprintf("10.0.0.%d", n)), addr6: netip.MustParseAddr(fmt.Sprintf("fd00:10::%d", n))}
+	ip(t, "netns add "+r.ns)
+	t.Cleanup(func() { r.kill(); ip(t, "netns del "+r.ns) })
+	ip(t, fmt.Sprintf("-n %s link add eth0 type veth peer name %s netns lan", r.ns, r.ns))
+	ip(t, fmt.Sprintf("-n lan link set %s master br0 up", r.ns))
+	ip(t, fmt.Sprintf("-n %s link set lo up", r.ns))
+	ip(t, fmt.Sprintf("-n %s link set eth0 up", r.ns))
+	ip(t, fmt.Sprintf("-n %s addr add %s/24 dev eth0", r.ns, r.addr4))
+	ip(t, fmt.Sprintf("-n %s addr add %s/64 dev eth0 nodad", r.ns, r.addr6))
+	// The directory is used by daemons that drop root.
+	for d := r.dir; strings.HasPrefix(d, os.TempDir()+"/"); d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return r
+}
+
+// start starts BGP with c; a switch that runs is killed first, as a power cut does.
+func (r *router) start(c swconf) *router {
+	r.t.Helper()
+	r.kill()
+	if c.port == 0 {
+		c.port = DefaultPort
+	}
+	if c.hold == 0 {
+		c.hold = 90
+	}
+	if r.kind == "bird" {
+		r.write("bird.conf", birdConf(r, c))
+		r.run("bird", "-f", "-c", r.file("bird.conf"), "-s", r.file("bird.ctl"), "-P", r.file("bird.pid"))
+		eventually(r.t, 5*time.Second, func() error { return exec.Command("birdc", "-s", r.file("bird.ctl"), "show", "status").Run() })
+		return r
+	}
+	r.write("zebra.conf", "hostname zebra\n")
+	r.write("bgpd.conf", frrConf(r, c))
+	args := func(d string) []string {
+		return []string{"-u", "frr", "-g", "frr", "--vty_socket", r.dir, "-z", r.file("zserv.api"), "-i", r.file(d + ".pid"),
+			"-A", "127.0.0.1", "-P", "0", "-f", r.file(d + ".conf"), "--log", "file:" + r.file(d+".log")}
+	}
+	r.run("/usr/lib/frr/zebra", args("zebra")...)
+	eventually(r.t, 5*time.Second, func() error { _, err := os.Stat(r.file("zserv.api")); return err })
+	r.run("/usr/lib/frr/bgpd", append(args("bgpd"), "-p", fmt.Sprint(c.port))...)
+	eventually(r.t, 5*time.Second, func() error { _, err := r.try("show bgp summary"); return err })
+	return r
+}
+
+func birdConf(r *router, c swconf) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "log \"%s\" all;\nrouter id %s;\nprotocol device { scan time 1; }\nprotocol direct { ipv4; ipv6; }\n", r.file("bird.log"), r.addr4)
+	for _, f := range []string{"ipv4", "ipv6"} {
+		fmt.Fprintf(&b, "protocol kernel k%s { %s { import none; export where source = RTS_BGP; }; }\n", f, f)
+	}
+	for i, n := range c.neighbours {
+		self := r.addr4
+		if strings.Contains(n.addr, ":") {
+			self = r.addr6
+		}
+		fmt.Fprintf(&b, "protocol bgp n%d {\n local %s port %d as %d;\n neighbor %s as %d;\n hold time %d;\n connect retry time 5;\n connect delay time 1;\n debug { events, packets };\n error wait time 1, 2;\n",
+			i, self, c.port, c.asn, n.addr, n.asn, c.hold)
+		if c.noRestart {
+			b.WriteString(" graceful restart off;\n long lived graceful restart off;\n")
+		} else if !c.defaultRestart {
+			b.WriteString(" graceful restart on;\n")
+		}
+		if n.password != "" {
+			fmt.Fprintf(&b, " password \"%s\";\n", n.password)
+		}
+		if n.multihop > 0 {
+			fmt.Fprintf(&b, " multihop %d;\n", n.multihop)
+		}
+		if n.ttlSec {
+			b.WriteString(" ttl security on;\n")
+		}
+		b.WriteString(" ipv4 { import all; export all; };\n")
+		if !n.only4 {
+			b.WriteString(" ipv6 { import all; export all; };\n")
+		}
+		b.WriteString(n.extra + "}\n")
+	}
+	return b.String() + c.extra
+}
+
+func frrConf(r *router, c swconf) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "hostname bgpd\nrouter bgp %d\n bgp router-id %s\n no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n timers bgp %d %d\n", c.asn, r.addr4, max(1, c.hold/3), c.hold)
+	if c.noRestart {
+		b.WriteString(" bgp graceful-restart-disable\n")
+	} else if !c.defaultRestart {
+		b.WriteString(" bgp graceful-restart\n bgp graceful-restart stalepath-time 600\n")
+	}
+	b.WriteString(c.extra)
+	for _, n := range c.neighbours {
+		fmt.Fprintf(&b, " neighbor %s remote-as %d\n neighbor %s timers connect 1\n", n.addr, n.asn, n.addr)
+		if n.password != "" {
+			fmt.Fprintf(&b, " neighbor %s password %s\n", n.addr, n.password)
+		}
+		if n.multihop > 0 {
+			fmt.Fprintf(&b, " neighbor %s ebgp-multihop %d\n", n.addr, n.multihop)
+		}
+		if n.ttlSec {
+			fmt.Fprintf(&b, " neighbor %s ttl-security hops 1\n", n.addr)
+		}
+		b.WriteString(n.extra)
+	}
+	for _, f := range []string{"ipv4", "ipv6"} {
+		fmt.Fprintf(&b, " address-family %s unicast\n", f)
+		for _, n := range c.neighbours {
+			if f == "ipv4" || !n.only4 {
+				fmt.Fprintf(&b, "  neighbor %s activate\n", n.addr)
+			}
+		}
+		b.WriteString(" exit-address-family\n")
+	}
+	return b.String()
+}
+
+func (r *router) file(name string) string { return filepath.Join(r.dir, name) }
+
+func (r *router) write(name, text string) {
+	r.t.Helper()
+	if err := os.WriteFile(r.file(name), []byte(text), 0o666); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// run starts a program of the switch in its namespace.
+func (r *router) run(name string, args ...string) {
+	r.t.Helper()
+	cmd := exec.Command("ip", append([]string{"netns", "exec", r.ns, name}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	r.procs = append(r.procs, cmd)
+}
+
+// kill ends the switch's programs, as a power cut does.
+func (r *router) kill() {
+	for _, cmd := range r.procs {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+	r.procs = nil
+	_ = os.Remove(r.file("zserv.api"))
+}
+
+// try asks the switch's own console.
+func (r *router) try(command string) (string, error) {
+	var cmd *exec.Cmd
+	if r.kind == "bird" {
+		cmd = exec.Command("birdc", append([]string{"-s", r.file("bird.ctl")}, strings.Fields(command)...)...)
+	} else {
+		cmd = exec.Command("vtysh", "--vty_socket", r.dir, "-d", "bgpd", "-c", command)
+	}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func (r *router) ask(command string) string {
+	r.t.Helper()
+	out, err := r.try(command)
+	if err != nil {
+		r.t.Fatalf("%s: %s: %v\n%s", r.kind, command, err, out)
+	}
+	return out
+}
+
+// says waits until the console's answer matches all of the patterns.
+func (r *router) says(command string, patterns ...string) {
+	r.t.Helper()
+	eventually(r.t, 5*time.Second, func() error { return matches(r.ask(command), patterns) })
+}
+
+// logged waits until the switch's log matches the patterns.
+func (r *router) logged(patterns ...string) {
+	r.t.Helper()
+	eventually(r.t, 5*time.Second, func() error {
+		text, err := os.ReadFile(r.file(map[string]string{"bird": "bird.log", "frr": "bgpd.log"}[r.kind]))
+		return errors.Join(err, matches(string(text), patterns))
+	})
+}
+
+func matches(text string, patterns []string) error {
+	for _, p := range patterns {
+		if !regexp.MustCompile(p).MatchString(text) {
+			return fmt.Errorf("no %q in: %s", p, text)
+		}
+	}
+	return nil
+}
+
+// settled waits until the switch has had the End-of-RIB of both families in its newest session:
+// what a restart was going to flush is flushed then.
+func (r *router) settled() {
+	r.t.Helper()
+	eventually(r.t, 30*time.Second, func() error {
+		if r.kind == "bird" {
+			log, err := os.ReadFile(r.file("bird.log"))
+			if err != nil {
+				return err
+			}
+			text := string(log)
+			text = text[max(0, strings.LastIndex(text, "BGP session established")):]
+			if n := strings.Count(text, "Got END-OF-RIB"); n < 2 {
+				return fmt.Errorf("bird had %d End-of-RIB", n)
+			}
+			return nil
+		}
+		out := r.ask("show bgp ipv4 neighbors graceful-restart")
+		if !strings.Contains(out, "End-of-RIB received: Yes") || strings.Contains(out, "End-of-RIB received: No") {
+			return fmt.Errorf("frr had no End-of-RIB: %s", out)
+		}
+		return nil
+	})
+}
+
+// sawRestart fails the test unless the newest OPEN said that we restarted and kept forwarding.
+func (r *router) sawRestart() {
+	r.t.Helper()
+	command, marks := "show protocols all", []string{"Restart recovery", "AF preserved: ipv4 ipv6"}
+	if r.kind == "frr" {
+		command, marks = "show bgp ipv4 neighbors graceful-restart", []string{"R bit: True", "F bit: True"}
+	}
+	out := r.ask(command)
+	for _, mark := range marks {
+		if !strings.Contains(out, mark) || strings.Contains(out, "bit: False") {
+			r.t.Errorf("%s: the OPEN lacks %q: %s", r.kind, mark, out)
+		}
+	}
+}
+
+// routes returns what BGP put into the switch's kernel.
+func (r *router) routes() map[netip.Prefix]netip.Addr {
+	r.t.Helper()
+	out := make(map[netip.Prefix]netip.Addr)
+	proto := map[string]string{"bird": "bird", "frr": "bgp"}[r.kind]
+	for _, family := range []string{"-4", "-6"} {
+		var routes []struct {
+			Dst      string
+			Gateway  string
+			Nexthops []struct{ Gateway string }
+		}
+		text := run(r.t, "ip", "-n", r.ns, "-j", family, "route", "show", "proto", proto)
+		if err := json.Unmarshal([]byte(text), &routes); err != nil {
+			r.t.Fatalf("ip route: %v\n%s", err, text)
+		}
+		for _, route := range routes {
+			if !strings.Contains(route.Dst, "/") {
+				continue
+			}
+			hop := route.Gateway
+			for _, n := range route.Nexthops {
+				hop = n.Gateway
+			}
+			addr, _ := netip.ParseAddr(hop)
+			out[netip.MustParsePrefix(route.Dst)] = addr
+		}
+	}
+	return out
+}
+
+// hears waits until the switch's kernel has exactly these paths.
+func (r *router) hears(d time.Duration, want []Path) {
+	r.t.Helper()
+	eventually(r.t, d, func() error { return r.compare(want) })
+}
+
+func (r *router) compare(want []Path) error {
+	got := r.routes()
+	var wrong []string
+	for _, p := range want {
+		if got[p.Prefix] != p.NextHop {
+			wrong = append(wrong, fmt.Sprintf("%s via %v, want %v", p.Prefix, got[p.Prefix], p.NextHop))
+		}
+		delete(got, p.Prefix)
+	}
+	for p, hop := range got {
+		wrong = append(wrong, fmt.Sprintf("%s via %v, want none", p, hop))
+	}
+	if len(wrong) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s: %d of %d routes wrong: %s", r.kind, len(wrong), len(want), strings.Join(wrong[:min(5, len(wrong))], "; "))
+}
