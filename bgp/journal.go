@@ -185,7 +185,7 @@ func (j *journal) dialFailed(err error) {
 		j.dialled = time.Now()
 	}
 	j.evidence.err, j.evidence.silent = err, time.Since(j.dialled)
-	if !j.evidence.puzzling() {
+	if !j.evidence.puzzles(j.peer) {
 		j.evidence.reply = reply{}
 	}
 	news := j.conclude() || j.probeDue(time.Now())
@@ -205,7 +205,7 @@ func (j *journal) conclude() bool {
 
 // probeDue reports whether it is time for a probe. Callers hold mu.
 func (j *journal) probeDue(now time.Time) bool {
-	return j.evidence.puzzling() && !j.probing && !now.Before(j.probeAt)
+	return j.evidence.puzzles(j.peer) && !j.probing && !now.Before(j.probeAt)
 }
 
 // takeProbe reports once that a probe is due, and of whom. Each dial that fails looks at the time.
@@ -226,7 +226,7 @@ func (j *journal) probed(p Peer, r reply) {
 	j.mu.Lock()
 	j.probing = false
 	news := false
-	if j.peer == p && j.evidence.puzzling() {
+	if j.peer == p && j.evidence.puzzles(j.peer) {
 		j.evidence.reply = r
 		news = j.conclude()
 	}

@@ -54,9 +54,10 @@ type evidence struct {
 // next use the kernel gives up on it (arp(7)), which is another error.
 const surely = time.Minute
 
-// puzzling reports whether a probe can tell more than the error of the dial does.
-func (e evidence) puzzling() bool {
-	return isTimeout(e.err) || errors.Is(e.err, syscall.EHOSTUNREACH) || errors.Is(e.err, syscall.ENETUNREACH)
+// puzzles reports whether a probe can tell more of p than the error of the dial does. A dial without a
+// password that nothing came back for was as good as a probe.
+func (e evidence) puzzles(p Peer) bool {
+	return isTimeout(e.err) && p.Password != "" || errors.Is(e.err, syscall.EHOSTUNREACH) || errors.Is(e.err, syscall.ENETUNREACH)
 }
 
 func isTimeout(err error) bool {
@@ -68,7 +69,7 @@ func isTimeout(err error) bool {
 func dialCause(p Peer, e evidence) cause {
 	to := fmt.Sprintf("%s port %d", p.Address, p.Port)
 	switch {
-	case e.puzzling() && e.reply.kind == rejected:
+	case e.reply.kind == rejected && e.puzzles(p):
 		return cause{reasonFiltered, fmt.Sprintf("%s rejects the connection to %s with ICMP: open the filter there for %s, or give that machine a route", e.reply.by, to, p.LocalAddress)}
 	case errors.Is(e.err, syscall.ECONNREFUSED):
 		return nobodyListens(to)

@@ -203,6 +203,7 @@ func TestDialCause(t *testing.T) {
 // A switch that does not answer is probed at once and then rarely; one that does is not.
 func TestProbesAreRare(t *testing.T) {
 	p, now := goodPeer().normal(), time.Now()
+	p.Password = "s3cret"
 	j := newJournal(p, past{}, func() {})
 	if _, due := j.takeProbe(now); due {
 		t.Error("probed before any dial failed")
@@ -227,6 +228,13 @@ func TestProbesAreRare(t *testing.T) {
 	if n := count(syscall.ECONNREFUSED); n != 0 {
 		t.Errorf("%d probes of a switch that refuses", n)
 	}
+	plain := p
+	plain.Password = ""
+	j.restarted(plain, cause{reasonReset, "no password any more"})
+	if n := count(os.ErrDeadlineExceeded); n != 0 {
+		t.Errorf("%d probes that say no more than the dials", n)
+	}
+	j.restarted(p, cause{reasonReset, "another password"})
 	j.dialFailed(os.ErrDeadlineExceeded)
 	j.stateChanged(bgp.BGP_FSM_OPENSENT, "")
 	if _, due := j.takeProbe(now.Add(time.Hour)); due {
@@ -235,7 +243,7 @@ func TestProbesAreRare(t *testing.T) {
 	// What an old probe found out says nothing of new settings.
 	j.dialFailed(os.ErrDeadlineExceeded)
 	changed := p
-	changed.Password = "s3cret"
+	changed.Password = "an0ther"
 	j.restarted(changed, cause{reasonReset, "another password"})
 	j.dialFailed(os.ErrDeadlineExceeded)
 	j.probed(p, reply{kind: accepted})
