@@ -80,7 +80,7 @@ func (f *feed) problem(last World) (p Problem, own bool) {
 		if last.has(f.kind.kind) {
 			p.Reason, p.Next = notInstalled, "install the CustomResourceDefinition of "+f.kind.kind+stays
 		}
-	case errors.Is(f.failure, errEmptied), errors.Is(f.failure, errNoVersion):
+	case errors.Is(f.failure, errEmptied), errors.Is(f.failure, errUnconfirmed), errors.Is(f.failure, errNoVersion):
 		if last.has(f.kind.kind) {
 			p.Reason, p.Next = emptyCluster, "see whether it is the right server and its etcd is whole"+stays
 		}

@@ -87,6 +87,9 @@ func (f *feed) ref() string {
 // errEmptied: nothing where there should be something.
 var errEmptied = errors.New("an empty list, and this node is not known either")
 
+// errUnconfirmed: nothing, and the question about it was not answered.
+var errUnconfirmed = errors.New("an empty list, and no answer whether this node is known")
+
 // errNoVersion: an API server gives each list a version; a cache that has nothing cannot.
 var errNoVersion = errors.New("an empty list without a version, as of a cache that was never filled")
 
@@ -213,7 +216,7 @@ func (k *kubernetes) confirm(ctx context.Context, c *connection, f *feed, meta l
 	found := false
 	node := kind{version(kindNode), kindNode}
 	if _, err := k.page(ctx, c, node, f.query(k.options.Node), func(it item) { found = found || it.name == k.options.Node }); err != nil {
-		return fmt.Errorf("an empty list; ask whether the server knows Node/%s: %w", k.options.Node, err)
+		return fmt.Errorf("%w: ask for Node/%s: %v", errUnconfirmed, k.options.Node, err) // not a failure of this kind's own
 	}
 	if !found {
 		return errEmptied

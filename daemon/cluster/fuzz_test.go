@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"encoding/json"
 	"path/filepath"
 	"testing"
@@ -59,6 +60,32 @@ func readAndMerge(t *testing.T, file string, text []byte) {
 			t.Errorf("incomplete problem %+v", p)
 		}
 	}
+}
+
+// What an API server answers never panics, and an object that is taken from it is read.
+func FuzzAnswer(f *testing.F) {
+	f.Add([]byte(`{"kind":"NodeList","metadata":{"resourceVersion":"7","continue":""},"items":[{"metadata":{"name":"n"},"spec":{"podCIDR":"10.0.0.0/24"}}]}`))
+	f.Add([]byte(`{"type":"MODIFIED","object":{"metadata":{"name":"n","resourceVersion":"8"}}}{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"9"}}}`))
+	f.Add([]byte(`{"type":"ERROR","object":{"kind":"Status","code":410,"details":{"retryAfterSeconds":1}}}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		for _, name := range []string{kindNode, kindPeer, kindCluster, kindSecret} {
+			of := kind{version(name), name}
+			take := func(it item) {
+				if s := it.statement(of); !s.valid() && len(s.problems) == 0 {
+					t.Errorf("%s is not valid and has no problem", it.text)
+				}
+			}
+			_, _ = readList(bytes.NewReader(text), of, take)
+			_ = readEvents(bytes.NewReader(text), func(e event) error {
+				new(refusal).status(e.Object)
+				it, err := readItem(of, e.Object)
+				if err == nil {
+					take(it)
+				}
+				return nil
+			})
+		}
+	})
 }
 
 func FuzzSelector(f *testing.F) {

@@ -139,12 +139,12 @@ func (k *kubernetes) run(ctx context.Context, c *connection, running map[*feed]c
 func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if err := k.unread(); err != nil {
+	if err := k.unread(last); err != nil {
 		return last, err
 	}
 	resources := merge([]manifest{k.says(kindPeer), k.says(kindCluster)}, last)
 	k.need(resources.passwords(k.options.Node))
-	if err := k.unread(); err != nil {
+	if err := k.unread(last); err != nil {
 		return last, err
 	}
 	k.given = true
@@ -166,27 +166,29 @@ func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 }
 
 // unread says why there is no World yet; k.mu is held. At the start it is held back for a moment,
-// until each feed was answered: a World of Nodes without the BGP resources is another network.
-func (k *kubernetes) unread() error {
+// until each feed was answered: a World of Nodes without the BGP resources is another network. One
+// without any Node is none.
+func (k *kubernetes) unread(last World) error {
 	if k.given {
 		return nil
 	}
+	if k.fault != nil {
+		return k.fault
+	}
 	var failure error
-	pending, synced := k.fault == nil, false
-	if pending {
-		pending = false
-		for _, ref := range slices.Sorted(maps.Keys(k.feeds)) {
-			f := k.feeds[ref]
-			pending = pending || !f.asked
-			synced = synced || f.synced
-			if failure == nil {
-				failure = f.failure
-			}
+	pending, synced := false, false
+	for _, ref := range slices.Sorted(maps.Keys(k.feeds)) {
+		f := k.feeds[ref]
+		pending = pending || !f.asked
+		synced = synced || f.synced
+		if failure == nil {
+			failure = f.failure
 		}
 	}
+	if nodes := k.feeds[kindNode]; !nodes.synced && len(last.Nodes) == 0 {
+		synced, failure = false, nodes.failure
+	}
 	switch {
-	case k.fault != nil:
-		return k.fault
 	case pending && k.clock().Sub(k.started) < k.patience.first, failure == nil && !synced:
 		return fmt.Errorf("API server %s: %w", k.server, ErrNotRead)
 	case !synced:

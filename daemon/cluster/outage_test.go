@@ -180,6 +180,23 @@ func TestForbiddenSecretFromTheStart(t *testing.T) {
 	c.untilProblem(t, "n1 BGPPeer/lan", forbidden)
 }
 
+// BGP resources without Nodes are no World.
+func TestNodesForbiddenFromTheStart(t *testing.T) {
+	s := newAPIServer(t)
+	s.put(kindPeer, apiPeer(t, "lan", `"n2"`))
+	s.fails(of("nodes", answers(http.StatusForbidden, "Forbidden", "nodes is forbidden")))
+	c := newClient(t, s.kubeconfig(t), hasty)
+	c.until(t, "nothing", func(_ World, err error) bool {
+		return err != nil && strings.Contains(err.Error(), "nodes is forbidden")
+	})
+	c.last = World{Nodes: []Node{{Name: "disk"}}, FromDisk: true}
+	s.put(kindPeer, apiPeer(t, "lan2", `"n2"`))
+	c.untilProblem(t, "disk BGPPeer/lan BGPPeer/lan2", forbidden)
+	if !c.last.FromDisk {
+		t.Error("the Nodes are not from disk")
+	}
+}
+
 // Lists that end in their middle count for nothing.
 func TestListCutInItsMiddle(t *testing.T) {
 	whole := `{"kind":"NodeList","apiVersion":"v1","metadata":{"resourceVersion":"9"},"items":[{"metadata":{"name":"x"}},{"metadata":{"name":"y"}}]}`
