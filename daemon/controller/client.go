@@ -34,7 +34,10 @@ func newClient(config *rest.Config) (*client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("API server: %w; correct the kubeconfig", err)
 	}
-	return &client{http: h, base: strings.TrimSuffix(base.String(), "/")}, nil
+	own := *h // it may be shared
+	// No API server redirects: whoever does would be sent the credentials.
+	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &client{http: &own, base: strings.TrimSuffix(base.String(), "/")}, nil
 }
 
 // request is one request; body and out may be nil.

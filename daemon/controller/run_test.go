@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -202,6 +203,21 @@ func TestDenied(t *testing.T) {
 	f.set(nil)
 	until(t, "a has pod CIDRs", f.served(2))
 	until(t, "the log says so", func() bool { return strings.Contains(log.String(), "msg=solved reason=grantDenied object=Nodes") })
+}
+
+// A redirect is no answer: the credentials go to nobody else.
+func TestNoRedirect(t *testing.T) {
+	f := newFake(t)
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("asked somebody else") }))
+	defer other.Close()
+	f.http.Config.Handler = http.RedirectHandler(other.URL, http.StatusTemporaryRedirect)
+	c, err := newClient(f.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := (&server{client: c}).ledger(t.Context()); codeOf(err) != http.StatusTemporaryRedirect {
+		t.Errorf("got %v", err)
+	}
 }
 
 // Each of many Nodes that wait is told once, some at each look.
