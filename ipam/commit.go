@@ -10,8 +10,10 @@ import (
 )
 
 // maxBatch bounds how many calls one commit takes: enough that the two fdatasync(2) of a commit
-// weigh nothing per call, few enough that a commit stays far below a second.
-const maxBatch = 512
+// weigh nothing per call, few enough that what they change fits into the journal. A commit that
+// writes the trees for hundreds of calls leaves as many free pages behind, and every later commit
+// writes the list of them.
+const maxBatch = 64
 
 // call is one caller's change. run decides first and writes last: an error of it before its
 // first write leaves nothing behind, so that it does not fail its neighbours.
