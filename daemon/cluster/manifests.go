@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -21,6 +22,16 @@ type manifests struct {
 	dir   string
 	pace  pace
 	clock func() time.Time
+
+	mu     sync.Mutex
+	parsed map[string]parsed // by path, as of the last reading; guarded by mu
+}
+
+// parsed is what a file said, and the digest of its text: to parse YAML costs ten times what
+// reading it does. Time and size of a file would tell less than its text.
+type parsed struct {
+	sum      digest
+	manifest manifest
 }
 
 // Manifests is the source that reads the directory's *.yaml, *.yml and *.json files. Hidden
@@ -76,18 +87,29 @@ func (m *manifests) World(ctx context.Context, last World) (World, error) {
 
 // read reads and parses all manifests.
 func (m *manifests) read(ctx context.Context) (digest, []manifest, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	var files []manifest
+	now := map[string]parsed{}
 	content, err := m.each(func(path string, text []byte, err error) error {
 		if err != nil {
 			files = append(files, unreadable(path, err))
-		} else {
-			files = append(files, readManifest(path, text))
+			return ctx.Err()
 		}
+		p := parsed{sum: sha256.Sum256(text)}
+		if old, ok := m.parsed[path]; ok && old.sum == p.sum {
+			p = old // merge changes nothing in it
+		} else {
+			p.manifest = readManifest(path, text)
+		}
+		now[path] = p
+		files = append(files, p.manifest)
 		return ctx.Err()
 	})
 	if err != nil {
 		return content, nil, fmt.Errorf("read manifests %s: %w", m.dir, err)
 	}
+	m.parsed = now
 	return content, files, nil
 }
 

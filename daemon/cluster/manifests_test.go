@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -199,6 +200,38 @@ func TestMissingDirectoryKeepsLast(t *testing.T) {
 	}
 	if !Equal(w, last) {
 		t.Errorf("got %v, want the last World", w)
+	}
+}
+
+// One file of a thousand is edited, again and again.
+func BenchmarkEditOf1000Files(b *testing.B) {
+	dir := b.TempDir()
+	for i := range 1000 {
+		name := fmt.Sprintf("n%d", i)
+		text := fmt.Sprintf("apiVersion: v1\nkind: Node\nmetadata:\n  name: %s\n  labels: {pool: a, zone: z%d}\nspec:\n  podCIDRs: [10.%d.%d.0/24]\nstatus:\n  addresses:\n  - {type: InternalIP, address: 172.16.%d.%d}\n  conditions:\n  - {type: Ready, status: \"True\"}\n",
+			name, i%10, i/256, i%256, i/256, i%256)
+		if err := os.WriteFile(filepath.Join(dir, name+".yaml"), []byte(text), 0o644); err != nil {
+			b.Fatal(err)
+		}
+	}
+	source := Manifests(dir)
+	w, err := source.World(b.Context(), World{})
+	if err != nil || len(w.Nodes) != 1000 {
+		b.Fatal(len(w.Nodes), err)
+	}
+	edits := 0
+	for b.Loop() {
+		edits++
+		text := fmt.Sprintf("apiVersion: v1\nkind: Node\nmetadata: {name: n7, labels: {edit: e%d}}\n", edits)
+		if err := os.WriteFile(filepath.Join(dir, "n7.yaml"), []byte(text), 0o644); err != nil {
+			b.Fatal(err)
+		}
+		if w, err = source.World(b.Context(), w); err != nil {
+			b.Fatal(err)
+		}
+		if n, _ := w.Node("n7"); n.Labels["edit"] != fmt.Sprintf("e%d", edits) {
+			b.Fatalf("got %v", n)
+		}
 	}
 }
 

@@ -186,7 +186,7 @@ func TestRetryAfter(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, s *remote, k *kubernetes) {
 				s.leave(wish)
-				time.Sleep(101 * time.Second)
+				time.Sleep(99 * time.Second)
 				if n := len(s.requests()); n != 3 {
 					t.Errorf("%d requests within the time that the server asked for, want 3", n)
 				}
