@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -197,11 +198,66 @@ func TestDenied(t *testing.T) {
 		f.mu.Lock()
 		events := strings.Join(f.events, "\n")
 		f.mu.Unlock()
-		return f.podCIDRs()["b"] != "" && strings.HasPrefix(events, "a PodCIDRNotAvailable: Node/a: want pod CIDRs 10.10.0.0/24, fd00:10::/64, got patch Node a: denied")
+		return f.podCIDRs()["b"] != "" && strings.HasPrefix(events, "a PodCIDRNotAvailable: Nodes: want to set the pod CIDRs of a, got patch Node a: denied: made to fail")
 	})
 	f.set(nil)
 	until(t, "a has pod CIDRs", f.served(2))
-	until(t, "the log says so", func() bool { return strings.Contains(log.String(), "msg=solved reason=grantDenied object=Node/a") })
+	until(t, "the log says so", func() bool { return strings.Contains(log.String(), "msg=solved reason=grantDenied object=Nodes") })
+}
+
+// Before Kubernetes 1.33 the Service kubernetes stands for the Service CIDRs, which nothing names;
+// a pool that holds its address gives nothing.
+func TestServicesBefore133(t *testing.T) {
+	f := newFake(t)
+	f.set(func(r *http.Request) fault {
+		if strings.Contains(r.URL.Path, "servicecidrs") {
+			return fault{status: http.StatusNotFound}
+		}
+		return fault{}
+	})
+	f.mu.Lock()
+	f.put("/api/v1/namespaces/default/services/kubernetes", object{"spec": object{"clusterIPs": []string{"10.10.0.1", "fd00:96::1"}}})
+	f.mu.Unlock()
+	f.create("a")
+	log, _ := start(t, f, "one", pool(t, "10.10.0.0/16"))
+	until(t, "it says why it gives nothing", func() bool {
+		return strings.Contains(log.String(), "msg=overlapsServices") && strings.Contains(log.String(), "10.10.0.0/16, which overlaps the Service CIDR 10.10.0.1/32; without pod CIDRs: a")
+	})
+}
+
+// A redirect is no answer: the credentials go to nobody else.
+func TestNoRedirect(t *testing.T) {
+	f := newFake(t)
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("asked somebody else") }))
+	defer other.Close()
+	f.http.Config.Handler = http.RedirectHandler(other.URL, http.StatusTemporaryRedirect)
+	c, err := newClient(f.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := (&server{client: c}).ledger(t.Context()); codeOf(err) != http.StatusTemporaryRedirect {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Each of many Nodes that wait is told once, some at each look.
+func TestEventsAreBounded(t *testing.T) {
+	f := newFake(t)
+	for i := range 2*mostEvents + 7 {
+		f.create(fmt.Sprint("n", i))
+	}
+	start(t, f, "one", Pool{Selector: selector(t, "all()"), CIDRs: prefixes("10.96.0.0/16"), Mask: Mask{IPv4: 24}})
+	told := func() int {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.events)
+	}
+	until(t, "all are told", func() bool { return told() >= 2*mostEvents+7 })
+	f.create("another") // one more look
+	until(t, "that one too", func() bool { return told() >= 2*mostEvents+8 })
+	if n := told(); n != 2*mostEvents+8 {
+		t.Errorf("%d Events for %d Nodes", n, 2*mostEvents+8)
+	}
 }
 
 // A ledger that somebody edited: nothing is given from what cannot be read.
