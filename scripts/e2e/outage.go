@@ -59,7 +59,7 @@ func (s *story) daemonIsAwayToo(ctx context.Context) error {
 // restartQuietly restarts a pod's sandbox, and wants no packet between others lost meanwhile, nor
 // the switch's table changed.
 func (s *story) restartQuietly(ctx context.Context, p pod, when string) error {
-	flows, err := s.startFlows(ctx, p.Name)
+	flows, err := s.startFlows(ctx, p.Name, pingEvery)
 	if err != nil {
 		return err
 	}
@@ -131,10 +131,10 @@ func (s *story) pod(name string) pod {
 
 // startFlows pings, but for one pod, from those of the DaemonSet to all on other nodes, and from the
 // switch to all.
-func (s *story) startFlows(ctx context.Context, but string) (flows []*lab.Flow, err error) {
+func (s *story) startFlows(ctx context.Context, but string, every time.Duration) (flows []*lab.Flow, err error) {
 	start := func(m *lab.Machine, to pod) error {
 		for _, addr := range to.Addrs {
-			f, err := m.StartFlow(addr, pingEvery)
+			f, err := m.StartFlow(addr, every)
 			if err != nil {
 				return err
 			}

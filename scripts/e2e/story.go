@@ -20,6 +20,7 @@ const (
 	routeLimit = time.Minute
 	podCount   = 9 // of three workloads, one a node each
 	pingEvery  = 20 * time.Millisecond
+	pingLong   = 100 * time.Millisecond // in an act of a minute and more
 )
 
 // story is the stage and what was seen on it so far.
@@ -34,7 +35,7 @@ type story struct {
 func (s *story) acts() []func(context.Context) error {
 	return []func(context.Context) error{
 		s.nodesBecomeReady, s.podsRun, s.podsReachEachOther, s.switchKnowsTheWay, s.resourceTells,
-		s.wanIsCut,
+		s.daemonsAreReplaced, s.wanIsCut,
 		s.apiServerGoes, s.sandboxDies, s.daemonIsAwayToo, s.powerFails, s.apiServerComesBack, s.podsReachEachOther,
 		s.podIsReplaced, s.nodeLeaves,
 	}

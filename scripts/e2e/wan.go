@@ -38,7 +38,7 @@ const cut = `table inet wan_is_cut {
 // wanIsCut: the control plane runs on, but no packet reaches it. The daemons notice, lose nothing,
 // and hear what has changed meanwhile soon after the packets flow again.
 func (s *story) wanIsCut(ctx context.Context) error {
-	flows, err := s.startFlows(ctx, "")
+	flows, err := s.startFlows(ctx, "", pingLong)
 	if err != nil {
 		return err
 	}
