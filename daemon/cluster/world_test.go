@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -351,5 +352,36 @@ func TestMergeKeepsAndForgets(t *testing.T) {
 				t.Errorf("the second merge differs:\n%s", d)
 			}
 		})
+	}
+}
+
+// Each field of a Node counts in Equal.
+func TestEqualSeesEachFieldOfANode(t *testing.T) {
+	full := Node{
+		Name: "n", Labels: map[string]string{"a": "b"}, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}, Ready: true, Origin: "o", Since: time.Unix(1, 0),
+	}
+	if !Equal(World{Nodes: []Node{full}}, World{Nodes: []Node{full}}) {
+		t.Error("not equal to itself")
+	}
+	for i := range reflect.TypeFor[Node]().NumField() {
+		other := full
+		reflect.ValueOf(&other).Elem().Field(i).SetZero()
+		if Equal(World{Nodes: []Node{full}}, World{Nodes: []Node{other}}) {
+			t.Errorf("equal without %s", reflect.TypeFor[Node]().Field(i).Name)
+		}
+	}
+}
+
+func BenchmarkEqualOf5000Nodes(b *testing.B) {
+	var w World
+	for i := range 5000 {
+		w.Nodes = append(w.Nodes, Node{Name: fmt.Sprintf("n%04d", i), Labels: map[string]string{"pool": "a", "zone": "z", "kubernetes.io/arch": "amd64"},
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}})
+	}
+	for b.Loop() {
+		if !Equal(w, w) {
+			b.Fatal("not equal")
+		}
 	}
 }
