@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/edgeway-cni/edgeway/daemon/api"
 )
 
@@ -56,7 +58,13 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 	if err != nil {
 		return err
 	}
-	return n.release(ctx, lease.Attachment)
+	err = n.release(ctx, lease.Attachment)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		// A full disk must not keep the pod from ending. Nothing of it is left but the lease, whose
+		// holder is seen to be gone: a sweep, or the next ADD that needs the address, ends it.
+		return nil
+	}
+	return err
 }
 
 // cut removes a host link and what is kept about its addresses elsewhere in the kernel.
