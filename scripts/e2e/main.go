@@ -5,6 +5,7 @@
 // also when it is interrupted; when it fails it keeps what the programs said.
 //
 //	make e2e
+//	go run ./scripts/e2e -install daemonset   # edgewayd as pods, instead of a program of the node
 package main
 
 import (
