@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // merge decides what the World is, from what the files say now and what it was: pure, and the
@@ -17,8 +18,9 @@ import (
 //	not stated, its file is unsure             its last version stays
 //	not stated, its file is gone or valid      it is gone
 func merge(files []manifest, last World) World {
-	m := merging{now: map[string]statement{}, was: objects(last)}
-	before := bySubject(m.was)
+	// What was is only looked into where something is not valid: seldom, and it is much.
+	m := merging{now: map[string]statement{}, was: sync.OnceValue(func() map[string]object { return objects(last) })}
+	before := sync.OnceValue(func() map[subject][]statement { return bySubject(m.was()) })
 	slices.SortStableFunc(files, func(a, b manifest) int { return strings.Compare(a.file, b.file) })
 	for _, f := range files {
 		for _, p := range f.problems {
@@ -28,7 +30,7 @@ func merge(files []manifest, last World) World {
 			m.problems = append(m.problems, p)
 		}
 		if f.broken {
-			m.keep(before[f.subject()])
+			m.keep(before()[f.subject()])
 		}
 		for _, s := range f.statements {
 			m.add(s)
@@ -36,7 +38,7 @@ func merge(files []manifest, last World) World {
 	}
 	for _, f := range files {
 		if f.unsure {
-			m.keep(before[f.subject()])
+			m.keep(before()[f.subject()])
 		}
 	}
 	return m.world(files)
@@ -45,7 +47,7 @@ func merge(files []manifest, last World) World {
 // merging is a merge under way.
 type merging struct {
 	now      map[string]statement
-	was      map[string]object
+	was      func() map[string]object
 	problems []Problem
 }
 
@@ -69,7 +71,7 @@ func (m *merging) add(s statement) {
 		return
 	}
 	if !s.valid() {
-		old, kept := m.was[s.ref]
+		old, kept := m.was()[s.ref]
 		after := "; until then it does not count"
 		if kept {
 			after = "; until then its last valid version stays"

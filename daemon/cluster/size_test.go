@@ -123,3 +123,28 @@ func BenchmarkReadNode(b *testing.B) {
 		_ = it.statement(node)
 	}
 }
+
+// A World of 5,000 Nodes of which one changed, as after each change of a Node.
+func BenchmarkWorldOf5000Nodes(b *testing.B) {
+	k := newKubernetes(KubernetesOptions{Node: self}, defaultPatience)
+	f := k.feeds[kindNode]
+	f.synced, f.asked, f.items = true, true, map[string]told{}
+	for _, name := range []string{kindPeer, kindCluster} {
+		k.feeds[name].synced, k.feeds[name].asked = true, true
+	}
+	for i := range manyNodes {
+		it, err := readItem(f.kind, largeNode(i))
+		if err != nil {
+			b.Fatal(err)
+		}
+		f.items[it.name] = it.told(f.kind, nil)
+	}
+	var w World
+	b.ReportAllocs()
+	for b.Loop() {
+		var err error
+		if w, err = k.World(b.Context(), w); err != nil || len(w.Nodes) != manyNodes {
+			b.Fatal(len(w.Nodes), err)
+		}
+	}
+}
