@@ -41,14 +41,17 @@ func encodeChanges(w *writer) []byte {
 	return b
 }
 
-// eachChange reads one record.
+// eachChange reads one record. The changes share its memory.
 func eachChange(b []byte, fn func(table int, c change)) error {
+	text := string(b)
 	r := reader{b: b}
 	for len(r.b) > 0 {
 		kind := r.byte()
-		c := change{key: r.string()}
+		key := r.bytes()
+		end := len(b) - len(r.b)
+		c := change{key: text[end-len(key) : end]}
 		if kind&changeDeleted == 0 {
-			c.stored = []byte(r.string())
+			c.stored = r.bytes()
 		}
 		table := int(kind &^ changeDeleted)
 		if r.bad || table >= treeTables || c.key == "" {
@@ -90,9 +93,8 @@ func (t *txn) loadRecent() (*recent, error) {
 		}
 		want++
 		r.bytes += len(payload)
-		err = eachChange(payload, func(table int, c change) {
-			r.set(table, c, !c.deleted() || t.trees()[table].b.Get([]byte(c.key)) != nil)
-		})
+		// A deletion is kept without a look at the tree: it does no harm there.
+		err = eachChange(bytes.Clone(payload), func(table int, c change) { r.set(table, c, true) })
 		if err != nil {
 			return nil, t.journal.damaged(k, err.Error())
 		}

@@ -197,13 +197,16 @@ func (r *reader) uint32() uint32 {
 	return uint32(x)
 }
 
-func (r *reader) string() string {
+func (r *reader) string() string { return string(r.bytes()) }
+
+// bytes shares the memory of the record, and has no room to grow into it.
+func (r *reader) bytes() []byte {
 	n := r.uint()
 	if n > uint64(len(r.b)) {
-		r.bad = true
-		return ""
+		r.bad, r.b = true, nil
+		return nil
 	}
-	s := string(r.b[:n])
+	s := r.b[:n:n]
 	r.b = r.b[n:]
 	return s
 }
