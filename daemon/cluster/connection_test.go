@@ -67,7 +67,7 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatal("not seen: " + what)
 		}
-		runtime.Gosched()
+		<-time.After(time.Millisecond)
 	}
 }
 
@@ -349,7 +349,7 @@ func TestWatchEndsWhole(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d goroutines of ours before, %d after", before, after)
 		}
-		runtime.Gosched()
+		<-time.After(time.Millisecond)
 	}
 }
 
