@@ -23,7 +23,7 @@ type patience struct {
 	watch time.Duration
 	// silence is how long a list may bring nothing.
 	silence time.Duration
-	// first is how long a World is held back for kinds that were not answered at all so far.
+	// first is how long a World is held back for feeds that were not answered at all so far.
 	first time.Duration
 	// files is the time between looks whether the kubeconfig and its files changed.
 	files time.Duration
@@ -53,6 +53,8 @@ const maxRetryAfter = 5 * time.Minute
 type feed struct {
 	kind kind
 	name string // of the one object; "": all
+	// created is when it was first needed.
+	created time.Time
 
 	// Guarded by kubernetes.mu:
 	items  map[string]told

@@ -9,6 +9,21 @@ func withCancel(t *testing.T) (context.Context, context.CancelFunc) {
 	return context.WithCancel(context.WithoutCancel(t.Context()))
 }
 
+// A resource that names another Secret never counts without it: its session would end.
+func TestAnotherSecretIsNamed(t *testing.T) {
+	s, c := known(t)
+	s.put(kindSecret, apiSecret(t, "next", "secret"))
+	peer := apiPeer(t, "lan", `"n1"`)
+	peer["spec"].(map[string]any)["authPassword"] = map[string]any{"secretKeyRef": map[string]any{"name": "next", "key": "password"}}
+	s.put(kindPeer, peer)
+	c.until(t, "the other Secret", func(w World, err error) bool {
+		if err != nil || len(w.Secrets) != 1 || w.Secrets[0].Name != w.Peerings[0].secretNames()[0] {
+			t.Errorf("meanwhile %s, %v", describe(w), err)
+		}
+		return describe(w) == "n1 n2 BGPPeer/lan Secret/next=secret"
+	})
+}
+
 // What is created, changed and deleted in the cluster is in the World.
 func TestKubernetesFollowsTheCluster(t *testing.T) {
 	s := newAPIServer(t)

@@ -147,6 +147,9 @@ func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 	if err := k.unread(last); err != nil {
 		return last, err
 	}
+	if k.given && k.awaits() {
+		return last, nil
+	}
 	k.given = true
 	var said []manifest
 	for about := range k.feeds {
@@ -218,7 +221,7 @@ func (k *kubernetes) need(secrets []string) {
 		}
 	}
 	for _, name := range secrets {
-		f := &feed{kind: kind{version(kindSecret), kindSecret}, name: name}
+		f := &feed{kind: kind{version(kindSecret), kindSecret}, name: name, created: k.clock()}
 		if k.feeds[f.ref()] == nil {
 			k.feeds[f.ref()] = f
 			news = true
@@ -230,6 +233,17 @@ func (k *kubernetes) need(secrets []string) {
 		default:
 		}
 	}
+}
+
+// awaits reports whether a Secret was just asked for; k.mu is held. The resource that names it
+// counts when it was answered: in between its sessions would have no password, and end.
+func (k *kubernetes) awaits() bool {
+	for _, f := range k.feeds {
+		if !f.asked && f.name != "" && k.clock().Sub(f.created) < k.patience.first {
+			return true
+		}
+	}
+	return false
 }
 
 // says is what the server said of a kind or an object so far; k.mu is held. What it did not say
