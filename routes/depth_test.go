@@ -8,7 +8,9 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -114,7 +116,7 @@ func (s *space) netlinkDrops() (sum int) {
 func TestArpDoesNotWakeTheWatch(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
-	w := watcher{links: map[int]bool{7: true}}
+	w := watcher{links: map[int]bool{7: true}, pods: map[int]bool{}}
 	neigh := func(index int) []byte {
 		m := neighMessage(unix.RTM_NEWNEIGH, 0, unix.AF_INET, index, unix.NUD_REACHABLE, 0)
 		return (&conn{}).stamp(m)
@@ -132,6 +134,42 @@ func TestArpDoesNotWakeTheWatch(t *testing.T) {
 	}
 	if !w.counts(neigh(7)) {
 		t.Error("a neighbour of our link does not count")
+	}
+}
+
+// TestPodsDoNotWakeTheWatch: each pod that came and went had the daemon look at the whole node.
+func TestPodsDoNotWakeTheWatch(t *testing.T) {
+	s, pod := newSpace(t), newSpace(t)
+	s.wire()
+	events := make(chan struct{}, 1)
+	var heard atomic.Int64
+	stop := s.watched(func() {
+		heard.Add(1)
+		signal(events)
+	})
+	defer stop()
+	s.listening(events)
+	onHost, inPod := podStates(pod)
+	before := heard.Load()
+	for range 3 {
+		s.sync(Scope{}, onHost)
+		pod.sync(Scope{}, inPod)
+		eventually(t, "the pod answers", func() bool { _, err := s.try("ping -c1 -W1 fd00:10:1::5"); return err == nil })
+		s.sync(Scope{Links: []string{"ew0123456789a"}}, State{})
+	}
+	if n := heard.Load() - before; n > 0 {
+		t.Errorf("%d looks at three pods", n)
+	}
+	for _, change := range []string{"ip addr add 10.0.0.77/32 dev eth0", "ip route add 10.10.9.0/24 via 10.0.0.1 proto 119", "ip link set eth0 mtu 1400"} {
+		for len(events) > 0 {
+			<-events
+		}
+		s.run(change)
+		select {
+		case <-events:
+		case <-time.After(5 * time.Second):
+			t.Errorf("%s was not heard", change)
+		}
 	}
 }
 

@@ -16,7 +16,9 @@ import (
 // when ctx ends. It calls changed from several goroutines, and waits for it.
 //
 // Of neighbours it reports those of the daemon's own links (edgeway.*), which are permanent: what
-// ARP learns elsewhere comes and goes all the time.
+// ARP learns elsewhere comes and goes all the time. Pods' links, which Host leaves out too, come and
+// go with all that is on them, dozens of events each, and are none of a node's state: they are left
+// to those who make them.
 func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -26,13 +28,13 @@ func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 		return fmt.Errorf("watch links and routes: %w", err)
 	}
 	defer rtnl.Close()
-	w := watcher{links: map[int]bool{}}
+	w := watcher{links: map[int]bool{}, pods: map[int]bool{}}
 	devices, err := newView(k.c).all()
 	if err != nil {
 		return fmt.Errorf("watch: %w", err)
 	}
 	for _, d := range devices {
-		w.links[d.index] = watched(d)
+		w.note(d)
 	}
 	streams := []stream{{rtnl, w.counts}}
 	// A firewall that starts anew flushes every table. A kernel without nftables has nothing to see.
@@ -116,32 +118,64 @@ func ourTable(b []byte) (worth bool) {
 
 type watcher struct {
 	links map[int]bool // index to: it is the daemon's own
+	pods  map[int]bool // index to: it is a pod's
 }
 
 // watched reports that a link's neighbours are the daemon's. Those of a pod's link are not: the
 // kernel questions them twice a minute while they are in use, each time with an event.
 func watched(d device) bool { return ours(d.Name) && d.Kind != "veth" }
 
+// note remembers whose link it is.
+func (w *watcher) note(d device) {
+	w.links[d.index] = watched(d)
+	w.pods[d.index] = ours(d.Name) && d.Kind == "veth"
+}
+
+// ofPod reports whether an event is about something on a pod's link that a pod's wiring brings.
+func (w *watcher) ofPod(h unix.NlMsghdr, body []byte) bool {
+	switch h.Type {
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		a, ok := parseAddr(body)
+		return ok && w.pods[a.index]
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		if len(body) < unix.SizeofRtMsg {
+			return false
+		}
+		if by := body[5]; by != uint8(ProtoPod) && by != unix.RTPROT_KERNEL { // rtm_protocol
+			return false
+		}
+		for typ, v := range attrs(body[unix.SizeofRtMsg:]) {
+			if typ == unix.RTA_OIF {
+				return w.pods[int(attrUint32(v))]
+			}
+		}
+	}
+	return false
+}
+
 // counts reports whether one of the events is worth a look.
 func (w *watcher) counts(b []byte) (worth bool) {
 	eachMessage(b, func(h unix.NlMsghdr, body []byte) {
 		switch h.Type {
 		case unix.RTM_NEWLINK:
-			if d, ok := parseLink(body); ok {
-				w.links[d.index] = watched(d)
+			d, ok := parseLink(body)
+			if ok {
+				w.note(d)
 			}
-			worth = true
+			worth = worth || !ok || !w.pods[d.index]
 		case unix.RTM_DELLINK:
-			if d, ok := parseLink(body); ok && (len(body) == 0 || body[0] == unix.AF_UNSPEC) {
+			d, ok := parseLink(body)
+			worth = worth || !ok || !w.pods[d.index]
+			if ok && body[0] == unix.AF_UNSPEC { // what was on the link went before it
 				delete(w.links, d.index)
+				delete(w.pods, d.index)
 			}
-			worth = true
 		case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 			if len(body) >= sizeofNdMsg && w.links[int(binary.NativeEndian.Uint32(body[4:]))] {
 				worth = true
 			}
 		default:
-			worth = true
+			worth = worth || !w.ofPod(h, body)
 		}
 	})
 	return worth
