@@ -13,10 +13,10 @@
 // restarting neighbour, which BIRD and FRR do by default, FRR for bgp graceful-restart
 // stalepath-time, 360 s.
 //
-// One thing it cannot hold: GoBGP v3 reads each session in a goroutine of its own, where nobody else
-// can recover. A message of a type that RFC 4271 does not know, and some UPDATEs whose attributes lie
-// about their lengths, make it panic there, which ends the process; GoBGP v4.8 takes the same messages.
-// No sound switch sends any of them, and with a password nobody else can.
+// One thing a Speaker cannot hold: GoBGP v3 reads each session in a goroutine of its own, where nobody
+// else can recover. A message of a type that RFC 4271 does not know, and some UPDATEs whose attributes
+// lie about their lengths, make it panic there, which ends the process. So the daemon uses [Apart], in
+// which each session has a process: what a switch sends costs its own session at most.
 //
 //	speaker := bgp.NewSpeaker(bgp.Options{Changed: trigger})
 //	changes, err := speaker.Sync(ctx, bgp.State{Sessions: []bgp.Session{{

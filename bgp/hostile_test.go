@@ -76,7 +76,7 @@ func framed(kind byte, body ...byte) []byte {
 }
 
 // What a switch sends costs its own session at most, that one says why, and is not dialled without
-// pause. Not all of it: see the end of the package's documentation.
+// pause. What ends the process too is for TestMessageOfUnknownTypeCostsOneSession.
 func TestHostileSwitch(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for pauses between dials")

@@ -26,6 +26,9 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == sessionWord {
+		os.Exit(sessionMain())
+	}
 	if os.Getenv(envSpeaker) != "" {
 		os.Exit(speakerProcess())
 	}

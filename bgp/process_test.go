@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// process is a daemon that can be killed: the test binary again, with one Speaker that Syncs
+// process is a daemon that can be killed: the test binary again, with one Apart that Syncs
 // each line of its standard input, a State as JSON, and Stops at SIGTERM.
 type process struct {
 	t     testing.TB
@@ -36,7 +36,7 @@ type report struct {
 }
 
 func speakerProcess() int {
-	s := NewSpeaker(Options{})
+	s := NewApart(Options{}, "/proc/self/exe", sessionWord) // as the daemon does
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
 	lines := make(chan []byte)
@@ -64,7 +64,7 @@ func speakerProcess() int {
 	}
 }
 
-func answer(s *Speaker, line []byte) (r report) {
+func answer(s *Apart, line []byte) (r report) {
 	var desired *State
 	if err := json.Unmarshal(line, &desired); err != nil {
 		return report{Err: err.Error()}

@@ -70,7 +70,7 @@ func (s *Speaker) apply(ctx context.Context, desired State) [][]Change {
 	var work []func() []Change
 	for _, session := range s.all() {
 		if !named[session.key] {
-			work = append(work, func() []Change { return s.end(ctx, session, desired.without(session)) })
+			work = append(work, func() []Change { return s.end(ctx, session, desired.why(session.key, session.peer)) })
 		}
 	}
 	for _, want := range valid {
@@ -104,14 +104,30 @@ func byKey(desired State) (named map[Key]bool, valid []Session) {
 	return named, valid
 }
 
-// without says why there is no such session any more, for the switch's operator.
-func (s State) without(session *session) string {
+// why says why there is no such session any more, for the switch's operator.
+func (s State) why(key Key, peer Peer) string {
 	for _, h := range s.Held {
-		if h.Key == session.key {
+		if h.Key == key {
 			return h.Why
 		}
 	}
-	return name(session.peer) + " asks for no session with this speaker any more"
+	return name(peer) + " asks for no session with this speaker any more"
+}
+
+// remember sets what a session was before it begins.
+func (s *Speaker) remember(key Key, before past) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.sessions[key]; !ok {
+		s.past[key] = before
+	}
+}
+
+// history is what a session was that has ended.
+func (s *Speaker) history(key Key) past {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.past[key]
 }
 
 // end ends a session that is not wanted any more, because of why.

@@ -43,6 +43,26 @@ type Options struct {
 	// Ready is called once, when the socket answers and the first look is done; Alive after
 	// every look (systemd's READY=1 and WATCHDOG=1, sd_notify(3)). Both may be nil.
 	Ready, Alive func()
+	// Session is a command that calls ServeSession; each BGP session runs in a process of its own
+	// then. Without it they run in this process.
+	Session []string
+}
+
+// ServeSession is the process of one BGP session; link is the file descriptor 3 that it was begun
+// with. See bgp.ServeSession.
+func ServeSession(link *os.File) error { return bgp.ServeSession(link) }
+
+// bgpSpeaker is bgp.Speaker or bgp.Apart.
+type bgpSpeaker interface {
+	speaker
+	Stop()
+}
+
+func newSpeaker(o bgp.Options, session []string) bgpSpeaker {
+	if len(session) == 0 {
+		return bgp.NewSpeaker(o)
+	}
+	return bgp.NewApart(o, session...)
 }
 
 // Daemon is one node's daemon. Two of them with different directories and sockets can run in
@@ -53,7 +73,7 @@ type Daemon struct {
 	started time.Time
 	source  cluster.Source
 	kernel  *routes.Kernel
-	speaker *bgp.Speaker
+	speaker bgpSpeaker
 	look    trigger
 	reread  trigger
 	seen    atomic.Pointer[view]
@@ -73,7 +93,7 @@ func Run(ctx context.Context, c Config, o Options) error {
 	defer k.Close()
 	d := &Daemon{config: c, options: o, started: time.Now(), source: c.source(o.Version), kernel: k,
 		look: newTrigger(), reread: newTrigger(), tried: newGate()}
-	d.speaker = bgp.NewSpeaker(bgp.Options{Changed: d.look.fire})
+	d.speaker = newSpeaker(bgp.Options{Changed: d.look.fire}, o.Session)
 	d.metrics = newMetrics(d)
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		o.Log.Warn("state directory", "err", err) // the loop says so too, each time it cannot save

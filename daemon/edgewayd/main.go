@@ -23,11 +23,29 @@ var (
 	commit  = "unknown"
 )
 
+// sessionCommand is the word by which the daemon begins the process of a BGP session: this very
+// program, also when its file was replaced since.
+const sessionCommand = "bgp-session"
+
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == sessionCommand {
+		serveSession()
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := root().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "edgewayd:", err)
+		os.Exit(1)
+	}
+}
+
+// serveSession serves one BGP session until the daemon is gone. What ends the daemon (systemd tells
+// all its processes) is for the daemon to pass on: it leaves the switches as they are.
+func serveSession() {
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	if err := daemon.ServeSession(os.NewFile(3, "link")); err != nil {
+		fmt.Fprintln(os.Stderr, "edgewayd", sessionCommand+":", err)
 		os.Exit(1)
 	}
 }
@@ -75,7 +93,8 @@ routes stay, and the switches keep the node's routes for the graceful restart ti
 				return fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
 			}
 			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l}))
-			return daemon.Run(cmd.Context(), c, daemon.Options{Version: version, Log: log, Ready: notifyReady, Alive: notifyAlive})
+			return daemon.Run(cmd.Context(), c, daemon.Options{Version: version, Log: log, Ready: notifyReady, Alive: notifyAlive,
+				Session: []string{"/proc/self/exe", sessionCommand}})
 		},
 	}
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")

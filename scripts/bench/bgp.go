@@ -134,14 +134,22 @@ func installed(m *lab.Machine, protocol int) (n int, err error) {
 	return n, err
 }
 
-// rss is the resident set of the speaker's daemon, in MiB, once it has settled.
+// rss is the resident set of the speaker's daemon and its sessions' processes, in MiB, once it has settled.
 func (l *lan) rss(ctx context.Context) (float64, error) {
 	if err := l.settled(ctx, time.Second); err != nil {
 		return 0, err
 	}
-	text := field(fmt.Sprintf("/proc/%d/status", l.node.PID()), "VmRSS")
-	kib, err := strconv.Atoi(strings.TrimSuffix(text, " kB"))
-	return float64(kib) / 1024, err
+	// Pss counts what processes share, as the program's text, once among them.
+	var sum int
+	for _, pid := range processes(l.node.PID()) {
+		text := field(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss")
+		kib, err := strconv.Atoi(strings.TrimSuffix(text, " kB"))
+		if err != nil {
+			return 0, err
+		}
+		sum += kib
+	}
+	return float64(sum) / 1024, nil
 }
 
 // settled waits until the speaker has used next to no processor time for a while.

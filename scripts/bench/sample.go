@@ -3,7 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,11 +75,30 @@ func ownCPU() time.Duration {
 // cpuOf is the processor time that another process has used: its CPU clock, see
 // clock_getcpuclockid(3) and include/linux/posix-timers.h, MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED).
 func cpuOf(pid int) (time.Duration, error) {
-	var t unix.Timespec
-	if err := unix.ClockGettime(int32(^pid)<<3|2, &t); err != nil {
-		return 0, fmt.Errorf("processor time of process %d: %w", pid, err)
+	var sum int64
+	for _, pid := range processes(pid) {
+		var t unix.Timespec
+		if err := unix.ClockGettime(int32(^pid)<<3|2, &t); err != nil {
+			return 0, fmt.Errorf("processor time of process %d: %w", pid, err)
+		}
+		sum += t.Nano()
 	}
-	return time.Duration(t.Nano()), nil
+	return time.Duration(sum), nil
+}
+
+// processes are a process and its children: edgewayd has one for each BGP session.
+func processes(pid int) []int {
+	all := []int{pid}
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is right
+	for _, f := range files {
+		text, _ := os.ReadFile(f) // a thread that ended has none
+		for _, word := range strings.Fields(string(text)) {
+			if child, err := strconv.Atoi(word); err == nil {
+				all = append(all, child)
+			}
+		}
+	}
+	return all
 }
 
 // parallel has callers call op until limit is over, and at least once each; op gets the number of

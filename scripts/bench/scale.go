@@ -54,7 +54,7 @@ func (b *bench) manyPaths(ctx context.Context) (err error) {
 		return err
 	}
 	t.row(nodes, own.Seconds(), took.Seconds(), (after - before).Seconds(), full)
-	t.note("The %d new nodes come in one file; times begin when it appears. Resident is the daemon's VmRSS, before and after.", nodes-few)
+	t.note("The %d new nodes come in one file; times begin when it appears. Resident is the Pss of the daemon and its sessions' processes, before and after.", nodes-few)
 	b.out.add(t)
 	return nil
 }

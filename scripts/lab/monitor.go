@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"strings"
 	"time"
@@ -15,7 +16,8 @@ type Monitor struct {
 	m     *Machine
 	proc  *process
 	proto string
-	from  int // events before are of the monitor's own start
+	from  int               // events before are of the monitor's own start
+	begin map[string]string // the routes at the start, by destination, as `ip` prints them
 }
 
 // The probe is a route in a table that nobody looks at: its coming and going shows that the monitor
@@ -45,7 +47,54 @@ func (m *Machine) Monitor(ctx context.Context, proto string) (*Monitor, error) {
 		return nil, err
 	}
 	mon.from = len(mon.all())
+	// Read while it listens: what changes in between is seen twice, and is no change.
+	if mon.begin, err = m.printed(ctx, proto); err != nil {
+		p.end(unix.SIGKILL, stopTimeout)
+		return nil, err
+	}
 	return mon, nil
+}
+
+// printed are the machine's routes of an origin by destination, as `ip` prints them.
+func (m *Machine) printed(ctx context.Context, proto string) (map[string]string, error) {
+	routes := map[string]string{}
+	for _, family := range []string{"-4", "-6"} {
+		out, err := m.Run(ctx, "ip", family, "route", "show")
+		if err != nil {
+			return nil, err
+		}
+		for line := range strings.Lines(out) {
+			if line = strings.TrimSpace(line); strings.Contains(line+" ", " proto "+proto+" ") {
+				routes[destination(line)] = line
+			}
+		}
+	}
+	return routes, nil
+}
+
+func destination(line string) string {
+	dst, _, _ := strings.Cut(line, " ")
+	return dst
+}
+
+// changes leaves out what was written again as it was: a switch whose best path is another
+// speaker's now, with the same next hop, does that.
+func changes(events []string, routes map[string]string) []string {
+	routes = maps.Clone(routes)
+	var out []string
+	for _, e := range events {
+		gone, deleted := strings.CutPrefix(e, "Deleted ")
+		switch {
+		case deleted:
+			delete(routes, destination(gone))
+		case routes[destination(e)] == e:
+			continue
+		default:
+			routes[destination(e)] = e
+		}
+		out = append(out, e)
+	}
+	return out
 }
 
 // sync returns when everything that happened so far is in the log.
@@ -65,12 +114,12 @@ func (mon *Monitor) sync(ctx context.Context) error {
 	})
 }
 
-// Events are the changes seen so far, as `ip monitor` prints them.
+// Events are the changes of routes seen so far, as `ip monitor` prints them.
 func (mon *Monitor) Events(ctx context.Context) ([]string, error) {
 	if err := mon.sync(ctx); err != nil {
 		return nil, err
 	}
-	return mon.all()[mon.from:], nil
+	return changes(mon.all()[mon.from:], mon.begin), nil
 }
 
 // Stop ends the monitor and returns the changes that it saw.
