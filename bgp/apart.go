@@ -100,16 +100,16 @@ func (a *Apart) sync(ctx context.Context, want Session) ([]Change, error) {
 		s = &apart{key: key, died: connectingTo(want.Peer)}
 		a.apart[key] = s
 	}
-	proc, first := s.proc, pastOnWire{}
+	proc, before := s.proc, a.past[key].onWire()
 	switch {
 	case proc != nil && s.whole && s.want.equal(want):
 		a.mu.Unlock()
 		return nil, nil
 	case proc == nil && time.Now().Before(s.retryAt):
+		s.died.Peer = want.Peer.normal()
 		a.mu.Unlock()
 		return nil, nil // the pause ends with a call of changed
 	}
-	first = a.past[key].onWire()
 	a.mu.Unlock()
 	if proc == nil {
 		var err error
@@ -117,7 +117,7 @@ func (a *Apart) sync(ctx context.Context, want Session) ([]Change, error) {
 			return nil, fmt.Errorf("add %s: %w", want.Peer.object(), err)
 		}
 	}
-	r, err := proc.ask(ctx, order{Session: &want, Past: first})
+	r, err := proc.ask(ctx, order{Session: &want, Past: before})
 	if err != nil {
 		return nil, fmt.Errorf("replace %s: %w", want.Peer.object(), err)
 	}

@@ -62,6 +62,13 @@ func (p Peer) normal() Peer {
 	return p
 }
 
+// Same reports whether p and q are one session on the same terms. Names do not matter.
+func (p Peer) Same(q Peer) bool {
+	p, q = p.normal(), q.normal()
+	p.Name = q.Name
+	return p == q
+}
+
 // endpoint is the switch's address, with its port where that is not the usual one.
 func (p Peer) endpoint() string {
 	if p.Port == 0 || p.Port == DefaultPort {

@@ -400,9 +400,7 @@ func (p *plan) join(r cluster.Peering, s bgp.Session) {
 		if have.Peer.Address != s.Peer.Address || have.Peer.Port != s.Peer.Port {
 			continue
 		}
-		same := have.Peer
-		same.Name = s.Peer.Name
-		if same != s.Peer {
+		if !have.Peer.Same(s.Peer) {
 			// A switch tells neighbours apart by address: it cannot have two sessions with us.
 			p.problem(r.Ref(), "conflict", "the ASNs, password and options that "+have.Peer.Name+" has for "+s.Peer.Address.String(), "others",
 				"make the two resources agree; "+have.Peer.Name+" is used")

@@ -59,11 +59,7 @@ func (p *plan) report(r cluster.Peering, peer cluster.Peer, sessions []bgp.Statu
 		out.Reason, out.Message = why.Reason, "want "+why.Want+", got "+why.Got+"; "+why.Next
 		return out
 	}
-	i := slices.IndexFunc(sessions, func(s bgp.Status) bool {
-		have := s.Peer
-		have.Name = want.Name
-		return have == want
-	})
+	i := slices.IndexFunc(sessions, func(s bgp.Status) bool { return s.Peer.Same(want) })
 	if i < 0 {
 		out.Reason, out.Message = "conflict", "another resource has a session of this node with "+peer.Address.String()+" on other terms; make the two agree"
 		return out

@@ -12,23 +12,19 @@ import (
 // DefaultManifests is the directory of manifests outside of a pod.
 const DefaultManifests = "/etc/edgeway/cluster.d"
 
-// SourceConfig says where the World comes from: a directory of manifests or an API server.
+// SourceConfig says where the World comes from: a directory of manifests or an API server. With
+// neither set, once it is chosen, this process is in a pod, whose service account counts.
 type SourceConfig struct {
 	Manifests  string `yaml:"manifests"`  // a directory
 	Kubeconfig string `yaml:"kubeconfig"` // a file; it need not be there yet
-	// inCluster: neither is set and this process runs in a pod, whose service account counts.
-	inCluster bool
 }
 
 // choose completes what the configuration leaves open.
 func (s *SourceConfig) choose() error {
-	switch {
-	case s.Manifests != "" && s.Kubeconfig != "":
+	if s.Manifests != "" && s.Kubeconfig != "" {
 		return errors.New("cluster: both manifests and kubeconfig are set; keep the one that counts")
-	case s.Manifests != "" || s.Kubeconfig != "":
-	case inPod():
-		s.inCluster = true
-	default:
+	}
+	if s.Manifests == "" && s.Kubeconfig == "" && !inPod() {
 		s.Manifests = DefaultManifests
 	}
 	return nil

@@ -20,7 +20,7 @@ func TestChoiceOfSource(t *testing.T) {
 		want             SourceConfig
 	}{
 		{"nothing said", "", "", SourceConfig{Manifests: DefaultManifests}},
-		{"nothing said, in a pod", "", "10.96.0.1", SourceConfig{inCluster: true}},
+		{"nothing said, in a pod", "", "10.96.0.1", SourceConfig{}},
 		{"manifests in a pod", "cluster: {manifests: m}", "10.96.0.1", SourceConfig{Manifests: "DIR/m"}},
 		{"kubeconfig", "cluster: {kubeconfig: kubelet.conf}", "", SourceConfig{Kubeconfig: "DIR/kubelet.conf"}},
 		{"kubeconfig in a pod", "cluster: {kubeconfig: /k}", "10.96.0.1", SourceConfig{Kubeconfig: "/k"}},
@@ -96,12 +96,17 @@ func TestReports(t *testing.T) {
 			{Kind: "BGPClusterConfig", Name: "c", LocalASN: 65010, Selector: all, Speakers: []cluster.Speaker{{Node: "n1", Peers: []cluster.Peer{locked}}}},
 		},
 	}}
+	inside := peer("10.0.0.3")
+	inside.ASN, inside.MultihopTTL = 65010, 3 // an internal session has no hop limit
+	w.Cluster.Peerings = append(w.Cluster.Peerings, cluster.Peering{Kind: "BGPPeer", Name: "inside", LocalASN: 65010, Selector: all,
+		Speakers: []cluster.Speaker{{Node: "n1", Peers: []cluster.Peer{inside}}}})
 	_, state, _ := desired(w)
-	if len(state.Sessions) != 1 {
+	if len(state.Sessions) != 2 {
 		t.Fatalf("%d sessions", len(state.Sessions))
 	}
 	sessions := []bgp.Status{{Peer: state.Sessions[0].Peer, State: "Established", Since: since, Advertised: state.Sessions[0].Paths,
-		Restart: true, RestartTime: 10 * time.Minute}}
+		Restart: true, RestartTime: 10 * time.Minute}, {Peer: state.Sessions[1].Peer, State: "Established", Since: since}}
+	sessions[1].Peer.MultihopTTL = 0 // as package bgp has it
 	got := reports(w, sessions)
 	up := cluster.SessionReport{Peer: addr("10.0.0.1"), Port: 179, PeerASN: 65001, State: "Established", Since: since, Advertised: 2, RestartTime: 10 * time.Minute}
 	want := []cluster.SessionReport{up, up,
@@ -109,6 +114,7 @@ func TestReports(t *testing.T) {
 			Message: "another resource has a session of this node with 10.0.0.1 on other terms; make the two agree"},
 		{Resource: "BGPClusterConfig/c", Peer: addr("10.0.0.2"), Port: 179, PeerName: "leaf-2", PeerASN: 65001, State: "Idle", Reason: "noPassword",
 			Message: "want Secret kube-system/bgp with key password, got no such Secret; set it; the session with 10.0.0.2 is held down until then"},
+		{Resource: "BGPPeer/inside", Peer: addr("10.0.0.3"), Port: 179, PeerASN: 65010, State: "Established", Since: since},
 	}
 	want[0].Resource, want[1].Resource, want[1].Advertised = "BGPPeer/every", "BGPPeer/one", 1
 	// What is not tried is so since it was first seen to be.
