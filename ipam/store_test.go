@@ -192,3 +192,28 @@ func TestDeadLeaseOfThePod(t *testing.T) {
 		t.Fatal("dead lease is still there")
 	}
 }
+
+// A pool ran out, which lists the dead leases; then the node booted, and leases were taken over
+// from elsewhere before any pod started.
+func TestImportAfterReboot(t *testing.T) {
+	path := filepath.Join(ramDir(t), "ipam.db")
+	s := open(t, path, "boot-1")
+	p := testPool(t, "10.1.0.0/30")
+	for i := range 3 {
+		_, err := s.Allocate(t.Context(), Request{Attachment: Attachment{fmt.Sprint("c", i), "eth0"}, Network: "n", Pool: &p})
+		if full := errors.Is(err, ErrExhausted); full != (i == 2) {
+			t.Fatal(i, err)
+		}
+	}
+	s.Close()
+	s = open(t, path, "boot-2")
+	for i := range 2 {
+		l := Lease{Attachment: Attachment{fmt.Sprint("x", i), "eth0"}, Addrs: []netip.Addr{addr(fmt.Sprint("10.2.0.", i+1))}}
+		if err := s.Import(t.Context(), []Lease{l}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Check(); err != nil {
+		t.Error(err)
+	}
+}

@@ -192,7 +192,7 @@ func (t *txn) readState() error {
 	if _, ok, err := t.meta.get([]byte(keyBoot + t.bootID)); err != nil || !ok {
 		return err
 	}
-	t.boot, err = t.bootOrdinal(t.bootID)
+	_, err = t.thisBoot()
 	return err
 }
 
@@ -242,14 +242,16 @@ func (t *txn) finish() error {
 	return t.meta.put([]byte(keyState), t.state.encode())
 }
 
-// thisBoot is the ordinal of the store's boot ID.
+// thisBoot is the ordinal of the store's boot ID. From the first transaction on that knows it, what
+// the last boot leased is dead.
 func (t *txn) thisBoot() (ordinal uint32, err error) {
-	if t.boot == 0 {
-		if t.boot, err = t.bootOrdinal(t.bootID); err != nil {
-			return 0, err
-		}
+	if t.boot != 0 {
+		return t.boot, nil
 	}
-	if t.state.last != t.boot { // what the last boot leased is dead now
+	if t.boot, err = t.bootOrdinal(t.bootID); err != nil {
+		return 0, err
+	}
+	if t.state.last != t.boot {
 		t.state.last, t.state.swept = t.boot, 0
 	}
 	return t.boot, nil
