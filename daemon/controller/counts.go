@@ -42,8 +42,8 @@ func (c *counts) granted() {
 	c.given++
 }
 
-// set notes what a look found.
-func (c *counts) set(pools []Pool, nodes []Node, plan Plan) {
+// set notes what a look left: nodes with what was granted, and what is wrong.
+func (c *counts) set(pools []Pool, nodes []Node, problems []Problem) {
 	var ranges []rangeCount
 	for _, p := range pools {
 		for _, in := range p.CIDRs {
@@ -57,7 +57,7 @@ func (c *counts) set(pools []Pool, nodes []Node, plan Plan) {
 		}
 	}
 	reasons := map[string]int{}
-	for _, p := range plan.Problems {
+	for _, p := range problems {
 		reasons[p.Reason]++
 	}
 	waiting := 0
@@ -68,7 +68,7 @@ func (c *counts) set(pools []Pool, nodes []Node, plan Plan) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ranges, c.reasons, c.waiting = ranges, reasons, waiting-len(plan.Grants)
+	c.ranges, c.reasons, c.waiting = ranges, reasons, waiting
 }
 
 // write writes them all.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -284,16 +283,39 @@ func TestMetrics(t *testing.T) {
 	f := newFake(t)
 	f.create("a")
 	f.create("b", "10.10.9.0/24", "fd00:10:0:9::/64")
+	wantMetrics(t, f,
+		"edgeway_controller_leading 1", "edgeway_controller_given_total 1", "edgeway_controller_waiting_nodes 0",
+		`edgeway_controller_blocks{range="10.10.0.0/16"} 256`, `edgeway_controller_held{range="10.10.0.0/16"} 2`,
+		`edgeway_controller_blocks{range="fd00:10::/48"} 65536`)
+}
+
+// A Node that the API server lets nobody patch waits, and is a problem.
+func TestMetricsDenied(t *testing.T) {
+	f := newFake(t)
+	f.create("a")
+	f.create("b")
+	f.set(func(r *http.Request) fault {
+		if r.Method == http.MethodPatch && strings.HasSuffix(r.URL.Path, "/a") {
+			return fault{status: 403}
+		}
+		return fault{}
+	})
+	wantMetrics(t, f,
+		"edgeway_controller_given_total 1", "edgeway_controller_waiting_nodes 1",
+		`edgeway_controller_held{range="10.10.0.0/16"} 1`, `edgeway_controller_problems{reason="grantDenied"} 1`)
+}
+
+// wantMetrics looks at f until nothing changes any more, and wants these lines.
+func wantMetrics(t *testing.T, f *fake, lines ...string) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	count := &counts{}
 	c, err := newClient(f.config())
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := newWorker(Options{Pools: []Pool{pool(t, "10.10.0.0/16", "fd00:10::/48")}, Log: slog.New(slog.DiscardHandler), times: hurry()}, c)
-	w.count = count
-	count.leads(ctx)
+	w.count.leads(ctx)
 	for range 2 { // the first look leaves new Nodes alone
 		if _, err := w.look(ctx); err != nil {
 			t.Fatal(err)
@@ -304,14 +326,10 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	var b strings.Builder
-	if err := count.write(io.Writer(&b)); err != nil {
+	if err := w.count.write(&b); err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range []string{
-		"edgeway_controller_leading 1", "edgeway_controller_given_total 1", "edgeway_controller_waiting_nodes 0",
-		`edgeway_controller_blocks{range="10.10.0.0/16"} 256`, `edgeway_controller_held{range="10.10.0.0/16"} 2`,
-		`edgeway_controller_blocks{range="fd00:10::/48"} 65536`,
-	} {
+	for _, line := range lines {
 		if !strings.Contains(b.String(), line+"\n") {
 			t.Errorf("no line %s in\n%s", line, b.String())
 		}

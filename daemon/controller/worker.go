@@ -149,9 +149,9 @@ func (w *worker) look(ctx context.Context) (result, error) {
 		}
 	}
 	w.before = nodes
-	w.count.set(w.pools, nodes, plan)
 	denied, err := w.grant(ctx, plan.Grants)
 	problems := slices.Concat(plan.Problems, denied)
+	w.count.set(w.pools, w.before, problems)
 	w.say(ctx, problems, nodes)
 	if plan.Later || due > 0 {
 		r.again = max(due, w.pace.spaceLeast)
