@@ -38,6 +38,9 @@ func readItem(k kind, text []byte) (item, error) {
 	default:
 		all := map[string]json.RawMessage{}
 		err = errors.Join(json.Unmarshal(text, &all), json.Unmarshal(text, &head))
+		if all == nil { // the text is null
+			return item{}, errNoObject
+		}
 		delete(all, "status") // ours, written by other nodes
 		all["apiVersion"], all["kind"] = mustJSON(k.apiVersion), mustJSON(k.kind)
 		all["metadata"] = mustJSON(map[string]string{"name": head.Metadata.Name})

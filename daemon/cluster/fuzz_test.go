@@ -66,6 +66,8 @@ func readAndMerge(t *testing.T, file string, text []byte) {
 func FuzzAnswer(f *testing.F) {
 	f.Add([]byte(`{"kind":"NodeList","metadata":{"resourceVersion":"7","continue":""},"items":[{"metadata":{"name":"n"},"spec":{"podCIDR":"10.0.0.0/24"}}]}`))
 	f.Add([]byte(`{"type":"MODIFIED","object":{"metadata":{"name":"n","resourceVersion":"8"}}}{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"9"}}}`))
+	f.Add([]byte(`{"kind":"BGPPeerList","metadata":{"resourceVersion":"7"},"items":[null]}`))
+	f.Add([]byte(`{"type":"ADDED","object":null}`))
 	f.Add([]byte(`{"type":"ERROR","object":{"kind":"Status","code":410,"details":{"retryAfterSeconds":1}}}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		for _, name := range []string{kindNode, kindPeer, kindCluster, kindSecret} {

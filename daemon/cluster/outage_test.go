@@ -239,6 +239,33 @@ func TestListCutInItsMiddle(t *testing.T) {
 	}
 }
 
+// An object that is null is none: what was known stays, and the daemon lives.
+func TestNullObject(t *testing.T) {
+	for name, text := range map[string]string{
+		"list":  `{"kind":"BGPPeerList","metadata":{"resourceVersion":"9"},"items":[null]}`,
+		"event": `{"type":"MODIFIED","object":null}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, c := known(t)
+			s.fails(of("bgppeers", func(w http.ResponseWriter, r *http.Request) bool {
+				if (r.URL.Query().Get("watch") == "") != (name == "list") {
+					return false
+				}
+				fmt.Fprint(w, text)
+				return true
+			}))
+			s.mu.Lock()
+			s.version++
+			s.compact = s.version // all is listed anew
+			s.mu.Unlock()
+			s.cut()
+			c.untilProblem(t, all, apiServerUnreachable)
+			s.fails(nil)
+			c.untilIs(t, all)
+		})
+	}
+}
+
 // A version that the server does not remember any more is listed anew, once, as a change of what
 // counts and not as a problem.
 func TestVersionTooOld(t *testing.T) {
