@@ -147,8 +147,12 @@ func (e *election) write(ctx context.Context, was leaseObject) bool {
 	return true
 }
 
-// release gives the Lease up, so that another replica need not wait for its end.
+// release gives the Lease up, so that another replica need not wait for its end. One that somebody
+// else has by now is left alone.
 func (e *election) release() {
+	if e.seen.Spec.HolderIdentity != e.identity {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), e.times.renew/2)
 	defer cancel()
 	next := e.seen

@@ -82,6 +82,35 @@ func TestElection(t *testing.T) {
 	}
 }
 
+// A replica that is told to stop just after another one took the Lease does not give that up.
+func TestReleaseOfAnother(t *testing.T) {
+	f := newFake(t)
+	c, err := newClient(f.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stand := func(name string) *election {
+		return &election{client: c, identity: name, times: hurry(), log: slog.New(slog.DiscardHandler)}
+	}
+	a, b := stand("a"), stand("b")
+	if !b.hold(t.Context()) || a.hold(t.Context()) {
+		t.Fatal("want b to have the Lease, and a not")
+	}
+	holder := func() any {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.objects[leasePath]["spec"].(map[string]any)["holderIdentity"]
+	}
+	a.release()
+	if got := holder(); got != "b" {
+		t.Errorf("after a released: %q has the Lease, want b", got)
+	}
+	b.release()
+	if got := holder(); got != "" {
+		t.Errorf("after b released: %q has the Lease, want nobody", got)
+	}
+}
+
 // named names its requests' sender.
 type named struct{ name string }
 
