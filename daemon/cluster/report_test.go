@@ -300,8 +300,6 @@ func TestReporterWaitsForNewSession(t *testing.T) {
 
 // However the API server fails: callers never wait, and when it is back it has the present.
 func TestReporterFaults(t *testing.T) {
-	hang := make(chan struct{})
-	t.Cleanup(func() { close(hang) })
 	faults := map[string]func(*http.Request) func(http.ResponseWriter){
 		"500": answer(http.StatusInternalServerError, "InternalError"),
 		"503": answer(http.StatusServiceUnavailable, "ServiceUnavailable"),
@@ -421,6 +419,36 @@ func TestReporterRefused(t *testing.T) {
 	f.fail(nil)
 	eventually(t, "told", []string{"Established x1"}, f.told)
 	eventually(t, "no problem", nil, func() []string { return texts(r.Problems()) })
+}
+
+// What the API server refused is no problem any more when this node has nothing to say there.
+func TestReporterRefusedThenNoSpeaker(t *testing.T) {
+	f := newFakeAPI(t)
+	f.add("BGPPeer/a", "uid-a", "n1")
+	r := reporting(t, f, "n1", quickReports)
+	kinds := func() (reasons []string) {
+		for _, p := range r.Problems() {
+			reasons = append(reasons, p.Reason)
+		}
+		return reasons
+	}
+	f.fail(answer(http.StatusForbidden, "Forbidden"))
+	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	eventually(t, "a status refused", []string{statusRefused}, kinds)
+	r.Sync(nil)
+	eventually(t, "nothing to say", nil, kinds)
+
+	f.fail(func(q *http.Request) func(http.ResponseWriter) {
+		if !strings.Contains(q.URL.Path, "/events/") {
+			return nil
+		}
+		return answer(http.StatusForbidden, "Forbidden")(q)
+	})
+	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	r.Event(up("BGPPeer/a", 1).Event("n1"))
+	eventually(t, "an event refused", []string{eventsRefused}, kinds)
+	r.Sync(nil)
+	eventually(t, "nothing to say", nil, kinds)
 }
 
 func texts(problems []Problem) []string {

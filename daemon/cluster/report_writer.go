@@ -21,6 +21,8 @@ const (
 
 	statusRefused = "statusRefused" // the API server does not take our status
 	eventsRefused = "eventsRefused" // nor our events
+
+	eventsOf = "events of " // before a resource: what Reporter.problems has of its events
 )
 
 // reportWriter sends what a Reporter was told. Its state is that of one goroutine.
@@ -115,6 +117,8 @@ func (w *reportWriter) next() job {
 		want := w.wanted[ref]
 		if len(want) == 0 && len(have.entries) == 0 {
 			delete(w.known, ref)
+			delete(w.problems, ref)
+			delete(w.problems, eventsOf+ref)
 			continue
 		}
 		at, entries := have.due(want, w.pace)
@@ -250,7 +254,7 @@ func (w *reportWriter) writeEvent(ctx context.Context, key eventKey, p pendingEv
 		w.events[record] = &sentEvent{sent.eventRecord, now} // others go first
 		return err
 	}
-	w.solve("events of "+p.Resource, err)
+	w.solve(eventsOf+p.Resource, err)
 	w.events[record] = &sentEvent{next, now.Add(w.pace.coalesce)}
 	if err != nil {
 		w.events[record] = &sentEvent{sent.eventRecord, now.Add(jitter(w.pace.refused))}
@@ -301,7 +305,7 @@ func (w *reportWriter) solve(what string, err error) {
 		delete(w.problems, what)
 		return
 	}
-	object, event := strings.CutPrefix(what, "events of ")
+	object, event := strings.CutPrefix(what, eventsOf)
 	p := Problem{
 		Object: object, Reason: statusRefused, Want: "its status.speakers written by this node", Got: err.Error(),
 		Next: "apply deploy/kubernetes/crds of this version; BGP itself does not depend on it",
