@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -129,12 +130,9 @@ func (r *Reporter) Event(e Event) {
 func (r *Reporter) Problems() []Problem {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	problems := make([]Problem, 0, len(r.problems))
-	for _, p := range r.problems {
-		problems = append(problems, p)
-	}
+	problems := slices.Collect(maps.Values(r.problems))
 	sortProblems(problems)
-	return slices.Clip(problems)
+	return problems
 }
 
 func (r *Reporter) look() {
