@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -258,6 +259,31 @@ func TestReporterCoalesces(t *testing.T) {
 	if most := 2 + int(time.Since(began)/quickReports.coalesce); f.count() > most {
 		t.Errorf("%d writes of 2000 changes, want at most %d", f.count(), most)
 	}
+}
+
+// A kubeconfig that is broken does not end the connection that was made of the one before.
+func TestReporterKubeconfigBroken(t *testing.T) {
+	f := newFakeAPI(t)
+	f.add("BGPPeer/a", "uid-a", "n1")
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	mustWrite(t, path, kubeconfigOf(f.URL, ""))
+	r := NewReporter(KubernetesOptions{Kubeconfig: path, Node: "n1", UserAgent: "edgewayd/test"})
+	r.pace = quickReports
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	defer func() { stop(); <-done }()
+	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	eventually(t, "the first", "n1 10.0.0.1 Established  1\n", func() string { return f.says("BGPPeer/a") })
+	mustWrite(t, path, "nonsense")
+	r.Sync([]SessionReport{up("BGPPeer/a", 2)})
+	eventually(t, "the second", "n1 10.0.0.1 Established  2\n", func() string { return f.says("BGPPeer/a") })
+
+	other := newFakeAPI(t)
+	other.add("BGPPeer/a", "uid-a", "n1")
+	mustWrite(t, path, kubeconfigOf(other.URL, ""))
+	r.Sync([]SessionReport{up("BGPPeer/a", 3)})
+	eventually(t, "the third", "n1 10.0.0.1 Established  3\n", func() string { return other.says("BGPPeer/a") })
 }
 
 // The number of prefixes alone can wait; it goes along with what cannot.

@@ -282,15 +282,18 @@ func (w *reportWriter) forgetEvents(now time.Time) {
 }
 
 // connected sees to a connection with the credentials as they are now: a kubelet's are renewed.
+// While they cannot be read, the connection that was made before serves on, as the source's does.
 func (w *reportWriter) connected() error {
 	if w.server != nil && !w.server.stale() {
 		return nil
 	}
 	server, err := w.dial()
-	if err != nil {
+	switch {
+	case err != nil && w.server == nil:
 		return err
-	}
-	if w.server != nil {
+	case err != nil:
+		return nil
+	case w.server != nil:
 		w.server.close()
 	}
 	w.server = server
