@@ -63,6 +63,18 @@ func TestControllerPools(t *testing.T) {
 	}
 }
 
+// What is shipped for the controller's pod is a configuration that it starts with.
+func TestShippedControllerPools(t *testing.T) {
+	c, err := (&flags{config: "../../deploy/kubernetes/controller/edgewayd.yaml"}).read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pools, err := controllerFlags{}.pools(c.Controller)
+	if err != nil || len(pools) != 1 {
+		t.Errorf("got %v, %v; want a pool", pools, err)
+	}
+}
+
 // The command as an operator types it, with the account that is shipped.
 func TestAPIServerController(t *testing.T) {
 	server := kube.Start(t, kube.Options{})
