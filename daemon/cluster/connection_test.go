@@ -194,13 +194,20 @@ func TestServerHangs(t *testing.T) {
 			<-r.Context().Done()
 			return true
 		},
+		"in the middle of an error": func(w http.ResponseWriter, r *http.Request) bool {
+			w.WriteHeader(http.StatusInternalServerError)
+			fmt.Fprint(w, `{"kind":"Status",`)
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+			return true
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newAPIServer(t)
 			s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
 			s.fails(fault)
 			p := hasty
-			p.answer, p.silence = 100*time.Millisecond, 100*time.Millisecond
+			p.dial, p.answer, p.silence = 100*time.Millisecond, 100*time.Millisecond, 100*time.Millisecond
 			c := newClient(t, s.kubeconfig(t), p)
 			c.until(t, "nothing", func(_ World, err error) bool { return err != nil && strings.Contains(err.Error(), "list ") })
 			s.fails(nil)

@@ -188,15 +188,17 @@ func (it item) told(k kind, was map[string]told) told {
 func (k *kubernetes) page(ctx context.Context, c *connection, of kind, q url.Values, each func(item)) (listMeta, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	// From before there is an answer on: one that is an error can stop in its middle too.
+	alarm := time.AfterFunc(2*k.patience.dial+k.patience.answer+k.patience.silence, func() {
+		cancel(fmt.Errorf("the answer stopped in its middle for %v", k.patience.silence))
+	})
+	defer alarm.Stop()
 	body, err := c.get(ctx, of.path(), q)
 	if err != nil {
 		return listMeta{}, err
 	}
 	defer body.Close()
-	alarm := time.AfterFunc(k.patience.silence, func() {
-		cancel(fmt.Errorf("the answer stopped in its middle for %v", k.patience.silence))
-	})
-	defer alarm.Stop()
+	alarm.Reset(k.patience.silence)
 	meta, err := readList(&noticed{body, func() { alarm.Reset(k.patience.silence) }}, of, each)
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
