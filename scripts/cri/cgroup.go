@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -17,26 +18,30 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// cgroup is the parent of a node's pods, "/ew-4f2a-n1-owner1234". It tells their processes from all
+// Cgroups is where the machine has its hierarchies: several of version 1, or the one of version 2.
+const Cgroups = "/sys/fs/cgroup"
+
+// Cgroup is the parent of a node's pods, "/ew-4f2a-n1-owner1234". It tells their processes from all
 // others: these live in namespaces of their own, whose parents may have ended. It also names the
 // process whose laboratory the node belongs to, which may have ended without a word.
-type cgroup string
+type Cgroup string
 
-func newCgroup(prefix, node string, owner int) cgroup {
-	return cgroup(fmt.Sprintf("/%s-%s-owner%d", prefix, node, owner))
+// NewCgroup names the group of a node in the laboratory of this prefix. It does not make it.
+func NewCgroup(prefix, node string, owner int) Cgroup {
+	return Cgroup(fmt.Sprintf("/%s-%s-owner%d", prefix, strings.ReplaceAll(node, "-", ""), owner))
 }
 
-// owned is what newCgroup returns.
+// owned is what NewCgroup returns.
 var owned = regexp.MustCompile(`^/ew-[0-9a-f]{4}-\w+-owner([1-9][0-9]*)$`)
 
-// sweep kills the pods whose owner has ended, removes their cgroups and returns the names of these.
+// Sweep kills the pods whose owner has ended, removes their cgroups and returns the names of these.
 // Where another process has the owner's PID now, they stay for as long as that one lives.
-func sweep(ctx context.Context) (gone []string, err error) {
+func Sweep(ctx context.Context) (gone []string, err error) {
 	var errs []error
-	for _, pattern := range []string{"/sys/fs/cgroup/ew-*", "/sys/fs/cgroup/*/ew-*"} {
+	for _, pattern := range []string{Cgroups + "/ew-*", Cgroups + "/*/ew-*"} {
 		dirs, _ := filepath.Glob(pattern) // the pattern is valid
 		for _, dir := range dirs {
-			g := cgroup("/" + filepath.Base(dir))
+			g := Cgroup("/" + filepath.Base(dir))
 			match := owned.FindStringSubmatch(string(g))
 			if match == nil || slices.Contains(gone, string(g)) {
 				continue
@@ -44,18 +49,47 @@ func sweep(ctx context.Context) (gone []string, err error) {
 			if pid, err := strconv.Atoi(match[1]); err != nil || !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
 				continue
 			}
-			errs = append(errs, g.kill(ctx), g.remove(ctx))
+			errs = append(errs, g.Remove(ctx))
 			gone = append(gone, string(g))
 		}
 	}
 	return gone, errors.Join(errs...)
 }
 
+// Make makes the group in each hierarchy, for a kubelet, which wants to find it; containerd makes it
+// by itself. In version 1 a new group of cpuset has no processors and no memory, and so could hold no
+// process: it gets its parent's.
+func (g Cgroup) Make() error {
+	hierarchies := []string{Cgroups}
+	if _, err := os.Stat(filepath.Join(Cgroups, "cgroup.controllers")); err != nil {
+		if hierarchies, err = filepath.Glob(Cgroups + "/*/cgroup.procs"); err != nil {
+			return err
+		}
+	}
+	for _, h := range hierarchies {
+		h = strings.TrimSuffix(h, "/cgroup.procs")
+		dir := filepath.Join(h, string(g))
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("cgroup: %w", err)
+		}
+		for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+			text, err := os.ReadFile(filepath.Join(h, name))
+			if err != nil {
+				continue // not this hierarchy
+			}
+			if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
+				return fmt.Errorf("cgroup: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
 // dirs are the group's directories, innermost first: one tree in each hierarchy of version 1, or a
 // single one of version 2.
-func (g cgroup) dirs() []string {
+func (g Cgroup) dirs() []string {
 	var all []string
-	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+	for _, root := range []string{Cgroups, Cgroups + "/*"} {
 		tops, _ := filepath.Glob(root + string(g)) // the pattern is valid
 		for _, top := range tops {
 			_ = filepath.WalkDir(top, func(path string, e fs.DirEntry, err error) error {
@@ -70,15 +104,15 @@ func (g cgroup) dirs() []string {
 	return all
 }
 
-// pids of the processes in the group.
-func (g cgroup) pids() []int {
+// PIDs of the processes in the group.
+func (g Cgroup) PIDs() []int {
 	var all []int
 	for _, dir := range g.dirs() {
 		text, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		if err != nil {
 			continue // removed meanwhile
 		}
-		for _, word := range strings.Fields(string(text)) {
+		for word := range strings.FieldsSeq(string(text)) {
 			if pid, err := strconv.Atoi(word); err == nil && pid > 0 && !slices.Contains(all, pid) {
 				all = append(all, pid)
 			}
@@ -87,25 +121,13 @@ func (g cgroup) pids() []int {
 	return all
 }
 
-// kill kills every process of the group and waits for their end.
-func (g cgroup) kill(ctx context.Context) error {
+// Remove kills every process of the group, waits for their end, and removes the group. One that is
+// not there is success.
+func (g Cgroup) Remove(ctx context.Context) error {
 	return lab.Wait(ctx, stopTimeout, func() error {
-		pids := g.pids()
-		for _, pid := range pids {
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("kill %d: %w", pid, err)
-			}
+		if err := kill(g.PIDs()); err != nil {
+			return fmt.Errorf("%s: %w", g, err)
 		}
-		if len(pids) > 0 {
-			return fmt.Errorf("processes %v of %s have not ended", pids, g)
-		}
-		return nil
-	})
-}
-
-// remove removes the empty group.
-func (g cgroup) remove(ctx context.Context) error {
-	return lab.Wait(ctx, stopTimeout, func() error {
 		var errs []error
 		for _, dir := range g.dirs() {
 			if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -114,4 +136,39 @@ func (g cgroup) remove(ctx context.Context) error {
 		}
 		return errors.Join(errs...)
 	})
+}
+
+// KillShims kills what runs in a node's network namespace, but for this process and its holder, which
+// keeps its mounts, and waits for the end: these are containerd's shims, and what they started outside
+// of a pod.
+func KillShims(ctx context.Context, node *lab.Machine, holder int) error {
+	return lab.Wait(ctx, stopTimeout, func() error {
+		out, err := exec.CommandContext(ctx, "ip", "netns", "pids", node.Netns).Output()
+		if err != nil {
+			return fmt.Errorf("%s: list processes: %w", node.Name, err)
+		}
+		var pids []int
+		for word := range strings.FieldsSeq(string(out)) {
+			if pid, err := strconv.Atoi(word); err == nil && pid != holder && pid != os.Getpid() {
+				pids = append(pids, pid)
+			}
+		}
+		if err := kill(pids); err != nil {
+			return fmt.Errorf("%s: %w", node.Name, err)
+		}
+		return nil
+	})
+}
+
+// kill kills processes. It is nil when there are none: a killed one takes a moment to end.
+func kill(pids []int) error {
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("kill %d: %w", pid, err)
+		}
+	}
+	if len(pids) > 0 {
+		return fmt.Errorf("processes %v have not ended", pids)
+	}
+	return nil
 }

@@ -29,11 +29,11 @@ func TestSweep(t *testing.T) {
 	if err := owner.Run(); err != nil {
 		t.Fatal(err)
 	}
-	left, owned := newCgroup(l.Prefix, "n1", owner.Process.Pid), newCgroup(l.Prefix, "n2", os.Getpid())
-	unknown := cgroup("/" + l.Prefix + "-n3")
+	left, owned := NewCgroup(l.Prefix, "n1", owner.Process.Pid), NewCgroup(l.Prefix, "n2", os.Getpid())
+	unknown := Cgroup("/" + l.Prefix + "-n3")
 	leftPod, ownedPod, unknownPod := startPod(t, left), startPod(t, owned), startPod(t, unknown)
 
-	gone, err := sweep(t.Context())
+	gone, err := Sweep(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,17 +45,17 @@ func TestSweep(t *testing.T) {
 	case <-time.After(stopTimeout):
 		t.Errorf("%s: its process still runs", left)
 	}
-	for g, p := range map[cgroup]*process{owned: ownedPod, unknown: unknownPod} {
-		if err := p.running(); err != nil || len(g.pids()) != 1 || slices.Contains(gone, string(g)) {
-			t.Errorf("%s: swept %v; has processes %v, %v; want it as it was", g, gone, g.pids(), err)
+	for g, p := range map[Cgroup]*process{owned: ownedPod, unknown: unknownPod} {
+		if err := p.running(); err != nil || len(g.PIDs()) != 1 || slices.Contains(gone, string(g)) {
+			t.Errorf("%s: swept %v; has processes %v, %v; want it as it was", g, gone, g.PIDs(), err)
 		}
 	}
 }
 
 // startPod starts a process in a group below g.
-func startPod(t *testing.T, g cgroup) *process {
+func startPod(t *testing.T, g Cgroup) *process {
 	t.Helper()
-	hierarchy := "/sys/fs/cgroup"
+	hierarchy := Cgroups
 	if _, err := os.Stat(filepath.Join(hierarchy, "cgroup.procs")); err != nil { // version 1: a hierarchy for each controller
 		hierarchy += "/pids"
 	}
@@ -76,7 +76,7 @@ func startPod(t *testing.T, g cgroup) *process {
 		if err := p.end(os.Kill); err != nil {
 			t.Error(err)
 		}
-		if err := g.remove(context.Background()); err != nil { // the test's context has ended
+		if err := g.Remove(context.Background()); err != nil { // the test's context has ended
 			t.Error(err)
 		}
 	})

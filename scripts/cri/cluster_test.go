@@ -143,7 +143,7 @@ func newCluster(t *testing.T, runtime string) *cluster {
 		t.Fatal(err)
 	}
 	archive := filepath.Join(bin, "busybox.tar")
-	if err := writeImage(archive, busybox); err != nil {
+	if err := WriteImage(archive, busybox); err != nil {
 		t.Fatal(err)
 	}
 	for name, at := range map[string]**Node{"n1": &c.n1, "n2": &c.n2} {
@@ -164,7 +164,7 @@ func newCluster(t *testing.T, runtime string) *cluster {
 func sweepAll(t *testing.T) {
 	t.Helper()
 	labs, err := lab.Sweep()
-	cgroups, err2 := sweep(t.Context())
+	cgroups, err2 := Sweep(t.Context())
 	if err := errors.Join(err, err2); err != nil {
 		t.Fatal(err)
 	}
@@ -291,7 +291,7 @@ func (c *cluster) run(t *testing.T, n *Node, s Sandbox) *pod {
 	}
 	took := time.Since(start)
 	server := fmt.Sprintf("echo %s >/www/index.html; exec /bin/busybox httpd -f -p %d -h /www", s.Name, httpPort)
-	if p.container, err = n.CRI.RunContainer(t.Context(), p.id, s, image, "/bin/busybox", "sh", "-c", server); err != nil {
+	if p.container, err = n.CRI.RunContainer(t.Context(), p.id, s, Image, "/bin/busybox", "sh", "-c", server); err != nil {
 		t.Fatalf("%s on %s: %v", s.Name, n.Name, err)
 	}
 	status, err := n.CRI.SandboxStatus(t.Context(), p.id)

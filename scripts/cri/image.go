@@ -11,30 +11,32 @@ import (
 	"runtime"
 )
 
-// image is the one image of the nodes: a static busybox, which also plays the pause container.
-const image = "edgeway.test/busybox:1"
+// Image is the one image of the nodes: a static busybox. It is the sandboxes' pause container, and
+// the web server of the pods.
+const Image = "edgeway.test/busybox:1"
 
-// writeImage writes the image as `docker save` does: manifest.json, the image's configuration, and
-// one layer (Docker Image Specification v1.2, "Combined Image JSON + Filesystem Changeset Format").
-func writeImage(path, busybox string) error {
+// whoScript answers a request for /cgi-bin/who with the pod's name and the address that the request
+// came from.
+const whoScript = `#!/bin/sh
+printf 'Content-Type: text/plain\r\n\r\n%s %s\n' "$(hostname)" "$REMOTE_ADDR"
+`
+
+// WriteImage writes the image as `docker save` does, so that containerd imports it: manifest.json, the
+// image's configuration, and one layer (Docker Image Specification v1.2, "Combined Image JSON +
+// Filesystem Changeset Format").
+func WriteImage(path, busybox string) error {
 	program, err := os.ReadFile(busybox)
 	if err != nil {
 		return fmt.Errorf("image: %w", err)
 	}
-	var layer bytes.Buffer
-	w := tar.NewWriter(&layer)
-	for _, dir := range []string{"bin/", "dev/", "etc/", "proc/", "sys/", "tmp/", "www/"} {
-		if err := w.WriteHeader(&tar.Header{Name: dir, Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
-			return fmt.Errorf("image: %w", err)
-		}
-	}
-	if err := writeFile(w, "bin/busybox", program); err != nil {
+	layer, err := archive(
+		entry{name: "bin/busybox", body: program}, entry{name: "bin/sh", link: "busybox"}, entry{name: "bin/hostname", link: "busybox"},
+		entry{name: "www/cgi-bin/who", body: []byte(whoScript)},
+		entry{name: "dev/"}, entry{name: "etc/"}, entry{name: "proc/"}, entry{name: "sys/"}, entry{name: "tmp/"})
+	if err != nil {
 		return err
 	}
-	if err := w.Close(); err != nil {
-		return fmt.Errorf("image: %w", err)
-	}
-	sum := sha256.Sum256(layer.Bytes())
+	sum := sha256.Sum256(layer)
 	type object = map[string]any
 	config, err := json.Marshal(object{
 		"architecture": runtime.GOARCH, "os": "linux",
@@ -44,32 +46,43 @@ func writeImage(path, busybox string) error {
 	if err != nil {
 		return fmt.Errorf("image: %w", err)
 	}
-	manifest, err := json.Marshal([]object{{"Config": "config.json", "RepoTags": []string{image}, "Layers": []string{"layer.tar"}}})
+	manifest, err := json.Marshal([]object{{"Config": "config.json", "RepoTags": []string{Image}, "Layers": []string{"layer.tar"}}})
 	if err != nil {
 		return fmt.Errorf("image: %w", err)
 	}
-	var archive bytes.Buffer
-	w = tar.NewWriter(&archive)
-	for _, f := range []struct {
-		name string
-		body []byte
-	}{{"manifest.json", manifest}, {"config.json", config}, {"layer.tar", layer.Bytes()}} {
-		if err := writeFile(w, f.name, f.body); err != nil {
-			return err
+	whole, err := archive(entry{name: "manifest.json", body: manifest}, entry{name: "config.json", body: config}, entry{name: "layer.tar", body: layer})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, whole, 0o644)
+}
+
+// entry is a file, a symbolic link, or a directory: then its name ends with a slash.
+type entry struct {
+	name, link string
+	body       []byte
+}
+
+func archive(entries ...entry) ([]byte, error) {
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	for _, e := range entries {
+		h := &tar.Header{Name: e.name, Linkname: e.link, Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(e.body))}
+		switch {
+		case e.link != "":
+			h.Typeflag = tar.TypeSymlink
+		case e.name[len(e.name)-1] == '/':
+			h.Typeflag = tar.TypeDir
+		}
+		if err := w.WriteHeader(h); err != nil {
+			return nil, fmt.Errorf("image: %s: %w", e.name, err)
+		}
+		if _, err := w.Write(e.body); err != nil {
+			return nil, fmt.Errorf("image: %s: %w", e.name, err)
 		}
 	}
 	if err := w.Close(); err != nil {
-		return fmt.Errorf("image: %w", err)
+		return nil, fmt.Errorf("image: %w", err)
 	}
-	return os.WriteFile(path, archive.Bytes(), 0o644)
-}
-
-func writeFile(w *tar.Writer, name string, body []byte) error {
-	if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(body))}); err != nil {
-		return fmt.Errorf("image: %s: %w", name, err)
-	}
-	if _, err := w.Write(body); err != nil {
-		return fmt.Errorf("image: %s: %w", name, err)
-	}
-	return nil
+	return out.Bytes(), nil
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -30,7 +29,7 @@ const (
 type Node struct {
 	*lab.Node
 	CRI    *Client
-	cgroup cgroup
+	cgroup Cgroup
 	bins   programs
 
 	holder     *process // keeps the mount namespace
@@ -48,11 +47,11 @@ type programs struct {
 
 // newNode prepares a node of the laboratory: nothing runs yet.
 func newNode(l *lab.Lab, name string, bins programs) (*Node, error) {
-	n := &Node{Node: l.Node(name), bins: bins, cgroup: newCgroup(l.Prefix, name, os.Getpid())}
+	n := &Node{Node: l.Node(name), bins: bins, cgroup: NewCgroup(l.Prefix, name, os.Getpid())}
 	if err := os.MkdirAll(n.file("var-lib"), 0o755); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	config := strings.NewReplacer("IMAGE", image, "CNI_CONF", filepath.Dir(n.Conflist()), "CNI_BIN", bins.cni).Replace(containerdConfig)
+	config := strings.NewReplacer("IMAGE", Image, "CNI_CONF", filepath.Dir(n.Conflist()), "CNI_BIN", bins.cni).Replace(containerdConfig)
 	if err := os.WriteFile(n.file("containerd.toml"), []byte(config), 0o644); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -131,7 +130,7 @@ func (n *Node) StartContainerd(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("%s: containerd: %w", n.Name, err)
 	}
-	known, err := n.CRI.HasImage(ctx, image)
+	known, err := n.CRI.HasImage(ctx, Image)
 	if err != nil || known {
 		return err
 	}
@@ -139,8 +138,8 @@ func (n *Node) StartContainerd(ctx context.Context) (err error) {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	return lab.Wait(ctx, startTimeout, func() error { // CRI hears of the import by an event
-		if known, err := n.CRI.HasImage(ctx, image); err != nil || !known {
-			return errors.Join(fmt.Errorf("%s: CRI does not know image %s", n.Name, image), err)
+		if known, err := n.CRI.HasImage(ctx, Image); err != nil || !known {
+			return errors.Join(fmt.Errorf("%s: CRI does not know image %s", n.Name, Image), err)
 		}
 		return nil
 	})
@@ -193,34 +192,11 @@ func (n *Node) powerOff(ctx context.Context) error {
 	}
 	// First those that would start others.
 	errs := []error{n.daemon.end(unix.SIGKILL), n.containerd.end(unix.SIGKILL)}
-	errs = append(errs, n.killShims(ctx), n.cgroup.kill(ctx), n.cgroup.remove(ctx), n.holder.end(unix.SIGKILL))
+	if n.holder != nil {
+		errs = append(errs, KillShims(ctx, n.Machine, n.holder.pid()))
+	}
+	errs = append(errs, n.cgroup.Remove(ctx), n.holder.end(unix.SIGKILL))
 	return errors.Join(errs...)
-}
-
-// killShims kills what still runs in the node's network namespace, but the holder: these are
-// containerd's shims and what they started outside of a pod.
-func (n *Node) killShims(ctx context.Context) error {
-	return lab.Wait(ctx, stopTimeout, func() error {
-		out, err := exec.CommandContext(ctx, "ip", "netns", "pids", n.Netns).Output()
-		if err != nil {
-			return fmt.Errorf("%s: list processes: %w", n.Name, err)
-		}
-		left := 0
-		for word := range strings.FieldsSeq(string(out)) {
-			pid, err := strconv.Atoi(word)
-			if err != nil || n.holder == nil || pid == n.holder.pid() || pid == os.Getpid() {
-				continue
-			}
-			left++
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("%s: kill %d: %w", n.Name, pid, err)
-			}
-		}
-		if left > 0 {
-			return fmt.Errorf("%s: %d processes have not ended", n.Name, left)
-		}
-		return nil
-	})
 }
 
 // Close ends what runs on the node and removes its cgroups. The rest lies below the laboratory's

@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/edgeway-cni/edgeway/scripts/cri"
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
@@ -46,7 +47,7 @@ func run(ctx context.Context, st *stage, bin string) (err error) {
 		return err
 	}
 	labs, err := lab.Sweep()
-	pods, err2 := sweepCgroups(ctx)
+	pods, err2 := cri.Sweep(ctx)
 	if err := errors.Join(err, err2); err != nil {
 		return fmt.Errorf("remove what an interrupted run left: %w", err)
 	}

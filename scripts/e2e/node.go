@@ -10,13 +10,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/scripts/cri"
 	"github.com/edgeway-cni/edgeway/scripts/kube"
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
@@ -31,7 +31,7 @@ const (
 // hierarchies there is one set for all.
 type node struct {
 	*lab.Node
-	cgroup   cgroup
+	cgroup   cri.Cgroup
 	install  installation
 	images   []string // archives
 	edgewayd string   // path of the daemon's executable
@@ -50,7 +50,7 @@ const (
 
 // newNode writes what is on the node's disk when it is first switched on.
 func newNode(l *lab.Lab, name, bin string, install installation) (*node, error) {
-	n := &node{Node: l.Node(name), cgroup: newCgroup(l.Prefix, name), install: install, runs: map[string]*kube.Process{},
+	n := &node{Node: l.Node(name), cgroup: cri.NewCgroup(l.Prefix, name, os.Getpid()), install: install, runs: map[string]*kube.Process{},
 		edgewayd: filepath.Join(bin, "edgewayd"), images: []string{filepath.Join(bin, "busybox.tar")}}
 	plugins := []string{"loopback", "portmap"}
 	files := map[string]string{
@@ -119,7 +119,7 @@ func (n *node) Boot(ctx context.Context) error {
 // mount makes the cgroup and the namespaces.
 func (n *node) mount(ctx context.Context) error {
 	const ready = "mounted"
-	if err := n.cgroup.make(); err != nil {
+	if err := n.cgroup.Make(); err != nil {
 		return err
 	}
 	script := strings.NewReplacer("DIR", n.Dir, "NAME", n.Name, "READY", ready).Replace(bootScript)
@@ -152,7 +152,7 @@ func (n *node) startContainerd(ctx context.Context) error {
 		return err
 	}
 	known, err := n.run(ctx, "ctr", "-n", "k8s.io", "images", "list", "-q")
-	if err != nil || strings.Contains(known, image) {
+	if err != nil || strings.Contains(known, cri.Image) {
 		return err
 	}
 	for _, archive := range n.images {
@@ -232,34 +232,11 @@ func (n *node) PowerOff(ctx context.Context) error {
 	for _, name := range []string{"kubelet", "containerd", "kube-proxy", "edgewayd"} { // first those that start others
 		errs = append(errs, n.runs[name].Kill(stopTimeout))
 	}
-	errs = append(errs, n.killRest(ctx), n.cgroup.remove(ctx), n.holder.Kill(stopTimeout))
+	if n.holder != nil {
+		errs = append(errs, cri.KillShims(ctx, n.Machine, n.holder.PID()))
+	}
+	errs = append(errs, n.cgroup.Remove(ctx), n.holder.Kill(stopTimeout))
 	return errors.Join(errs...)
-}
-
-// killRest kills what else runs in the node's network namespace: containerd's shims, and what these
-// started outside of a pod.
-func (n *node) killRest(ctx context.Context) error {
-	return lab.Wait(ctx, stopTimeout, func() error {
-		out, err := exec.CommandContext(ctx, "ip", "netns", "pids", n.Netns).Output()
-		if err != nil {
-			return fmt.Errorf("%s: list processes: %w", n.Name, err)
-		}
-		left := 0
-		for word := range strings.FieldsSeq(string(out)) {
-			pid, err := strconv.Atoi(word)
-			if err != nil || pid == os.Getpid() || n.holder != nil && pid == n.holder.PID() {
-				continue
-			}
-			left++
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("%s: kill %d: %w", n.Name, pid, err)
-			}
-		}
-		if left > 0 {
-			return fmt.Errorf("%s: %d processes have not ended", n.Name, left)
-		}
-		return nil
-	})
 }
 
 // PowerOn boots the node with what is on its disk: new namespaces, a new boot ID, no link of a pod.
@@ -302,7 +279,7 @@ func (n *node) kill(m *lab.Machine, word string) error {
 	if err := unix.Stat(m.Path(), &want); err != nil {
 		return fmt.Errorf("%s: %w", n.Name, err)
 	}
-	for _, pid := range n.cgroup.pids() {
+	for _, pid := range n.cgroup.PIDs() {
 		var ns unix.Stat_t
 		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if err == nil && strings.Contains(string(line), word) && unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &ns) == nil && ns.Ino == want.Ino {

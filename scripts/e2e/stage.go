@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/edgeway-cni/edgeway/scripts/cri"
 	"github.com/edgeway-cni/edgeway/scripts/kube"
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
@@ -80,7 +81,7 @@ func collect(ctx context.Context, bin, into string) error {
 	if err != nil {
 		return err
 	}
-	return writeImage(filepath.Join(into, "busybox.tar"), busybox)
+	return cri.WriteImage(filepath.Join(into, "busybox.tar"), busybox)
 }
 
 // build makes machines, switch and control plane; the nodes are not switched on.
@@ -179,7 +180,7 @@ func (s *stage) close() error {
 // left is nil when nothing of the run is on the machine any more.
 func (s *stage) left() error {
 	var left []string
-	for _, pattern := range []string{"/run/netns/" + s.lab.Prefix + "*", cgroups + "/" + s.lab.Prefix + "*", cgroups + "/*/" + s.lab.Prefix + "*", s.lab.Dir} {
+	for _, pattern := range []string{"/run/netns/" + s.lab.Prefix + "*", cri.Cgroups + "/" + s.lab.Prefix + "*", cri.Cgroups + "/*/" + s.lab.Prefix + "*", s.lab.Dir} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
 			return err

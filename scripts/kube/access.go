@@ -108,11 +108,6 @@ func (c *ControlPlane) kubectl(stdin string, args []string) (string, error) {
 
 // get is nil when the API server answers a path with OK.
 func (c *ControlPlane) get(ctx context.Context, path string) error {
-	if c.client == nil {
-		if err := c.connect(); err != nil {
-			return err
-		}
-	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.URL()+path, nil)
@@ -131,7 +126,7 @@ func (c *ControlPlane) get(ctx context.Context, path string) error {
 	return nil
 }
 
-// connect prepares the administrator's requests.
+// connect prepares the administrator's requests to the port that the API server is to have.
 func (c *ControlPlane) connect() error {
 	cert, key, err := c.ca.client("admin", []string{"system:masters"})
 	if err != nil {

@@ -112,7 +112,7 @@ func New(ctx context.Context, dir string, o Options) (*ControlPlane, error) {
 	if err := c.startStore(ctx); err != nil {
 		return c, err
 	}
-	if err := c.StartAPIServer(); err != nil {
+	if err := c.startAPIServer(ctx); err != nil {
 		return c, err
 	}
 	for _, name := range o.programs()[3:] {
@@ -171,8 +171,9 @@ func (c *ControlPlane) startStore(ctx context.Context) error {
 
 // StartAPIServer starts the API server and returns when it is ready: with the port and the data
 // that it had before.
-func (c *ControlPlane) StartAPIServer() error {
-	ctx := context.Background()
+func (c *ControlPlane) StartAPIServer() error { return c.startAPIServer(context.Background()) }
+
+func (c *ControlPlane) startAPIServer(ctx context.Context) error {
 	if c.running[apiServer].Err() == nil {
 		return errors.New("API server: it runs already")
 	}
@@ -181,6 +182,9 @@ func (c *ControlPlane) StartAPIServer() error {
 		if first {
 			var err error
 			if c.apiPort, _, err = freePorts(); err != nil {
+				return err
+			}
+			if err := c.connect(); err != nil {
 				return err
 			}
 		}
