@@ -3,15 +3,13 @@ package daemon
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/durable"
 )
 
 // conflistName sorts before what other networks usually write: runtimes take the first file.
@@ -98,7 +96,13 @@ func writeConflist(c Config, mtu int) ([]cluster.Problem, error) {
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, text) {
 		return problems, nil
 	}
-	return problems, replaceFile(path, text)
+	if err := os.MkdirAll(c.CNI.ConfDir, 0o755); err != nil {
+		return problems, err
+	}
+	if err := durable.Replace(path, text, 0o644); err != nil {
+		return problems, fmt.Errorf("write %s: %w", path, err)
+	}
+	return problems, nil
 }
 
 // earlierConf names a network configuration that the runtime prefers to ours.
@@ -117,43 +121,4 @@ func earlierConf(dir string) string {
 		}
 	}
 	return ""
-}
-
-// replaceFile makes path hold text, whole or not at all, also over a power cut. The temporary
-// file is in the same directory: containerd does not notice a file that comes from elsewhere,
-// and it ignores names that do not end in .conf, .conflist or .json.
-func replaceFile(path string, text []byte) (err error) {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, "."+strings.TrimSuffix(filepath.Base(path), filepath.Ext(path))+".*.tmp")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("write %s: %w", path, err), dropFile(f.Name()))
-		}
-	}()
-	_, err = f.Write(text)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
-	if err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-func dropFile(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }

@@ -33,6 +33,7 @@ import (
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/durable"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -188,7 +189,7 @@ func listen(ctx context.Context, socket string) (*net.UnixListener, error) {
 	case !errors.Is(err, api.ErrNoDaemon):
 		return nil, fmt.Errorf("socket %s: %w", socket, err)
 	}
-	if err := dropFile(socket); err != nil {
+	if err := durable.Remove(socket); err != nil {
 		return nil, fmt.Errorf("stale socket: %w", err)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})

@@ -25,14 +25,15 @@ func TestDependencies(t *testing.T) {
 		{"bgp", nil, map[string]string{
 			"k8s.io/client-go": "mechanism knows no policy", "go.etcd.io/": "what switches hear follows from the World alone"}},
 		{"daemon/api", nil, map[string]string{"github.com/": "each import costs every pod start", "golang.org/": "each import costs every pod start", "net/http": "each import costs every pod start"}},
-		{"daemon/cluster", nil, map[string]string{
+		{"daemon/durable", nil, map[string]string{"github.com/": "it replaces files, for anybody"}},
+		{"daemon/cluster", []string{"daemon/durable"}, map[string]string{
 			"github.com/vishvananda/": "the cluster says what should be, not what is", "github.com/osrg/": "the cluster says what should be, not how"}},
 		{"daemon/controller", []string{"daemon/cluster"}, map[string]string{
 			"github.com/vishvananda/": "it runs beside the control plane, on no node's behalf", "github.com/osrg/": "who gets which CIDR does not depend on switches", "go.etcd.io/": "the API server remembers"}},
 		{"plugin", []string{"ipam", "routes", "daemon/api"}, pluginNever},
 		{"plugin/edgeway", []string{"plugin", "ipam", "routes", "daemon/api"}, pluginNever},
-		{"daemon", []string{"ipam", "routes", "bgp", "plugin", "daemon/api", "daemon/cluster"}, nil},
-		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "daemon/controller", "ipam", "routes", "plugin"}, nil},
+		{"daemon", []string{"ipam", "routes", "bgp", "plugin", "daemon/api", "daemon/cluster", "daemon/durable"}, nil},
+		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "daemon/controller", "daemon/durable", "ipam", "routes", "plugin"}, nil},
 	}
 	for _, r := range rules {
 		for _, imp := range goList(t, `{{join .Imports "\n"}}`, r.pkg) {

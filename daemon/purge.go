@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 
+	"github.com/edgeway-cni/edgeway/daemon/durable"
 	"github.com/edgeway-cni/edgeway/plugin"
 	"github.com/edgeway-cni/edgeway/routes"
 )
@@ -82,7 +83,7 @@ func Purge(ctx context.Context, c Config) (did []string, err error) {
 		return did, fmt.Errorf("%w; the files of %s are kept: try again", err, c.StateDir)
 	}
 	for _, path := range stateFiles(c) {
-		if err := dropFile(path); err != nil {
+		if err := durable.Remove(path); err != nil {
 			errs = append(errs, fmt.Errorf("remove state: %w", err))
 			continue
 		}

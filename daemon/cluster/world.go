@@ -9,9 +9,10 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/durable"
 )
 
 // worldFormat is the version of the saved form. A World saved in another one is not read: a
@@ -81,48 +82,10 @@ func Save(path string, w World) error {
 	if err != nil {
 		return fmt.Errorf("save world %s: %w", path, err)
 	}
-	if err := writeDurably(path, append(text, '\n')); err != nil {
+	if err := durable.Replace(path, append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("save world %s: %w", path, err)
 	}
 	return nil
-}
-
-// writeDurably replaces the file at path: after a power cut it has its old or its new content.
-// The temporary file lies in the same directory because rename(2) does not cross file systems.
-func writeDurably(path string, text []byte) (err error) {
-	dir := filepath.Dir(path)
-	// One name, so that a crash leaves one file at most; a new file, so that its mode is ours.
-	name := filepath.Join(dir, "."+filepath.Base(path)+".tmp")
-	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	tmp, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = tmp.Close() // closed already when the rename is what did not work
-			_ = os.Remove(name)
-		}
-	}()
-	if _, err = tmp.Write(text); err != nil {
-		return err
-	}
-	if err = tmp.Sync(); err != nil {
-		return err
-	}
-	if err = tmp.Close(); err != nil {
-		return err
-	}
-	if err = os.Rename(name, path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // Load reads a saved World; it has FromDisk set. An error wraps fs.ErrNotExist when there is

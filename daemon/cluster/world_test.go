@@ -123,7 +123,7 @@ func TestSaveIsAtomic(t *testing.T) {
 
 func TestSaveAfterACrash(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "world.json")
-	if err := os.WriteFile(filepath.Join(filepath.Dir(path), ".world.json.tmp"), []byte("torn"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(filepath.Dir(path), ".world.json.new"), []byte("torn"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if err := Save(path, fullWorld(t)); err != nil {

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+
+	"github.com/edgeway-cni/edgeway/daemon/durable"
 )
 
 const (
@@ -88,43 +90,14 @@ func installFile(source, target string) (did string, err error) {
 	if stat, err := os.Lstat(target); err == nil && stat.Mode() == executable && bytes.Equal(have, want) {
 		return "kept", nil
 	}
-	return did, replaceExecutable(target, want)
+	// By rename: a program that runs cannot be written to (ETXTBSY).
+	switch err := durable.Replace(target, want, executable); {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", fmt.Errorf("install %s: %w; name the runtime's directory with --plugin-dir, or mount it", target, err)
+	case err != nil:
+		return "", fmt.Errorf("install %s: %w; what was there is untouched", target, err)
+	}
+	return did, nil
 }
 
 const executable fs.FileMode = 0o755
-
-// replaceExecutable writes beside path and renames: a program that runs cannot be written to
-// (ETXTBSY), and one half written fails to start with "exec format error".
-func replaceExecutable(path string, content []byte) (err error) {
-	dir := filepath.Dir(path)
-	// One that an earlier install did not finish is in the way, and nobody else's.
-	temporary := filepath.Join(dir, "."+filepath.Base(path)+".new")
-	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("install %s: %w", path, err)
-	}
-	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, executable)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("install %s: %w; name the runtime's directory with --plugin-dir, or mount it", path, err)
-	}
-	if err != nil {
-		return fmt.Errorf("install %s: %w", path, err)
-	}
-	_, err = f.Write(content)
-	// The mode of OpenFile is less the umask.
-	if err = errors.Join(err, f.Chmod(executable), f.Sync(), f.Close()); err == nil {
-		err = os.Rename(temporary, path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("install %s: %w; what was there is untouched", path, err), os.Remove(temporary))
-	}
-	return syncDir(dir)
-}
-
-// syncDir makes the names in dir last over a power cut.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
