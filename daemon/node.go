@@ -181,6 +181,17 @@ func (n *node) rebuilt() []cluster.Problem {
 		Next: fmt.Sprintf("look after the disk; the leases were made anew from the last copy (%d), and from the node's links (%d); the old file is %s", r.Copied, r.Found, r.Kept)}}
 }
 
+// full is the problem of a pool that has no address for another pod. Pods that run are not touched:
+// STATUS succeeds.
+func (n *node) full(ctx context.Context) []cluster.Problem {
+	full, err := n.verbs.Full(ctx)
+	if err != nil || full == "" {
+		return nil // leaseStatus says why the store cannot be read
+	}
+	return []cluster.Problem{{Object: "pool", Reason: "poolFull", Want: "an address for the next pod", Got: full,
+		Next: "delete pods of this node, or give the node a larger pod CIDR; new pods wait until then"}}
+}
+
 // podPool is the pool of this node: one address of each of its pod CIDRs for each pod. The host's
 // own addresses, such as the gateway of the bridge that served before, are no pod's.
 func podPool(w World) (ipam.Pool, bool) {

@@ -51,6 +51,7 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 			problems = append(problems, cluster.Problem{Object: "store", Reason: "storeUnreadable", Got: err.Error(), Next: "see the log"})
 		}
 		s.Leases = leases
+		problems = append(problems, n.full(ctx)...)
 	}
 	for _, p := range sortProblems(problems) {
 		s.Problems = append(s.Problems, api.Problem(p))

@@ -50,11 +50,3 @@ func (n *Node) storedPool() (p ipam.Pool, ok bool, err error) {
 	}
 	return n.Store.Pool()
 }
-
-// usage counts the addresses of p.
-func (n *Node) usage(p ipam.Pool) (ipam.Usage, error) {
-	if n.Store == nil {
-		return ipam.Usage{Free: 1}, p.Validate()
-	}
-	return n.Store.Usage(p)
-}

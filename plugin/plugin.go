@@ -74,7 +74,7 @@ func (n *Node) do(ctx context.Context, call Call) (version string, reply api.Rep
 	ctx, cancel := context.WithTimeout(ctx, verbTimeout)
 	defer cancel()
 	reply, err = verb.run(n, ctx, rq)
-	return version, reply, err
+	return version, reply, unavailable(call.Command, err)
 }
 
 // request is one call with its configuration parsed.

@@ -105,7 +105,7 @@ func (c *caller) run(ctx context.Context, p Process) (version string, reply api.
 		return version, reply, err
 	}
 	reply, err = c.serve(ctx)
-	return version, reply, err
+	return version, reply, unavailable(cni.Command, err)
 }
 
 // readStdin reads the configuration whole, within bounds of size and time.

@@ -19,47 +19,53 @@ import (
 // minFree is the room on disk below which a lease may not fit: bbolt grows its file in steps.
 const minFree = 1 << 20
 
+// unavailable gives an error of STATUS a code that STATUS may have: 51 where running pods suffer,
+// 50 otherwise (SPEC 1.1.0 section 5). Errors of other verbs stay as they are.
+func unavailable(command string, err error) error {
+	if err == nil || command != "STATUS" {
+		return err
+	}
+	e := asCNI(err)
+	if e.code != codeLimited {
+		e.code = codeUnavailable
+	}
+	return e
+}
+
 // status says whether an ADD could be served now (SPEC 1.1.0 section 2, STATUS). It changes
 // nothing.
+//
+// A full pool is not an error here: the kubelet takes a failed STATUS for a node that is not
+// ready, and evicts the node's running pods. ADD says that the pool is full, and so does Full.
 func (n *Node) status(ctx context.Context, rq request) (reply api.Reply, err error) {
-	unavailable := func(err error) error {
-		e := asCNI(err)
-		if e.code != codeLimited {
-			e.code = codeUnavailable
-		}
-		return e
-	}
 	if rq.conf.delegated() {
-		if err := n.delegate(ctx, rq, "STATUS"); err != nil {
-			return reply, unavailable(err)
-		}
-		return reply, nil
+		return reply, n.delegate(ctx, rq, "STATUS")
 	}
 	if err := n.needStore(); err != nil {
-		return reply, unavailable(err)
+		return reply, err
 	}
 	if err := n.writable(rq.conf.dataDir()); err != nil {
-		return reply, unavailable(err)
+		return reply, err
 	}
-	leases, err := n.leases()
-	if err != nil {
-		return reply, unavailable(err)
-	}
-	boot, err := BootID()
-	if err != nil {
-		return reply, unavailable(err)
-	}
-	host, done, err := n.host()
-	if err != nil {
-		return reply, unavailable(err)
-	}
-	defer done()
-	if err := n.room(rq, leases, func(l ipam.Lease) bool { return l.BootID != boot || gone(ctx, host, l) }); err != nil {
-		return reply, unavailable(err)
+	if err := n.poolExists(rq.conf); err != nil {
+		return reply, err
 	}
 	if rq.conf.ipamOnly() {
 		return reply, nil
 	}
+	leases, err := n.leases()
+	if err != nil {
+		return reply, err
+	}
+	boot, err := BootID()
+	if err != nil {
+		return reply, err
+	}
+	host, done, err := n.host()
+	if err != nil {
+		return reply, err
+	}
+	defer done()
 	return reply, forwards(ctx, host, leases, boot)
 }
 
@@ -90,33 +96,49 @@ func (n *Node) writable(dir string) error {
 	return nil
 }
 
-// room reports the first set of the pool that has no address for another pod. Leases whose
-// holders are gone do not count: ADD takes their addresses.
-func (n *Node) room(rq request, leases []ipam.Lease, gone func(ipam.Lease) bool) error {
-	pool, err := rq.conf.pool()
+// poolExists checks that there is a pool, in the configuration or in the store.
+func (n *Node) poolExists(c conf) error {
+	pool, err := c.pool()
 	if err != nil {
 		return err
 	}
-	if pool == nil {
-		stored, ok, err := n.storedPool()
-		if err != nil {
-			return err
-		}
-		if !ok {
-			return ipam.ErrNoPool
-		}
-		pool = &stored
+	if pool != nil {
+		return pool.Validate()
+	}
+	_, ok, err := n.storedPool()
+	if err == nil && !ok {
+		err = ipam.ErrNoPool
+	}
+	return err
+}
+
+// Full describes the first set of the store's pool that has no address for another pod; it is ""
+// when every set has one. Leases whose holders are gone do not count: ADD takes their addresses.
+func (n *Node) Full(ctx context.Context) (string, error) {
+	pool, _, err := n.storedPool()
+	if err != nil {
+		return "", err
 	}
 	for _, set := range pool.Sets {
-		u, err := n.usage(ipam.Pool{Sets: []ipam.RangeSet{set}, Reserved: pool.Reserved})
+		u, err := n.Store.Usage(ipam.Pool{Sets: []ipam.RangeSet{set}, Reserved: pool.Reserved})
 		if err != nil {
-			return err
+			return "", err
 		}
-		if u.Free == 0 && !slices.ContainsFunc(leases, func(l ipam.Lease) bool { return touches(l, set) && gone(l) }) {
-			return fmt.Errorf("network %s: %w in %s: %d of %d used", rq.conf.Name, ipam.ErrExhausted, subnets(set), u.Used, u.Total)
+		if u.Free > 0 {
+			continue
+		}
+		all, err := n.Attachments(ctx)
+		if err != nil {
+			return "", err
+		}
+		gone := func(a Attached) bool {
+			return (a.Standing == Dead || a.Standing == EarlierBoot) && touches(a.Lease, set)
+		}
+		if !slices.ContainsFunc(all, gone) {
+			return fmt.Sprintf("%d of %d addresses of %s are used", u.Used, u.Total, subnets(set)), nil
 		}
 	}
-	return nil
+	return "", nil
 }
 
 func touches(l ipam.Lease, set ipam.RangeSet) bool {

@@ -3,18 +3,23 @@ package plugin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// A full pool is said, in STATUS too, and heals with the first DEL.
-func TestPoolExhaustion(t *testing.T) {
+// STATUS of a full pool failed, so that the kubelet took the node for not ready and evicted its
+// running pods. ADD says that the pool is full, until the first DEL.
+func TestFullPoolEvictsPods(t *testing.T) {
 	kernelTest(t)
 	h := newHost(t)
 	conf := h.conf("1.1.0", `"ipam":{"ranges":[[{"subnet":"10.98.0.0/29"}],[{"subnet":"fd00:98::/64"}]]}`)
@@ -31,9 +36,7 @@ func TestPoolExhaustion(t *testing.T) {
 		t.Errorf("the network and range are not named: %s", text)
 	}
 	status := call{verb: "STATUS", conf: conf}
-	if text := h.refused(t, status, codeUnavailable); !strings.Contains(text, "10.98.0.0/29") {
-		t.Errorf("the range is not named: %s", text)
-	}
+	h.must(t, status)
 	held[3].verb = "DEL"
 	h.must(t, held[3])
 	h.must(t, status)
@@ -43,6 +46,28 @@ func TestPoolExhaustion(t *testing.T) {
 		c.verb = "DEL"
 		h.must(t, c)
 	}
+}
+
+// STATUS of a store that cannot be written failed with code 5, which the SPEC has for other faults.
+func TestStatusOfAReadOnlyStore(t *testing.T) {
+	kernelTest(t)
+	h, pod := newHost(t), newSpace(t)
+	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+	h.must(t, c)
+	onThread(t, func() error { // the mount is of this thread and its children
+		if err := errors.Join(unix.Setns(int(h.file.Fd()), unix.CLONE_NEWNET), unix.Unshare(unix.CLONE_NEWNS|unix.CLONE_FS),
+			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), unix.Mount(h.dir, h.dir, "", unix.MS_BIND, ""),
+			unix.Mount("", h.dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")); err != nil {
+			return err
+		}
+		out, err := call{verb: "STATUS", conf: c.conf}.command(t.Context()).Output()
+		if text := wantError(t, "STATUS", string(out), err != nil, codeUnavailable); !strings.Contains(text, "read-only file system") {
+			t.Errorf("the reason is not said: %s", text)
+		}
+		return nil
+	})
+	c.verb = "DEL"
+	h.must(t, c)
 }
 
 // CHECK sees each thing that is gone, on both ends, and nothing that others added.
@@ -347,4 +372,42 @@ func TestFullPoolOfTheDead(t *testing.T) {
 	h.must(t, c)
 	c.verb = "DEL"
 	h.must(t, c)
+}
+
+// Full names the pool that has no address left. Leases of pods that went away without DEL are room.
+func TestFull(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	n := h.node(t)
+	if err := n.Store.SetPool(t.Context(), ipam.Pool{Sets: []ipam.RangeSet{{{Subnet: netip.MustParsePrefix("10.98.0.0/30")}}}}); err != nil {
+		t.Fatal(err)
+	}
+	full := func() string {
+		t.Helper()
+		text, err := n.Full(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	pods := []*space{newSpace(t), newSpace(t)}
+	for i, pod := range pods {
+		if text := full(); text != "" {
+			t.Errorf("full with %d pods: %s", i, text)
+		}
+		if reply := (call{verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0", `"ipam":{}`)}).do(t, n); reply.Failed {
+			t.Fatalf("%s", reply.Output)
+		}
+	}
+	if got, want := full(), "2 of 2 addresses of 10.98.0.0/30 are used"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	pods[0].file.Close()
+	until(t, "the first pod's address is room", func() bool { return full() == "" })
+	if _, err := n.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if reply := (call{verb: "DEL", id: "c1", ifName: "eth0", conf: h.conf("1.1.0")}).do(t, n); reply.Failed {
+		t.Fatalf("%s", reply.Output)
+	}
 }

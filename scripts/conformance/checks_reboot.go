@@ -231,10 +231,10 @@ func stateChecks() []check {
 			t.tryDel(q)
 			t.nothingNew(before, "all of it")
 		}},
-		{id: "state.read-only-status", level: robust, section: "2", asks: "and STATUS does not say ready", since: sinceGC, needs: needState | needPrivate, run: func(t *T) {
+		{id: "state.read-only-status", level: robust, section: "2", asks: "and STATUS fails with code 50", since: sinceGC, needs: needState | needPrivate, run: func(t *T) {
 			t.quiet()
 			t.readOnly(true)
-			t.refuses(t.status(), "STATUS")
+			t.refuses(t.status(), "STATUS", 50)
 			t.readOnly(false)
 			t.wants(t.status(), "STATUS when it can be written again")
 		}},
