@@ -73,7 +73,7 @@ func (t *txn) allocate(req Request, pool layout, dead verdicts) (Lease, error) {
 		}
 	}
 	l := Lease{Attachment: req.Attachment, Network: req.Network, Pod: req.Pod, Addrs: addrs,
-		Since: t.now.UTC(), BootID: t.bootID, Netns: req.Netns}
+		Since: t.now.UTC(), BootID: t.bootID, Netns: req.Netns, NetnsCookie: req.NetnsCookie}
 	return l, t.begin(l, homes)
 }
 

@@ -76,6 +76,8 @@ type Request struct {
 	Addrs []netip.Addr
 	// Netns is the network namespace's path, kept for people and for garbage collection.
 	Netns string
+	// NetnsCookie identifies that namespace within this boot; 0 when it is not known. See Lease.
+	NetnsCookie uint64
 	// Dead reports whether the holder of a lease is gone (its link does not exist any more).
 	// A dead lease of the same pod is taken over with its address. Nil: every lease of this
 	// boot is alive. Leases of an earlier boot are always dead.
@@ -91,6 +93,9 @@ type Lease struct {
 	Since      time.Time    `json:"since"`
 	BootID     string       `json:"bootID,omitempty"`
 	Netns      string       `json:"netns,omitempty"`
+	// NetnsCookie is the kernel's number of the namespace (SO_NETNS_COOKIE, Linux 5.14), which is
+	// never used twice within a boot: a path may name another namespace later. 0: not known.
+	NetnsCookie uint64 `json:"netnsCookie,omitempty"`
 	// RememberAs is the network under which the addresses remember the pod, where that is not
 	// Network: of an imported lease the one that serves the pod when it comes back.
 	RememberAs string `json:"rememberAs,omitempty"`

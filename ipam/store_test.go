@@ -146,10 +146,11 @@ func TestSameAttachmentTwice(t *testing.T) {
 		t.Fatalf("got %v, %v", l, err)
 	}
 	req := request("a", "other")
+	req.Netns, req.NetnsCookie = "/run/netns/a", 4097
 	req.Dead = func(l Lease) bool { return l.Attachment.ContainerID == "a" }
 	want(t, add(t, s, req), "10.1.0.1")
 	leases, err := s.Leases()
-	if err != nil || len(leases) != 1 || leases[0].Pod.Name != "other" {
+	if err != nil || len(leases) != 1 || leases[0].Pod.Name != "other" || leases[0].Netns != "/run/netns/a" || leases[0].NetnsCookie != 4097 {
 		t.Fatal(leases, err)
 	}
 }
