@@ -248,6 +248,8 @@ func (p *plan) tunnelTo(n cluster.Node, cidr netip.Prefix) {
 			Name: dev, Kind: "vxlan", MAC: vtepMAC(p.self.Name), Up: true, MTU: p.underlayMTU(p.self) - vxlanOverhead(local),
 			VXLAN: &routes.VXLAN{VNI: uint32(p.vxlan.VNI), Port: uint16(p.vxlan.Port), Local: local},
 		})
+		// Any machine of the LAN can send to the VXLAN port: none of them may become a router here.
+		p.routes.Sysctls = append(p.routes.Sysctls, routes.Refusals(dev)...)
 		for _, c := range p.self.PodCIDRs {
 			a := c.Masked().Addr()
 			p.routes.Addrs = append(p.routes.Addrs, routes.Addr{Link: dev, Prefix: netip.PrefixFrom(a, a.BitLen())})

@@ -338,6 +338,9 @@ func (a *audit) difference(c routes.Change, owner map[string]ipam.Lease) {
 	}
 	if s, ok := c.Object.(routes.Sysctl); ok {
 		f.Got, f.Repair = s.Key+" is not "+s.Value+": pods reach nothing outside of this node", "set it"
+		if f.Object != "host" {
+			f.Got = s.Key + " is not " + s.Value + ": the pod can change the routes of this node"
+		}
 	}
 	if c.Err != nil {
 		f.Got, f.Repair, f.Next = c.Err.Error(), "", "stop the agent that owns it, or delete it; then check again"

@@ -46,6 +46,7 @@ func TestAuditFindsAndRepairs(t *testing.T) {
 		{"neighbour leads elsewhere", "ip neigh replace 10.99.0.1 lladdr 02:00:00:00:00:01 nud permanent dev " + link, "want 10.99.0.1"},
 		{"link down", "ip link set down dev " + link, "want " + link},
 		{"forwarding off", "sysctl -qw net.ipv4.ip_forward=0", "net/ipv4/ip_forward is not 1"},
+		{"router advertisements accepted", "sysctl -qw net.ipv6.conf." + link + ".accept_ra=1", "/accept_ra is not 0: the pod can change the routes of this node"},
 		{"a route that leads to no pod", "ip route add 10.99.7.7 dev " + link + " proto 101", "no address of pod default/till-1"},
 		{"a link that no lease owns", "ip link add ew0123456789a type veth peer name ewpeer", "no lease owns it"},
 	} {

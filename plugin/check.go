@@ -302,6 +302,10 @@ func linkUnder(object any) string {
 		return o.Link
 	case routes.Route:
 		return o.Link
+	case routes.Sysctl:
+		if parts := strings.Split(o.Key, "/"); len(parts) == 5 { // net/ipv6/conf/LINK/accept_ra
+			return parts[3]
+		}
 	}
 	return ""
 }

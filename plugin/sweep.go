@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/routes"
 )
 
 // isForeign: the lease is of an attachment that another main plugin made (see conf.network).
@@ -30,7 +31,8 @@ func recovered(a ipam.Attachment) ipam.Attachment { return ipam.Attachment{Conta
 func isRecovered(l ipam.Lease) bool { return l.Attachment.IfName == "" }
 
 // Sweep removes what crashes left behind: leases without link and links without lease. Verbs
-// wait until it is done. It returns what it removed, a sentence each.
+// wait until it is done. It also makes the links that stay refuse routers and redirects. It returns
+// what it did, a sentence each.
 func (n *Node) Sweep(ctx context.Context) ([]string, error) {
 	if err := n.open(); err != nil {
 		return nil, err
@@ -49,7 +51,38 @@ func (n *Node) Sweep(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return n.collect(ctx, host, alive(boot))
+	did, err := n.collect(ctx, host, alive(boot))
+	set, rerr := refuse(ctx, host)
+	return append(did, set...), errors.Join(err, rerr)
+}
+
+// refuse makes the host's ends of all attachments refuse routers and redirects: links that an earlier
+// version made, and links whose settings somebody changed.
+func refuse(ctx context.Context, host kernel) (did []string, err error) {
+	links, err := host.Links(ctx, linkPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	var want routes.State
+	for _, l := range links {
+		if l.Kind == "veth" && hostLinkShape(l.Name) {
+			want.Sysctls = append(want.Sysctls, routes.Refusals(l.Name)...)
+		}
+	}
+	changes, err := host.Sync(ctx, routes.Scope{}, want)
+	for _, c := range changes {
+		if c.Err == nil {
+			did = append(did, fmt.Sprintf("set %v: the pod could change the routes of this node", c.Object))
+		}
+	}
+	return did, err
+}
+
+// hostLinkShape reports whether a host end of ours can have the name.
+func hostLinkShape(name string) bool {
+	digits := strings.TrimPrefix(name, linkPrefix)
+	return digits != name && (len(digits) == linkDigits || len(digits) == delegatedNetwork+delegatedDigits) &&
+		strings.Trim(digits, "0123456789abcdef") == ""
 }
 
 // alive is what Sweep keeps: a lease with its link. An attachment of another main plugin has none;

@@ -93,6 +93,8 @@ func TestCheck(t *testing.T) {
 		{"host neighbour leads elsewhere", "host", "ip neigh replace 10.99.0.1 lladdr 02:00:00:00:00:01 nud permanent dev HOST", "host: want 10.99.0.1 lladdr"},
 		{"made by version 0.1", "host", "ip addr flush dev HOST scope host; ip route add 10.99.0.1 dev HOST proto 101; ip neigh add 10.99.0.1 lladdr PODMAC nud permanent dev HOST", ""},
 		{"forwarding off", "host", "sysctl -qw net.ipv4.ip_forward=0", "host: want net/ipv4/ip_forward = 1"},
+		{"router advertisements accepted", "host", "sysctl -qw net.ipv6.conf.HOST.accept_ra=2", "host: want net/ipv6/conf/HOST/accept_ra = 0"},
+		{"redirects accepted", "host", "sysctl -qw net.ipv4.conf.HOST.accept_redirects=1", "host: want net/ipv4/conf/HOST/accept_redirects = 0"},
 		{"another address", "pod", "ip addr add 198.51.100.7/32 dev eth0", ""},
 		{"another route", "pod", "ip route add 198.51.100.0/24 via 169.254.1.1", ""},
 		{"another link", "pod", "ip link add net1 type veth peer name x", ""},
@@ -237,19 +239,24 @@ func TestSweep(t *testing.T) {
 	}
 	h.sh(t, "ip link del "+HostLink(attachmentOf(calls[1])))
 	h.sh(t, "ip link add ew0123456789a type veth peer name strange; ip link add ewx type veth peer name stranger")
+	// As a version made it that let pods advertise routers.
+	h.sh(t, "sysctl -qw net.ipv6.conf."+HostLink(attachmentOf(calls[0]))+".accept_ra=1 net.ipv6.conf.ewx.accept_ra=1")
 	n := h.node(t)
 	did, err := n.Sweep(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(did) != 2 || !strings.Contains(fmt.Sprint(did), "c1/eth0") || !strings.Contains(fmt.Sprint(did), "ew0123456789a") {
+	if len(did) != 3 || !strings.Contains(fmt.Sprint(did), "c1/eth0") || !strings.Contains(fmt.Sprint(did), "ew0123456789a") ||
+		!strings.Contains(fmt.Sprint(did), HostLink(attachmentOf(calls[0]))+"/accept_ra = 0") {
 		t.Errorf("did %q", did)
 	}
 	h.whole(t)
 	if again, err := n.Sweep(t.Context()); err != nil || len(again) > 0 {
 		t.Errorf("again: %q, %v", again, err)
 	}
-	h.sh(t, "ip link show ewx")
+	if got := h.sh(t, "sysctl -n net.ipv6.conf.ewx.accept_ra"); strings.TrimSpace(got) != "1" {
+		t.Errorf("a link that is not ours was set: accept_ra %s", got)
+	}
 	for _, c := range calls {
 		c.verb = "DEL"
 		if reply := c.do(t, n); reply.Failed {

@@ -133,7 +133,8 @@ func (w wiring) host(netns *os.File) routes.State {
 			Name: w.hostLink, Kind: "veth", MAC: w.hostMAC, MTU: w.mtu, Up: true, Alias: w.alias,
 			Peer: &routes.Peer{Name: w.ifName, MAC: w.podMAC, MTU: w.mtu, Netns: netns},
 		}},
-		Sysctls: w.forwarding(),
+		// A pod must not become this machine's router.
+		Sysctls: append(w.forwarding(), routes.Refusals(w.hostLink)...),
 	}
 	s.Addrs = w.answers()
 	for _, a := range w.addrs {

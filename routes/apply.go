@@ -18,9 +18,15 @@ type applier struct {
 	k        *Kernel
 	v        *view
 	ctx      context.Context // of the one call that it serves
-	pending  []*Change
-	msgs     []message
+	pending  []step
 	settings []*Change
+	raised   []step // links to set up once their settings are written
+}
+
+// step is one message of a change.
+type step struct {
+	c *Change
+	m message
 }
 
 func (a *applier) apply(changes []Change) {
@@ -41,25 +47,33 @@ func (a *applier) apply(changes []Change) {
 			c.Err = fmt.Errorf("%v: not tried: %w", c, err)
 			continue
 		}
-		if _, ok := c.Object.(Sysctl); ok {
-			a.settings = append(a.settings, c)
+		if s, ok := c.Object.(Sysctl); ok {
+			if m, ok := a.v.settingMessage(s); ok {
+				a.pending = append(a.pending, step{c, m})
+			} else {
+				a.settings = append(a.settings, c)
+			}
 			continue
 		}
-		a.set()
+		if _, ok := c.Object.(Link); !ok {
+			a.set()
+		}
 		msgs, alone, err := a.messages(c)
 		switch {
 		case err != nil:
 			a.conclude(c, err)
 		case alone != nil:
-			a.flush()
+			a.send()
 			start := time.Now()
 			err := alone()
 			c.Took = time.Since(start)
 			a.conclude(c, err)
-			a.alias(c)
+			a.raise(c)
+		case raises(c):
+			a.raised = append(a.raised, step{c, msgs[0]})
 		default:
 			for _, m := range msgs {
-				a.pending, a.msgs = append(a.pending, c), append(a.msgs, m)
+				a.pending = append(a.pending, step{c, m})
 			}
 		}
 	}
@@ -106,7 +120,15 @@ func (a *applier) messages(c *Change) (msgs []message, alone func() error, err e
 	}
 	switch o := c.Object.(type) {
 	case Link:
-		return nil, func() error { return a.link(c.Op, o) }, nil
+		switch c.Op {
+		case Add:
+			return nil, func() error { return a.addLink(o) }, nil
+		case Delete:
+			return nil, func() error { return a.delLink(o) }, nil
+		}
+		index, ierr := a.v.index(o.Name)
+		m, err := linkMessage(o, index, 0)
+		return []message{m}, nil, errors.Join(ierr, err)
 	case NAT:
 		return nil, func() error { return a.k.setNAT(c.Op, o) }, nil
 	case Route:
@@ -173,47 +195,66 @@ func neighType(op Op) uint16 {
 	return unix.RTM_NEWNEIGH
 }
 
-// set writes the settings that were collected.
-func (a *applier) set() {
-	changes := a.settings
-	if len(changes) == 0 {
-		return
-	}
-	a.settings = nil
-	a.flush()
-	var settings []Sysctl
-	for _, c := range changes {
-		settings = append(settings, c.Object.(Sysctl))
-	}
-	start := time.Now()
-	errs := a.k.setSysctls(settings)
-	each := time.Since(start) / time.Duration(len(settings))
-	for i, c := range changes {
-		c.Took = each
-		a.conclude(c, errs[i])
-	}
+// raises reports whether c sets an existing link up.
+func raises(c *Change) bool {
+	l, ok := c.Object.(Link)
+	was, _ := c.Was.(Link)
+	return ok && c.Op == Replace && l.Up && !was.Up
 }
 
-// flush sends what is pending, and writes what was to be set before it.
+// set writes the settings that were collected, and then lets the links up that they may be of: a
+// link that is up hears its neighbours at once.
+func (a *applier) set() {
+	if changes := a.settings; len(changes) > 0 {
+		a.settings = nil
+		a.send()
+		var settings []Sysctl
+		for _, c := range changes {
+			settings = append(settings, c.Object.(Sysctl))
+		}
+		start := time.Now()
+		errs := a.k.setSysctls(settings)
+		each := time.Since(start) / time.Duration(len(settings))
+		for i, c := range changes {
+			c.Took = each
+			a.conclude(c, errs[i])
+		}
+	}
+	a.pending, a.raised = append(a.pending, a.raised...), nil
+}
+
+// flush makes all changes that were collected.
 func (a *applier) flush() {
 	a.set()
+	a.send()
+}
+
+// send sends what is pending.
+func (a *applier) send() {
 	if len(a.pending) == 0 {
 		return
 	}
-	start := time.Now()
-	errs := a.k.c.change(a.msgs...)
-	each := time.Since(start) / time.Duration(len(a.pending))
-	for i, c := range a.pending {
-		c.Took += each
-		a.conclude(c, errs[i])
+	msgs := make([]message, len(a.pending))
+	for i, s := range a.pending {
+		msgs[i] = s.m
 	}
-	a.pending, a.msgs = nil, nil
+	start := time.Now()
+	errs := a.k.c.change(msgs...)
+	each := time.Since(start) / time.Duration(len(a.pending))
+	for i, s := range a.pending {
+		s.c.Took += each
+		a.conclude(s.c, errs[i])
+	}
+	a.pending = nil
 }
 
 // conclude writes the outcome of c down.
 func (a *applier) conclude(c *Change, err error) {
 	if err == nil || (c.Op == Delete && absent(err)) {
 		return
+	}
+	if s, ok := c.Object.(Sysctl); ok && isRefusal(s.Key) && absent(err) {
+		return // the link went away meanwhile
 	}
 	if r, ok := c.Object.(Route); ok {
 		if errors.Is(err, unix.EINVAL) && r.Onlink && r.Via.Is6() {

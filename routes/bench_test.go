@@ -72,6 +72,7 @@ func BenchmarkPod(b *testing.B) {
 				pod.k.Close()
 				b.StartTimer()
 				onHost, inPod := podStates(pod)
+				onHost.Sysctls = Refusals(podLink)
 				if _, err := host.k.Sync(b.Context(), Scope{}, onHost); err != nil {
 					b.Fatal(err)
 				}

@@ -2,7 +2,6 @@ package routes
 
 import (
 	"encoding/binary"
-	"errors"
 	"strconv"
 	"strings"
 
@@ -26,8 +25,14 @@ const (
 // linkSettings are the settings of a link that its description has: family and place.
 func linkSettings(family, name string) (at int, ok bool) {
 	switch family + " " + name {
+	case "ipv4 accept_redirects":
+		return 4 - 1, true // IPV4_DEVCONF_ACCEPT_REDIRECTS
 	case "ipv4 arp_notify":
 		return 22 - 1, true // IPV4_DEVCONF_ARP_NOTIFY
+	case "ipv6 accept_ra":
+		return 3, true // DEVCONF_ACCEPT_RA
+	case "ipv6 accept_redirects":
+		return 4, true // DEVCONF_ACCEPT_REDIRECTS
 	case "ipv6 disable_ipv6":
 		return 26, true // DEVCONF_DISABLE_IPV6
 	case "ipv6 accept_dad":
@@ -38,27 +43,65 @@ func linkSettings(family, name string) (at int, ok bool) {
 	return 0, false
 }
 
-// told reads a setting without opening it; ok is false where only the file can tell.
-func (v *view) told(key string) (value string, ok bool) {
+// told reads a setting without opening its file. known is false where only the file can tell. The
+// value is "" where the link does not exist, so that it has no settings.
+func (v *view) told(key string) (value string, known bool) {
 	switch key {
 	case "net/ipv4/ip_forward":
 		return v.forwards(unix.AF_INET)
 	case v6Forwarding:
 		return v.forwards(unix.AF_INET6)
 	}
-	parts := strings.Split(key, "/") // net/ipv6/conf/LINK/NAME
-	if len(parts) != 5 || parts[2] != "conf" {
-		return "", false
-	}
-	at, ok := linkSettings(parts[1], parts[4])
+	family, link, at, ok := linkSetting(key)
 	if !ok {
 		return "", false
 	}
-	values, ok := v.linkConf(parts[3])[parts[1]]
-	if !ok || len(values) < 4*(at+1) {
+	if _, there, err := v.named(link); err == nil && !there {
+		return "", true
+	}
+	conf := v.linkConf(link)
+	values, ok := conf[family]
+	if !ok && len(conf) > 0 && isRefusal(key) {
+		return "0", true // a link without IPv6 accepts nothing
+	}
+	if len(values) < 4*(at+1) {
 		return "", false
 	}
 	return strconv.Itoa(int(int32(binary.NativeEndian.Uint32(values[4*at:])))), true
+}
+
+// linkSetting takes a key like net/ipv6/conf/LINK/accept_ra apart. ok is false for a setting that
+// a link's description does not have, or whose place in it is not known here.
+func linkSetting(key string) (family, link string, at int, ok bool) {
+	parts := strings.Split(key, "/")
+	if len(parts) != 5 || parts[2] != "conf" {
+		return "", "", 0, false
+	}
+	at, ok = linkSettings(parts[1], parts[4])
+	return parts[1], parts[3], at, ok
+}
+
+// settingMessage sets an IPv4 setting of a link by netlink, which takes no visit to the namespace
+// (net/ipv4/devinet.c: inet_set_link_af). IPv6 has no such message. It is right only for settings
+// that have no other effect when their file is written, as those in linkSettings.
+func (v *view) settingMessage(s Sysctl) (m message, ok bool) {
+	family, link, at, ok := linkSetting(s.Key)
+	if !ok || family != "ipv4" {
+		return nil, false
+	}
+	value, err := strconv.ParseUint(s.Value, 10, 31)
+	if err != nil {
+		return nil, false
+	}
+	index, err := v.index(link)
+	if err != nil {
+		return nil, false
+	}
+	return linkHeader(unix.RTM_NEWLINK, index).nest(unix.IFLA_AF_SPEC, func(m message) message {
+		return m.nest(unix.AF_INET, func(m message) message {
+			return m.nest(inetConf, func(m message) message { return m.attr32(uint16(at)+1, uint32(value)) })
+		})
+	}), true
 }
 
 // forwards asks for the forwarding of the whole namespace.
@@ -76,27 +119,21 @@ func (v *view) forwards(family uint8) (string, bool) {
 	return "", false
 }
 
-// linkConf are a link's settings by family, asked for once.
+// linkConf returns a link's settings by family. They are asked for once.
 func (v *view) linkConf(link string) map[string][]byte {
-	if conf, ok := v.conf[link]; ok {
-		return conf
+	if _, ok := v.conf[link]; !ok {
+		_, _, _ = v.fetch(link) // what cannot be asked for is not known
 	}
-	conf := map[string][]byte{}
-	body, err := v.c.get(linkRequest(unix.RTM_GETLINK).attrString(unix.IFLA_IFNAME, link))
-	if err == nil && len(body) >= unix.SizeofIfInfomsg {
-		for typ, value := range attrs(body[unix.SizeofIfInfomsg:]) {
-			if typ == unix.IFLA_AF_SPEC {
-				conf = parseConf(value)
-			}
+	return v.conf[link]
+}
+
+// noteConf keeps the settings that the description of a link has.
+func (v *view) noteConf(link string, description []byte) {
+	for typ, value := range attrs(description[unix.SizeofIfInfomsg:]) {
+		if typ == unix.IFLA_AF_SPEC {
+			v.conf[link] = parseConf(value)
 		}
 	}
-	if v.conf == nil {
-		v.conf = map[string]map[string][]byte{}
-	}
-	if !errors.Is(err, unix.ENODEV) {
-		v.conf[link] = conf
-	}
-	return conf
 }
 
 func parseConf(b []byte) map[string][]byte {

@@ -17,14 +17,17 @@ func hardwareAddr(text string) ([]byte, error) {
 	return mac, nil
 }
 
-// linkMessage creates a link (flags NLM_F_CREATE|NLM_F_EXCL, index 0) or changes one.
+// linkMessage creates a link (flags NLM_F_CREATE|NLM_F_EXCL, index 0) or changes one. A link is
+// created down: see raise.
 func linkMessage(l Link, index, flags int) (message, error) {
 	header := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(header[4:], uint32(index))
-	if l.Up {
-		binary.NativeEndian.PutUint32(header[8:], unix.IFF_UP)
+	if index != 0 {
+		if l.Up {
+			binary.NativeEndian.PutUint32(header[8:], unix.IFF_UP)
+		}
+		binary.NativeEndian.PutUint32(header[12:], unix.IFF_UP) // the flags that count
 	}
-	binary.NativeEndian.PutUint32(header[12:], unix.IFF_UP) // the flags that count
 	m := newMessage(unix.RTM_NEWLINK, flags, header)
 	if index == 0 {
 		m = m.attrString(unix.IFLA_IFNAME, l.Name)
@@ -141,48 +144,26 @@ func (a *applier) delLinks(changes []*Change) {
 	}
 }
 
-// alias names a link that was just made: the kernel takes no alias of one that is in the making
-// (net/core/rtnetlink.c: rtnl_create_link). It goes with what is put on the link next.
-func (a *applier) alias(c *Change) {
+// raise sets a link up that was just made, and gives it its alias: the kernel takes no alias of one
+// that is in the making (net/core/rtnetlink.c: rtnl_create_link).
+func (a *applier) raise(c *Change) {
 	l, ok := c.Object.(Link)
-	if !ok || l.Alias == "" || c.Op != Add || c.Err != nil {
+	if !ok || c.Op != Add || c.Err != nil || !l.Up && l.Alias == "" {
 		return
 	}
 	index, err := a.v.index(l.Name)
-	if err != nil {
-		a.conclude(c, err)
-		return
+	if err == nil {
+		var m message
+		m, err = linkMessage(Link{Up: l.Up, Alias: l.Alias}, index, 0)
+		a.raised = append(a.raised, step{c, m})
 	}
-	a.pending = append(a.pending, c)
-	a.msgs = append(a.msgs, linkHeader(unix.RTM_NEWLINK, index).attr(unix.IFLA_IFALIAS, []byte(l.Alias)))
+	a.conclude(c, err)
 }
 
 func linkHeader(typ uint16, index int) message {
 	h := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(h[4:], uint32(index))
 	return newMessage(typ, 0, h)
-}
-
-// link makes one change of a link and learns its index.
-func (a *applier) link(op Op, l Link) error {
-	switch op {
-	case Delete:
-		return a.delLink(l)
-	case Add:
-		return a.addLink(l)
-	}
-	d, ok, err := a.v.fetch(l.Name)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return fmt.Errorf("%w: %s went away", errNoLink, l.Name)
-	}
-	m, err := linkMessage(l, d.index, 0)
-	if err != nil {
-		return err
-	}
-	return a.k.c.change(m)[0]
 }
 
 func (a *applier) addLink(l Link) error {

@@ -11,6 +11,29 @@ import (
 
 const v6Forwarding = "net/ipv6/conf/all/forwarding"
 
+// Refusals returns the settings that keep what is at the other end of the link from changing the
+// routes of this machine: it accepts no router advertisements, and so makes no default route, on-link
+// prefix or address of them (RFC 4861 section 6.3.4, RFC 4862 section 5.5; net/ipv6/ndisc.c:
+// ndisc_router_discovery), and no redirects (RFC 4861 section 8.3, RFC 1122 section 3.2.2.2). For
+// IPv4 the kernel also accepts redirects on a link that does not forward when conf/all says so
+// (linux/inetdevice.h: IN_DEV_RX_REDIRECTS).
+//
+// In one State with a Link they hold before the link is up.
+func Refusals(link string) []Sysctl {
+	return []Sysctl{
+		{"net/ipv6/conf/" + link + "/accept_ra", "0"},
+		{"net/ipv6/conf/" + link + "/accept_redirects", "0"},
+		{"net/ipv4/conf/" + link + "/accept_redirects", "0"},
+	}
+}
+
+// isRefusal reports whether the key is one of Refusals. A link without IPv6 (MTU below 1280,
+// ipv6.disable=1) has no such file, as a link that is gone, and accepts nothing.
+func isRefusal(key string) bool {
+	parts := strings.Split(key, "/")
+	return len(parts) == 5 && parts[2] == "conf" && (parts[4] == "accept_ra" || parts[4] == "accept_redirects")
+}
+
 // procSys is where the settings are. In a container /proc/sys is read-only, and runtimes mount
 // nothing there; its pod mounts the host's /proc/sys/net below /host.
 func procSys() string {
@@ -28,10 +51,11 @@ func procSys() string {
 func (k *Kernel) observeSysctls(v *view, desired []Sysctl) (out []Sysctl, err error) {
 	var files []Sysctl
 	for _, s := range desired {
-		if value, ok := v.told(s.Key); ok {
-			out = append(out, Sysctl{s.Key, value})
-		} else {
+		switch value, known := v.told(s.Key); {
+		case !known:
 			files = append(files, s)
+		case value != "":
+			out = append(out, Sysctl{s.Key, value})
 		}
 	}
 	if len(files) == 0 {
@@ -49,12 +73,12 @@ func (k *Kernel) observeSysctls(v *view, desired []Sysctl) (out []Sysctl, err er
 	return out, err
 }
 
-// setSysctls writes settings and returns one error each. IPv6 forwarding has a side effect that is prevented here: while
-// it is on, an interface with accept_ra=1 takes no router advertisements, and the default route
+// setSysctls writes settings and returns one error each. IPv6 forwarding has a side effect that is
+// prevented here: while it is on, an interface with accept_ra=1 takes no router advertisements, and the default route
 // it learned from them is dropped the moment forwarding changes (net/ipv6/addrconf.c:
 // dev_forward_change, addrconf_fixup_forwarding: rt6_purge_dflt_routers). Interfaces that have
-// accept_ra=1 get 2, which means "although forwarding", first. Our own links keep 1: a pod's
-// router advertisements must not be heard.
+// accept_ra=1 get 2, which means "although forwarding", first. Our own links are left alone:
+// they accept no router advertisements (see Refusals).
 func (k *Kernel) setSysctls(settings []Sysctl) []error {
 	errs := make([]error, len(settings))
 	outside := inside(k.ns, func() error {
@@ -64,6 +88,9 @@ func (k *Kernel) setSysctls(settings []Sysctl) []error {
 			}
 			if errs[i] == nil {
 				errs[i] = writeSysctl(s.Key, s.Value)
+			}
+			if errors.Is(errs[i], fs.ErrNotExist) && isRefusal(s.Key) {
+				errs[i] = nil
 			}
 		}
 		return nil

@@ -36,7 +36,7 @@ var errNoLink = errors.New("link does not exist")
 const lookups = 8
 
 func newView(c *conn) *view {
-	return &view{c: c, byName: map[string]device{}, byIndex: map[int]device{}, absent: map[string]bool{}}
+	return &view{c: c, byName: map[string]device{}, byIndex: map[int]device{}, absent: map[string]bool{}, conf: map[string]map[string][]byte{}}
 }
 
 func (v *view) put(d device) {
@@ -103,6 +103,7 @@ func (v *view) fetch(name string) (d device, ok bool, err error) {
 	d, ok = parseLink(body)
 	if ok {
 		v.put(d)
+		v.noteConf(d.Name, body)
 	}
 	return d, ok, nil
 }
