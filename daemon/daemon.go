@@ -1,14 +1,13 @@
 // Package daemon keeps one node's network as the cluster says it should be.
 //
-// It owns all policy, in one pure function (desired, in desired.go), and the loop that makes it
-// true. It never speaks to the kernel, the switches or the store's file itself: packages
-// routes, bgp, plugin and ipam do.
+// It owns the loop that makes a plan true, the socket, the status and the metrics. It decides nothing:
+// package policy does, once for each look. It never speaks to the kernel, the switches or the store's
+// file itself: packages routes, bgp and pods do.
 //
 //	               manifests ──> cluster.World ─┐
-//	addresses and routes of this machine ───────┼─> desired ─> routes.State ─> kernel
-//	                             configuration ─┘          ├─> bgp.State    ─> switches
-//	                                                       └─> Problems     ─> status, metrics
-//	runtime ─> edgeway ─> socket ─> plugin.Node ─> ipam.Store, kernel
+//	addresses and routes of this machine ───────┼─> policy.Decide ─> Plan ─> kernel, switches, pods
+//	                             configuration ─┘                      └───> status, metrics, report
+//	runtime ─> edgeway ─> socket ─> pods.Pods ─> ipam.Store, kernel
 //
 // Whatever happens (an edited manifest, a route deleted by hand, a session lost) only means
 // "look again": the loop observes everything and changes what differs. When the daemon stops it
@@ -20,21 +19,27 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/daemon/durable"
+	"github.com/edgeway-cni/edgeway/daemon/pods"
 	"github.com/edgeway-cni/edgeway/routes"
+)
+
+const (
+	// backupEvery is the time between two copies of the store.
+	backupEvery = 10 * time.Minute
+	// sweepEvery is the time between two searches for attachments that no DEL will ever remove.
+	sweepEvery = 5 * time.Minute
 )
 
 // Options of a daemon that are not configuration.
@@ -69,44 +74,47 @@ func newSpeaker(o bgp.Options, session []string) bgpSpeaker {
 // Daemon is one node's daemon. Two of them with different directories and sockets can run in
 // two network namespaces of one machine.
 type Daemon struct {
-	config  Config
+	config  config.Config
 	options Options
 	started time.Time
-	source  cluster.Source
 	kernel  *routes.Kernel
 	speaker bgpSpeaker
-	look    trigger
-	reread  trigger
-	seen    atomic.Pointer[view]
-	node    atomic.Pointer[node] // nil until the store could be opened
-	tried   gate                 // lifted once that was tried
-	silent  atomic.Pointer[map[netip.Addr]bool]
+	pods    *pods.Pods
+	loop    *loop
 	metrics *metrics
 }
 
 // Run runs the daemon until ctx ends. Then it ends without a trace: routes stay, and the
 // switches keep what they were told for the graceful restart time.
-func Run(ctx context.Context, c Config, o Options) error {
+func Run(ctx context.Context, c config.Config, o Options) error {
 	k, err := routes.Open()
 	if err != nil {
 		return fmt.Errorf("open rtnetlink: %w; edgewayd needs CAP_NET_ADMIN", err)
 	}
 	defer k.Close()
-	d := &Daemon{config: c, options: o, started: time.Now(), source: c.source(o.Version), kernel: k,
-		look: newTrigger(), reread: newTrigger(), tried: newGate()}
-	d.speaker = newSpeaker(bgp.Options{Changed: d.look.fire}, o.Session)
+	d := &Daemon{config: c, options: o, started: time.Now(), kernel: k, pods: pods.New(c, o.Log)}
 	d.metrics = newMetrics(d)
+	d.pods.Served = d.metrics.observe
+	d.loop = newLoop(c, o.Log)
+	d.loop.source, d.loop.kernel, d.loop.pods, d.loop.turned = c.Source(o.Version), k, d.pods, d.alive()
+	d.speaker = newSpeaker(bgp.Options{Changed: d.loop.look.fire}, o.Session)
+	d.loop.speaker = d.speaker
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		o.Log.Warn("state directory", "err", err) // the loop says so too, each time it cannot save
 	}
-	last, known, err := loadWorld(filepath.Join(c.StateDir, "world.json"))
-	if err != nil {
+	if err := d.loop.recall(); err != nil {
 		o.Log.Warn("saved world", "err", err)
 	}
 	listener, err := listen(ctx, c.Socket)
 	if err != nil {
 		return err
 	}
+	return d.serve(ctx, listener)
+}
+
+// serve runs the daemon's parts until ctx ends.
+func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
+	l, o := d.loop, d.options
 	var wait sync.WaitGroup
 	start := func(what string, f func(context.Context) error) {
 		wait.Go(func() {
@@ -120,35 +128,42 @@ func Run(ctx context.Context, c Config, o Options) error {
 			}
 		})
 	}
-	start("watch kernel", func(ctx context.Context) error { return k.Watch(ctx, d.look.fire) })
-	l := &loop{config: c, source: d.source, kernel: k, speaker: d.speaker, pods: d.pods, log: o.Log, look: d.look, reread: d.reread,
-		announcer: announcer{log: o.Log}, seen: &d.seen, silent: &d.silent, alive: d.alive(), last: last, known: known, saved: known,
-		save: func(w cluster.World) error { return cluster.Save(filepath.Join(c.StateDir, "world.json"), w) }}
-	if server, ok := c.apiServer(o.Version); ok {
+	if server, ok := d.config.APIServer(o.Version); ok {
 		r := cluster.NewReporter(server)
 		l.reporter = r
-		l.announcer.tell = func(s cluster.SessionReport) { r.Event(s.Event(c.NodeName)) }
+		l.announcer.tell = func(s cluster.SessionReport) { r.Event(s.Event(d.config.NodeName)) }
 		start("report sessions", r.Run)
 	}
-	start("watch cluster", func(ctx context.Context) error { return d.source.Watch(ctx, d.reread.fire) })
+	start("watch kernel", func(ctx context.Context) error { return d.kernel.Watch(ctx, l.look.fire) })
+	start("watch cluster", func(ctx context.Context) error { return l.source.Watch(ctx, l.reread.fire) })
 	start("serve metrics", d.metrics.serve)
-	start("probe the LAN", d.listen)
-	start("back up the store", d.backup)
-	start("sweep", d.sweep)
+	start("probe the LAN", func(ctx context.Context) error { return l.probe(ctx, d.kernel) })
+	start("back up the store", every(backupEvery, d.pods.Backup))
+	start("sweep", every(sweepEvery, d.pods.Sweep))
 
 	wait.Go(func() {
-		defer d.tried.lift() // nobody will open it any more
+		defer d.pods.GiveUp()
 		l.run(ctx)
 	})
-	o.Log.Info("started", "node", c.NodeName, "version", o.Version, "socket", c.Socket, "worldFromDisk", known)
-	err = api.Serve(ctx, listener, d.serve)
+	o.Log.Info("started", "node", d.config.NodeName, "version", o.Version, "socket", d.config.Socket, "worldFromDisk", l.known)
+	err := api.Serve(ctx, listener, d.answer)
 	wait.Wait()
 	d.speaker.Stop()
-	if n := d.node.Load(); n != nil {
-		err = errors.Join(err, n.copied(), n.close())
-	}
+	err = errors.Join(err, d.pods.Close())
 	o.Log.Info("stopped", "routes", "kept", "switches", "keep their routes for the graceful restart time")
 	return err
+}
+
+// every calls f again and again, with a pause before each call, until ctx ends or f fails.
+func every(wait time.Duration, f func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for pause(ctx, wait) {
+			if err := f(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 }
 
 // alive tells the service manager that the loop turns, and at its first turn that it is ready.
@@ -164,26 +179,14 @@ func (d *Daemon) alive() func() {
 	}
 }
 
-// loadWorld reads the World of an earlier run; that there is none is no error.
-func loadWorld(path string) (cluster.World, bool, error) {
-	w, err := cluster.Load(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return cluster.World{}, false, nil
-	case err != nil:
-		return cluster.World{}, false, err
-	}
-	return w, true, nil
-}
-
 // listen takes the socket, unless another daemon answers on it.
 func listen(ctx context.Context, socket string) (*net.UnixListener, error) {
 	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
 		return nil, fmt.Errorf("socket directory: %w", err)
 	}
-	probe, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ping, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	switch _, err := api.Call(probe, socket, api.Request{Op: "ping"}, nil); {
+	switch _, err := api.Call(ping, socket, api.Request{Op: "ping"}, nil); {
 	case err == nil:
 		return nil, fmt.Errorf("socket %s: another edgewayd answers on it; stop that one, or set socket", socket)
 	case !errors.Is(err, api.ErrNoDaemon):
@@ -202,13 +205,13 @@ func listen(ctx context.Context, socket string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// serve answers one request on the socket.
-func (d *Daemon) serve(ctx context.Context, req api.Request, netns *os.File) api.Reply {
+// answer answers one request on the socket.
+func (d *Daemon) answer(ctx context.Context, req api.Request, netns *os.File) api.Reply {
 	switch req.Op {
 	case "ping":
 		return api.Reply{}
 	case "cni":
-		return d.cni(ctx, req, netns)
+		return d.pods.CNI(ctx, req, netns)
 	case "status":
 		text, err := json.Marshal(d.status(ctx))
 		if err != nil {
@@ -216,7 +219,7 @@ func (d *Daemon) serve(ctx context.Context, req api.Request, netns *os.File) api
 		}
 		return api.Reply{Output: text}
 	case "ipam":
-		return d.ipam(ctx, req)
+		return d.pods.IPAM(ctx, req)
 	}
 	return api.Reply{Failed: true, Error: fmt.Sprintf("request %q: not known to edgewayd %s; update it, or use the edgewayd that is running", req.Op, d.options.Version)}
 }

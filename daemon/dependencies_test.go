@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -32,8 +33,11 @@ func TestDependencies(t *testing.T) {
 			"github.com/vishvananda/": "it runs beside the control plane, on no node's behalf", "github.com/osrg/": "who gets which CIDR does not depend on switches", "go.etcd.io/": "the API server remembers"}},
 		{"plugin", []string{"ipam", "routes", "daemon/api"}, pluginNever},
 		{"plugin/edgeway", []string{"plugin", "ipam", "routes", "daemon/api"}, pluginNever},
-		{"daemon", []string{"ipam", "routes", "bgp", "plugin", "daemon/api", "daemon/cluster", "daemon/durable"}, nil},
-		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "daemon/controller", "daemon/durable", "ipam", "routes", "plugin"}, nil},
+		{"daemon/config", []string{"bgp", "daemon/api", "daemon/cluster"}, nil},
+		{"daemon/policy", []string{"ipam", "routes", "bgp", "daemon/cluster", "daemon/config"}, nil},
+		{"daemon/pods", []string{"ipam", "routes", "plugin", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/policy"}, nil},
+		{"daemon", []string{"routes", "bgp", "plugin", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/pods", "daemon/policy"}, nil},
+		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "daemon/config", "daemon/controller", "daemon/durable", "daemon/pods", "ipam", "plugin"}, nil},
 	}
 	for _, r := range rules {
 		for _, imp := range goList(t, `{{join .Imports "\n"}}`, r.pkg) {
@@ -67,6 +71,28 @@ func TestDependencies(t *testing.T) {
 				if strings.HasPrefix(imp, prefix) && !slices.Contains(who, r.pkg) {
 					t.Errorf("%s imports %s, which belongs to %v", r.pkg, imp, who)
 				}
+			}
+		}
+	}
+}
+
+// TestPolicyIsPure holds that equal Worlds give equal Plans: package policy has no clock, no I/O, no logger,
+// no goroutine and nothing that remembers.
+func TestPolicyIsPure(t *testing.T) {
+	computes := []string{"cmp", "crypto/sha256", "fmt", "maps", "net/netip", "slices", "strings", "time"}
+	for _, imp := range goList(t, `{{join .Imports "\n"}}`, "daemon/policy") {
+		if !strings.HasPrefix(imp, house) && !slices.Contains(computes, imp) {
+			t.Errorf("daemon/policy imports %s; it may import %v, and what TestDependencies lists", imp, computes)
+		}
+	}
+	for _, file := range goList(t, `{{join .GoFiles "\n"}}`, "daemon/policy") {
+		text, err := os.ReadFile("policy/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, word := range []string{"time.Now", "time.Since", "time.Until", "time.After", "\tgo ", "fmt.Print", "\nvar "} {
+			if strings.Contains(string(text), word) {
+				t.Errorf("daemon/policy/%s has %q", file, word)
 			}
 		}
 	}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -57,41 +59,34 @@ type reporter interface {
 	Problems() []cluster.Problem
 }
 
+// podServer is pods.Pods as the loop uses it.
+type podServer interface {
+	Sync(ctx context.Context, plan policy.Plan) ([]cluster.Problem, error)
+}
+
 // view is what one look saw and decided: what status shows. It is never changed once published.
 type view struct {
-	World    World
-	Routes   routes.State
-	BGP      bgp.State
-	Problems []cluster.Problem
-	At       time.Time
+	World    policy.World
+	Plan     policy.Plan
+	Problems []cluster.Problem // of the plan, and of making it true
 }
 
-// scope is what of the host's network namespace belongs to the daemon.
-func scope() routes.Scope {
-	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{vxlanName}, NAT: true}
-}
-
-// loop keeps the machine as desired says. One goroutine runs it and owns its fields.
+// loop keeps the machine as the plan says. One goroutine runs it and owns its fields but the shared ones.
 //
-//	look ────┐            ┌─ source ─ admit ─ save      (only after reread)
+//	look ────┐            ┌─ source ─ policy.Admit ─ save      (only after reread)
 //	reread ──┼─> observe ─┤
-//	clock ───┘            └─ Host, Learned ─ desired ─ Sync kernel ─ Sync speaker ─ serve pods
+//	clock ───┘            └─ Host, Learned ─ policy.Decide ─ Sync kernel ─ Sync speaker ─ Sync pods
 type loop struct {
-	config  Config
-	source  cluster.Source
-	kernel  kernel
-	speaker speaker
-	// reporter tells the cluster of this node's sessions; nil: nobody asks.
-	reporter reporter
+	config   config.Config
+	source   cluster.Source
+	kernel   kernel
+	speaker  speaker
+	reporter reporter // tells the cluster of this node's sessions; nil: nobody asks
+	pods     podServer
 	save     func(cluster.World) error
-	// pods makes the machine ready for ADDs: pool, store, network configuration.
-	pods  func(ctx context.Context, w World, desired routes.State) ([]cluster.Problem, error)
-	log   *slog.Logger
-	alive func() // called after each look
-
-	look, reread trigger
-	seen         *atomic.Pointer[view]
-	silent       *atomic.Pointer[map[netip.Addr]bool] // by the last round of probes
+	log      *slog.Logger
+	turned   func() // called after each look
+	shared
 
 	last   cluster.World     // what counts; its zero value as long as known is false
 	known  bool              // a source or the disk gave a World
@@ -104,6 +99,29 @@ type loop struct {
 	held      map[sessionKey]time.Time // since when sessions are not tried
 }
 
+// shared is what other goroutines use of a loop.
+type shared struct {
+	look, reread trigger
+	seen         atomic.Pointer[view]                // by the last look; nil before the first
+	silent       atomic.Pointer[map[netip.Addr]bool] // by the last round of probes; nil before the first
+}
+
+// newLoop returns a loop that knows nothing yet, without its source and the things that it syncs.
+func newLoop(c config.Config, log *slog.Logger) *loop {
+	return &loop{
+		config: c, log: log, announcer: announcer{log: log},
+		shared: shared{look: newTrigger(), reread: newTrigger()},
+		save:   func(w cluster.World) error { return cluster.Save(c.WorldFile(), w) },
+	}
+}
+
+// recall starts from what an earlier run saved.
+func (l *loop) recall() (err error) {
+	l.last, l.known, err = l.config.SavedWorld()
+	l.saved = l.known
+	return err
+}
+
 // run looks, then waits for a reason to look again, until ctx ends.
 func (l *loop) run(ctx context.Context) {
 	reread, retry := true, retryLeast
@@ -114,7 +132,7 @@ func (l *loop) run(ctx context.Context) {
 		} else {
 			wait, retry = retry, min(2*retry, retryMost)
 		}
-		l.alive()
+		l.turned()
 		if !pause(ctx, settle) {
 			return
 		}
@@ -152,13 +170,13 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 		l.read(ctx)
 	}
 	l.failed(&o, "clusterUnreadable", l.unread, "what was known last still counts; it is read again by itself")
-	w := World{Cluster: l.last, Self: l.config.NodeName, Config: l.config}
+	w := policy.World{Cluster: l.last, Self: l.config.NodeName, Config: l.config}
 	if silent := l.silent.Load(); silent != nil {
 		w.Silent = *silent
 	}
 	if !l.known {
 		// Nothing was ever known: what stands on this machine stays as it is.
-		l.seen.Store(&view{World: w, Problems: append(o.problems, l.found...), At: time.Now()})
+		l.publish(w, policy.Plan{}, o)
 		return false
 	}
 	if !l.saved {
@@ -169,21 +187,31 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	var err error
 	if w.Host, err = l.kernel.Host(ctx); err != nil {
 		l.failed(&o, "hostUnreadable", err, "nothing was changed; it is tried again by itself")
-		l.seen.Store(&view{World: w, Problems: append(o.problems, l.found...), At: time.Now()})
+		l.publish(w, policy.Plan{}, o)
 		return false
 	}
-	var complete bool
+	complete := true // a node that learns nothing has heard all
 	if len(l.config.BGP.Learn) > 0 {
 		w.Learned, complete = l.speaker.Learned(ctx)
 	}
-	state, sessions, problems := desired(w)
-	o.problems = append(append(append(o.problems, problems...), l.found...), l.last.Problems...)
+	plan := policy.Decide(w)
+	o.problems = append(append(o.problems, plan.Problems...), l.last.Problems...)
+	l.apply(ctx, plan, complete, &o)
+	l.publish(w, plan, o)
+	return !o.again
+}
 
-	own, learned := byOrigin(state)
-	changes, err := l.kernel.Sync(ctx, scope(), own)
-	l.changed(&o, changes, err)
-	l.learn(ctx, &o, learned, complete)
-	told, err := l.speaker.Sync(ctx, sessions)
+// publish lets status see what the look saw, decided and could not do.
+func (l *loop) publish(w policy.World, plan policy.Plan, o outcome) {
+	l.seen.Store(&view{World: w, Plan: plan, Problems: append(o.problems, l.found...)})
+}
+
+// apply makes the plan true: kernel, switches, pods. Each is tried even where another fails.
+func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *outcome) {
+	changes, err := l.kernel.Sync(ctx, policy.Scope(), plan.Routes)
+	l.changed(o, changes, err)
+	l.learn(ctx, o, plan.Learned, heardAll)
+	told, err := l.speaker.Sync(ctx, plan.BGP)
 	for _, c := range told {
 		if c.Why == "" {
 			l.log.Info(c.Op + " " + c.Object)
@@ -191,19 +219,29 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 			l.log.Info(c.Op+" "+c.Object, "why", c.Why)
 		}
 	}
-	l.failed(&o, "switchNotTold", err, "it is tried again by itself")
-	l.report(ctx, w, &o)
-	found, err := l.pods(ctx, w, state)
+	l.failed(o, "switchNotTold", err, "it is tried again by itself")
+	l.report(ctx, plan, o)
+	found, err := l.pods.Sync(ctx, plan)
 	o.problems = append(o.problems, found...)
-	l.failed(&o, "podsNotServed", err, "pods that run are not touched; it is tried again by itself")
+	l.failed(o, "podsNotServed", err, "pods that run are not touched; it is tried again by itself")
+}
 
-	l.seen.Store(&view{World: w, Routes: state, BGP: sessions, Problems: o.problems, At: time.Now()})
-	return !o.again
+// learn makes the kernel's learned routes the desired ones. Others are deleted only when the
+// switches have said all they have: after a start the kernel knows more than this process.
+func (l *loop) learn(ctx context.Context, o *outcome, desired routes.State, heardAll bool) {
+	scope := routes.Scope{}
+	if heardAll {
+		scope.Protocol = routes.ProtoLearned
+	} else if len(desired.Routes) == 0 {
+		return
+	}
+	changes, err := l.kernel.Sync(ctx, scope, desired)
+	l.changed(o, changes, err)
 }
 
 // report says what became of the sessions: to the log, and to the cluster.
-func (l *loop) report(ctx context.Context, w World, o *outcome) {
-	sessions := reports(w, l.speaker.Status(ctx))
+func (l *loop) report(ctx context.Context, plan policy.Plan, o *outcome) {
+	sessions := reports(plan, l.speaker.Status(ctx))
 	l.held = sinceHeld(l.held, sessions, time.Now())
 	l.announcer.announce(sessions, time.Now())
 	if l.reporter != nil {
@@ -247,8 +285,8 @@ func (l *loop) read(ctx context.Context) {
 		l.found = nil
 		return
 	}
-	next, l.found = admit(l.last, next)
-	next = dated(l.last, next, time.Now())
+	next, l.found = policy.Admit(l.last, next)
+	next = policy.Date(l.last, next, time.Now())
 	if !l.known || !cluster.Equal(l.last, next) {
 		l.saved = false
 		l.log.Info("world changed", "source", next.Source, "nodes", len(next.Nodes), "bgpResources", len(next.Peerings))

@@ -7,13 +7,14 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -35,20 +36,23 @@ type machine struct {
 	saves   int
 	log     strings.Builder
 	loop    *loop
-	seen    atomic.Pointer[view]
-	silent  atomic.Pointer[map[netip.Addr]bool]
 }
 
 func newMachine(t *testing.T) *machine {
 	m := &machine{t: t, world: cluster.World{Nodes: []cluster.Node{testNode("a", 1), testNode("b", 2)}}}
-	c := defaults()
+	c := config.Defaults()
 	c.NodeName = "a"
-	m.loop = &loop{config: c, source: m, kernel: m, speaker: switches{m}, log: slog.New(slog.NewTextHandler(&m.log, nil)),
-		look: newTrigger(), reread: newTrigger(), seen: &m.seen, silent: &m.silent, alive: func() { m.looks++ },
-		save: func(cluster.World) error { m.saves++; return nil },
-		pods: func(context.Context, World, routes.State) ([]cluster.Problem, error) { return nil, nil }}
+	m.loop = newLoop(c, slog.New(slog.NewTextHandler(&m.log, nil)))
+	m.loop.source, m.loop.kernel, m.loop.speaker, m.loop.pods = m, m, switches{m}, noPods{}
+	m.loop.turned = func() { m.looks++ }
+	m.loop.save = func(cluster.World) error { m.saves++; return nil }
 	return m
 }
+
+// noPods is a node that serves none.
+type noPods struct{}
+
+func (noPods) Sync(context.Context, policy.Plan) ([]cluster.Problem, error) { return nil, nil }
 
 func testNode(name string, n byte) cluster.Node {
 	return cluster.Node{Name: name, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, n})},
@@ -110,7 +114,7 @@ func TestNothingIsTouchedBeforeAnythingIsKnown(t *testing.T) {
 		m.kernel = errors.New("must not be asked")
 		m.run(func() {
 			time.Sleep(5 * time.Minute)
-			if v := m.seen.Load(); len(v.Problems) != 1 || v.Problems[0].Reason != "clusterUnreadable" {
+			if v := m.loop.seen.Load(); len(v.Problems) != 1 || v.Problems[0].Reason != "clusterUnreadable" {
 				t.Errorf("problems: %v", v.Problems)
 			}
 			if m.looks > 30 {
@@ -158,14 +162,14 @@ func TestClusterGoneIsSaidAsLongAsItIs(t *testing.T) {
 				m.loop.look.fire()
 				synctest.Wait()
 				time.Sleep(settle)
-				if v := m.seen.Load(); len(v.Problems) != 1 || v.Problems[0].Reason != "clusterUnreadable" {
+				if v := m.loop.seen.Load(); len(v.Problems) != 1 || v.Problems[0].Reason != "clusterUnreadable" {
 					t.Fatalf("problems: %v", v.Problems)
 				}
 			}
 			m.err = nil
 			m.loop.reread.fire()
 			time.Sleep(time.Second)
-			if v := m.seen.Load(); len(v.Problems) != 0 {
+			if v := m.loop.seen.Load(); len(v.Problems) != 0 {
 				t.Errorf("problems: %v", v.Problems)
 			}
 		})
@@ -196,12 +200,12 @@ func TestKernelRefusalIsProblemAndTriedAgain(t *testing.T) {
 		m := newMachine(t)
 		m.kernel = fmt.Errorf("route 10.244.2.0/24: %w", routes.ErrForeign)
 		m.run(func() {
-			if v := m.seen.Load(); len(v.Problems) != 1 || v.Problems[0].Reason != "foreignRoute" {
+			if v := m.loop.seen.Load(); len(v.Problems) != 1 || v.Problems[0].Reason != "foreignRoute" {
 				t.Errorf("problems: %v", v.Problems)
 			}
 			m.kernel = nil
 			time.Sleep(retryMost)
-			if v := m.seen.Load(); len(v.Problems) != 0 || !m.routed("2") {
+			if v := m.loop.seen.Load(); len(v.Problems) != 0 || !m.routed("2") {
 				t.Errorf("problems %v, state %v", v.Problems, m.state)
 			}
 		})
@@ -217,7 +221,7 @@ func TestNewcomerDoesNotTakeAddresses(t *testing.T) {
 			m.world.Nodes = append(m.world.Nodes[:2:2], thief)
 			m.loop.reread.fire()
 			time.Sleep(time.Second)
-			v := m.seen.Load()
+			v := m.loop.seen.Load()
 			if !m.routed("2") || len(v.Problems) != 1 || v.Problems[0].Reason != "overlap" || v.Problems[0].Object != "Node/c" {
 				t.Errorf("problems %v, state %v", v.Problems, m.state)
 			}
@@ -226,7 +230,7 @@ func TestNewcomerDoesNotTakeAddresses(t *testing.T) {
 			time.Sleep(time.Second)
 			m.loop.reread.fire()
 			time.Sleep(time.Second)
-			if v := m.seen.Load(); len(v.Problems) != 0 || !m.routed("9") || !m.routed("2") {
+			if v := m.loop.seen.Load(); len(v.Problems) != 0 || !m.routed("9") || !m.routed("2") {
 				t.Errorf("after the owner moved: problems %v, state %v", v.Problems, m.state)
 			}
 		})
@@ -236,7 +240,7 @@ func TestNewcomerDoesNotTakeAddresses(t *testing.T) {
 func TestLearnedRoutesAreDeletedOnlyWhenTheSwitchesHaveSaidAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
-		m.loop.config.BGP.Learn = []prefix{{netip.MustParsePrefix("192.168.0.0/16")}}
+		m.loop.config.BGP.Learn = []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")}
 		path := func(p string) bgp.LearnedPath {
 			via := netip.MustParseAddr("192.0.2.254")
 			return bgp.LearnedPath{Path: bgp.Path{Prefix: netip.MustParsePrefix(p), NextHop: via}, From: via}

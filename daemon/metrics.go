@@ -10,6 +10,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
 )
 
 // metrics are what a Prometheus server reads: gauges are the status of the moment, taken when
@@ -85,14 +87,14 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	if !s.World.ReadAt.IsZero() {
 		gauge(s.Now.Sub(s.World.ReadAt).Seconds(), describe("world_age_seconds", "Time since the cluster was last read with success."))
 	}
-	states := map[string]int{"installed": 0, "missing": 0, "foreign": 0}
+	states := map[string]int{api.Installed: 0, api.Missing: 0, api.Foreign: 0}
 	for _, r := range s.Routes {
 		states[r.State]++
 	}
 	for state, n := range states {
 		gauge(float64(n), describe("node_routes", "Routes to other nodes' pod CIDRs, by state.", "state"), state)
 	}
-	learned := map[string]int{"installed": 0, "missing": 0, "foreign": 0, "ignored": 0}
+	learned := map[string]int{api.Installed: 0, api.Missing: 0, api.Foreign: 0, api.Ignored: 0}
 	for _, l := range s.Learned {
 		learned[l.State]++
 	}

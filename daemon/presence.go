@@ -1,20 +1,14 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"maps"
 	"net/netip"
-	"slices"
 	"time"
 
-	"github.com/edgeway-cni/edgeway/bgp"
-	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/routes"
 )
-
-// listenEvery is the time between two rounds of probes: the kernel needs three seconds for one.
-const listenEvery = 5 * time.Second
 
 // probeMost bounds one round: each neighbour that does not answer takes an entry of the kernel's
 // neighbour table, which holds 1024 by default (net.ipv4.neigh.default.gc_thresh3). In a larger
@@ -63,63 +57,40 @@ func (p *presence) round(all []routes.Neighbour, heard map[routes.Neighbour]rout
 	}
 	silent := map[netip.Addr]bool{}
 	for n, count := range p.misses {
-		if time.Duration(count)*listenEvery >= p.after {
+		if time.Duration(count)*config.ProbeEvery >= p.after {
 			silent[n.IP] = true
 		}
 	}
 	return silent
 }
 
-// listen probes the LAN of a speaker until ctx ends. It withdraws nothing itself: who is silent
-// is one more thing that desired knows.
-func (d *Daemon) listen(ctx context.Context) error {
-	p := &presence{after: time.Duration(d.config.BGP.WithdrawAfter)}
+// listener is routes.Kernel as probe uses it.
+type listener interface {
+	Listen(ctx context.Context, neighbours []routes.Neighbour) (map[routes.Neighbour]routes.Hearing, error)
+}
+
+// probe probes the LAN of a speaker until ctx ends. It withdraws nothing itself: who is silent
+// is one more thing that policy.Decide knows.
+func (l *loop) probe(ctx context.Context, lan listener) error {
+	p := &presence{after: l.config.BGP.WithdrawAfter}
 	if p.after == 0 {
 		<-ctx.Done()
 		return nil
 	}
-	for pause(ctx, listenEvery) {
-		v := d.seen.Load()
+	for pause(ctx, config.ProbeEvery) {
+		v := l.seen.Load()
 		if v == nil {
 			continue
 		}
-		all := v.World.neighbours()
-		heard, err := d.kernel.Listen(ctx, p.next(all))
+		all := v.Plan.Neighbours
+		heard, err := lan.Listen(ctx, p.next(all))
 		if err != nil {
-			d.options.Log.Debug("probe the LAN", "err", err) // who could not be asked stays as he was
+			l.log.Debug("probe the LAN", "err", err) // who could not be asked stays as he was
 		}
 		if silent := p.round(all, heard); !maps.Equal(silent, v.World.Silent) {
-			d.silent.Store(&silent)
-			d.look.fire()
+			l.silent.Store(&silent)
+			l.look.fire()
 		}
 	}
 	return nil
-}
-
-// markOwn has each switch drop this node's own pod CIDRs when the restart time after this speaker's
-// loss is over, and not keep them for the long-lived time too, where another speaker tells it of them.
-// That one knows whether this node lives, withdraws them when it does not, and cannot withdraw what
-// the dead one told; when both are lost, the switch keeps what each told of the other.
-func (p *plan) markOwn() {
-	if p.Config.BGP.LongLivedTime == 0 {
-		return
-	}
-	for _, s := range p.bgp.Sessions {
-		if !slices.ContainsFunc(p.Cluster.Peerings, func(r cluster.Peering) bool { return p.othersTell(r, s.Peer) }) {
-			continue
-		}
-		for i := range s.Paths {
-			s.Paths[i].NoLongLived = slices.Contains(p.self.PodCIDRs, s.Paths[i].Prefix)
-		}
-	}
-}
-
-// othersTell reports whether r has another node of the cluster tell the switch of this one.
-func (p *plan) othersTell(r cluster.Peering, to bgp.Peer) bool {
-	return r.Selector.Selects(p.self.Labels) && slices.ContainsFunc(r.Speakers, func(s cluster.Speaker) bool {
-		_, known := p.Cluster.Node(s.Node)
-		return known && s.Node != p.self.Name && slices.ContainsFunc(s.Peers, func(peer cluster.Peer) bool {
-			return peer.Address == to.Address && cmp.Or(peer.Port, uint16(p.Config.BGP.Port)) == to.Port
-		})
-	})
 }

@@ -5,8 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
-	"time"
 
+	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -19,7 +19,7 @@ func TestPresence(t *testing.T) {
 	all := func(of ...routes.Hearing) heard { return heard{a: of[0], b: of[1], sw: of[2]} }
 	const yes, no, unsure = routes.Answers, routes.Silent, routes.Unsure
 
-	p := &presence{after: 3 * listenEvery}
+	p := &presence{after: 3 * config.ProbeEvery}
 	for i, step := range []struct {
 		what   string
 		heard  heard
@@ -43,7 +43,7 @@ func TestPresence(t *testing.T) {
 			t.Fatalf("round %d, %s: silent %v, want %d", i, step.what, got, step.silent)
 		}
 	}
-	if time.Duration(defaults().BGP.WithdrawAfter) < 3*listenEvery {
+	if config.Defaults().BGP.WithdrawAfter < 3*config.ProbeEvery {
 		t.Error("a node is withdrawn after fewer than three misses by default")
 	}
 }
@@ -53,7 +53,7 @@ func TestPresenceTakesTurns(t *testing.T) {
 	for i := range 600 {
 		all = append(all, routes.Neighbour{Link: "eth0", IP: netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})})
 	}
-	p := &presence{after: listenEvery}
+	p := &presence{after: config.ProbeEvery}
 	asked := map[routes.Neighbour]int{}
 	for range 3 {
 		round := p.next(all)

@@ -3,46 +3,41 @@ package daemon
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"strings"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// Plan is what the daemon would do, in an operator's words.
-type Plan struct {
-	Text     string
-	Problems []cluster.Problem
-}
-
-// Preview reads what the daemon would read and decides what it would decide, and changes
-// nothing.
-func Preview(ctx context.Context, c Config) (Plan, error) {
-	last, _, err := loadWorld(filepath.Join(c.StateDir, "world.json"))
+// Preview reads what the daemon would read and decides what it would decide, and changes nothing.
+// The text is what this node would route and advertise, and every problem.
+func Preview(ctx context.Context, c config.Config) (text string, problems []cluster.Problem, err error) {
+	last, _, err := c.SavedWorld()
 	if err != nil {
-		return Plan{}, err
+		return "", nil, err
 	}
-	next, err := c.readOnce(ctx, last)
+	next, err := c.ReadCluster(ctx, last)
 	if err != nil {
-		return Plan{}, err
+		return "", nil, err
 	}
-	next, found := admit(last, next)
+	next, found := policy.Admit(last, next)
 	k, err := routes.Open()
 	if err != nil {
-		return Plan{}, err
+		return "", nil, err
 	}
 	defer k.Close()
 	host, err := k.Host(ctx)
 	if err != nil {
-		return Plan{}, err
+		return "", nil, err
 	}
-	state, sessions, problems := desired(World{Cluster: next, Self: c.NodeName, Config: c, Host: host})
-	problems = sortProblems(append(append(problems, found...), next.Problems...))
+	plan := policy.Decide(policy.World{Cluster: next, Self: c.NodeName, Config: c, Host: host})
+	problems = policy.Sorted(plan.Problems, found, next.Problems)
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s%s", state, sessions)
+	b.WriteString(plan.String())
 	for _, p := range problems {
 		fmt.Fprintf(&b, "problem: %s\n", p)
 	}
-	return Plan{Text: b.String(), Problems: problems}, nil
+	return b.String(), problems, nil
 }

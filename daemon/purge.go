@@ -4,18 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 
+	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/daemon/durable"
+	"github.com/edgeway-cni/edgeway/daemon/pods"
+	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/plugin"
 	"github.com/edgeway-cni/edgeway/routes"
 )
-
-// Conflist is the path of the network configuration list that the daemon writes.
-func (c Config) Conflist() string { return filepath.Join(c.CNI.ConfDir, conflistName) }
 
 // Remains is what edgeway made on this machine and stays when its programs go.
 type Remains struct {
@@ -25,10 +24,10 @@ type Remains struct {
 }
 
 // Remaining looks what there is of edgeway on this machine. No daemon may run: the store is opened.
-func Remaining(ctx context.Context, c Config) (r Remains, err error) {
+func Remaining(ctx context.Context, c config.Config) (r Remains, err error) {
 	owned := map[string]bool{}
-	err = withNode(ctx, c, func(n *node) error {
-		all, err := n.verbs.Attachments(ctx)
+	err = pods.WithVerbs(ctx, c, func(verbs *plugin.Node) error {
+		all, err := verbs.Attachments(ctx)
 		for _, a := range all {
 			owned[a.Link] = true
 			if a.Standing == plugin.Alive || a.Standing == plugin.Foreign {
@@ -56,13 +55,13 @@ func Remaining(ctx context.Context, c Config) (r Remains, err error) {
 
 // Purge removes all that Remaining finds: pods that run lose their network. It returns what it did.
 // What cannot be removed does not keep it from the rest.
-func Purge(ctx context.Context, c Config) (did []string, err error) {
+func Purge(ctx context.Context, c config.Config) (did []string, err error) {
 	var errs []error
-	errs = append(errs, withNode(ctx, c, func(n *node) error {
-		all, err := n.verbs.Attachments(ctx)
+	errs = append(errs, pods.WithVerbs(ctx, c, func(verbs *plugin.Node) error {
+		all, err := verbs.Attachments(ctx)
 		errs := []error{err}
 		for _, a := range all {
-			if err := n.verbs.Remove(ctx, a.Lease.Attachment); err != nil {
+			if err := verbs.Remove(ctx, a.Lease.Attachment); err != nil {
 				errs = append(errs, fmt.Errorf("release %s: %w", a.Lease.Attachment, err))
 				continue
 			}
@@ -97,23 +96,6 @@ func Purge(ctx context.Context, c Config) (did []string, err error) {
 	return did, errors.Join(errs...)
 }
 
-// withNode opens the store, if there is one, for f.
-func withNode(ctx context.Context, c Config, f func(*node) error) error {
-	if _, err := os.Stat(filepath.Join(c.StateDir, plugin.StoreFile)); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	store, err := plugin.OpenStore(ctx, filepath.Join(c.StateDir, plugin.StoreFile), storeWait)
-	if err != nil {
-		return err
-	}
-	verbs, err := plugin.NewNode(store)
-	if err != nil {
-		return errors.Join(err, store.Close())
-	}
-	n := &node{store: store, verbs: verbs}
-	return errors.Join(f(n), n.close())
-}
-
 // hostEnd matches the names of the pods' links: ew and digits of a hash (plugin.HostLink).
 func hostEnd() *regexp.Regexp { return regexp.MustCompile(`^ew([0-9a-f]{11}|[0-9a-f]{13})$`) }
 
@@ -139,7 +121,7 @@ func eachScope(ctx context.Context, f func(*routes.Kernel, routes.Scope) error) 
 	for _, s := range []routes.Scope{
 		{Protocol: routes.ProtoPod, Links: names},
 		{Protocol: routes.ProtoLearned},
-		scope(), // last: the table goes when no pod is in it
+		policy.Scope(), // last: the table goes when no pod is in it
 	} {
 		errs = append(errs, f(k, s))
 	}
@@ -148,7 +130,7 @@ func eachScope(ctx context.Context, f func(*routes.Kernel, routes.Scope) error) 
 
 // stateFiles are the files of ours in the state directory, and the socket. Others' are not ours to
 // delete: stateDir may be a directory that more than edgeway uses.
-func stateFiles(c Config) (paths []string) {
+func stateFiles(c config.Config) (paths []string) {
 	for _, pattern := range []string{plugin.StoreFile + "*", "plugin.lock", "world.json*", ".world.json*"} {
 		found, _ := filepath.Glob(filepath.Join(c.StateDir, pattern)) // the pattern is valid
 		paths = append(paths, found...)

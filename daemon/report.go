@@ -7,25 +7,47 @@ import (
 
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/policy"
 )
 
 // reports says for each switch that a resource gives this node what became of the session, for
 // the resource's status. A session that two resources share is reported under both; one that is
 // held down, with the reason.
-func reports(w World, sessions []bgp.Status) []cluster.SessionReport {
-	p := &plan{World: w, vxlan: w.Config.VXLAN}
-	if !p.findSelf() {
-		return nil
+func reports(plan policy.Plan, sessions []bgp.Status) (out []cluster.SessionReport) {
+	for _, want := range plan.Sessions {
+		out = append(out, report(want, sessions))
 	}
-	var out []cluster.SessionReport
-	for _, r := range w.Cluster.Peerings {
-		for _, s := range r.Speakers {
-			if s.Node != p.self.Name {
-				continue
-			}
-			for _, peer := range s.Peers {
-				out = append(out, p.report(r, peer, sessions))
-			}
+	return out
+}
+
+// report is what became of one session. Since is zero for a session that is not tried.
+func report(want policy.Session, sessions []bgp.Status) cluster.SessionReport {
+	out := cluster.SessionReport{Resource: want.Resource, Peer: want.Peer.Address, Port: want.Key.Port, PeerName: want.Peer.Name, PeerASN: want.Peer.ASN, State: "Idle"}
+	switch why := want.Held; {
+	case why.Reason == policy.Conflict:
+		out.Reason, out.Message = why.Reason, "another resource has a session of this node with "+want.Peer.Address.String()+" on other terms; make the two agree"
+		return out
+	case want.IsHeld():
+		out.Reason, out.Message = why.Reason, "want "+why.Want+", got "+why.Got+"; "+why.Next
+		return out
+	}
+	i := slices.IndexFunc(sessions, func(s bgp.Status) bool { return s.Peer.Key() == want.Key })
+	if i < 0 {
+		out.Reason, out.Message = "switchNotTold", "the session was refused; edgewayd status on this node says why"
+		return out
+	}
+	s := sessions[i]
+	out.State, out.Since, out.Reason, out.Message = s.State, s.Since, s.Reason, s.Detail
+	if s.Restart {
+		out.RestartTime = s.RestartTime
+	}
+	told := make(map[netip.Prefix]bool, len(s.Advertised))
+	for _, path := range s.Advertised {
+		told[path.Prefix] = true
+	}
+	for _, path := range want.Paths {
+		if told[path.Prefix] {
+			out.Advertised++
 		}
 	}
 	return out
@@ -47,38 +69,4 @@ func sinceHeld(was map[sessionKey]time.Time, sessions []cluster.SessionReport, n
 		still[key] = s.Since
 	}
 	return still
-}
-
-// report is what became of one session.
-func (p *plan) report(r cluster.Peering, peer cluster.Peer, sessions []bgp.Status) cluster.SessionReport {
-	p.problems = nil
-	want, ok := p.terms(r, peer)
-	out := cluster.SessionReport{Resource: r.Ref(), Peer: peer.Address, Port: want.Port, PeerName: peer.Name, PeerASN: peer.ASN, State: "Idle"}
-	if !ok {
-		why := p.problems[len(p.problems)-1]
-		out.Reason, out.Message = why.Reason, "want "+why.Want+", got "+why.Got+"; "+why.Next
-		return out
-	}
-	i := slices.IndexFunc(sessions, func(s bgp.Status) bool { return s.Peer.Same(want) })
-	if i < 0 {
-		out.Reason, out.Message = "conflict", "another resource has a session of this node with "+peer.Address.String()+" on other terms; make the two agree"
-		return out
-	}
-	s := sessions[i]
-	out.State, out.Since, out.Reason, out.Message = s.State, s.Since, s.Reason, s.Detail
-	if s.Restart {
-		out.RestartTime = s.RestartTime
-	}
-	told := make(map[netip.Prefix]bool, len(s.Advertised))
-	for _, path := range s.Advertised {
-		told[path.Prefix] = true
-	}
-	for _, n := range p.Cluster.Nodes {
-		for _, c := range n.PodCIDRs {
-			if told[c] && r.Selector.Selects(n.Labels) {
-				out.Advertised++
-			}
-		}
-	}
-	return out
 }

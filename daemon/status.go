@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"net/netip"
 	"slices"
@@ -10,15 +9,15 @@ import (
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
-	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
 // status says what the machine looks like now beside what the last look decided.
 func (d *Daemon) status(ctx context.Context) api.Status {
-	v := d.seen.Load()
+	v := d.loop.seen.Load()
 	if v == nil {
-		v = &view{World: World{Self: d.config.NodeName, Config: d.config}}
+		v = &view{World: policy.World{Self: d.config.NodeName, Config: d.config}}
 	}
 	w := v.World
 	s := api.Status{
@@ -27,7 +26,7 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 			Nodes: len(w.Cluster.Nodes), Peerings: len(w.Cluster.Peerings)},
 	}
 	if self, ok := w.Cluster.Node(w.Self); ok {
-		s.Mode = string(w.mode(self))
+		s.Mode = string(w.Mode(self))
 		for _, c := range self.PodCIDRs {
 			s.PodCIDRs = append(s.PodCIDRs, c.String())
 		}
@@ -35,59 +34,45 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 			s.Addresses = append(s.Addresses, a.String())
 		}
 	}
-	problems := slices.Clone(v.Problems)
-	have, err := d.kernel.Observe(ctx, scope(), v.Routes)
-	if err != nil {
-		problems = append(problems, cluster.Problem{Object: "kernel", Reason: "hostUnreadable", Got: err.Error(), Next: "see the log"})
-	}
-	s.Routes = routeStatus(w.Cluster.Nodes, have, v.Routes)
-	s.Learned = learnedStatus(w, have.Routes)
 	sessions := d.speaker.Status(ctx)
 	s.Sessions = sessionStatus(sessions)
-	problems = append(problems, sessionProblems(sessions)...)
-	if n := d.node.Load(); n != nil {
-		leases, err := leaseStatus(n.store)
+	problems := slices.Concat(v.Problems, sessionProblems(sessions))
+	observe := func(scope routes.Scope, desired routes.State) routes.State {
+		have, err := d.kernel.Observe(ctx, scope, desired)
 		if err != nil {
-			problems = append(problems, cluster.Problem{Object: "store", Reason: "storeUnreadable", Got: err.Error(), Next: "see the log"})
+			problems = append(problems, cluster.Problem{Object: "kernel", Reason: "hostUnreadable", Got: err.Error(), Next: "see the log"})
 		}
-		s.Leases = leases
-		problems = append(problems, n.full(ctx)...)
+		return have
 	}
-	for _, p := range sortProblems(problems) {
+	have := observe(policy.Scope(), v.Plan.Routes)
+	s.Routes = routeStatus(w.Cluster.Nodes, have.Routes, v.Plan.Routes)
+	if len(v.Plan.Lessons) > 0 {
+		have := observe(routes.Scope{}, v.Plan.Learned)
+		s.Learned = learnedStatus(v.Plan.Lessons, have.Routes)
+	}
+	leases, found := d.pods.Status(ctx)
+	s.Leases = leases
+	for _, p := range policy.Sorted(problems, found) {
 		s.Problems = append(s.Problems, api.Problem(p))
 	}
 	return s
 }
 
 // routeStatus compares the routes to other nodes with what the kernel has.
-func routeStatus(nodes []cluster.Node, have, want routes.State) []api.Route {
+func routeStatus(nodes []cluster.Node, have []routes.Route, want routes.State) []api.Route {
 	owner := map[netip.Prefix]string{}
 	for _, n := range nodes {
 		for _, c := range n.PodCIDRs {
 			owner[c] = n.Name
 		}
 	}
-	there := map[netip.Prefix]routes.Route{}
-	for _, r := range have.Routes {
-		if old, ok := there[r.Dst]; !ok || old.Protocol != routes.ProtoNode {
-			there[r.Dst] = r
-		}
-	}
+	there := standing(have, routes.ProtoNode)
 	var out []api.Route
 	for _, r := range want.Routes {
-		if r.Type != "" || r.Protocol == routes.ProtoLearned {
-			continue // the guard of our own pod CIDR; what learnedStatus shows
+		if r.Type != "" {
+			continue // the guard of our own pod CIDR
 		}
-		state := "missing"
-		if h, ok := there[r.Dst]; ok {
-			switch {
-			case h.Protocol != r.Protocol:
-				state = "foreign"
-			case h.Via == r.Via && h.Link == r.Link:
-				state = "installed"
-			}
-		}
-		one := api.Route{Dst: r.Dst.String(), Dev: r.Link, Node: owner[r.Dst], State: state}
+		one := api.Route{Dst: r.Dst.String(), Dev: r.Link, Node: owner[r.Dst], State: there.state(r)}
 		if r.Via.IsValid() {
 			one.Via = r.Via.String()
 		}
@@ -96,27 +81,44 @@ func routeStatus(nodes []cluster.Node, have, want routes.State) []api.Route {
 	return out
 }
 
-// leaseStatus counts pods, not addresses: a pod takes one of each set, so that the smallest set
-// says how many more fit.
-func leaseStatus(store *ipam.Store) (api.Leases, error) {
-	pool, ok, err := store.Pool()
-	if err != nil || !ok {
-		return api.Leases{}, err
-	}
-	var l api.Leases
-	for i, set := range pool.Sets {
-		u, err := store.Usage(ipam.Pool{Sets: []ipam.RangeSet{set}, Reserved: pool.Reserved})
-		if err != nil {
-			return l, err
+// kernelRoutes are the routes that the kernel has, by destination.
+type kernelRoutes map[netip.Prefix]routes.Route
+
+// standing takes one route for each destination, another owner's before our own.
+func standing(have []routes.Route, own routes.Protocol) kernelRoutes {
+	there := kernelRoutes{}
+	for _, r := range have {
+		if old, ok := there[r.Dst]; !ok || old.Protocol != own {
+			there[r.Dst] = r
 		}
-		if i == 0 || u.Free < l.Free {
-			l.Total, l.Free = u.Total, u.Free
-		}
-		l.Used = max(l.Used, u.Used)
 	}
-	u, err := store.Usage(pool)
-	l.Outside = u.Outside
-	return l, err
+	return there
+}
+
+// state says what the kernel has in the place of want.
+func (there kernelRoutes) state(want routes.Route) string {
+	have, ok := there[want.Dst]
+	switch {
+	case ok && have.Protocol != want.Protocol:
+		return api.Foreign
+	case ok && have.Via == want.Via && have.Link == want.Link:
+		return api.Installed
+	}
+	return api.Missing
+}
+
+// learnedStatus compares what is learned with what the kernel has.
+func learnedStatus(lessons []policy.Lesson, have []routes.Route) []api.Learned {
+	there := standing(have, routes.ProtoLearned)
+	var out []api.Learned
+	for _, l := range lessons {
+		one := api.Learned{Dst: l.Prefix.String(), Via: l.NextHop.String(), Dev: l.Link, Switch: l.From.String(), Kept: l.Kept, State: api.Ignored, Why: l.Why}
+		if l.Why == "" {
+			one.State = there.state(routes.Route{Dst: l.Prefix, Via: l.NextHop, Link: l.Link, Protocol: routes.ProtoLearned})
+		}
+		out = append(out, one)
+	}
+	return out
 }
 
 func sessionStatus(sessions []bgp.Status) []api.Session {
@@ -151,13 +153,4 @@ func sessionProblems(sessions []bgp.Status) []cluster.Problem {
 		}
 	}
 	return out
-}
-
-// sortProblems sorts by object and drops repetitions.
-func sortProblems(problems []cluster.Problem) []cluster.Problem {
-	problems = slices.Clone(problems)
-	slices.SortFunc(problems, func(a, b cluster.Problem) int {
-		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Got, b.Got), cmp.Compare(a.Want, b.Want))
-	})
-	return slices.Compact(problems)
 }

@@ -92,13 +92,20 @@ type World struct {
 	Peerings int       `json:"peerings"`
 }
 
+// The states of a Route and of a Learned.
+const (
+	Installed = "installed"
+	Missing   = "missing"
+	Foreign   = "foreign" // another owner's route stands in its place
+	Ignored   = "ignored" // of a Learned alone: Why says why it has no route
+)
+
 // Route is one route to another node's pod CIDR.
 type Route struct {
-	Dst  string `json:"dst"`
-	Via  string `json:"via,omitempty"`
-	Dev  string `json:"dev,omitempty"`
-	Node string `json:"node,omitempty"`
-	// State is "installed", "missing" or "foreign".
+	Dst   string `json:"dst"`
+	Via   string `json:"via,omitempty"`
+	Dev   string `json:"dev,omitempty"`
+	Node  string `json:"node,omitempty"`
 	State string `json:"state"`
 }
 
@@ -144,8 +151,7 @@ type Learned struct {
 	Dev    string `json:"dev,omitempty"`
 	Switch string `json:"switch"`
 	// Kept: its session is down; it counts until the restart time is over.
-	Kept bool `json:"kept,omitempty"`
-	// State is "installed", "missing", "foreign" or "ignored", and Why says why it is ignored.
+	Kept  bool   `json:"kept,omitempty"`
 	State string `json:"state"`
 	Why   string `json:"why,omitempty"`
 }

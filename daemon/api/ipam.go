@@ -90,7 +90,14 @@ type Findings struct {
 // Imported answers "import", one for each container.
 type Imported struct {
 	Lease
-	// Action is "hold", "remember", "known" or "skip".
 	Action string `json:"action"`
 	Why    string `json:"why,omitempty"`
 }
+
+// The actions of an import.
+const (
+	Hold     = "hold"     // the old pod runs: the address is leased until its namespace is gone
+	Remember = "remember" // the old pod is gone: the address waits for it, free
+	Known    = "known"    // the store has it already
+	Skip     = "skip"     // it cannot be taken over: Why says the reason
+)

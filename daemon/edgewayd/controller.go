@@ -11,8 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/edgeway-cni/edgeway/daemon"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/daemon/controller"
 )
 
@@ -94,7 +94,7 @@ func (o controllerFlags) options(f *flags) (controller.Options, error) {
 }
 
 // pools are the flags' pool, or those of the configuration.
-func (o controllerFlags) pools(c daemon.Controller) ([]controller.Pool, error) {
+func (o controllerFlags) pools(c config.Controller) ([]controller.Pool, error) {
 	var pools []controller.Pool
 	switch {
 	case len(o.podCIDRs) > 0:
@@ -122,15 +122,8 @@ func (o controllerFlags) pools(c daemon.Controller) ([]controller.Pool, error) {
 }
 
 // poolOf is a pool of the configuration.
-func poolOf(p daemon.PodPool) controller.Pool {
-	out := controller.Pool{Selector: p.NodeSelector.Selector, Mask: controller.Mask(p.NodeMask)}
-	for _, c := range p.PodCIDRs {
-		out.CIDRs = append(out.CIDRs, c.Prefix)
-	}
-	for _, c := range p.Exclude {
-		out.Exclude = append(out.Exclude, c.Prefix)
-	}
-	return out
+func poolOf(p config.PodPool) controller.Pool {
+	return controller.Pool{Selector: p.NodeSelector, Mask: controller.Mask(p.NodeMask), CIDRs: p.PodCIDRs, Exclude: p.Exclude}
 }
 
 // pool is the flags' pool.

@@ -17,8 +17,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/edgeway-cni/edgeway/daemon"
 	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/daemon/pods"
 )
 
 const (
@@ -74,7 +74,7 @@ func (l *leaseFlags) ask(ctx context.Context, answer any, args ...string) error 
 		if err != nil {
 			return err
 		}
-		if reply.Output, err = daemon.Leases(ctx, c, args); err != nil {
+		if reply.Output, err = pods.Answer(ctx, c, args); err != nil {
 			return err
 		}
 	case err != nil:
@@ -195,12 +195,12 @@ func (l *leaseFlags) release(cmd *cobra.Command, words []string, force bool, yes
 	}
 	args := []string{"release"}
 	if force {
-		args = append(args, daemon.Force)
+		args = append(args, pods.Force)
 	}
 	running := 0
 	for _, d := range found.Leases {
 		args = append(args, d.ContainerID+"/"+d.IfName)
-		if d.State == "alive" || d.State == "foreign" {
+		if runs(d.Lease) {
 			running++
 		}
 	}
@@ -343,7 +343,7 @@ func (l *leaseFlags) importAll(cmd *cobra.Command, args []string, yes *bool) err
 	}
 	todo := 0
 	for _, r := range plan {
-		if r.Action == "hold" || r.Action == "remember" {
+		if r.Action == api.Hold || r.Action == api.Remember {
 			todo++
 		}
 	}
@@ -360,7 +360,7 @@ func (l *leaseFlags) importAll(cmd *cobra.Command, args []string, yes *bool) err
 		return err
 	}
 	var done []api.Imported
-	if err := l.ask(cmd.Context(), &done, append(args, daemon.Apply)...); err != nil {
+	if err := l.ask(cmd.Context(), &done, append(args, pods.Apply)...); err != nil {
 		return err
 	}
 	return l.print(cmd.OutOrStdout(), done, func(out io.Writer) {

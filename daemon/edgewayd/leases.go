@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/plugin"
 )
 
 // printLeases writes the table of leases, those that need a look first; most is 0 for all.
@@ -29,14 +30,17 @@ func printLeases(out io.Writer, a api.LeaseList, most int) {
 
 // rank puts what needs a look first.
 func rank(l api.Lease) int {
-	switch l.State {
-	case "alive":
+	switch plugin.Standing(l.State) {
+	case plugin.Alive:
 		return 2
-	case "foreign":
+	case plugin.Foreign:
 		return 1
 	}
 	return 0
 }
+
+// runs reports whether the lease's pod runs, or may.
+func runs(l api.Lease) bool { return rank(l) > 0 }
 
 func cutTo[T any](rows []T, most int) []T {
 	if most > 0 && len(rows) > most {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/edgeway-cni/edgeway/daemon"
 	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/daemon/config"
 )
 
 // Set by the linker; see the Makefile.
@@ -68,7 +69,7 @@ It runs with "edgewayd run"; the other commands ask the daemon that runs.`,
 		Args:          cobra.NoArgs,
 	}
 	cmd.CompletionOptions.HiddenDefaultCmd = true
-	cmd.PersistentFlags().StringVar(&f.config, "config", "", "configuration file (default "+daemon.DefaultConfig+" where it exists)")
+	cmd.PersistentFlags().StringVar(&f.config, "config", "", "configuration file (default "+config.DefaultFile+" where it exists)")
 	cmd.PersistentFlags().StringVar(&f.socket, "socket", "", "the daemon's socket (default: what the configuration says)")
 	cmd.PersistentFlags().StringVar(&f.node, "node-name", "", "this node's name in the cluster (default: what the configuration says)")
 	cmd.AddCommand(runCommand(&f), statusCommand(&f), checkCommand(&f), ipamCommand(&f), installCommand(&f), uninstallCommand(&f), controllerCommand(&f))
@@ -113,13 +114,12 @@ what this node would route and advertise, and every problem. It exits 1 when the
 			if err != nil {
 				return err
 			}
-			plan, err := daemon.Preview(cmd.Context(), c)
+			text, problems, err := daemon.Preview(cmd.Context(), c)
 			if err != nil {
 				return err
 			}
-			out := cmd.OutOrStdout()
-			fmt.Fprint(out, plan.Text)
-			if n := len(plan.Problems); n > 0 {
+			fmt.Fprint(cmd.OutOrStdout(), text)
+			if n := len(problems); n > 0 {
 				return fmt.Errorf("%d problems", n)
 			}
 			return nil
@@ -128,15 +128,15 @@ what this node would route and advertise, and every problem. It exits 1 when the
 }
 
 // read reads the configuration: the file that was named, else the default one, else none.
-func (f *flags) read() (daemon.Config, error) {
+func (f *flags) read() (config.Config, error) {
 	path := f.config
 	if path == "" {
-		path = daemon.DefaultConfig
+		path = config.DefaultFile
 		if _, err := os.Stat(path); os.IsNotExist(err) {
 			path = os.DevNull
 		}
 	}
-	c, err := daemon.ReadConfig(path)
+	c, err := config.Read(path)
 	if f.node != "" {
 		c.NodeName = f.node
 	}
@@ -149,7 +149,7 @@ func (f *flags) where() (string, error) {
 		return f.socket, nil
 	}
 	if f.config == "" {
-		if _, err := os.Stat(daemon.DefaultConfig); os.IsNotExist(err) {
+		if _, err := os.Stat(config.DefaultFile); os.IsNotExist(err) {
 			return api.DefaultSocket, nil
 		}
 	}

@@ -127,7 +127,7 @@ func printStatus(out io.Writer, s api.Status, all bool) {
 func (p *page) routes(all []api.Route) {
 	var bad, good []api.Route
 	for _, r := range all {
-		if r.State == "installed" {
+		if r.State == api.Installed {
 			good = append(good, r)
 		} else {
 			bad = append(bad, r)
@@ -137,7 +137,7 @@ func (p *page) routes(all []api.Route) {
 	all = append(bad, good...)
 	p.rows(len(all), func(i int) {
 		r := all[i]
-		p.row("  "+r.Dst, "via "+cmp.Or(r.Via, "-"), "dev "+cmp.Or(r.Dev, "-"), r.Node, strings.TrimSuffix(r.State, "installed"))
+		p.row("  "+r.Dst, "via "+cmp.Or(r.Via, "-"), "dev "+cmp.Or(r.Dev, "-"), r.Node, strings.TrimSuffix(r.State, api.Installed))
 	})
 }
 
@@ -149,9 +149,9 @@ func (p *page) learned(all []api.Learned) {
 	var bad, good []api.Learned
 	for _, l := range all {
 		switch l.State {
-		case "installed":
+		case api.Installed:
 			good = append(good, l)
-		case "ignored":
+		case api.Ignored:
 		default:
 			bad = append(bad, l)
 		}
@@ -164,7 +164,7 @@ func (p *page) learned(all []api.Learned) {
 		if l.Kept {
 			kept = "kept"
 		}
-		p.row("  "+l.Dst, "via "+l.Via, "dev "+cmp.Or(l.Dev, "-"), "from "+l.Switch, strings.TrimSpace(strings.TrimSuffix(l.State, "installed")+" "+kept))
+		p.row("  "+l.Dst, "via "+l.Via, "dev "+cmp.Or(l.Dev, "-"), "from "+l.Switch, strings.TrimSpace(strings.TrimSuffix(l.State, api.Installed)+" "+kept))
 	})
 }
 

@@ -15,6 +15,8 @@ import (
 
 	"github.com/edgeway-cni/edgeway/daemon"
 	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/daemon/pods"
 )
 
 // pingFor bounds the wait for a daemon that should not be there.
@@ -63,7 +65,7 @@ any, uninstall refuses, unless told to --force.`,
 	return cmd
 }
 
-func (r *removal) run(ctx context.Context, c daemon.Config, out io.Writer) error {
+func (r *removal) run(ctx context.Context, c config.Config, out io.Writer) error {
 	if err := stopped(ctx, c); err != nil {
 		return err
 	}
@@ -95,12 +97,12 @@ func (r *removal) run(ctx context.Context, c daemon.Config, out io.Writer) error
 }
 
 // stopped is nil when no daemon answers.
-func stopped(ctx context.Context, c daemon.Config) error {
+func stopped(ctx context.Context, c config.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, pingFor)
 	defer cancel()
 	switch _, err := api.Call(ctx, c.Socket, api.Request{Op: "ping"}, nil); {
 	case err == nil:
-		return fmt.Errorf("uninstall: edgewayd runs and would write %s again; nothing was removed: systemctl stop edgewayd, or delete its DaemonSet, first", c.Conflist())
+		return fmt.Errorf("uninstall: edgewayd runs and would write %s again; nothing was removed: systemctl stop edgewayd, or delete its DaemonSet, first", pods.Conflist(c))
 	case !errors.Is(err, api.ErrNoDaemon):
 		return fmt.Errorf("uninstall: socket %s: %w; nothing was removed", c.Socket, err)
 	}
@@ -108,8 +110,8 @@ func stopped(ctx context.Context, c daemon.Config) error {
 }
 
 // removeFiles begins with the configuration: a runtime must not find one without its plugin.
-func (r *removal) removeFiles(c daemon.Config, out io.Writer) error {
-	paths := []string{c.Conflist(), filepath.Join(r.pluginDir, pluginName)}
+func (r *removal) removeFiles(c config.Config, out io.Writer) error {
+	paths := []string{pods.Conflist(c), filepath.Join(r.pluginDir, pluginName)}
 	if r.programDir != "" {
 		paths = append(paths, filepath.Join(r.programDir, programName))
 	}

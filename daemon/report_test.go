@@ -2,9 +2,6 @@ package daemon
 
 import (
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -12,58 +9,9 @@ import (
 
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/daemon/policy"
 )
-
-func TestChoiceOfSource(t *testing.T) {
-	for _, c := range []struct {
-		name, text, host string
-		want             SourceConfig
-	}{
-		{"nothing said", "", "", SourceConfig{Manifests: DefaultManifests}},
-		{"nothing said, in a pod", "", "10.96.0.1", SourceConfig{}},
-		{"manifests in a pod", "cluster: {manifests: m}", "10.96.0.1", SourceConfig{Manifests: "DIR/m"}},
-		{"kubeconfig", "cluster: {kubeconfig: kubelet.conf}", "", SourceConfig{Kubeconfig: "DIR/kubelet.conf"}},
-		{"kubeconfig in a pod", "cluster: {kubeconfig: /k}", "10.96.0.1", SourceConfig{Kubeconfig: "/k"}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Setenv("KUBERNETES_SERVICE_HOST", c.host)
-			file := filepath.Join(t.TempDir(), "edgewayd.yaml")
-			if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			got, err := ReadConfig(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, p := range []*string{&c.want.Manifests, &c.want.Kubeconfig} {
-				*p = strings.Replace(*p, "DIR", filepath.Dir(file), 1)
-			}
-			if got.Cluster != c.want {
-				t.Errorf("got %+v, want %+v", got.Cluster, c.want)
-			}
-			if _, server := got.apiServer(""); server != (c.want.Manifests == "") {
-				t.Errorf("API server: %t", server)
-			}
-		})
-	}
-}
-
-// The daemon starts although its kubeconfig is not there yet, as before a kubelet has joined.
-func TestCheckWithoutKubeconfig(t *testing.T) {
-	t.Setenv("KUBERNETES_SERVICE_HOST", "")
-	c, err := parseConfig([]byte("cluster: {kubeconfig: " + filepath.Join(t.TempDir(), "none") + "}"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	last := cluster.World{Nodes: []cluster.Node{{Name: "n1"}}, Source: "as saved"}
-	w, err := c.readOnce(t.Context(), last)
-	if err == nil || !strings.Contains(err.Error(), "cluster.kubeconfig") {
-		t.Errorf("got %v", err)
-	}
-	if !cluster.Equal(w, last) {
-		t.Errorf("what was known is lost: %+v", w)
-	}
-}
 
 // A resource's status names each switch that it gives this node: also one that is shared with
 // another resource, and one that no session is tried with.
@@ -82,8 +30,8 @@ func TestReports(t *testing.T) {
 	locked.Name, locked.Password = "leaf-2", &cluster.SecretKey{Name: "bgp", Key: "password"}
 	other := peer("10.0.0.1")
 	other.ASN = 65002
-	c := defaults()
-	w := World{Self: "n1", Config: c, Cluster: cluster.World{
+	c := config.Defaults()
+	w := policy.World{Self: "n1", Config: c, Cluster: cluster.World{
 		Nodes: []cluster.Node{
 			{Name: "n1", Labels: map[string]string{"ASN": "65010"}, Addresses: []netip.Addr{addr("10.0.0.11")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.10.1.0/24")}},
 			{Name: "n2", Addresses: []netip.Addr{addr("10.0.0.12")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.10.2.0/24")}},
@@ -100,14 +48,15 @@ func TestReports(t *testing.T) {
 	inside.ASN, inside.MultihopTTL = 65010, 3 // an internal session has no hop limit
 	w.Cluster.Peerings = append(w.Cluster.Peerings, cluster.Peering{Kind: "BGPPeer", Name: "inside", LocalASN: 65010, Selector: all,
 		Speakers: []cluster.Speaker{{Node: "n1", Peers: []cluster.Peer{inside}}}})
-	_, state, _ := desired(w)
+	plan := policy.Decide(w)
+	state := plan.BGP
 	if len(state.Sessions) != 2 {
 		t.Fatalf("%d sessions", len(state.Sessions))
 	}
 	sessions := []bgp.Status{{Peer: state.Sessions[0].Peer, State: "Established", Since: since, Advertised: state.Sessions[0].Paths,
 		Restart: true, RestartTime: 10 * time.Minute}, {Peer: state.Sessions[1].Peer, State: "Established", Since: since}}
 	sessions[1].Peer.MultihopTTL = 0 // as package bgp has it
-	got := reports(w, sessions)
+	got := reports(plan, sessions)
 	up := cluster.SessionReport{Peer: addr("10.0.0.1"), Port: 179, PeerASN: 65001, State: "Established", Since: since, Advertised: 2, RestartTime: 10 * time.Minute}
 	want := []cluster.SessionReport{up, up,
 		{Resource: "BGPPeer/wrong", Peer: addr("10.0.0.1"), Port: 179, PeerASN: 65002, State: "Idle", Reason: "conflict",
@@ -120,7 +69,7 @@ func TestReports(t *testing.T) {
 	// What is not tried is so since it was first seen to be.
 	now := since.Add(time.Hour)
 	held := sinceHeld(nil, got, now)
-	got = reports(w, sessions)
+	got = reports(plan, sessions)
 	sinceHeld(held, got, now.Add(time.Minute))
 	want[2].Since, want[3].Since = now, now
 	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {

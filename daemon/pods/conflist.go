@@ -1,4 +1,4 @@
-package daemon
+package pods
 
 import (
 	"bytes"
@@ -6,19 +6,22 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/daemon/durable"
 )
 
 // conflistName sorts before what other networks usually write: runtimes take the first file.
 const conflistName = "10-edgeway.conflist"
 
+// Conflist is the path of the network configuration list that the daemon writes.
+func Conflist(c config.Config) string { return filepath.Join(c.CNI.ConfDir, conflistName) }
+
 // conflist is the network configuration list that the container runtime reads (CNI SPEC
 // 1.1.0, section 1). cniVersion is 1.0.0 because containerd 1.6 loads a list of 1.1.0 and then
 // fails every ADD; cniVersions lets newer runtimes choose 1.1.0 and ask for STATUS.
-func conflist(c Config, mtu int, chain []string) ([]byte, error) {
+func conflist(c config.Config, mtu int, chain []string) ([]byte, error) {
 	type object = map[string]any
 	ours := object{
 		"type": "edgeway", "mtu": mtu, "socket": c.Socket, "dataDir": c.StateDir,
@@ -50,26 +53,10 @@ func capability(plugin string) string {
 	return ""
 }
 
-// podMTU is the MTU of pods' links: what the underlay carries, less the tunnel where one is used.
-func podMTU(w World, tunnelMTU int) int {
-	if w.Config.CNI.MTU != 0 {
-		return int(w.Config.CNI.MTU)
-	}
-	i := slices.IndexFunc(w.Cluster.Nodes, func(n cluster.Node) bool { return n.Name == w.Self })
-	if i < 0 {
-		return 1500
-	}
-	mtu := w.underlayMTU(w.Cluster.Nodes[i])
-	if tunnelMTU > 0 {
-		return min(mtu, tunnelMTU)
-	}
-	return mtu
-}
-
 // writeConflist puts the list where the runtime looks, if it is not there already, and says
 // what in that directory is in the way. Plugins of the chain that are not installed are left
 // out: pods without hostPorts are better than no pods.
-func writeConflist(c Config, mtu int) ([]cluster.Problem, error) {
+func writeConflist(c config.Config, mtu int) ([]cluster.Problem, error) {
 	var problems []cluster.Problem
 	var chain []string
 	wanted := c.CNI.Chain
@@ -88,7 +75,7 @@ func writeConflist(c Config, mtu int) ([]cluster.Problem, error) {
 	if err != nil {
 		return problems, err
 	}
-	path := filepath.Join(c.CNI.ConfDir, conflistName)
+	path := Conflist(c)
 	if other := earlierConf(c.CNI.ConfDir); other != "" {
 		problems = append(problems, cluster.Problem{Object: "file " + filepath.Join(c.CNI.ConfDir, other), Reason: "competingNetwork", Want: conflistName + " to be the first file",
 			Got: other + " before it", Next: "remove it: the runtime uses the first file of the directory"})

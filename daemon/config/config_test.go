@@ -1,4 +1,4 @@
-package daemon
+package config
 
 import (
 	"fmt"
@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-func TestParseConfig(t *testing.T) {
-	c, err := parseConfig([]byte(`
+func TestParse(t *testing.T) {
+	c, err := Parse([]byte(`
 nodeName: Node-1
 mode: auto
 modes:
@@ -21,16 +21,16 @@ metrics: ""
 		t.Fatal(err)
 	}
 	if c.NodeName != "Node-1" || c.Mode != Auto || c.Modes[0].Mode != Overlay || !c.Modes[0].NodeSelector.Selects(map[string]string{"pool": "warehouse"}) ||
-		c.SourceNAT.Exclude[0].String() != "10.0.0.0/8" || c.BGP.Port != 1790 || time.Duration(c.BGP.RestartTime) != 5*time.Minute || c.Metrics != "" {
+		c.SourceNAT.Exclude[0].String() != "10.0.0.0/8" || c.BGP.Port != 1790 || c.BGP.RestartTime != 5*time.Minute || c.Metrics != "" {
 		t.Errorf("got %+v", c)
 	}
-	if got := fmt.Sprint(c.learnList()); got != "[192.168.0.0/16 0.0.0.0/0 fd99::/32]" || c.BGP.LearnMost != 7 {
+	if got := fmt.Sprint(c.BGP.Learn); got != "[192.168.0.0/16 0.0.0.0/0 fd99::/32]" || c.BGP.LearnMost != 7 {
 		t.Errorf("learn %s, at most %d", got, c.BGP.LearnMost)
 	}
-	if c, err := parseConfig(nil); err != nil || len(c.BGP.Learn) != 0 || c.BGP.LearnMost != 100 {
+	if c, err := Parse(nil); err != nil || len(c.BGP.Learn) != 0 || c.BGP.LearnMost != 100 {
 		t.Errorf("defaults: learn %v, at most %d, %v", c.BGP.Learn, c.BGP.LearnMost, err)
 	}
-	if got := time.Duration(c.BGP.LongLivedTime); got != 24*time.Hour {
+	if got := c.BGP.LongLivedTime; got != 24*time.Hour {
 		t.Errorf("long-lived time %v", got)
 	}
 	if c.StateDir != "/var/lib/edgeway" || c.VXLAN.Port != 8472 {
@@ -63,22 +63,22 @@ func TestConfigMistakes(t *testing.T) {
 		{"two sources", "cluster: {kubeconfig: /x, manifests: /y}\n", "both manifests and kubeconfig"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := parseConfig([]byte(c.text))
+			_, err := Parse([]byte(c.text))
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
-			if err != nil && strings.Contains(err.Error(), "daemon.") {
+			if err != nil && strings.Contains(err.Error(), "config.") {
 				t.Errorf("speaks of Go types: %v", err)
 			}
 		})
 	}
 }
 
-func FuzzParseConfig(f *testing.F) {
+func FuzzParse(f *testing.F) {
 	f.Add([]byte("mode: auto\nbgp: {port: 1}\n"))
 	f.Add([]byte("modes:\n- nodeSelector: all()\n  mode: overlay\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		if c, err := parseConfig(text); err == nil && c.NodeName == "" {
+		if c, err := Parse(text); err == nil && c.NodeName == "" {
 			t.Error("accepted, but without a node name")
 		}
 	})

@@ -1,9 +1,11 @@
-package daemon
+package config
 
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
@@ -12,15 +14,15 @@ import (
 // DefaultManifests is the directory of manifests outside of a pod.
 const DefaultManifests = "/etc/edgeway/cluster.d"
 
-// SourceConfig says where the World comes from: a directory of manifests or an API server. With
+// Source says where the cluster state comes from: a directory of manifests or an API server. With
 // neither set, once it is chosen, this process is in a pod, whose service account counts.
-type SourceConfig struct {
-	Manifests  string `yaml:"manifests"`  // a directory
-	Kubeconfig string `yaml:"kubeconfig"` // a file; it need not be there yet
+type Source struct {
+	Manifests  string // a directory
+	Kubeconfig string // a file; it need not be there yet
 }
 
 // choose completes what the configuration leaves open.
-func (s *SourceConfig) choose() error {
+func (s *Source) choose() error {
 	if s.Manifests != "" && s.Kubeconfig != "" {
 		return errors.New("cluster: both manifests and kubeconfig are set; keep the one that counts")
 	}
@@ -31,7 +33,7 @@ func (s *SourceConfig) choose() error {
 }
 
 // paths are the file names that are set.
-func (s *SourceConfig) paths() []*string {
+func (s *Source) paths() []*string {
 	switch {
 	case s.Manifests != "":
 		return []*string{&s.Manifests}
@@ -45,36 +47,53 @@ func (s *SourceConfig) paths() []*string {
 // server is.
 func inPod() bool { return os.Getenv("KUBERNETES_SERVICE_HOST") != "" }
 
-// apiServer says how to reach the API server, if that is the source.
-func (c Config) apiServer(version string) (cluster.KubernetesOptions, bool) {
+// APIServer says how to reach the API server, if that is the source.
+func (c Config) APIServer(version string) (cluster.KubernetesOptions, bool) {
 	o := cluster.KubernetesOptions{Kubeconfig: c.Cluster.Kubeconfig, Node: c.NodeName, UserAgent: "edgewayd/" + version}
 	return o, c.Cluster.Manifests == ""
 }
 
-// source is where the World comes from.
-func (c Config) source(version string) cluster.Source {
-	if o, ok := c.apiServer(version); ok {
+// Source is where the cluster state comes from. The version of this program is told to an API server.
+func (c Config) Source(version string) cluster.Source {
+	if o, ok := c.APIServer(version); ok {
 		return cluster.Kubernetes(o)
 	}
 	return cluster.Manifests(c.Cluster.Manifests)
 }
 
+// WorldFile is where the cluster state is saved.
+func (c Config) WorldFile() string { return filepath.Join(c.StateDir, "world.json") }
+
+// SavedWorld reads the cluster state that an earlier run saved. A missing file is not an error: known is false.
+func (c Config) SavedWorld() (w cluster.World, known bool, err error) {
+	w, err = cluster.Load(c.WorldFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return cluster.World{}, false, nil
+	}
+	return w, err == nil, err
+}
+
 // answerWithin bounds how long a command that does not stay waits for the API server.
 const answerWithin = 15 * time.Second
 
-// readOnce reads the source once, for a command that does not stay. It asks an API server until
-// that has answered, or for answerWithin.
-func (c Config) readOnce(ctx context.Context, last cluster.World) (cluster.World, error) {
-	source := c.source("once")
-	if _, ok := c.apiServer(""); !ok {
+// ReadCluster reads the source once, for a command that does not stay. It asks an API server until
+// that has answered, or for 15 seconds.
+func (c Config) ReadCluster(ctx context.Context, last cluster.World) (cluster.World, error) {
+	source := c.Source("once")
+	if _, ok := c.APIServer(""); !ok {
 		return source.World(ctx, last)
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	changed, ended := newTrigger(), make(chan struct{})
+	changed, ended := make(chan struct{}, 1), make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = source.Watch(ctx, changed.fire) // what it could not read is said by World
+		_ = source.Watch(ctx, func() { // what it could not read is said by World
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
 	}()
 	defer func() { cancel(); <-ended }()
 	for {

@@ -1,4 +1,4 @@
-package daemon
+package policy
 
 import (
 	"fmt"
@@ -8,11 +8,11 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// admit takes the changes from last to next, but not those that would give one node addresses
+// Admit takes the changes from last to next, but not those that would give one node addresses
 // that another already has: such a Node keeps the pod CIDRs it had, or none if it is new, so
 // that a mistake made today does not cut a node that worked yesterday. Two Nodes that come at
-// the same time with overlapping CIDRs are both admitted, and desired routes to neither.
-func admit(last, next cluster.World) (cluster.World, []cluster.Problem) {
+// the same time with overlapping CIDRs are both admitted, and Decide routes to neither.
+func Admit(last, next cluster.World) (cluster.World, []cluster.Problem) {
 	had := map[string]cluster.Node{}
 	for _, n := range last.Nodes {
 		had[n.Name] = n
@@ -47,9 +47,9 @@ func admit(last, next cluster.World) (cluster.World, []cluster.Problem) {
 	return next, problems
 }
 
-// dated gives each node of next the time since which its addresses and pod CIDRs are what they
+// Date gives each node of next the time since which its addresses and pod CIDRs are what they
 // are: now, unless last had them already.
-func dated(last, next cluster.World, now time.Time) cluster.World {
+func Date(last, next cluster.World, now time.Time) cluster.World {
 	had := map[string]cluster.Node{}
 	for _, n := range last.Nodes {
 		had[n.Name] = n

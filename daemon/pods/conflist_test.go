@@ -1,4 +1,4 @@
-package daemon
+package pods
 
 import (
 	"encoding/json"
@@ -6,10 +6,12 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/config"
 )
 
 func TestConflist(t *testing.T) {
-	c := defaults()
+	c := config.Defaults()
 	c.CNI.ConfDir, c.CNI.BinDir = filepath.Join(t.TempDir(), "net.d"), t.TempDir()
 	if problems, err := writeConflist(c, 1450); err != nil || len(problems) > 0 {
 		t.Fatal(problems, err)

@@ -1,33 +1,30 @@
-package daemon
+package pods
 
 import (
 	"context"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/plugin"
 )
 
 // starting is a daemon whose socket answers and whose store is not open yet.
-func starting(t *testing.T) *Daemon {
-	d := &Daemon{started: time.Now(), tried: newGate(), options: Options{Log: slog.New(slog.DiscardHandler)}}
-	d.config.StateDir = t.TempDir()
-	d.metrics = newMetrics(d)
-	return d
+func starting(t *testing.T) *Pods {
+	return New(config.Config{StateDir: t.TempDir()}, slog.New(slog.DiscardHandler))
 }
 
 // asked is the answer to a STATUS of the network's plugin.
-func (d *Daemon) asked(ctx context.Context) <-chan string {
+func (p *Pods) asked(ctx context.Context) <-chan string {
 	out := make(chan string, 1)
 	go func() {
-		conf := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"n","type":"edgeway","dataDir":%q,"ipam":{"ranges":[[{"subnet":"10.88.0.0/24"}]]}}`, d.config.StateDir)
-		reply := d.cni(ctx, api.Request{Op: "cni", CNI: &api.CNI{Command: "STATUS", Stdin: []byte(conf)}}, nil)
+		conf := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"n","type":"edgeway","dataDir":%q,"ipam":{"ranges":[[{"subnet":"10.88.0.0/24"}]]}}`, p.config.StateDir)
+		reply := p.CNI(ctx, api.Request{Op: "cni", CNI: &api.CNI{Command: "STATUS", Stdin: []byte(conf)}}, nil)
 		out <- string(reply.Output)
 	}()
 	return out
@@ -37,25 +34,24 @@ func (d *Daemon) asked(ctx context.Context) <-chan string {
 // became NotReady for a moment: the socket answers before the store is open.
 func TestPodStartedRightAfterARestartIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := starting(t)
-		answer := d.asked(t.Context())
+		p := starting(t)
+		answer := p.asked(t.Context())
 		synctest.Wait()
 		select {
 		case text := <-answer:
 			t.Fatalf("answered before the store was open: %s", text)
 		default:
 		}
-		store, err := plugin.OpenStore(t.Context(), filepath.Join(d.config.StateDir, plugin.StoreFile), time.Second)
+		store, err := plugin.OpenStore(t.Context(), storeFile(p.config.StateDir), time.Second)
 		if err != nil {
 			t.Fatal(err)
 		}
-		verbs, err := plugin.NewNode(store)
+		n, err := leasesOf(store)
 		if err != nil {
 			t.Fatal(err)
 		}
-		n := &node{store: store, verbs: verbs}
-		d.node.Store(n)
-		d.tried.lift()
+		p.leases.Store(n)
+		p.tried.lift()
 		if text := <-answer; text != "" {
 			t.Errorf("with the store open: %s", text)
 		}
@@ -69,27 +65,27 @@ func TestPodStartedRightAfterARestartIsRefused(t *testing.T) {
 func TestStoreThatDoesNotOpenIsNotWaitedFor(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		do   func(d *Daemon, hangUp func())
+		do   func(p *Pods, hangUp func())
 		took time.Duration
 	}{
-		{"the first try failed", func(d *Daemon, _ func()) { d.tried.lift() }, 0},
-		{"the caller hung up", func(_ *Daemon, hangUp func()) { hangUp() }, 0},
-		{"nothing happens", func(*Daemon, func()) {}, openPatience},
+		{"the first try failed", func(p *Pods, _ func()) { p.tried.lift() }, 0},
+		{"the caller hung up", func(_ *Pods, hangUp func()) { hangUp() }, 0},
+		{"nothing happens", func(*Pods, func()) {}, openPatience},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				d := starting(t)
+				p := starting(t)
 				ctx, hangUp := context.WithCancel(t.Context())
 				defer hangUp()
-				begin, answer := time.Now(), d.asked(ctx)
-				tt.do(d, hangUp)
+				begin, answer := time.Now(), p.asked(ctx)
+				tt.do(p, hangUp)
 				if text := <-answer; !strings.Contains(text, "the store of leases is not open") {
 					t.Errorf("got %s", text)
 				}
 				if took := time.Since(begin); took != tt.took {
 					t.Errorf("took %v, want %v", took, tt.took)
 				}
-				if text := <-d.asked(t.Context()); text == "" || time.Since(begin) > openPatience {
+				if text := <-p.asked(t.Context()); text == "" || time.Since(begin) > openPatience {
 					t.Errorf("the next call: %q after %v", text, time.Since(begin))
 				}
 			})

@@ -1,4 +1,4 @@
-package daemon
+package policy
 
 import (
 	"flag"
@@ -16,15 +16,16 @@ import (
 
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-var update = flag.Bool("update", false, "write what desired says into the stories instead of comparing")
+var update = flag.Bool("update", false, "write what Decide says into the stories instead of comparing")
 
 // TestDesired reads each story in testdata/desired: a configuration, a machine and manifests in;
 // routes, BGP tables and problems out, as an operator knows them.
 func TestDesired(t *testing.T) {
-	files, err := filepath.Glob("../testdata/desired/*.txtar")
+	files, err := filepath.Glob("../../testdata/desired/*.txtar")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("stories: %v, %d found", err, len(files))
 	}
@@ -60,12 +61,12 @@ func TestDesired(t *testing.T) {
 func worldOf(t *testing.T, a *txtar.Archive, node string) World {
 	t.Helper()
 	dir := t.TempDir()
-	w := World{Self: node, Config: defaults()}
+	w := World{Self: node, Config: config.Defaults()}
 	for _, f := range a.Files {
 		var err error
 		switch {
 		case f.Name == "config.yaml":
-			w.Config, err = parseConfig(f.Data)
+			w.Config, err = config.Parse(f.Data)
 		case f.Name == "host "+node:
 			w.Host, w.Silent, w.Learned = hostOf(t, string(f.Data))
 		case strings.HasSuffix(f.Name, ".yaml"):
@@ -132,19 +133,32 @@ func TestMissingPasswordIsToldToTheSwitch(t *testing.T) {
 	w.Cluster.Nodes = []cluster.Node{{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.10.1.0/24")}, Addresses: []netip.Addr{netip.MustParseAddr("10.0.10.11")}}}
 	w.Cluster.Peerings = []cluster.Peering{{Kind: "BGPPeer", Name: "peer-a", LocalASN: 65010, Speakers: []cluster.Speaker{{Node: "n1", Peers: []cluster.Peer{{
 		Address: netip.MustParseAddr("10.0.10.1"), ASN: 65002, Password: &cluster.SecretKey{Name: "bgp", Key: "password"}}}}}}}
-	_, state, _ := desired(w)
+	state := Decide(w).BGP
 	want := []bgp.Held{{Key: bgp.Key{Address: netip.MustParseAddr("10.0.10.1"), Port: bgp.DefaultPort, LocalASN: 65010}, Why: "BGPPeer/peer-a: the password is missing"}}
 	if len(state.Sessions) != 0 || !slices.Equal(state.Held, want) {
 		t.Errorf("got %v %v, want %v", state.Sessions, state.Held, want)
 	}
 }
 
+// The address of the bridge that served before is the host's, and no pod's.
+func TestHostAddressIsNoPods(t *testing.T) {
+	w := World{Self: "n", Cluster: cluster.World{Nodes: []cluster.Node{{Name: "n", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.10.1.0/24")}}}}}
+	for _, a := range []string{"10.10.1.1/32", "192.0.2.1/24", "10.10.1.9/24", "10.10.1.1/32"} {
+		w.Host.Addrs = append(w.Host.Addrs, routes.Addr{Link: "x", Prefix: netip.MustParsePrefix(a)})
+	}
+	pool := Decide(w).Pool
+	want := []netip.Prefix{netip.MustParsePrefix("10.10.1.1/32"), netip.MustParsePrefix("10.10.1.9/32")}
+	if diff := cmp.Diff(want, pool.Reserved, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+		t.Errorf("reserved (-want +got):\n%s", diff)
+	}
+}
+
 func tell(t *testing.T, w World) string {
 	t.Helper()
-	state, sessions, problems := desired(w)
+	plan := Decide(w)
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s%s", state, sessions)
-	for _, p := range sortProblems(problems) {
+	b.WriteString(plan.String())
+	for _, p := range Sorted(plan.Problems) {
 		fmt.Fprintf(&b, "problem: %s\n", p)
 	}
 	return b.String()

@@ -1,4 +1,4 @@
-package daemon
+package pods
 
 import (
 	"cmp"
@@ -9,12 +9,13 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/plugin"
 	"github.com/edgeway-cni/edgeway/routes"
@@ -23,10 +24,10 @@ import (
 // Force, as an argument of "release", ends attachments of pods that run.
 const Force = "--force"
 
-// Leases answers an operator's request about leases (api.Request.Args) where no daemon runs: it
+// Answer answers an operator's request about leases (api.Request.Args) where no daemon runs: it
 // opens the store itself and does what the daemon would.
-func Leases(ctx context.Context, c Config, args []string) ([]byte, error) {
-	path := filepath.Join(c.StateDir, plugin.StoreFile)
+func Answer(ctx context.Context, c config.Config, args []string) ([]byte, error) {
+	path := storeFile(c.StateDir)
 	_, err := os.Stat(path)
 	missing := errors.Is(err, fs.ErrNotExist)
 	if missing && (len(args) == 0 || args[0] != "import") {
@@ -45,7 +46,7 @@ func Leases(ctx context.Context, c Config, args []string) ([]byte, error) {
 				return nil, err
 			}
 			defer os.RemoveAll(dir)
-			path = filepath.Join(dir, plugin.StoreFile)
+			path = storeFile(dir)
 		}
 	}
 	store, err := ipam.Open(ctx, path, options)
@@ -55,35 +56,34 @@ func Leases(ctx context.Context, c Config, args []string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	verbs, err := plugin.NewNode(store)
+	n, err := leasesOf(store)
 	if err != nil {
-		return nil, errors.Join(err, store.Close())
+		return nil, err
 	}
-	n := &node{store: store, verbs: verbs}
-	out, err := n.ipam(ctx, c, args)
+	out, err := n.answer(ctx, c, args)
 	return out, errors.Join(err, n.close())
 }
 
-// ipam serves Op "ipam" on the socket.
-func (d *Daemon) ipam(ctx context.Context, req api.Request) api.Reply {
-	n := d.opened(ctx)
+// IPAM serves Op "ipam" on the socket.
+func (p *Pods) IPAM(ctx context.Context, req api.Request) api.Reply {
+	n := p.opened(ctx)
 	if n == nil {
 		return api.Reply{Failed: true, Error: "the store of leases is not open; edgewayd status and its log say why"}
 	}
 	n.busy.RLock()
 	defer n.busy.RUnlock()
-	out, err := n.ipam(ctx, d.config, req.Args)
+	out, err := n.answer(ctx, p.config, req.Args)
 	if err != nil {
 		return api.Reply{Failed: true, Error: err.Error()}
 	}
 	if req.Args[0] != "list" && req.Args[0] != "show" && req.Args[0] != "check" {
-		d.options.Log.Info("operator: ipam "+req.Args[0], "did", string(out))
+		p.log.Info("operator: ipam "+req.Args[0], "did", string(out))
 	}
 	return api.Reply{Output: out}
 }
 
-// ipam answers one request: a verb with its arguments.
-func (n *node) ipam(ctx context.Context, c Config, args []string) ([]byte, error) {
+// answer answers one request: a verb with its arguments.
+func (n *leases) answer(ctx context.Context, c config.Config, args []string) ([]byte, error) {
 	var answer any
 	var err error
 	verb, rest := "", []string{}
@@ -134,7 +134,7 @@ func byAddr(a, b plugin.Attached) int {
 	return a.Lease.Addrs[0].Compare(b.Lease.Addrs[0])
 }
 
-func (n *node) list(ctx context.Context) (api.LeaseList, error) {
+func (n *leases) list(ctx context.Context) (api.LeaseList, error) {
 	out := api.LeaseList{Leases: []api.Lease{}, Pools: []api.PoolUsage{}, Remembered: []api.Remembered{}, Now: time.Now()}
 	all, err := n.verbs.Attachments(ctx)
 	if err != nil {
@@ -194,7 +194,7 @@ func errNothing(word string) error {
 	return fmt.Errorf("%s: no lease of a pod (namespace/name), address, container or link of that name; edgewayd ipam list shows all", word)
 }
 
-func (n *node) show(ctx context.Context, words []string) (api.LeaseDetails, error) {
+func (n *leases) show(ctx context.Context, words []string) (api.LeaseDetails, error) {
 	out := api.LeaseDetails{Leases: []api.LeaseDetail{}, Remembered: []api.Remembered{}, Now: time.Now()}
 	all, err := n.verbs.Attachments(ctx)
 	if err != nil {
@@ -232,7 +232,7 @@ func (n *node) show(ctx context.Context, words []string) (api.LeaseDetails, erro
 }
 
 // detail asks the kernel for both ends.
-func (n *node) detail(ctx context.Context, a plugin.Attached) (api.LeaseDetail, error) {
+func (n *leases) detail(ctx context.Context, a plugin.Attached) (api.LeaseDetail, error) {
 	d := api.LeaseDetail{Lease: leaseRow(a), LinkExists: a.Linked, HostEnd: []string{}, PodEnd: []string{}, KeptFor: cmp.Or(a.Lease.RememberAs, a.Lease.Network)}
 	if a.Lease.Pod.Name == "" {
 		d.KeptFor = ""
@@ -266,7 +266,7 @@ func endLines(s routes.State) (lines []string, mac string) {
 }
 
 // releaseLeases ends the named attachments as DEL does. Each word must name exactly one.
-func (n *node) releaseLeases(ctx context.Context, words []string) ([]api.Released, error) {
+func (n *leases) releaseLeases(ctx context.Context, words []string) ([]api.Released, error) {
 	force := slices.Contains(words, Force)
 	all, err := n.verbs.Attachments(ctx)
 	if err != nil {
@@ -323,7 +323,7 @@ func one(all []plugin.Attached, word string) (plugin.Attached, error) {
 }
 
 // forget drops what free addresses remember.
-func (n *node) forget(ctx context.Context, words []string) ([]api.Remembered, error) {
+func (n *leases) forget(ctx context.Context, words []string) ([]api.Remembered, error) {
 	memories, err := n.store.Remembered()
 	if err != nil {
 		return nil, err
@@ -347,7 +347,7 @@ func (n *node) forget(ctx context.Context, words []string) ([]api.Remembered, er
 }
 
 // check compares store, host and pods; look is Audit or Repair.
-func (n *node) check(ctx context.Context, look func(context.Context) ([]plugin.Finding, error)) (api.Findings, error) {
+func (n *leases) check(ctx context.Context, look func(context.Context) ([]plugin.Finding, error)) (api.Findings, error) {
 	out := api.Findings{Findings: []api.Finding{}}
 	if err := n.store.Check(); err != nil {
 		out.Findings = append(out.Findings, api.Finding{Object: "store", Got: err.Error(), Next: "restart edgewayd: it rebuilds the store from the node's links and the last good copy"})
@@ -370,19 +370,19 @@ func (n *node) check(ctx context.Context, look func(context.Context) ([]plugin.F
 
 // poolToBe is the pool of this node: the store's, or the one that the daemon will set when it
 // starts; false when neither is known.
-func (n *node) poolToBe(ctx context.Context, c Config) (ipam.Pool, bool, error) {
+func (n *leases) poolToBe(ctx context.Context, c config.Config) (ipam.Pool, bool, error) {
 	pool, ok, err := n.store.Pool()
 	if ok || err != nil {
 		return pool, ok, err
 	}
-	last, _, err := loadWorld(filepath.Join(c.StateDir, "world.json"))
+	last, _, err := c.SavedWorld()
 	if err != nil {
 		return pool, false, err
 	}
-	w, err := c.readOnce(ctx, last)
+	w, err := c.ReadCluster(ctx, last)
 	if err != nil {
 		w = last // a node whose manifests come later
 	}
-	pool, ok = podPool(World{Cluster: w, Self: c.NodeName, Config: c})
-	return pool, ok, nil
+	pool = policy.Decide(policy.World{Cluster: w, Self: c.NodeName, Config: c}).Pool
+	return pool, len(pool.Sets) > 0, nil
 }

@@ -47,34 +47,49 @@ type announcement struct {
 // announce looks at all sessions; now is the time of the look.
 func (a *announcer) announce(sessions []cluster.SessionReport, now time.Time) {
 	still := map[sessionKey]announcement{}
-	tell := a.tell
-	if tell == nil {
-		tell = func(cluster.SessionReport) {}
-	}
 	for _, s := range sessions {
 		key := keyOf(s)
 		last, known := a.said[key]
-		still[key] = last
-		attrs := []any{"peer", s.Peer, "asn", s.PeerASN, "resource", s.Resource}
 		switch {
-		case s.State == "Established" && (!known || last.reason != ""):
-			a.log.Info("Established", append(attrs, "prefixes", s.Advertised, "gracefulRestart", s.RestartTime)...)
-			tell(s)
-			still[key] = announcement{at: now, wait: last.wait}
-		case s.State == "Established":
-			if now.Sub(s.Since) > healthyAfter {
-				last.wait = 0
+		case s.Established():
+			still[key] = a.up(s, last, known, now)
+		case s.Reason == "" || s.Reason == "connecting":
+			if known {
 				still[key] = last
 			}
-		case s.Reason == "" || s.Reason == "connecting":
-			if !known {
-				delete(still, key)
-			}
-		case !known || now.Sub(last.at) >= max(last.wait, reasonSettles) || s.Reason != last.reason && last.wait < repeatMost && now.Sub(last.at) >= reasonSettles:
-			a.log.Warn("FailedEstablish", append(attrs, "state", s.State, "reason", s.Reason, "next", s.Message)...)
-			tell(s)
-			still[key] = announcement{reason: s.Reason, at: now, wait: min(max(2*last.wait, repeatLeast), repeatMost)}
+		default:
+			still[key] = a.down(s, last, known, now)
 		}
 	}
 	a.said = still
+}
+
+func (a *announcer) up(s cluster.SessionReport, last announcement, known bool, now time.Time) announcement {
+	if known && last.reason == "" { // said already
+		if now.Sub(s.Since) > healthyAfter {
+			last.wait = 0
+		}
+		return last
+	}
+	a.log.Info("Established", "peer", s.Peer, "asn", s.PeerASN, "resource", s.Resource, "prefixes", s.Advertised, "gracefulRestart", s.RestartTime)
+	a.pass(s)
+	return announcement{at: now, wait: last.wait}
+}
+
+func (a *announcer) down(s cluster.SessionReport, last announcement, known bool, now time.Time) announcement {
+	age := now.Sub(last.at)
+	repeat := age >= max(last.wait, reasonSettles)
+	another := s.Reason != last.reason && age >= reasonSettles && last.wait < repeatMost
+	if known && !repeat && !another {
+		return last
+	}
+	a.log.Warn("FailedEstablish", "peer", s.Peer, "asn", s.PeerASN, "resource", s.Resource, "state", s.State, "reason", s.Reason, "next", s.Message)
+	a.pass(s)
+	return announcement{reason: s.Reason, at: now, wait: min(max(2*last.wait, repeatLeast), repeatMost)}
+}
+
+func (a *announcer) pass(s cluster.SessionReport) {
+	if a.tell != nil {
+		a.tell(s)
+	}
 }

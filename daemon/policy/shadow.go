@@ -1,4 +1,4 @@
-package daemon
+package policy
 
 import (
 	"fmt"
@@ -12,14 +12,14 @@ const kernelMade routes.Protocol = 2
 
 // shadows finds other owners' routes that win over ours without standing in their place: one to a
 // part of a node's pod CIDR, or to all of it with a lower metric. Packets take those.
-func (p *plan) shadows() {
+func (d *draft) shadows() {
 	ours := map[netip.Prefix]routes.Route{}
-	for _, r := range p.routes.Routes {
+	for _, r := range d.plan.Routes.Routes {
 		if r.Via.IsValid() && r.Protocol == routes.ProtoNode {
 			ours[r.Dst] = r
 		}
 	}
-	for _, h := range p.Host.Routes {
+	for _, h := range d.Host.Routes {
 		if h.Protocol == kernelMade || h.Protocol == routes.ProtoNode || h.Protocol == routes.ProtoLearned {
 			continue
 		}
@@ -33,7 +33,7 @@ func (p *plan) shadows() {
 				continue
 			}
 			if bits < h.Dst.Bits() || metric(h) < metric(r) {
-				p.problem("route "+r.Dst.String(), "shadowed", r.String(), fmt.Sprintf("packets take %s", h),
+				d.problem("route "+r.Dst.String(), "shadowed", r.String(), fmt.Sprintf("packets take %s", h),
 					"stop the agent that owns it, or remove it: ip route del "+h.String())
 			}
 			break

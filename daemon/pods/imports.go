@@ -1,4 +1,4 @@
-package daemon
+package pods
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/plugin"
 )
@@ -16,17 +17,9 @@ import (
 // Apply, as an argument of "import", makes it happen; without it the answer says what would.
 const Apply = "--apply"
 
-// The actions of an import.
-const (
-	importHold     = "hold"     // the old pod runs: the address is leased until its namespace is gone
-	importRemember = "remember" // the old pod is gone: the address waits for it, free
-	importKnown    = "known"    // the store has it already
-	importSkip     = "skip"     // it cannot be taken over: Why says the reason
-)
-
 // importLeases takes over what another IPAM plugin gave: args are the network that serves the pods
 // from now on, the leases as JSON, and Apply.
-func (n *node) importLeases(ctx context.Context, c Config, args []string) ([]api.Imported, error) {
+func (n *leases) importLeases(ctx context.Context, c config.Config, args []string) ([]api.Imported, error) {
 	var leases []ipam.Lease
 	if len(args) < 2 || json.Unmarshal([]byte(args[1]), &leases) != nil {
 		return nil, errors.New("import: the request is not understood; the daemon is of another version than this command")
@@ -64,7 +57,7 @@ type importPlan struct {
 // podOn is a pod's interface on a network: what a memory is for.
 type podOn struct{ network, pod, ifName string }
 
-func (n *node) importPlan(ctx context.Context, c Config, leases []ipam.Lease) (p importPlan, err error) {
+func (n *leases) importPlan(ctx context.Context, c config.Config, leases []ipam.Lease) (p importPlan, err error) {
 	p = importPlan{rows: []api.Imported{}, held: map[netip.Addr]ipam.Lease{}, own: map[ipam.Attachment]ipam.Lease{},
 		memory: map[netip.Addr]ipam.Memory{}, pods: map[podOn]netip.Addr{}}
 	pool, known, err := n.poolToBe(ctx, c)
@@ -134,10 +127,10 @@ func (p *importPlan) add(l ipam.Lease) {
 	}
 	row.Action, row.Why = p.decide(l, gone)
 	switch row.Action {
-	case importHold:
+	case api.Hold:
 		p.hold = append(p.hold, l)
 		p.pods[podOn{l.RememberAs, l.Pod.String(), l.Attachment.IfName}] = l.Addrs[0]
-	case importRemember:
+	case api.Remember:
 		p.remember = append(p.remember, l)
 	}
 	p.rows = append(p.rows, row)
@@ -146,9 +139,9 @@ func (p *importPlan) add(l ipam.Lease) {
 func (p *importPlan) decide(l ipam.Lease, gone bool) (action, why string) {
 	if old, ok := p.own[l.Attachment]; ok {
 		if slices.Equal(old.Addrs, l.Addrs) {
-			return importKnown, ""
+			return api.Known, ""
 		}
-		return importSkip, fmt.Sprintf("the store has %v for it", old.Addrs)
+		return api.Skip, fmt.Sprintf("the store has %v for it", old.Addrs)
 	}
 	for _, a := range l.Addrs {
 		if by, ok := p.held[a]; ok {
@@ -157,9 +150,9 @@ func (p *importPlan) decide(l ipam.Lease, gone bool) (action, why string) {
 				who = "pod " + by.Pod.String()
 			}
 			if gone {
-				return importSkip, who + " has " + a.String() + " since"
+				return api.Skip, who + " has " + a.String() + " since"
 			}
-			return importSkip, who + " has " + a.String() + " too: two pods answer for it; delete one of them"
+			return api.Skip, who + " has " + a.String() + " too: two pods answer for it; delete one of them"
 		}
 	}
 	outside := ""
@@ -168,19 +161,19 @@ func (p *importPlan) decide(l ipam.Lease, gone bool) (action, why string) {
 	}
 	switch {
 	case gone && l.Pod.Name == "":
-		return importSkip, "the container is gone, and its pod is not known"
+		return api.Skip, "the container is gone, and its pod is not known"
 	case gone && outside != "":
-		return importSkip, "the pod is gone, and " + l.Addrs[0].String() + " is outside the node's pod CIDRs"
+		return api.Skip, "the pod is gone, and " + l.Addrs[0].String() + " is outside the node's pod CIDRs"
 	case gone:
 		return p.remembers(l)
 	case outside != "":
-		return importHold, outside
+		return api.Hold, outside
 	case l.Netns == "":
-		return importHold, "its namespace is not known: held until DEL, release or the next boot"
+		return api.Hold, "its namespace is not known: held until DEL, release or the next boot"
 	case l.Pod.Name == "":
-		return importHold, "its pod is not known: it gets another address when it is made anew"
+		return api.Hold, "its pod is not known: it gets another address when it is made anew"
 	}
-	return importHold, ""
+	return api.Hold, ""
 }
 
 // remembers decides about a pod that is gone: what edgewayd knows of it or of the address is newer.
@@ -188,15 +181,15 @@ func (p *importPlan) remembers(l ipam.Lease) (action, why string) {
 	for _, a := range l.Addrs {
 		if m, ok := p.memory[a]; ok {
 			if m.Pod.String() == l.Pod.String() && m.Network == l.RememberAs {
-				return importKnown, ""
+				return api.Known, ""
 			}
-			return importSkip, a.String() + " remembers pod " + m.Pod.String() + " since"
+			return api.Skip, a.String() + " remembers pod " + m.Pod.String() + " since"
 		}
 	}
 	key := podOn{l.RememberAs, l.Pod.String(), l.Attachment.IfName}
 	if a, ok := p.pods[key]; ok && a.Is4() == l.Addrs[0].Is4() {
-		return importSkip, "the pod has " + a.String() + " since"
+		return api.Skip, "the pod has " + a.String() + " since"
 	}
 	p.pods[key] = l.Addrs[0]
-	return importRemember, ""
+	return api.Remember, ""
 }

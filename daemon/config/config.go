@@ -1,0 +1,252 @@
+// Package config reads edgewayd.yaml: what the operator set on this node.
+//
+// It owns the keys, their defaults and what values are possible. A mistake is an error with the line
+// and what was wanted there. It never asks the cluster for anything but through the source that the
+// file names, and it decides nothing: package policy does.
+//
+//	c, err := config.Read("/etc/edgeway/edgewayd.yaml")
+//	// /etc/edgeway/edgewayd.yaml: line 2: want underlay, overlay or auto, got "tunnel"
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/edgeway-cni/edgeway/bgp"
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+)
+
+// DefaultFile is where the configuration is read from unless said otherwise.
+const DefaultFile = "/etc/edgeway/edgewayd.yaml"
+
+// ProbeEvery is the time between two rounds of probes of the LAN: the kernel needs three seconds for one.
+// BGP.WithdrawAfter is counted in rounds.
+const ProbeEvery = 5 * time.Second
+
+// Config is the daemon's configuration file. Every key is optional.
+type Config struct {
+	NodeName  string // default: the host name
+	Cluster   Source
+	Mode      Mode
+	Modes     []PoolMode
+	SourceNAT SourceNAT
+	VXLAN     VXLAN
+	BGP       BGP
+	CNI       CNI
+	StateDir  string
+	Socket    string
+	Metrics   string // host:port; "" switches them off
+	// Controller is read by edgewayd controller alone.
+	Controller Controller
+}
+
+// Mode says how packets reach the pods of other nodes.
+type Mode string
+
+// The modes: routed by the LAN, in VXLAN, or in VXLAN only where the LAN does not reach.
+const (
+	Underlay Mode = "underlay"
+	Overlay  Mode = "overlay"
+	Auto     Mode = "auto"
+)
+
+// PoolMode gives the nodes that a selector selects a mode of their own.
+type PoolMode struct {
+	NodeSelector cluster.Selector
+	Mode         Mode
+}
+
+// SourceNAT gives pods' packets the node's address where they leave the pods' own networks.
+type SourceNAT struct {
+	Enabled bool
+	Exclude []netip.Prefix // destinations that keep seeing the pod's address
+}
+
+// VXLAN is the overlay's identity; all nodes of a cluster share it.
+type VXLAN struct {
+	VNI  uint32
+	Port uint16 // UDP
+}
+
+// BGP holds what all sessions share.
+type BGP struct {
+	Port        uint16 // TCP, on the switch
+	RestartTime time.Duration
+	// LongLivedTime is how long after that the switch keeps the paths as a last resort
+	// (RFC 9494); 0: off.
+	LongLivedTime time.Duration
+	HoldTime      time.Duration
+	RouterID      netip.Addr // default: the node's IPv4 address
+	// WithdrawAfter is how long a node must not answer ARP or neighbour discovery before a
+	// speaker of its LAN withdraws its pod CIDRs; 0: never.
+	WithdrawAfter time.Duration
+	// Learn lists, each once, what of the switches' own paths becomes a route here: what is equal to
+	// one of them or lies in it, of 0.0.0.0/0 and ::/0 only the default route itself. Empty: nothing.
+	Learn     []netip.Prefix
+	LearnMost int // routes at most
+}
+
+// CNI says where the container runtime looks.
+type CNI struct {
+	ConfDir string
+	BinDir  string
+	Chain   []string // plugins after ours; nil: portmap where it is installed
+	MTU     int      // bytes, of the pods' links; 0: what the underlay carries
+}
+
+// Defaults returns the configuration of an empty file, but for the node's name.
+func Defaults() Config {
+	return Config{
+		Mode:     Underlay,
+		VXLAN:    VXLAN{VNI: 1, Port: 8472},
+		BGP:      BGP{Port: bgp.DefaultPort, RestartTime: 600 * time.Second, HoldTime: 90 * time.Second, WithdrawAfter: 15 * time.Second, LearnMost: 100},
+		CNI:      CNI{ConfDir: "/etc/cni/net.d", BinDir: "/opt/cni/bin"},
+		StateDir: "/var/lib/edgeway",
+		Socket:   api.DefaultSocket,
+		Metrics:  "127.0.0.1:9475",
+	}
+}
+
+// Read reads the file at path. Relative paths in it are relative to its directory. The error names
+// the file, the line and what was wanted.
+func Read(path string) (Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("read configuration: %w; name the file with --config", err)
+	}
+	c, err := Parse(text)
+	if err != nil {
+		return Config{}, fmt.Errorf("%s: %w", path, err)
+	}
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return Config{}, fmt.Errorf("%s: %w", path, err)
+	}
+	paths := []*string{&c.CNI.ConfDir, &c.CNI.BinDir, &c.StateDir, &c.Socket}
+	for _, p := range append(paths, c.Cluster.paths()...) {
+		if !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+	return c, nil
+}
+
+// Parse reads the text of a configuration file. The error names the line and what was wanted.
+func Parse(text []byte) (Config, error) {
+	c := Defaults()
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	var root yaml.Node
+	if err := dec.Decode(&root); err != nil && !errors.Is(err, io.EOF) {
+		return Config{}, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return Config{}, errors.New("a second document; keep one")
+	}
+	var doc document
+	if len(root.Content) > 0 && root.Content[0].ShortTag() != "!!null" {
+		doc.read(root.Content[0], c.read)
+	}
+	if err := doc.err(); err != nil {
+		return Config{}, err
+	}
+	if c.NodeName == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return Config{}, fmt.Errorf("host name: %w; set nodeName", err)
+		}
+		c.NodeName = name
+	}
+	return c, c.finish()
+}
+
+// finish completes what the file leaves open, and says what does not fit together.
+func (c *Config) finish() error {
+	if err := c.Cluster.choose(); err != nil {
+		return err
+	}
+	if c.BGP.LongLivedTime > 0 && c.BGP.RestartTime == 0 {
+		return errors.New("bgp.longLivedTime: it begins when bgp.restartTime is over, which is off; set both")
+	}
+	for i, m := range c.Modes {
+		if m.Mode == "" || m.NodeSelector.String() == "" {
+			return fmt.Errorf("modes[%d]: want both nodeSelector and mode", i)
+		}
+	}
+	return nil
+}
+
+// read reads the file's keys: all that there are.
+func (c *Config) read(s section) {
+	s.text("nodeName", &c.NodeName)
+	s.inside("cluster", func(s section) {
+		s.text("manifests", &c.Cluster.Manifests)
+		s.text("kubeconfig", &c.Cluster.Kubeconfig)
+	})
+	s.mode("mode", &c.Mode)
+	s.each("modes", "a list of {nodeSelector, mode}", func(n *yaml.Node) {
+		var m PoolMode
+		s.doc.read(n, func(s section) {
+			s.selector("nodeSelector", &m.NodeSelector)
+			s.mode("mode", &m.Mode)
+		})
+		c.Modes = append(c.Modes, m)
+	})
+	s.inside("sourceNAT", func(s section) {
+		s.flag("enabled", &c.SourceNAT.Enabled)
+		s.prefixes("exclude", &c.SourceNAT.Exclude)
+	})
+	s.inside("vxlan", func(s section) {
+		number(s, "vni", &c.VXLAN.VNI, 1, 1<<24-1, "a VNI from 1 to 16777215") // RFC 7348, section 5: the VNI has 24 bits
+		number(s, "port", &c.VXLAN.Port, 1, 65535, wantPort)
+	})
+	s.inside("bgp", c.BGP.read)
+	s.inside("cni", func(s section) {
+		s.text("confDir", &c.CNI.ConfDir)
+		s.text("binDir", &c.CNI.BinDir)
+		s.texts("chain", &c.CNI.Chain)
+		number(s, "mtu", &c.CNI.MTU, 1280, 65535, "an MTU from 1280 to 65535 bytes") // RFC 8200, section 5: no IPv6 link is smaller
+	})
+	s.text("stateDir", &c.StateDir)
+	s.text("socket", &c.Socket)
+	s.text("metrics", &c.Metrics)
+	s.inside("controller", c.Controller.read)
+}
+
+const wantPort = "a port from 1 to 65535"
+
+func (b *BGP) read(s section) {
+	number(s, "port", &b.Port, 1, 65535, wantPort)
+	s.seconds("restartTime", &b.RestartTime, "a restart time from 0s (off) to 4095s (RFC 4724), whole seconds",
+		func(t time.Duration) bool { return 0 <= t && t <= bgp.MaxRestartTime })
+	s.seconds("longLivedTime", &b.LongLivedTime, "a time from 0s (off) to 16777215s (RFC 9494), whole seconds",
+		func(t time.Duration) bool { return 0 <= t && t <= bgp.MaxLongLivedTime })
+	// RFC 4271, section 4.2: the hold time has 16 bits and is not 1 or 2.
+	s.seconds("holdTime", &b.HoldTime, "a hold time from 3s to 65535s, whole seconds",
+		func(t time.Duration) bool { return 3*time.Second <= t && t <= 65535*time.Second })
+	s.seconds("withdrawAfter", &b.WithdrawAfter, "0s (never) or a time from 10s to 1h, whole seconds",
+		func(t time.Duration) bool { return t == 0 || 2*ProbeEvery <= t && t <= time.Hour })
+	s.scalar("routerID", "an IPv4 address", func(n *yaml.Node) bool {
+		var err error
+		b.RouterID, err = netip.ParseAddr(n.Value)
+		return err == nil && b.RouterID.Is4() && !b.RouterID.IsUnspecified()
+	})
+	var learn []netip.Prefix
+	s.prefixes("learn", &learn)
+	for _, p := range learn {
+		if !slices.Contains(b.Learn, p) {
+			b.Learn = append(b.Learn, p)
+		}
+	}
+	number(s, "learnMost", &b.LearnMost, 1, 10000, "a number of routes from 1 to 10000")
+}

@@ -1,0 +1,216 @@
+// Package pods serves the pods of one node, in the daemon's process.
+//
+// It owns the open store of leases, the plugin's verbs on it, what operators ask about leases, and the
+// network configuration (conflist) that tells the container runtime of the plugin. It never decides which
+// addresses the pods get or how large their packets are: the [policy.Plan] says so.
+//
+//	p := pods.New(config, log)
+//	problems, err := p.Sync(ctx, plan)       // store open, pool set, conflist written
+//	reply := p.CNI(ctx, request, netns)      // ADD, DEL, CHECK, GC, STATUS
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/daemon/policy"
+	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/plugin"
+)
+
+const (
+	// openPatience is how long after its start the daemon lets verbs wait for the store. To open the store
+	// takes a moment, behind a first look at machine and cluster; runtimes wait minutes for a verb.
+	openPatience = 10 * time.Second
+	// backupTimeout bounds the last copy of the store: whoever stops the daemon waits for it.
+	backupTimeout = 5 * time.Second
+)
+
+// Pods serves this node's pods.
+type Pods struct {
+	config config.Config
+	log    *slog.Logger
+	begun  time.Time
+	// Served, when set, is called after each CNI verb.
+	Served func(verb string, failed bool, took time.Duration)
+
+	leases atomic.Pointer[leases] // nil until the store could be opened
+	tried  gate                   // lifted once that was tried
+}
+
+// New returns the Pods of a daemon that starts now. The store is opened by the first Sync.
+func New(c config.Config, log *slog.Logger) *Pods {
+	return &Pods{config: c, log: log, begun: time.Now(), tried: newGate()}
+}
+
+// Sync makes this machine ready to start pods: the store open, the pool set, and then the
+// network configuration where the runtime finds it.
+func (p *Pods) Sync(ctx context.Context, plan policy.Plan) ([]cluster.Problem, error) {
+	defer p.tried.lift()
+	n, err := p.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(plan.Pool.Sets) == 0 {
+		return nil, nil // the plan has the reason
+	}
+	have, _, err := n.store.Pool()
+	if err != nil {
+		return nil, err
+	}
+	if !samePool(have, plan.Pool) {
+		if err := n.store.SetPool(ctx, plan.Pool); err != nil {
+			return nil, fmt.Errorf("set pool: %w", err)
+		}
+		p.log.Info("pool set", "ranges", plan.Pool.Sets)
+	}
+	problems, err := writeConflist(p.config, plan.MTU)
+	return append(problems, n.rebuilt()...), err
+}
+
+func samePool(a, b ipam.Pool) bool {
+	return slices.EqualFunc(a.Sets, b.Sets, func(x, y ipam.RangeSet) bool { return slices.Equal(x, y) }) && slices.Equal(a.Reserved, b.Reserved)
+}
+
+// open returns the open store. One that turned out to be damaged is opened again, which rebuilds it.
+func (p *Pods) open(ctx context.Context) (*leases, error) {
+	n := p.leases.Load()
+	if n != nil && n.store.Damage() != nil {
+		p.log.Warn("store is damaged and opened anew", "err", n.store.Damage())
+		p.leases.Store(nil)
+		if err := n.close(); err != nil {
+			return nil, err
+		}
+		n = nil
+	}
+	if n != nil {
+		return n, nil
+	}
+	n, swept, err := openLeases(ctx, p.config.StateDir)
+	if err != nil {
+		return nil, fmt.Errorf("%w; pods that run go on, new ones wait", err)
+	}
+	p.swept(swept)
+	if r, ok := n.store.Rebuilt(); ok {
+		p.log.Warn("store was damaged and is rebuilt", "err", r.Cause, "kept", r.Kept, "copied", r.Copied, "found", r.Found, "ended", r.Ended)
+	}
+	p.leases.Store(n)
+	return n, nil
+}
+
+// GiveUp says that nobody will open the store any more: verbs that wait for it are answered.
+func (p *Pods) GiveUp() { p.tried.lift() }
+
+// Close makes a last copy of the store and closes it. No call of Sync may follow.
+func (p *Pods) Close() error {
+	n := p.leases.Load()
+	if n == nil {
+		return nil
+	}
+	return errors.Join(n.copied(), n.close())
+}
+
+// Backup copies the store, from which it is rebuilt when its file is damaged: what a copy does not
+// know, the node's links tell.
+func (p *Pods) Backup(ctx context.Context) error {
+	n := p.leases.Load()
+	if n == nil {
+		return nil
+	}
+	return n.store.Backup(ctx)
+}
+
+// Sweep ends the attachments that are gone and that no DEL will ever remove: containerd calls neither
+// GC nor, for a pod that died with its namespace, always DEL. The node's links and namespaces alone
+// say what lives.
+func (p *Pods) Sweep(ctx context.Context) error {
+	n := p.leases.Load()
+	if n == nil {
+		return nil
+	}
+	n.busy.RLock()
+	defer n.busy.RUnlock()
+	swept, err := n.verbs.Sweep(ctx)
+	p.swept(swept)
+	return err
+}
+
+func (p *Pods) swept(what []string) {
+	for _, w := range what {
+		p.log.Info("swept", "what", w)
+	}
+}
+
+// Status counts the leases, and says what is wrong with the store or the pool.
+func (p *Pods) Status(ctx context.Context) (api.Leases, []cluster.Problem) {
+	n := p.leases.Load()
+	if n == nil {
+		return api.Leases{}, nil
+	}
+	l, err := n.usage()
+	if err != nil {
+		return l, []cluster.Problem{{Object: "store", Reason: "storeUnreadable", Got: err.Error(), Next: "see the log"}}
+	}
+	return l, n.full(ctx)
+}
+
+// CNI runs one verb of the plugin, as the plugin itself would without a daemon.
+func (p *Pods) CNI(ctx context.Context, req api.Request, netns *os.File) api.Reply {
+	if req.CNI == nil {
+		return api.Reply{Failed: true, Error: "request cni: it names no verb"}
+	}
+	begin := time.Now()
+	verbs := &plugin.Node{} // without a store it asks the runtime to try again later
+	if n := p.opened(ctx); n != nil {
+		n.busy.RLock()
+		defer n.busy.RUnlock()
+		if p.leases.Load() == n { // not closed meanwhile
+			verbs = n.verbs
+		}
+	}
+	reply := verbs.Do(ctx, plugin.Call{CNI: *req.CNI, NetnsFile: netns})
+	took := time.Since(begin)
+	if p.Served != nil {
+		p.Served(req.CNI.Command, reply.Failed, took)
+	}
+	log := p.log.With("attachment", req.CNI.ContainerID+"/"+req.CNI.IfName, "took", took)
+	if reply.Failed {
+		log.Warn("cni "+req.CNI.Command, "err", string(reply.Output))
+	} else {
+		log.Info("cni " + req.CNI.Command)
+	}
+	return reply
+}
+
+// opened is the open store once the daemon has tried to open it; nil when that did not work, or not
+// in time.
+func (p *Pods) opened(ctx context.Context) *leases {
+	ctx, cancel := context.WithDeadline(ctx, p.begun.Add(openPatience))
+	defer cancel()
+	select {
+	case <-p.tried.open:
+	case <-ctx.Done():
+	}
+	return p.leases.Load()
+}
+
+// gate holds back until it is opened. The zero gate is not ready: see newGate.
+type gate struct {
+	once *sync.Once
+	open chan struct{}
+}
+
+func newGate() gate { return gate{&sync.Once{}, make(chan struct{})} }
+
+// lift opens the gate for good.
+func (g gate) lift() { g.once.Do(func() { close(g.open) }) }

@@ -1,0 +1,142 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/plugin"
+)
+
+// storeWait bounds the wait for plugins that work on the store without the daemon.
+const storeWait = 5 * time.Second
+
+// leases is the open store, and the verbs on it.
+type leases struct {
+	store *ipam.Store
+	verbs *plugin.Node
+	busy  sync.RWMutex // held for reading by each verb, so that close waits for them
+}
+
+func storeFile(stateDir string) string { return filepath.Join(stateDir, plugin.StoreFile) }
+
+// openLeases opens the store, reads it through once, and removes what a crash left behind.
+func openLeases(ctx context.Context, stateDir string) (*leases, []string, error) {
+	open := func() (*ipam.Store, error) { return plugin.OpenStore(ctx, storeFile(stateDir), storeWait) }
+	store, err := open()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := store.Check(); err != nil {
+		// Opened again, it is rebuilt.
+		if err := errors.Join(err, store.Close()); !errors.Is(err, ipam.ErrDamaged) {
+			return nil, nil, err
+		}
+		if store, err = open(); err != nil {
+			return nil, nil, err
+		}
+	}
+	n, err := leasesOf(store)
+	if err != nil {
+		return nil, nil, err
+	}
+	swept, err := n.verbs.Sweep(ctx)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("sweep: %w", err), n.close())
+	}
+	return n, swept, nil
+}
+
+// leasesOf takes the store over: it is closed when there is an error.
+func leasesOf(store *ipam.Store) (*leases, error) {
+	verbs, err := plugin.NewNode(store)
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	return &leases{store: store, verbs: verbs}, nil
+}
+
+// close closes the store when no verb runs any more.
+func (n *leases) close() error {
+	n.busy.Lock()
+	defer n.busy.Unlock()
+	return errors.Join(n.verbs.Close(), n.store.Close())
+}
+
+// copied makes a last copy of the store, from which a damaged one is rebuilt.
+func (n *leases) copied() error {
+	if n.store.Damage() != nil {
+		return nil // the next start rebuilds it
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), backupTimeout)
+	defer cancel()
+	return n.store.Backup(ctx)
+}
+
+// rebuilt is the problem of a store that had to be rebuilt, until the daemon starts anew.
+func (n *leases) rebuilt() []cluster.Problem {
+	r, ok := n.store.Rebuilt()
+	if !ok {
+		return nil
+	}
+	return []cluster.Problem{{Object: "store", Reason: "storeRebuilt", Want: "a file as it was written", Got: fmt.Sprint(r.Cause),
+		Next: fmt.Sprintf("look after the disk; the leases were made anew from the last copy (%d), and from the node's links (%d); the old file is %s", r.Copied, r.Found, r.Kept)}}
+}
+
+// full is the problem of a pool that has no address for another pod. Pods that run are not touched:
+// STATUS succeeds.
+func (n *leases) full(ctx context.Context) []cluster.Problem {
+	full, err := n.verbs.Full(ctx)
+	if err != nil || full == "" {
+		return nil // usage says why the store cannot be read
+	}
+	return []cluster.Problem{{Object: "pool", Reason: "poolFull", Want: "an address for the next pod", Got: full,
+		Next: "delete pods of this node, or give the node a larger pod CIDR; new pods wait until then"}}
+}
+
+// usage counts pods, not addresses: a pod takes one address of each set, so that the smallest set
+// says how many more pods fit.
+func (n *leases) usage() (l api.Leases, err error) {
+	pool, ok, err := n.store.Pool()
+	if err != nil || !ok {
+		return l, err
+	}
+	for i, set := range pool.Sets {
+		u, err := n.store.Usage(ipam.Pool{Sets: []ipam.RangeSet{set}, Reserved: pool.Reserved})
+		if err != nil {
+			return l, err
+		}
+		if i == 0 || u.Free < l.Free {
+			l.Total, l.Free = u.Total, u.Free
+		}
+		l.Used = max(l.Used, u.Used)
+	}
+	u, err := n.store.Usage(pool)
+	l.Outside = u.Outside
+	return l, err
+}
+
+// WithVerbs opens the store of a node on which no daemon runs, if there is a store, for f.
+func WithVerbs(ctx context.Context, c config.Config, f func(*plugin.Node) error) error {
+	if _, err := os.Stat(storeFile(c.StateDir)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	store, err := plugin.OpenStore(ctx, storeFile(c.StateDir), storeWait)
+	if err != nil {
+		return err
+	}
+	n, err := leasesOf(store)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(n.verbs), n.close())
+}

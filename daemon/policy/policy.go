@@ -1,0 +1,235 @@
+// Package policy decides what one node does, as a function of what is known and of nothing else.
+//
+// It owns every decision: routes to the other nodes, sessions with the switches, what is learned from
+// them, the pod pool, the MTU, and the problems that stand in the way. It never asks anybody: it has no
+// clock, no I/O, no logger and no goroutine. Equal Worlds give equal Plans, and nothing is kept between
+// calls. Whatever is decided stands in the [Plan] and is read from there.
+//
+//	pod ──veth── node ──────── LAN ──────── node ──veth── pod      same LAN: via the other node
+//	               └── switch A ── switch B ──┘                     other LAN: by the default route,
+//	                                                                which a switch may announce (bgp.learn);
+//	                   the switches know each pod CIDR from the speakers, next hop = its node
+//
+//	plan := policy.Decide(policy.World{Cluster: world, Self: "node-1", Config: c, Host: host})
+//	plan.String() // route 10.244.2.0/24 via 192.0.2.2 dev eth0 proto edgeway ...
+//
+// The stories in testdata/desired show manifests going in and a Plan coming out.
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/edgeway-cni/edgeway/bgp"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// World is all that may decide what this node does.
+type World struct {
+	Cluster cluster.World // what the cluster says
+	Self    string        // this node's name in it
+	Config  config.Config // what the operator set on this node
+	Host    routes.Host   // addresses and routes of this machine that are not ours
+	// Silent are the addresses on this LAN that answer no more while others do.
+	Silent map[netip.Addr]bool
+	// Learned are the paths that the switches announce within bgp.learn, in the order of
+	// bgp.LearnedPath.Compare.
+	Learned []bgp.LearnedPath
+}
+
+// Plan is what this node does. The zero Plan is a node of which nothing is known.
+type Plan struct {
+	Routes  routes.State // what the kernel should have, in Scope
+	Learned routes.State // and the routes that the switches announce, of routes.ProtoLearned
+	BGP     bgp.State
+	Pool    ipam.Pool // the pods' addresses; without Sets: not known
+	MTU     int       // of the pods' links, in bytes
+	// Sessions has an entry for each switch that a resource gives this node, in the resources' order.
+	Sessions []Session
+	// Lessons has an entry for each prefix that the switches announce, in order.
+	Lessons []Lesson
+	// Neighbours are the machines one hop away that this node, as a speaker, speaks for or to.
+	Neighbours []routes.Neighbour
+	Problems   []cluster.Problem
+}
+
+// Session is what became of one switch of one resource.
+type Session struct {
+	Resource string // "BGPPeer/peer-a"
+	Peer     cluster.Peer
+	// Key is the session's key in Plan.BGP. Several resources may share a session.
+	Key bgp.Key
+	// Held is why no session is tried for this resource. The zero Problem: it is tried.
+	Held cluster.Problem
+	// Paths are what this resource has the switch hear.
+	Paths []bgp.Path
+}
+
+// IsHeld reports whether no session is tried.
+func (s Session) IsHeld() bool { return s.Held.Reason != "" }
+
+// Conflict is the reason of a session that another resource wants on other terms.
+const Conflict = "conflict"
+
+// VXLANLink is the name of the overlay's link on every node.
+const VXLANLink = "edgeway.1"
+
+// Scope is what belongs to Plan.Routes in the host's network namespace.
+func Scope() routes.Scope {
+	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{VXLANLink}, NAT: true}
+}
+
+// String is the plan in an operator's words: the lines of ip route, and a table for each session.
+func (p Plan) String() string {
+	all := p.Routes
+	toNodes := slices.IndexFunc(all.Routes, func(r routes.Route) bool { return r.Via.IsValid() })
+	if toNodes < 0 {
+		toNodes = len(all.Routes)
+	}
+	// What is learned may be the way to the nodes: it comes before the routes to them.
+	all.Routes = slices.Concat(all.Routes[:toNodes], p.Learned.Routes, all.Routes[toNodes:])
+	return all.String() + p.BGP.String()
+}
+
+// Decide is the whole policy.
+func Decide(w World) Plan {
+	d := &draft{World: w}
+	if !d.findSelf() {
+		return d.plan
+	}
+	d.findOverlaps()
+	d.linksDown()
+	d.pods()
+	d.forwarding()
+	d.learn()
+	for _, n := range w.Cluster.Nodes {
+		if n.Name == d.self.Name {
+			continue
+		}
+		for _, cidr := range n.PodCIDRs {
+			if !d.disputed[cidr] {
+				d.routeTo(n, cidr)
+			}
+		}
+	}
+	d.shadows()
+	d.sourceNAT()
+	d.speak()
+	return d.plan
+}
+
+// draft is a Plan while it is decided.
+type draft struct {
+	World
+	self     cluster.Node
+	disputed map[netip.Prefix]bool // CIDRs that overlap something: nobody gets a route to them
+	shared   map[netip.Prefix]bool // our own CIDRs that another plugin's bridge still serves too
+
+	plan Plan
+}
+
+func (d *draft) problem(object, reason, want, got, next string) cluster.Problem {
+	p := cluster.Problem{Object: object, Reason: reason, Want: want, Got: got, Next: next}
+	d.plan.Problems = append(d.plan.Problems, p)
+	return p
+}
+
+// Sorted returns all problems by object, each once.
+func Sorted(problems ...[]cluster.Problem) []cluster.Problem {
+	all := slices.Concat(problems...)
+	slices.SortFunc(all, func(a, b cluster.Problem) int {
+		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Got, b.Got), cmp.Compare(a.Want, b.Want))
+	})
+	return slices.Compact(all)
+}
+
+// findSelf finds this node in the cluster. Without it nothing can be decided.
+func (d *draft) findSelf() bool {
+	self, ok := d.Cluster.Node(d.Self)
+	if !ok {
+		d.problem("Node/"+d.Self, "noSelf", "a Node of this name", fmt.Sprintf("%d Nodes of other names", len(d.Cluster.Nodes)),
+			"add the Node, or set nodeName in the configuration to the name that the cluster uses")
+		return false
+	}
+	d.self = self
+	if len(self.PodCIDRs) == 0 {
+		d.problem("Node/"+d.Self, "noPodCIDR", "spec.podCIDRs", "none", "give the Node a pod CIDR; until then no pod can start here")
+	}
+	if len(self.Addresses) == 0 {
+		d.problem("Node/"+d.Self, "noAddress", "an InternalIP in status.addresses", "none", "set the Node's InternalIP to its address on the LAN")
+	}
+	return true
+}
+
+// linksDown names the links to the LAN that are down: nothing else need be said of them.
+func (d *draft) linksDown() {
+	for _, l := range d.Host.Links {
+		if d.isUnderlay(d.self, l.Name) && !l.Up {
+			d.problem("link "+l.Name, "linkDown", "the link of the node's address up", "down", "ip link set "+l.Name+" up, and look after its cable")
+		}
+	}
+}
+
+// pods decides what each pod of this node gets: one address of each pod CIDR, and an MTU. The host's
+// own addresses, such as the gateway of the bridge that served before, are no pod's.
+func (d *draft) pods() {
+	pool := &d.plan.Pool
+	for _, c := range d.self.PodCIDRs {
+		pool.Sets = append(pool.Sets, ipam.RangeSet{{Subnet: c}})
+		for _, a := range d.Host.Addrs {
+			if host := a.Prefix.Addr(); c.Contains(host) {
+				pool.Reserved = append(pool.Reserved, netip.PrefixFrom(host, host.BitLen()))
+			}
+		}
+	}
+	slices.SortFunc(pool.Reserved, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	pool.Reserved = slices.Compact(pool.Reserved)
+	d.carry(d.underlayMTU(d.self))
+}
+
+// carry bounds the pods' MTU by that of a link which carries their packets, unless the operator set one.
+func (d *draft) carry(mtu int) {
+	switch {
+	case d.Config.CNI.MTU != 0:
+		d.plan.MTU = d.Config.CNI.MTU
+	case d.plan.MTU == 0 || mtu < d.plan.MTU:
+		d.plan.MTU = mtu
+	}
+}
+
+// forwarding lets the kernel route at all, and ends here what is meant for no pod of ours: by
+// the default route it would go back to the switch, which sends it here, until its TTL ends.
+func (d *draft) forwarding() {
+	s := &d.plan.Routes
+	for _, c := range d.self.PodCIDRs {
+		if !d.shared[c] { // else the old bridge's own route has that place
+			s.Routes = append(s.Routes, routes.Route{Dst: c, Type: "unreachable", Protocol: routes.ProtoNode})
+		}
+		key := "net/ipv4/ip_forward"
+		if c.Addr().Is6() {
+			key = "net/ipv6/conf/all/forwarding"
+		}
+		s.Sysctls = append(s.Sysctls, routes.Sysctl{Key: key, Value: "1"})
+	}
+}
+
+// sourceNAT hides pods behind the node where the operator wants it, never between pods and nodes.
+func (d *draft) sourceNAT() {
+	if !d.Config.SourceNAT.Enabled {
+		return
+	}
+	nat := &routes.NAT{Sources: slices.Clone(d.self.PodCIDRs)}
+	for _, n := range d.Cluster.Nodes {
+		nat.Exclude = append(nat.Exclude, n.PodCIDRs...)
+		for _, a := range n.Addresses {
+			nat.Exclude = append(nat.Exclude, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	nat.Exclude = append(nat.Exclude, d.Config.SourceNAT.Exclude...)
+	d.plan.Routes.NAT = nat
+}

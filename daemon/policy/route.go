@@ -1,0 +1,147 @@
+package policy
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// routeTo decides how packets from here reach the pod CIDR of node n.
+func (d *draft) routeTo(n cluster.Node, cidr netip.Prefix) {
+	object := "Node/" + n.Name
+	via, ok := underlay(n, cidr.Addr())
+	link, connected := d.linkTo(via)
+	mine, theirs := d.lans(d.self), d.lans(n)
+	sameLAN := intersects(mine, theirs)
+
+	if d.overlaid(n, connected && (sameLAN || len(mine)+len(theirs) == 0)) {
+		d.tunnelTo(n, cidr)
+		return
+	}
+	if !ok {
+		d.problem(object, "noAddress", "an InternalIP of the family of "+cidr.String(), "none", "add the address to the Node's status.addresses")
+		return
+	}
+	route := routes.Route{Dst: cidr, Protocol: routes.ProtoNode}
+	if connected && d.isDown(link) {
+		return // the kernel would refuse the route; it is set when the link is back
+	}
+	if connected && (sameLAN || len(mine) == 0 || len(theirs) == 0) {
+		if !sameLAN && len(mine)+len(theirs) > 0 {
+			lonely := n
+			if len(mine) == 0 {
+				lonely = d.self
+			}
+			d.problem("Node/"+lonely.Name, "notSelected", "a BGP resource that selects it, as its neighbours have", "none",
+				"label the Node as the resource's nodeSelector wants; the switch does not learn its pod CIDR")
+		}
+		route.Via, route.Link = via, link
+		d.plan.Routes.Routes = append(d.plan.Routes.Routes, route)
+		return
+	}
+	if sameLAN {
+		d.problem(object, "offSubnet", "an address on a subnet of this node, which is in the same LAN", via.String(),
+			"give the two LANs different local ASNs, or correct the Node's InternalIP")
+	}
+	if gw, ref, ok := d.gateway(d.self, cidr.Addr()); ok {
+		link, connected := d.linkTo(gw)
+		if !connected || d.isDown(link) {
+			if !connected {
+				d.problem(ref, "gatewayOffSubnet", "a gateway on a subnet of this node", gw.String(), "correct spec.gateway")
+			}
+			return
+		}
+		route.Via, route.Link = gw, link
+		d.plan.Routes.Routes = append(d.plan.Routes.Routes, route)
+		return
+	}
+	// The host's own routes carry it to the switch: see that they do.
+	if r, ok := d.lookup(cidr.Addr()); !ok || !d.isUnderlay(d.self, r.Link) {
+		got := "no route"
+		if ok {
+			got = r.String()
+		}
+		next := "set the host's default route to the switch, or spec.gateway in the BGP resource"
+		if len(mine) == 0 {
+			next = "let a BGP resource select both nodes, or set mode to auto: VXLAN reaches it"
+		}
+		d.problem(object, "noRouteToLAN", "a route to the switch, for "+cidr.String(), got, next)
+	}
+}
+
+// lookup finds the route that a packet to addr takes without our routes to other nodes.
+func (d *draft) lookup(addr netip.Addr) (routes.Route, bool) {
+	var best routes.Route
+	for _, known := range [][]routes.Route{d.Host.Routes, d.plan.Learned.Routes} {
+		for _, r := range known {
+			if r.Dst.Contains(addr) && (!best.Dst.IsValid() || r.Dst.Bits() > best.Dst.Bits()) {
+				best = r
+			}
+		}
+	}
+	return best, best.Dst.IsValid()
+}
+
+// overlaid reports whether packets between this node and n travel in VXLAN.
+func (d *draft) overlaid(n cluster.Node, near bool) bool {
+	mine, theirs := d.Mode(d.self), d.Mode(n)
+	if mine == config.Overlay || theirs == config.Overlay {
+		return true
+	}
+	return (mine == config.Auto || theirs == config.Auto) && !near
+}
+
+// tunnelTo routes cidr through the VXLAN link to n's tunnel endpoint (VTEP). The endpoint's
+// address is the CIDR's first, its MAC follows from the node's name: nothing needs publishing.
+func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
+	local, ok := underlay(d.self, netip.IPv4Unspecified())
+	if !ok {
+		local, ok = underlay(d.self, netip.IPv6Unspecified())
+	}
+	remote, okRemote := underlay(n, local)
+	if !ok || !okRemote {
+		d.problem("Node/"+n.Name, "noAddress", "an InternalIP of a family that this node has too", fmt.Sprint(n.Addresses), "add the address to the Node's status.addresses")
+		return
+	}
+	dev := VXLANLink
+	if len(d.plan.Routes.Links) == 0 {
+		mtu := d.underlayMTU(d.self) - vxlanOverhead(local)
+		d.carry(mtu)
+		d.plan.Routes.Links = append(d.plan.Routes.Links, routes.Link{
+			Name: dev, Kind: "vxlan", MAC: vtepMAC(d.self.Name), Up: true, MTU: mtu,
+			VXLAN: &routes.VXLAN{VNI: d.Config.VXLAN.VNI, Port: d.Config.VXLAN.Port, Local: local},
+		})
+		// Any machine of the LAN can send to the VXLAN port: none of them may become a router here.
+		d.plan.Routes.Sysctls = append(d.plan.Routes.Sysctls, routes.Refusals(dev)...)
+		for _, c := range d.self.PodCIDRs {
+			a := c.Masked().Addr()
+			d.plan.Routes.Addrs = append(d.plan.Routes.Addrs, routes.Addr{Link: dev, Prefix: netip.PrefixFrom(a, a.BitLen())})
+		}
+	}
+	mac, vtep := vtepMAC(n.Name), cidr.Masked().Addr()
+	d.plan.Routes.Routes = append(d.plan.Routes.Routes, routes.Route{Dst: cidr, Via: vtep, Link: dev, Onlink: true, Protocol: routes.ProtoNode})
+	d.plan.Routes.Neighs = append(d.plan.Routes.Neighs, routes.Neigh{Link: dev, IP: vtep, MAC: mac})
+	if fdb := (routes.FDB{Link: dev, MAC: mac, Dst: remote}); !slices.Contains(d.plan.Routes.FDB, fdb) {
+		d.plan.Routes.FDB = append(d.plan.Routes.FDB, fdb)
+	}
+}
+
+// vtepMAC is the tunnel endpoint's MAC: locally administered, a function of the node's name.
+func vtepMAC(node string) string {
+	sum := sha256.Sum256([]byte("vtep/" + node))
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", sum[0]&^1|2, sum[1], sum[2], sum[3], sum[4], sum[5])
+}
+
+// vxlanOverhead is what VXLAN adds to a packet, in bytes: the outer IP header, UDP, VXLAN and
+// the inner Ethernet header (RFC 7348, section 5).
+func vxlanOverhead(local netip.Addr) int {
+	if local.Is4() {
+		return 20 + 8 + 8 + 14
+	}
+	return 40 + 8 + 8 + 14
+}

@@ -1,0 +1,243 @@
+package policy
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/edgeway-cni/edgeway/bgp"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// speak decides the BGP sessions of this node, if any resource names it as a speaker, and what
+// each switch is told: every pod CIDR of every selected node, next hop that node itself.
+func (d *draft) speak() {
+	for _, r := range d.Cluster.Peerings {
+		d.resource(r)
+		for _, s := range r.Speakers {
+			if s.Node != d.self.Name {
+				continue
+			}
+			for _, peer := range s.Peers {
+				d.plan.Sessions = append(d.plan.Sessions, d.session(r, peer))
+			}
+		}
+	}
+	d.markOwn()
+	d.plan.Neighbours = d.neighbours()
+}
+
+// resource finds what is wrong with a BGP resource as a whole.
+func (d *draft) resource(r cluster.Peering) {
+	if !slices.ContainsFunc(d.Cluster.Nodes, func(n cluster.Node) bool { return r.Selector.Selects(n.Labels) }) {
+		d.problem(r.Ref(), "selectsNothing", "nodes that match "+r.Selector.String(), "none", "label the Nodes, or correct spec.nodeSelector")
+	}
+	for _, s := range r.Speakers {
+		i := slices.IndexFunc(d.Cluster.Nodes, func(n cluster.Node) bool { return n.Name == s.Node })
+		switch {
+		case i < 0:
+			d.problem(r.Ref(), "noSuchSpeaker", "speakers that are Nodes", s.Node, "correct the speaker's name, or add the Node")
+		case !r.Selector.Selects(d.Cluster.Nodes[i].Labels):
+			d.problem(r.Ref(), "speakerNotSelected", "speakers that nodeSelector selects", s.Node, "label the Node "+r.Selector.String()+", or name another speaker")
+		}
+	}
+}
+
+// session decides what becomes of one switch of a resource.
+func (d *draft) session(r cluster.Peering, peer cluster.Peer) Session {
+	terms, held := d.terms(r, peer)
+	out := Session{Resource: r.Ref(), Peer: peer, Key: terms.Key(), Held: held}
+	if out.IsHeld() {
+		return out
+	}
+	out.Paths = d.paths(r)
+	out.Held = d.join(r, bgp.Session{Peer: terms, Paths: out.Paths, Learn: d.Config.BGP.Learn})
+	return out
+}
+
+// terms decides on what terms this node speaks to a switch, or what holds the session down.
+func (d *draft) terms(r cluster.Peering, peer cluster.Peer) (t bgp.Peer, held cluster.Problem) {
+	b := d.Config.BGP
+	t = bgp.Peer{
+		Name: r.Ref(), Address: peer.Address, Port: cmp.Or(peer.Port, b.Port), ASN: peer.ASN, LocalASN: r.LocalASN,
+		RouterID: d.routerID(d.self), HoldTime: b.HoldTime, RestartTime: b.RestartTime, LongLivedTime: b.LongLivedTime,
+		MultihopTTL: peer.MultihopTTL, TTLSecurity: peer.TTLSecurity,
+	}
+	link, connected := d.linkTo(peer.Address)
+	if !connected && peer.MultihopTTL == 0 {
+		// It is tried all the same: an address that is gone for a moment must not end a session.
+		d.problem(r.Ref(), "peerOffSubnet", "a switch on a subnet of this node", peer.Address.String(),
+			"correct the peer's address, or set ebgpMultihop to the number of hops")
+	}
+	local, ok := d.sourceFor(d.self, peer.Address, link)
+	if !ok {
+		return t, d.problem(r.Ref(), "noAddress", "an address of this node of the family of "+peer.Address.String(), "none", "add the InternalIP to the Node")
+	}
+	t.LocalAddress = local
+	if k := peer.Password; k != nil {
+		password, got := d.password(*k)
+		if got != "" {
+			d.plan.BGP.Held = append(d.plan.BGP.Held, bgp.Held{Key: t.Key(), Why: r.Ref() + ": the password is missing"})
+			return t, d.problem(r.Ref(), "noPassword", fmt.Sprintf("Secret kube-system/%s with key %s", k.Name, k.Key), got,
+				fmt.Sprintf("set it; the session with %s is held down until then", peer.Address))
+		}
+		t.Password = password
+	}
+	return t, cluster.Problem{}
+}
+
+// paths lists what r's switches are told. A node that is NotReady is still told of: the cluster
+// may just not hear it. One that the LAN does not hear is not. Newer knowledge has the lower MED:
+// while a speaker is dead the switch keeps what it told, and must follow those that live.
+func (d *draft) paths(r cluster.Peering) []bgp.Path {
+	var paths []bgp.Path
+	for _, n := range d.Cluster.Nodes {
+		if !r.Selector.Selects(n.Labels) {
+			continue
+		}
+		if len(n.PodCIDRs) == 0 && n.Name != d.self.Name {
+			d.problem("Node/"+n.Name, "noPodCIDR", "spec.podCIDRs", "none", "give the Node a pod CIDR; nothing is advertised for it until then")
+		}
+		if n.Name != d.self.Name && d.isSilent(n) {
+			d.problem("Node/"+n.Name, "silentNode", "an answer to ARP or neighbour discovery, as the LAN's other machines give", "none",
+				"look after the node; its pod CIDRs are withdrawn until it answers (bgp.withdrawAfter)")
+			continue
+		}
+		for _, c := range n.PodCIDRs {
+			if d.disputed[c] {
+				continue
+			}
+			hop, ok := underlay(n, c.Addr())
+			if !ok {
+				d.problem("Node/"+n.Name, "noAddress", "an InternalIP of the family of "+c.String(), "none", "add the address to the Node's status.addresses")
+				continue
+			}
+			path := bgp.Path{Prefix: c, NextHop: hop}
+			if !n.Since.IsZero() {
+				path.MED = bgp.Freshness(n.Since)
+			}
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+// join adds a session, or its paths to the session that another resource has with the switch.
+// Where the two do not agree, the Problem says so, and the first is used.
+func (d *draft) join(r cluster.Peering, s bgp.Session) (held cluster.Problem) {
+	for i := range d.plan.BGP.Sessions {
+		have := &d.plan.BGP.Sessions[i]
+		if have.Peer.Address != s.Peer.Address || have.Peer.Port != s.Peer.Port {
+			continue
+		}
+		if !have.Peer.Same(s.Peer) {
+			// A switch tells neighbours apart by address: it cannot have two sessions with us.
+			return d.problem(r.Ref(), Conflict, "the ASNs, password and options that "+have.Peer.Name+" has for "+s.Peer.Address.String(), "others",
+				"make the two resources agree; "+have.Peer.Name+" is used")
+		}
+		for _, path := range s.Paths {
+			if !slices.Contains(have.Paths, path) {
+				have.Paths = append(have.Paths, path)
+			}
+		}
+		return held
+	}
+	d.plan.BGP.Sessions = append(d.plan.BGP.Sessions, s)
+	return held
+}
+
+// password returns the Secret's value, or what is there instead.
+func (d *draft) password(k cluster.SecretKey) (password, got string) {
+	i := slices.IndexFunc(d.Cluster.Secrets, func(s cluster.Secret) bool { return s.Name == k.Name })
+	if i < 0 {
+		return "", "no such Secret"
+	}
+	v, ok := d.Cluster.Secrets[i].Data[k.Key]
+	switch {
+	case !ok:
+		return "", "a Secret without that key"
+	case len(v) == 0:
+		return "", "an empty value"
+	case v[len(v)-1] == '\n':
+		// What echo leaves at the end; no switch has it in its password.
+		return "", "a value that ends in a line break (encode it with printf, not echo)"
+	case len(v) > 80: // TCP_MD5SIG_MAXKEYLEN, include/uapi/linux/tcp.h
+		return "", fmt.Sprintf("a value of %d bytes, of which TCP MD5 allows 80", len(v))
+	}
+	return string(v), ""
+}
+
+// routerID is the node's IPv4 address, or, for a node that has none, 32 bits that follow from
+// its name (RFC 6286, section 2.1: any value but zero that is unique in the AS).
+func (d *draft) routerID(n cluster.Node) netip.Addr {
+	if d.Config.BGP.RouterID.IsValid() {
+		return d.Config.BGP.RouterID
+	}
+	if a, ok := underlay(n, netip.IPv4Unspecified()); ok {
+		return a
+	}
+	sum := sha256.Sum256([]byte(n.Name))
+	return netip.AddrFrom4([4]byte{sum[0] | 1, sum[1], sum[2], sum[3]})
+}
+
+// neighbours are the machines that this node, as a speaker, speaks for or to: the nodes of its
+// resources and their switches, as far as they are one hop away.
+func (d *draft) neighbours() []routes.Neighbour {
+	var out []routes.Neighbour
+	there := map[routes.Neighbour]bool{}
+	add := func(a netip.Addr) {
+		link, near := d.linkTo(a)
+		if n := (routes.Neighbour{Link: link, IP: a}); near && !there[n] {
+			there[n] = true
+			out = append(out, n)
+		}
+	}
+	for _, r := range d.Cluster.Peerings {
+		i := slices.IndexFunc(r.Speakers, func(s cluster.Speaker) bool { return s.Node == d.Self })
+		if i < 0 {
+			continue
+		}
+		for _, p := range r.Speakers[i].Peers {
+			add(p.Address)
+		}
+		for _, n := range d.Cluster.Nodes {
+			if n.Name != d.Self && r.Selector.Selects(n.Labels) {
+				for _, a := range n.Addresses {
+					add(a)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// markOwn has each switch drop this node's own pod CIDRs when the restart time after this speaker's
+// loss is over, and not keep them for the long-lived time too, where another speaker tells it of them.
+// That one knows whether this node lives, withdraws them when it does not, and cannot withdraw what
+// the dead one told; when both are lost, the switch keeps what each told of the other.
+func (d *draft) markOwn() {
+	if d.Config.BGP.LongLivedTime == 0 {
+		return
+	}
+	for _, s := range d.plan.BGP.Sessions {
+		if !slices.ContainsFunc(d.Cluster.Peerings, func(r cluster.Peering) bool { return d.othersTell(r, s.Peer) }) {
+			continue
+		}
+		for i := range s.Paths {
+			s.Paths[i].NoLongLived = slices.Contains(d.self.PodCIDRs, s.Paths[i].Prefix)
+		}
+	}
+}
+
+// othersTell reports whether r has another node of the cluster tell the switch of this one.
+func (d *draft) othersTell(r cluster.Peering, to bgp.Peer) bool {
+	return r.Selector.Selects(d.self.Labels) && slices.ContainsFunc(r.Speakers, func(s cluster.Speaker) bool {
+		_, known := d.Cluster.Node(s.Node)
+		return known && s.Node != d.self.Name && slices.ContainsFunc(s.Peers, func(peer cluster.Peer) bool {
+			return peer.Address == to.Address && cmp.Or(peer.Port, d.Config.BGP.Port) == to.Port
+		})
+	})
+}

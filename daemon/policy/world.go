@@ -1,0 +1,121 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// Questions about a World that several decisions ask.
+
+// Mode is how n wants to be reached.
+func (w World) Mode(n cluster.Node) config.Mode {
+	for _, m := range w.Config.Modes {
+		if m.NodeSelector.Selects(n.Labels) {
+			return m.Mode
+		}
+	}
+	return w.Config.Mode
+}
+
+// underlay is the node's address on the LAN, of the family of like.
+func underlay(n cluster.Node, like netip.Addr) (netip.Addr, bool) {
+	for _, a := range n.Addresses {
+		if a.Is4() == like.Is4() {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// isSilent reports whether nothing answers at any of n's addresses that are one hop away.
+func (w World) isSilent(n cluster.Node) bool {
+	silent := false
+	for _, a := range n.Addresses {
+		if _, near := w.linkTo(a); near {
+			if !w.Silent[a] {
+				return false
+			}
+			silent = true
+		}
+	}
+	return silent
+}
+
+// lans are the local ASNs of the resources that select n: a LAN is named by its ASN.
+func (w World) lans(n cluster.Node) []uint32 {
+	var asns []uint32
+	for _, r := range w.Cluster.Peerings {
+		if r.Selector.Selects(n.Labels) {
+			asns = append(asns, r.LocalASN)
+		}
+	}
+	return asns
+}
+
+func intersects(a, b []uint32) bool {
+	return slices.ContainsFunc(a, func(x uint32) bool { return slices.Contains(b, x) })
+}
+
+// gateway is where a resource that selects n wants its packets for other LANs to go.
+func (w World) gateway(n cluster.Node, like netip.Addr) (netip.Addr, string, bool) {
+	for _, r := range w.Cluster.Peerings {
+		if r.Gateway.IsValid() && r.Gateway.Is4() == like.Is4() && r.Selector.Selects(n.Labels) {
+			return r.Gateway, r.Ref(), true
+		}
+	}
+	return netip.Addr{}, "", false
+}
+
+// linkTo is the link on whose subnet addr is; false when addr is not one hop away.
+func (w World) linkTo(addr netip.Addr) (string, bool) {
+	best := routes.Addr{}
+	for _, a := range w.Host.Addrs {
+		if !a.Prefix.IsSingleIP() && a.Prefix.Masked().Contains(addr) && (best.Link == "" || a.Prefix.Bits() > best.Prefix.Bits()) {
+			best = a
+		}
+	}
+	return best.Link, best.Link != ""
+}
+
+// isDown reports whether the link is administratively down.
+func (w World) isDown(link string) bool {
+	return slices.ContainsFunc(w.Host.Links, func(l routes.Link) bool { return l.Name == link && !l.Up })
+}
+
+// sourceFor is our address in a session with a switch: the Node's address if it is on the
+// link to it (the switch knows us by that), else the link's own, else the Node's.
+func (w World) sourceFor(n cluster.Node, peer netip.Addr, link string) (netip.Addr, bool) {
+	node, ok := underlay(n, peer)
+	for _, a := range w.Host.Addrs {
+		if ok && a.Link == link && a.Prefix.Addr() == node {
+			return node, true
+		}
+	}
+	for _, a := range w.Host.Addrs {
+		if a.Link == link && a.Prefix.Masked().Contains(peer) {
+			return a.Prefix.Addr(), true
+		}
+	}
+	return node, ok
+}
+
+// isUnderlay reports whether the link carries one of n's addresses.
+func (w World) isUnderlay(n cluster.Node, link string) bool {
+	return slices.ContainsFunc(w.Host.Addrs, func(a routes.Addr) bool {
+		return a.Link == link && slices.Contains(n.Addresses, a.Prefix.Addr())
+	})
+}
+
+// underlayMTU is the MTU of the link that carries n's address, in bytes.
+func (w World) underlayMTU(n cluster.Node) int {
+	for _, l := range w.Host.Links {
+		if w.isUnderlay(n, l.Name) && l.MTU > 0 {
+			return l.MTU
+		}
+	}
+	return 1500
+}
