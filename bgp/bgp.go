@@ -2,8 +2,9 @@
 // switch is told. It embeds GoBGP, dials only, never listens, and learns nothing, unless a session
 // names what; then it says what the switch announces and does nothing with it.
 //
-// There is one verb, [Speaker.Sync]. Each session has a GoBGP server of its own, with its own
-// paths, autonomous system and graceful restart state, so that no session can disturb another.
+// There is one verb, [Speaker.Sync]. Each session has a process of its own, with its own GoBGP server,
+// paths, autonomous system and graceful restart state, so that no session can disturb another: what a
+// switch sends costs its own session at most.
 //
 // A switch keeps the paths while this process is away (RFC 4724): when it is killed, when it
 // stops, when the connection is cut and when the settings of a session change. It drops them at
@@ -13,12 +14,7 @@
 // restarting neighbour, which BIRD and FRR do by default, FRR for bgp graceful-restart
 // stalepath-time, 360 s.
 //
-// One thing a Speaker cannot hold: GoBGP v3 reads each session in a goroutine of its own, where nobody
-// else can recover. A message of a type that RFC 4271 does not know, and some UPDATEs whose attributes
-// lie about their lengths, make it panic there, which ends the process. So the daemon uses [Apart], in
-// which each session has a process: what a switch sends costs its own session at most.
-//
-//	speaker := bgp.NewSpeaker(bgp.Options{Changed: trigger})
+//	speaker := bgp.NewSpeaker(bgp.Options{Command: []string{"edgewayd", "bgp-session"}, Changed: trigger})
 //	changes, err := speaker.Sync(ctx, bgp.State{Sessions: []bgp.Session{{
 //		Peer:  bgp.Peer{Name: "BGPPeer/peer-a", Address: addr("10.0.10.1"), ASN: 65002, LocalASN: 65010, LocalAddress: addr("10.0.10.11"), RouterID: addr("10.0.10.11")},
 //		Paths: []bgp.Path{{Prefix: pfx("10.10.2.0/24"), NextHop: addr("10.0.10.12")}},
@@ -108,7 +104,6 @@ type Change struct {
 	Op     string // "add", "replace", "delete"; of a peer also "reset"
 	Object string // "peer 10.0.10.1 as 65002", "path 10.10.2.0/24 via 10.0.10.12 to 10.0.10.1"
 	Why    string
-	Err    error
 }
 
 // Status of one session, as `edgewayd status` shows it.
@@ -131,11 +126,4 @@ type Reset struct {
 	At     time.Time // zero: it never did
 	Reason string    // as Status.Reason, or "ended": it was not wanted any more
 	Detail string
-}
-
-// Options of a Speaker.
-type Options struct {
-	// Changed is called, from any goroutine, when a session's state may have changed. It must
-	// not block.
-	Changed func()
 }

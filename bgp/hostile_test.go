@@ -76,7 +76,7 @@ func framed(kind byte, body ...byte) []byte {
 }
 
 // What a switch sends costs its own session at most, that one says why, and is not dialled without
-// pause. What ends the process too is for TestMessageOfUnknownTypeCostsOneSession.
+// pause.
 func TestHostileSwitch(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for pauses between dials")
@@ -158,5 +158,86 @@ func TestHostileSwitch(t *testing.T) {
 				t.Errorf("%d connections in 6 s", n)
 			}
 		})
+	}
+}
+
+// decent is a switch that keeps its session up.
+func decent(t *testing.T) Peer {
+	var p Peer
+	ready := make(chan struct{})
+	i := newImposter(t, func(c net.Conn) {
+		<-ready
+		greet(c, p)
+		go func() { _, _ = io.Copy(io.Discard, c) }()
+		alive, err := bgp.NewBGPKeepAliveMessage().Serialize()
+		if err != nil {
+			panic(err) // a bug of this test
+		}
+		for range 50 {
+			time.Sleep(time.Second)
+			if _, err := c.Write(alive); err != nil {
+				return
+			}
+		}
+	})
+	p = i.peer()
+	close(ready)
+	return p
+}
+
+// A switch that sends a message of an unknown type ended the daemon, and with it all sessions.
+func TestMessageOfUnknownTypeCostsOneSession(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for pauses between dials")
+	}
+	var bad Peer
+	ready := make(chan struct{})
+	i := newImposter(t, func(c net.Conn) {
+		<-ready
+		greet(c, bad)
+		_, _ = c.Write(framed(77, 1, 2, 3))
+		_, _ = io.Copy(io.Discard, c)
+	})
+	bad = i.peer()
+	close(ready)
+	good := decent(t)
+	again := make(chan struct{}, 1)
+	a := NewSpeaker(Options{Command: sessionCommand, Changed: func() {
+		select {
+		case again <- struct{}{}:
+		default:
+		}
+	}})
+	t.Cleanup(a.Stop)
+	good.LocalASN++ // its own session
+	want := State{Sessions: []Session{{Peer: good, Paths: []Path{{Prefix: pfx("10.10.1.0/24"), NextHop: addr("192.0.2.9")}}}, {Peer: bad}}}
+	look := func() (crashed, up Status) {
+		if _, err := a.Sync(t.Context(), want); err != nil && !strings.Contains(err.Error(), "ended") {
+			t.Fatal(err)
+		}
+		for _, s := range a.Status(t.Context()) {
+			if s.Peer.Port == bad.Port {
+				crashed = s
+			} else {
+				up = s
+			}
+		}
+		return crashed, up
+	}
+	deadline := time.After(50 * time.Second)
+	crashed, up := look()
+	for i.calls.Load() < 4 || crashed.Reason != reasonCrashed {
+		select {
+		case <-again:
+		case <-deadline:
+			t.Fatalf("%d connections; %+v", i.calls.Load(), crashed)
+		}
+		crashed, up = look()
+	}
+	if up.State != "Established" || up.Flaps != 0 || len(up.Advertised) != 1 {
+		t.Errorf("the other session: %+v", up)
+	}
+	if !strings.Contains(crashed.Detail, "panic: ") {
+		t.Errorf("does not say why: %q", crashed.Detail)
 	}
 }

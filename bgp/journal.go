@@ -3,7 +3,6 @@ package bgp
 import (
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/osrg/gobgp/v3/pkg/log"
@@ -18,7 +17,8 @@ type journal struct {
 	peer     Peer
 	state    bgp.FSMState
 	since    time.Time // of being Established, or of not being so
-	past     past
+	flaps    int
+	reset    Reset // the last time that it left Established
 	last     cause // evidence so far of why it is not Established
 	hint     cause // of the next change of state
 	evidence evidence
@@ -33,43 +33,17 @@ type journal struct {
 	lifetime time.Duration
 }
 
-// past is what is remembered of a session that comes and goes.
-type past struct {
-	flaps int
-	reset Reset // the last of them
-}
-
-func newJournal(p Peer, before past, notify func()) *journal {
+// newJournal returns the journal of a session that has not been Established since then.
+func newJournal(p Peer, since time.Time, notify func()) *journal {
+	down := make(chan struct{})
+	close(down)
 	return &journal{
 		peer:   p,
-		past:   before,
-		since:  time.Now(),
-		last:   cause{reasonConnecting, fmt.Sprintf("connecting to %s port %d", p.Address, p.Port)},
-		down:   closedChan(),
+		since:  since,
+		last:   cause{reason: reasonConnecting},
+		down:   down,
 		notify: notify,
 	}
-}
-
-func closedChan() chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
-}
-
-// restarted notes that the session begins anew as p, for the given cause.
-func (j *journal) restarted(p Peer, why cause) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.peer = p
-	if why.reason != "" {
-		j.last = why
-	}
-	if j.lost || j.state == bgp.BGP_FSM_ESTABLISHED {
-		j.past.reset = Reset{time.Now(), why.reason, why.detail}
-	}
-	j.hint = cause{}
-	j.forgetDials()
-	j.moved(bgp.BGP_FSM_IDLE)
 }
 
 // forgetDials starts the search for a cause anew. Callers hold mu.
@@ -104,18 +78,7 @@ func (j *journal) takeFarewell() bool {
 func (j *journal) session() (int, bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.past.flaps, j.state == bgp.BGP_FSM_ESTABLISHED
-}
-
-// ended is what shall be remembered of a session that is not wanted any more.
-func (j *journal) ended(why string) past {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	p := j.past
-	if j.state == bgp.BGP_FSM_ESTABLISHED {
-		p = past{p.flaps + 1, Reset{time.Now(), reasonEnded, "ended here: " + why}}
-	}
-	return p
+	return j.flaps, j.state == bgp.BGP_FSM_ESTABLISHED
 }
 
 // stateChanged follows GoBGP's state machine.
@@ -136,7 +99,7 @@ func (j *journal) stateChanged(next bgp.FSMState, why string) {
 	}
 	if old == bgp.BGP_FSM_ESTABLISHED && next != old {
 		j.lost = true
-		j.past.reset = Reset{time.Now(), j.last.reason, j.last.detail}
+		j.reset = Reset{time.Now(), j.last.reason, j.last.detail}
 	}
 	j.moved(next)
 	j.mu.Unlock()
@@ -154,7 +117,7 @@ func (j *journal) moved(next bgp.FSMState) {
 	case old == bgp.BGP_FSM_ESTABLISHED && next != old:
 		j.lifetime = time.Since(j.since)
 		j.since = time.Now()
-		j.past.flaps++
+		j.flaps++
 		close(j.down)
 	}
 }
@@ -208,8 +171,8 @@ func (j *journal) probeDue(now time.Time) bool {
 	return j.evidence.puzzles(j.peer) && !j.probing && !now.Before(j.probeAt)
 }
 
-// takeProbe reports once that a probe is due, and of whom. Each dial that fails looks at the time.
-func (j *journal) takeProbe(now time.Time) (Peer, bool) {
+// takeProbe reports once that a probe is due. Each dial that fails looks at the time.
+func (j *journal) takeProbe(now time.Time) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	due := j.probeDue(now)
@@ -218,15 +181,15 @@ func (j *journal) takeProbe(now time.Time) (Peer, bool) {
 		j.pause = min(max(2*j.pause, probePause), probeRarest)
 		j.probeAt = now.Add(j.pause)
 	}
-	return j.peer, due
+	return due
 }
 
-// probed notes what the switch said to a probe as p, if that still matters.
-func (j *journal) probed(p Peer, r reply) {
+// probed notes what the switch said to a probe, if that still matters.
+func (j *journal) probed(r reply) {
 	j.mu.Lock()
 	j.probing = false
 	news := false
-	if j.peer == p && j.evidence.puzzles(j.peer) {
+	if j.evidence.puzzles(j.peer) {
 		j.evidence.reply = r
 		news = j.conclude()
 	}
@@ -234,13 +197,6 @@ func (j *journal) probed(p Peer, r reply) {
 	if news {
 		j.notify()
 	}
-}
-
-// failed notes why the session could not be begun at all.
-func (j *journal) failed(c cause) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.last = c
 }
 
 // suspect notes evidence that explains the change of state that follows.
@@ -252,37 +208,22 @@ func (j *journal) suspect(c cause) {
 	}
 }
 
-// peerNow returns the peer as the evidence is to be read.
-func (j *journal) peerNow() Peer {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.peer
-}
-
-// logger is what a GoBGP server logs to: the journal of the session that it serves now. Nothing
-// is ever written anywhere.
-type logger struct {
-	journal atomic.Pointer[journal]
-}
+// logger is what a GoBGP server logs to: the journal of its session. Nothing is ever written anywhere.
+type logger struct{ journal *journal }
 
 // GetLevel asks for debug lines only while they can tell something: GoBGP prints every UPDATE
 // at that level.
 func (l *logger) GetLevel() log.LogLevel {
-	if j := l.journal.Load(); j != nil {
-		if up, _ := j.established(); !up {
-			return log.DebugLevel
-		}
+	if up, _ := l.journal.established(); up {
+		return log.InfoLevel
 	}
-	return log.InfoLevel
+	return log.DebugLevel
 }
 
 func (l *logger) SetLevel(log.LogLevel) {}
 
 func (l *logger) Debug(msg string, f log.Fields) {
-	j := l.journal.Load()
-	if j == nil {
-		return
-	}
+	j := l.journal
 	switch msg {
 	case "state changed":
 		if next, ok := stateNamed(f["new"]); ok {
@@ -298,10 +239,7 @@ func (l *logger) Debug(msg string, f log.Fields) {
 func (l *logger) Info(string, log.Fields) {}
 
 func (l *logger) Warn(msg string, f log.Fields) {
-	j := l.journal.Load()
-	if j == nil {
-		return
-	}
+	j := l.journal
 	switch msg {
 	case "received notification":
 		code, ok1 := f["Code"].(uint8)
@@ -310,7 +248,7 @@ func (l *logger) Warn(msg string, f log.Fields) {
 		said, _ := f["Communicated-Reason"].(string)
 		if ok1 && ok2 {
 			n := notification{code, subcode, said}.opened(data)
-			j.suspect(notified(j.peerNow(), n))
+			j.suspect(notified(j.peer, n))
 			if n.leaves() {
 				j.mu.Lock()
 				j.farewell = true
@@ -319,7 +257,7 @@ func (l *logger) Warn(msg string, f log.Fields) {
 		}
 	case "sent notification":
 		if e, ok := f["Data"].(*bgp.MessageError); ok {
-			j.suspect(openRefusedHere(j.peerNow(), e))
+			j.suspect(openRefusedHere(j.peer, e))
 		}
 	case "hold timer expired":
 		j.suspect(cause{reasonHoldTimer, "nothing heard from the switch for the hold time: check the link and the switch"})
@@ -334,14 +272,10 @@ func (l *logger) Warn(msg string, f log.Fields) {
 }
 
 func (l *logger) Error(string, log.Fields) {}
-func (l *logger) Fatal(string, log.Fields) {}
 
-// Panic does not: the process serves other sessions too.
-func (l *logger) Panic(msg string, f log.Fields) {
-	if j := l.journal.Load(); j != nil {
-		j.suspect(cause{reasonBroken, fmt.Sprintf("internal error: %s: %v", msg, f["Data"])})
-	}
-}
+// Fatal and Panic end the process, as GoBGP expects: it has found itself in a state that it cannot be in.
+func (l *logger) Fatal(msg string, f log.Fields) { l.Panic(msg, f) }
+func (l *logger) Panic(msg string, f log.Fields) { panic(fmt.Sprintf("%s: %v", msg, f["Data"])) }
 
 func stateNamed(v any) (bgp.FSMState, bool) {
 	for s := bgp.BGP_FSM_IDLE; s <= bgp.BGP_FSM_ESTABLISHED; s++ {

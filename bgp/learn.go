@@ -44,31 +44,6 @@ func (p LearnedPath) Compare(other LearnedPath) int {
 	return cmp.Or(p.Prefix.Compare(other.Prefix), cmp.Compare(kept(p), kept(other)), p.From.Compare(other.From), p.NextHop.Compare(other.NextHop))
 }
 
-// Learned returns what the switches announce of that which the sessions want to learn, sorted.
-// They are what the wire says: whether they make sense is the caller's to decide. None is told to
-// another switch.
-//
-// As long as complete is false there may be paths of an earlier process that a switch has not
-// repeated yet: a caller that finds such routes must not delete them. It is true at the latest
-// when the restart time of each session is over.
-func (s *Speaker) Learned(ctx context.Context) (paths []LearnedPath, complete bool) {
-	s.mu.Lock()
-	complete = s.synced
-	s.mu.Unlock()
-	for _, session := range s.all() {
-		session.mu.Lock()
-		h := session.heard
-		wanted := len(session.learn) > 0
-		session.mu.Unlock()
-		if wanted {
-			paths = append(paths, h.paths()...)
-			complete = complete && h.whole
-		}
-	}
-	slices.SortFunc(paths, LearnedPath.Compare)
-	return paths, complete
-}
-
 // hearing is what a session knows of its switch's own paths. Its slices are never changed.
 //
 //	lost: told -> kept       back: told anew, kept stays       End-of-RIB, or the time is over: kept is dropped
@@ -82,10 +57,11 @@ type hearing struct {
 	since   time.Time // since when it has not
 	updates uint64    // messages received in this session
 	quiet   time.Time // since when there was none
+	looked  time.Time // last
 	edition int       // grows with each change of paths or whole
 }
 
-func newHearing() hearing { return hearing{session: -1, since: time.Now()} }
+func newHearing(since time.Time) hearing { return hearing{session: -1, since: since} }
 
 // paths are the told ones and, of the others, the kept ones.
 func (h hearing) paths() []LearnedPath {
@@ -117,66 +93,60 @@ func (h *hearing) lost(now time.Time) {
 // forget drops what is kept: the switch has withdrawn it, or its time is over.
 func (h *hearing) forget() { h.kept, h.whole = nil, true }
 
-// listen sets what the session wants to learn. Callers hold sem.
-func (s *session) listen(prefixes []netip.Prefix) {
-	if slices.Equal(s.learn, prefixes) {
+// listen sets what the session wants to learn.
+func (t *talk) listen(prefixes []netip.Prefix) {
+	if slices.Equal(t.learn, prefixes) {
 		return
 	}
-	s.remember(func() {
-		s.learn = slices.Clone(prefixes)
-		s.heard.updates, s.heard.quiet = 0, time.Now()
-	})
-	s.poke()
+	t.learn = prefixes
+	t.heard.updates, t.heard.quiet, t.heard.looked = 0, time.Now(), time.Time{}
+	t.poke()
 }
 
-// hear looks at what the switch has told so far, and returns when to look again; 0 means never.
-// It reads the table only while it changes: a switch may send a hundred thousand paths.
-func (s *session) hear(ctx context.Context) time.Duration {
-	if len(s.learn) == 0 || ctx.Err() != nil {
-		return 0
+// hear looks at what the switch has told so far. It reads the table only while it changes: a switch may
+// send a hundred thousand paths.
+func (t *talk) hear() {
+	now, h, was := time.Now(), &t.heard, t.heard
+	if len(t.learn) == 0 || now.Sub(h.looked) < learnEvery {
+		return
 	}
-	now, h, was := time.Now(), s.heard, s.heard
-	session, up := s.journal.session()
+	h.looked = now
+	session, up := t.journal.session()
 	if h.session >= 0 && (!up || h.session != session) {
 		h.lost(now)
 	}
-	if h.session < 0 && s.journal.takeFarewell() { // not before the session it belongs to has ended
+	if h.session < 0 && t.journal.takeFarewell() { // not before the session it belongs to has ended
 		h.forget()
 	}
-	if up && s.offer.known {
-		s.hearMore(ctx, &h, session, now)
+	if up && t.offer.known {
+		t.hearMore(session, now)
 	}
-	if !h.all && now.Sub(h.since) >= s.peer.RestartTime {
+	if !h.all && now.Sub(h.since) >= t.peer.RestartTime {
 		h.forget()
 	}
 	if h.whole != was.whole || !slices.Equal(h.paths(), was.paths()) {
 		h.edition++
 	}
-	s.remember(func() { s.heard = h })
-	return learnEvery
 }
 
 // hearMore reads what an established session has received.
-func (s *session) hearMore(ctx context.Context, h *hearing, session int, now time.Time) {
+func (t *talk) hearMore(session int, now time.Time) {
+	h := &t.heard
 	if h.session != session {
 		h.session, h.updates, h.quiet = session, 0, now
 	}
-	if s.received.updates != h.updates {
-		h.updates, h.quiet = s.received.updates, now
+	if t.received.updates != h.updates {
+		h.updates, h.quiet = t.received.updates, now
 	}
 	// GoBGP counts an UPDATE before it puts it into its table: read until all is quiet.
 	if now.Sub(h.quiet) < quietFor {
-		var told []LearnedPath
-		err := s.server.do(func() (err error) {
-			told, err = s.server.adjIn(ctx, s.peer, s.learn)
-			return err
-		})
+		told, err := t.server.adjIn(t.peer, t.learn)
 		if err != nil {
 			return
 		}
 		h.told = told
 	}
-	if !h.all && s.received.all(s.offer, now.Sub(h.quiet)) {
+	if !h.all && t.received.all(t.offer, now.Sub(h.quiet)) {
 		h.all = true
 		h.forget()
 	}
@@ -201,7 +171,7 @@ func (r received) all(o offer, quiet time.Duration) bool {
 // adjIn lists what the switch has announced and not withdrawn of what lies within the prefixes,
 // at most learnMost, the first ones in their order. Paths that have been through our autonomous
 // system are left out (RFC 4271, section 9).
-func (s *server) adjIn(ctx context.Context, p Peer, within []netip.Prefix) ([]LearnedPath, error) {
+func (s *server) adjIn(p Peer, within []netip.Prefix) ([]LearnedPath, error) {
 	var out []LearnedPath
 	for _, family := range []*api.Family{ipv4, ipv6} {
 		var lookups []*api.TableLookupPrefix
@@ -218,7 +188,7 @@ func (s *server) adjIn(ctx context.Context, p Peer, within []netip.Prefix) ([]Le
 		if len(lookups) == 0 {
 			continue
 		}
-		err := s.bgp.ListPath(ctx, &api.ListPathRequest{TableType: api.TableType_ADJ_IN, Name: p.Address.String(), Family: family, Prefixes: lookups},
+		err := s.bgp.ListPath(context.Background(), &api.ListPathRequest{TableType: api.TableType_ADJ_IN, Name: p.Address.String(), Family: family, Prefixes: lookups},
 			func(d *api.Destination) {
 				for _, path := range d.Paths {
 					if l, ok := learnedPath(p, d.Prefix, path); ok {
@@ -232,7 +202,7 @@ func (s *server) adjIn(ctx context.Context, p Peer, within []netip.Prefix) ([]Le
 	}
 	slices.SortFunc(out, LearnedPath.Compare)
 	out = slices.CompactFunc(out, func(a, b LearnedPath) bool { return a.Prefix == b.Prefix })
-	return slices.Clip(out[:min(len(out), learnMost)]), ctx.Err()
+	return slices.Clip(out[:min(len(out), learnMost)]), nil
 }
 
 func learnedPath(p Peer, prefix string, path *api.Path) (LearnedPath, bool) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"slices"
 	"strings"
 	"sync"
@@ -25,8 +26,20 @@ const (
 	envSpeaker = "EWBGP_SPEAKER"
 )
 
+// sessionCommand makes the test binary the process of one session.
+var sessionCommand = []string{"/proc/self/exe", "bgp-session"} // read only
+
+func sessionMain() int {
+	signal.Ignore(syscall.SIGTERM) // as the daemon does
+	if err := ServeSession(os.NewFile(3, "link")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == sessionWord {
+	if len(os.Args) == 2 && os.Args[1] == sessionCommand[1] {
 		os.Exit(sessionMain())
 	}
 	if os.Getenv(envSpeaker) != "" {

@@ -1,7 +1,6 @@
 package bgp
 
 import (
-	"context"
 	"errors"
 	"net/netip"
 	"time"
@@ -20,8 +19,6 @@ const (
 	probeRarest = 8 * time.Minute
 	// partTimeout is how long a switch that took the connection is waited for to end it too.
 	partTimeout = time.Second
-	// probeLook is how often a probe looks whether its session has ended meanwhile.
-	probeLook = 200 * time.Millisecond
 )
 
 // reply is what a switch does on a SYN without a TCP MD5 signature (RFC 2385).
@@ -44,13 +41,13 @@ const (
 // probe connects to the switch's port as p would but without its password, and hangs up before a
 // word of BGP. It ends with a FIN: of that neither BIRD nor FRR notes anything, while FRR logs up to
 // three errors for an RST. Neither counts it as a session; BIRD warns of one from a stranger.
-func probe(ctx context.Context, p Peer) reply {
+func probe(p Peer) reply {
 	fd, err := probeSocket(p)
 	if err != nil {
 		return reply{kind: unsent}
 	}
 	defer unix.Close(fd)
-	switch err := connect(ctx, fd, p); {
+	switch err := connect(fd, p); {
 	case err == nil:
 		_ = unix.Shutdown(fd, unix.SHUT_WR)
 		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}, int(partTimeout/time.Millisecond))
@@ -101,17 +98,14 @@ func (p Peer) hops() int {
 	return max(1, int(p.MultihopTTL))
 }
 
-// connect waits for the end of the handshake until probeTimeout or ctx is over.
-func connect(ctx context.Context, fd int, p Peer) error {
+// connect waits for the end of the handshake for at most probeTimeout.
+func connect(fd int, p Peer) error {
 	err := unix.Connect(fd, sockaddr(netip.AddrPortFrom(p.Address, p.Port)))
 	if err == nil || !errors.Is(err, unix.EINPROGRESS) {
 		return err
 	}
 	for end := time.Now().Add(probeTimeout); time.Now().Before(end); {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(probeLook/time.Millisecond))
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(time.Until(end)/time.Millisecond))
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return err
 		}

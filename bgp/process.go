@@ -2,35 +2,38 @@ package bgp
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/gob"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// child is the process of one session.
-type child struct {
+// answerTimeout bounds one order: a table of 5,000 paths takes a second on a busy machine. A process
+// that does not answer by then is ended.
+const answerTimeout = 30 * time.Second
+
+// process is the process of one session, as who began it sees it.
+type process struct {
 	cmd  *exec.Cmd
 	link *os.File
-	last tail // of what it printed
+	out  *gob.Encoder
+	last tail          // of what it printed
+	gone chan struct{} // closed when it has ended
 
-	writing sync.Mutex // guards out
-	out     *gob.Encoder
-
-	mu      sync.Mutex // guards what follows
-	number  int
-	waiting map[int]chan said
-	gone    chan struct{} // closed when it does not answer any more
+	mu     sync.Mutex // guards what follows
+	number int        // of the newest order
+	answer chan answer
 }
 
 // start starts command with one end of a link as its file descriptor 3.
-func start(command []string) (*child, error) {
+func start(command []string) (*process, error) {
 	if len(command) == 0 {
 		return nil, errors.New("start the process of a session: no command")
 	}
@@ -44,8 +47,7 @@ func start(command []string) (*child, error) {
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "link"), os.NewFile(uintptr(fds[1]), "link")
 	defer theirs.Close()
-	p := &child{cmd: exec.Command(command[0], command[1:]...), link: ours, out: gob.NewEncoder(ours),
-		waiting: map[int]chan said{}, gone: make(chan struct{})}
+	p := &process{cmd: exec.Command(command[0], command[1:]...), link: ours, out: gob.NewEncoder(ours), gone: make(chan struct{})}
 	p.cmd.Stderr, p.cmd.ExtraFiles = &p.last, []*os.File{theirs}
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the process of a session: %w", errors.Join(err, ours.Close()))
@@ -53,67 +55,71 @@ func start(command []string) (*child, error) {
 	return p, nil
 }
 
-// listen gives news to hear until the process ends, and returns why it did.
-func (p *child) listen(hear func(said)) error {
+// listen gives what the process says to hear until the process ends, and returns why it did.
+func (p *process) listen(hear func(answer)) error {
+	defer close(p.gone)
 	in := gob.NewDecoder(p.link)
 	for {
-		var r said
-		if err := in.Decode(&r); err != nil {
+		var a answer
+		if err := in.Decode(&a); err != nil {
 			break
 		}
-		hear(r)
+		hear(a)
 		p.mu.Lock()
-		if answer := p.waiting[r.Number]; answer != nil {
-			answer <- r
-			delete(p.waiting, r.Number)
+		if a.Number > 0 && a.Number == p.number {
+			p.answer <- a // it has room: an order has one answer
 		}
 		p.mu.Unlock()
 	}
-	close(p.gone)
-	p.end()
+	p.kill()
 	err := p.cmd.Wait()
-	if why := p.last.reason(); why != "" {
-		return errors.New(why)
-	}
-	if err == nil {
-		err = errors.New("it ended by itself")
-	}
-	return err
+	return cmp.Or(p.last.reason(), err, errors.New("it ended by itself"))
 }
 
-// ask gives an order and waits for its answer.
-func (p *child) ask(ctx context.Context, o order) (said, error) {
-	ctx, cancel := context.WithTimeout(ctx, orderTimeout+orderTimeout/4)
-	defer cancel()
-	answer := make(chan said, 1)
+// ask gives an order and waits for its answer. One caller at a time.
+func (p *process) ask(ctx context.Context, o order) error {
+	timeout := time.NewTimer(answerTimeout)
+	defer timeout.Stop()
+	answered := make(chan answer, 1)
 	p.mu.Lock()
 	p.number++
+	p.answer = answered
 	o.Number = p.number
-	p.waiting[o.Number] = answer
 	p.mu.Unlock()
-	p.writing.Lock() // not under mu, which who reads needs
-	err := p.out.Encode(o)
-	p.writing.Unlock()
-	if err != nil {
-		return said{}, fmt.Errorf("the session's process does not listen: %w", err)
+	_ = p.link.SetWriteDeadline(time.Now().Add(answerTimeout)) // where there are none, it does not block
+	if err := p.out.Encode(o); err != nil {
+		p.kill() // half an order cannot be followed by another one
+		return fmt.Errorf("the session's process does not listen: %w", err)
 	}
 	select {
-	case r := <-answer:
-		return r, nil
+	case a := <-answered:
+		if a.Err != "" {
+			return errors.New(a.Err)
+		}
+		return nil
 	case <-p.gone:
-		return said{}, errors.New("the session's process ended")
+		return errors.New("the session's process ended")
 	case <-ctx.Done():
-		return said{}, fmt.Errorf("the session's process does not answer: %w", ctx.Err())
+		return fmt.Errorf("the session's process has not answered: %w", ctx.Err())
+	case <-timeout.C:
+		p.kill()
+		return fmt.Errorf("the session's process has not answered for %s and is restarted", answerTimeout)
 	}
 }
 
-// end ends the process without a word to the switch. It may be called twice.
-func (p *child) end() {
+// kill ends the process without a word to the switch. It may be called twice.
+func (p *process) kill() {
 	_ = p.link.Close()       // closed already at the second call
 	_ = p.cmd.Process.Kill() // it may have ended
 }
 
-// tail keeps the beginning of what Go prints of a panic, and passes everything on.
+// end kills the process and waits for its end.
+func (p *process) end() {
+	p.kill()
+	<-p.gone
+}
+
+// tail keeps the beginning of what a process prints, and passes everything on.
 type tail struct {
 	mu   sync.Mutex
 	text []byte
@@ -131,18 +137,16 @@ func (t *tail) Write(b []byte) (int, error) {
 	return os.Stderr.Write(b)
 }
 
-// reason is the line that says why a Go program ended, "" without one.
-func (t *tail) reason() string {
+// reason is the line that says why a Go program ended, nil without one.
+func (t *tail) reason() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for line := range bytes.Lines(t.text) {
 		for _, word := range []string{"panic: ", "fatal error: "} {
 			if bytes.HasPrefix(line, []byte(word)) {
-				return string(bytes.TrimSpace(line))
+				return errors.New(string(bytes.TrimSpace(line)))
 			}
 		}
 	}
-	return ""
+	return nil
 }
-
-var _ io.Writer = (*tail)(nil)

@@ -15,9 +15,9 @@ import (
 	"time"
 )
 
-// process is a daemon that can be killed: the test binary again, with one Apart that Syncs
+// daemon is one that can be killed: the test binary again, with a Speaker that Syncs
 // each line of its standard input, a State as JSON, and Stops at SIGTERM.
-type process struct {
+type daemon struct {
 	t     testing.TB
 	cmd   *exec.Cmd
 	in    io.WriteCloser
@@ -36,7 +36,7 @@ type report struct {
 }
 
 func speakerProcess() int {
-	s := NewApart(Options{}, "/proc/self/exe", sessionWord) // as the daemon does
+	s := NewSpeaker(Options{Command: sessionCommand}) // as the daemon does
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
 	lines := make(chan []byte)
@@ -57,14 +57,14 @@ func speakerProcess() int {
 			s.Stop()
 			return 0
 		case line := <-lines:
-			if err := out.Encode(answer(s, line)); err != nil {
+			if err := out.Encode(respond(s, line)); err != nil {
 				return 1
 			}
 		}
 	}
 }
 
-func answer(s *Apart, line []byte) (r report) {
+func respond(s *Speaker, line []byte) (r report) {
 	var desired *State
 	if err := json.Unmarshal(line, &desired); err != nil {
 		return report{Err: err.Error()}
@@ -89,7 +89,7 @@ func answer(s *Apart, line []byte) (r report) {
 	return r
 }
 
-func startProcess(t testing.TB, sessions ...Session) *process {
+func startProcess(t testing.TB, sessions ...Session) *daemon {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), envSpeaker+"=1")
@@ -106,7 +106,7 @@ func startProcess(t testing.TB, sessions ...Session) *process {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	p := &process{t: t, cmd: cmd, in: in, out: bufio.NewScanner(out)}
+	p := &daemon{t: t, cmd: cmd, in: in, out: bufio.NewScanner(out)}
 	p.out.Buffer(nil, 16<<20)
 	t.Cleanup(func() { p.end(syscall.SIGKILL) })
 	if r := p.sync(sessions...); r.Err != "" {
@@ -115,17 +115,17 @@ func startProcess(t testing.TB, sessions ...Session) *process {
 	return p
 }
 
-func (p *process) sync(sessions ...Session) report {
+func (p *daemon) sync(sessions ...Session) report {
 	p.t.Helper()
 	return p.send(&State{Sessions: sessions})
 }
 
-func (p *process) report() report {
+func (p *daemon) report() report {
 	p.t.Helper()
 	return p.send(nil)
 }
 
-func (p *process) send(desired *State) (r report) {
+func (p *daemon) send(desired *State) (r report) {
 	p.t.Helper()
 	if err := json.NewEncoder(p.in).Encode(desired); err != nil {
 		p.t.Fatal(err)
@@ -140,7 +140,7 @@ func (p *process) send(desired *State) (r report) {
 }
 
 // end signals the process and waits for its end.
-func (p *process) end(sig os.Signal) {
+func (p *daemon) end(sig os.Signal) {
 	if p.cmd.ProcessState != nil {
 		return
 	}
@@ -149,7 +149,7 @@ func (p *process) end(sig os.Signal) {
 }
 
 // established waits until all n sessions are.
-func (p *process) established(d time.Duration, n int) report {
+func (p *daemon) established(d time.Duration, n int) report {
 	p.t.Helper()
 	var r report
 	eventually(p.t, d, func() error {
@@ -169,7 +169,7 @@ func (p *process) established(d time.Duration, n int) report {
 }
 
 // flapped waits until every session has been lost once more than at the last call.
-func (p *process) flapped(d time.Duration) {
+func (p *daemon) flapped(d time.Duration) {
 	p.t.Helper()
 	eventually(p.t, d, func() error {
 		r := p.report()

@@ -33,7 +33,7 @@ const (
 	reasonMalformed         = "malformed"         // the switch sent what cannot be parsed
 	reasonReset             = "reset"             // we reset it: its settings changed
 	reasonEnded             = "ended"             // we ended it: it was not wanted any more
-	reasonBroken            = "broken"            // the server of this session failed
+	reasonCrashed           = "crashed"           // the process of this session ended by itself
 )
 
 // cause is why a session is not Established: an identifier and a sentence with the next step.

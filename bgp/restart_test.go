@@ -31,7 +31,7 @@ func TestGracefulRestart(t *testing.T) {
 	l := newLAN(t)
 	bird, frr := bothSwitches(t, l)
 	want := []Session{{Peer: peerOf(bird), Paths: manyPaths()}, {Peer: peerOf(frr), Paths: manyPaths()}}
-	begin := func(sessions ...Session) *process { return startProcess(t, sessions...) } // outlives a subtest
+	begin := func(sessions ...Session) *daemon { return startProcess(t, sessions...) } // outlives a subtest
 	p := begin(want...)
 	bird.hears(20*time.Second, manyPaths())
 	frr.hears(20*time.Second, manyPaths())

@@ -71,7 +71,7 @@ func TestScaleUnwantedRoutes(t *testing.T) {
 }
 
 // resident is the process's resident set, in MiB.
-func (p *process) resident() int {
+func (p *daemon) resident() int {
 	p.t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	if err != nil {

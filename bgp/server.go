@@ -3,9 +3,7 @@ package bgp
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -26,69 +24,20 @@ const (
 	deferral = 5 * time.Second
 )
 
-// errDead is returned for calls to a server that panicked.
-var errDead = errors.New("BGP server of this session failed")
+// server is one GoBGP server: one session, one RIB. It never listens. Its calls obey no context and
+// do not wait for the switch.
+type server struct{ bgp *gobgp.BgpServer }
 
-// server is one GoBGP server: one session, one RIB. It never listens.
-type server struct {
-	bgp  *gobgp.BgpServer
-	log  *logger
-	dead chan struct{} // closed when the server panicked
-	why  string        // of dead
-}
-
-func newServer() *server {
-	s := &server{log: &logger{}, dead: make(chan struct{})}
-	s.bgp = gobgp.NewBgpServer(gobgp.LoggerOption(s.log))
-	go s.serve()
+func newServer(j *journal) *server {
+	s := &server{gobgp.NewBgpServer(gobgp.LoggerOption(&logger{j}))}
+	go s.bgp.Serve()
 	return s
-}
-
-// serve runs GoBGP's main loop. After a panic the loop goes on, so that what waits for it ends,
-// but the server is not used again.
-func (s *server) serve() {
-	for first := true; ; first = false {
-		s.serveOnce(first)
-	}
-}
-
-func (s *server) serveOnce(first bool) {
-	defer func() {
-		r := recover()
-		if r == nil || !first {
-			return
-		}
-		s.why = fmt.Sprintf("panic: %v\n%s", r, debug.Stack())
-		close(s.dead)
-		if j := s.log.journal.Load(); j != nil {
-			j.notify()
-		}
-	}()
-	s.bgp.Serve()
-}
-
-// do runs calls to GoBGP, which obey no context, until they are done or the server is dead.
-func (s *server) do(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		defer func() {
-			if r := recover(); r != nil {
-				done <- fmt.Errorf("%w: panic: %v", errDead, r)
-			}
-		}()
-		done <- f()
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-s.dead:
-		return errDead
-	}
 }
 
 // start makes the server speak as p's local side, with an empty RIB. Paths of the switch are
 // rejected on import; our own pass, for GoBGP applies the policy to them too.
-func (s *server) start(ctx context.Context, p Peer) error {
+func (s *server) start(p Peer) error {
+	ctx := context.Background()
 	err := s.bgp.StartBgp(ctx, &api.StartBgpRequest{Global: &api.Global{
 		Asn:        p.LocalASN,
 		RouterId:   p.RouterID.String(),
@@ -114,15 +63,14 @@ func (s *server) start(ctx context.Context, p Peer) error {
 	}})
 }
 
-// stop ends all sessions, with a Cease where one is established, and empties the RIB, so that
-// the server can be started again.
-func (s *server) stop(ctx context.Context) error {
-	return s.bgp.StopBgp(ctx, &api.StopBgpRequest{})
+// stop ends the session, with a Cease if it is established.
+func (s *server) stop() error {
+	return s.bgp.StopBgp(context.Background(), &api.StopBgpRequest{})
 }
 
 // open dials the switch. Both bits of the graceful restart capability that say that our
 // forwarding state survived are set: the routes are the kernel's of other nodes, not ours to lose.
-func (s *server) open(ctx context.Context, p Peer) error {
+func (s *server) open(p Peer) error {
 	peer := &api.Peer{
 		Conf: &api.PeerConf{
 			NeighborAddress: p.Address.String(),
@@ -158,37 +106,32 @@ func (s *server) open(ctx context.Context, p Peer) error {
 		// A packet from n hops away has lost n-1 (RFC 5082, section 3).
 		peer.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 256 - uint32(max(1, p.MultihopTTL))}
 	}
-	return s.bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: peer})
+	return s.bgp.AddPeer(context.Background(), &api.AddPeerRequest{Peer: peer})
 }
 
 // close forgets the switch: a Cease if the session is established, not a word if it is not.
-func (s *server) close(ctx context.Context, p Peer) error {
-	return s.bgp.DeletePeer(ctx, &api.DeletePeerRequest{Address: p.Address.String()})
+func (s *server) close(p Peer) error {
+	return s.bgp.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: p.Address.String()})
 }
 
 // add puts the path into the RIB; it replaces the one of the same prefix. It is originated
 // here, so GoBGP keeps its next hop.
-func (s *server) add(ctx context.Context, path Path) error {
+func (s *server) add(path Path) error {
 	p, err := apiPath(path)
 	if err != nil {
 		return err
 	}
-	_, err = s.bgp.AddPath(ctx, &api.AddPathRequest{TableType: api.TableType_GLOBAL, Path: p})
+	_, err = s.bgp.AddPath(context.Background(), &api.AddPathRequest{TableType: api.TableType_GLOBAL, Path: p})
 	return err
 }
 
 // remove takes the path out of the RIB.
-func (s *server) remove(ctx context.Context, path Path) error {
+func (s *server) remove(path Path) error {
 	p, err := apiPath(path)
 	if err != nil {
 		return err
 	}
-	return s.bgp.DeletePath(ctx, &api.DeletePathRequest{TableType: api.TableType_GLOBAL, Path: p})
-}
-
-// removeAll empties the RIB.
-func (s *server) removeAll(ctx context.Context) error {
-	return s.bgp.DeletePath(ctx, &api.DeletePathRequest{TableType: api.TableType_GLOBAL})
+	return s.bgp.DeletePath(context.Background(), &api.DeletePathRequest{TableType: api.TableType_GLOBAL, Path: p})
 }
 
 // offer is what the switch said in its OPEN.
@@ -211,17 +154,17 @@ func (o offer) takes(p netip.Prefix) bool {
 }
 
 // offer reads the capabilities of the established session with p, and what it has received.
-func (s *server) offer(ctx context.Context, p Peer) (offer, received, error) {
+func (s *server) offer(p Peer) (offer, received, error) {
 	var o offer
 	var r received
 	var inner error
-	err := s.bgp.ListPeer(ctx, &api.ListPeerRequest{Address: p.Address.String()}, func(peer *api.Peer) {
+	err := s.bgp.ListPeer(context.Background(), &api.ListPeerRequest{Address: p.Address.String()}, func(peer *api.Peer) {
 		caps, err := apiutil.UnmarshalCapabilities(peer.GetState().GetRemoteCap())
 		if err != nil {
 			inner = err
 			return
 		}
-		o.known = true // GoBGP tells nothing, and no error, when ctx has ended
+		o.known = true
 		for _, c := range caps {
 			switch c := c.(type) {
 			case *bgp.CapGracefulRestart:
@@ -248,29 +191,6 @@ func (s *server) offer(ctx context.Context, p Peer) (offer, received, error) {
 		}
 	})
 	return o, r, errors.Join(err, inner)
-}
-
-// localPort finds out the source port of the session with p; 0 if there is no connection.
-func (s *server) localPort(ctx context.Context, p Peer) (uint16, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	port := make(chan uint16, 1)
-	err := s.bgp.WatchEvent(ctx, &api.WatchEventRequest{Peer: &api.WatchEventRequest_Peer{}}, func(r *api.WatchEventResponse) {
-		// One INIT for each peer, here at most one, then END_OF_INIT, which has no port.
-		select {
-		case port <- uint16(r.GetPeer().GetPeer().GetTransport().GetLocalPort()):
-		default:
-		}
-	})
-	if err != nil {
-		return 0, err
-	}
-	select {
-	case n := <-port:
-		return n, nil
-	case <-ctx.Done():
-		return 0, ctx.Err()
-	}
 }
 
 var ( // read only

@@ -1,278 +1,107 @@
 package bgp
 
 import (
-	"context"
 	"fmt"
-	"net/netip"
-	"runtime/debug"
-	"sync"
+	"slices"
 	"time"
 )
 
-const (
-	// hangUpTimeout bounds the wait for GoBGP to notice that its connection ended, which takes
-	// it some milliseconds.
-	hangUpTimeout = 2 * time.Second
-	// farewellTimeout bounds the wait for a switch to take what we sent it before, and our last word.
-	farewellTimeout = time.Second
-	// endTimeout bounds the wait for a Cease to be sent to a switch that may have stopped reading.
-	endTimeout = 3 * time.Second
-	// grace is how long a caller whose context ended waits for a batch to stop between two paths.
-	grace = time.Second
-	// steady is how long a session must have lived to be dialled again at once.
-	steady = 10 * time.Second
-	// maxBackoff bounds the pause before a session that does not live is dialled again.
-	maxBackoff = 32 * time.Second
-)
-
-// session is one peer with its own GoBGP server.
-//
-// A session that is lost must come back with both restart bits of its OPEN set, or the switch
-// flushes what it kept (RFC 4724, section 4.2). GoBGP sets them only in the first session of a
-// peer, so the peer is replaced each time, in the five seconds that GoBGP idles after a loss:
-//
-//	open --> Established --loss--> close (silent: nothing is connected) --backoff--> open
+// session is one session as its Speaker knows it. Its methods need Speaker.mu.
 type session struct {
-	key     Key
-	journal *journal
-	changed func()
-	wake    chan struct{}   // one slot: look again
-	ctx     context.Context // ends when the session does
-	quit    context.CancelFunc
-	done    chan struct{} // run has returned
+	key    Key
+	want   Session  // normal; proc was begun on these terms
+	proc   *process // nil: none runs
+	last   answer   // what proc said last
+	before Status   // what is known of the time before proc; what to say while there is none
 
-	sem      chan struct{} // held by who works on what follows; mu too, to write what Status reads
-	server   *server
-	started  bool // the server has a RIB
-	whole    bool // the RIB has held all wanted paths once: no End-of-RIB can flush one
-	opened   bool // the server has the peer
-	backoff  time.Duration
-	retryAt  time.Time // not opened before
-	received received  // of the established session
+	whole    bool // proc did all that want says
+	told     table
+	reported *process // of the last changes
+	why      string   // proc is not the first one
 
-	mu    sync.Mutex // guards what Status reads
-	peer  Peer
-	told  map[netip.Prefix]Path // the server's RIB; nobody else writes there
-	offer offer
-	learn []netip.Prefix
-	heard hearing
+	backoff time.Duration // after the last process that ended by itself
+	retryAt time.Time
 }
 
-func newSession(p Peer, before past, server *server, changed func()) *session {
-	ctx, quit := context.WithCancel(context.Background())
-	s := &session{
-		key:     p.Key(),
-		changed: changed,
-		wake:    make(chan struct{}, 1),
-		ctx:     ctx,
-		quit:    quit,
-		done:    make(chan struct{}),
-		sem:     make(chan struct{}, 1),
-		server:  server,
-		peer:    p,
-		told:    make(map[netip.Prefix]Path),
-		heard:   newHearing(),
-	}
-	s.journal = newJournal(p, before, s.poke)
-	server.log.journal.Store(s.journal)
-	go s.run()
-	return s
+// newSession returns a session that has just been asked for; past is what is known of it from before.
+func newSession(want Session, past Status) *session {
+	p := want.Peer
+	return &session{key: p.Key(), want: want, told: table{}, before: Status{
+		State: "Idle", Since: time.Now(), Flaps: past.Flaps, LastReset: past.LastReset,
+		Reason: reasonConnecting, Detail: fmt.Sprintf("connecting to %s port %d", p.Address, p.Port),
+	}}
 }
 
-// poke makes run look again.
-func (s *session) poke() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
-}
-
-// run reacts to what the journal tells until quit.
-func (s *session) run() {
-	defer close(s.done)
-	retry := time.NewTimer(0)
-	retry.Stop()
-	var seen view
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-s.wake:
-		case <-retry.C:
+// status is what the process said last, on top of what was before it.
+func (s *session) status() Status {
+	st := s.before
+	if now := s.last.Status; s.proc != nil && now.State != "" {
+		if now.Reason == reasonConnecting { // no news after a crash or a restart
+			now.Reason, now.Detail = st.Reason, st.Detail
 		}
-		again := make(chan time.Duration, 1)
-		if err := s.do(s.ctx, func() { again <- sooner(s.look(s.ctx), s.hear(s.ctx)) }); err != nil {
-			retry.Reset(time.Second)
-		} else if d := <-again; d > 0 {
-			retry.Reset(d)
+		now.Flaps += st.Flaps
+		if now.LastReset.At.IsZero() {
+			now.LastReset = st.LastReset
 		}
-		if now := s.view(); now != seen {
-			seen = now
-			s.changed()
-		}
+		st = now
 	}
+	st.Peer = s.want.Peer
+	return st
 }
 
-// do runs f as the only one who works on the session. When ctx ends before f does, f goes on
-// alone and do reports that; f should then stop soon. A panic of f is an error of this session.
-func (s *session) do(ctx context.Context, f func()) error {
-	select {
-	case s.sem <- struct{}{}:
-	case <-ctx.Done():
-		return fmt.Errorf("peer %s: busy: %w", s.key.Address, ctx.Err())
+// ended notes that the process has ended, or is about to, and why.
+func (s *session) ended(reason, detail, why string) {
+	was, now := s.status(), time.Now()
+	s.before = Status{State: "Idle", Since: was.Since, Reason: reason, Detail: detail, Flaps: was.Flaps, LastReset: was.LastReset}
+	if was.State == "Established" {
+		s.before.Since, s.before.LastReset = now, Reset{now, reason, detail}
+		s.before.Flaps++
 	}
-	done := make(chan error, 1)
-	go func() {
-		var err error
-		defer func() {
-			if r := recover(); r != nil {
-				err = fmt.Errorf("peer %s: panic: %v\n%s", s.key.Address, r, debug.Stack())
-				s.journal.failed(cause{reasonBroken, "internal error: report this: " + err.Error()})
-			}
-			<-s.sem
-			done <- err
-		}()
-		f()
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-	}
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(grace):
-		return fmt.Errorf("peer %s: busy: %w", s.key.Address, ctx.Err())
-	}
+	s.proc, s.last, s.whole, s.why = nil, answer{}, false, why
 }
 
-// look brings the session where it should be: it replaces a server that failed, closes a
-// session that was lost, opens it again when its time has come, and reads what the switch
-// offered. It returns when to look again; 0 means not without cause.
-func (s *session) look(ctx context.Context) time.Duration {
-	select {
-	case <-ctx.Done():
-		return 0
-	case <-s.server.dead:
-		s.replaceServer(ctx)
-	default:
+// crashed notes that the process has ended by itself after it had lived that long, or that none could
+// be begun. It returns the pause before the next one.
+func (s *session) crashed(err error, lived time.Duration) time.Duration {
+	s.backoff = min(max(2*s.backoff, time.Second), maxRespawn)
+	if lived > steadyProcess {
+		s.backoff = 0
 	}
-	lifetime, lost := s.journal.takeLoss()
-	if up, _ := s.journal.established(); up {
-		s.readOffer(ctx) // a loss that GoBGP has mended meanwhile is past help
-		return 0
-	}
-	if lost {
-		s.lose(ctx, lifetime)
-	}
-	if s.opened {
-		s.probe()
-	}
-	if !s.whole || s.opened {
-		return 0
-	}
-	if wait := time.Until(s.retryAt); wait > 0 {
-		return wait
-	}
-	if !s.started {
-		if err := s.start(ctx, s.paths()); err != nil {
-			return s.slower()
-		}
-	}
-	if err := s.open(ctx); err != nil {
-		return s.slower()
-	}
-	return 0
-}
-
-// probe asks a switch that the connection does not come about with, when it is time, and waits for
-// nothing. What it finds out is in the journal; it ends soon after the session does.
-func (s *session) probe() {
-	if p, due := s.journal.takeProbe(time.Now()); due {
-		go func() { s.journal.probed(p, probe(s.ctx, p)) }()
-	}
-}
-
-// lose closes the session, which is silent as nothing is connected, and sets when to open it.
-func (s *session) lose(ctx context.Context, lifetime time.Duration) {
-	s.remember(func() { s.offer = offer{} })
-	if s.opened {
-		_ = s.server.do(func() error { return s.server.close(ctx, s.peer) })
-		s.opened = false
-	}
-	if lifetime < steady {
-		s.slower()
-	} else {
-		s.hurry()
-	}
-}
-
-// slower doubles the pause before the next attempt: 1 s, 2 s, ... maxBackoff.
-func (s *session) slower() time.Duration {
-	s.backoff = min(max(2*s.backoff, time.Second), maxBackoff)
 	s.retryAt = time.Now().Add(s.backoff)
+	s.ended(reasonCrashed, fmt.Sprintf("the process of this session ended: %v; it is restarted after %s; look at what the switch sends, and report this", err, s.backoff), "its process ended: "+err.Error())
 	return s.backoff
 }
 
-// hurry forgets the pause.
-func (s *session) hurry() { s.backoff, s.retryAt = 0, time.Time{} }
-
-func (s *session) open(ctx context.Context) error {
-	err := s.server.do(func() error { return s.server.open(ctx, s.peer) })
-	s.opened = err == nil
-	if err != nil {
-		s.journal.failed(cause{reasonBroken, fmt.Sprintf("the session cannot be begun: %v; restart the daemon if it stays so", err)})
+// did notes that proc did all that it was told, and returns what that is beyond what was done before.
+func (s *session) did(proc *process) []Change {
+	if s.proc != proc {
+		return nil // it ended meanwhile
 	}
-	return err
-}
-
-func (s *session) readOffer(ctx context.Context) {
-	var o offer
-	var r received
-	err := s.server.do(func() (err error) {
-		o, r, err = s.server.offer(ctx, s.peer)
-		return err
-	})
-	if err == nil {
-		s.received = r
-		s.remember(func() { s.offer = o })
+	var out []Change
+	switch s.reported {
+	case proc:
+	case nil:
+		out = append(out, Change{Op: "add", Object: s.want.Peer.object()})
+	default:
+		out = append(out, Change{Op: "reset", Object: s.want.Peer.object(), Why: s.why})
 	}
-}
-
-// sooner is the shorter of two waits of which 0 means none.
-func sooner(a, b time.Duration) time.Duration {
-	if a == 0 || b == 0 {
-		return max(a, b)
+	for _, step := range s.told.steps(s.want.Paths) {
+		out = append(out, step.change(s.want.Peer))
+		s.told.take(step)
 	}
-	return min(a, b)
+	s.reported, s.whole = proc, true
+	return out
 }
 
-// replaceServer puts a new server in the place of one that panicked, yet to be started.
-func (s *session) replaceServer(ctx context.Context) {
-	old := s.server
-	s.journal.restarted(s.peer, cause{reasonBroken, "the server of this session failed and was replaced: report this: " + old.why})
-	s.journal.takeLoss()
-	old.log.journal.Store(nil)
-	_, _ = hangUp(netip.AddrPortFrom(s.peer.LocalAddress, 0), netip.AddrPortFrom(s.peer.Address, s.peer.Port))
-	go func() { _ = old.stop(ctx) }()
-	s.server, s.started, s.opened = newServer(), false, false
-	s.server.log.journal.Store(s.journal)
+func (s Session) equal(other Session) bool {
+	return s.Peer == other.Peer && slices.Equal(s.Paths, other.Paths) && slices.Equal(s.Learn, other.Learn)
 }
 
-// start starts the server with just these paths in its RIB.
-func (s *session) start(ctx context.Context, paths []Path) error {
-	err := s.server.do(func() error {
-		if err := s.server.start(ctx, s.peer); err != nil {
-			return err
-		}
-		for _, p := range paths {
-			if err := s.server.add(ctx, p); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	s.started = err == nil
-	return err
+// normal returns a copy of s in which equal meanings are equal values.
+func (s Session) normal() Session {
+	s.Peer, s.Paths, s.Learn = s.Peer.normal(), slices.Clone(s.Paths), slices.Clone(s.Learn)
+	for i := range s.Paths {
+		s.Paths[i].NextHop = s.Paths[i].NextHop.Unmap()
+	}
+	return s
 }

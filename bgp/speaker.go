@@ -4,16 +4,34 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 )
 
-// stopTimeout bounds Stop: what has not ended by then ends with the process.
-const stopTimeout = 3 * time.Second
+const (
+	// steadyProcess is how long a session's process must have run to be replaced at once.
+	steadyProcess = time.Minute
+	// maxRespawn bounds the pause before it is replaced.
+	maxRespawn = 32 * time.Second
+	// stopTimeout is how long Stop waits for a Sync to end.
+	stopTimeout = 3 * time.Second
+)
 
-// Speaker holds the sessions of this process.
+// Speaker owns the sessions of one node. Each session is a process of its own (see ServeSession), for
+// two reasons. GoBGP v3 reads each connection in a goroutine of its own, where nobody else can recover,
+// and it panics there at messages that RFC 4271 does not know: a process is the only wall that Go has.
+// And the end of a process is a silent end, which a switch takes for a graceful restart (RFC 4724).
+//
+//	Speaker ──order──> ServeSession ── GoBGP ── switch        one process for each Key
+//	        <─answer──
+//
+// A process that ends by itself is replaced at once; when the next one does not live either, after
+// 1, 2, 4, ... maxRespawn. A session whose settings change is a process that ends and another one that
+// begins. A process ends with the Speaker's own process, without a Cease.
 type Speaker struct {
+	command []string
 	changed func()
 	syncing chan struct{} // held by the one Sync at a time; by Stop for good
 	stop    sync.Once
@@ -21,13 +39,21 @@ type Speaker struct {
 	mu       sync.Mutex // guards what follows
 	synced   bool       // there was a Sync: a session that is not here is not wanted
 	sessions map[Key]*session
-	past     map[Key]past // of sessions that have ended
-	idle     []*server    // stopped; a server's goroutine never ends, so they are used again
+	past     map[Key]Status // of sessions that have ended
 }
 
-// NewSpeaker returns a Speaker with no session. It opens nothing.
+// Options of a Speaker.
+type Options struct {
+	// Command is a program that calls ServeSession with its file descriptor 3.
+	Command []string
+	// Changed is called, from any goroutine, when a session's state may have changed. It must
+	// not block.
+	Changed func()
+}
+
+// NewSpeaker returns a Speaker that has no session. It starts nothing.
 func NewSpeaker(opts Options) *Speaker {
-	s := &Speaker{changed: opts.Changed, syncing: make(chan struct{}, 1), sessions: make(map[Key]*session), past: make(map[Key]past)}
+	s := &Speaker{command: opts.Command, changed: opts.Changed, syncing: make(chan struct{}, 1), sessions: map[Key]*session{}, past: map[Key]Status{}}
 	if s.changed == nil {
 		s.changed = func() {}
 	}
@@ -35,8 +61,8 @@ func NewSpeaker(opts Options) *Speaker {
 }
 
 // Sync makes the sessions and their paths what desired says. A session that desired does not
-// name is ended with a Cease, so that its switch withdraws at once. It does not wait for a
-// session to come up.
+// name is ended with a Cease, so that its switch withdraws at once. Sync does not wait for a
+// session to come up. It works on all sessions at once, so that none waits for another's switch.
 //
 // A session that makes no sense (see Session.Validate) is an error that wraps ErrInvalid; what
 // runs under its Key is left as it is, and the others go on.
@@ -47,42 +73,29 @@ func (s *Speaker) Sync(ctx context.Context, desired State) ([]Change, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	errs := []error{desired.Validate()}
-	var changes []Change
-	for _, result := range s.apply(ctx, desired) {
-		for _, c := range result {
-			if c.Err != nil {
-				errs = append(errs, fmt.Errorf("%s %s: %w", c.Op, c.Object, c.Err))
-			}
-		}
-		changes = append(changes, result...)
+	if err := ctx.Err(); err != nil {
+		return nil, err
 	}
-	s.mu.Lock()
-	s.synced = s.synced || ctx.Err() == nil
-	s.mu.Unlock()
-	return changes, errors.Join(errs...)
-}
-
-// apply works on all sessions at once, so that none waits for another's switch, and returns
-// what was done for each: first those that end, then the others, each sorted by Key.
-func (s *Speaker) apply(ctx context.Context, desired State) [][]Change {
 	named, valid := byKey(desired)
-	var work []func() []Change
-	for _, session := range s.all() {
-		if !named[session.key] {
-			work = append(work, func() []Change { return s.end(ctx, session, desired.why(session.key, session.peer)) })
+	var work []func() ([]Change, error)
+	for _, one := range s.all() {
+		if !named[one.key] {
+			work = append(work, func() ([]Change, error) { return s.end(ctx, one, desired) })
 		}
 	}
 	for _, want := range valid {
-		work = append(work, func() []Change { return s.sync(ctx, want) })
+		work = append(work, func() ([]Change, error) { return s.sync(ctx, want) })
 	}
-	results := make([][]Change, len(work))
+	results, errs := make([][]Change, len(work)), make([]error, len(work))
 	var wg sync.WaitGroup
 	for i, f := range work {
-		wg.Go(func() { results[i] = f() })
+		wg.Go(func() { results[i], errs[i] = f() })
 	}
 	wg.Wait()
-	return results
+	s.mu.Lock()
+	s.synced = s.synced || ctx.Err() == nil
+	s.mu.Unlock()
+	return slices.Concat(results...), errors.Join(append(errs, desired.Validate())...)
 }
 
 // byKey returns which keys desired names at all, and the sessions to make true, sorted by Key.
@@ -114,90 +127,159 @@ func (s State) why(key Key, peer Peer) string {
 	return name(peer) + " asks for no session with this speaker any more"
 }
 
-// remember sets what a session was before it begins.
-func (s *Speaker) remember(key Key, before past) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.sessions[key]; !ok {
-		s.past[key] = before
-	}
-}
-
-// history is what a session was that has ended.
-func (s *Speaker) history(key Key) past {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.past[key]
-}
-
-// end ends a session that is not wanted any more, because of why.
-func (s *Speaker) end(ctx context.Context, session *session, why string) []Change {
-	s.mu.Lock()
-	delete(s.sessions, session.key)
-	s.past[session.key] = session.journal.ended(why)
-	s.mu.Unlock()
-	reusable, err := session.end(ctx, why)
-	if reusable {
-		session.server.log.journal.Store(nil)
-		s.mu.Lock()
-		s.idle = append(s.idle, session.server)
-		s.mu.Unlock()
-	}
-	return []Change{{Op: "delete", Object: session.peer.object(), Why: why, Err: err}}
-}
-
 // sync makes one session what want says.
-func (s *Speaker) sync(ctx context.Context, want Session) (changes []Change) {
+func (s *Speaker) sync(ctx context.Context, want Session) ([]Change, error) {
+	one, old := s.expect(want.normal())
+	if old != nil {
+		old.end() // first, so that the switch hears of the end before it hears of a new connection
+	}
+	proc, o, err := s.serve(one)
+	if proc == nil || err != nil {
+		return nil, err
+	}
+	if err := proc.ask(ctx, o); err != nil {
+		return nil, fmt.Errorf("%s: %w", want.Peer.object(), err)
+	}
 	s.mu.Lock()
-	running, ok := s.sessions[want.Peer.Key()]
+	defer s.mu.Unlock()
+	return one.did(proc), nil
+}
+
+// expect notes what a session shall be. It returns the process that has to end for it, as it was
+// begun on other terms; nil if there is none.
+func (s *Speaker) expect(want Session) (one *session, old *process) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	one, ok := s.sessions[want.Peer.Key()]
 	if !ok {
-		running = newSession(want.Peer.normal(), s.past[want.Peer.Key()], s.takeServer(), s.changed)
-		s.sessions[running.key] = running
+		one = newSession(want, s.past[want.Peer.Key()])
+		s.sessions[one.key] = one
+	}
+	if one.proc != nil {
+		if why := one.want.Peer.differs(want.Peer); why != "" {
+			old = one.proc
+			one.ended(reasonReset, "restarted: "+why, why)
+		}
+	}
+	one.whole = one.whole && one.want.equal(want)
+	one.want = want
+	return one, old
+}
+
+// serve returns the process of a session and what to tell it. It begins a process if none runs. It
+// returns nil if there is nothing to tell, or if it is too early for another process; that pause ends
+// with a call of changed.
+func (s *Speaker) serve(one *session) (*process, order, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if one.whole || one.proc == nil && time.Now().Before(one.retryAt) {
+		return nil, order{}, nil
+	}
+	if one.proc == nil {
+		proc, err := start(s.command)
+		if err != nil {
+			time.AfterFunc(one.crashed(err, 0), s.changed)
+			return nil, order{}, fmt.Errorf("%s: %w", one.want.Peer.object(), err)
+		}
+		one.proc = proc
+		go s.follow(one, proc)
+	}
+	return one.proc, order{Session: one.want, Since: one.before.Since}, nil
+}
+
+// follow hears what a process says until it ends.
+func (s *Speaker) follow(one *session, proc *process) {
+	begun := time.Now()
+	err := proc.listen(func(a answer) {
+		s.mu.Lock()
+		if one.proc == proc {
+			one.last = a
+		}
+		s.mu.Unlock()
+		if a.Number == 0 {
+			s.changed()
+		}
+	})
+	s.mu.Lock()
+	if one.proc == proc { // nobody ended it
+		time.AfterFunc(one.crashed(err, time.Since(begun)), s.changed)
 	}
 	s.mu.Unlock()
-	var done []Change
-	err := running.do(ctx, func() {
-		done = running.sync(ctx, want)
-	})
-	if err != nil {
-		return []Change{{Op: "replace", Object: want.Peer.object(), Err: err}}
-	}
-	return done
+	s.changed()
 }
 
-// takeServer returns a stopped server, or a new one. Callers hold mu.
-func (s *Speaker) takeServer() *server {
-	if n := len(s.idle); n > 0 {
-		server := s.idle[n-1]
-		s.idle = s.idle[:n-1]
-		return server
+// end ends a session that is not wanted any more, with a Cease that says why.
+func (s *Speaker) end(ctx context.Context, one *session, desired State) ([]Change, error) {
+	peer := one.want.Peer
+	why := desired.why(one.key, peer)
+	s.mu.Lock()
+	proc := one.proc
+	if proc != nil {
+		one.ended(reasonEnded, "ended here: "+why, why)
 	}
-	return newServer()
+	s.past[one.key] = one.before
+	delete(s.sessions, one.key)
+	s.mu.Unlock()
+	if proc != nil {
+		defer proc.end()
+		if err := proc.ask(ctx, order{End: why}); err != nil {
+			return nil, fmt.Errorf("delete %s: %w", peer.object(), err)
+		}
+	}
+	return []Change{{Op: "delete", Object: peer.object(), Why: why}}, nil
 }
 
-// Status reports every session, sorted by Key. It asks nobody and does not block.
-func (s *Speaker) Status(ctx context.Context) []Status {
+// Status reports every session, sorted by Key, as its process said last. It asks nobody and does
+// not block.
+func (s *Speaker) Status(context.Context) []Status {
 	var out []Status
-	for _, session := range s.all() {
-		out = append(out, session.status())
+	for _, one := range s.all() {
+		s.mu.Lock()
+		out = append(out, one.status())
+		s.mu.Unlock()
 	}
 	return out
 }
 
-// Stop ends the process's part without a Cease: the switches keep the paths for the restart
-// time. Afterwards Status shows what was, and Sync waits for its context to end.
+// Learned returns the switches' own paths that the sessions ask for, sorted. They are what the wire
+// says: whether they make sense is the caller's to decide. No switch is told another switch's paths.
+//
+// As long as complete is false there may be paths of an earlier process that a switch has not
+// repeated yet: a caller that finds such routes must not delete them. It is true at the latest
+// when the restart time of each session is over.
+func (s *Speaker) Learned(context.Context) (paths []LearnedPath, complete bool) {
+	all := s.all()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	complete = s.synced
+	for _, one := range all {
+		if len(one.want.Learn) > 0 {
+			paths = append(paths, one.last.Learned...)
+			complete = complete && one.last.Complete
+		}
+	}
+	slices.SortFunc(paths, LearnedPath.Compare)
+	return paths, complete
+}
+
+// Stop ends all processes without a Cease: the switches keep the paths for the restart time.
+// Afterwards Status shows what was, and Sync waits for its context to end.
 func (s *Speaker) Stop() { s.stop.Do(s.leave) }
 
 func (s *Speaker) leave() {
-	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
-	defer cancel()
 	select {
 	case s.syncing <- struct{}{}:
-	case <-ctx.Done():
+	case <-time.After(stopTimeout):
 	}
 	var wg sync.WaitGroup
-	for _, session := range s.all() {
-		wg.Go(func() { session.leave(ctx) })
+	for _, one := range s.all() {
+		s.mu.Lock()
+		proc := one.proc
+		one.before, one.proc = one.status(), nil
+		s.mu.Unlock()
+		if proc != nil {
+			wg.Go(proc.end)
+		}
 	}
 	wg.Wait()
 }
@@ -206,10 +288,5 @@ func (s *Speaker) leave() {
 func (s *Speaker) all() []*session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := make([]*session, 0, len(s.sessions))
-	for _, session := range s.sessions {
-		out = append(out, session)
-	}
-	slices.SortFunc(out, func(a, b *session) int { return a.key.Compare(b.key) })
-	return out
+	return slices.SortedFunc(maps.Values(s.sessions), func(a, b *session) int { return a.key.Compare(b.key) })
 }

@@ -3,6 +3,7 @@ package bgp
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 )
@@ -30,8 +31,8 @@ func pods(n int) []Path {
 	return out
 }
 
-func newTestSpeaker(t *testing.T) *Speaker {
-	s := NewSpeaker(Options{})
+func newTestSpeaker(t testing.TB) *Speaker {
+	s := NewSpeaker(Options{Command: sessionCommand})
 	t.Cleanup(s.Stop)
 	return s
 }
@@ -77,4 +78,34 @@ func TestThirdPartyNextHop(t *testing.T) {
 			t.Errorf("second Sync: %v", again)
 		}
 	})
+}
+
+// What is known of a session outlives its process.
+func TestEndedSessionIsRemembered(t *testing.T) {
+	good := decent(t)
+	a := newTestSpeaker(t)
+	want := State{Sessions: []Session{{Peer: good}}}
+	sync := func(s State) {
+		t.Helper()
+		if _, err := a.Sync(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	up := func() Status {
+		t.Helper()
+		return becomes(t, a, 20*time.Second, "Established", "")
+	}
+	sync(want)
+	up()
+	changes, err := a.Sync(t.Context(), State{Held: []Held{{good.Key(), "its password is missing"}}})
+	if err != nil || len(changes) != 1 || changes[0].Op != "delete" || changes[0].Why != "its password is missing" {
+		t.Errorf("%v, %v", changes, err)
+	}
+	if got := a.Status(t.Context()); len(got) != 0 {
+		t.Errorf("%+v", got)
+	}
+	sync(want)
+	if s := up(); s.Flaps != 1 || s.LastReset.Reason != reasonEnded || !strings.Contains(s.LastReset.Detail, "its password is missing") {
+		t.Errorf("%d flaps, %+v", s.Flaps, s.LastReset)
+	}
 }

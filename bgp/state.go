@@ -168,9 +168,6 @@ func (c Change) String() string {
 	if c.Why != "" {
 		s += " (" + c.Why + ")"
 	}
-	if c.Err != nil {
-		s += ": " + c.Err.Error()
-	}
 	return s
 }
 
@@ -275,4 +272,28 @@ func name(p Peer) string {
 
 func invalid(p Peer, format string, args ...any) error {
 	return fmt.Errorf("%s: peer %s: %w: %s", name(p), p.endpoint(), ErrInvalid, fmt.Sprintf(format, args...))
+}
+
+func (p Peer) object() string { return fmt.Sprintf("peer %s as %d", p.endpoint(), p.ASN) }
+
+// differs says which settings of q need a new session; "" if none does.
+func (p Peer) differs(q Peer) string {
+	var out []string
+	diff := func(what string, a, b any) {
+		if a != b {
+			out = append(out, fmt.Sprintf("%s %v, was %v", what, b, a))
+		}
+	}
+	diff("as", p.ASN, q.ASN)
+	diff("source address", p.LocalAddress, q.LocalAddress)
+	diff("router ID", p.RouterID, q.RouterID)
+	if p.Password != q.Password {
+		out = append(out, "another password")
+	}
+	diff("hold time", p.HoldTime, q.HoldTime)
+	diff("restart time", p.RestartTime, q.RestartTime)
+	diff("long-lived time", p.LongLivedTime, q.LongLivedTime)
+	diff("multihop TTL", p.MultihopTTL, q.MultihopTTL)
+	diff("TTL security", p.TTLSecurity, q.TTLSecurity)
+	return strings.Join(out, ", ")
 }

@@ -2,40 +2,24 @@ package bgp
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
 )
 
-// paths returns what the RIB holds, sorted.
-func (s *session) paths() []Path {
-	s.mu.Lock()
-	paths := make([]Path, 0, len(s.told))
-	for _, p := range s.told {
-		paths = append(paths, p)
-	}
-	s.mu.Unlock()
-	slices.SortFunc(paths, Path.Compare)
-	return paths
-}
-
-func (s *session) status() Status {
-	s.mu.Lock()
-	peer, offer := s.peer, s.offer
-	s.mu.Unlock()
-	j := s.journal
+func (t *talk) status() Status {
+	j := t.journal
 	j.mu.Lock()
-	st := Status{Peer: peer, State: stateName(j.state), Since: j.since, Flaps: j.past.flaps, LastReset: j.past.reset, Reason: j.last.reason, Detail: j.last.detail}
+	st := Status{State: stateName(j.state), Since: j.since, Flaps: j.flaps, LastReset: j.reset, Reason: j.last.reason, Detail: j.last.detail}
 	up := j.state == bgp.BGP_FSM_ESTABLISHED
 	j.mu.Unlock()
 	if !up {
 		return st
 	}
 	var untold [2]int
-	for _, p := range s.paths() {
+	for _, p := range t.told.paths() {
 		switch {
-		case offer.takes(p.Prefix):
+		case t.offer.takes(p.Prefix):
 			st.Advertised = append(st.Advertised, p)
 		case p.Prefix.Addr().Is4():
 			untold[0]++
@@ -43,15 +27,15 @@ func (s *session) status() Status {
 			untold[1]++
 		}
 	}
-	st.Restart = peer.RestartTime > 0 && offer.restart
+	st.Restart = t.peer.RestartTime > 0 && t.offer.restart
 	if st.Restart {
-		st.RestartTime = peer.RestartTime
-		if offer.longLived {
-			st.LongLived = peer.LongLivedTime
+		st.RestartTime = t.peer.RestartTime
+		if t.offer.longLived {
+			st.LongLived = t.peer.LongLivedTime
 		}
 	}
-	if offer.known {
-		st.Detail = shortcomings(peer, offer, untold)
+	if t.offer.known {
+		st.Detail = shortcomings(t.peer, t.offer, untold)
 	}
 	return st
 }
@@ -73,20 +57,25 @@ func shortcomings(p Peer, o offer, untold [2]int) string {
 	return strings.Join(out, "; ")
 }
 
-// view is what of a Status is worth a look: not each step of an attempt to connect.
+// view is what of a session is news.
 type view struct {
 	up    bool
+	state bgp.FSMState
 	flaps int
 	why   cause
 	offer offer
 	heard int
 }
 
-func (s *session) view() view {
-	s.mu.Lock()
-	offer, heard := s.offer, s.heard.edition
-	s.mu.Unlock()
-	s.journal.mu.Lock()
-	defer s.journal.mu.Unlock()
-	return view{s.journal.state == bgp.BGP_FSM_ESTABLISHED, s.journal.past.flaps, s.journal.last, offer, heard}
+// in is the view in another state: not each step of an attempt to connect is news at once.
+func (v view) in(state bgp.FSMState) view {
+	v.state = state
+	return v
+}
+
+func (t *talk) view() view {
+	j := t.journal
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return view{j.state == bgp.BGP_FSM_ESTABLISHED, j.state, j.flaps, j.last, t.offer, t.heard.edition}
 }

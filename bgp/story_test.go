@@ -2,17 +2,14 @@ package bgp
 
 import (
 	"context"
+	"encoding/gob"
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"runtime"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
-
-	api "github.com/osrg/gobgp/v3/api"
 )
 
 func nodeOf(sw *router) swconf {
@@ -368,45 +365,47 @@ func TestLearnsNothing(t *testing.T) {
 	}
 }
 
-// A GoBGP server that panics is replaced; its session comes back with the same paths, and the
-// other session does not notice.
-func TestServerPanicCostsOneSession(t *testing.T) {
+// A session's process that ends by itself is replaced; its session comes back with the same paths, and
+// the other session does not notice.
+func TestCrashCostsOneSession(t *testing.T) {
 	l := newLAN(t)
-	bird, frr := l.router("bird", 1), l.router("frr", 2)
-	bird.start(nodeOf(bird))
-	frr.start(nodeOf(frr))
+	bird, frr := bothSwitches(t, l)
 	s := newTestSpeaker(t)
-	both := []Session{{Peer: peerOf(bird), Paths: pods(3)}, {Peer: peerOf(frr), Paths: pods(3)}}
+	both := []Session{{Peer: peerOf(bird), Paths: manyPaths()}, {Peer: peerOf(frr), Paths: manyPaths()}}
 	mustSync(t, s, both...)
-	bird.hears(15*time.Second, pods(3))
-	frr.hears(15*time.Second, pods(3))
+	bird.hears(15*time.Second, manyPaths())
+	frr.hears(15*time.Second, manyPaths())
 	bird.settled()
 	w := bird.watch()
-
-	victim := s.all()[0]
-	old := victim.server
-	if err := old.do(func() error {
-		// GoBGP dereferences the peer group that is not there.
-		return old.bgp.AddDynamicNeighbor(t.Context(), &api.AddDynamicNeighborRequest{DynamicNeighbor: &api.DynamicNeighbor{Prefix: "192.0.2.0/24", PeerGroup: "none"}})
-	}); !errors.Is(err, errDead) {
-		t.Fatalf("got %v, want %v", err, errDead)
+	if err := s.all()[0].proc.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
 	}
+	if st := becomes(t, s, 5*time.Second, "Idle", reasonCrashed); st.Flaps != 1 || st.LastReset.Reason != reasonCrashed || !strings.Contains(st.Detail, "signal: killed") {
+		t.Errorf("%+v", st)
+	}
+	var changes []Change
 	eventually(t, 20*time.Second, func() error {
-		if st := s.Status(t.Context())[0]; st.Flaps == 0 || st.State != "Established" {
+		changes = append(changes, mustSync(t, s, both...)...)
+		if st := s.Status(t.Context())[0]; st.State != "Established" {
 			return fmt.Errorf("%+v", st)
 		}
 		return nil
 	})
+	if len(changes) != 1 || changes[0].Op != "reset" || changes[0].Why != "its process ended: signal: killed" {
+		t.Errorf("changes %v", changes)
+	}
 	bird.settled()
-	w.still("after a panic")
-	if err := bird.compare(pods(3)); err != nil {
+	w.still("after a crash")
+	if err := bird.compare(manyPaths()); err != nil {
 		t.Error(err)
 	}
-	if st := s.Status(t.Context())[1]; st.Flaps != 0 || st.State != "Established" {
-		t.Errorf("the other session: %+v", st)
+	all := s.Status(t.Context())
+	if all[0].Flaps != 1 || all[0].LastReset.Reason != reasonCrashed {
+		t.Errorf("%+v", all[0])
 	}
-	mustSync(t, s, Session{Peer: peerOf(bird), Paths: pods(4)}, both[1])
-	bird.hears(15*time.Second, pods(4))
+	if all[1].Flaps != 0 || all[1].State != "Established" {
+		t.Errorf("the other session: %+v", all[1])
+	}
 }
 
 func TestSwitchRestarts(t *testing.T) {
@@ -422,41 +421,49 @@ func TestSwitchRestarts(t *testing.T) {
 	})
 }
 
+// A session that is lost again and again leaves nothing behind in its process.
 func TestNoLeakOverFlaps(t *testing.T) {
 	l := newLAN(t)
 	bird := l.router("bird", 1)
 	bird.start(nodeOf(bird))
-	var changed atomic.Int64
-	s := NewSpeaker(Options{Changed: func() { changed.Add(1) }})
-	t.Cleanup(s.Stop)
-	both := Session{Peer: peerOf(bird), Paths: pods(2)}
-	mustSync(t, s, both)
-	flaps := 0
-	flap := func() {
-		becomes(t, s, 20*time.Second, "Established", "")
-		n, err := hangUp(netip.AddrPortFrom(addr("10.0.0.10"), 0), netip.AddrPortFrom(bird.addr4, 179))
-		if n != 1 || err != nil {
-			t.Fatalf("hung up %d: %v", n, err)
-		}
-		flaps++
-		eventually(t, 5*time.Second, func() error {
-			if st := s.Status(t.Context())[0]; st.Flaps != flaps || st.Reason != reasonConnectionLost {
-				return fmt.Errorf("%+v", st)
+	link, theirs := net.Pipe()
+	ended := make(chan error, 1)
+	go func() { ended <- ServeSession(theirs) }()
+	answers := make(chan answer, 100)
+	go func() {
+		for in := gob.NewDecoder(link); ; {
+			var a answer
+			if in.Decode(&a) != nil {
+				return
 			}
-			return nil
-		})
-		s.all()[0].backoffNow(t)
-		becomes(t, s, 20*time.Second, "Established", "")
+			answers <- a
+		}
+	}()
+	if err := gob.NewEncoder(link).Encode(order{Number: 1, Session: Session{Peer: peerOf(bird).normal(), Paths: pods(2)}}); err != nil {
+		t.Fatal(err)
 	}
-	flap()
+	up := func(flaps int) {
+		t.Helper()
+		for deadline := time.After(30 * time.Second); ; {
+			select {
+			case a := <-answers:
+				if a.Status.Flaps == flaps && a.Status.State == "Established" && (flaps == 0 || a.Status.LastReset.Reason == reasonConnectionLost) {
+					return
+				}
+			case <-deadline:
+				t.Fatalf("not up after %d flaps", flaps)
+			}
+		}
+	}
+	flap := func(n int) {
+		run(t, "ss", "-K", "dst", bird.addr4.String())
+		up(n + 1)
+	}
+	up(0)
+	flap(0)
 	before := steadyGoroutines()
-	for range 3 {
-		flap()
-	}
-	for range 3 {
-		mustSync(t, s)
-		mustSync(t, s, both)
-		becomes(t, s, 20*time.Second, "Established", "")
+	for n := range 3 {
+		flap(n + 1)
 	}
 	eventually(t, 10*time.Second, func() error {
 		if after := steadyGoroutines(); after > before+1 {
@@ -464,18 +471,10 @@ func TestNoLeakOverFlaps(t *testing.T) {
 		}
 		return nil
 	})
-	if changed.Load() < 10 {
-		t.Errorf("Changed called %d times", changed.Load())
+	link.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
-}
-
-// backoffNow forgets the pause that a short-lived session has earned.
-func (s *session) backoffNow(t testing.TB) {
-	t.Helper()
-	if err := s.do(t.Context(), s.hurry); err != nil {
-		t.Fatal(err)
-	}
-	s.poke()
 }
 
 func steadyGoroutines() int {

@@ -259,7 +259,7 @@ func matches(text string, patterns []string) error {
 	return nil
 }
 
-// settled waits until the switch has had the End-of-RIB of both families in its newest session:
+// settled waits until the switch has had the End-of-RIB of both families in its newest sessions:
 // what a restart was going to flush is flushed then.
 func (r *router) settled() {
 	r.t.Helper()
@@ -269,10 +269,20 @@ func (r *router) settled() {
 			if err != nil {
 				return err
 			}
-			text := string(log)
-			text = text[max(0, strings.LastIndex(text, "BGP session established")):]
-			if n := strings.Count(text, "Got END-OF-RIB"); n < 2 {
-				return fmt.Errorf("bird had %d End-of-RIB", n)
+			ends := map[string]int{} // End-of-RIB in the newest session with each neighbour
+			for line := range strings.Lines(string(log)) {
+				_, line, _ = strings.Cut(line, "> ")
+				switch neighbour, what, _ := strings.Cut(line, ": "); strings.TrimSpace(what) {
+				case "BGP session established":
+					ends[neighbour] = 0
+				case "Got END-OF-RIB":
+					ends[neighbour]++
+				}
+			}
+			for neighbour, n := range ends {
+				if n < 2 {
+					return fmt.Errorf("bird had %d End-of-RIB from %s", n, neighbour)
+				}
 			}
 			return nil
 		}

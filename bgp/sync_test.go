@@ -2,10 +2,10 @@ package bgp
 
 import (
 	"context"
-	"errors"
+	"encoding/gob"
 	"fmt"
+	"io"
 	"math/rand/v2"
-	"net/netip"
 	"os"
 	"runtime"
 	"slices"
@@ -25,11 +25,11 @@ func loopPeer() Peer {
 }
 
 // rib reads back what GoBGP would advertise.
-func (s *session) rib(t *testing.T) []string {
+func (s *server) rib(t *testing.T) []string {
 	t.Helper()
 	var out []string
 	for _, family := range []*api.Family{ipv4, ipv6} {
-		err := s.server.bgp.ListPath(t.Context(), &api.ListPathRequest{TableType: api.TableType_GLOBAL, Family: family}, func(d *api.Destination) {
+		err := s.bgp.ListPath(t.Context(), &api.ListPathRequest{TableType: api.TableType_GLOBAL, Family: family}, func(d *api.Destination) {
 			out = append(out, fmt.Sprintf("%s %d", d.Prefix, len(d.Paths)))
 		})
 		if err != nil {
@@ -40,10 +40,12 @@ func (s *session) rib(t *testing.T) []string {
 	return out
 }
 
-// After any Sync the RIB holds what was wanted, and a second Sync changes nothing.
-func TestSyncConverges(t *testing.T) {
-	s := NewSpeaker(Options{})
-	defer s.Stop()
+// After any order the RIB holds what was wanted.
+func TestOrdersConverge(t *testing.T) {
+	session := newTalk(gob.NewEncoder(io.Discard))
+	if err := session.begin(order{Session: Session{Peer: loopPeer().normal()}}); err != nil {
+		t.Fatal(err)
+	}
 	random := rand.New(rand.NewPCG(1, 2))
 	all := pods(20)
 	for range 50 {
@@ -62,48 +64,38 @@ func TestSyncConverges(t *testing.T) {
 		}
 		slices.Sort(rib)
 		random.Shuffle(len(want), func(i, j int) { want[i], want[j] = want[j], want[i] })
-		mustSync(t, s, Session{Peer: loopPeer(), Paths: want})
-		if diff := cmp.Diff(rib, s.all()[0].rib(t)); diff != "" {
+		if err := session.do(order{Session: Session{Paths: want}}); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(rib, session.server.rib(t)); diff != "" {
 			t.Fatal(diff)
 		}
-		if changes := mustSync(t, s, Session{Peer: loopPeer(), Paths: want}); len(changes) != 0 {
-			t.Fatalf("second Sync: %v", changes)
+		if steps := session.told.steps(want); len(steps) != 0 {
+			t.Fatalf("still to do: %v", steps)
 		}
 	}
 }
 
 // A session whose paths did not all get into the RIB is not opened: its End-of-RIB would make the
 // switch flush the others.
-func TestCancelledSyncOpensNothing(t *testing.T) {
-	s := NewSpeaker(Options{})
-	defer s.Stop()
-	want := State{Sessions: []Session{{Peer: loopPeer(), Paths: pods(3)}}}
-	ctx, cancel := context.WithCancel(t.Context())
-	session := newSession(loopPeer().normal(), past{}, newServer(), func() {})
-	s.sessions[session.key] = session
-	var opened bool
-	if err := session.do(t.Context(), func() {
-		if err := session.start(ctx, nil); err != nil {
-			t.Error(err)
-		}
-		cancel()
-		session.syncPaths(ctx, want.Sessions[0].Paths)
-		if err := session.openWhole(ctx); !errors.Is(err, context.Canceled) {
-			t.Errorf("got %v, want context.Canceled", err)
-		}
-		session.look(t.Context())
-		opened = session.opened
-	}); err != nil {
-		t.Fatal(err)
+func TestHalfATableOpensNothing(t *testing.T) {
+	session := newTalk(gob.NewEncoder(io.Discard))
+	half := append(pods(3), Path{Prefix: pfx("10.99.0.0/16")}) // without a next hop
+	if err := session.begin(order{Session: Session{Peer: loopPeer().normal(), Paths: half}}); err == nil || session.opened {
+		t.Errorf("opened %v, error %v", session.opened, err)
 	}
-	if opened {
-		t.Error("opened without its paths")
+}
+
+// The second of two equal Syncs changes nothing, and asks no process.
+func TestSyncTwice(t *testing.T) {
+	s := newTestSpeaker(t)
+	want := Session{Peer: loopPeer(), Paths: pods(3)}
+	if changes := mustSync(t, s, want); len(changes) != 7 {
+		t.Errorf("changes %v, want a peer and 6 paths", changes)
 	}
-	if changes, err := s.Sync(ctx, want); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled Sync: %v, %v", changes, err)
-	}
-	if changes := mustSync(t, s, want.Sessions...); len(changes) != 6 {
-		t.Errorf("changes %v, want 6 paths", changes)
+	orders := s.all()[0].proc.number
+	if changes := mustSync(t, s, want); len(changes) != 0 || s.all()[0].proc.number != orders {
+		t.Errorf("second Sync: %v", changes)
 	}
 	becomes(t, s, 5*time.Second, "", reasonRefused)
 }
@@ -129,12 +121,7 @@ func TestChaos(t *testing.T) {
 	for ctx.Err() == nil {
 		switch sw := []*router{bird, frr}[random.IntN(2)]; random.IntN(3) {
 		case 0:
-			if _, err := hangUp(netip.AddrPortFrom(addr("10.0.0.10"), 0), netip.AddrPortFrom(sw.addr4, DefaultPort)); err != nil {
-				t.Error(err)
-			}
-			for _, session := range s.all() {
-				session.backoffNow(t)
-			}
+			run(t, "ss", "-K", "dst", sw.addr4.String())
 		default:
 			var want State
 			for _, sw := range []*router{bird, frr} {
@@ -155,16 +142,9 @@ func TestChaos(t *testing.T) {
 		}
 	}
 	looks.Wait()
-	mustSync(t, s, Session{Peer: peerOf(bird), Paths: all}, Session{Peer: peerOf(frr), Paths: all[100:]})
-	for _, session := range s.all() {
-		session.backoffNow(t)
-	}
+	mustSync(t, s, Session{Peer: peerOf(bird), Paths: all}, Session{Peer: peerOf(frr), Paths: all[100:]}) // another hold time: no pause
 	bird.hears(30*time.Second, all)
 	frr.hears(30*time.Second, all[100:])
-	if s.mu.Lock(); len(s.idle) > 2 {
-		t.Errorf("%d idle servers of at most 2 sessions", len(s.idle))
-	}
-	s.mu.Unlock()
 	eventually(t, 15*time.Second, func() error {
 		if n := steadyGoroutines(); n > before+30 {
 			return fmt.Errorf("%d goroutines, were %d", n, before)
@@ -187,8 +167,7 @@ func chaos(t *testing.T) time.Duration {
 }
 
 func BenchmarkSyncUnchanged(b *testing.B) {
-	s := NewSpeaker(Options{})
-	defer s.Stop()
+	s := newTestSpeaker(b)
 	want := State{Sessions: []Session{{Peer: loopPeer(), Paths: manyPaths()}}}
 	if _, err := s.Sync(b.Context(), want); err != nil {
 		b.Fatal(err)

@@ -49,27 +49,14 @@ type Options struct {
 	// Ready is called once, when the socket answers and the first look is done; Alive after
 	// every look (systemd's READY=1 and WATCHDOG=1, sd_notify(3)). Both may be nil.
 	Ready, Alive func()
-	// Session is a command that calls ServeSession; each BGP session runs in a process of its own
-	// then. Without it they run in this process.
+	// Session is a command that calls ServeSession: each BGP session runs in a process of its own.
+	// Without a command no session can begin.
 	Session []string
 }
 
 // ServeSession is the process of one BGP session; link is the file descriptor 3 that it was begun
 // with. See bgp.ServeSession.
 func ServeSession(link *os.File) error { return bgp.ServeSession(link) }
-
-// bgpSpeaker is bgp.Speaker or bgp.Apart.
-type bgpSpeaker interface {
-	speaker
-	Stop()
-}
-
-func newSpeaker(o bgp.Options, session []string) bgpSpeaker {
-	if len(session) == 0 {
-		return bgp.NewSpeaker(o)
-	}
-	return bgp.NewApart(o, session...)
-}
 
 // Daemon is one node's daemon. Two of them with different directories and sockets can run in
 // two network namespaces of one machine.
@@ -78,7 +65,7 @@ type Daemon struct {
 	options Options
 	started time.Time
 	kernel  *routes.Kernel
-	speaker bgpSpeaker
+	speaker *bgp.Speaker
 	pods    *pods.Pods
 	loop    *loop
 	metrics *metrics
@@ -97,7 +84,7 @@ func Run(ctx context.Context, c config.Config, o Options) error {
 	d.pods.Served = d.metrics.observe
 	d.loop = newLoop(c, o.Log)
 	d.loop.source, d.loop.kernel, d.loop.pods, d.loop.turned = c.Source(o.Version), k, d.pods, d.alive()
-	d.speaker = newSpeaker(bgp.Options{Changed: d.loop.look.fire}, o.Session)
+	d.speaker = bgp.NewSpeaker(bgp.Options{Command: o.Session, Changed: d.loop.look.fire})
 	d.loop.speaker = d.speaker
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		o.Log.Warn("state directory", "err", err) // the loop says so too, each time it cannot save
