@@ -30,7 +30,7 @@ func Remaining(ctx context.Context, c config.Config) (r Remains, err error) {
 		all, err := verbs.Attachments(ctx)
 		for _, a := range all {
 			owned[a.Link] = true
-			if a.Standing == plugin.Alive || a.Standing == plugin.Foreign {
+			if a.Standing.Lives() {
 				r.Pods = append(r.Pods, fmt.Sprintf("%s %v", a.Lease.Pod, a.Lease.Addrs))
 			}
 		}

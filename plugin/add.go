@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/ipam"
@@ -39,6 +40,11 @@ func (n *Node) add(ctx context.Context, rq request) (reply api.Reply, err error)
 		return reply, fault(codeIO, "enter network namespace %s: %w", rq.cni.Netns, err)
 	}
 	defer pod.Close()
+	socket, err := socketIn(rq.netns)
+	if err != nil {
+		return reply, fault(codeIO, "enter network namespace %s: %w", rq.cni.Netns, err)
+	}
+	defer unix.Close(socket)
 	if taken, err := linkExists(ctx, pod, rq.attachment.IfName); err != nil {
 		return reply, err
 	} else if taken {
@@ -50,7 +56,7 @@ func (n *Node) add(ctx context.Context, rq request) (reply api.Reply, err error)
 		return reply, err
 	}
 	defer done()
-	return n.attach(ctx, o, ends{host: host, pod: pod}, previous)
+	return n.attach(ctx, o, ends{host: host, pod: pod, socket: socket}, previous)
 }
 
 // enter keeps other verbs off the attachment, and the sweeps off all of them.
@@ -73,7 +79,10 @@ func (n *Node) enter(ctx context.Context, rq request) (release func(), err error
 }
 
 // ends are the two namespaces of an attachment.
-type ends struct{ host, pod kernel }
+type ends struct {
+	host, pod kernel
+	socket    int // in the pod's
+}
 
 // attach is the part of ADD that changes something. What it did is undone when it fails.
 func (n *Node) attach(ctx context.Context, o order, at ends, previous *current.Result) (reply api.Reply, err error) {
@@ -83,7 +92,7 @@ func (n *Node) attach(ctx context.Context, o order, at ends, previous *current.R
 			return reply, err
 		}
 	}
-	g, err := n.obtain(ctx, at.host, o)
+	g, err := n.obtain(ctx, at.host, o, cookieOf(at.socket))
 	if err != nil {
 		return reply, err
 	}
@@ -153,7 +162,7 @@ func (n *Node) make(ctx context.Context, o order, w wiring, at ends) error {
 	want := w.pod()
 	_, err = at.pod.Sync(ctx, routes.Scope{}, routes.State{Links: want.Links, Sysctls: want.Sysctls})
 	if err == nil {
-		err = errors.Join(settlePod(o.netns, w.ifName), settle(n.probe, w.hostLink))
+		err = errors.Join(settle(at.socket, w.ifName), settle(n.probe, w.hostLink))
 	}
 	if err == nil {
 		_, err = at.pod.Sync(ctx, routes.Scope{}, want)

@@ -2,12 +2,7 @@ package plugin
 
 import (
 	"context"
-	"errors"
-	"io/fs"
-	"os"
 	"slices"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/routes"
@@ -61,30 +56,12 @@ func (n *Node) unplug(ctx context.Context, rq request, l ipam.Lease) error {
 	return nil
 }
 
-// openLeased opens the namespace that a lease names; nil when it is gone.
-func openLeased(l ipam.Lease) (*os.File, error) {
-	if l.Netns == "" {
-		return nil, nil
-	}
-	f, err := os.OpenFile(l.Netns, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fault(codeIO, "network namespace: %w", err).next("look at %s", l.Netns)
-	}
-	if !isNetnsFile(f) {
-		return nil, f.Close()
-	}
-	return f, nil
-}
-
 // Gone reports that the attachment of a lease ended with its namespace.
-func Gone(l ipam.Lease) bool { return netnsGone(l.Netns) }
+func Gone(l ipam.Lease) bool { return netnsOf(l) == gone }
 
-// Lives reports whether a lease lives that Recover does not see: of an attachment that another main
-// plugin made (ipam.Options.Lives).
+// Lives reports whether a lease lives that Recover does not see, for it has no link
+// (ipam.Options.Lives).
 func Lives(l ipam.Lease) bool {
 	boot, err := BootID()
-	return isForeign(l) && err == nil && alive(boot)(l, false)
+	return err == nil && judge(l, nil, boot, netnsOf).Lives()
 }

@@ -54,18 +54,3 @@ func TestRebuiltStoreKeepsImportedPods(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-// After a reboot no pod lives, whatever is at its namespace's path by now.
-func TestForeignLeaseEndsWithTheBoot(t *testing.T) {
-	l := Adopted(ipam.Lease{Netns: "/proc/self/ns/net", BootID: "now"}, "net")
-	nowhere := l
-	nowhere.Netns = ""
-	for _, l := range []ipam.Lease{l, nowhere} {
-		if !alive("now")(l, false) || standing(l, false, "now") != Foreign {
-			t.Errorf("%q: not alive in its own boot", l.Netns)
-		}
-		if alive("next")(l, false) || standing(l, false, "next") != EarlierBoot {
-			t.Errorf("%q: alive after a reboot", l.Netns)
-		}
-	}
-}

@@ -32,6 +32,12 @@ func aliasOf(l ipam.Lease) string {
 // named reads aliasOf back. The link's name is the proof: ok is false for an alias that somebody
 // else wrote.
 func named(link, alias string) (l ipam.Lease, ok bool) {
+	l = parseAlias(alias)
+	return l, l.Attachment.IfName != "" && isIdentifier(l.Network) && HostLink(l.Attachment) == link
+}
+
+// parseAlias takes the words of an alias, whoever wrote it.
+func parseAlias(alias string) (l ipam.Lease) {
 	words := strings.Fields(alias)
 	for i := 0; i+1 < len(words); i += 2 {
 		value := words[i+1]
@@ -44,5 +50,5 @@ func named(link, alias string) (l ipam.Lease, ok bool) {
 			l.Attachment.ContainerID, l.Attachment.IfName, _ = strings.Cut(value, "/")
 		}
 	}
-	return l, l.Attachment.IfName != "" && isIdentifier(l.Network) && HostLink(l.Attachment) == link
+	return l
 }

@@ -12,24 +12,6 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// Standing is how a lease stands to what the kernel says.
-type Standing string
-
-const (
-	Alive       Standing = "alive"        // its link exists
-	Dead        Standing = "dead"         // it does not, or the namespace of a foreign one is gone
-	EarlierBoot Standing = "earlier boot" // its pod ended with the machine's last run
-	Foreign     Standing = "foreign"      // another main plugin made the attachment; nothing says it is gone
-)
-
-// Attached is a lease beside what the kernel says of it.
-type Attached struct {
-	Lease    ipam.Lease
-	Standing Standing
-	Link     string // the host's end; "" where another main plugin made it
-	Linked   bool   // it exists
-}
-
 // Attachments returns all leases, oldest first.
 func (n *Node) Attachments(ctx context.Context) ([]Attached, error) {
 	host, done, err := n.look()
@@ -37,43 +19,8 @@ func (n *Node) Attachments(ctx context.Context) ([]Attached, error) {
 		return nil, err
 	}
 	defer done()
-	boot, err := BootID()
-	if err != nil {
-		return nil, err
-	}
-	links, err := host.Links(ctx, linkPrefix)
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
-	leases, err := n.leases()
-	if err != nil {
-		return nil, err
-	}
-	there := map[string]bool{}
-	for _, l := range links {
-		there[l.Name] = true
-	}
-	out := make([]Attached, len(leases))
-	for i, l := range leases {
-		out[i] = Attached{Lease: l, Standing: standing(l, there[linkOf(l)], boot)}
-		if !isForeign(l) {
-			out[i].Link, out[i].Linked = linkOf(l), there[linkOf(l)]
-		}
-	}
-	return out, nil
-}
-
-func standing(l ipam.Lease, linked bool, boot string) Standing {
-	lives := alive(boot)(l, linked)
-	switch {
-	case lives && isForeign(l):
-		return Foreign
-	case lives:
-		return Alive
-	case l.BootID != boot:
-		return EarlierBoot
-	}
-	return Dead
+	all, _, err := n.attached(ctx, host)
+	return all, err
 }
 
 // look is the beginning of what operators ask: the store is there, and a kernel of the host.
@@ -215,7 +162,6 @@ func (n *Node) Repair(ctx context.Context) ([]Finding, error) {
 
 // audit is what one look at everything found.
 type audit struct {
-	boot     string
 	findings []Finding
 	want     routes.State // the host's ends of attachments that live
 	stray    []routes.Route
@@ -225,38 +171,43 @@ type audit struct {
 func (a *audit) found(f Finding) { a.findings = append(a.findings, f) }
 
 func (n *Node) audit(ctx context.Context, host kernel) (a audit, err error) {
-	if a.boot, err = BootID(); err != nil {
-		return a, err
-	}
-	keep := alive(a.boot)
-	var living []ipam.Lease
-	rest, err := n.litter(ctx, host, func(l ipam.Lease, linked bool) bool {
-		lives := keep(l, linked)
-		if lives && !isForeign(l) {
-			living = append(living, l)
-		}
-		return lives
-	})
+	all, unowned, err := n.attached(ctx, host)
 	if err != nil {
 		return a, err
 	}
-	for _, l := range rest.leases {
-		a.found(Finding{Object: leaseText(l), Got: whyDead(l, a.boot), Repair: "release " + addrsText(l.Addrs) + "; the address remembers its pod"})
+	var living []ipam.Lease
+	for _, one := range all {
+		l := one.Lease
+		f := Finding{Object: leaseText(l)}
+		switch {
+		case !one.lives():
+			f.Got, f.Repair = whyDead(one), "release "+addrsText(l.Addrs)+"; the address remembers its pod"
+		case one.Standing == Unlinked:
+			f.Got, f.Next = "its link "+one.Link+" does not exist, but its namespace "+l.Netns+" does", "delete the pod, so that it is recreated"
+		case one.Linked && one.Link != linkOf(l):
+			f.Got, f.Next = "its link "+linkOf(l)+" was renamed to "+one.Link, "rename it back, or delete the pod, so that it is recreated"
+		default:
+			if one.Linked {
+				living = append(living, l)
+			}
+			continue
+		}
+		a.found(f)
 	}
-	for _, link := range rest.links {
+	for _, link := range unowned {
 		a.found(Finding{Object: "link " + link, Got: "no lease owns it", Repair: "delete it"})
 	}
 	return a, n.auditEnds(ctx, host, &a, living)
 }
 
-func whyDead(l ipam.Lease, boot string) string {
+func whyDead(a Attached) string {
 	switch {
-	case l.BootID != boot:
+	case a.Standing == EarlierBoot:
 		return "of an earlier boot: its pod is gone"
-	case isForeign(l):
-		return "its namespace " + l.Netns + " is gone"
+	case isForeign(a.Lease):
+		return "its namespace " + a.Lease.Netns + " is gone"
 	}
-	return "its link " + linkOf(l) + " does not exist"
+	return "its link " + a.Link + " does not exist"
 }
 
 // leaseText names a lease as operators do.
@@ -405,7 +356,7 @@ func (n *Node) auditPod(ctx context.Context, a *audit, l ipam.Lease, w *wiring) 
 
 // repair does what the findings announce.
 func (a *audit) repair(ctx context.Context, n *Node, host kernel) error {
-	_, err := n.collect(ctx, host, alive(a.boot))
+	_, err := n.collect(ctx, host, Attached.lives)
 	_, serr := host.Sync(ctx, routes.Scope{}, a.want)
 	err = errors.Join(err, serr)
 	if len(a.stray) > 0 {

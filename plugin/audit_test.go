@@ -124,6 +124,11 @@ func TestAuditOfADeadPod(t *testing.T) {
 		t.Fatalf("%s", reply.Output)
 	}
 	h.sh(t, "ip link del "+HostLink(attachmentOf(c)))
+	// As long as the namespace exists the pod may use the address.
+	if found := audited(t, n.Repair); len(found) != 1 || found[0].Done || found[0].Next == "" || len(h.leases(t)) != 1 {
+		t.Errorf("with the namespace: found %+v", found)
+	}
+	pod.file.Close()
 	all, err := n.Attachments(t.Context())
 	if err != nil || len(all) != 1 || all[0].Standing != Dead || all[0].Linked {
 		t.Errorf("attachments %+v, %v", all, err)

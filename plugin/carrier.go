@@ -2,10 +2,8 @@ package plugin
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"runtime"
 	"time"
 	"unsafe"
@@ -41,43 +39,6 @@ func settle(socket int, link string) error {
 		return fmt.Errorf("carrier of %s: %w", link, errno)
 	}
 	return nil
-}
-
-// socketIn opens a socket in a network namespace; nil is the calling thread's.
-func socketIn(netns *os.File) (fd int, err error) {
-	if netns == nil {
-		return unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		// A thread that cannot be moved back ends with its goroutine.
-		runtime.LockOSThread()
-		home, oerr := os.Open("/proc/thread-self/ns/net")
-		if oerr != nil {
-			err = oerr
-			runtime.UnlockOSThread()
-			return
-		}
-		defer home.Close()
-		if err = unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err == nil {
-			fd, err = socketIn(nil)
-		}
-		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
-			runtime.UnlockOSThread()
-		}
-	}()
-	<-done
-	return fd, err
-}
-
-// settlePod settles the pod's end.
-func settlePod(netns *os.File, link string) error {
-	fd, err := socketIn(netns)
-	if err != nil {
-		return err
-	}
-	return errors.Join(settle(fd, link), unix.Close(fd))
 }
 
 // awaitLocal waits until the pod receives packets for its IPv6 addresses: the kernel installs

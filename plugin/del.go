@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/routes"
 )
 
 // del removes an attachment. It needs no more than its name: not the namespace, nor prevResult.
@@ -67,9 +68,17 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 	return err
 }
 
-// cut removes a host link and what is kept about its addresses elsewhere in the kernel.
+// cut removes a host link, by the name that ADD gave it, and what is kept about its addresses
+// elsewhere in the kernel.
 func cut(ctx context.Context, host kernel, link string, addrs []netip.Addr) error {
-	if err := deleteLinks(ctx, host, link); err != nil {
+	deleted, err := host.Sync(ctx, routes.Scope{Links: []string{link}}, routes.State{})
+	if err == nil && len(deleted) == 0 {
+		var links hostLinks
+		if links, err = findHostLinks(ctx, host); err == nil && links[link].Name != "" { // renamed
+			err = deleteLinks(ctx, host, links[link].Name)
+		}
+	}
+	if err != nil {
 		return fault(codeWiring, "delete link %s: %w", link, err).next("look at ip link show %s", link)
 	}
 	return forget(ctx, host, addrs)

@@ -2,11 +2,9 @@ package plugin
 
 import (
 	"errors"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -68,25 +66,6 @@ func checkIfName(name string) error {
 	return nil
 }
 
-// OpenNetns opens the network namespace that CNI_NETNS names. It does not wait on a path that
-// is a FIFO.
-func OpenNetns(path string) (*os.File, error) {
-	if path == "" {
-		return nil, nil
-	}
-	if !filepath.IsAbs(path) {
-		return nil, fault(codeEnvironment, "CNI_NETNS %q is not an absolute path", path).next("name the namespace as /run/netns/NAME or /proc/PID/ns/net")
-	}
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault(codeContainer, "CNI_NETNS %s does not exist", path).next("the container is gone, or its namespace is mounted where the plugin cannot see it")
-	}
-	if err != nil {
-		return nil, fault(codeEnvironment, "CNI_NETNS: %w", err).next("name the namespace as /run/netns/NAME or /proc/PID/ns/net")
-	}
-	return f, nil
-}
-
 // checkNetns checks that the call brought a network namespace, and not the host's own.
 func checkNetns(rq request, home *os.File) error {
 	if rq.netns == nil {
@@ -111,11 +90,6 @@ func checkNetns(rq request, home *os.File) error {
 
 // podNetns is checkNetns for this Node.
 func (n *Node) podNetns(rq request) error { return checkNetns(rq, n.home) }
-
-func isNetnsFile(f *os.File) bool {
-	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
-	return err == nil && kind == unix.CLONE_NEWNET
-}
 
 // args is what CNI_ARGS says. Keys that are not known are ignored: runtimes add theirs.
 type args struct {

@@ -57,8 +57,8 @@ func (n *Node) gc(ctx context.Context, rq request) (reply api.Reply, err error) 
 		return reply, err
 	}
 	defer done()
-	_, err = n.collect(ctx, host, func(l ipam.Lease, _ bool) bool {
-		return l.Network != rq.conf.network() || keep[l.Attachment]
+	_, err = n.collect(ctx, host, func(a Attached) bool {
+		return a.Lease.Network != rq.conf.network() || keep[a.Lease.Attachment]
 	})
 	return reply, err
 }

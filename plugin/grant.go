@@ -5,13 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/routes"
@@ -76,8 +72,8 @@ func (c conf) routes() (out []podRoute, err error) {
 	return out, nil
 }
 
-// obtain gets the addresses of the order.
-func (n *Node) obtain(ctx context.Context, k kernel, o order) (grant, error) {
+// obtain gets the addresses of the order. cookie is that of the pod's namespace.
+func (n *Node) obtain(ctx context.Context, k kernel, o order, cookie uint64) (grant, error) {
 	if o.conf.delegated() {
 		return n.delegateAdd(ctx, o.request)
 	}
@@ -93,7 +89,7 @@ func (n *Node) obtain(ctx context.Context, k kernel, o order) (grant, error) {
 	}
 	ask := ipam.Request{
 		Attachment: o.attachment, Network: o.conf.network(), Pod: o.pod, Pool: o.pool, Addrs: o.addrs,
-		Netns: o.cni.Netns, Dead: dead,
+		Netns: o.cni.Netns, NetnsCookie: cookie, Dead: dead,
 	}
 	lease, err := n.Store.Allocate(ctx, ask)
 	if errors.Is(err, ipam.ErrExhausted) {
@@ -129,93 +125,37 @@ func (n *Node) giveBack(ctx context.Context, rq request) error {
 	return n.release(ctx, rq.attachment)
 }
 
-// dead judges a lease of this boot: its holder is gone when its link is. A verb that works on
-// the holder proves it alive: its link may be in the making.
-func (n *Node) dead(ctx context.Context, k kernel, self ipam.Attachment) func(ipam.Lease) bool {
-	return func(l ipam.Lease) bool {
-		if l.Attachment != self && n.attachments.busy(l.Attachment) {
-			return false
-		}
-		// The namespace's end takes its links with it a moment later.
-		return gone(ctx, k, l) || (l.Attachment == self && netnsGone(l.Netns))
-	}
-}
-
-// gone reports that the attachment of a lease is not there any more. That of another main plugin
-// has no link of ours, and is gone with its namespace.
-func gone(ctx context.Context, k kernel, l ipam.Lease) bool {
-	if isForeign(l) {
-		return netnsGone(l.Netns)
-	}
-	exists, err := linkExists(ctx, k, linkOf(l))
-	return err == nil && !exists
-}
-
-// reclaim ends the leases of this boot whose holders are gone, and reports whether there were any.
-// The store asks about a holder only when it is the same pod's; a full pool asks about them all.
-func (n *Node) reclaim(ctx context.Context, k kernel) (some bool, err error) {
-	leases, err := n.leases()
+// reclaim ends the leases whose holders are gone, and reports whether there were any. The store
+// asks about a holder only when it is the same pod's; a full pool asks about them all.
+func (n *Node) reclaim(ctx context.Context, host kernel) (some bool, err error) {
+	all, _, err := n.attached(ctx, host)
 	if err != nil {
 		return false, err
 	}
 	var errs []error
-	for _, l := range leases {
-		if !gone(ctx, k, l) {
+	for _, a := range all {
+		l := a.Lease
+		if a.Standing.Lives() {
 			continue
 		}
 		unlock, free := n.attachments.try(l.Attachment)
 		if !free {
 			continue
 		}
-		now, held, err := n.lookup(l.Attachment)
-		if err == nil && held && now.Since.Equal(l.Since) && gone(ctx, k, l) { // still
-			err = n.release(ctx, l.Attachment)
-			some = true
+		// A verb may have made the link since.
+		s, err := n.sight(ctx, host)
+		if err == nil && !s.judge(l).Lives() {
+			var now ipam.Lease
+			var held bool
+			if now, held, err = n.lookup(l.Attachment); held && now.Since.Equal(l.Since) {
+				err = n.release(ctx, l.Attachment)
+				some = true
+			}
 		}
 		errs = append(errs, err)
 		unlock()
 	}
 	return some, errors.Join(errs...)
-}
-
-// netnsGone reports that the namespace at path is gone for certain.
-//
-// A daemon in a container may not see the mounts of the host's /run/netns, or its processes. To
-// it a directory that is missing proves nothing, nor a plain file where a namespace may be mounted
-// for others, nor a process.
-func netnsGone(path string) bool {
-	if path == "" {
-		return false
-	}
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err == nil {
-		defer f.Close()
-		return !isNetnsFile(f) && seesHost()
-	}
-	if !errors.Is(err, os.ErrNotExist) {
-		return false
-	}
-	if seesHost() {
-		return true
-	}
-	_, err = os.Stat(filepath.Dir(path))
-	return err == nil && !strings.HasPrefix(path, "/proc/")
-}
-
-// The inodes of the machine's first PID and mount namespaces (linux/nsfs.h: PID_NS_INIT_INO,
-// MNT_NS_INIT_INO; the latter has a number of its own in older kernels).
-const (
-	firstPIDs   = 0xEFFFFFFC
-	firstMounts = 0xEFFFFFF8
-)
-
-// seesHost reports that this process has the host's processes and mounts before it.
-func seesHost() bool {
-	var pids, mounts, init unix.Stat_t
-	if unix.Stat("/proc/self/ns/pid", &pids) != nil || pids.Ino != firstPIDs || unix.Stat("/proc/self/ns/mnt", &mounts) != nil {
-		return false
-	}
-	return mounts.Ino == firstMounts || (unix.Stat("/proc/1/ns/mnt", &init) == nil && mounts.Ino == init.Ino)
 }
 
 // flows is the number of tracked connections of the namespace (net/netfilter/nf_conntrack_standalone.c).

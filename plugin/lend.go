@@ -8,6 +8,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/ipam"
@@ -28,7 +29,14 @@ func (n *Node) lend(ctx context.Context, o order) (reply api.Reply, err error) {
 		return reply, err
 	}
 	defer done()
-	g, err := n.obtain(ctx, host, o)
+	var cookie uint64
+	if o.netns != nil {
+		if socket, err := socketIn(o.netns); err == nil {
+			cookie = cookieOf(socket)
+			unix.Close(socket)
+		}
+	}
+	g, err := n.obtain(ctx, host, o, cookie)
 	if err != nil {
 		return reply, err
 	}

@@ -132,7 +132,7 @@ func (n *Node) Full(ctx context.Context) (string, error) {
 			return "", err
 		}
 		gone := func(a Attached) bool {
-			return (a.Standing == Dead || a.Standing == EarlierBoot) && touches(a.Lease, set)
+			return !a.lives() && touches(a.Lease, set)
 		}
 		if !slices.ContainsFunc(all, gone) {
 			return fmt.Sprintf("%d of %d addresses of %s are used", u.Used, u.Total, subnets(set)), nil

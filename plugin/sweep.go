@@ -4,31 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/routes"
 )
-
-// isForeign: the lease is of an attachment that another main plugin made (see conf.network).
-func isForeign(l ipam.Lease) bool { return strings.Contains(l.Network, "/") }
-
-// linkOf is the host link of a lease of ours.
-func linkOf(l ipam.Lease) string {
-	if isRecovered(l) {
-		return l.Attachment.ContainerID
-	}
-	return HostLink(l.Attachment)
-}
-
-// recovered is the key of the attachment's lease when the store was rebuilt from the node's links.
-// No CNI attachment lacks an interface name.
-func recovered(a ipam.Attachment) ipam.Attachment { return ipam.Attachment{ContainerID: HostLink(a)} }
-
-func isRecovered(l ipam.Lease) bool { return l.Attachment.IfName == "" }
 
 // Sweep removes what crashes left behind: leases without link and links without lease. Verbs
 // wait until it is done. It also makes the links that stay refuse routers and redirects. It returns
@@ -47,11 +28,7 @@ func (n *Node) Sweep(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	defer done()
-	boot, err := BootID()
-	if err != nil {
-		return nil, err
-	}
-	did, err := n.collect(ctx, host, alive(boot))
+	did, err := n.collect(ctx, host, Attached.lives)
 	set, rerr := refuse(ctx, host)
 	return append(did, set...), errors.Join(err, rerr)
 }
@@ -65,7 +42,7 @@ func refuse(ctx context.Context, host kernel) (did []string, err error) {
 	}
 	var want routes.State
 	for _, l := range links {
-		if l.Kind == "veth" && hostLinkShape(l.Name) {
+		if l.Kind == "veth" && (isOwnLink(l.Name) || isDelegatedLink(l.Name)) {
 			want.Sysctls = append(want.Sysctls, routes.Refusals(l.Name)...)
 		}
 	}
@@ -78,97 +55,46 @@ func refuse(ctx context.Context, host kernel) (did []string, err error) {
 	return did, err
 }
 
-// hostLinkShape reports whether a host end of ours can have the name.
-func hostLinkShape(name string) bool {
-	digits := strings.TrimPrefix(name, linkPrefix)
-	return digits != name && (len(digits) == linkDigits || len(digits) == delegatedNetwork+delegatedDigits) &&
-		strings.Trim(digits, "0123456789abcdef") == ""
-}
-
-// alive is what Sweep keeps: a lease with its link. An attachment of another main plugin has none;
-// it lasts as long as its namespace, which no reboot leaves.
-func alive(boot string) func(l ipam.Lease, linked bool) bool {
-	return func(l ipam.Lease, linked bool) bool {
-		if isForeign(l) {
-			return l.BootID == boot && !netnsGone(l.Netns)
-		}
-		return linked
-	}
-}
-
-// litter is what crashes left behind.
-type litter struct {
-	leases []ipam.Lease
-	linked []string // links of those leases
-	links  []string // that no lease owns
-}
-
-// litter finds the leases that keep refuses, and the links that have none.
-func (n *Node) litter(ctx context.Context, host kernel, keep func(l ipam.Lease, linked bool) bool) (out litter, err error) {
-	links, err := host.Links(ctx, linkPrefix)
-	if err != nil {
-		return out, fmt.Errorf("list links: %w", err)
-	}
-	leases, err := n.leases()
-	if err != nil {
-		return out, err
-	}
-	unowned := map[string]bool{}
-	for _, l := range links {
-		if isOwnLink(l.Name) {
-			unowned[l.Name] = true
-		}
-	}
-	for _, l := range leases {
-		link := linkOf(l)
-		linked := unowned[link]
-		delete(unowned, link)
-		if keep(l, linked) {
-			continue
-		}
-		out.leases = append(out.leases, l)
-		if linked {
-			out.linked = append(out.linked, link)
-		}
-	}
-	out.links = slices.Sorted(maps.Keys(unowned))
-	return out, nil
-}
+func (a Attached) lives() bool { return a.Standing.Lives() }
 
 // collect ends the leases that keep refuses, and deletes the links that have none. All links go
 // at once: to delete one takes its caller twenty milliseconds of waiting.
-func (n *Node) collect(ctx context.Context, host kernel, keep func(l ipam.Lease, linked bool) bool) (did []string, err error) {
-	boot, err := BootID()
+func (n *Node) collect(ctx context.Context, host kernel, keep func(Attached) bool) (did []string, err error) {
+	all, unowned, err := n.attached(ctx, host)
 	if err != nil {
 		return nil, err
 	}
-	found, err := n.litter(ctx, host, keep)
-	if err != nil {
-		return nil, err
+	ended := slices.DeleteFunc(all, keep)
+	links := slices.Clone(unowned)
+	for _, a := range ended {
+		if a.Linked {
+			links = append(links, a.Link)
+		}
 	}
 	var errs []error
 	left := map[string]bool{} // a link that stays keeps its addresses; the others are ended all the same
-	if err := deleteLinks(ctx, host, append(found.linked, found.links...)...); err != nil {
+	if err := deleteLinks(ctx, host, links...); err != nil {
 		errs = append(errs, fmt.Errorf("delete links: %w", err))
-		links, err := host.Links(ctx, linkPrefix)
+		still, err := host.Links(ctx, "")
 		if err != nil {
 			return nil, errors.Join(append(errs, err)...)
 		}
-		for _, l := range links {
+		for _, l := range still {
 			left[l.Name] = true
 		}
 	}
-	for _, link := range found.links {
+	for _, link := range unowned {
 		if !left[link] {
 			did = append(did, "delete link "+link+", which no lease owns")
 		}
 	}
-	for _, l := range found.leases {
-		if !isForeign(l) && left[linkOf(l)] {
+	for _, a := range ended {
+		l := a.Lease
+		if a.Linked && left[a.Link] {
 			continue
 		}
 		// Of an earlier boot the kernel knows nothing.
-		if l.BootID == boot && !isForeign(l) {
+		if a.Standing != EarlierBoot && !isForeign(l) {
 			if err := forget(ctx, host, l.Addrs); err != nil {
 				errs = append(errs, err)
 				continue
@@ -199,36 +125,28 @@ func Recover() ([]ipam.Lease, error) {
 	defer done()
 	ctx, cancel := context.WithTimeout(context.Background(), verbTimeout)
 	defer cancel()
-	boot, err := BootID()
+	seen, err := n.sight(ctx, host)
 	if err != nil {
 		return nil, err
 	}
-	links, err := host.Links(ctx, linkPrefix)
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
+	var now []string
+	for _, l := range seen.links {
+		now = append(now, l.Name)
 	}
-	var own []string
-	alias := map[string]string{}
-	for _, l := range links {
-		if isOwnLink(l.Name) {
-			own = append(own, l.Name)
-			alias[l.Name] = l.Alias
-		}
-	}
-	addrs, err := addrsOn(ctx, host, own...)
+	addrs, err := addrsOn(ctx, host, now...)
 	if err != nil {
 		return nil, err
 	}
 	var out []ipam.Lease
-	for _, link := range own {
-		if len(addrs[link]) == 0 {
+	for name, link := range seen.links {
+		if len(addrs[link.Name]) == 0 {
 			continue
 		}
-		l, ok := named(link, alias[link])
+		l, ok := named(name, link.Alias)
 		if !ok {
-			l = ipam.Lease{Attachment: ipam.Attachment{ContainerID: link}}
+			l = ipam.Lease{Attachment: ipam.Attachment{ContainerID: name}}
 		}
-		l.Addrs, l.BootID, l.Since = addrs[link], boot, time.Now()
+		l.Addrs, l.BootID, l.Since = addrs[link.Name], seen.boot, time.Now()
 		out = append(out, l)
 	}
 	return out, nil

@@ -231,13 +231,16 @@ func TestSweep(t *testing.T) {
 	kernelTest(t)
 	h := newHost(t)
 	var calls []call
+	var pods []*space
 	for i := range 3 {
 		pod := newSpace(t)
+		pods = append(pods, pod)
 		c := call{verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
 		h.must(t, c)
 		calls = append(calls, c)
 	}
 	h.sh(t, "ip link del "+HostLink(attachmentOf(calls[1])))
+	pods[1].file.Close()
 	h.sh(t, "ip link add ew0123456789a type veth peer name strange; ip link add ewx type veth peer name stranger")
 	// As a version made it that let pods advertise routers.
 	h.sh(t, "sysctl -qw net.ipv6.conf."+HostLink(attachmentOf(calls[0]))+".accept_ra=1 net.ipv6.conf.ewx.accept_ra=1")

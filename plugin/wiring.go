@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/routes"
@@ -44,8 +45,18 @@ func (rq request) hostLink() string {
 	return HostLink(rq.attachment)
 }
 
-// isOwnLink reports whether name is a host end with a lease behind it.
-func isOwnLink(name string) bool { return len(name) == len(linkPrefix)+linkDigits }
+// isOwnLink and isDelegatedLink report whether a name has the shape of HostLink or delegatedLink.
+func isOwnLink(name string) bool       { return hexDigits(name) == linkDigits }
+func isDelegatedLink(name string) bool { return hexDigits(name) == delegatedNetwork+delegatedDigits }
+
+// hexDigits counts the digits behind the prefix of our links; 0 when another character is there.
+func hexDigits(name string) int {
+	digits, ok := strings.CutPrefix(name, linkPrefix)
+	if !ok || strings.Trim(digits, "0123456789abcdef") != "" {
+		return 0
+	}
+	return len(digits)
+}
 
 func hash(s string) string {
 	sum := sha256.Sum256([]byte(s))

@@ -12,7 +12,7 @@ type Lease struct {
 	IfName      string    `json:"ifName"`
 	Network     string    `json:"network,omitempty"`
 	Since       time.Time `json:"since"`
-	// State is "alive", "dead", "earlier boot" or "foreign" (plugin.Standing).
+	// State is "alive", "unlinked", "foreign", "dead" or "earlier boot" (plugin.Standing).
 	State string `json:"state"`
 	Link  string `json:"link,omitempty"` // the host's end; none where another main plugin made it
 	Netns string `json:"netns,omitempty"`

@@ -40,7 +40,7 @@ func rank(l api.Lease) int {
 }
 
 // runs reports whether the lease's pod runs, or may.
-func runs(l api.Lease) bool { return rank(l) > 0 }
+func runs(l api.Lease) bool { return plugin.Standing(l.State).Lives() }
 
 func cutTo[T any](rows []T, most int) []T {
 	if most > 0 && len(rows) > most {

@@ -281,7 +281,7 @@ func (n *leases) releaseLeases(ctx context.Context, words []string) ([]api.Relea
 		if err != nil {
 			return nil, err
 		}
-		if lives := a.Standing == plugin.Alive || a.Standing == plugin.Foreign; lives && !force {
+		if a.Standing.Lives() && !force {
 			return nil, fmt.Errorf("release %s: its pod %s runs; delete the pod instead, or add --force: the pod loses its network at once",
 				word, cmp.Or(a.Lease.Pod.String(), a.Lease.Attachment.ContainerID))
 		}

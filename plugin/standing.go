@@ -1,0 +1,178 @@
+package plugin
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// Standing says whether the holder of a lease lives. The kernel is asked, never the cluster.
+type Standing string
+
+const (
+	Alive       Standing = "alive"        // its host link exists, perhaps under another name
+	Unlinked    Standing = "unlinked"     // its host link is gone, its network namespace exists
+	Foreign     Standing = "foreign"      // another main plugin made the attachment; nothing says that it is gone
+	Dead        Standing = "dead"         // its host link is gone, or the namespace of a foreign one
+	EarlierBoot Standing = "earlier boot" // its pod ended with the machine's last run
+)
+
+// Lives reports whether the pod may still use the addresses: they must not be leased again.
+func (s Standing) Lives() bool { return s != Dead && s != EarlierBoot }
+
+// judge is the one place that decides whether the holder of a lease lives. A host link proves that
+// it does. Without a link the pod's namespace counts: an interface may have been renamed, moved or
+// deleted, and the pod is there all the same. netns is asked only then.
+func judge(l ipam.Lease, links hostLinks, boot string, netns func(ipam.Lease) presence) Standing {
+	if _, linked := links.of(l); linked {
+		return Alive
+	}
+	if l.BootID != boot {
+		return EarlierBoot
+	}
+	switch p := netns(l); {
+	case isForeign(l) && p != gone:
+		return Foreign
+	case p == present:
+		return Unlinked
+	}
+	return Dead
+}
+
+// sight is one look at what leases are judged by.
+type sight struct {
+	boot  string
+	links hostLinks
+}
+
+func (n *Node) sight(ctx context.Context, host kernel) (s sight, err error) {
+	if s.boot, err = BootID(); err != nil {
+		return s, err
+	}
+	s.links, err = findHostLinks(ctx, host)
+	return s, err
+}
+
+func (s sight) judge(l ipam.Lease) Standing { return judge(l, s.links, s.boot, netnsOf) }
+
+// Attached is a lease beside what the kernel says of it.
+type Attached struct {
+	Lease    ipam.Lease
+	Standing Standing
+	Link     string // the host's end; "" where another main plugin made it
+	Linked   bool   // the link exists
+}
+
+// attached judges all leases, oldest first. unowned are our host links that no lease owns. Links are
+// read before leases: the lease of a link is on disk before the link is made.
+func (n *Node) attached(ctx context.Context, host kernel) (all []Attached, unowned []string, err error) {
+	s, err := n.sight(ctx, host)
+	if err != nil {
+		return nil, nil, err
+	}
+	leases, err := n.leases()
+	if err != nil {
+		return nil, nil, err
+	}
+	rest := maps.Clone(s.links)
+	for _, l := range leases {
+		a := Attached{Lease: l, Standing: s.judge(l)}
+		if !isForeign(l) {
+			link, linked := s.links.of(l)
+			a.Link, a.Linked = link.Name, linked
+			if !linked {
+				a.Link = linkOf(l)
+			}
+			delete(rest, linkOf(l))
+		}
+		all = append(all, a)
+	}
+	for _, link := range rest {
+		unowned = append(unowned, link.Name)
+	}
+	slices.Sort(unowned)
+	return all, unowned, nil
+}
+
+// dead answers ipam.Request.Dead for an ADD of the attachment self. A verb that works on another
+// attachment proves it alive. ADD replaces the lease of its own attachment unless its link and
+// namespace are there: the link may have been lost, and a retry may come with a new namespace.
+func (n *Node) dead(ctx context.Context, host kernel, self ipam.Attachment) func(ipam.Lease) bool {
+	look := sync.OnceValues(func() (sight, error) { return n.sight(ctx, host) })
+	return func(l ipam.Lease) bool {
+		if l.Attachment != self && n.attachments.busy(l.Attachment) {
+			return false
+		}
+		s, err := look()
+		if err != nil {
+			return false
+		}
+		standing := s.judge(l)
+		if l.Attachment == self && (standing == Unlinked || netnsOf(l) == gone) {
+			return true
+		}
+		return !standing.Lives()
+	}
+}
+
+// hostLinks are the host's ends of attachments, under the names that ADD gave them. Each may have
+// another name since.
+type hostLinks map[string]routes.Link
+
+// of is the host link of a lease; an attachment of another main plugin has none.
+func (h hostLinks) of(l ipam.Lease) (routes.Link, bool) {
+	if isForeign(l) {
+		return routes.Link{}, false
+	}
+	link, ok := h[linkOf(l)]
+	return link, ok
+}
+
+// findHostLinks lists them. A link that was renamed is known by its alias and MAC.
+func findHostLinks(ctx context.Context, host kernel) (hostLinks, error) {
+	links, err := host.Links(ctx, "")
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	out := hostLinks{}
+	for _, l := range links {
+		if isOwnLink(l.Name) {
+			out[l.Name] = l
+		}
+	}
+	for _, l := range links {
+		said := parseAlias(l.Alias)
+		a, name := said.Attachment, HostLink(said.Attachment)
+		if l.Name == delegatedLink(said.Network, a) {
+			continue // it has no lease
+		}
+		if _, taken := out[name]; !taken && l.MAC == macOf(a, "host") {
+			delete(out, l.Name)
+			out[name] = l
+		}
+	}
+	return out, nil
+}
+
+// isForeign: the lease is of an attachment that another main plugin made (see conf.network).
+func isForeign(l ipam.Lease) bool { return strings.Contains(l.Network, "/") }
+
+// linkOf is the name that ADD gave the host link of a lease of ours.
+func linkOf(l ipam.Lease) string {
+	if isRecovered(l) {
+		return l.Attachment.ContainerID
+	}
+	return HostLink(l.Attachment)
+}
+
+// recovered is the key of the attachment's lease when the store was rebuilt from a link that does
+// not tell its attachment. No CNI attachment lacks an interface name.
+func recovered(a ipam.Attachment) ipam.Attachment { return ipam.Attachment{ContainerID: HostLink(a)} }
+
+func isRecovered(l ipam.Lease) bool { return l.Attachment.IfName == "" }
