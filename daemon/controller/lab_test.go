@@ -22,6 +22,7 @@ import (
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/scripts/kube"
+	process "github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 // asReplica in the environment has the test's own program run as a controller: one that can be
@@ -104,15 +105,15 @@ func (l *lab) server(t *testing.T) *server {
 }
 
 // replica starts a process.
-func (l *lab) replica(t *testing.T) *kube.Process {
+func (l *lab) replica(t *testing.T) *process.Process {
 	t.Helper()
-	p, err := kube.Spawn(l.replicaLog(), "env", asReplica+"="+l.spec, os.Args[0])
+	p, err := process.Program{Argv: []string{os.Args[0]}, Env: append(os.Environ(), asReplica+"="+l.spec), Log: l.replicaLog()}.Start()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		_ = syscall.Kill(p.PID(), syscall.SIGCONT) // one that was killed while it stood still is no failure
-		if err := p.End(20 * time.Second); err != nil {
+		if err := p.End(syscall.SIGTERM); err != nil {
 			t.Error(err)
 		}
 	})
@@ -201,7 +202,7 @@ func overlap(a, b []string) bool {
 // harm kills three replicas, has them stand still and go on, and starts new ones, until over.
 func (l *lab) harm(t *testing.T, over <-chan struct{}) {
 	random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 5))
-	replicas := []*kube.Process{l.replica(t), l.replica(t), l.replica(t)}
+	replicas := []*process.Process{l.replica(t), l.replica(t), l.replica(t)}
 	for kills, stops := 0, 0; ; {
 		select {
 		case <-over:
@@ -219,7 +220,7 @@ func (l *lab) harm(t *testing.T, over <-chan struct{}) {
 		switch random.IntN(5) {
 		case 0, 1:
 			_ = syscall.Kill(pid, syscall.SIGCONT)
-			if err := replicas[i].Kill(20 * time.Second); err != nil {
+			if err := replicas[i].Kill(); err != nil {
 				t.Error(err)
 			}
 			replicas[i] = l.replica(t)

@@ -95,7 +95,7 @@ func (l *lan) text(i int) string {
 
 // heard waits until every switch has a route to every node in its kernel.
 func (l *lan) heard(ctx context.Context) error {
-	return wait(ctx, routesLimit+sessionLimit, func() error {
+	return lab.Wait(ctx, routesLimit+sessionLimit, func() error {
 		for _, s := range l.switches {
 			n, err := installed(s.Machine, unix.RTPROT_BIRD)
 			if err == nil && n != l.nodes+1 {
@@ -111,7 +111,7 @@ func (l *lan) heard(ctx context.Context) error {
 
 // routed waits until the speaker has a route to every other node in its own kernel.
 func (l *lan) routed(ctx context.Context) error {
-	return wait(ctx, routesLimit, func() error {
+	return lab.Wait(ctx, routesLimit, func() error {
 		n, err := installed(l.node.Machine, int(routes.ProtoNode))
 		if err == nil && n != l.nodes {
 			err = fmt.Errorf("%s has %d routes, want %d", l.node.Name, n, l.nodes)
@@ -157,7 +157,7 @@ func (l *lan) settled(ctx context.Context, still time.Duration) error {
 	const little = 20 * time.Millisecond
 	var since time.Time
 	var then time.Duration
-	return wait(ctx, time.Minute, func() error {
+	return lab.Wait(ctx, time.Minute, func() error {
 		now, err := cpuOf(l.node.PID())
 		if err != nil {
 			return err

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/routes"
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 // nodes is how many there are in the largest LAN that is measured.
@@ -27,12 +28,12 @@ func phantom(i int) (addr netip.Addr, cidr netip.Prefix) {
 }
 
 // newWire makes a namespace with the card eth0 in 10.0.0.0/16.
-func newWire(name string) (*space, error) {
-	s, err := newSpace("/run/netns/" + name)
+func newWire(ctx context.Context, name string) (*lab.Space, error) {
+	s, err := lab.NewSpace("/run/netns/" + name)
 	if err != nil {
 		return nil, err
 	}
-	return s, s.ip("link add eth0 type veth peer name wire0", "link set wire0 up", "link set eth0 up", "addr add 10.0.0.11/16 dev eth0")
+	return s, s.IP(ctx, "link add eth0 type veth peer name wire0\nlink set wire0 up\nlink set eth0 up\naddr add 10.0.0.11/16 dev eth0\n")
 }
 
 // step brings the routes into a state, and returns the processor time of the processes it started.
@@ -41,7 +42,7 @@ type step func(context.Context) (cpu time.Duration, err error)
 // router is one way to write 5,000 routes.
 type router struct {
 	name  string
-	space *space
+	space *lab.Space
 	steps []step // first sync, nothing changed, removal
 }
 
@@ -52,12 +53,12 @@ func (b *bench) routes(ctx context.Context) (err error) {
 		rounds = 3
 	}
 	var all []router
-	for i, kind := range []func(*space) (router, error){newSync, newBatch} {
-		s, err := newWire(fmt.Sprintf("routes-%d", i))
+	for i, kind := range []func(*lab.Space) (router, error){newSync, newBatch} {
+		s, err := newWire(ctx, fmt.Sprintf("routes-%d", i))
 		if err != nil {
 			return err
 		}
-		defer s.remove()
+		defer s.Remove()
 		r, err := kind(s)
 		if err != nil {
 			return err
@@ -83,7 +84,7 @@ func (b *bench) routes(ctx context.Context) (err error) {
 		Columns: columns("what", "by", "p50 (ms)", "most (ms)", "to ip -batch", "CPU (ms)", "events", "rounds")}
 	for j, what := range steps {
 		for i, r := range all {
-			events, err := r.space.counted(func() error { _, err := r.steps[j](ctx); return err })
+			events, err := counted(r.space, func() error { _, err := r.steps[j](ctx); return err })
 			if err != nil {
 				return err
 			}
@@ -99,8 +100,8 @@ func (b *bench) routes(ctx context.Context) (err error) {
 }
 
 // counted calls f and counts what the kernel announces of routes and next hop objects.
-func (s *space) counted(f func() error) (events int, err error) {
-	err = s.do(func() error {
+func counted(s *lab.Space, f func() error) (events int, err error) {
+	err = s.Do(func() error {
 		sock, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_NEXTHOP)
 		if err != nil {
 			return err
@@ -132,9 +133,9 @@ func (s *space) counted(f func() error) (events int, err error) {
 }
 
 // newSync is our own way.
-func newSync(s *space) (r router, err error) {
+func newSync(s *lab.Space) (r router, err error) {
 	var k *routes.Kernel
-	if err := s.do(func() (err error) { k, err = routes.Open(); return err }); err != nil {
+	if err := s.Do(func() (err error) { k, err = routes.Open(); return err }); err != nil {
 		return r, err
 	}
 	var full routes.State
@@ -155,7 +156,7 @@ func newSync(s *space) (r router, err error) {
 }
 
 // newBatch is `ip -batch`, the quickest of the tools that an operator has.
-func newBatch(s *space) (router, error) {
+func newBatch(s *lab.Space) (router, error) {
 	var script strings.Builder
 	for i := range nodes {
 		via, dst := phantom(i)
@@ -164,7 +165,7 @@ func newBatch(s *space) (router, error) {
 	batch := func(verb string) step {
 		text := strings.ReplaceAll(script.String(), "VERB", verb)
 		return func(ctx context.Context) (cpu time.Duration, err error) {
-			err = s.do(func() error {
+			err = s.Do(func() error {
 				cmd := exec.CommandContext(ctx, "ip", "-batch", "-")
 				cmd.Stdin = strings.NewReader(text)
 				out, err := cmd.CombinedOutput()

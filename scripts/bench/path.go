@@ -93,25 +93,25 @@ func layPaths(ctx context.Context, l *lab.Lab) (all []path, done func(), err err
 		pods = append(pods, p)
 	}
 	for _, p := range pods[1:] {
-		if err := wait(ctx, sessionLimit, func() error { _, err := pods[0].Ping(ctx, p.Addrs[0]); return err }); err != nil {
+		if err := lab.Wait(ctx, sessionLimit, func() error { _, err := pods[0].Ping(ctx, p.Addrs[0]); return err }); err != nil {
 			return nil, done, err
 		}
 	}
-	left, err := newSpace("/run/netns/veth-0")
+	left, err := lab.NewSpace("/run/netns/veth-0")
 	if err != nil {
 		return nil, done, err
 	}
-	right, err := newSpace("/run/netns/veth-1")
+	right, err := lab.NewSpace("/run/netns/veth-1")
 	if err != nil {
-		return nil, left.remove, err
+		return nil, left.Remove, err
 	}
-	done = func() { left.remove(); right.remove() }
-	err = errors.Join(left.ip("link add eth0 type veth peer name eth0 netns veth-1", "link set eth0 up", "addr add 10.1.0.1/24 dev eth0"),
-		right.ip("link set eth0 up", "addr add 10.1.0.2/24 dev eth0"))
+	done = func() { left.Remove(); right.Remove() }
+	err = errors.Join(left.IP(ctx, "link add eth0 type veth peer name eth0 netns veth-1\nlink set eth0 up\naddr add 10.1.0.1/24 dev eth0\n"),
+		right.IP(ctx, "link set eth0 up\naddr add 10.1.0.2/24 dev eth0\n"))
 	return []path{
 		{"node - node", l.Machine("Node-1").Do, l.Machine("Node-2").Do, netip.MustParseAddr("10.0.0.12"), 0},
 		{"pod - pod on another node", pods[0].Do, pods[2].Do, pods[2].Addrs[0], 0},
-		{"two ends of a veth pair", left.do, right.do, netip.MustParseAddr("10.1.0.2"), 2},
+		{"two ends of a veth pair", left.Do, right.Do, netip.MustParseAddr("10.1.0.2"), 2},
 		{"pod - pod on the same node", pods[0].Do, pods[1].Do, pods[1].Addrs[0], 2},
 	}, done, err
 }

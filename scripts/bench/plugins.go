@@ -27,8 +27,8 @@ type contender struct {
 	exe  string
 	path string // CNI_PATH
 	conf map[string]any
-	host *space
-	pods []*space
+	host *lab.Space
+	pods []*lab.Space
 	node *lab.Node // whose daemon serves; nil: none
 }
 
@@ -67,14 +67,14 @@ func (b *bench) newArena(ctx context.Context, f family, pods int) (a *arena, err
 			conf: map[string]any{"type": "bridge", "bridge": "br0", "isGateway": true, "mtu": 1500, "ipam": hostLocal("bridge")}},
 	} {
 		c.conf["cniVersion"], c.conf["name"] = "1.0.0", "bench"
-		if c.host, err = newSpace(filepath.Join("/run/netns", fmt.Sprintf("host-%d", len(a.contenders)))); err != nil {
+		if c.host, err = lab.NewSpace(filepath.Join("/run/netns", fmt.Sprintf("host-%d", len(a.contenders)))); err != nil {
 			return a, err
 		}
 		a.contenders = append(a.contenders, c)
 	}
 	for i, c := range a.contenders {
 		for p := range pods {
-			s, err := newSpace(filepath.Join("/run/netns", fmt.Sprintf("pod-%d-%d", i, p)))
+			s, err := lab.NewSpace(filepath.Join("/run/netns", fmt.Sprintf("pod-%d-%d", i, p)))
 			if err != nil {
 				return a, err
 			}
@@ -107,7 +107,7 @@ func (a *arena) withDaemon(ctx context.Context, bin string, f family) (err error
 	if err := c.node.Start(ctx); err != nil {
 		return err
 	}
-	if c.host, err = openSpace(c.node.Path()); err != nil {
+	if c.host, err = lab.OpenSpace(c.node.Path); err != nil {
 		return err
 	}
 	c.conf, err = confOf(c.node.Conflist())
@@ -137,15 +137,15 @@ func confOf(conflist string) (map[string]any, error) {
 func (a *arena) close() {
 	for _, c := range a.contenders {
 		for _, p := range c.pods {
-			p.remove()
+			p.Remove()
 		}
 		if c.host == nil {
 			continue
 		}
 		if c.node != nil {
-			c.host.close() // the laboratory's
+			c.host.Close() // the laboratory's
 		} else {
-			c.host.remove()
+			c.host.Remove()
 		}
 	}
 	if a.lab != nil {
@@ -165,7 +165,7 @@ func (c *contender) daemonCPU() (time.Duration, error) {
 // invocation is one call of a plugin.
 type invocation struct {
 	verb, id string
-	pod      *space
+	pod      *lab.Space
 	prev     json.RawMessage // the result of the ADD
 }
 
@@ -189,7 +189,7 @@ func (c *contender) command(ctx context.Context, in invocation, argv ...string) 
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "CNI_COMMAND=" + in.verb, "CNI_CONTAINERID=" + in.id, "CNI_IFNAME=eth0",
 		"CNI_PATH=" + c.path, "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-" + in.id[:4] + in.id[len(in.id)-12:] + ";K8S_POD_INFRA_CONTAINER_ID=" + in.id}
 	if in.pod != nil {
-		cmd.Env = append(cmd.Env, "CNI_NETNS="+in.pod.path)
+		cmd.Env = append(cmd.Env, "CNI_NETNS="+in.pod.Path)
 	}
 	return cmd, nil
 }

@@ -104,7 +104,7 @@ func (c *contender) phase(ctx context.Context, at, n int, limit time.Duration, c
 	q := queue{n: n, deadline: time.Now().Add(limit)}
 	start := time.Now()
 	err = parallel(ctx, at, 0, func(int) error {
-		return c.host.do(func() error {
+		return c.host.Do(func() error {
 			for i, ok := q.take(); ok; i, ok = q.take() {
 				took, cpu, err := call(i)
 				if err != nil {
@@ -177,7 +177,7 @@ func (c *contender) counted(ctx context.Context, dir, verb string, results []jso
 	name := fmt.Sprintf("%s-%s-%p", verb, filepath.Base(c.exe), c)
 	one := func(i int, argv ...string) error {
 		in := invocation{verb, fmt.Sprintf("%064x", i), c.pods[i], results[i]}
-		return c.host.do(func() error {
+		return c.host.Do(func() error {
 			cmd, err := c.command(ctx, in, argv...)
 			if err != nil {
 				return err

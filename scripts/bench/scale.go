@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 // manyPaths has a LAN grow from ten nodes to 5,000 while two switches listen.
@@ -142,7 +144,7 @@ func (l *lan) announce(ctx context.Context, n int) error {
 	if out, err := birdc("configure"); err != nil || !strings.Contains(out, "Reconfigur") {
 		return fmt.Errorf("%s: birdc configure: %w: %s", s.Name, err, out)
 	}
-	return wait(ctx, routesLimit, func() error {
+	return lab.Wait(ctx, routesLimit, func() error {
 		out, err := birdc("show", "protocols", "all", s.Spec.Neighbors[0].Name)
 		if err != nil {
 			return err

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 // counts is what strace(1) saw: numbers that no neighbour on the machine can disturb.
@@ -54,7 +56,7 @@ func traceProcess(ctx context.Context, log string, pid int, f func() error) (c c
 	if err := cmd.Start(); err != nil {
 		return c, err
 	}
-	err = wait(ctx, 10*time.Second, func() error { return traced(pid) })
+	err = lab.Wait(ctx, 10*time.Second, func() error { return traced(pid) })
 	if err == nil {
 		err = f()
 	}
@@ -90,7 +92,7 @@ func quiet(ctx context.Context, log string) error {
 	const still = 300 * time.Millisecond
 	var size int64
 	since := time.Now()
-	return wait(ctx, 20*time.Second, func() error {
+	return lab.Wait(ctx, 20*time.Second, func() error {
 		st, err := os.Stat(log)
 		if err != nil {
 			return err
@@ -155,23 +157,4 @@ func requestsIn(line string) (n int) {
 		}
 	}
 	return n
-}
-
-// wait calls f until it returns nil, its error when that takes longer than limit.
-func wait(ctx context.Context, limit time.Duration, f func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := f()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w (%w)", err, ctx.Err())
-		case <-tick.C:
-		}
-	}
 }

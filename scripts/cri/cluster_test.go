@@ -23,35 +23,13 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// needRoot skips a test that cannot run here. What else is missing goes to the function it
-// returns, which fails the test where it must run.
-func needRoot(t *testing.T) (fail func(format string, args ...any)) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("kernel test")
-	}
-	fail = t.Skipf
-	if os.Getenv("CI") == "true" {
-		fail = t.Fatalf
-	}
-	if os.Geteuid() != 0 {
-		fail("needs root to make network namespaces and cgroups")
-	}
-	return fail
-}
-
 func needTools(t *testing.T, runtime string) {
 	t.Helper()
-	fail := needRoot(t)
-	var missing []string
+	var tools []string
 	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox", "nsenter", "unshare", "ip", "tc", "nft"} {
-		if _, err := exec.LookPath(toolPath(runtime, name)); err != nil {
-			missing = append(missing, name)
-		}
+		tools = append(tools, toolPath(runtime, name))
 	}
-	if len(missing) > 0 {
-		fail("not installed: %s; run scripts/install-test-tools.sh", strings.Join(missing, ", "))
-	}
+	fail := lab.Need(t, tools...)
 	for _, name := range []string{"edgeway", "edgewayd"} {
 		if _, err := os.Stat("../../bin/" + name); err != nil {
 			fail("%v; run make build", err)
@@ -138,12 +116,8 @@ func newCluster(t *testing.T, runtime string) *cluster {
 	if err := os.WriteFile(filepath.Join(l.ClusterDir, "nodes.yaml"), []byte(manifests), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Fatal(err)
-	}
 	archive := filepath.Join(bin, "busybox.tar")
-	if err := WriteImage(archive, busybox); err != nil {
+	if err := lab.WriteBusybox(archive); err != nil {
 		t.Fatal(err)
 	}
 	for name, at := range map[string]**Node{"n1": &c.n1, "n2": &c.n2} {
@@ -156,19 +130,18 @@ func newCluster(t *testing.T, runtime string) *cluster {
 		*at = n
 	}
 	onSignal(t, takeDown)
-	c.both(t, (*Node).Boot)
+	c.both(t, (*Node).Start)
 	return c
 }
 
-// sweepAll removes what a test left that was killed: first that which would start others.
+// sweepAll removes what a test left that was killed.
 func sweepAll(t *testing.T) {
 	t.Helper()
-	labs, err := lab.Sweep()
-	cgroups, err2 := Sweep(t.Context())
-	if err := errors.Join(err, err2); err != nil {
+	gone, err := lab.Sweep()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if gone := append(labs, cgroups...); len(gone) > 0 {
+	if len(gone) > 0 {
 		t.Logf("removed what an interrupted run left: %v", gone)
 	}
 }
@@ -200,8 +173,8 @@ func onSignal(t *testing.T, takeDown func() error) {
 func (c *cluster) logTails(t *testing.T) {
 	for _, n := range []*Node{c.n1, c.n2} {
 		if n != nil {
-			t.Logf("%s: containerd:\n%s", n.Name, tail(n.file("containerd.log"), 12))
-			t.Logf("%s: edgewayd:\n%s", n.Name, tail(n.file("edgewayd.log"), 20))
+			t.Logf("%s: containerd:\n%s", n.Name, lab.Tail(n.file("containerd.log"), 12))
+			t.Logf("%s: edgewayd:\n%s", n.Name, lab.Tail(n.file("edgewayd.log"), 20))
 		}
 	}
 }
@@ -279,7 +252,7 @@ func (n *Node) calls(t *testing.T, container string) []string {
 // that had a sandbox before.
 func (c *cluster) run(t *testing.T, n *Node, s Sandbox) *pod {
 	t.Helper()
-	s.Namespace, s.UID, s.CgroupParent = "default", "uid-of-"+s.Name, string(n.cgroup)
+	s.Namespace, s.UID, s.CgroupParent = "default", "uid-of-"+s.Name, string(n.Cgroup)
 	if old := c.pods[s.Name]; old != nil {
 		s.Attempt, s.HostPorts, s.Annotations = old.Attempt+1, old.HostPorts, old.Annotations
 	}
@@ -291,7 +264,7 @@ func (c *cluster) run(t *testing.T, n *Node, s Sandbox) *pod {
 	}
 	took := time.Since(start)
 	server := fmt.Sprintf("echo %s >/www/index.html; exec /bin/busybox httpd -f -p %d -h /www", s.Name, httpPort)
-	if p.container, err = n.CRI.RunContainer(t.Context(), p.id, s, Image, "/bin/busybox", "sh", "-c", server); err != nil {
+	if p.container, err = n.CRI.RunContainer(t.Context(), p.id, s, lab.BusyboxImage, "/bin/busybox", "sh", "-c", server); err != nil {
 		t.Fatalf("%s on %s: %v", s.Name, n.Name, err)
 	}
 	status, err := n.CRI.SandboxStatus(t.Context(), p.id)

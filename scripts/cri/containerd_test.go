@@ -111,11 +111,11 @@ func bandwidthIsShaped(t *testing.T, c *cluster) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := c.n1.run(t.Context(), "tc", "qdisc", "show", "dev", link)
+	out, err := c.n1.RunInside(t.Context(), "tc", "qdisc", "show", "dev", link)
 	if err != nil || !strings.Contains(out, "qdisc tbf") || !strings.Contains(out, "rate 10Mbit") {
 		t.Errorf("queueing disciplines of %s: %s, %v; want tbf with rate 10Mbit", link, out, err)
 	}
-	out, err = c.n1.run(t.Context(), "tc", "qdisc", "show")
+	out, err = c.n1.RunInside(t.Context(), "tc", "qdisc", "show")
 	if err != nil || !strings.Contains(out, "rate 20Mbit") {
 		t.Errorf("queueing disciplines of %s: %s, %v; want one with rate 20Mbit", c.n1.Name, out, err)
 	}

@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
@@ -27,7 +26,7 @@ func manyAtOnce(t *testing.T, c *cluster) {
 	for i := range ids {
 		starts.Go(func() (err error) {
 			name := fmt.Sprintf("many-%d", i)
-			s := Sandbox{Namespace: "default", Name: name, UID: "uid-of-" + name, CgroupParent: string(c.n2.cgroup)}
+			s := Sandbox{Namespace: "default", Name: name, UID: "uid-of-" + name, CgroupParent: string(c.n2.Cgroup)}
 			if ids[i], err = c.n2.CRI.RunSandbox(ctx, s); err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
@@ -73,7 +72,7 @@ func chainFails(t *testing.T, c *cluster) {
 	if err := errors.Join(os.Remove(last), os.WriteFile(last, []byte(broken), 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	s := Sandbox{Namespace: "default", Name: "unlucky", UID: "uid-of-unlucky", CgroupParent: string(c.n2.cgroup)}
+	s := Sandbox{Namespace: "default", Name: "unlucky", UID: "uid-of-unlucky", CgroupParent: string(c.n2.Cgroup)}
 	if _, err := c.n2.CRI.RunSandbox(t.Context(), s); err == nil || !strings.Contains(err.Error(), "out of order") {
 		t.Errorf("run sandbox with a broken plugin: %v, want its message", err)
 	}
@@ -116,7 +115,7 @@ func diesDuringAdd(t *testing.T, c *cluster) {
 	}
 	failed := make(chan error, 1)
 	go func() {
-		s := Sandbox{Namespace: "default", Name: "orphan", UID: "uid-of-orphan", CgroupParent: string(c.n2.cgroup)}
+		s := Sandbox{Namespace: "default", Name: "orphan", UID: "uid-of-orphan", CgroupParent: string(c.n2.Cgroup)}
 		_, err := c.n2.CRI.RunSandbox(t.Context(), s)
 		failed <- err
 	}()
@@ -132,7 +131,7 @@ func diesDuringAdd(t *testing.T, c *cluster) {
 		}
 		return nil
 	})
-	if err := errors.Join(err, c.n2.containerd.end(unix.SIGKILL), os.Remove(hold)); err != nil {
+	if err := errors.Join(err, c.n2.Program("containerd").Kill(), os.Remove(hold)); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-failed; err == nil {

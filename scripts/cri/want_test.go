@@ -53,7 +53,7 @@ func wantUsed(t *testing.T, n *Node, want uint64) {
 	if status.Leases.Used != want {
 		t.Errorf("%s: %d leases used, want %d", n.Name, status.Leases.Used, want)
 	}
-	out, err := n.run(t.Context(), "ip", "-o", "link", "show", "type", "veth")
+	out, err := n.RunInside(t.Context(), "ip", "-o", "link", "show", "type", "veth")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,9 +84,9 @@ func wantClean(t *testing.T, n *Node) {
 		"neighbour":     {"ip", "neigh", "show", "nud", "permanent"},
 		"namespace":     {"find", "/run/netns", "-name", "cni-*"},
 		"port":          {"nft", "list", "ruleset"},
-		"cgroup of pod": {"find", "/sys/fs/cgroup", "-path", "*" + string(n.cgroup) + "/*", "-type", "d"},
+		"cgroup of pod": {"find", "/sys/fs/cgroup", "-path", "*" + string(n.Cgroup) + "/*", "-type", "d"},
 	} {
-		out, err := n.run(t.Context(), argv...)
+		out, err := n.RunInside(t.Context(), argv...)
 		if err != nil {
 			t.Errorf("%v: %s", err, out)
 		}
@@ -126,7 +126,7 @@ func wantNothingLeft(t *testing.T, l *lab.Lab) {
 
 // hostLink is the host's end of a pod's veth pair: where the route to its address leads.
 func (n *Node) hostLink(ctx context.Context, addr netip.Addr) (string, error) {
-	out, err := n.run(ctx, "ip", "-o", "route", "get", addr.String())
+	out, err := n.RunInside(ctx, "ip", "-o", "route", "get", addr.String())
 	if err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)
 	}

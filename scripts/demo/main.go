@@ -106,7 +106,7 @@ func ready(bin string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root to make network namespaces; run 'sudo make demo'")
 	}
-	if missing := lab.Tools(lab.BIRD); len(missing) > 0 {
+	if missing := lab.Missing(lab.Tools(lab.BIRD)...); len(missing) > 0 {
 		return fmt.Errorf("not installed: %s; run scripts/install-test-tools.sh", strings.Join(missing, ", "))
 	}
 	for _, name := range []string{"edgeway", "edgewayd"} {

@@ -319,9 +319,9 @@ func (s *stage) lookAround() {
 	}
 	first, last := s.lab.Pod(s.act.pods[0].name), s.lab.Pod(s.act.pods[len(s.act.pods)-1].name)
 	if first != nil && last != nil {
-		out.printf("  %-12s ip netns exec %s ping %s\n", "pod to pod", first.Netns, last.Addrs[0])
+		out.printf("  %-12s ip netns exec %s ping %s\n", "pod to pod", first.Netns(), last.Addrs[0])
 	}
-	out.printf("  %-12s ip netns exec %s ip route\n", "a node", speaker.Netns)
+	out.printf("  %-12s ip netns exec %s ip route\n", "a node", speaker.Netns())
 	out.printf("  %-12s %s status --config %s\n", "its daemon", speaker.Program(), speaker.Config)
 	out.printf("  %-12s %s\n", "its log", speaker.Log())
 	for _, name := range s.switchNames() {

@@ -111,15 +111,6 @@ const container = `"dnsPolicy": "Default", "terminationGracePeriodSeconds": 1,
     "command": ["/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/www"],
     "readinessProbe": {"httpGet": {"path": "/cgi-bin/who", "port": 80}, "periodSeconds": 2, "timeoutSeconds": 5}}]`
 
-// containerdConfig is of version 2, which containerd 1.6 and 2.x read. Where a test runs there is
-// perhaps no AppArmor, and no CAP_SYS_RESOURCE, without which runc cannot lower an OOM score.
-const containerdConfig = `version = 2
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "edgeway.test/busybox:1"
-  disable_apparmor = true
-  restrict_oom_score_adj = true
-`
-
 // kubeletConfig takes from a kubelet what would reach over its namespaces' borders: iptables rules
 // that nobody asked for, the OOM score. Nobody but this run reaches its port.
 const kubeletConfig = `apiVersion: kubelet.config.k8s.io/v1beta1
@@ -148,11 +139,10 @@ clientConnection: {kubeconfig: /etc/kubernetes/kube-proxy.conf}
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 `
 
-// bootScript makes what a machine has of its own and what is new at each boot. A boot is told from
-// another by its boot ID (drivers/char/random.c). /sys is mounted anew, because it shows the network
-// of the namespace that mounts it. The kubelet wants some settings of the whole machine changed:
-// it gets files that say so.
-const bootScript = `set -e
+// bootScript makes what a machine has of its own and what is new at each boot, see lab.Box. /sys is
+// mounted anew, because it shows the network of the namespace that mounts it. The kubelet wants some
+// settings of the whole machine changed: it gets files that say so.
+const bootScript = `
 hostname NAME
 mkdir -p DIR/cgroup
 mount --rbind /sys/fs/cgroup DIR/cgroup
@@ -165,9 +155,6 @@ mount --bind DIR/var-lib /var/lib
 mount --bind DIR/var-log /var/log
 mount --bind DIR/opt /opt
 mount -t overlay overlay -o lowerdir=/etc,upperdir=DIR/etc,workdir=DIR/etc-work /etc
-mkdir /run/sys
-pretend() { echo "$2" >/run/sys/$(basename $1); mount --bind /run/sys/$(basename $1) /proc/sys/$1; }
-pretend kernel/random/boot_id $(cat /proc/sys/kernel/random/uuid)
 pretend vm/overcommit_memory 1
 pretend vm/panic_on_oom 0
 pretend kernel/panic 10
@@ -175,6 +162,4 @@ pretend kernel/panic_on_oops 1
 pretend kernel/keys/root_maxkeys 1000000
 pretend kernel/keys/root_maxbytes 25000000
 mount --make-rshared /
-echo READY
-exec sleep infinity
 `

@@ -19,7 +19,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/edgeway-cni/edgeway/scripts/cri"
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
@@ -46,12 +45,11 @@ func run(ctx context.Context, st *stage, bin string) (err error) {
 	if err := missing(bin); err != nil {
 		return err
 	}
-	labs, err := lab.Sweep()
-	pods, err2 := cri.Sweep(ctx)
-	if err := errors.Join(err, err2); err != nil {
+	gone, err := lab.Sweep()
+	if err != nil {
 		return fmt.Errorf("remove what an interrupted run left: %w", err)
 	}
-	if gone := append(labs, pods...); len(gone) > 0 {
+	if len(gone) > 0 {
 		fmt.Println("removed what an interrupted run left:", strings.Join(gone, ", "))
 	}
 	if st.lab, err = lab.New(lab.Options{Bin: bin}); err != nil {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/scripts/lab"
@@ -38,7 +39,7 @@ func (s *story) daemonIsAwayToo(ctx context.Context) error {
 		if err := n.kill(n.Machine, "/edgewayd"); err != nil {
 			return err
 		}
-	} else if err := n.runs["edgewayd"].End(stopTimeout); err != nil {
+	} else if err := n.Program("edgewayd").End(syscall.SIGTERM); err != nil {
 		return err
 	}
 	if err := s.restartQuietly(ctx, s.podOf("agent", "node-1"), "without API server, and edgewayd ended"); err != nil {
@@ -93,7 +94,7 @@ func (s *story) restartSandbox(ctx context.Context, p pod) error {
 		if err != nil {
 			return err
 		}
-		if after.Netns == before.Netns {
+		if after.Path == before.Path {
 			return fmt.Errorf("%s has no new sandbox yet", p.Name)
 		}
 		return s.wantAnswers(ctx, p)
@@ -245,7 +246,7 @@ func (s *story) powerFails(ctx context.Context) error {
 		return err
 	}
 	s.pass("the speakers have their BGP sessions again %.1f s after the start", time.Since(begin).Seconds())
-	out, err := from.run(ctx, from.edgewayd, "status")
+	out, err := from.RunInside(ctx, from.edgewayd, "status")
 	if err != nil {
 		return err
 	}

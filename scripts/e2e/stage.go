@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/edgeway-cni/edgeway/scripts/cri"
 	"github.com/edgeway-cni/edgeway/scripts/kube"
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
@@ -36,13 +35,8 @@ var nodeNames = []string{"node-1", "node-2", "node-3"}
 
 // missing says what this machine lacks.
 func missing(bin string) error {
-	var all []string
-	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox", "nsenter", "unshare", "ip", "ping"} {
-		if _, err := exec.LookPath(name); err != nil {
-			all = append(all, name)
-		}
-	}
-	if all = append(all, lab.Tools(lab.BIRD)...); len(all) > 0 {
+	tools := []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox", "nsenter", "unshare", "ping"}
+	if all := lab.Missing(append(tools, lab.Tools(lab.BIRD)...)...); len(all) > 0 {
 		return fmt.Errorf("not installed: %s; run scripts/install-test-tools.sh", strings.Join(all, ", "))
 	}
 	if all := kube.Missing("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet", "kube-proxy"); len(all) > 0 {
@@ -77,11 +71,7 @@ func collect(ctx context.Context, bin, into string) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
 	}
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		return err
-	}
-	return cri.WriteImage(filepath.Join(into, "busybox.tar"), busybox)
+	return lab.WriteBusybox(filepath.Join(into, "busybox.tar"))
 }
 
 // build makes machines, switch and control plane; the nodes are not switched on.
@@ -106,7 +96,7 @@ func (s *stage) build(ctx context.Context, bin string) error {
 		s.nodes = append(s.nodes, n)
 	}
 	s.control, err = kube.New(ctx, s.vpc.Dir, kube.Options{
-		Netns: s.vpc.Path(), Addr: netip.MustParseAddr(controlPlaneAddr),
+		Space: s.vpc.Space, Addr: netip.MustParseAddr(controlPlaneAddr),
 		PodCIDRs: []string{"10.244.0.0/16", "fd00:244::/48"}, Programs: []string{"kube-controller-manager", "kube-scheduler"},
 		Args: map[string][]string{"kube-apiserver": {"--enable-admission-plugins=NodeRestriction"}}, // as installers do
 	})
@@ -167,7 +157,7 @@ func (s *stage) node(name string) *node {
 
 // close ends everything, however little of it was built, and says what is left.
 func (s *stage) close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*stopTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	errs := []error{s.each(ctx, (*node).PowerOff)}
 	if s.control != nil {
@@ -180,7 +170,7 @@ func (s *stage) close() error {
 // left is nil when nothing of the run is on the machine any more.
 func (s *stage) left() error {
 	var left []string
-	for _, pattern := range []string{"/run/netns/" + s.lab.Prefix + "*", cri.Cgroups + "/" + s.lab.Prefix + "*", cri.Cgroups + "/*/" + s.lab.Prefix + "*", s.lab.Dir} {
+	for _, pattern := range []string{"/run/netns/" + s.lab.Prefix + "*", lab.Cgroups + "/" + s.lab.Prefix + "*", lab.Cgroups + "/*/" + s.lab.Prefix + "*", s.lab.Dir} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
 			return err

@@ -72,7 +72,7 @@ func (s *story) nodesBecomeReady(ctx context.Context) error {
 		return err
 	}
 	begin := time.Now()
-	if err := s.each(ctx, (*node).Boot); err != nil {
+	if err := s.each(ctx, (*node).Start); err != nil {
 		return err
 	}
 	if err := s.waitNodes(ctx); err != nil {

@@ -12,13 +12,9 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -93,14 +89,17 @@ func (c *ControlPlane) ApplyText(manifests string) error {
 func (c *ControlPlane) kubectl(stdin string, args []string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 	defer cancel()
-	argv := c.inside(append([]string{Program(kubectl)}, args...))
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd := exec.CommandContext(ctx, Program(kubectl), args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.AdminKubeconfig(), "KUBECACHEDIR="+c.file("kubectl-cache"), "KUBERC=off")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is for the test alone
 	cmd.Stdin = strings.NewReader(stdin)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
+	err := c.do(cmd.Start)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
 		return stdout.String(), fmt.Errorf("kubectl %.100s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return stdout.String(), nil
@@ -151,24 +150,17 @@ func (c *ControlPlane) connect() error {
 // dial connects from within the control plane's network namespace.
 func (c *ControlPlane) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
 	dialer := &net.Dialer{Timeout: requestTimeout}
-	if c.o.Netns == "" {
-		return dialer.DialContext(ctx, network, addr)
-	}
-	done := make(chan struct{})
-	go func() { // its thread ends with it: it is not unlocked
-		defer close(done)
-		runtime.LockOSThread()
-		var there *os.File
-		if there, err = os.Open(c.o.Netns); err != nil {
-			return
-		}
-		defer there.Close()
-		if err = unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
-			err = fmt.Errorf("enter network namespace %s: %w", filepath.Base(c.o.Netns), err)
-			return
-		}
+	err = c.do(func() error {
 		conn, err = dialer.DialContext(ctx, network, addr)
-	}()
-	<-done
+		return err
+	})
 	return conn, err
+}
+
+// do calls f inside the control plane's network namespace.
+func (c *ControlPlane) do(f func() error) error {
+	if c.o.Space == nil {
+		return f()
+	}
+	return c.o.Space.Do(f)
 }

@@ -24,16 +24,15 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-const (
-	// startTimeout bounds the start of one program: an API server takes 3 s on an idle machine.
-	startTimeout = 90 * time.Second
-	stopTimeout  = 15 * time.Second
-	pollInterval = 50 * time.Millisecond
-)
+// startTimeout bounds the start of one program: an API server takes 3 s on an idle machine.
+const startTimeout = 90 * time.Second
 
 // Options of a control plane. The zero value is etcd and an API server on 127.0.0.1.
 type Options struct {
@@ -42,8 +41,8 @@ type Options struct {
 	PodCIDRs []string
 	// Programs are more to run: "kube-controller-manager", "kube-scheduler".
 	Programs []string
-	// Netns is the path of the network namespace to run in; "" is the caller's.
-	Netns string
+	// Space is the network namespace to run in; nil is the caller's.
+	Space *lab.Space
 	// Addr is where the API server is reached; the zero value is 127.0.0.1.
 	Addr netip.Addr
 	// ServiceCIDRs hold the addresses of Services; none: 10.96.0.0/16 and fd00:96::/112.
@@ -57,11 +56,10 @@ type ControlPlane struct {
 	// Dir holds its files; Dir/PROGRAM.log is what a program said.
 	Dir string
 	o   Options
-	bin string
 	ca  *authority
 	// ports are chosen at the first start and stay.
 	etcdPort, etcdPeerPort, apiPort int
-	running                         map[string]*Process
+	running                         map[string]*lab.Process
 	client                          *http.Client
 }
 
@@ -105,7 +103,7 @@ func New(ctx context.Context, dir string, o Options) (*ControlPlane, error) {
 	if len(o.ServiceCIDRs) == 0 {
 		o.ServiceCIDRs = []string{"10.96.0.0/16", "fd00:96::/112"}
 	}
-	c := &ControlPlane{Dir: dir, o: o, bin: Dir(), running: map[string]*Process{}}
+	c := &ControlPlane{Dir: dir, o: o, running: map[string]*lab.Process{}}
 	if err := c.writeFiles(); err != nil {
 		return nil, err
 	}
@@ -204,17 +202,17 @@ func (c *ControlPlane) StopAPIServer() error {
 	if c.client != nil {
 		c.client.CloseIdleConnections()
 	}
-	return c.running[apiServer].Kill(stopTimeout)
+	return c.running[apiServer].Kill()
 }
 
 // Stop ends one of the programs.
-func (c *ControlPlane) Stop(name string) error { return c.running[name].End(stopTimeout) }
+func (c *ControlPlane) Stop(name string) error { return c.running[name].End(syscall.SIGTERM) }
 
 // Close ends everything. It may be called twice; the files stay.
 func (c *ControlPlane) Close() error {
 	var errs []error
 	for _, name := range []string{scheduler, controllerManager, apiServer, etcd} {
-		errs = append(errs, c.running[name].Kill(stopTimeout))
+		errs = append(errs, c.running[name].Kill())
 	}
 	if c.client != nil {
 		c.client.CloseIdleConnections()
@@ -234,30 +232,22 @@ func (c *ControlPlane) file(name string) string { return filepath.Join(c.Dir, na
 
 func (c *ControlPlane) logTails(t testing.TB) {
 	for name := range c.running {
-		t.Logf("%s:\n%s", name, tail(c.Log(name), 15))
+		t.Logf("%s:\n%s", name, lab.Tail(c.Log(name), 15))
 	}
 }
 
-// wait calls f until it returns nil, and not after the program that it looks at has ended.
+// wait calls f until it returns nil, and not after the program that f asks has ended.
 func (c *ControlPlane) wait(ctx context.Context, program string, f func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	tick := time.NewTicker(pollInterval)
-	defer tick.Stop()
-	for {
-		err := f()
-		if err == nil {
-			return nil
+	err := lab.Wait(ctx, startTimeout, func() error {
+		if err := c.running[program].Err(); err != nil {
+			return err
 		}
-		if ended := c.running[program].Err(); ended != nil {
-			return ended
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%s is not ready: %w (%w)\n%s", program, err, ctx.Err(), tail(c.Log(program), 10))
-		case <-tick.C:
-		}
+		return f()
+	})
+	if err != nil {
+		return fmt.Errorf("%s is not ready: %w\n%s", program, err, lab.Tail(c.Log(program), 10))
 	}
+	return nil
 }
 
 // Dir is where build.sh puts the programs.

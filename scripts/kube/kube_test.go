@@ -1,12 +1,15 @@
 package kube
 
 import (
+	"fmt"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 // The version that build.sh builds is the one that is looked for.
@@ -130,19 +133,15 @@ subjects:
 	}
 
 	for user, code := range map[string]int{"system:serviceaccount:kube-system:reader": 200, "jane": 200, "joe": 403} {
-		deadline := time.Now().Add(10 * time.Second)
-		for tick := time.NewTicker(pollInterval); ; <-tick.C { // the log comes after the answer
+		err := lab.Wait(t.Context(), 10*time.Second, func() error { // the log comes after the answer
 			got, err := c.Requests(func(r Request) bool { return r.User == user && r.Verb == "list" })
-			if err != nil {
-				t.Fatal(err)
+			if err == nil && !slices.ContainsFunc(got, func(r Request) bool { return r.Code == code && strings.HasPrefix(r.URI, "/api/v1/nodes") }) {
+				err = fmt.Errorf("the log has %v", got)
 			}
-			if slices.ContainsFunc(got, func(r Request) bool { return r.Code == code && strings.HasPrefix(r.URI, "/api/v1/nodes") }) {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Errorf("%s: list of nodes with code %d is not in the log: %v", user, code, got)
-				break
-			}
+			return err
+		})
+		if err != nil {
+			t.Errorf("%s: list of nodes with code %d: %v", user, code, err)
 		}
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 // Version of Kubernetes; build/go.mod says the same.
@@ -54,21 +56,12 @@ func (c *ControlPlane) Run(name string) error {
 		return fmt.Errorf("%s: no program of a control plane", name)
 	}
 	argv := slices.Concat([]string{Program(name)}, args(), c.o.Args[name])
-	p, err := Spawn(c.Log(name), c.inside(argv)...)
+	p, err := lab.Program{Argv: argv, Log: c.Log(name), Space: c.o.Space}.Start()
 	if err != nil {
 		return err
 	}
 	c.running[name] = p
 	return nil
-}
-
-// inside is argv in the network namespace of the control plane. nsenter becomes the program, and
-// unlike `ip netns exec` it leaves the mounts alone.
-func (c *ControlPlane) inside(argv []string) []string {
-	if c.o.Netns == "" {
-		return argv
-	}
-	return append([]string{"nsenter", "--net=" + c.o.Netns, "--"}, argv...)
 }
 
 func (c *ControlPlane) etcdArgs() []string {
@@ -140,5 +133,5 @@ func freePorts() (a, b int, err error) {
 
 // portTaken says whether a program ended because another had its port.
 func (c *ControlPlane) portTaken(program string) bool {
-	return c.running[program].Err() != nil && strings.Contains(tail(c.Log(program), 40), "address already in use")
+	return c.running[program].Err() != nil && strings.Contains(lab.Tail(c.Log(program), 40), "address already in use")
 }

@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"fmt"
 	"strings"
 )
 
@@ -43,12 +42,15 @@ func (bird) files(s *Switch) (map[string]string, error) {
 
 func (bird) programs(s *Switch) []program {
 	return []program{{
+		name:   "bird",
 		argv:   []string{"bird", "-f", "-c", s.file("bird.conf"), "-s", s.file("bird.ctl"), "-P", s.file("bird.pid")},
 		socket: s.file("bird.ctl"),
 	}}
 }
 
 func (bird) proto() string { return "bird" }
+
+func (bird) learned(context.Context, *Switch) ([]Route, error) { panic("its routes are in the kernel") }
 
 func (bird) tables(s *Switch) (sessions, routes []string) {
 	birdc := []string{"birdc", "-r", "-s", s.file("bird.ctl"), "show"}
@@ -71,13 +73,5 @@ func (bird) sessions(ctx context.Context, s *Switch) ([]Session, error) {
 			states[f[0]] = f[3]
 		}
 	}
-	var all []Session
-	for _, n := range s.Spec.Neighbors {
-		state, ok := states[n.Name]
-		if !ok {
-			return nil, fmt.Errorf("%s: birdc shows no protocol %s:\n%s", s.Name, n.Name, out)
-		}
-		all = append(all, Session{Neighbor: n.Address, Name: n.Name, ASN: n.ASN, State: state})
-	}
-	return all, nil
+	return s.sessionsOf(func(n NeighborSpec) string { return states[n.Name] })
 }

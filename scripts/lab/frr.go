@@ -75,6 +75,7 @@ func (frr) files(s *Switch) (map[string]string, error) {
 func (frr) programs(s *Switch) []program {
 	daemon := func(name, socket string) program {
 		return program{
+			name: name,
 			argv: []string{frrDir + "/" + name, "--log", "stdout",
 				"--config_file", s.file(name + ".conf"), "--pid_file", s.file(name + ".pid"),
 				"--socket", s.file("zserv.api"), "--vty_socket", s.Dir, "--vty_port", "0"},
@@ -85,6 +86,8 @@ func (frr) programs(s *Switch) []program {
 }
 
 func (frr) proto() string { return "bgp" }
+
+func (frr) learned(context.Context, *Switch) ([]Route, error) { panic("its routes are in the kernel") }
 
 func (frr) tables(s *Switch) (sessions, routes []string) {
 	vtysh := []string{"vtysh", "--vty_socket", s.Dir, "-c"}
@@ -104,13 +107,5 @@ func (frr) sessions(ctx context.Context, s *Switch) ([]Session, error) {
 	if err := json.Unmarshal([]byte(out), &summary); err != nil {
 		return nil, fmt.Errorf("%s: vtysh answers no JSON: %w: %.200s", s.Name, err, out)
 	}
-	var all []Session
-	for _, n := range s.Spec.Neighbors {
-		peer, ok := summary.Peers[n.Address.String()]
-		if !ok {
-			return nil, fmt.Errorf("%s: bgpd shows no neighbor %s:\n%s", s.Name, n.Address, out)
-		}
-		all = append(all, Session{Neighbor: n.Address, Name: n.Name, ASN: n.ASN, State: peer.State})
-	}
-	return all, nil
+	return s.sessionsOf(func(n NeighborSpec) string { return summary.Peers[n.Address.String()].State })
 }

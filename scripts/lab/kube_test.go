@@ -1,4 +1,4 @@
-package lab
+package lab_test
 
 import (
 	"errors"
@@ -21,7 +21,7 @@ const (
 
 // TestAPIServerStories plays the stories of testdata/kube: nodes whose cluster is a real API server.
 func TestAPIServerStories(t *testing.T) {
-	needRoot(t)
+	need(t)
 	needPrograms(t)
 	if missing := kube.Missing("etcd", "kube-apiserver", "kubectl"); len(missing) > 0 {
 		fail := t.Skipf
@@ -30,7 +30,7 @@ func TestAPIServerStories(t *testing.T) {
 		}
 		fail("not in %s: %v; run scripts/kube/build.sh", kube.Dir(), missing)
 	}
-	for _, flavour := range []Flavour{BIRD, FRR} {
+	for _, flavour := range flavours {
 		t.Run(string(flavour), func(t *testing.T) {
 			t.Parallel()
 			testscript.Run(t, testscript.Params{
@@ -68,7 +68,7 @@ func (s *story) startKube(name string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	s.control, err = kube.New(s.ctx, dir, kube.Options{Netns: filepath.Join(netnsDir, m.Netns), Addr: m.Addrs[0]})
+	s.control, err = kube.New(s.ctx, dir, kube.Options{Space: m.Space, Addr: m.Addrs[0]})
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func (s *story) startKube(name string) error {
 	if err := os.WriteFile(s.file("kubeconfig.yaml"), config, 0o644); err != nil {
 		return err
 	}
-	for node := range s.lab.nodes {
+	for node := range s.lab.Nodes() {
 		if _, err := s.config([]string{node, "kubeconfig.yaml"}); err != nil {
 			return err
 		}

@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -120,6 +121,13 @@ func (l *Lab) Node(name string) *Node {
 	return l.nodes[name]
 }
 
+// Nodes are all nodes, by name.
+func (l *Lab) Nodes() map[string]*Node {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.nodes)
+}
+
 // Keep leaves the laboratory standing when this process ends: Sweep passes it over, Down takes it
 // down. Close must not be called any more.
 func (l *Lab) Keep() error {
@@ -154,13 +162,15 @@ func own(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// Sweep removes laboratories whose owner died without taking them down, and returns their names.
-// Those that were kept stay.
-func Sweep() ([]string, error) {
-	return takeDown(func(dir string) bool {
+// Sweep removes laboratories, and then pods' cgroups, whose owner died without taking them down, and
+// returns their names. Laboratories that were kept stay.
+func Sweep() (gone []string, err error) {
+	labs, err := takeDown(func(dir string) bool {
 		_, err := os.Stat(filepath.Join(dir, keptName))
 		return err != nil
 	})
+	pods, err2 := sweepCgroups()
+	return append(labs, pods...), errors.Join(err, err2)
 }
 
 // Down removes laboratories that were kept, and returns their names.
@@ -193,65 +203,28 @@ func remove(prefix, dir string) error {
 		return fmt.Errorf("laboratory %s: %w", prefix, err)
 	}
 	var errs []error
-	errs = append(errs, Wait(ctx, closeTimeout, func() error { return killAll(names) }))
-	var script strings.Builder
+	errs = append(errs, Wait(ctx, closeTimeout, func() error {
+		pids, err := inSpaces(names...)
+		if err != nil {
+			return err
+		}
+		return kill(pids)
+	}))
 	for _, name := range names {
-		fmt.Fprintf(&script, "netns del %s\n", filepath.Base(name))
+		errs = append(errs, ipNetns(ctx, "del "+filepath.Base(name)))
 	}
-	errs = append(errs, ip(ctx, "", script.String(), "-force"), os.RemoveAll(dir))
+	errs = append(errs, os.RemoveAll(dir))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("take down laboratory %s: %w", prefix, err)
 	}
 	return nil
 }
 
-// killAll kills every process that lives in one of the namespaces; nil says that there was none.
-func killAll(names []string) error {
-	ours := map[uint64]bool{} // inode numbers of nsfs tell namespaces apart
-	for _, name := range names {
-		var st unix.Stat_t
-		if unix.Stat(name, &st) == nil {
-			ours[st.Ino] = true
-		}
-	}
-	procs, err := filepath.Glob("/proc/[0-9]*")
+// ipNetns runs one command of ip-netns(8), which names namespaces so that `ip netns exec` finds them.
+func ipNetns(ctx context.Context, command string) error {
+	out, err := exec.CommandContext(ctx, "ip", append([]string{"netns"}, strings.Fields(command)...)...).CombinedOutput()
 	if err != nil {
-		return err
-	}
-	var left []string
-	for _, proc := range procs {
-		var st unix.Stat_t
-		var pid int
-		fmt.Sscanf(filepath.Base(proc), "%d", &pid)
-		// A process that has just ended has no namespace to look at.
-		if pid == os.Getpid() || unix.Stat(filepath.Join(proc, "ns/net"), &st) != nil || !ours[st.Ino] {
-			continue
-		}
-		left = append(left, filepath.Base(proc))
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("kill %d: %w", pid, err)
-		}
-	}
-	if len(left) > 0 {
-		return fmt.Errorf("processes %v have not ended", left)
-	}
-	return nil
-}
-
-// ip runs a script of iproute2 commands, one a line, in the namespace netns ("": this process's).
-func ip(ctx context.Context, netns, script string, args ...string) error {
-	if script == "" {
-		return nil
-	}
-	if netns != "" {
-		args = append(args, "-netns", netns)
-	}
-	cmd := exec.CommandContext(ctx, "ip", append(args, "-batch", "-")...)
-	cmd.Stdin = strings.NewReader(script)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("ip -batch in %q: %w: %s", netns, err, strings.TrimSpace(out.String()))
+		return fmt.Errorf("ip netns %s: %w: %s", command, err, bytes.TrimSpace(out))
 	}
 	return nil
 }
@@ -268,7 +241,7 @@ func Wait(ctx context.Context, limit time.Duration, f func() error) error {
 	defer tick.Stop()
 	for {
 		err := f()
-		if err == nil || errors.Is(err, errEnded) {
+		if err == nil || errors.Is(err, ErrEnded) {
 			return err
 		}
 		select {

@@ -1,4 +1,4 @@
-package lab
+package lab_test
 
 import (
 	"context"
@@ -10,24 +10,16 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// needRoot skips a test that cannot run here, and fails it where it must run.
-func needRoot(t *testing.T) {
+// flavours are the switches that every story is told to.
+var flavours = []lab.Flavour{lab.BIRD, lab.FRR} // read only
+
+func need(t *testing.T) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("kernel test")
-	}
-	fail := t.Skipf
-	if os.Getenv("CI") == "true" {
-		fail = t.Fatalf
-	}
-	if os.Geteuid() != 0 {
-		fail("needs root to make network namespaces")
-	}
-	if missing := Tools(BIRD, FRR); len(missing) > 0 {
-		fail("not installed: %s; run scripts/install-test-tools.sh", strings.Join(missing, ", "))
-	}
+	lab.Need(t, lab.Tools(flavours...)...)
 }
 
 const twoSwitches = `
@@ -52,13 +44,13 @@ hosts:
   routes: [{to: 0.0.0.0/0, via: 10.0.20.1}, {to: "::/0", via: "fd00:10:0:20::1"}]
 `
 
-func buildLab(t *testing.T, topology string) *Lab {
+func buildLab(t *testing.T, topology string) *lab.Lab {
 	t.Helper()
-	spec, err := ParseTopology([]byte(topology))
+	spec, err := lab.ParseTopology([]byte(topology))
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := New(Options{Bin: "../../bin"})
+	l, err := lab.New(lab.Options{Bin: "../../bin"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +58,7 @@ func buildLab(t *testing.T, topology string) *Lab {
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
-		left, err := filepath.Glob(filepath.Join(netnsDir, l.Prefix+"-*"))
+		left, err := filepath.Glob(filepath.Join("/run/netns", l.Prefix+"-*"))
 		if err != nil || len(left) > 0 {
 			t.Errorf("after Close: namespaces %v, %v", left, err)
 		}
@@ -78,8 +70,8 @@ func buildLab(t *testing.T, topology string) *Lab {
 }
 
 func TestSwitchesPeer(t *testing.T) {
-	needRoot(t)
-	for _, flavour := range []Flavour{BIRD, FRR} {
+	need(t)
+	for _, flavour := range flavours {
 		t.Run(string(flavour), func(t *testing.T) {
 			l := buildLab(t, strings.NewReplacer("FLAVOUR", string(flavour), "PASSWORD", "secret").Replace(twoSwitches))
 			a := l.Switch("sw-a")
@@ -94,9 +86,9 @@ func TestSwitchesPeer(t *testing.T) {
 	}
 }
 
-func waitLearned(t *testing.T, s *Switch, want ...string) {
+func waitLearned(t *testing.T, s *lab.Switch, want ...string) {
 	t.Helper()
-	err := Wait(t.Context(), 30*time.Second, func() error {
+	err := lab.Wait(t.Context(), 30*time.Second, func() error {
 		routes, err := s.Learned(t.Context())
 		if err != nil {
 			return err
@@ -112,7 +104,7 @@ func waitLearned(t *testing.T, s *Switch, want ...string) {
 	}
 }
 
-func pingAll(t *testing.T, from, to *Machine) {
+func pingAll(t *testing.T, from, to *lab.Machine) {
 	t.Helper()
 	mirror, err := to.Serve()
 	if err != nil {
@@ -131,14 +123,14 @@ func pingAll(t *testing.T, from, to *Machine) {
 }
 
 func TestWrongPasswordHoldsTheSessionDown(t *testing.T) {
-	needRoot(t)
-	for _, flavour := range []Flavour{BIRD, FRR} {
+	need(t)
+	for _, flavour := range flavours {
 		t.Run(string(flavour), func(t *testing.T) {
 			t.Parallel()
 			l := buildLab(t, strings.NewReplacer("FLAVOUR", string(flavour), "PASSWORD", "wrong").Replace(twoSwitches))
 			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
 			defer cancel()
-			err := Wait(ctx, time.Minute, func() error {
+			err := lab.Wait(ctx, time.Minute, func() error {
 				sessions, err := l.Switch("sw-a").Sessions(t.Context())
 				if err != nil {
 					t.Fatal(err)
@@ -153,7 +145,7 @@ func TestWrongPasswordHoldsTheSessionDown(t *testing.T) {
 }
 
 func TestFlowCountsWhatIsLost(t *testing.T) {
-	needRoot(t)
+	need(t)
 	l := buildLab(t, `
 hosts:
 - {name: a, links: [{lan: x, addrs: [10.0.0.1/24, "fd00::1/64"]}]}
@@ -175,7 +167,7 @@ hosts:
 		t.Fatal(err)
 	}
 	waitSent(t, f, 10)
-	if err := ip(t.Context(), b.Netns, "link set eth0 down\n"); err != nil {
+	if err := b.IP(t.Context(), "link set eth0 down\n"); err != nil {
 		t.Fatal(err)
 	}
 	waitSent(t, f, 30)
@@ -184,10 +176,10 @@ hosts:
 	}
 }
 
-func waitSent(t *testing.T, f *Flow, n int) {
+func waitSent(t *testing.T, f *lab.Flow, n int) {
 	t.Helper()
-	err := Wait(t.Context(), 10*time.Second, func() error {
-		if f.count().Sent < n {
+	err := lab.Wait(t.Context(), 10*time.Second, func() error {
+		if f.Sent() < n {
 			return context.DeadlineExceeded
 		}
 		return nil
@@ -198,7 +190,7 @@ func waitSent(t *testing.T, f *Flow, n int) {
 }
 
 func TestMonitorSeesEachChange(t *testing.T) {
-	needRoot(t)
+	need(t)
 	l := buildLab(t, `hosts: [{name: a, links: [{lan: x, addrs: [10.0.0.1/24]}]}]`)
 	a := l.Machine("a")
 	mon, err := a.Monitor(t.Context(), "bird")
@@ -206,7 +198,7 @@ func TestMonitorSeesEachChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	script := "route add 10.9.0.0/24 via 10.0.0.2 proto bird\nroute add 10.8.0.0/24 via 10.0.0.2 proto static\nroute del 10.9.0.0/24\n"
-	if err := ip(t.Context(), a.Netns, script); err != nil {
+	if err := a.IP(t.Context(), script); err != nil {
 		t.Fatal(err)
 	}
 	events, err := mon.Stop(t.Context())
@@ -216,30 +208,30 @@ func TestMonitorSeesEachChange(t *testing.T) {
 }
 
 func TestSweepRemovesWhatACrashLeft(t *testing.T) {
-	needRoot(t)
-	l, err := New(Options{Bin: "../../bin"})
+	need(t)
+	l, err := lab.New(lab.Options{Bin: "../../bin"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if err := l.Build(t.Context(), Topology{Hosts: []HostSpec{{Name: "a"}}}); err != nil {
+	if err := l.Build(t.Context(), lab.Topology{Hosts: []lab.HostSpec{{Name: "a"}}}); err != nil {
 		t.Fatal(err)
 	}
-	p, err := l.Machine("a").spawn(filepath.Join(l.Dir, "log"), "sleep", "1000")
+	p, err := l.Machine("a").Spawn(filepath.Join(l.Dir, "log"), "sleep", "1000")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if gone, err := Sweep(); err != nil || cmp.Equal(gone, []string{l.Prefix}) {
+	if gone, err := lab.Sweep(); err != nil || cmp.Equal(gone, []string{l.Prefix}) {
 		t.Fatalf("Sweep took down a laboratory whose owner lives: %v, %v", gone, err)
 	}
-	l.lock.Close() // as the kernel does for a dead owner
-	if _, err := Sweep(); err != nil {
+	l.Abandon() // as the kernel does for a dead owner
+	if _, err := lab.Sweep(); err != nil {
 		t.Fatal(err)
 	}
-	if p.running() == nil {
+	if p.Err() == nil {
 		t.Error("its process still runs")
 	}
-	if _, err := os.Stat(l.Machine("a").Path()); !os.IsNotExist(err) {
+	if _, err := os.Stat(l.Machine("a").Path); !os.IsNotExist(err) {
 		t.Errorf("its namespace is still there: %v", err)
 	}
 }

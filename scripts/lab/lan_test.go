@@ -1,4 +1,4 @@
-package lab
+package lab_test
 
 import (
 	"cmp"
@@ -12,6 +12,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/edgeway-cni/edgeway/scripts/kube"
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 const (
@@ -27,9 +28,9 @@ func bin() string { return cmp.Or(os.Getenv("EDGEWAY_BIN"), "../../bin") }
 
 // TestLAN plays the stories of testdata/lan, each with BIRD and with FRR as the switches.
 func TestLAN(t *testing.T) {
-	needRoot(t)
+	need(t)
 	needPrograms(t)
-	for _, flavour := range []Flavour{BIRD, FRR} {
+	for _, flavour := range flavours {
 		t.Run(string(flavour), func(t *testing.T) {
 			t.Parallel()
 			testscript.Run(t, testscript.Params{
@@ -52,7 +53,7 @@ func needPrograms(t *testing.T) {
 			t.Skipf("%v; run make build", err)
 		}
 	}
-	if gone, err := Sweep(); err != nil {
+	if gone, err := lab.Sweep(); err != nil {
 		t.Fatal(err)
 	} else if len(gone) > 0 {
 		t.Logf("removed what an interrupted run left: %v", gone)
@@ -62,17 +63,17 @@ func needPrograms(t *testing.T) {
 // story is what the commands of one script share.
 type story struct {
 	ctx      context.Context
-	lab      *Lab
-	flavour  Flavour
+	lab      *lab.Lab
+	flavour  lab.Flavour
 	work     string // the script's directory
-	flows    []*Flow
-	monitors []*Monitor
+	flows    []*lab.Flow
+	monitors []*lab.Monitor
 	control  *kube.ControlPlane // nil until `kube start`
 }
 
 type storyKey struct{}
 
-func setup(env *testscript.Env, flavour Flavour) error {
+func setup(env *testscript.Env, flavour lab.Flavour) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &story{ctx: ctx, flavour: flavour, work: env.WorkDir}
 	env.Values[storyKey{}] = s
@@ -87,8 +88,8 @@ func setup(env *testscript.Env, flavour Flavour) error {
 			return
 		}
 		if t, ok := env.T().(interface{ Failed() bool }); ok && t.Failed() {
-			for _, n := range s.lab.nodes {
-				env.T().Log(fmt.Sprintf("%s: end of its log:\n%s", n.Name, tail(n.Log(), 12)))
+			for _, n := range s.lab.Nodes() {
+				env.T().Log(fmt.Sprintf("%s: end of its log:\n%s", n.Name, lab.Tail(n.Log(), 12)))
 			}
 		}
 		if err := s.lab.Close(); err != nil {

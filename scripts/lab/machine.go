@@ -1,35 +1,25 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
-	"syscall"
-	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Machine is a network namespace that plays a machine: a host, a router, a switch, a node or a pod.
 type Machine struct {
+	*Space
 	Name  string
-	Netns string       // "ew-4f2a-Node-1", as `ip netns exec` wants it
 	Addrs []netip.Addr // in the order of its configuration
 	Dir   string       // its files
 }
 
-// Path of the machine's network namespace.
-func (m *Machine) Path() string { return filepath.Join(netnsDir, m.Netns) }
+// Netns is the name of the machine's network namespace as `ip netns exec` wants it: "ew-4f2a-Node-1".
+func (m *Machine) Netns() string { return filepath.Base(m.Path) }
 
 // Addr returns the machine's first address of the family of like; it is invalid when there is none.
 func (m *Machine) Addr(like netip.Addr) netip.Addr {
@@ -41,56 +31,22 @@ func (m *Machine) Addr(like netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// Do calls f on a thread inside the machine's network namespace. Sockets that f opens and
-// processes that it starts stay in there.
-func (m *Machine) Do(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		done <- func() (err error) {
-			runtime.LockOSThread()
-			home, err := os.Open("/proc/thread-self/ns/net")
-			if err != nil {
-				return err
-			}
-			defer home.Close()
-			there, err := os.Open(m.Path())
-			if err != nil {
-				return err
-			}
-			defer there.Close()
-			if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("enter network namespace %s: %w", m.Netns, err)
-			}
-			defer func() {
-				if p := recover(); p != nil { // must reach the caller, who has a laboratory to take down
-					err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
-				}
-				// A thread that cannot go home stays locked, and so ends with this goroutine.
-				if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
-					runtime.UnlockOSThread()
-				}
-			}()
-			return f()
-		}()
-	}()
-	return <-done
-}
-
 // Run runs a command inside the machine and returns its standard output.
 func (m *Machine) Run(ctx context.Context, name string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, name, args...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is for us alone
-	err := m.Do(cmd.Start)
-	if err == nil {
-		err = cmd.Wait()
-	}
+	out, err := m.Space.Run(ctx, name, args...)
 	if err != nil {
-		return stdout.String(), fmt.Errorf("%s: %s %s: %w: %s", m.Name, name, strings.Join(args, " "), err,
-			strings.TrimSpace(stderr.String()))
+		err = fmt.Errorf("%s: %w", m.Name, err)
 	}
-	return stdout.String(), nil
+	return out, err
+}
+
+// Spawn starts a program inside the machine, in the directory of its files. It outlives this process.
+func (m *Machine) Spawn(log string, argv ...string) (*Process, error) {
+	p, err := Program{Argv: argv, Log: log, Dir: m.Dir, Space: m.Space, Outlives: true}.Start()
+	if err != nil {
+		err = fmt.Errorf("%s: %w", m.Name, err)
+	}
+	return p, err
 }
 
 // Route is a route as the kernel of a machine has it.
@@ -202,74 +158,4 @@ func parseDst(s string, via []netip.Addr) (netip.Prefix, error) {
 		return netip.PrefixFrom(a, a.BitLen()), nil
 	}
 	return netip.ParsePrefix(s)
-}
-
-// process is a program that runs inside a machine, its output in a file.
-type process struct {
-	cmd  *exec.Cmd
-	log  string
-	done chan struct{} // closed when it ended
-}
-
-// spawn starts a program inside the machine. Its output is appended to the file log.
-func (m *Machine) spawn(log, name string, args ...string) (*process, error) {
-	f, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("%s: start %s: %w", m.Name, filepath.Base(name), err)
-	}
-	defer f.Close()
-	p := &process{cmd: exec.Command(name, args...), log: log, done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = f, f
-	p.cmd.Dir = m.Dir
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := m.Do(p.cmd.Start); err != nil {
-		return nil, fmt.Errorf("%s: start %s: %w", m.Name, filepath.Base(name), err)
-	}
-	go func() {
-		p.cmd.Wait() // its result stands in ProcessState
-		close(p.done)
-	}()
-	return p, nil
-}
-
-// errEnded is wrapped by the error of a process that has ended: waiting longer does not help.
-var errEnded = errors.New("ended")
-
-// running is nil while the process lives, and otherwise says how it ended.
-func (p *process) running() error {
-	if p == nil {
-		return errors.New("was not started")
-	}
-	select {
-	case <-p.done:
-		return fmt.Errorf("%s %w: %s\n%s", filepath.Base(p.cmd.Path), errEnded, p.cmd.ProcessState, tail(p.log, 15))
-	default:
-		return nil
-	}
-}
-
-// end sends sig and waits for the end. A process that has ended already is success.
-func (p *process) end(sig os.Signal, limit time.Duration) error {
-	if p.running() != nil {
-		return nil
-	}
-	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("%s: %w", p.cmd.Path, err)
-	}
-	select {
-	case <-p.done:
-		return nil
-	case <-time.After(limit):
-		return fmt.Errorf("%s (pid %d) still runs %v after %v", filepath.Base(p.cmd.Path), p.cmd.Process.Pid, limit, sig)
-	}
-}
-
-// tail returns the last lines of a file, for messages.
-func tail(path string, lines int) string {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return ""
-	}
-	all := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }

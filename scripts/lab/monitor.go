@@ -7,17 +7,15 @@ import (
 	"os"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Monitor is `ip monitor route` on one machine: what its kernel was told.
 type Monitor struct {
-	m     *Machine
-	proc  *process
-	proto string
-	from  int               // events before are of the monitor's own start
-	begin map[string]string // the routes at the start, by destination, as `ip` prints them
+	Machine *Machine
+	proc    *Process
+	proto   string
+	from    int               // events before are of the monitor's own start
+	begin   map[string]string // the routes at the start, by destination, as `ip` prints them
 }
 
 // The probe is a route in a table that nobody looks at: its coming and going shows that the monitor
@@ -37,19 +35,19 @@ func (m *Machine) Monitor(ctx context.Context, proto string) (*Monitor, error) {
 		return nil, fmt.Errorf("%s: monitor: %w", m.Name, err)
 	}
 	log.Close()
-	p, err := m.spawn(log.Name(), "ip", "-timestamp", "monitor", "route")
+	p, err := m.Spawn(log.Name(), "ip", "-timestamp", "monitor", "route")
 	if err != nil {
 		return nil, err
 	}
-	mon := &Monitor{m: m, proc: p, proto: proto}
+	mon := &Monitor{Machine: m, proc: p, proto: proto}
 	if err := mon.sync(ctx); err != nil {
-		p.end(unix.SIGKILL, stopTimeout)
+		_ = p.Kill()
 		return nil, err
 	}
 	mon.from = len(mon.all())
 	// Read while it listens: what changes in between is seen twice, and is no change.
 	if mon.begin, err = m.printed(ctx, proto); err != nil {
-		p.end(unix.SIGKILL, stopTimeout)
+		_ = p.Kill()
 		return nil, err
 	}
 	return mon, nil
@@ -101,14 +99,14 @@ func changes(events []string, routes map[string]string) []string {
 func (mon *Monitor) sync(ctx context.Context) error {
 	before := strings.Count(mon.text(), probeAddr)
 	return Wait(ctx, monitorTimeout, func() error {
-		if err := mon.proc.running(); err != nil {
-			return fmt.Errorf("%s: monitor: %w", mon.m.Name, err)
+		if err := mon.proc.Err(); err != nil {
+			return fmt.Errorf("%s: monitor: %w", mon.Machine.Name, err)
 		}
-		if err := ip(ctx, mon.m.Netns, "route add "+probeRoute+"\nroute del "+probeRoute+"\n"); err != nil {
+		if err := mon.Machine.IP(ctx, "route add "+probeRoute+"\nroute del "+probeRoute+"\n"); err != nil {
 			return err
 		}
 		if strings.Count(mon.text(), probeAddr) == before {
-			return fmt.Errorf("%s: ip monitor shows nothing", mon.m.Name)
+			return fmt.Errorf("%s: ip monitor shows nothing", mon.Machine.Name)
 		}
 		return nil
 	})
@@ -125,7 +123,7 @@ func (mon *Monitor) Events(ctx context.Context) ([]string, error) {
 // Stop ends the monitor and returns the changes that it saw.
 func (mon *Monitor) Stop(ctx context.Context) ([]string, error) {
 	events, err := mon.Events(ctx)
-	if e := mon.proc.end(unix.SIGKILL, stopTimeout); err == nil {
+	if e := mon.proc.Kill(); err == nil {
 		err = e
 	}
 	return events, err

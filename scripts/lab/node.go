@@ -24,7 +24,7 @@ type Node struct {
 	Config string // path of its daemon's configuration
 	lab    *Lab
 	spec   NodeSpec
-	daemon *process
+	daemon *Process
 }
 
 // addNode turns a wired machine into a node; its daemon is not started.
@@ -75,15 +75,15 @@ func (n *Node) Program() string { return filepath.Join(n.lab.bin, "edgewayd") }
 
 // Start starts the daemon, and returns when it answers on its socket and pods can be added.
 func (n *Node) Start(ctx context.Context) error {
-	if n.daemon.running() == nil {
+	if n.daemon.Err() == nil {
 		return fmt.Errorf("%s: its daemon runs already", n.Name)
 	}
 	var err error
-	if n.daemon, err = n.spawn(n.Log(), n.Program(), "run", "--config", n.Config); err != nil {
+	if n.daemon, err = n.Spawn(n.Log(), n.Program(), "run", "--config", n.Config); err != nil {
 		return err
 	}
 	return Wait(ctx, startTimeout, func() error {
-		if err := n.daemon.running(); err != nil {
+		if err := n.daemon.Err(); err != nil {
 			return fmt.Errorf("%s: %w", n.Name, err)
 		}
 		if _, err := n.network(); err != nil {
@@ -101,7 +101,7 @@ func (n *Node) Kill() error { return n.stop(unix.SIGKILL) }
 func (n *Node) Terminate() error { return n.stop(unix.SIGTERM) }
 
 func (n *Node) stop(sig syscall.Signal) error {
-	if err := n.daemon.end(sig, stopTimeout); err != nil {
+	if err := n.daemon.End(sig); err != nil {
 		return fmt.Errorf("%s: %w", n.Name, err)
 	}
 	return nil
@@ -109,10 +109,10 @@ func (n *Node) stop(sig syscall.Signal) error {
 
 // PID of the daemon; 0 when it does not run.
 func (n *Node) PID() int {
-	if n.daemon.running() != nil {
+	if n.daemon.Err() != nil {
 		return 0
 	}
-	return n.daemon.cmd.Process.Pid
+	return n.daemon.PID()
 }
 
 // Command runs the daemon's executable as an operator's command line.

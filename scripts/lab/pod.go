@@ -61,7 +61,7 @@ func (n *Node) AddPod(ctx context.Context, namespace, name string) (*Pod, error)
 	id := randomID()
 	p := &Pod{Machine: m, Node: n, Namespace: namespace, rt: &libcni.RuntimeConf{
 		ContainerID: id,
-		NetNS:       m.Path(),
+		NetNS:       m.Path,
 		IfName:      podIfName,
 		Args: [][2]string{
 			{"IgnoreUnknown", "1"},

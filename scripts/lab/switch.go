@@ -9,9 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"text/template"
 	"time"
 
@@ -27,17 +25,15 @@ const (
 	FRR  Flavour = "frr"
 )
 
-const (
-	startTimeout = 10 * time.Second // a routing daemon on a busy machine
-	stopTimeout  = 10 * time.Second
-)
+// startTimeout is for a routing daemon on a busy machine.
+const startTimeout = 10 * time.Second
 
 // Switch is a router that speaks BGP.
 type Switch struct {
 	*Machine
 	Spec  SwitchSpec
 	suite suite
-	procs []*process
+	procs []*Process
 }
 
 // Session is a BGP session as the switch sees it.
@@ -51,7 +47,7 @@ type Session struct {
 // String is the session as a line: "10.0.10.11 as 65010 Established".
 func (s Session) String() string { return fmt.Sprintf("%s as %d %s", s.Neighbor, s.ASN, s.State) }
 
-// suite is what differs between BIRD and FRR.
+// suite is what differs between the flavours.
 type suite interface {
 	// files are the configuration files that the programs need, by name.
 	files(s *Switch) (map[string]string, error)
@@ -59,15 +55,19 @@ type suite interface {
 	programs(s *Switch) []program
 	// sessions asks the running switch.
 	sessions(ctx context.Context, s *Switch) ([]Session, error)
-	// proto is the kernel's name for the origin of the routes learned by BGP.
+	// proto is the kernel's name for the origin of the routes learned by BGP; "" when they do not
+	// reach the kernel.
 	proto() string
-	// Tables are the command lines that show an operator sessions and routes.
+	// learned asks the running switch for its best routes, where they do not reach the kernel.
+	learned(ctx context.Context, s *Switch) ([]Route, error)
+	// tables are the command lines that show an operator sessions and routes.
 	tables(s *Switch) (sessions, routes []string)
 }
 
 // program is one routing daemon: its command line, and the unix socket on which it listens once it
 // can be talked to.
 type program struct {
+	name   string // of its log
 	argv   []string
 	socket string
 }
@@ -112,19 +112,18 @@ func (s *Switch) Start(ctx context.Context) error {
 		if err := os.Remove(prog.socket); err != nil && !errors.Is(err, fs.ErrNotExist) { // a killed one's
 			return fmt.Errorf("%s: %w", s.Name, err)
 		}
-		name := filepath.Base(prog.argv[0])
-		p, err := s.spawn(s.file(name+".log"), prog.argv[0], prog.argv[1:]...)
+		p, err := s.Spawn(s.file(prog.name+".log"), prog.argv...)
 		if err != nil {
 			return err
 		}
 		s.procs = append(s.procs, p)
 		err = Wait(ctx, startTimeout, func() error {
-			if err := p.running(); err != nil {
+			if err := p.Err(); err != nil {
 				return fmt.Errorf("%s: %w", s.Name, err)
 			}
 			conn, err := net.Dial("unix", prog.socket)
 			if err != nil {
-				return fmt.Errorf("%s: %s does not listen yet: %w", s.Name, name, err)
+				return fmt.Errorf("%s: %s does not listen yet: %w", s.Name, prog.name, err)
 			}
 			return conn.Close()
 		})
@@ -139,20 +138,15 @@ func (s *Switch) Start(ctx context.Context) error {
 }
 
 // Stop ends the routing daemons as an operator would.
-func (s *Switch) Stop() error {
-	var errs []error
-	for _, p := range s.procs {
-		errs = append(errs, p.end(unix.SIGTERM, stopTimeout))
-	}
-	s.procs = nil
-	return errors.Join(errs...)
-}
+func (s *Switch) Stop() error { return s.end(unix.SIGTERM) }
 
-// Kill ends the routing daemons without a word to anybody.
-func (s *Switch) Kill() error {
+// Kill ends the routing daemons as a power cut does.
+func (s *Switch) Kill() error { return s.end(unix.SIGKILL) }
+
+func (s *Switch) end(sig unix.Signal) error {
 	var errs []error
 	for _, p := range s.procs {
-		errs = append(errs, p.end(unix.SIGKILL, stopTimeout))
+		errs = append(errs, p.End(sig))
 	}
 	s.procs = nil
 	return errors.Join(errs...)
@@ -161,8 +155,12 @@ func (s *Switch) Kill() error {
 // Sessions lists the BGP sessions in the order of the configuration.
 func (s *Switch) Sessions(ctx context.Context) ([]Session, error) { return s.suite.sessions(ctx, s) }
 
-// Learned lists the routes that BGP put into the switch's kernel.
+// Learned lists the routes that BGP put into the switch's kernel, or into its own table where it does
+// not write to the kernel's.
 func (s *Switch) Learned(ctx context.Context) ([]Route, error) {
+	if s.suite.proto() == "" {
+		return s.suite.learned(ctx, s)
+	}
 	return s.Routes(ctx, "proto", s.suite.proto())
 }
 
@@ -177,6 +175,33 @@ func (s *Switch) file(name string) string { return filepath.Join(s.Dir, name) }
 // routerID is the first IPv4 address.
 func (s *Switch) routerID() netip.Addr { return s.Addr(netip.IPv4Unspecified()) }
 
+// sessionsOf lists the configured sessions with the state of each; "" is one that the switch does not
+// know.
+func (s *Switch) sessionsOf(state func(NeighborSpec) string) ([]Session, error) {
+	var all []Session
+	for _, n := range s.Spec.Neighbors {
+		session := Session{Neighbor: n.Address, Name: n.Name, ASN: n.ASN, State: state(n)}
+		if session.State == "" {
+			return nil, fmt.Errorf("%s: shows no neighbor %s (%s)", s.Name, n.Name, n.Address)
+		}
+		all = append(all, session)
+	}
+	return all, nil
+}
+
+// networks are the switch's connected and fixed routes.
+func (s *Switch) networks() (all []netip.Prefix) {
+	for _, link := range s.Spec.Links {
+		for _, addr := range link.Addrs {
+			all = append(all, addr.Masked())
+		}
+	}
+	for _, r := range s.Spec.Routes {
+		all = append(all, r.To)
+	}
+	return all
+}
+
 // config renders a configuration template.
 func (s *Switch) config(text string) (string, error) {
 	t, err := template.New(s.Name).Parse(text)
@@ -184,25 +209,21 @@ func (s *Switch) config(text string) (string, error) {
 		return "", err
 	}
 	var out bytes.Buffer
-	err = t.Execute(&out, map[string]any{"Spec": s.Spec, "RouterID": s.routerID(), "Families": []string{"ipv4", "ipv6"}})
+	err = t.Execute(&out, map[string]any{"Spec": s.Spec, "RouterID": s.routerID(), "Families": []string{"ipv4", "ipv6"},
+		"Networks": s.networks(), "Socket": s.file("bgpd.sock")})
 	return out.String(), err
 }
 
-// Tools says which of the programs that laboratories need are missing on this machine.
+// Tools are the programs that laboratories with these switches need.
 func Tools(flavours ...Flavour) []string {
-	want := []string{"ip"}
+	all := []string{"ip"}
 	for _, f := range flavours {
-		if f == FRR {
-			want = append(want, frrDir+"/zebra", frrDir+"/bgpd", "vtysh")
-		} else {
-			want = append(want, "bird", "birdc")
+		switch f {
+		case FRR:
+			all = append(all, frrDir+"/zebra", frrDir+"/bgpd", "vtysh")
+		default:
+			all = append(all, "bird", "birdc")
 		}
 	}
-	var missing []string
-	for _, name := range want {
-		if _, err := exec.LookPath(name); err != nil {
-			missing = append(missing, strings.TrimPrefix(name, frrDir+"/"))
-		}
-	}
-	return missing
+	return all
 }

@@ -129,10 +129,10 @@ func (l *Lab) wire(ctx context.Context, specs []HostSpec) error {
 			}
 			l.cables++
 			fmt.Fprintf(&plug, "link add name p%d type veth peer name %s address %s netns %s\nlink set dev p%d master %s up\n",
-				l.cables, spec.ifName(i), mac(spec.Name, i), m.Netns, l.cables, bridge)
+				l.cables, spec.ifName(i), mac(spec.Name, i), m.Netns(), l.cables, bridge)
 		}
 	}
-	if err := ip(ctx, wire.Netns, plug.String()); err != nil {
+	if err := wire.IP(ctx, plug.String()); err != nil {
 		return fmt.Errorf("wire LANs: %w", err)
 	}
 	for _, spec := range specs {
@@ -158,12 +158,12 @@ func (l *Lab) addWire(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return wire.sysctl("net/ipv6/conf/default/disable_ipv6", "1")
+	return wire.Sysctl("net/ipv6/conf/default/disable_ipv6", "1")
 }
 
 // addMachine makes an empty namespace.
 func (l *Lab) addMachine(ctx context.Context, name string) (*Machine, error) {
-	m := &Machine{Name: name, Netns: l.Prefix + "-" + name, Dir: filepath.Join(l.Dir, name)}
+	m := &Machine{Space: &Space{Path: filepath.Join(netnsDir, l.Prefix+"-"+name)}, Name: name, Dir: filepath.Join(l.Dir, name)}
 	l.mu.Lock()
 	_, taken := l.machines[name]
 	if !taken {
@@ -176,10 +176,10 @@ func (l *Lab) addMachine(ctx context.Context, name string) (*Machine, error) {
 	if err := os.MkdirAll(m.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("machine %s: %w", name, err)
 	}
-	if err := ip(ctx, "", "netns add "+m.Netns+"\n"); err != nil {
+	if err := ipNetns(ctx, "add "+m.Netns()); err != nil {
 		return nil, fmt.Errorf("machine %s: %w", name, err)
 	}
-	return m, ip(ctx, m.Netns, "link set dev lo up\n")
+	return m, m.IP(ctx, "link set dev lo up\n")
 }
 
 // removeMachine removes a namespace with all that is in it.
@@ -187,14 +187,14 @@ func (l *Lab) removeMachine(ctx context.Context, m *Machine) error {
 	l.mu.Lock()
 	delete(l.machines, m.Name)
 	l.mu.Unlock()
-	return ip(ctx, "", "netns del "+m.Netns+"\n")
+	return ipNetns(ctx, "del "+m.Netns())
 }
 
 // configure gives a wired machine its addresses and routes.
 func (m *Machine) configure(ctx context.Context, spec HostSpec) error {
 	if spec.Forward {
 		for _, key := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
-			if err := m.sysctl(key, "1"); err != nil {
+			if err := m.Sysctl(key, "1"); err != nil {
 				return err
 			}
 		}
@@ -203,7 +203,7 @@ func (m *Machine) configure(ctx context.Context, spec HostSpec) error {
 	for i, link := range spec.Links {
 		name := spec.ifName(i)
 		// The link-local address counts at once; detection of duplicates takes a second.
-		if err := m.sysctl("net/ipv6/conf/"+name+"/accept_dad", "0"); err != nil {
+		if err := m.Sysctl("net/ipv6/conf/"+name+"/accept_dad", "0"); err != nil {
 			return err
 		}
 		fmt.Fprintf(&script, "link set dev %s up\n", name)
@@ -219,7 +219,7 @@ func (m *Machine) configure(ctx context.Context, spec HostSpec) error {
 	for _, r := range spec.Routes {
 		fmt.Fprintf(&script, "route add %s via %s proto static\n", r.To, r.Via)
 	}
-	return ip(ctx, m.Netns, script.String())
+	return m.IP(ctx, script.String())
 }
 
 func (h HostSpec) ifName(i int) string {
@@ -227,9 +227,4 @@ func (h HostSpec) ifName(i int) string {
 		return "eth0"
 	}
 	return h.Links[i].LAN
-}
-
-// sysctl sets one kernel setting of the machine; key is a path below /proc/sys.
-func (m *Machine) sysctl(key, value string) error {
-	return m.Do(func() error { return os.WriteFile("/proc/sys/"+key, []byte(value), 0o644) })
 }

@@ -175,6 +175,9 @@ func (f *Flow) Stop() Lost {
 	return f.count()
 }
 
+// Sent is how many packets were sent so far.
+func (f *Flow) Sent() int { return f.count().Sent }
+
 func (f *Flow) count() Lost {
 	f.mu.Lock()
 	defer f.mu.Unlock()

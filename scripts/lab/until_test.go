@@ -1,4 +1,4 @@
-package lab
+package lab_test
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -36,7 +37,7 @@ func (s *story) until(args []string) (out string, err error) {
 	if v == nil {
 		return "", fmt.Errorf("until %q: no such verb", args)
 	}
-	err = Wait(s.ctx, limit, func() error {
+	err = lab.Wait(s.ctx, limit, func() error {
 		if out, err = v(s, args[1:]); err != nil {
 			return err
 		}

@@ -1,4 +1,4 @@
-package lab
+package lab_test
 
 import (
 	"bytes"
@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sync/errgroup"
 	"sigs.k8s.io/yaml"
@@ -98,7 +99,7 @@ func (s *story) build(args []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	topology, err := ParseTopology(text)
+	topology, err := lab.ParseTopology(text)
 	if err != nil {
 		return "", err
 	}
@@ -107,14 +108,14 @@ func (s *story) build(args []string) (string, error) {
 			topology.Switches[i].Flavour = s.flavour
 		}
 	}
-	if s.lab, err = New(Options{Bin: bin(), Cluster: s.file("cluster")}); err != nil {
+	if s.lab, err = lab.New(lab.Options{Bin: bin(), Cluster: s.file("cluster")}); err != nil {
 		return "", err
 	}
 	return "", s.lab.Build(s.ctx, topology)
 }
 
 // each does f for all the named nodes at once.
-func (s *story) each(names []string, f func(*Node) error) (string, error) {
+func (s *story) each(names []string, f func(*lab.Node) error) (string, error) {
 	var g errgroup.Group
 	for _, name := range names {
 		n := s.lab.Node(name)
@@ -127,8 +128,8 @@ func (s *story) each(names []string, f func(*Node) error) (string, error) {
 }
 
 func (s *story) daemon(args []string) (string, error) {
-	verbs := map[string]func(*Node) error{
-		"start": func(n *Node) error { return n.Start(s.ctx) }, "kill": (*Node).Kill, "stop": (*Node).Terminate,
+	verbs := map[string]func(*lab.Node) error{
+		"start": func(n *lab.Node) error { return n.Start(s.ctx) }, "kill": (*lab.Node).Kill, "stop": (*lab.Node).Terminate,
 	}
 	if verbs[args[0]] == nil {
 		return "", fmt.Errorf("daemon %s: want start, kill or stop", args[0])
@@ -176,7 +177,7 @@ func (s *story) switches(args []string) (string, error) {
 
 func (s *story) reboot(args []string) (string, error) {
 	for _, name := range args {
-		if _, err := s.each([]string{name}, func(n *Node) error { return n.Reboot(s.ctx) }); err != nil {
+		if _, err := s.each([]string{name}, func(n *lab.Node) error { return n.Reboot(s.ctx) }); err != nil {
 			return "", err
 		}
 	}
@@ -213,7 +214,7 @@ func (s *story) pod(args []string) (out string, err error) {
 	return "", nil
 }
 
-func (s *story) machine(name string) (*Machine, error) {
+func (s *story) machine(name string) (*lab.Machine, error) {
 	if m := s.lab.Machine(name); m != nil {
 		return m, nil
 	}
@@ -247,7 +248,7 @@ func (s *story) learned(args []string) (string, error) {
 	return printRoutes(sw.Learned(s.ctx))
 }
 
-func printRoutes(routes []Route, err error) (string, error) {
+func printRoutes(routes []lab.Route, err error) (string, error) {
 	var out strings.Builder
 	for _, r := range routes {
 		fmt.Fprintln(&out, r)
@@ -293,7 +294,7 @@ func (s *story) in(args []string) (string, error) {
 }
 
 // pairs does f from the first machine to every address of the others.
-func (s *story) pairs(args []string, f func(from, to *Machine, addr netip.Addr) error) error {
+func (s *story) pairs(args []string, f func(from, to *lab.Machine, addr netip.Addr) error) error {
 	from, err := s.machine(args[0])
 	if err != nil {
 		return err
@@ -312,14 +313,14 @@ func (s *story) pairs(args []string, f func(from, to *Machine, addr netip.Addr) 
 }
 
 func (s *story) ping(args []string) (string, error) {
-	return "", s.pairs(args, func(from, _ *Machine, addr netip.Addr) error {
+	return "", s.pairs(args, func(from, _ *lab.Machine, addr netip.Addr) error {
 		_, err := from.Ping(s.ctx, addr)
 		return err
 	})
 }
 
 func (s *story) tcp(args []string) (string, error) {
-	return "", s.pairs(args, func(from, to *Machine, addr netip.Addr) error {
+	return "", s.pairs(args, func(from, to *lab.Machine, addr netip.Addr) error {
 		mirror, err := to.Serve()
 		if err != nil {
 			return err
@@ -336,7 +337,7 @@ func (s *story) tcp(args []string) (string, error) {
 func (s *story) traffic(args []string) (out string, err error) {
 	switch args[0] {
 	case "start":
-		return "", s.pairs(args[1:], func(from, _ *Machine, addr netip.Addr) error {
+		return "", s.pairs(args[1:], func(from, _ *lab.Machine, addr netip.Addr) error {
 			flow, err := from.StartFlow(addr, storyPing)
 			if err == nil {
 				s.flows = append(s.flows, flow)
@@ -350,11 +351,11 @@ func (s *story) traffic(args []string) (out string, err error) {
 		}
 		targets := make([]int, len(s.flows))
 		for i, f := range s.flows {
-			targets[i] = f.count().Sent + packets
+			targets[i] = f.Sent() + packets
 		}
 		for i, f := range s.flows {
-			err = errors.Join(err, Wait(s.ctx, waitLimit, func() error {
-				if sent := f.count().Sent; sent < targets[i] {
+			err = errors.Join(err, lab.Wait(s.ctx, waitLimit, func() error {
+				if sent := f.Sent(); sent < targets[i] {
 					return fmt.Errorf("traffic: %d of %d packets sent", sent, targets[i])
 				}
 				return nil
@@ -406,9 +407,9 @@ func (s *story) monitor(args []string) (out string, err error) {
 		if err != nil {
 			return out, err
 		}
-		out += fmt.Sprintf("%s: %d route changes\n", mon.m.Name, len(events))
+		out += fmt.Sprintf("%s: %d route changes\n", mon.Machine.Name, len(events))
 		if len(events) > limit {
-			return out, fmt.Errorf("%s: %d route changes, want at most %d:\n%s", mon.m.Name, len(events), limit,
+			return out, fmt.Errorf("%s: %d route changes, want at most %d:\n%s", mon.Machine.Name, len(events), limit,
 				strings.Join(events[:min(len(events), 10)], "\n"))
 		}
 	}

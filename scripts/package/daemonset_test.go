@@ -23,10 +23,9 @@ import (
 // TestDaemonSet runs the pod of the manifests as written, with the rights of its service account,
 // under a real containerd, API server and switch.
 func TestDaemonSet(t *testing.T) {
-	fail := needAsked(t)
-	needTools(fail, "containerd", "ctr", "runc", "nsenter", "unshare", "ip", "bird", "birdc")
+	needAsked(t, "containerd", "ctr", "runc", "nsenter", "unshare", "ip", "bird", "birdc")
 	l, calls := newLab(t)
-	server := kube.Start(t, kube.Options{Netns: l.Machine("host").Path(), Addr: l.Machine("host").Addrs[0]})
+	server := kube.Start(t, kube.Options{Space: l.Machine("host").Space, Addr: l.Machine("host").Addrs[0]})
 	applyCluster(t, server)
 
 	dir := t.TempDir()
@@ -219,7 +218,7 @@ func loadVersion(t *testing.T, k *kubelet, version string) (bin string) {
 	t.Helper()
 	bin = buildPrograms(t, version)
 	archive := filepath.Join(t.TempDir(), "edgeway.tar")
-	if err := run(&image{version: version, arch: runtime.GOARCH}, bin, "../../LICENSE", archive); err != nil {
+	if err := (programs{version: version, arch: runtime.GOARCH, dir: bin}).write("../../LICENSE", archive); err != nil {
 		t.Fatal(err)
 	}
 	k.load(t, archive, "localhost/edgeway:"+version)
@@ -241,7 +240,7 @@ func writePause(t *testing.T, archive string) {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
-	if err := run(&image{version: "pause", arch: runtime.GOARCH}, dir, "../../LICENSE", archive); err != nil {
+	if err := (programs{version: "pause", arch: runtime.GOARCH, dir: dir}).write("../../LICENSE", archive); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -251,7 +250,7 @@ func writePause(t *testing.T, archive string) {
 func runtimeCalls(t *testing.T, k *kubelet, calls, built string) {
 	t.Helper()
 	script := fmt.Sprintf("#!/bin/sh\nif [ /proc/self/ns/net -ef %s ]; then\n\texec nsenter --mount=/proc/%d/ns/mnt /opt/cni/bin/edgeway\nfi\nexec %s\n",
-		k.Path(), k.pid, filepath.Join(built, "edgeway"))
+		k.Path, k.pid, filepath.Join(built, "edgeway"))
 	if err := os.WriteFile(filepath.Join(calls, "edgeway"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}

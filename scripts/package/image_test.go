@@ -19,16 +19,18 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 // TestImageArchive reads the archive as a runtime does: from its index to the files in its root.
 func TestImageArchive(t *testing.T) {
-	i := testImage(t)
-	archive, err := i.archive()
+	p, content := testPrograms(t)
+	archive, err := p.image(content).Archive()
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := i.archive()
+	again, err := p.image(content).Archive()
 	if err != nil || !bytes.Equal(archive, again) {
 		t.Errorf("the same programs gave two archives (%v)", err)
 	}
@@ -69,29 +71,26 @@ func TestImageArchive(t *testing.T) {
 }
 
 func TestImageRefuses(t *testing.T) {
+	script := lab.File{Name: "x", Mode: 0o755, Body: []byte("#!/bin/sh\nexec true, and no ELF header of 64 bytes anywhere in this text\n")}
+	shell, err := os.ReadFile("/bin/sh")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
-		name   string
-		change func(*image)
-		want   string
+		name, version, arch string
+		more                []lab.File
+		want                string
 	}{
-		{"a version that is no tag", func(i *image) { i.version = "a/b" }, "version"},
-		{"an architecture that is not built", func(i *image) { i.arch = "mips" }, "want amd64 or arm64"},
-		{"a program for another architecture", func(i *image) { i.arch = other() }, "make cross"},
-		{"a script", func(i *image) {
-			i.files = append(i.files, file{"x", 0o755, []byte("#!/bin/sh\nexec true, and no ELF header of 64 bytes anywhere in this text\n")})
-		}, "bad magic"},
-		{"a program that needs libraries", func(i *image) {
-			shell, err := os.ReadFile("/bin/sh")
-			if err != nil {
-				t.Skip("no /bin/sh here")
-			}
-			i.files = append(i.files, file{"sh", 0o755, shell})
-		}, "CGO_ENABLED=0"},
+		{"a version that is not a tag", "a/b", runtime.GOARCH, nil, "version"},
+		{"an architecture that is not built", "v0.0.1", "mips", nil, "want amd64 or arm64"},
+		{"a program for another architecture", "v0.0.1", other(), nil, "make cross"},
+		{"a script", "v0.0.1", runtime.GOARCH, []lab.File{script}, "bad magic"},
+		{"a program that needs libraries", "v0.0.1", runtime.GOARCH, []lab.File{{Name: "sh", Mode: 0o755, Body: shell}}, "CGO_ENABLED=0"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			i := testImage(t)
-			tt.change(i)
-			if _, err := i.archive(); err == nil || !strings.Contains(err.Error(), tt.want) {
+			_, content := testPrograms(t)
+			err := programs{version: tt.version, arch: tt.arch}.check(append(content, tt.more...))
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v; want one that says %q", err, tt.want)
 			}
 		})
@@ -100,11 +99,10 @@ func TestImageRefuses(t *testing.T) {
 
 // TestImageRuns imports the image into a containerd of its own and runs its programs.
 func TestImageRuns(t *testing.T) {
-	fail := needRoot(t)
-	needTools(fail, "containerd", "ctr", "runc", "unshare", "mount")
+	lab.Need(t, "containerd", "ctr", "runc", "unshare", "mount")
 	bin := buildPrograms(t, "v0.0.1")
 	archive := filepath.Join(t.TempDir(), "edgeway.tar")
-	if err := run(&image{version: "v0.0.1", arch: runtime.GOARCH}, bin, "../../LICENSE", archive); err != nil {
+	if err := (programs{version: "v0.0.1", arch: runtime.GOARCH, dir: bin}).write("../../LICENSE", archive); err != nil {
 		t.Fatal(err)
 	}
 	container := fmt.Sprintf("edgeway-test-%d", os.Getpid())
@@ -145,16 +143,17 @@ ctr -n k8s.io run --rm --cgroup /$name --mount type=bind,src=$dir,dst=/host,opti
 ctr -n k8s.io run --rm --cgroup /$name --mount type=bind,src=$dir,dst=/host,options=rbind:rw localhost/edgeway:latest $name-4 /edgewayd install --plugin-dir /host
 `
 
-func testImage(t *testing.T) *image {
+func testPrograms(t *testing.T) (programs, []lab.File) {
 	t.Helper()
 	// As much of a program as is looked at: the header of one for this architecture.
 	h := elf.Header64{Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
-		Type: uint16(elf.ET_EXEC), Machine: uint16(elfMachine(runtime.GOARCH)), Version: uint32(elf.EV_CURRENT), Ehsize: 64}
+		Type: uint16(elf.ET_EXEC), Machine: uint16(machines[runtime.GOARCH]), Version: uint32(elf.EV_CURRENT), Ehsize: 64}
 	var program bytes.Buffer
 	if err := binary.Write(&program, binary.LittleEndian, h); err != nil {
 		t.Fatal(err)
 	}
-	return &image{"v0.0.1", runtime.GOARCH, []file{{"edgewayd", 0o755, program.Bytes()}, {"edgeway", 0o755, program.Bytes()}, {"LICENSE", 0o644, []byte("text")}}}
+	return programs{version: "v0.0.1", arch: runtime.GOARCH}, []lab.File{{Name: "edgewayd", Mode: 0o755, Body: program.Bytes()},
+		{Name: "edgeway", Mode: 0o755, Body: program.Bytes()}, {Name: "LICENSE", Mode: 0o644, Body: []byte("text")}}
 }
 
 func other() string {

@@ -14,8 +14,7 @@ import (
 // TestInstallScript upgrades a node by install.sh, with traffic on the way and an eye on the switch's
 // routes, and takes it off by uninstall.sh.
 func TestInstallScript(t *testing.T) {
-	fail := needRoot(t)
-	needTools(fail, "ip", "nft", "bird", "birdc")
+	lab.Need(t, "ip", "nft", "bird", "birdc")
 	l, bin := newLab(t)
 	if err := os.WriteFile(filepath.Join(l.ClusterDir, "cluster.yaml"), []byte(manifests), 0o644); err != nil {
 		t.Fatal(err)

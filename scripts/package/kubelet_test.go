@@ -74,7 +74,7 @@ func startRuntime(t *testing.T, n *lab.Node, dir string) *kubelet {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command("unshare", "--mount", "--propagation", "slave", "sh", "-c", runtimeScript, "sh", dir, n.Netns)
+	cmd := exec.Command("unshare", "--mount", "--propagation", "slave", "sh", "-c", runtimeScript, "sh", dir, n.Netns())
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := n.Do(cmd.Start); err != nil {
 		t.Fatal(err)
@@ -87,7 +87,7 @@ func startRuntime(t *testing.T, n *lab.Node, dir string) *kubelet {
 		}
 		k.powerOff()
 		_ = cmd.Wait()
-		removeCgroups(t, n.Netns)
+		removeCgroups(t, n.Netns())
 	})
 	conn, err := grpc.NewClient(fmt.Sprintf("unix:///proc/%d/root/run/containerd/containerd.sock", k.pid), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -121,7 +121,7 @@ func (k *kubelet) powerOff() {
 
 // inNetwork are the processes in the node's network namespace, but this one.
 func inNetwork(n *lab.Node) (pids []int) {
-	out, err := exec.Command("ip", "netns", "pids", n.Netns).Output()
+	out, err := exec.Command("ip", "netns", "pids", n.Netns()).Output()
 	if err != nil {
 		return nil
 	}
@@ -200,7 +200,7 @@ func (k *kubelet) runPod(t *testing.T, spec corev1.PodSpec) {
 	k.sandbox = &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Namespace: "kube-system", Name: "edgewayd-x", Uid: "u1"},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent: "/" + k.Netns,
+			CgroupParent: "/" + k.Netns(),
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 				NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE, Pid: runtimeapi.NamespaceMode_CONTAINER},
 			},

@@ -60,7 +60,7 @@ func boot(t *testing.T, n *lab.Node, dir string) *machine {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command("unshare", "--mount", "--propagation", "slave", "sh", "-c", bootScript, "sh", dir, n.Path(), n.Netns)
+	cmd := exec.Command("unshare", "--mount", "--propagation", "slave", "sh", "-c", bootScript, "sh", dir, n.Path, n.Netns())
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -79,7 +79,7 @@ func boot(t *testing.T, n *lab.Node, dir string) *machine {
 			_ = cmd.Process.Kill()
 		}
 		<-done
-		removeCgroups(t, n.Netns)
+		removeCgroups(t, n.Netns())
 	})
 	err = lab.Wait(t.Context(), bootTimeout, func() error {
 		select {
@@ -109,7 +109,7 @@ func boot(t *testing.T, n *lab.Node, dir string) *machine {
 // firstProcess is the process that is number 1 of its PID namespace, and in the node's network.
 func firstProcess(n *lab.Node) int {
 	var want unix.Stat_t
-	if unix.Stat(n.Path(), &want) != nil {
+	if unix.Stat(n.Path, &want) != nil {
 		return 0
 	}
 	all, _ := filepath.Glob("/proc/[0-9]*") // the pattern is valid

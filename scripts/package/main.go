@@ -6,50 +6,124 @@
 package main
 
 import (
+	"bytes"
+	"debug/elf"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
+// repository is the image's name. Nobody serves it: the name is one that no runtime looks for
+// elsewhere, and that an operator who has a registry replaces.
+const repository = "localhost/edgeway"
+
 func main() {
-	var i image
-	var bin, license, out string
-	flag.StringVar(&i.version, "version", "", "version: the image's tag")
-	flag.StringVar(&i.arch, "arch", "", "architecture of the programs, as Go names it")
-	flag.StringVar(&bin, "bin", "", "directory of the programs")
+	var p programs
+	var license, out string
+	flag.StringVar(&p.version, "version", "", "version: the image's tag")
+	flag.StringVar(&p.arch, "arch", "", "architecture of the programs, as Go names it")
+	flag.StringVar(&p.dir, "bin", "", "directory of the programs")
 	flag.StringVar(&license, "license", "LICENSE", "file of the licence")
 	flag.StringVar(&out, "out", "", "archive to write")
 	flag.Parse()
-	if err := run(&i, bin, license, out); err != nil {
+	if err := p.write(license, out); err != nil {
 		fmt.Fprintln(os.Stderr, "package:", err)
 		os.Exit(1)
 	}
 	fmt.Println(out)
 }
 
-func run(i *image, bin, license, out string) error {
+// programs are edgewayd and edgeway, for one architecture.
+type programs struct {
+	version, arch, dir string
+}
+
+// write writes the image. It writes beside and then renames: whoever copies the archive to a node has
+// it whole.
+func (p programs) write(license, out string) error {
+	var files []lab.File
 	for _, f := range []struct {
 		path, name string
 		mode       int64
 	}{
-		{filepath.Join(bin, "edgewayd"), "edgewayd", 0o755},
-		{filepath.Join(bin, "edgeway"), "edgeway", 0o755},
+		{filepath.Join(p.dir, "edgewayd"), "edgewayd", 0o755},
+		{filepath.Join(p.dir, "edgeway"), "edgeway", 0o755},
 		{license, "LICENSE", 0o644},
 	} {
 		body, err := os.ReadFile(f.path)
 		if err != nil {
 			return fmt.Errorf("image: %w; make cross builds the programs", err)
 		}
-		i.files = append(i.files, file{f.name, f.mode, body})
+		files = append(files, lab.File{Name: f.name, Mode: f.mode, Body: body})
 	}
-	archive, err := i.archive()
+	if err := p.check(files); err != nil {
+		return err
+	}
+	archive, err := p.image(files).Archive()
 	if err != nil {
 		return err
 	}
-	// Beside and then renamed: whoever copies the archive to a node has it whole.
 	if err := os.WriteFile(out+".new", archive, 0o644); err != nil {
 		return fmt.Errorf("image: %w", err)
 	}
 	return os.Rename(out+".new", out)
+}
+
+// image has the files in its root. /var/run leads to /run, as on the nodes: container runtimes name
+// pods' namespaces by it.
+func (p programs) image(files []lab.File) lab.Image {
+	root := []lab.File{{Name: "etc/", Mode: 0o755}, {Name: "run/", Mode: 0o755}, {Name: "tmp/", Mode: 0o1777}, {Name: "var/", Mode: 0o755},
+		{Name: "var/run", Link: "../run", Mode: 0o777}}
+	return lab.Image{
+		Name: repository, Tags: []string{p.version, "latest"}, Arch: p.arch, Files: append(root, files...),
+		Config: map[string]any{
+			"Entrypoint": []string{"/edgewayd"}, "Cmd": []string{"run"}, "WorkingDir": "/",
+			"Labels": map[string]string{
+				"org.opencontainers.image.title":    "edgeway",
+				"org.opencontainers.image.version":  p.version,
+				"org.opencontainers.image.licenses": "Apache-2.0",
+				"org.opencontainers.image.source":   "https://github.com/edgeway-cni/edgeway",
+			},
+		},
+	}
+}
+
+// tagged is what a tag may be (OCI Distribution Specification 1.1, "Pulling manifests").
+const tagged = `^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`
+
+// machines are the architectures as ELF names them.
+var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64} // read only
+
+// check keeps programs of another architecture, or that need a dynamic loader, out of the image:
+// it would start nowhere.
+func (p programs) check(files []lab.File) error {
+	if ok, _ := regexp.MatchString(tagged, p.version); !ok { // the pattern is valid
+		return fmt.Errorf("image: version %q: want letters, digits, '.', '_' and '-', 128 at most", p.version)
+	}
+	want, ok := machines[p.arch]
+	if !ok {
+		return fmt.Errorf("image: architecture %q: want amd64 or arm64", p.arch)
+	}
+	for _, f := range files {
+		if f.Mode&0o111 == 0 {
+			continue
+		}
+		program, err := elf.NewFile(bytes.NewReader(f.Body))
+		if err != nil {
+			return fmt.Errorf("image: %s: %w", f.Name, err)
+		}
+		if program.Machine != want {
+			return fmt.Errorf("image: %s is for %s, want %s; make cross builds for both", f.Name, program.Machine, want)
+		}
+		for _, segment := range program.Progs {
+			if segment.Type == elf.PT_INTERP {
+				return fmt.Errorf("image: %s needs a dynamic loader; build it with CGO_ENABLED=0", f.Name)
+			}
+		}
+	}
+	return nil
 }

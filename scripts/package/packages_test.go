@@ -19,7 +19,7 @@ const mostExposed = 25
 // TestPackages installs, upgrades, removes and purges the Debian package with dpkg, and then the RPM
 // with rpm, on a machine with a real systemd, a real switch and pods whose traffic must not notice.
 func TestPackages(t *testing.T) {
-	needTools(needAsked(t), "systemd-nspawn", "dpkg", "rpm", "nsenter", "ip", "nft", "bird", "birdc", "systemd-analyze")
+	needAsked(t, "systemd-nspawn", "dpkg", "rpm", "nsenter", "ip", "nft", "bird", "birdc", "systemd-analyze")
 	s := newStory(t)
 	for _, part := range []struct {
 		name string

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
@@ -78,7 +79,7 @@ func newStory(t *testing.T) *story {
 		buildPackage(t, version, filepath.Join(dir, "share"))
 	}
 	s := &story{lab: l, m: boot(t, l.Node("packaged"), dir)}
-	s.programs(t, bin)
+	s.install(t, bin)
 	if err := l.Node("other").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -121,25 +122,27 @@ func newLab(t *testing.T) (l *lab.Lab, bin string) {
 }
 
 // needAsked skips what downloads or builds other people's tools. Where it was asked for it must run.
-func needAsked(t *testing.T) (fail func(format string, args ...any)) {
+func needAsked(t *testing.T, tools ...string) {
 	t.Helper()
 	if os.Getenv("EDGEWAY_PACKAGES") == "" {
 		t.Skip("make test-packages runs it")
 	}
-	needRoot(t)
-	return t.Fatalf
+	lab.Need(t)
+	if missing := lab.Missing(tools...); len(missing) > 0 {
+		t.Fatalf("not installed: %s; scripts/install-test-tools.sh installs most, systemd-container and rpm are Debian's packages for the others", strings.Join(missing, ", "))
+	}
 }
 
-// programs gives the laboratory its bin: on the machine the runtime's calls go to the plugin of the
+// install gives the laboratory its bin: on the machine the runtime's calls go to the plugin of the
 // package, with the machine's files before it, on the other node to the plugin itself.
-func (s *story) programs(t *testing.T, bin string) {
+func (s *story) install(t *testing.T, bin string) {
 	t.Helper()
 	built := buildPrograms(t, "v0.0.1")
 	if err := os.Rename(filepath.Join(built, "edgewayd"), filepath.Join(bin, "edgewayd")); err != nil {
 		t.Fatal(err)
 	}
 	script := fmt.Sprintf("#!/bin/sh\nif [ /proc/self/ns/net -ef %s ]; then\n\texec nsenter -t %d -m -p -r /opt/cni/bin/edgeway\nfi\nexec %s\n",
-		s.m.Path(), s.m.pid, filepath.Join(built, "edgeway"))
+		s.m.Path, s.m.pid, filepath.Join(built, "edgeway"))
 	if err := os.WriteFile(filepath.Join(bin, "edgeway"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -1,11 +1,3 @@
-// Package cri runs pods as a node does: it speaks the Kubernetes container runtime interface
-// (runtime.v1) to a real containerd, which calls the CNI plugins of the network configuration
-// that edgewayd wrote. Its test is the story of two such nodes. What it has for the pods themselves,
-// their image and their end, is also for nodes whose pods a kubelet runs (scripts/e2e).
-//
-//	test --CRI--> containerd --CNI--> edgeway, portmap, bandwidth
-//	                  |                  |
-//	                 runc             edgewayd
 package cri
 
 import (

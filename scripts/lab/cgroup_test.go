@@ -1,4 +1,4 @@
-package cri
+package lab
 
 import (
 	"context"
@@ -9,14 +9,12 @@ import (
 	"strconv"
 	"testing"
 	"time"
-
-	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// TestSweep: of two nodes' pods those go whose owner has ended.
-func TestSweep(t *testing.T) {
-	needRoot(t)
-	l, err := lab.New(lab.Options{Bin: t.TempDir()}) // nobody else has its prefix
+// TestSweepRemovesPodsWithoutOwner: of two nodes' pods those go whose owner has ended.
+func TestSweepRemovesPodsWithoutOwner(t *testing.T) {
+	Need(t)
+	l, err := New(Options{Bin: t.TempDir()}) // nobody else has its prefix
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +31,7 @@ func TestSweep(t *testing.T) {
 	unknown := Cgroup("/" + l.Prefix + "-n3")
 	leftPod, ownedPod, unknownPod := startPod(t, left), startPod(t, owned), startPod(t, unknown)
 
-	gone, err := Sweep(t.Context())
+	gone, err := Sweep()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,18 +40,18 @@ func TestSweep(t *testing.T) {
 	}
 	select {
 	case <-leftPod.done:
-	case <-time.After(stopTimeout):
+	case <-time.After(endTimeout):
 		t.Errorf("%s: its process still runs", left)
 	}
-	for g, p := range map[Cgroup]*process{owned: ownedPod, unknown: unknownPod} {
-		if err := p.running(); err != nil || len(g.PIDs()) != 1 || slices.Contains(gone, string(g)) {
+	for g, p := range map[Cgroup]*Process{owned: ownedPod, unknown: unknownPod} {
+		if err := p.Err(); err != nil || len(g.PIDs()) != 1 || slices.Contains(gone, string(g)) {
 			t.Errorf("%s: swept %v; has processes %v, %v; want it as it was", g, gone, g.PIDs(), err)
 		}
 	}
 }
 
 // startPod starts a process in a group below g.
-func startPod(t *testing.T, g Cgroup) *process {
+func startPod(t *testing.T, g Cgroup) *Process {
 	t.Helper()
 	hierarchy := Cgroups
 	if _, err := os.Stat(filepath.Join(hierarchy, "cgroup.procs")); err != nil { // version 1: a hierarchy for each controller
@@ -63,24 +61,19 @@ func startPod(t *testing.T, g Cgroup) *process {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("sleep", "infinity")
-	if err := cmd.Start(); err != nil {
+	p, err := Program{Argv: []string{"sleep", "infinity"}, Log: filepath.Join(t.TempDir(), "log")}.Start()
+	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{cmd: cmd, done: make(chan struct{})}
-	go func() {
-		_ = cmd.Wait()
-		close(p.done)
-	}()
 	t.Cleanup(func() {
-		if err := p.end(os.Kill); err != nil {
+		if err := p.Kill(); err != nil {
 			t.Error(err)
 		}
 		if err := g.Remove(context.Background()); err != nil { // the test's context has ended
 			t.Error(err)
 		}
 	})
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(p.pid())), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(p.PID())), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return p

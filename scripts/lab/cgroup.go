@@ -1,4 +1,4 @@
-package cri
+package lab
 
 import (
 	"context"
@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -14,8 +13,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 // Cgroups is where the machine has its hierarchies: several of version 1, or the one of version 2.
@@ -34,9 +31,9 @@ func NewCgroup(prefix, node string, owner int) Cgroup {
 // owned is what NewCgroup returns.
 var owned = regexp.MustCompile(`^/ew-[0-9a-f]{4}-\w+-owner([1-9][0-9]*)$`)
 
-// Sweep kills the pods whose owner has ended, removes their cgroups and returns the names of these.
-// Where another process has the owner's PID now, they stay for as long as that one lives.
-func Sweep(ctx context.Context) (gone []string, err error) {
+// sweepCgroups kills the pods whose owner has ended, removes their cgroups and returns the names of
+// these. Where another process has the owner's PID now, they stay for as long as that one lives.
+func sweepCgroups() (gone []string, err error) {
 	var errs []error
 	for _, pattern := range []string{Cgroups + "/ew-*", Cgroups + "/*/ew-*"} {
 		dirs, _ := filepath.Glob(pattern) // the pattern is valid
@@ -49,7 +46,7 @@ func Sweep(ctx context.Context) (gone []string, err error) {
 			if pid, err := strconv.Atoi(match[1]); err != nil || !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
 				continue
 			}
-			errs = append(errs, g.Remove(ctx))
+			errs = append(errs, g.Remove(context.Background()))
 			gone = append(gone, string(g))
 		}
 	}
@@ -124,7 +121,7 @@ func (g Cgroup) PIDs() []int {
 // Remove kills every process of the group, waits for their end, and removes the group. One that is
 // not there is success.
 func (g Cgroup) Remove(ctx context.Context) error {
-	return lab.Wait(ctx, stopTimeout, func() error {
+	return Wait(ctx, closeTimeout, func() error {
 		if err := kill(g.PIDs()); err != nil {
 			return fmt.Errorf("%s: %w", g, err)
 		}
@@ -138,26 +135,43 @@ func (g Cgroup) Remove(ctx context.Context) error {
 	})
 }
 
-// KillShims kills what runs in a node's network namespace, but for this process and its holder, which
-// keeps its mounts, and waits for the end: these are containerd's shims, and what they started outside
-// of a pod.
-func KillShims(ctx context.Context, node *lab.Machine, holder int) error {
-	return lab.Wait(ctx, stopTimeout, func() error {
-		out, err := exec.CommandContext(ctx, "ip", "netns", "pids", node.Netns).Output()
+// KillIn kills what runs in a machine's network namespace, but for this process and another, and waits
+// for the end. Of a node these are containerd's shims, and what they started outside of a pod.
+func KillIn(ctx context.Context, m *Machine, but int) error {
+	return Wait(ctx, closeTimeout, func() error {
+		pids, err := inSpaces(m.Path)
+		if err == nil {
+			err = kill(slices.DeleteFunc(pids, func(pid int) bool { return pid == but }))
+		}
 		if err != nil {
-			return fmt.Errorf("%s: list processes: %w", node.Name, err)
-		}
-		var pids []int
-		for word := range strings.FieldsSeq(string(out)) {
-			if pid, err := strconv.Atoi(word); err == nil && pid != holder && pid != os.Getpid() {
-				pids = append(pids, pid)
-			}
-		}
-		if err := kill(pids); err != nil {
-			return fmt.Errorf("%s: %w", node.Name, err)
+			return fmt.Errorf("%s: %w", m.Name, err)
 		}
 		return nil
 	})
+}
+
+// inSpaces are the processes, but this one, in the network namespaces with these paths.
+func inSpaces(paths ...string) (pids []int, err error) {
+	ours := map[uint64]bool{} // inode numbers of nsfs tell namespaces apart
+	for _, path := range paths {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) == nil {
+			ours[st.Ino] = true
+		}
+	}
+	procs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	for _, proc := range procs {
+		var st unix.Stat_t
+		pid, err := strconv.Atoi(filepath.Base(proc))
+		// A process that has just ended has no namespace to look at.
+		if err == nil && pid != os.Getpid() && unix.Stat(filepath.Join(proc, "ns/net"), &st) == nil && ours[st.Ino] {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
 }
 
 // kill kills processes. It is nil when there are none: a killed one takes a moment to end.

@@ -1,0 +1,151 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// boxTimeout bounds the start of a program such as containerd on a busy machine.
+const boxTimeout = 60 * time.Second
+
+// Box is a node with namespaces of its own also for mounts and the host name, in which programs find
+// their default paths, and a cgroup for its pods. All of its mounts end with the last of its processes.
+// The process IDs and the cgroup hierarchies are the whole machine's.
+type Box struct {
+	*Node
+	Cgroup Cgroup
+	Env    []string // of its programs; nil: this process's
+
+	holder *Process // keeps the namespaces
+	runs   []run    // in the order of their start
+}
+
+// run is a program of a box.
+type run struct {
+	name string
+	*Process
+}
+
+// NewBox prepares the box of a node: nothing runs yet.
+func (l *Lab) NewBox(name string) *Box {
+	return &Box{Node: l.Node(name), Cgroup: NewCgroup(l.Prefix, name, os.Getpid())}
+}
+
+// bootedWord is what a boot script prints at its end.
+const bootedWord = "booted"
+
+// Boot switches the box on. The script mounts what is new at each boot and what stays on the node's
+// disk (DIR in it is the node's directory, NAME its name); pretend PATH CONTENT in it covers a file of /proc/sys. A boot is told from another
+// by its boot ID (drivers/char/random.c), which every box has of its own.
+func (b *Box) Boot(ctx context.Context, script string) error {
+	script = strings.NewReplacer("DIR", b.Dir, "NAME", b.Name).Replace(`set -e
+pretend() { mkdir -p /run/sys; echo "$2" >/run/sys/$(basename $1); mount --bind /run/sys/$(basename $1) /proc/sys/$1; }
+` + script + `
+pretend kernel/random/boot_id $(cat /proc/sys/kernel/random/uuid)
+echo ` + bootedWord + `
+exec sleep infinity
+`)
+	log := b.file("mounts.log")
+	if err := os.RemoveAll(log); err != nil { // of an earlier boot
+		return fmt.Errorf("%s: %w", b.Name, err)
+	}
+	var err error
+	b.holder, err = Program{Argv: []string{"unshare", "--mount", "--uts", "--propagation", "private", "sh", "-c", script}, Log: log, Space: b.Space}.Start()
+	if err != nil {
+		return err
+	}
+	return Wait(ctx, boxTimeout, func() error {
+		if err := b.holder.Err(); err != nil {
+			return fmt.Errorf("%s: %w", b.Name, err)
+		}
+		if out := Tail(log, 1); out != bootedWord {
+			return fmt.Errorf("%s: mounts: %s", b.Name, out)
+		}
+		return nil
+	})
+}
+
+// InsidePath is a file of the running box, as this process finds it.
+func (b *Box) InsidePath(name string) string {
+	return fmt.Sprintf("/proc/%d/root%s", b.holder.PID(), name)
+}
+
+// inside is argv in the namespaces for mounts and the host name. nsenter becomes the program: it keeps
+// its process ID.
+func (b *Box) inside(argv []string) []string {
+	ns := fmt.Sprintf("/proc/%d/ns/", b.holder.PID())
+	return append([]string{"nsenter", "--uts=" + ns + "uts", "--mount=" + ns + "mnt", "--"}, argv...)
+}
+
+// StartProgram starts a program of the box and waits until it serves. Its log is NAME.log.
+func (b *Box) StartProgram(ctx context.Context, argv []string, serves func() error) error {
+	name := filepath.Base(argv[0])
+	p, err := Program{Argv: b.inside(argv), Log: b.file(name + ".log"), Env: b.Env, Space: b.Space}.Start()
+	if err != nil {
+		return fmt.Errorf("%s: %w", b.Name, err)
+	}
+	b.runs = append(slices.DeleteFunc(b.runs, func(r run) bool { return r.name == name }), run{name, p})
+	return Wait(ctx, boxTimeout, func() error {
+		if err := p.Err(); err != nil {
+			return fmt.Errorf("%s: %w", b.Name, err)
+		}
+		return serves()
+	})
+}
+
+// Program is a started program of the box; nil when it was not started.
+func (b *Box) Program(name string) *Process {
+	for _, r := range b.runs {
+		if r.name == name {
+			return r.Process
+		}
+	}
+	return nil
+}
+
+// RunInside runs a command of the box and returns its standard output.
+func (b *Box) RunInside(ctx context.Context, argv ...string) (string, error) {
+	inside := b.inside(argv)
+	out, err := b.run(ctx, b.Env, "", inside[0], inside[1:]...)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", b.Name, err)
+	}
+	return out, err
+}
+
+// PowerOff ends every program of the box and its pods as a power cut does, those first that start
+// others. It does so however few of them run.
+func (b *Box) PowerOff(ctx context.Context) error {
+	var errs []error
+	for _, r := range slices.Backward(b.runs) {
+		errs = append(errs, r.Kill())
+	}
+	b.runs = nil
+	if b.holder != nil {
+		errs = append(errs, KillIn(ctx, b.Machine, b.holder.PID()))
+	}
+	errs = append(errs, b.Cgroup.Remove(ctx), b.holder.Kill())
+	return errors.Join(errs...)
+}
+
+// ContainerdConfig is a configuration of version 2, which containerd 1.6 and 2.x read. Where a test runs
+// there is perhaps no AppArmor, and no CAP_SYS_RESOURCE, without which runc cannot lower an OOM score.
+func ContainerdConfig(image, confDir, binDir string) string {
+	return strings.NewReplacer("IMAGE", image, "CNI_CONF", confDir, "CNI_BIN", binDir).Replace(`version = 2
+[plugins."io.containerd.internal.v1.opt"]
+  path = "/var/lib/containerd/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "IMAGE"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+  conf_dir = "CNI_CONF"
+  bin_dir = "CNI_BIN"
+`)
+}
