@@ -18,6 +18,7 @@ birdc:bird2
 vtysh:frr
 /usr/lib/frr/zebra:frr
 /usr/lib/frr/bgpd:frr
+bgpctl:openbgpd
 containerd:containerd
 runc:runc
 busybox:busybox-static
@@ -66,8 +67,8 @@ if ! { apt-get update && apt-get install -y --no-install-recommends $packages; }
 fi
 rm -f "$log"
 
-# Nor shall one start at the next boot.
-for unit in bird frr containerd; do
+# Nor must one start at the next boot.
+for unit in bird frr openbgpd containerd; do
 	case "$packages" in
 	*" $unit"*) systemctl disable "$unit" >/dev/null 2>&1 || true ;; # absent in containers
 	esac

@@ -23,6 +23,9 @@ type Flavour string
 const (
 	BIRD Flavour = "bird"
 	FRR  Flavour = "frr"
+	// OpenBGPD speaks BGP but forwards nothing that it learns: on Linux it does not write to the
+	// kernel's table.
+	OpenBGPD Flavour = "openbgpd"
 )
 
 // startTimeout is for a routing daemon on a busy machine.
@@ -79,8 +82,10 @@ func suiteOf(f Flavour) (suite, error) {
 		return bird{}, nil
 	case FRR:
 		return frr{}, nil
+	case OpenBGPD:
+		return openbgpd{}, nil
 	}
-	return nil, fmt.Errorf("switch flavour %q: want %q or %q", f, BIRD, FRR)
+	return nil, fmt.Errorf("switch flavour %q: want %q, %q or %q", f, BIRD, FRR, OpenBGPD)
 }
 
 // addSwitch turns a wired machine into a switch and starts it.
@@ -221,6 +226,8 @@ func Tools(flavours ...Flavour) []string {
 		switch f {
 		case FRR:
 			all = append(all, frrDir+"/zebra", frrDir+"/bgpd", "vtysh")
+		case OpenBGPD:
+			all = append(all, openbgpdDir+"/bgpd", "bgpctl", "unshare")
 		default:
 			all = append(all, "bird", "birdc")
 		}
