@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -48,15 +49,19 @@ func handler(n *Node) api.Handler {
 func TestParallel(t *testing.T) {
 	kernelTest(t)
 	const pods = 64
-	for _, mode := range []string{"daemon", "alone"} {
+	for _, mode := range []string{"forwarded", "daemon", "alone"} {
 		t.Run(mode, func(t *testing.T) {
 			h := newHost(t)
-			if mode == "daemon" {
+			exe := ""
+			if mode != "alone" {
 				h.serve(t, handler)
+			}
+			if mode == "forwarded" {
+				exe = plugins(t) + "/edgeway"
 			}
 			calls := make([]call, pods)
 			for i := range calls {
-				calls[i] = call{verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: newSpace(t).path, conf: h.conf("1.1.0", `"mtu":1450`)}
+				calls[i] = call{exe: exe, verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: newSpace(t).path, conf: h.conf("1.1.0", `"mtu":1450`)}
 			}
 			var mu sync.Mutex
 			seen := map[string]string{}
@@ -126,6 +131,20 @@ func TestOneAttachmentAtATime(t *testing.T) {
 // The caller is killed while the daemon works for it: what was made is undone.
 func TestKilledCallerIsUndone(t *testing.T) {
 	kernelTest(t)
+	for name, exe := range executables(t) {
+		for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGINT} {
+			t.Run(name+"/"+signal.String(), func(t *testing.T) { killedCaller(t, exe, signal) })
+		}
+	}
+}
+
+// executables are the ways to call the plugin: its whole program, and one that forwards first.
+func executables(t *testing.T) map[string]string {
+	t.Helper()
+	return map[string]string{"whole": "", "forwards": plugins(t) + "/edgeway"}
+}
+
+func killedCaller(t *testing.T, exe string, signal syscall.Signal) {
 	h, pod := newHost(t), newSpace(t)
 	entered, leave := make(chan struct{}), make(chan struct{})
 	_, stop := h.serve(t, func(n *Node) api.Handler {
@@ -136,14 +155,14 @@ func TestKilledCallerIsUndone(t *testing.T) {
 			return reply
 		}
 	})
-	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+	c := call{exe: exe, verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
 	cmd := c.command(t.Context())
 	h.run(t, cmd.Start)
 	<-entered
 	if len(h.leases(t)) != 1 {
 		t.Error("nothing was made")
 	}
-	if err := cmd.Process.Kill(); err != nil {
+	if err := cmd.Process.Signal(signal); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
@@ -179,43 +198,47 @@ func TestLateUndo(t *testing.T) {
 // The daemon dies over an ADD that it has half done, or done. The executable takes over.
 func TestDaemonDiesOverAdd(t *testing.T) {
 	kernelTest(t)
-	for _, when := range []string{"before", "after"} {
-		t.Run(when, func(t *testing.T) {
-			h, pod := newHost(t), newSpace(t)
-			store := h.store(t)
-			var n *Node
-			h.run(t, func() (err error) {
-				n, err = NewNode(store)
-				return err
-			})
-			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(h.dir, "sock"), Net: "unix"})
-			if err != nil {
-				t.Fatal(err)
-			}
-			c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
-			go func() { // a daemon that dies: socket and store go together
-				conn, err := l.AcceptUnix()
-				if err != nil {
-					return
-				}
-				var b [1]byte
-				_, _ = conn.Read(b[:])
-				if when == "after" {
-					c.do(t, n)
-				}
-				l.Close()
-				n.Close()
-				store.Close()
-				conn.Close()
-			}()
-			added := h.must(t, c)
-			c.verb, c.conf = "CHECK", with(c.conf, "prevResult", added)
-			h.must(t, c)
-			h.sh(t, "ping -c1 -W5 "+parseResult(t, added).addrs()[0])
-			c.verb = "DEL"
-			h.must(t, c)
-		})
+	for name, exe := range executables(t) {
+		for _, when := range []string{"before", "after"} {
+			t.Run(name+"/"+when, func(t *testing.T) { daemonDies(t, exe, when) })
+		}
 	}
+}
+
+func daemonDies(t *testing.T, exe, when string) {
+	h, pod := newHost(t), newSpace(t)
+	store := h.store(t)
+	var n *Node
+	h.run(t, func() (err error) {
+		n, err = NewNode(store)
+		return err
+	})
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(h.dir, "sock"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := call{exe: exe, verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+	go func() { // a daemon that dies: socket and store go together
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			return
+		}
+		var b [1]byte
+		_, _ = conn.Read(b[:])
+		if when == "after" {
+			c.do(t, n)
+		}
+		l.Close()
+		n.Close()
+		store.Close()
+		conn.Close()
+	}()
+	added := h.must(t, c)
+	c.verb, c.conf = "CHECK", with(c.conf, "prevResult", added)
+	h.must(t, c)
+	h.sh(t, "ping -c1 -W5 "+parseResult(t, added).addrs()[0])
+	c.verb = "DEL"
+	h.must(t, c)
 }
 
 // The store is held and nobody answers: try again later.

@@ -302,6 +302,8 @@ func with(conf, key, value string) string {
 // call is one invocation of a test.
 type call struct {
 	verb, id, ifName, netns, args, path, conf string
+
+	exe string // "": the test binary, which is the executable but for plugin/forward
 }
 
 func (c call) cni() api.CNI {
@@ -323,7 +325,11 @@ func (c call) do(t testing.TB, n *Node) api.Reply {
 
 // command is the call as a runtime makes it.
 func (c call) command(ctx context.Context) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, os.Args[0])
+	exe := os.Args[0]
+	if c.exe != "" {
+		exe = c.exe
+	}
+	cmd := exec.CommandContext(ctx, exe)
 	cmd.Stdin = strings.NewReader(c.conf)
 	cmd.Env = append(os.Environ(), asExecutable+"=1", "CNI_COMMAND="+c.verb, "CNI_CONTAINERID="+c.id,
 		"CNI_NETNS="+c.netns, "CNI_IFNAME="+c.ifName, "CNI_ARGS="+c.args, "CNI_PATH="+c.path)

@@ -64,6 +64,10 @@ func (n *Node) do(ctx context.Context, call Call) (version string, reply api.Rep
 	if err != nil {
 		return version, reply, err
 	}
+	if call.Socket != "" && (call.Socket != c.socket() || c.delegated()) {
+		// A delegated IPAM plugin is executed where the runtime's paths are true.
+		return version, api.Reply{Error: "the caller must read the network configuration itself: it names socket " + c.socket() + " and ipam " + c.IPAM.Type}, nil
+	}
 	if err := n.open(); err != nil {
 		return version, reply, err
 	}

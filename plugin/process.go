@@ -21,6 +21,8 @@ const (
 	maxStdin = api.MaxMessage / 2
 	// stdinTimeout bounds the wait for a runtime that does not close its end.
 	stdinTimeout = 30 * time.Second
+	// answerPatience is how long a daemon may take for a call: a verb and its undoing.
+	answerPatience = verbTimeout + undoTimeout + 10*time.Second
 	// storePatience is how long daemon and store are tried in turn: a daemon that starts or
 	// stops holds the store for a moment without an answer on its socket.
 	storePatience = 8 * time.Second
@@ -38,12 +40,16 @@ type Process struct {
 	Stdin  io.Reader
 	Stdout io.Writer
 	Stderr io.Writer // a delegated plugin's; nothing else is written there
+	// Begun: a daemon took the call already and went away. What it did is not known.
+	Begun bool
+	// Silent: it has not gone away, but did not answer in time. It is not asked again.
+	Silent bool
 }
 
 // Run serves the invocation and returns its exit status: it asks the daemon, and when none
 // answers runs the verb on the store itself. Standard output gets one JSON value or nothing.
 func (p Process) Run(ctx context.Context) (status int) {
-	c := caller{stderr: p.Stderr}
+	c := caller{stderr: p.Stderr, begun: p.Begun, silent: p.Silent}
 	defer c.close()
 	version, reply, err := c.run(ctx, p)
 	if err != nil {
@@ -137,11 +143,10 @@ func readStdin(ctx context.Context, r io.Reader) ([]byte, error) {
 
 // caller finds somebody to serve one call.
 type caller struct {
-	call Call
-	conf conf
-	// begun: a daemon took the call and went away. What it did is not known.
-	begun  bool
-	stderr io.Writer
+	call          Call
+	conf          conf
+	begun, silent bool // Process.Begun, Process.Silent
+	stderr        io.Writer
 	// store and node are this process's own, once it serves the call itself.
 	store *ipam.Store
 	node  *Node
@@ -249,6 +254,12 @@ var errRefused = errors.New("the daemon refused the call")
 // ask passes the call to the daemon. A daemon that went away over an earlier try may have left
 // half an attachment, which DEL removes.
 func (c *caller) ask(ctx context.Context) (reply api.Reply, err error) {
+	if c.silent {
+		return reply, fmt.Errorf("%w on %s: it took the call and is silent", api.ErrBroken, c.conf.socket())
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	defer cancel()
+	defer func() { c.silent = errors.Is(err, context.DeadlineExceeded) }()
 	for _, cni := range c.steps() {
 		reply, err = api.Call(ctx, c.conf.socket(), api.Request{Op: "cni", CNI: &cni}, c.call.NetnsFile)
 		if err != nil {

@@ -12,6 +12,9 @@
 //	  length, JSON (+ netns) ------>
 //	                         <------ length, JSON
 //	  0x06 ------------------------>             end of file instead: Reply.Undelivered is called
+//
+// A call that the plugin forwards without having read it has a form of its own, which plugin/forward
+// draws.
 package api
 
 import (
@@ -51,6 +54,9 @@ type CNI struct {
 	Args        string `json:"args,omitempty"`
 	Path        string `json:"path,omitempty"`
 	Stdin       []byte `json:"stdin"`
+	// Socket is where a caller that has not read the configuration found the daemon; "" where the
+	// caller has. The daemon refuses (Reply.Error) a call whose configuration names another socket.
+	Socket string `json:"-"`
 }
 
 // Reply answers a Request.

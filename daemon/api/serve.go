@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -62,12 +61,12 @@ type server struct {
 func (s *server) answer(conn *net.UnixConn) {
 	defer conn.Close()
 	if err := admit(conn); err != nil {
-		_ = s.reply(conn, Reply{Error: err.Error()})
+		_ = s.reply(conn, Request{}, Reply{Error: err.Error()})
 		return
 	}
 	req, netns, err := s.request(conn)
 	if err != nil {
-		_ = s.reply(conn, Reply{Error: err.Error()})
+		_ = s.reply(conn, Request{}, Reply{Error: err.Error()})
 		return
 	}
 	if netns != nil {
@@ -83,7 +82,7 @@ func (s *server) answer(conn *net.UnixConn) {
 	}()
 
 	reply := s.serve(ctx, req, netns)
-	lost := s.reply(conn, reply)
+	lost := s.reply(conn, req, reply)
 	_ = conn.SetReadDeadline(time.Now().Add(transferTimeout))
 	if err := <-outcome; err != nil {
 		lost = err
@@ -118,8 +117,8 @@ func (s *server) request(conn *net.UnixConn) (Request, *os.File, error) {
 		return Request{}, nil, fmt.Errorf("receive request: %w", err)
 	}
 	_ = conn.SetReadDeadline(time.Time{})
-	var req Request
-	if err := json.Unmarshal(body, &req); err != nil {
+	req, err := decode(body)
+	if err != nil {
 		if netns != nil {
 			_ = netns.Close()
 		}
@@ -128,14 +127,15 @@ func (s *server) request(conn *net.UnixConn) (Request, *os.File, error) {
 	return req, netns, nil
 }
 
-func (s *server) reply(conn *net.UnixConn, r Reply) error {
-	body, err := json.Marshal(r)
+// reply answers req, which is the zero Request while there is none.
+func (s *server) reply(conn *net.UnixConn, req Request, r Reply) error {
+	body, err := encode(req, r)
 	if err != nil {
 		return fmt.Errorf("encode reply: %w", err)
 	}
 	_ = conn.SetWriteDeadline(time.Now().Add(transferTimeout))
 	if err := send(conn, body, nil); errors.Is(err, errTooLong) {
-		return s.reply(conn, Reply{Error: "reply: " + err.Error()})
+		return s.reply(conn, req, Reply{Error: "reply: " + err.Error()})
 	} else if err != nil {
 		return err
 	}

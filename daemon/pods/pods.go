@@ -179,6 +179,9 @@ func (p *Pods) CNI(ctx context.Context, req api.Request, netns *os.File) api.Rep
 		}
 	}
 	reply := verbs.Do(ctx, plugin.Call{CNI: *req.CNI, NetnsFile: netns})
+	if reply.Error != "" {
+		return reply // the caller goes another way
+	}
 	took := time.Since(begin)
 	if p.Served != nil {
 		p.Served(req.CNI.Command, reply.Failed, took)

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/edgeway-cni/edgeway/plugin"
+	"github.com/edgeway-cni/edgeway/plugin/forward"
 )
 
 // Set by the linker; see the Makefile.
@@ -35,7 +37,11 @@ func run() int {
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	return plugin.Process{Getenv: os.Getenv, Stdin: os.Stdin, Stdout: stdout(), Stderr: os.Stderr}.Run(ctx)
+	left := forward.Left() // of a call that forward has not passed to the daemon
+	return plugin.Process{
+		Getenv: os.Getenv, Stdin: io.MultiReader(bytes.NewReader(left.Stdin), os.Stdin), Stdout: stdout(), Stderr: os.Stderr,
+		Begun: left.Begun, Silent: left.Silent,
+	}.Run(ctx)
 }
 
 // stdout is standard output, or an error where it was closed: the Go runtime opens /dev/null for

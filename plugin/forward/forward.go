@@ -1,0 +1,340 @@
+//go:build amd64 || arm64
+
+// Package forward passes a call of the plugin to the node's daemon before anything else of the
+// program has run. It owns that one exchange: it sends the runtime's variables, standard input and
+// the pod's network namespace, prints the answer, and ends the process. It never decodes JSON and
+// it knows no verb. A call that is unusual in any way is left to the rest of the program, which
+// asks the daemon again, serves the call itself, or explains why nobody can:
+//
+//	left := forward.Left() // reached only when the call was not served
+//	plugin.Process{Begun: left.Begun, ...}.Run(ctx)
+//
+// The executable links all that it needs to serve a call without a daemon. To initialise those
+// packages costs more than half of a forwarded ADD. The Go specification ("Program execution")
+// sorts packages by import path, and initialises again and again the first one whose imports are
+// initialised. This package imports nothing but unsafe, so it is ready from the start, and
+// "github.com" sorts before "internal", "net", "os", "reflect", "sync", "syscall" and "time". So it
+// does its work while its variables are initialised. A test holds the order.
+//
+// On the wire (numbers are big endian; daemon/api has the other end):
+//
+//	caller                                                  daemon
+//	  length, 0x01, NAME=VALUE NUL ..., NUL,
+//	  standard input, NUL, path of the socket (+ netns) ---->
+//	                                         <---- length, exit status (0 or 1), standard output
+//	  0x06, once that is printed ---------------------------> end of file instead: it is undone
+//
+// Any other first byte than an exit status is a refusal: the daemon did nothing.
+package forward
+
+import "unsafe"
+
+const (
+	// mark is the first byte of a forwarded call. JSON begins with another byte.
+	mark = 0x01
+	// acknowledged is sent once the answer is printed (ASCII ACK).
+	acknowledged = 0x06
+	// lengthBytes is the size of the length in front of each message.
+	lengthBytes = 4
+	// maxAnswer bounds the daemon's answer in bytes (daemon/api: MaxMessage).
+	maxAnswer = 8 << 20
+
+	defaultSocket = "/run/edgeway/edgewayd.sock" // daemon/api: DefaultSocket
+	// socketKey is the key of the network configuration that names the socket.
+	socketKey = `"socket"`
+)
+
+// usual is how long each step may wait, in seconds, all its waits together.
+var usual = patience{
+	stdin:  2,  // the rest of the program waits for a slower runtime
+	answer: 90, // a verb has a minute (plugin: verbTimeout), and to undo one that failed 20 seconds
+	print:  10, // the reader of a pipe that is full
+}
+
+type patience struct{ stdin, answer, print int64 }
+
+// Rest is what the rest of the program must know about a call that was not served.
+type Rest struct {
+	// Stdin is what was read from standard input.
+	Stdin []byte
+	// Begun: a daemon took the call and did not answer. What it did is not known.
+	Begun bool
+	// Silent: it is still connected, and has not answered in time.
+	Silent bool
+}
+
+// Left returns what is left of the process's call.
+func Left() Rest { return left }
+
+// left is never written to afterwards.
+var left = func() Rest {
+	process.out, process.limit = 1, usual
+	if process.serve("/proc/self/environ\x00") {
+		exit(process.status)
+	}
+	process.close()
+	return process.Rest
+}()
+
+// process is the call of this process. It lies in memory that the program has anyway, and so does
+// all that a step leaves for the next: with larger frames the goroutine would need a larger stack,
+// and that costs eleven page faults.
+var process call
+
+// call is one exchange.
+type call struct {
+	Rest
+	in, out   int // standard input and output
+	limit     patience
+	request   []byte
+	socket    []byte // the daemon's, in the request or in this program
+	namespace *byte  // the path of the pod's network namespace with a final NUL; nil: none
+	netns     int    // the open namespace, or -1
+	daemon    int    // the connection, or -1
+	answer    []byte
+	status    int
+	kernel
+	// buffer holds the whole of a usual call and of its answer. It costs the pages that are used.
+	buffer [64 << 10]byte
+}
+
+// serve reports whether the daemon served the call and its answer was printed, or could not be.
+// environ is the path of the process's environment, with a final NUL.
+func (c *call) serve(environ string) bool {
+	c.netns, c.daemon = -1, -1
+	return c.variables(environ) && c.printable() && c.readStdin() && c.findSocket() && c.connect() && c.send() && c.receive() && c.print()
+}
+
+func (c *call) close() {
+	closeFile(c.netns)
+	closeFile(c.daemon)
+}
+
+// variables begins the request with the variables that belong to CNI. Without a verb a person
+// calls, and VERSION needs no daemon. The environment is read as the kernel has it (proc(5)): package
+// syscall makes a map of it.
+func (c *call) variables(environ string) bool {
+	fd, errno := open(unsafe.StringData(environ))
+	if errno != 0 {
+		return false
+	}
+	c.request = append(c.buffer[:lengthBytes], mark)
+	rest := c.buffer[len(c.request) : len(c.buffer)-1]
+	n, errno := read(fd, rest)
+	closeFile(fd)
+	if errno != 0 || n == 0 || n == len(rest) || rest[n-1] != 0 {
+		return false
+	}
+	verb := false
+	for rest = rest[:n]; len(rest) > 0; {
+		v := rest[:index(rest, "\x00")+1]
+		rest = rest[len(v):]
+		if hasPrefix(v, "CNI_") {
+			at := len(c.request)
+			c.request = append(c.request, v...) // to where v is, or before it
+			verb = c.notice(c.request[at:]) || verb
+		}
+	}
+	c.request = append(c.request, 0)
+	return verb && (c.namespace == nil || *c.namespace == '/') // the program explains a relative path
+}
+
+// notice takes what is needed here of a variable, which ends in NUL. It reports a verb.
+func (c *call) notice(variable []byte) (verb bool) {
+	const command, namespace = "CNI_COMMAND=", "CNI_NETNS="
+	if c.namespace == nil && hasPrefix(variable, namespace) && len(variable) > len(namespace)+1 {
+		c.namespace = &variable[len(namespace)]
+	}
+	return hasPrefix(variable, command) && len(variable) > len(command)+1 && !hasPrefix(variable, command+"VERSION\x00")
+}
+
+// printable reports that standard output is not /dev/null: the Go runtime opens that in the place
+// of a descriptor that was closed (runtime/fds_unix.go), and the program tells them apart.
+func (c *call) printable() bool {
+	major, minor, device, errno := c.device(c.out)
+	return errno == 0 && !(device && major == 1 && minor == 3) // linux/Documentation/admin-guide/devices.txt
+}
+
+// readStdin appends standard input to the request.
+func (c *call) readStdin() bool {
+	begin, end := len(c.request), len(c.request)
+	c.patience.seconds = c.limit.stdin
+	for {
+		c.Stdin, c.request = c.buffer[begin:end:end], c.buffer[:end]
+		if end == len(c.buffer) || !c.wait(c.in, pollIn) {
+			return false
+		}
+		n, errno := read(c.in, c.buffer[end:])
+		switch {
+		case errno == eintr || errno == eagain:
+		case errno != 0:
+			return false
+		case n == 0:
+			return len(c.Stdin) > 0
+		}
+		end += n
+	}
+}
+
+// findSocket finds the daemon's socket by the bytes of its key alone. What it finds may be another
+// key's: the daemon, which decodes the configuration, refuses a call that came by a socket which
+// the configuration does not name. Anything but one plain absolute path is left to the program.
+func (c *call) findSocket() bool {
+	at := index(c.Stdin, socketKey)
+	if at < 0 {
+		c.socket = unsafe.Slice(unsafe.StringData(defaultSocket), len(defaultSocket))
+		return true
+	}
+	rest := skip(c.Stdin[at+len(socketKey):])
+	if len(rest) == 0 || rest[0] != ':' || index(rest, socketKey) >= 0 {
+		return false
+	}
+	rest = skip(rest[1:])
+	if len(rest) < 2 || rest[0] != '"' || rest[1] != '/' {
+		return false
+	}
+	for i, b := range rest[1:] {
+		switch {
+		case b == '"':
+			c.socket = rest[1 : 1+i]
+			return i < maxPath
+		case b == '\\' || b < ' ' || b > '~':
+			return false
+		}
+	}
+	return false
+}
+
+// connect finishes the request and opens what it needs.
+func (c *call) connect() bool {
+	if len(c.request)+1+len(c.socket) > len(c.buffer) {
+		return false
+	}
+	c.request = append(append(c.request, 0), c.socket...)
+	n := len(c.request) - lengthBytes
+	c.request[0], c.request[1], c.request[2], c.request[3] = byte(n>>24), byte(n>>16), byte(n>>8), byte(n)
+	var errno uintptr
+	if c.namespace != nil {
+		if c.netns, errno = open(c.namespace); errno != 0 {
+			c.netns = -1
+			return false
+		}
+	}
+	c.daemon, errno = c.dial(c.socket)
+	return errno == 0
+}
+
+// send sends the whole request; the namespace goes with its first byte. The daemon never acts on
+// a part of a request.
+func (c *call) send() bool {
+	c.patience.seconds = c.limit.answer
+	for message, netns := c.request, c.netns; len(message) > 0; {
+		n, errno := c.sendmsg(c.daemon, message, netns)
+		switch {
+		case errno == eintr || errno == eagain && c.wait(c.daemon, pollOut):
+		case errno != 0:
+			return false
+		default:
+			message, netns = message[n:], -1
+		}
+	}
+	c.Begun = true
+	return true
+}
+
+// receive reads the daemon's answer.
+func (c *call) receive() bool {
+	got, want := 0, lengthBytes+1
+	c.answer = c.buffer[len(c.request):]
+	if len(c.answer) < want {
+		c.answer = make([]byte, want)
+	}
+	for got < want {
+		if !c.wait(c.daemon, pollIn) {
+			c.Silent = true
+			return false
+		}
+		n, errno := read(c.daemon, c.answer[got:])
+		if errno == eintr || errno == eagain {
+			continue
+		}
+		if errno != 0 || n == 0 {
+			return false
+		}
+		if got += n; got >= lengthBytes {
+			a := c.answer
+			size := int(a[0])<<24 | int(a[1])<<16 | int(a[2])<<8 | int(a[3])
+			if size == 0 || size > maxAnswer {
+				return false
+			}
+			if want = lengthBytes + size; want > len(a) {
+				c.answer = make([]byte, want)
+				copy(c.answer, a[:got])
+			}
+		}
+	}
+	c.status, c.answer = int(c.answer[lengthBytes]), c.answer[lengthBytes+1:want]
+	if c.status > 1 {
+		c.Begun = false // a refusal
+		return false
+	}
+	return true
+}
+
+// print writes the answer to standard output and says so. A daemon that is not told undoes what
+// it did.
+func (c *call) print() bool {
+	c.patience.seconds = c.limit.print
+	for len(c.answer) > 0 {
+		n, errno := write(c.out, c.answer)
+		switch {
+		case errno == eintr || errno == eagain && c.wait(c.out, pollOut):
+		case errno != 0:
+			c.status = 1
+			c.hangUp()
+			return true
+		default:
+			c.answer = c.answer[n:]
+		}
+	}
+	// Lost when the daemon is gone by now, and then nobody waits for it.
+	c.buffer[0] = acknowledged
+	_, _ = c.sendmsg(c.daemon, c.buffer[:1], -1)
+	return true
+}
+
+// hangUp ends the call without the word that the answer is printed, and waits until the daemon has
+// undone what it did.
+func (c *call) hangUp() {
+	shutdown(c.daemon)
+	c.patience.seconds = c.limit.answer
+	for c.wait(c.daemon, pollIn) {
+		if n, errno := read(c.daemon, c.buffer[:1]); n == 0 || errno != 0 && errno != eintr {
+			return
+		}
+	}
+}
+
+// Packages strings and bytes would be initialised first.
+
+func hasPrefix(b []byte, prefix string) bool {
+	return len(b) >= len(prefix) && string(b[:len(prefix)]) == prefix
+}
+
+// index is where s begins in b, or -1.
+func index(b []byte, s string) int {
+	for i := 0; i+len(s) <= len(b); i++ {
+		if string(b[i:i+len(s)]) == s {
+			return i
+		}
+	}
+	return -1
+}
+
+// skip drops the white space of JSON (RFC 8259, section 2).
+func skip(b []byte) []byte {
+	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t' || b[0] == '\n' || b[0] == '\r') {
+		b = b[1:]
+	}
+	return b
+}
