@@ -90,7 +90,7 @@ func Run(ctx context.Context, c config.Config, o Options) error {
 		o.Log.Warn("state directory", "err", err) // the loop says so too, each time it cannot save
 	}
 	if err := d.loop.recall(); err != nil {
-		o.Log.Warn("saved world", "err", err)
+		o.Log.Warn("saved cluster state", "err", err)
 	}
 	listener, err := listen(ctx, c.Socket)
 	if err != nil {
@@ -132,7 +132,7 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 		defer d.pods.GiveUp()
 		l.run(ctx)
 	})
-	o.Log.Info("started", "node", d.config.NodeName, "version", o.Version, "socket", d.config.Socket, "worldFromDisk", l.known)
+	o.Log.Info("started", "node", d.config.NodeName, "version", o.Version, "socket", d.config.Socket, "savedState", l.known)
 	err := api.Serve(ctx, listener, d.answer)
 	wait.Wait()
 	d.speaker.Stop()

@@ -169,7 +169,7 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	if reread {
 		l.read(ctx)
 	}
-	l.failed(&o, "clusterUnreadable", l.unread, "what was known last still counts; it is read again by itself")
+	l.failed(&o, "clusterUnreadable", l.unread, "the last known cluster state still applies; edgewayd reads it again on its own")
 	w := policy.World{Cluster: l.last, Self: l.config.NodeName, Config: l.config}
 	if silent := l.silent.Load(); silent != nil {
 		w.Silent = *silent
@@ -182,11 +182,11 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	if !l.saved {
 		err := l.save(l.last)
 		l.saved = err == nil
-		l.failed(&o, "worldNotSaved", err, "a reboot without the cluster would start from an older World; see to the disk of stateDir")
+		l.failed(&o, "worldNotSaved", err, "a reboot without the cluster would start from an older cluster state; check the disk of stateDir")
 	}
 	var err error
 	if w.Host, err = l.kernel.Host(ctx); err != nil {
-		l.failed(&o, "hostUnreadable", err, "nothing was changed; it is tried again by itself")
+		l.failed(&o, "hostUnreadable", err, "nothing was changed; edgewayd tries again on its own")
 		l.publish(w, policy.Plan{}, o)
 		return false
 	}
@@ -219,11 +219,11 @@ func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *ou
 			l.log.Info(c.Op+" "+c.Object, "why", c.Why)
 		}
 	}
-	l.failed(o, "switchNotTold", err, "it is tried again by itself")
+	l.failed(o, "switchNotTold", err, "edgewayd tries again on its own")
 	l.report(ctx, plan, o)
 	found, err := l.pods.Sync(ctx, plan)
 	o.problems = append(o.problems, found...)
-	l.failed(o, "podsNotServed", err, "pods that run are not touched; it is tried again by itself")
+	l.failed(o, "podsNotServed", err, "running pods are not touched; edgewayd tries again on its own")
 }
 
 // learn makes the kernel's learned routes the desired ones. Others are deleted only when the
@@ -289,7 +289,7 @@ func (l *loop) read(ctx context.Context) {
 	next = policy.Date(l.last, next, time.Now())
 	if !l.known || !cluster.Equal(l.last, next) {
 		l.saved = false
-		l.log.Info("world changed", "source", next.Source, "nodes", len(next.Nodes), "bgpResources", len(next.Peerings))
+		l.log.Info("cluster state changed", "source", next.Source, "nodes", len(next.Nodes), "bgpResources", len(next.Peerings))
 	}
 	l.last, l.known = next, true
 }
@@ -303,7 +303,7 @@ func (l *loop) changed(o *outcome, changes []routes.Change, err error) {
 			continue
 		}
 		refused = true
-		p := cluster.Problem{Object: "kernel", Reason: "kernelRefused", Want: c.String(), Got: c.Err.Error(), Next: "it is tried again by itself"}
+		p := cluster.Problem{Object: "kernel", Reason: "kernelRefused", Want: c.String(), Got: c.Err.Error(), Next: "edgewayd tries again on its own"}
 		if errors.Is(c.Err, routes.ErrForeign) {
 			p.Reason, p.Next = "foreignRoute", "stop the other agent that owns it, or change the pod CIDR"
 		}
@@ -311,6 +311,6 @@ func (l *loop) changed(o *outcome, changes []routes.Change, err error) {
 		l.warn(o, c.String(), c.Err)
 	}
 	if !refused {
-		l.failed(o, "kernelRefused", err, "it is tried again by itself")
+		l.failed(o, "kernelRefused", err, "edgewayd tries again on its own")
 	}
 }

@@ -83,7 +83,7 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, labels...)
 	}
 	gauge(1, describe("build_info", "Version of the daemon.", "version", "node"), s.Version, s.Node)
-	gauge(float64(s.World.Nodes), describe("world_nodes", "Nodes in the World."))
+	gauge(float64(s.World.Nodes), describe("world_nodes", "Nodes in the cluster state."))
 	if !s.World.ReadAt.IsZero() {
 		gauge(s.Now.Sub(s.World.ReadAt).Seconds(), describe("world_age_seconds", "Time since the cluster was last read with success."))
 	}
@@ -111,18 +111,18 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 		if up == 0 {
 			gauge(1, describe("bgp_session_down", "1 for a session that is not Established, by reason.", "peer", "resource", "peer_asn", "reason"), append(labels, b.Reason)...)
 		}
-		gauge(float64(len(b.Advertised)), describe("bgp_advertised_prefixes", "Prefixes that the switch is told.", "peer", "resource", "peer_asn"), labels...)
+		gauge(float64(len(b.Advertised)), describe("bgp_advertised_prefixes", "Prefixes that are advertised to the switch.", "peer", "resource", "peer_asn"), labels...)
 		gauge(float64(b.Flaps), describe("bgp_session_flaps", "Times the session left Established since the daemon started.", "peer", "resource", "peer_asn"), labels...)
-		gauge(float64(b.GracefulRestart), describe("bgp_graceful_restart_seconds", "Negotiated restart time; 0: none.", "peer", "resource", "peer_asn"), labels...)
+		gauge(float64(b.GracefulRestart), describe("bgp_graceful_restart_seconds", "Negotiated restart time; 0: graceful restart was not negotiated.", "peer", "resource", "peer_asn"), labels...)
 	}
 	gauge(float64(s.Leases.Total), describe("addresses_total", "Addresses of the pod pool."))
 	gauge(float64(s.Leases.Used), describe("addresses_used", "Addresses that pods hold."))
-	gauge(float64(s.Leases.Free), describe("addresses_free", "Addresses that can be given."))
+	gauge(float64(s.Leases.Free), describe("addresses_free", "Addresses that are free for pods."))
 	reasons := map[string]int{}
 	for _, p := range s.Problems {
 		reasons[p.Reason]++
 	}
 	for reason, n := range reasons {
-		gauge(float64(n), describe("problems", "What an operator should mend, by reason; see edgewayd status.", "reason"), reason)
+		gauge(float64(n), describe("problems", "Problems that an operator should solve, by reason; see edgewayd status.", "reason"), reason)
 	}
 }

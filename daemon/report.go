@@ -23,11 +23,7 @@ func reports(plan policy.Plan, sessions []bgp.Status) (out []cluster.SessionRepo
 // report is what became of one session. Since is zero for a session that is not tried.
 func report(want policy.Session, sessions []bgp.Status) cluster.SessionReport {
 	out := cluster.SessionReport{Resource: want.Resource, Peer: want.Peer.Address, Port: want.Key.Port, PeerName: want.Peer.Name, PeerASN: want.Peer.ASN, State: "Idle"}
-	switch why := want.Held; {
-	case why.Reason == policy.Conflict:
-		out.Reason, out.Message = why.Reason, "another resource has a session of this node with "+want.Peer.Address.String()+" on other terms; make the two agree"
-		return out
-	case want.IsHeld():
+	if why := want.Held; want.IsHeld() {
 		out.Reason, out.Message = why.Reason, "want "+why.Want+", got "+why.Got+"; "+why.Next
 		return out
 	}

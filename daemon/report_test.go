@@ -60,7 +60,7 @@ func TestReports(t *testing.T) {
 	up := cluster.SessionReport{Peer: addr("10.0.0.1"), Port: 179, PeerASN: 65001, State: "Established", Since: since, Advertised: 2, RestartTime: 10 * time.Minute}
 	want := []cluster.SessionReport{up, up,
 		{Resource: "BGPPeer/wrong", Peer: addr("10.0.0.1"), Port: 179, PeerASN: 65002, State: "Idle", Reason: "conflict",
-			Message: "another resource has a session of this node with 10.0.0.1 on other terms; make the two agree"},
+			Message: "want the same ASNs, password and options as BGPPeer/every has for 10.0.0.1, got other values; make the two resources agree; BGPPeer/every is used"},
 		{Resource: "BGPClusterConfig/c", Peer: addr("10.0.0.2"), Port: 179, PeerName: "leaf-2", PeerASN: 65001, State: "Idle", Reason: "noPassword",
 			Message: "want Secret kube-system/bgp with key password, got no such Secret; set it; the session with 10.0.0.2 is held down until then"},
 		{Resource: "BGPPeer/inside", Peer: addr("10.0.0.3"), Port: 179, PeerASN: 65010, State: "Established", Since: since},

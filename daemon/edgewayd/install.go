@@ -77,7 +77,7 @@ container of the DaemonSet, and may run while pods start.`,
 func installFile(source, target string) (did string, err error) {
 	want, err := os.ReadFile(source)
 	if err != nil {
-		return "", fmt.Errorf("install %s: %w; the plugin and edgewayd of one version belong into one directory", target, err)
+		return "", fmt.Errorf("install %s: %w; edgeway and edgewayd of one version belong in one directory", target, err)
 	}
 	did = "replaced"
 	have, err := os.ReadFile(target)
@@ -95,7 +95,7 @@ func installFile(source, target string) (did string, err error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("install %s: %w; name the runtime's directory with --plugin-dir, or mount it", target, err)
 	case err != nil:
-		return "", fmt.Errorf("install %s: %w; what was there is untouched", target, err)
+		return "", fmt.Errorf("install %s: %w; the old file is untouched", target, err)
 	}
 	return did, nil
 }

@@ -128,7 +128,7 @@ func TestInstallFileErrors(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "edgeway"), "new", 0o755)
 	for _, tt := range []struct{ name, source, target, want string }{
-		{"no plugin beside the program", filepath.Join(dir, "missing"), filepath.Join(dir, "target"), "belong into one directory"},
+		{"no plugin beside the program", filepath.Join(dir, "missing"), filepath.Join(dir, "target"), "belong in one directory"},
 		{"no such directory", filepath.Join(dir, "edgeway"), filepath.Join(dir, "none", "edgeway"), "--plugin-dir"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

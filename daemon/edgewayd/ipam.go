@@ -110,7 +110,7 @@ func confirm(cmd *cobra.Command, question string, yes *bool) error {
 		ok = err == nil
 	}
 	if !ok {
-		return fmt.Errorf("%s: nobody to ask: standard input is no terminal; add --yes", cmd.CommandPath())
+		return fmt.Errorf("%s: standard input is not a terminal, so nobody can confirm; add --yes", cmd.CommandPath())
 	}
 	fmt.Fprint(cmd.ErrOrStderr(), question+" [y/N] ")
 	line, err := bufio.NewReader(in).ReadString('\n')
@@ -173,7 +173,7 @@ func releaseCommand(l *leaseFlags) *cobra.Command {
 		Short: "end leases as the runtime's DEL would, or forget remembered addresses",
 		Long: `release ends the lease of WHAT: a pod (namespace/name), an address, the beginning of a container ID,
 or a link. The link goes first, the lease last. The address keeps waiting for its pod; release
---remembered ADDRESS ends that too. The lease of a pod that runs is released with --force only.`,
+--remembered ADDRESS ends that too. The lease of a running pod is released with --force only.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if remembered {
@@ -183,8 +183,8 @@ or a link. The link goes first, the lease last. The address keeps waiting for it
 		},
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
-	cmd.Flags().BoolVar(&force, "force", false, "also of a pod that runs: it loses its network at once")
-	cmd.Flags().BoolVar(&remembered, "remembered", false, "forget whose these free addresses were")
+	cmd.Flags().BoolVar(&force, "force", false, "also the lease of a running pod, which loses its network at once")
+	cmd.Flags().BoolVar(&remembered, "remembered", false, "forget the last pods of these free addresses")
 	return cmd
 }
 
@@ -206,12 +206,12 @@ func (l *leaseFlags) release(cmd *cobra.Command, words []string, force bool, yes
 	}
 	switch {
 	case len(found.Leases) == 0:
-		return fmt.Errorf("release %s: no lease, its address is free and remembers it; release --remembered ADDRESS ends that", strings.Join(words, " "))
+		return fmt.Errorf("release %s: it has no lease; its address is free and is kept for it; release --remembered ADDRESS ends that", strings.Join(words, " "))
 	case len(found.Leases) > len(words):
 		printLeases(cmd.ErrOrStderr(), api.LeaseList{Leases: plain(found.Leases), Now: found.Now}, 0)
 		return fmt.Errorf("release %s: names %d leases; name each by address or container ID", strings.Join(words, " "), len(found.Leases))
 	case running > 0 && !force:
-		return fmt.Errorf("release %s: its pod runs (%s); delete the pod instead, or add --force: its link is removed and the pod loses its network at once",
+		return fmt.Errorf("release %s: its pod is running (%s); delete the pod instead, or add --force: its link is removed and the pod loses its network at once",
 			strings.Join(words, " "), podOrContainer(found.Leases[0].Lease))
 	}
 	if !*yes {
@@ -219,7 +219,7 @@ func (l *leaseFlags) release(cmd *cobra.Command, words []string, force bool, yes
 	}
 	question := fmt.Sprintf("Release %d?", len(found.Leases))
 	if running > 0 {
-		question = fmt.Sprintf("Release %d? %d of them belong to pods that run: their links are removed, these pods lose their network.", len(found.Leases), running)
+		question = fmt.Sprintf("Release %d? %d of them belong to running pods: their links are removed, and these pods lose their network.", len(found.Leases), running)
 	}
 	if err := confirm(cmd, question, yes); err != nil {
 		return err
@@ -244,7 +244,7 @@ func (l *leaseFlags) release(cmd *cobra.Command, words []string, force bool, yes
 }
 
 func (l *leaseFlags) forget(cmd *cobra.Command, addrs []string, yes *bool) error {
-	question := fmt.Sprintf("Forget whose %s was? The next pod without an address of its own may get it.", strings.Join(addrs, ", "))
+	question := fmt.Sprintf("Forget the last pod of %s? Any new pod may get the address then.", strings.Join(addrs, ", "))
 	if err := confirm(cmd, question, yes); err != nil {
 		return err
 	}
@@ -254,7 +254,7 @@ func (l *leaseFlags) forget(cmd *cobra.Command, addrs []string, yes *bool) error
 	}
 	return l.print(cmd.OutOrStdout(), done, func(out io.Writer) {
 		for _, m := range done {
-			fmt.Fprintf(out, "forgot that %s was of %s\n", m.Addr, m.Pod)
+			fmt.Fprintf(out, "forgot that %s belonged to %s\n", m.Addr, m.Pod)
 		}
 	})
 }
@@ -312,8 +312,8 @@ func importCommand(l *leaseFlags) *cobra.Command {
 		Use:   "import DIRECTORY",
 		Short: "take over the addresses that host-local gave (flannel, bridge, ptp)",
 		Long: `import reads the directory of one network of host-local, such as /var/lib/cni/networks/cbr0, and the
-runtime's results, shows what it will take over, and asks. The addresses of pods that run stay theirs until
-they are deleted; a pod that is made anew gets the address that it had. It can be repeated. See docs/migration.md.`,
+runtime's results, shows what it will take over, and asks. Running pods keep their addresses until
+they are deleted; a recreated pod gets the address that it had. The import can be repeated. See docs/migration.md.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			leases, said, err := readHostLocal(args[0], results)

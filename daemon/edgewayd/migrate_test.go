@@ -419,7 +419,7 @@ func (n *migrationNode) fill(t *testing.T, conflist string, given map[string]str
 func (n *migrationNode) asked(t *testing.T, old, fresh box) {
 	t.Helper()
 	through := n.list(t)
-	n.refused(t, "its pod runs", "ipam", "release", "shop/"+old.pod, "--yes")
+	n.refused(t, "its pod is running", "ipam", "release", "shop/"+old.pod, "--yes")
 	n.refused(t, "no lease of a pod", "ipam", "show", "nobody")
 	link := ""
 	for _, l := range through.Leases {
@@ -472,7 +472,7 @@ func (n *migrationNode) asked(t *testing.T, old, fresh box) {
 		t.Errorf("remembered %v", remembered)
 	}
 	n.must(t, "ipam", "release", "--remembered", old.addr, "--yes")
-	n.refused(t, "remembers no pod", "ipam", "release", "--remembered", old.addr, "--yes")
+	n.refused(t, "not kept for a pod", "ipam", "release", "--remembered", old.addr, "--yes")
 	if _, err := netip.ParseAddr(old.addr); err != nil {
 		t.Error(err)
 	}

@@ -114,7 +114,7 @@ func printStatus(out io.Writer, s api.Status, all bool) {
 	}
 	p.row("Node", fmt.Sprintf("%s   addresses %s   pod CIDRs %s   mode %s", s.Node, list(s.Addresses), list(s.PodCIDRs), s.Mode))
 	p.row("Daemon", fmt.Sprintf("edgewayd %s, up %s", s.Version, age(s.Now.Sub(s.Started))))
-	p.row("World", worldLine(s))
+	p.row("Cluster", clusterLine(s))
 	p.row("Leases", leasesLine(s.Leases))
 	p.table.Flush()
 	p.routes(s.Routes)
@@ -210,9 +210,9 @@ func (p *page) problems(all []api.Problem) {
 	})
 }
 
-func worldLine(s api.Status) string {
+func clusterLine(s api.Status) string {
 	if s.World.ReadAt.IsZero() {
-		return "nothing known yet: the cluster could not be read and none was saved; the machine is left as it is"
+		return "not known yet: it could not be read, and no state was saved; the machine is left as it is"
 	}
 	from := s.World.Source
 	if s.World.FromDisk {

@@ -59,7 +59,7 @@ any, uninstall refuses, unless told to --force.`,
 		},
 	}
 	r.flags(cmd)
-	cmd.Flags().BoolVar(&r.purge, "purge", false, "also leases, routes, links, firewall rules and the saved World")
+	cmd.Flags().BoolVar(&r.purge, "purge", false, "also leases, routes, links, firewall rules and the saved cluster state")
 	cmd.Flags().BoolVar(&r.force, "force", false, "although pods run here; with --purge they lose their network at once")
 	cmd.Flags().BoolVar(&r.stay, "stay", false, "then wait to be told to stop, as the container of a DaemonSet must")
 	return cmd

@@ -171,7 +171,7 @@ func (p *importPlan) decide(l ipam.Lease, gone bool) (action, why string) {
 	case l.Netns == "":
 		return api.Hold, "its namespace is not known: held until DEL, release or the next boot"
 	case l.Pod.Name == "":
-		return api.Hold, "its pod is not known: it gets another address when it is made anew"
+		return api.Hold, "its pod is not known: the pod gets another address when it is recreated"
 	}
 	return api.Hold, ""
 }

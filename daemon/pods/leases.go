@@ -51,7 +51,7 @@ func Answer(ctx context.Context, c config.Config, args []string) ([]byte, error)
 	}
 	store, err := ipam.Open(ctx, path, options)
 	if errors.Is(err, ipam.ErrLocked) {
-		return nil, fmt.Errorf("%w; a plugin is at work, or edgewayd starts: try again", err)
+		return nil, fmt.Errorf("%w; a plugin is using it, or edgewayd is starting: try again", err)
 	}
 	if err != nil {
 		return nil, err
@@ -282,7 +282,7 @@ func (n *leases) releaseLeases(ctx context.Context, words []string) ([]api.Relea
 			return nil, err
 		}
 		if a.Standing.Lives() && !force {
-			return nil, fmt.Errorf("release %s: its pod %s runs; delete the pod instead, or add --force: the pod loses its network at once",
+			return nil, fmt.Errorf("release %s: its pod %s is running; delete the pod instead, or add --force: the pod loses its network at once",
 				word, cmp.Or(a.Lease.Pod.String(), a.Lease.Attachment.ContainerID))
 		}
 		chosen = append(chosen, a)
@@ -319,7 +319,7 @@ func one(all []plugin.Attached, word string) (plugin.Attached, error) {
 	for _, a := range found {
 		names = append(names, a.Lease.Attachment.String())
 	}
-	return plugin.Attached{}, fmt.Errorf("%s: names %d leases; name one of %s", word, len(found), strings.Join(names, ", "))
+	return plugin.Attached{}, fmt.Errorf("%s names %d leases; name one of %s", word, len(found), strings.Join(names, ", "))
 }
 
 // forget drops what free addresses remember.
@@ -336,7 +336,7 @@ func (n *leases) forget(ctx context.Context, words []string) ([]api.Remembered, 
 		}
 		i := slices.IndexFunc(memories, func(m ipam.Memory) bool { return m.Addr == addr.Unmap() })
 		if i < 0 {
-			return out, fmt.Errorf("forget %s: it remembers no pod; edgewayd ipam list --remembered shows those that do", word)
+			return out, fmt.Errorf("forget %s: it is not kept for a pod; edgewayd ipam list --remembered shows the addresses that are", word)
 		}
 		if err := n.store.Forget(ctx, addr); err != nil {
 			return out, err

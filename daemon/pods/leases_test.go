@@ -68,7 +68,7 @@ func TestImportDecides(t *testing.T) {
 		{"gone, the pod has another", lease("c7", "moved", gone, "10.1.0.14"), api.Skip, "the pod has 10.1.0.8 since"},
 		{"gone, pod not known", lease("c8", "", gone, "10.1.0.15"), api.Skip, "the container is gone, and its pod is not known"},
 		{"namespace not known", lease("c9", "y", "", "10.1.0.16"), api.Hold, "its namespace is not known: held until DEL, release or the next boot"},
-		{"pod not known", lease("c10", "", lives, "10.1.0.17"), api.Hold, "its pod is not known: it gets another address when it is made anew"},
+		{"pod not known", lease("c10", "", lives, "10.1.0.17"), api.Hold, "its pod is not known: the pod gets another address when it is recreated"},
 		{"outside of the pod CIDR", lease("c11", "z", lives, "10.9.0.1"), api.Hold, "outside the node's pod CIDRs: its next pod gets another"},
 		{"gone, outside of the pod CIDR", lease("c12", "z", gone, "10.9.0.2"), api.Skip, "the pod is gone, and 10.9.0.2 is outside the node's pod CIDRs"},
 	} {

@@ -86,7 +86,7 @@ func samePool(a, b ipam.Pool) bool {
 func (p *Pods) open(ctx context.Context) (*leases, error) {
 	n := p.leases.Load()
 	if n != nil && n.store.Damage() != nil {
-		p.log.Warn("store is damaged and opened anew", "err", n.store.Damage())
+		p.log.Warn("store is damaged; opening it again", "err", n.store.Damage())
 		p.leases.Store(nil)
 		if err := n.close(); err != nil {
 			return nil, err
@@ -98,7 +98,7 @@ func (p *Pods) open(ctx context.Context) (*leases, error) {
 	}
 	n, swept, err := openLeases(ctx, p.config.StateDir)
 	if err != nil {
-		return nil, fmt.Errorf("%w; pods that run go on, new ones wait", err)
+		return nil, fmt.Errorf("%w; running pods are not touched, new pods wait", err)
 	}
 	p.swept(swept)
 	if r, ok := n.store.Rebuilt(); ok {

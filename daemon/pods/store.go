@@ -89,7 +89,7 @@ func (n *leases) rebuilt() []cluster.Problem {
 		return nil
 	}
 	return []cluster.Problem{{Object: "store", Reason: "storeRebuilt", Want: "a file as it was written", Got: fmt.Sprint(r.Cause),
-		Next: fmt.Sprintf("look after the disk; the leases were made anew from the last copy (%d), and from the node's links (%d); the old file is %s", r.Copied, r.Found, r.Kept)}}
+		Next: fmt.Sprintf("check the disk; the leases were rebuilt from the last copy (%d) and from the node's links (%d); the old file is %s", r.Copied, r.Found, r.Kept)}}
 }
 
 // full is the problem of a pool that has no address for another pod. Pods that run are not touched:

@@ -40,7 +40,7 @@ func Admit(last, next cluster.World) (cluster.World, []cluster.Problem) {
 		}
 		problems = append(problems, cluster.Problem{
 			Object: "Node/" + n.Name, Reason: "overlap", Want: "a pod CIDR of its own", Got: got + " of Node/" + owner,
-			Next: fmt.Sprintf("change one of the two; until then Node/%s has the pod CIDRs it had: %s", n.Name, kept),
+			Next: fmt.Sprintf("change one of the two; until then Node/%s keeps the pod CIDRs it had: %s", n.Name, kept),
 		})
 	}
 	next.Nodes = nodes

@@ -42,7 +42,7 @@ func (d *draft) findOverlaps() {
 			if d.servedBefore(c.Prefix, a) {
 				d.shared[c.Prefix] = true
 				d.problem(c.owner, "otherNetwork", "pods of edgeway only in "+c.String(), fmt.Sprintf("%s on %s: another network plugin served it", a.Prefix, a.Link),
-					"its pods go on; make them anew, then delete the link: ip link del "+a.Link)
+					"the pods of that plugin keep working; recreate them, then delete the link: ip link del "+a.Link)
 				break
 			}
 			if subnet := a.Prefix.Masked(); !a.Prefix.IsSingleIP() && subnet.Overlaps(c.Prefix) {

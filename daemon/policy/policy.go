@@ -73,9 +73,6 @@ type Session struct {
 // IsHeld reports whether no session is tried.
 func (s Session) IsHeld() bool { return s.Held.Reason != "" }
 
-// Conflict is the reason of a session that another resource wants on other terms.
-const Conflict = "conflict"
-
 // VXLANLink is the name of the overlay's link on every node.
 const VXLANLink = "edgeway.1"
 
@@ -170,7 +167,7 @@ func (d *draft) findSelf() bool {
 func (d *draft) linksDown() {
 	for _, l := range d.Host.Links {
 		if d.isUnderlay(d.self, l.Name) && !l.Up {
-			d.problem("link "+l.Name, "linkDown", "the link of the node's address up", "down", "ip link set "+l.Name+" up, and look after its cable")
+			d.problem("link "+l.Name, "linkDown", "the link of the node's address up", "down", "ip link set "+l.Name+" up, and check its cable")
 		}
 	}
 }

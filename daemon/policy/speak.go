@@ -102,8 +102,8 @@ func (d *draft) paths(r cluster.Peering) []bgp.Path {
 			d.problem("Node/"+n.Name, "noPodCIDR", "spec.podCIDRs", "none", "give the Node a pod CIDR; nothing is advertised for it until then")
 		}
 		if n.Name != d.self.Name && d.isSilent(n) {
-			d.problem("Node/"+n.Name, "silentNode", "an answer to ARP or neighbour discovery, as the LAN's other machines give", "none",
-				"look after the node; its pod CIDRs are withdrawn until it answers (bgp.withdrawAfter)")
+			d.problem("Node/"+n.Name, "silentNode", "an answer to ARP or neighbour discovery, as other machines of the LAN give", "none",
+				"check the node; its pod CIDRs are withdrawn until it answers (bgp.withdrawAfter)")
 			continue
 		}
 		for _, c := range n.PodCIDRs {
@@ -135,7 +135,7 @@ func (d *draft) join(r cluster.Peering, s bgp.Session) (held cluster.Problem) {
 		}
 		if !have.Peer.Same(s.Peer) {
 			// A switch tells neighbours apart by address: it cannot have two sessions with us.
-			return d.problem(r.Ref(), Conflict, "the ASNs, password and options that "+have.Peer.Name+" has for "+s.Peer.Address.String(), "others",
+			return d.problem(r.Ref(), "conflict", "the same ASNs, password and options as "+have.Peer.Name+" has for "+s.Peer.Address.String(), "other values",
 				"make the two resources agree; "+have.Peer.Name+" is used")
 		}
 		for _, path := range s.Paths {
