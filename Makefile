@@ -14,20 +14,22 @@ PREFIX      ?= /usr/local
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## bin/edgeway and bin/edgewayd, static
+build: ## bin/edgeway, bin/edgewayd and bin/edgeway-controller, static
 	$(GOBUILD) -o bin/edgeway ./plugin/edgeway
 	$(GOBUILD) -o bin/edgewayd ./daemon/edgewayd
+	$(GOBUILD) -o bin/edgeway-controller ./daemon/controller/edgeway-controller
 
-cross: ## both programs for amd64 and arm64 in dist/
+cross: ## all programs for amd64 and arm64 in dist/
 	for arch in amd64 arm64; do \
 	  GOARCH=$$arch $(GOBUILD) -o dist/$$arch/edgeway ./plugin/edgeway && \
-	  GOARCH=$$arch $(GOBUILD) -o dist/$$arch/edgewayd ./daemon/edgewayd || exit 1; \
+	  GOARCH=$$arch $(GOBUILD) -o dist/$$arch/edgewayd ./daemon/edgewayd && \
+	  GOARCH=$$arch $(GOBUILD) -o dist/$$arch/edgeway-controller ./daemon/controller/edgeway-controller || exit 1; \
 	done
 
-image: cross ## the container image for both, dist/edgeway-VERSION-ARCH.tar; no registry, no container tool
-	for arch in amd64 arm64; do \
-	  $(GO) run ./scripts/package -version $(VERSION) -arch $$arch -bin dist/$$arch -out dist/edgeway-$(VERSION)-$$arch.tar || exit 1; \
-	done
+image: cross ## container images, dist/edgeway-VERSION-ARCH.tar and dist/edgeway-controller-...; no registry, no container tool
+	for arch in amd64 arm64; do for name in edgeway edgeway-controller; do \
+	  $(GO) run ./scripts/package -name $$name -version $(VERSION) -arch $$arch -bin dist/$$arch -out dist/$$name-$(VERSION)-$$arch.tar || exit 1; \
+	done; done
 
 packages: cross ## Debian and RPM packages for both, dist/*.deb and dist/*.rpm
 	VERSION=$(VERSION) scripts/package/packages.sh
@@ -68,7 +70,7 @@ demo-down: ## take down what demo-shell left standing
 bench: test-tools build ## side by side with the peers: store, pods, routes, BGP (root; BENCH=-quick for a short one)
 	$(GO) run ./scripts/bench $(BENCH)
 
-install: build ## both programs, the systemd unit, an example configuration
+install: build ## plugin and daemon, the systemd unit, an example configuration
 	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) scripts/install.sh
 
 uninstall: ## remove what install put there; leases and configuration stay

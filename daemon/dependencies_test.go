@@ -31,6 +31,8 @@ func TestDependencies(t *testing.T) {
 			"github.com/vishvananda/": "the cluster says what should be, not what is", "github.com/osrg/": "the cluster says what should be, not how"}},
 		{"daemon/controller", []string{"daemon/cluster"}, map[string]string{
 			"github.com/vishvananda/": "it runs beside the control plane, on no node's behalf", "github.com/osrg/": "who gets which CIDR does not depend on switches", "go.etcd.io/": "the API server remembers"}},
+		{"daemon/controller/edgeway-controller", []string{"daemon/cluster", "daemon/controller"}, map[string]string{
+			"github.com/vishvananda/": "it runs on no node", "github.com/osrg/": "it runs on no node", "go.etcd.io/": "it runs on no node"}},
 		{"plugin", []string{"ipam", "routes", "daemon/api"}, pluginNever},
 		{"plugin/forward", nil, map[string]string{"": "what it imports runs before it, at every pod start"}},
 		{"plugin/edgeway", []string{"plugin", "plugin/forward", "ipam", "routes", "daemon/api"}, pluginNever},
@@ -38,7 +40,8 @@ func TestDependencies(t *testing.T) {
 		{"daemon/policy", []string{"ipam", "routes", "bgp", "daemon/cluster", "daemon/config"}, nil},
 		{"daemon/pods", []string{"ipam", "routes", "plugin", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/policy"}, nil},
 		{"daemon", []string{"routes", "bgp", "plugin", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/pods", "daemon/policy"}, nil},
-		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "daemon/config", "daemon/controller", "daemon/durable", "daemon/pods", "ipam", "plugin"}, nil},
+		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/pods", "ipam", "plugin"}, map[string]string{
+			"k8s.io/client-go/kubernetes": "typed clients are for edgeway-controller: 32 MB, and 7 ms at the start of each command"}},
 	}
 	for _, r := range rules {
 		for _, imp := range goList(t, `{{join .Imports "\n"}}`, r.pkg) {
@@ -63,8 +66,8 @@ func TestDependencies(t *testing.T) {
 		"github.com/osrg/gobgp":          {"bgp"},
 		"github.com/containernetworking": {"plugin"},
 		"k8s.io/":                        {"daemon/cluster", "daemon/controller"},
-		"github.com/prometheus/":         {"daemon"},
-		"github.com/spf13/cobra":         {"daemon/edgewayd"},
+		"github.com/prometheus/":         {"daemon", "daemon/controller"},
+		"github.com/spf13/cobra":         {"daemon/edgewayd", "daemon/controller/edgeway-controller"},
 	}
 	for _, r := range rules {
 		for _, imp := range goList(t, `{{join .Imports "\n"}}`, r.pkg) {

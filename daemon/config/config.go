@@ -47,8 +47,6 @@ type Config struct {
 	StateDir  string
 	Socket    string
 	Metrics   string // host:port; "" switches them off
-	// Controller is read by edgewayd controller alone.
-	Controller Controller
 }
 
 // Mode says how packets reach the pods of other nodes.
@@ -220,7 +218,7 @@ func (c *Config) read(s section) {
 	s.text("stateDir", &c.StateDir)
 	s.text("socket", &c.Socket)
 	s.text("metrics", &c.Metrics)
-	s.inside("controller", c.Controller.read)
+	s.take("controller") // edgeway-controller's to read: one file can serve both programs
 }
 
 const wantPort = "a port from 1 to 65535"

@@ -83,3 +83,11 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// A file of an earlier version, or one that edgeway-controller reads too, has a key controller: the
+// node starts with it.
+func TestConfigWithController(t *testing.T) {
+	if _, err := Parse([]byte("controller: {podCIDRs: [10.10.0.0/16], nodeSelector: all()}\n")); err != nil {
+		t.Error(err)
+	}
+}

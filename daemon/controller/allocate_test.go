@@ -126,7 +126,7 @@ b gets 10.10.1.0/24`},
 unreadPodCIDR: Node/odd: want CIDRs in spec.podCIDRs, got "010.0.0.0/24"; without pod CIDRs: a; nothing is given while it is not known what is taken; delete the Node and let it register again`},
 		{"somebody else serves new nodes", State{Pools: []Pool{dual}, Ledger: Ledger{Since: epoch},
 			Nodes: []Node{node("a"), young(node("b", "10.10.9.0/24", "fd00:10:0:9::/64"), "kube-controller-manager")}}, `
-otherAllocator: pool 10.10.0.0/16, fd00:10::/48: want nobody else who gives pod CIDRs to this pool's nodes, got Node/b, new, with 10.10.9.0/24, fd00:10:0:9::/64 set by kube-controller-manager; without pod CIDRs: a; edgeway gives none now. Let one of the two do it: stop edgewayd controller; or end the other (kube-controller-manager --allocate-node-cidrs=false), then: kubectl -n kube-system patch configmap edgeway-controller --type=merge -p '{"data":{"since":null}}'`},
+otherAllocator: pool 10.10.0.0/16, fd00:10::/48: want nobody else who gives pod CIDRs to this pool's nodes, got Node/b, new, with 10.10.9.0/24, fd00:10:0:9::/64 set by kube-controller-manager; without pod CIDRs: a; edgeway gives none now. Let one of the two do it: stop edgeway-controller; or end the other (kube-controller-manager --allocate-node-cidrs=false), then: kubectl -n kube-system patch configmap edgeway-controller --type=merge -p '{"data":{"since":null}}'`},
 		{"after the operator began the ledger anew", State{Pools: []Pool{dual},
 			Nodes: []Node{node("a"), young(node("b", "10.10.9.0/24", "fd00:10:0:9::/64"), "kube-controller-manager")}}, `
 a gets 10.10.0.0/24, fd00:10::/64`},

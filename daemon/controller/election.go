@@ -4,173 +4,132 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
-	"net/http"
-	"time"
+	"sync"
+
+	"github.com/go-logr/logr"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	"k8s.io/klog/v2"
 )
 
-const (
-	leasesPath = "/apis/coordination.k8s.io/v1/namespaces/" + Namespace + "/leases"
-	leasePath  = leasesPath + "/" + Name
-)
-
-// election is for which replica works. It spares work and no more: that several replicas believe
-// at once that they lead is taken care of by the ledger.
-//
-// Its Lease is one as Kubernetes' own programs keep it, and is read as they read it: never by the
-// clock of another machine. A Lease is over when it has not changed for its duration by our own
-// clock.
-//
-//	              not ours, changes                 not renewed for times.renew,
-//	                 ┌─────┐                        or somebody else has it
-//	                 v     │    free, or over      ┌──────────────────────────┐
-//	start ──────> standing by ────────────────> leading ──────> waiting for work to end
-//	                 ^                                                        │
-//	                 └────────────────────────────────────────────────────────┘
+// election says which replica works. It saves work and no more: the ledger holds also while
+// several replicas believe that they lead.
 type election struct {
-	client   *client
-	identity string
-	times    times
-	log      *slog.Logger
-
-	seen   leaseObject // as it was read last
-	at     time.Time   // when it was first seen like this
-	failed string      // the error that was logged last
-	leader string      // who was logged last
+	lock  *lock
+	times times
+	log   *slog.Logger
 }
 
-type leaseObject struct {
-	stored
-	Spec leaseSpec `json:"spec"`
-}
-
-type leaseSpec struct {
-	HolderIdentity       string `json:"holderIdentity"`
-	LeaseDurationSeconds int    `json:"leaseDurationSeconds,omitempty"`
-	AcquireTime          string `json:"acquireTime,omitempty"`
-	RenewTime            string `json:"renewTime,omitempty"`
-	LeaseTransitions     int    `json:"leaseTransitions"`
+func newElection(o Options) (*election, error) {
+	config := rest.CopyConfig(o.API)
+	config.Timeout = o.times.renew / 2 // so that a renewal can be tried twice
+	c, err := newClient(config)
+	if err != nil {
+		return nil, err
+	}
+	return &election{times: o.times, log: o.Log, lock: &lock{log: o.Log, Interface: &resourcelock.LeaseLock{
+		LeaseMeta: metav1.ObjectMeta{Namespace: Namespace, Name: Name}, Client: c.CoordinationV1(),
+		LockConfig: resourcelock.ResourceLockConfig{Identity: o.Identity},
+	}}}, nil
 }
 
 // run calls work whenever this replica holds the Lease, one call after the other, until ctx ends.
-func (e *election) run(ctx context.Context, work func(context.Context)) {
+func (e *election) run(ctx context.Context, work func(context.Context)) error {
+	var terms sync.Mutex // held while work runs: client-go does not wait for the end of a term's work
+	identity := e.lock.Identity()
+	config := leaderelection.LeaderElectionConfig{
+		Lock: e.lock, LeaseDuration: e.times.lease, RenewDeadline: e.times.renew, RetryPeriod: e.times.retry,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: func(term context.Context) {
+				terms.Lock()
+				defer terms.Unlock()
+				if term.Err() == nil {
+					e.log.Info("leading", "identity", identity)
+					work(term)
+				}
+				if ctx.Err() == nil {
+					e.log.Warn("leadership lost", "next", "this replica stands for it again by itself; another replica can lead meanwhile")
+				}
+			},
+			OnStoppedLeading: func() {},
+			OnNewLeader: func(leader string) {
+				if leader != identity && leader != "" {
+					e.log.Info("standing by", "leader", leader)
+				}
+			},
+		},
+	}
+	quiet := klog.NewContext(ctx, logr.Discard()) // client-go says each attempt; lock says each cause
 	for ctx.Err() == nil {
-		if began := time.Now(); e.hold(ctx) {
-			e.lead(ctx, began, work)
-			continue
+		elector, err := leaderelection.NewLeaderElector(config)
+		if err != nil {
+			return fmt.Errorf("election: %w", err)
 		}
-		// Replicas that began at one moment do not ask at one moment for ever.
-		pause(ctx, e.times.retry+rand.N(e.times.retry/4+1))
+		elector.Run(quiet)
 	}
+	terms.Lock()
+	defer terms.Unlock()
+	e.release()
+	return nil
 }
 
-// lead has work done for as long as the Lease is renewed; held is when it was had.
-func (e *election) lead(ctx context.Context, held time.Time, work func(context.Context)) {
-	e.log.Info("leading", "identity", e.identity)
-	e.leader = e.identity
-	working, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		work(working)
-	}()
-	for {
-		pause(ctx, e.times.retry)
-		began := time.Now()
-		if ctx.Err() != nil {
-			break
-		}
-		if e.hold(ctx) {
-			held = began
-		} else if time.Since(held) > e.times.renew || e.seen.Spec.HolderIdentity != e.identity {
-			e.log.Warn("leadership lost", "next", "it is stood for again by itself; another replica can lead meanwhile")
-			break
-		}
-	}
-	cancel()
-	<-done
-	if ctx.Err() != nil {
-		e.release()
-	}
-}
-
-// hold takes or renews the Lease, and reports whether this replica has it now.
-func (e *election) hold(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, e.times.renew/2) // so that a renewal can be tried twice
-	defer cancel()
-	var now leaseObject
-	switch err := e.client.do(ctx, request{method: http.MethodGet, path: leasePath}, &now); {
-	case codeOf(err) == http.StatusNotFound:
-		now = leaseObject{}
-	case err != nil:
-		return e.fail(ctx, "read", err)
-	}
-	if now.version() != e.seen.version() || e.at.IsZero() {
-		e.seen, e.at = now, time.Now()
-	}
-	holder := now.Spec.HolderIdentity
-	over := time.Duration(now.Spec.LeaseDurationSeconds) * time.Second
-	if holder != "" && holder != e.identity && time.Since(e.at) < over {
-		if e.leader != holder {
-			e.leader = holder
-			e.log.Info("standing by", "leader", holder)
-		}
-		return e.fail(ctx, "", nil)
-	}
-	return e.write(ctx, now)
-}
-
-// write writes the Lease as ours over the version that was read.
-func (e *election) write(ctx context.Context, was leaseObject) bool {
-	now := time.Now().UTC().Format("2006-01-02T15:04:05.000000Z07:00") // a MicroTime
-	next := was
-	if was.Spec.HolderIdentity != e.identity {
-		next.Spec.AcquireTime = now
-		next.Spec.LeaseTransitions++
-	}
-	next.Spec.HolderIdentity, next.Spec.RenewTime = e.identity, now
-	next.Spec.LeaseDurationSeconds = int(e.times.lease / time.Second)
-	r := request{method: http.MethodPut, path: leasePath, query: manager, body: &next}
-	if was.version() == "" {
-		next.stored, next.Spec.LeaseTransitions = newStored("coordination.k8s.io/v1", "Lease"), 0
-		r.method, r.path = http.MethodPost, leasesPath
-	}
-	var written leaseObject
-	if err := e.client.do(ctx, r, &written); err != nil {
-		if codeOf(err) == http.StatusConflict { // another replica was faster
-			err = nil
-		}
-		return e.fail(ctx, "write", err)
-	}
-	e.seen, e.at = written, time.Now()
-	e.fail(ctx, "", nil)
-	return true
-}
-
-// release gives the Lease up, so that another replica need not wait for its end. One that somebody
-// else has by now is left alone.
+// release gives the Lease up, so that another replica need not wait for its end. A Lease that
+// another replica took since is left alone. client-go's own release (ReleaseOnCancel) does not:
+// it also comes before the term's work is told to stop, and, while the API server is away, puts
+// that off for longer than the Lease lasts.
 func (e *election) release() {
-	if e.seen.Spec.HolderIdentity != e.identity {
-		return
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), e.times.renew/2)
 	defer cancel()
-	next := e.seen
-	next.Spec.HolderIdentity, next.Spec.LeaseDurationSeconds = "", 1
-	if err := e.client.do(ctx, request{method: http.MethodPut, path: leasePath, query: manager, body: &next}, nil); err != nil {
-		e.log.Debug("release", "err", err) // then it ends by itself
+	r, _, err := e.lock.Interface.Get(ctx)
+	if err == nil && r.HolderIdentity == e.lock.Identity() {
+		r.HolderIdentity, r.LeaseDurationSeconds = "", 1
+		err = e.lock.Interface.Update(ctx, *r)
+	}
+	if err != nil {
+		e.log.Debug("release", "err", err) // the Lease then ends by itself
 	}
 }
 
-// fail logs why the Lease cannot be had or kept, once for each cause. It returns false.
-func (e *election) fail(ctx context.Context, what string, err error) bool {
+// lock is the Lease. It logs why the Lease cannot be had or kept, once for each cause. Only the
+// elector's goroutine uses it.
+type lock struct {
+	resourcelock.Interface
+	log    *slog.Logger
+	failed string // the error that was logged last
+}
+
+// Get implements resourcelock.Interface.
+func (l *lock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	record, raw, err := l.Interface.Get(ctx)
+	if apierrors.IsNotFound(err) {
+		return record, raw, err // it is created next
+	}
+	return record, raw, l.note(ctx, "read", err)
+}
+
+// Create implements resourcelock.Interface.
+func (l *lock) Create(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	return l.note(ctx, "create", l.Interface.Create(ctx, r))
+}
+
+// Update implements resourcelock.Interface.
+func (l *lock) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	return l.note(ctx, "write", l.Interface.Update(ctx, r))
+}
+
+// note logs err, unless it was logged last, and returns it. A conflict says that another replica
+// was faster: it is not logged.
+func (l *lock) note(ctx context.Context, what string, err error) error {
 	switch {
 	case err == nil:
-		e.failed = ""
-	case context.Cause(ctx) == context.Canceled:
-	case err.Error() != e.failed:
-		e.failed = err.Error()
-		e.log.Warn("lease", "err", fmt.Errorf("%s Lease %s/%s: %w", what, Namespace, Name, err), "next", "it is tried again by itself")
+		l.failed = ""
+	case ctx.Err() == context.Canceled, apierrors.IsConflict(err), apierrors.IsAlreadyExists(err):
+	case err.Error() != l.failed:
+		l.failed = err.Error()
+		l.log.Warn("lease", "err", fmt.Errorf("%s Lease %s: %w", what, l.Describe(), err), "next", "it is tried again by itself")
 	}
-	return false
+	return err
 }

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
 // One replica leads at a time; when the API server does not hear of it any more, another one does
@@ -21,15 +23,10 @@ func TestElection(t *testing.T) {
 	var mu sync.Mutex
 	var leads []string // who leads now
 	var history []string
-	stand := func(name string) {
-		c, err := newClient(f.config())
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.http = &http.Client{Transport: named{name}}
-		e := &election{client: c, identity: name, times: hurry(), log: slog.New(slog.DiscardHandler)}
+	enter := func(name string) {
+		e := stand(t, f, name)
 		wait.Go(func() {
-			e.run(ctx, func(ctx context.Context) {
+			err := e.run(ctx, func(ctx context.Context) {
 				mu.Lock()
 				leads = append(leads, name)
 				history = append(history, name)
@@ -42,9 +39,12 @@ func TestElection(t *testing.T) {
 				leads = leads[:0]
 				mu.Unlock()
 			})
+			if err != nil {
+				t.Error(err)
+			}
 		})
 	}
-	stand("a")
+	enter("a")
 	led := func(want string) func() bool {
 		return func() bool {
 			mu.Lock()
@@ -53,8 +53,8 @@ func TestElection(t *testing.T) {
 		}
 	}
 	until(t, "a leads", led("a"))
-	stand("b")
-	stand("c")
+	enter("b")
+	enter("c")
 	cut := time.Now()
 	f.set(func(r *http.Request) fault {
 		if r.Header.Get("User-Agent") == "a" {
@@ -85,37 +85,34 @@ func TestElection(t *testing.T) {
 // A replica that is told to stop just after another one took the Lease does not give that up.
 func TestReleaseOfAnother(t *testing.T) {
 	f := newFake(t)
-	c, err := newClient(f.config())
-	if err != nil {
+	a, b := stand(t, f, "a"), stand(t, f, "b")
+	if err := b.lock.Create(t.Context(), resourcelock.LeaderElectionRecord{HolderIdentity: "b"}); err != nil {
 		t.Fatal(err)
 	}
-	stand := func(name string) *election {
-		return &election{client: c, identity: name, times: hurry(), log: slog.New(slog.DiscardHandler)}
-	}
-	a, b := stand("a"), stand("b")
-	if !b.hold(t.Context()) || a.hold(t.Context()) {
-		t.Fatal("want b to have the Lease, and a not")
-	}
-	holder := func() any {
+	for _, test := range []struct {
+		by   *election
+		want string
+	}{{a, "b"}, {b, ""}} {
+		test.by.release()
 		f.mu.Lock()
-		defer f.mu.Unlock()
-		return f.objects[leasePath]["spec"].(map[string]any)["holderIdentity"]
-	}
-	a.release()
-	if got := holder(); got != "b" {
-		t.Errorf("after a released: %q has the Lease, want b", got)
-	}
-	b.release()
-	if got := holder(); got != "" {
-		t.Errorf("after b released: %q has the Lease, want nobody", got)
+		holder := f.objects[leasePath]["spec"].(map[string]any)["holderIdentity"]
+		f.mu.Unlock()
+		if holder != test.want {
+			t.Errorf("after %s released: %q has the Lease, want %q", test.by.lock.Identity(), holder, test.want)
+		}
 	}
 }
 
-// named names its requests' sender.
-type named struct{ name string }
+const leasePath = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/edgeway-controller"
 
-func (n named) RoundTrip(r *http.Request) (*http.Response, error) {
-	r = r.Clone(r.Context())
-	r.Header.Set("User-Agent", n.name)
-	return http.DefaultTransport.RoundTrip(r)
+// stand returns the election of a replica whose requests carry its name.
+func stand(t *testing.T, f *fake, name string) *election {
+	t.Helper()
+	config := f.config()
+	config.UserAgent = name
+	e, err := newElection(Options{API: config, Identity: name, Log: slog.New(slog.DiscardHandler), times: hurry()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
 }

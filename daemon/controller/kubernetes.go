@@ -5,13 +5,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"net/netip"
-	"net/url"
-	"strconv"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 )
 
 const (
@@ -29,43 +34,61 @@ const (
 	sinceKey  = "since"
 )
 
-const (
-	ledgersPath = "/api/v1/namespaces/" + Namespace + "/configmaps"
-	ledgerPath  = ledgersPath + "/" + Name
-	nodesPath   = "/api/v1/nodes"
-	eventsPath  = "/api/v1/namespaces/default/events"
-)
+// newClient returns a client of the API server. Lists of Nodes come as protobuf, which costs the
+// API server a quarter of what JSON does.
+func newClient(config *rest.Config) (*kubernetes.Clientset, error) {
+	c := rest.CopyConfig(config)
+	c.QPS = -1 // the API server's own fairness is the bound: a burst of Nodes is served at once
+	c.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	h, err := rest.HTTPClientFor(c)
+	if err != nil {
+		return nil, fmt.Errorf("API server: %w; correct the kubeconfig", err)
+	}
+	own := *h // client-go may share h
+	// An API server does not redirect: whoever does would be sent the credentials.
+	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	client, err := kubernetes.NewForConfigAndClient(c, &own)
+	if err != nil {
+		return nil, fmt.Errorf("API server: %w; correct the kubeconfig", err)
+	}
+	return client, nil
+}
 
-// manager has the API server note who writes.
-var manager = url.Values{"fieldManager": {FieldManager}}
+// codeOf returns the HTTP status of the API server's refusal, 0 for any other error.
+func codeOf(err error) int {
+	var refusal apierrors.APIStatus
+	if errors.As(err, &refusal) {
+		return int(refusal.Status().Code)
+	}
+	return 0
+}
 
 // server is the cluster's objects, at the API server. One goroutine uses it.
 type server struct {
-	client *client
-	last   *configMap // the ledger's object as it was read last; nil: there was none
+	client kubernetes.Interface
+	last   *corev1.ConfigMap // the ledger's object as it was read last; nil: there was none
 }
 
-type configMap struct {
-	stored
-	Data map[string]string `json:"data,omitempty"`
+// newWorker returns a worker that asks the API server.
+func newWorker(o Options, c kubernetes.Interface) *worker {
+	return &worker{pools: o.Pools, objects: &server{client: c}, log: o.Log, pace: o.times.pace, metrics: &metrics{}}
 }
 
 func (s *server) ledger(ctx context.Context) (Ledger, string, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	what := "ConfigMap " + Namespace + "/" + Name
-	var m configMap
-	err := s.client.do(ctx, request{method: http.MethodGet, path: ledgerPath}, &m)
+	m, err := s.client.CoreV1().ConfigMaps(Namespace).Get(ctx, Name, metav1.GetOptions{})
 	switch {
-	case codeOf(err) == http.StatusNotFound:
+	case apierrors.IsNotFound(err):
 		s.last = nil
 		return Ledger{}, "", nil
 	case err != nil:
 		return Ledger{}, "", fmt.Errorf("read %s: %w", what, err)
-	case m.version() == "":
-		return Ledger{}, "", fmt.Errorf("read %s: an object without resourceVersion; see what answers for the API server", what)
+	case m.ResourceVersion == "":
+		return Ledger{}, "", fmt.Errorf("read %s: an object without resourceVersion; check what answers for the API server", what)
 	}
-	s.last = &m
+	s.last = m
 	next := "correct it, or stop all replicas, delete it and start them again"
 	l, err := parseLedger(m.Data[ledgerKey])
 	if err != nil {
@@ -76,24 +99,30 @@ func (s *server) ledger(ctx context.Context) (Ledger, string, error) {
 			return Ledger{}, "", fmt.Errorf("%s: %s: %w; %s", what, sinceKey, err, next)
 		}
 	}
-	return l, m.version(), nil
+	return l, m.ResourceVersion, nil
 }
 
 func (s *server) save(ctx context.Context, l Ledger, version string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	m := configMap{stored: newStored("v1", "ConfigMap"), Data: map[string]string{}}
-	r := request{method: http.MethodPost, path: ledgersPath, query: manager, body: &m}
+	ledgers := s.client.CoreV1().ConfigMaps(Namespace)
+	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: Name}}
 	if version != "" {
-		if s.last == nil || s.last.version() != version {
+		if s.last == nil || s.last.ResourceVersion != version {
 			return errChanged // it was read again in between
 		}
-		m.Metadata = s.last.Metadata
-		maps.Copy(m.Data, s.last.Data)
-		r.method, r.path = http.MethodPut, ledgerPath
+		m = s.last.DeepCopy()
 	}
-	m.Data[ledgerKey], m.Data[sinceKey] = l.String(), l.Since.UTC().Format(time.RFC3339)
-	err := s.client.do(ctx, r, nil)
+	data := map[string]string{}
+	maps.Copy(data, m.Data)
+	data[ledgerKey], data[sinceKey] = l.String(), l.Since.UTC().Format(time.RFC3339)
+	m.Data = data
+	var err error
+	if version == "" {
+		_, err = ledgers.Create(ctx, m, metav1.CreateOptions{FieldManager: FieldManager})
+	} else {
+		_, err = ledgers.Update(ctx, m, metav1.UpdateOptions{FieldManager: FieldManager})
+	}
 	switch code := codeOf(err); {
 	case code == http.StatusConflict, code == http.StatusNotFound && version != "":
 		return errChanged
@@ -110,30 +139,27 @@ func (s *server) nodes(ctx context.Context) ([]Node, string, error) {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	var nodes []Node
-	query := url.Values{"limit": {strconv.Itoa(pageSize)}}
+	options := metav1.ListOptions{Limit: pageSize}
 	for version := ""; ; {
-		var page struct {
-			Metadata struct{ ResourceVersion, Continue string }
-			Items    []nodeObject
-		}
-		if err := s.client.do(ctx, request{method: http.MethodGet, path: nodesPath, query: query}, &page); err != nil {
+		page, err := s.client.CoreV1().Nodes().List(ctx, options)
+		if err != nil {
 			return nil, "", fmt.Errorf("list Nodes: %w", err)
 		}
-		if v := page.Metadata.ResourceVersion; v == "" || version != "" && v != version {
+		if v := page.ResourceVersion; v == "" || version != "" && v != version {
 			return nil, "", fmt.Errorf("list Nodes: pages of the versions %q and %q; nothing is given from that", version, v)
 		}
-		version = page.Metadata.ResourceVersion
+		version = page.ResourceVersion
 		for i := range page.Items {
-			n := page.Items[i].read()
+			n := readNode(&page.Items[i])
 			if n.Name == "" || n.UID == "" { // what else would be missing?
-				return nil, "", fmt.Errorf("list Nodes: Node %q without uid; see what answers for the API server", n.Name)
+				return nil, "", fmt.Errorf("list Nodes: Node %q without uid; check what answers for the API server", n.Name)
 			}
 			nodes = append(nodes, n)
 		}
-		if page.Metadata.Continue == "" {
+		if page.Continue == "" {
 			return nodes, version, nil
 		}
-		query.Set("continue", page.Metadata.Continue)
+		options.Continue = page.Continue
 	}
 }
 
@@ -142,23 +168,20 @@ func (s *server) nodes(ctx context.Context) ([]Node, string, error) {
 func (s *server) services(ctx context.Context) ([]netip.Prefix, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	var list struct {
-		Items []struct{ Spec struct{ CIDRs []string } }
-	}
-	var one struct{ Spec struct{ ClusterIPs []string } }
-	err := s.client.do(ctx, request{method: http.MethodGet, path: "/apis/networking.k8s.io/v1/servicecidrs"}, &list)
-	if codeOf(err) == http.StatusNotFound {
-		err = s.client.do(ctx, request{method: http.MethodGet, path: "/api/v1/namespaces/default/services/kubernetes"}, &one)
-		if codeOf(err) == http.StatusNotFound {
-			err = nil
+	var texts []string
+	list, err := s.client.NetworkingV1().ServiceCIDRs().List(ctx, metav1.ListOptions{})
+	if err == nil {
+		for _, c := range list.Items {
+			texts = append(texts, c.Spec.CIDRs...)
+		}
+	} else if apierrors.IsNotFound(err) {
+		var one *corev1.Service
+		if one, err = s.client.CoreV1().Services(metav1.NamespaceDefault).Get(ctx, "kubernetes", metav1.GetOptions{}); err == nil {
+			texts = one.Spec.ClusterIPs
 		}
 	}
-	if err != nil {
+	if err != nil && !apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("read Service CIDRs: %w", err)
-	}
-	texts := one.Spec.ClusterIPs
-	for _, c := range list.Items {
-		texts = append(texts, c.Spec.CIDRs...)
 	}
 	var out []netip.Prefix
 	for _, text := range texts {
@@ -181,21 +204,24 @@ func (s *server) grant(ctx context.Context, p Promise) error {
 		Path  string `json:"path"`
 		Value any    `json:"value"`
 	}
-	path := nodesPath + "/" + url.PathEscape(p.Node)
-	err := s.client.do(ctx, request{method: http.MethodPatch, path: path, query: manager, patch: "application/json-patch+json", body: []operation{
+	patch, err := json.Marshal([]operation{
 		{"test", "/metadata/uid", p.UID},
 		{"test", "/spec/podCIDRs", nil},
 		{"test", "/spec/podCIDR", nil},
 		{"add", "/spec/podCIDRs", p.PodCIDRs},
 		{"add", "/spec/podCIDR", p.PodCIDRs[0]},
-	}}, nil)
+	})
+	if err != nil {
+		return fmt.Errorf("patch Node %s: %w", p.Node, err)
+	}
+	nodes := s.client.CoreV1().Nodes()
+	_, err = nodes.Patch(ctx, p.Node, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: FieldManager})
 	switch codeOf(err) {
 	case http.StatusNotFound, http.StatusConflict:
 		return errRefused
 	case http.StatusUnprocessableEntity: // a test that failed, or a Node that would not be valid
-		var n nodeObject
-		readErr := s.client.do(ctx, request{method: http.MethodGet, path: path}, &n)
-		if codeOf(readErr) == http.StatusNotFound || readErr == nil && (n.Metadata.UID != p.UID || n.read().hasPodCIDRs()) {
+		n, readErr := nodes.Get(ctx, p.Node, metav1.GetOptions{})
+		if apierrors.IsNotFound(readErr) || readErr == nil && (string(n.UID) != p.UID || readNode(n).hasPodCIDRs()) {
 			return errRefused
 		}
 		return fmt.Errorf("patch Node %s: %w: %w", p.Node, errDenied, err)
@@ -211,35 +237,24 @@ func (s *server) grant(ctx context.Context, p Promise) error {
 func (s *server) wait(ctx context.Context, since version, matters func(Node) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, since.quiet)
 	defer cancel()
-	answer, err := s.client.send(ctx, request{method: http.MethodGet, path: nodesPath, query: url.Values{
-		"watch": {"1"}, "resourceVersion": {since.of}, "timeoutSeconds": {strconv.Itoa(int(since.quiet / time.Second))}}})
+	seconds := int64(since.quiet / time.Second)
+	w, err := s.client.CoreV1().Nodes().Watch(ctx, metav1.ListOptions{ResourceVersion: since.of, TimeoutSeconds: &seconds})
 	if err != nil {
 		return fmt.Errorf("watch Nodes: %w", err)
 	}
-	defer answer.Body.Close()
-	for events := json.NewDecoder(answer.Body); ; {
-		var event struct {
-			Type   string
-			Object json.RawMessage
-		}
-		switch err := events.Decode(&event); {
-		case ctx.Err() != nil, errors.Is(err, io.EOF):
+	defer w.Stop()
+	for {
+		select {
+		case <-ctx.Done():
 			return nil
-		case err != nil:
-			return fmt.Errorf("watch Nodes: %w", err)
-		}
-		switch event.Type {
-		case "ADDED", "MODIFIED":
-			var n nodeObject
-			if err := json.Unmarshal(event.Object, &n); err != nil {
-				return fmt.Errorf("watch Nodes: %w", err)
+		case event, open := <-w.ResultChan():
+			n, ok := event.Object.(*corev1.Node)
+			if !open || !ok || event.Type == watch.Deleted {
+				return nil // the watch ended, a Node is gone, or, as an error, the version is forgotten
 			}
-			if matters(n.read()) {
+			if matters(readNode(n)) {
 				return nil
 			}
-		case "BOOKMARK":
-		default: // DELETED, or an ERROR: the version is forgotten, say
-			return nil
 		}
 	}
 }
@@ -251,44 +266,20 @@ func (s *server) tell(ctx context.Context, n Node, reason, message string) error
 	if len(message) > most {
 		message = message[:most-3] + "..."
 	}
-	type object = map[string]any
-	now := time.Now().UTC().Format(time.RFC3339)
-	return s.client.do(ctx, request{method: http.MethodPost, path: eventsPath, query: manager, body: object{
-		"apiVersion": "v1", "kind": "Event",
-		"metadata":       object{"generateName": n.Name + ".", "namespace": "default"},
-		"involvedObject": object{"apiVersion": "v1", "kind": "Node", "name": n.Name, "uid": n.UID},
-		"type":           "Warning", "reason": reason, "message": message,
-		"source": object{"component": "edgewayd"}, "reportingComponent": "edgewayd",
-		"firstTimestamp": now, "lastTimestamp": now, "count": 1,
-	}}, nil)
+	now := metav1.Now()
+	_, err := s.client.CoreV1().Events(metav1.NamespaceDefault).Create(ctx, &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{GenerateName: n.Name + ".", Namespace: metav1.NamespaceDefault},
+		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: types.UID(n.UID)},
+		Type:           corev1.EventTypeWarning, Reason: reason, Message: message,
+		Source: corev1.EventSource{Component: FieldManager}, ReportingController: FieldManager,
+		FirstTimestamp: now, LastTimestamp: now, Count: 1,
+	}, metav1.CreateOptions{FieldManager: FieldManager})
+	return err
 }
 
-// nodeObject is what is read of a Node.
-type nodeObject struct {
-	Metadata struct {
-		Name, UID         string
-		Labels            map[string]string
-		CreationTimestamp time.Time
-		DeletionTimestamp *time.Time
-		ManagedFields     []struct {
-			Manager  string
-			FieldsV1 struct {
-				Spec map[string]json.RawMessage `json:"f:spec"`
-			}
-		}
-	}
-	Spec struct {
-		PodCIDR  string
-		PodCIDRs []string
-	}
-	Status struct {
-		Addresses []struct{ Type, Address string }
-	}
-}
-
-func (o *nodeObject) read() Node {
-	m := o.Metadata
-	n := Node{Name: m.Name, UID: m.UID, Labels: m.Labels, Created: m.CreationTimestamp, Leaving: m.DeletionTimestamp != nil}
+// readNode takes from a Node object what is used of it.
+func readNode(o *corev1.Node) Node {
+	n := Node{Name: o.Name, UID: string(o.UID), Labels: o.Labels, Created: o.CreationTimestamp.Time, Leaving: o.DeletionTimestamp != nil}
 	cidrs := o.Spec.PodCIDRs
 	if len(cidrs) == 0 && o.Spec.PodCIDR != "" {
 		cidrs = []string{o.Spec.PodCIDR}
@@ -302,14 +293,22 @@ func (o *nodeObject) read() Node {
 		n.PodCIDRs = append(n.PodCIDRs, c.Masked())
 	}
 	for _, a := range o.Status.Addresses {
-		if ip, err := netip.ParseAddr(a.Address); err == nil && (a.Type == "InternalIP" || a.Type == "ExternalIP") {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && (a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP) {
 			n.Addresses = append(n.Addresses, ip.Unmap())
 		}
 	}
-	for _, f := range m.ManagedFields {
-		if n.hasPodCIDRs() && (f.FieldsV1.Spec["f:podCIDRs"] != nil || f.FieldsV1.Spec["f:podCIDR"] != nil) {
+	for _, f := range o.ManagedFields {
+		if n.hasPodCIDRs() && f.FieldsV1 != nil && ownsPodCIDRs(f.FieldsV1) {
 			n.SetBy = f.Manager
 		}
 	}
 	return n
+}
+
+// ownsPodCIDRs reports whether the fields contain a Node's pod CIDRs.
+func ownsPodCIDRs(fields *metav1.FieldsV1) bool {
+	var f struct {
+		Spec map[string]json.RawMessage `json:"f:spec"`
+	}
+	return json.Unmarshal(fields.GetRawBytes(), &f) == nil && (f.Spec["f:podCIDRs"] != nil || f.Spec["f:podCIDR"] != nil)
 }

@@ -150,7 +150,7 @@ func (s *stage) play(t *testing.T, pools [][]Pool, steps int) {
 		}(workers[id])
 	}
 	hire := func(id int) {
-		workers[id] = &worker{pools: pools[id%len(pools)], objects: actor{replica{s, id}}, log: slog.New(slog.DiscardHandler), count: &counts{}}
+		workers[id] = &worker{pools: pools[id%len(pools)], objects: actor{replica{s, id}}, log: slog.New(slog.DiscardHandler), metrics: &metrics{}}
 	}
 	// settle waits until every replica's next request is on its way.
 	settle := func() {

@@ -80,7 +80,7 @@ func halted(s State, since time.Time) *Problem {
 		if p := poolOf(s.Pools, n.Labels); p != nil && n.Created.After(since) && givenByOther(p, n) {
 			return &Problem{Problem: cluster.Problem{Reason: otherAllocator, Want: "nobody else who gives pod CIDRs to this pool's nodes",
 				Got: fmt.Sprintf("Node/%s, new, with %s set by %s", n.Name, join(n.PodCIDRs), cmp.Or(n.SetBy, "somebody else")),
-				Next: "edgeway gives none now. Let one of the two do it: stop edgewayd controller; or end the other (kube-controller-manager --allocate-node-cidrs=false), then: " +
+				Next: "edgeway gives none now. Let one of the two do it: stop edgeway-controller; or end the other (kube-controller-manager --allocate-node-cidrs=false), then: " +
 					"kubectl -n " + Namespace + " patch configmap " + Name + ` --type=merge -p '{"data":{"since":null}}'`}}
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/client-go/rest"
 )
 
@@ -32,12 +34,12 @@ type times struct {
 }
 
 func defaultTimes() times {
-	// The Lease's are those of Kubernetes' own programs.
+	// The Lease has the times that Kubernetes' own programs use.
 	return times{lease: 15 * time.Second, renew: 10 * time.Second, retry: 2 * time.Second, pace: defaultPace()}
 }
 
-// Run gives Nodes their pod CIDRs whenever this replica leads, until ctx ends. An API server that
-// is away is waited for; the error is one of the options.
+// Run gives Nodes their pod CIDRs whenever this replica leads, until ctx ends. Run waits for an
+// API server that is away; it returns an error only for options that cannot work.
 func Run(ctx context.Context, o Options) error {
 	if err := CheckPools(o.Pools); err != nil {
 		return err
@@ -50,29 +52,29 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	w := newWorker(o, c)
-	listening, err := serve(ctx, o, w.count)
+	e, err := newElection(o)
+	if err != nil {
+		return err
+	}
+	listening, err := serve(ctx, o, w.metrics)
 	if err != nil {
 		return err
 	}
 	o.Log.Info("started", "identity", o.Identity, "pools", len(o.Pools))
-	e := &election{client: c, identity: o.Identity, times: o.times, log: o.Log}
-	e.run(ctx, func(ctx context.Context) {
-		w.count.leads(ctx)
+	if err := e.run(ctx, func(ctx context.Context) {
+		w.metrics.leads(ctx)
 		w.run(ctx)
-	})
+	}); err != nil {
+		return err
+	}
 	listening.Wait()
 	o.Log.Info("stopped", "nodes", "keep what they have")
 	return nil
 }
 
-// newWorker returns a worker that asks the API server.
-func newWorker(o Options, c *client) *worker {
-	return &worker{pools: o.Pools, objects: &server{client: c}, log: o.Log, pace: o.times.pace, count: &counts{}}
-}
-
-// serve answers /healthz and /metrics until ctx ends. Alive means that the process answers: no
-// restart mends an API server that is away.
-func serve(ctx context.Context, o Options, count *counts) (*sync.WaitGroup, error) {
+// serve answers /healthz and /metrics until ctx ends. /healthz says that the process answers, and
+// no more: a restart does not bring back an API server that is away.
+func serve(ctx context.Context, o Options, m *metrics) (*sync.WaitGroup, error) {
 	var wait sync.WaitGroup
 	if o.Listen == "" {
 		return &wait, nil
@@ -81,14 +83,11 @@ func serve(ctx context.Context, o Options, count *counts) (*sync.WaitGroup, erro
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w; set another controller.listen", err)
 	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(m) // its descriptions are constant and differ
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
-	mux.HandleFunc("/metrics", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
-		if err := count.write(w); err != nil {
-			o.Log.Debug("metrics", "err", err)
-		}
-	})
+	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	context.AfterFunc(ctx, func() { s.Close() })
 	wait.Go(func() {

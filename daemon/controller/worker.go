@@ -73,7 +73,7 @@ type worker struct {
 	objects objects
 	log     *slog.Logger
 	pace    pace
-	count   *counts
+	metrics *metrics
 	before  []Node                // of the last look that was carried out
 	first   map[string]time.Time  // by UID: when a Node was first seen without pod CIDRs
 	said    map[subject]saying    // problems, as logged
@@ -151,7 +151,7 @@ func (w *worker) look(ctx context.Context) (result, error) {
 	w.before = nodes
 	denied, err := w.grant(ctx, plan.Grants)
 	problems := slices.Concat(plan.Problems, denied)
-	w.count.set(w.pools, w.before, problems)
+	w.metrics.set(w.pools, w.before, problems)
 	w.say(ctx, problems, nodes)
 	if plan.Later || due > 0 {
 		r.again = max(due, w.pace.spaceLeast)
@@ -202,7 +202,7 @@ func (w *worker) grant(ctx context.Context, grants []Promise) ([]Problem, error)
 		switch {
 		case d.err == nil:
 			w.log.Info("pod CIDRs given", "node", g.Node, "podCIDRs", join(g.PodCIDRs), "took", time.Since(start))
-			w.count.granted()
+			w.metrics.granted()
 			if i := slices.IndexFunc(w.before, func(n Node) bool { return n.UID == g.UID }); i >= 0 {
 				w.before[i].PodCIDRs, w.before[i].SetBy = g.PodCIDRs, FieldManager
 			}

@@ -72,7 +72,7 @@ It runs with "edgewayd run"; the other commands ask the daemon that runs.`,
 	cmd.PersistentFlags().StringVar(&f.config, "config", "", "configuration file (default "+config.DefaultFile+" where it exists)")
 	cmd.PersistentFlags().StringVar(&f.socket, "socket", "", "the daemon's socket (default: what the configuration says)")
 	cmd.PersistentFlags().StringVar(&f.node, "node-name", "", "this node's name in the cluster (default: what the configuration says)")
-	cmd.AddCommand(runCommand(&f), statusCommand(&f), checkCommand(&f), ipamCommand(&f), installCommand(&f), uninstallCommand(&f), controllerCommand(&f))
+	cmd.AddCommand(runCommand(&f), statusCommand(&f), checkCommand(&f), ipamCommand(&f), installCommand(&f), uninstallCommand(&f))
 	return cmd
 }
 

@@ -218,7 +218,7 @@ func loadVersion(t *testing.T, k *kubelet, version string) (bin string) {
 	t.Helper()
 	bin = buildPrograms(t, version)
 	archive := filepath.Join(t.TempDir(), "edgeway.tar")
-	if err := (programs{version: version, arch: runtime.GOARCH, dir: bin}).write("../../LICENSE", archive); err != nil {
+	if err := (programs{name: "edgeway", version: version, arch: runtime.GOARCH, dir: bin}).write("../../LICENSE", archive); err != nil {
 		t.Fatal(err)
 	}
 	k.load(t, archive, "localhost/edgeway:"+version)
@@ -240,7 +240,7 @@ func writePause(t *testing.T, archive string) {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
-	if err := (programs{version: "pause", arch: runtime.GOARCH, dir: dir}).write("../../LICENSE", archive); err != nil {
+	if err := (programs{name: "edgeway", version: "pause", arch: runtime.GOARCH, dir: dir}).write("../../LICENSE", archive); err != nil {
 		t.Fatal(err)
 	}
 }

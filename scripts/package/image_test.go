@@ -89,7 +89,7 @@ func TestImageRefuses(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, content := testPrograms(t)
-			err := programs{version: tt.version, arch: tt.arch}.check(append(content, tt.more...))
+			err := programs{name: "edgeway", version: tt.version, arch: tt.arch}.check(append(content, tt.more...))
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v; want one that says %q", err, tt.want)
 			}
@@ -102,7 +102,7 @@ func TestImageRuns(t *testing.T) {
 	lab.Need(t, "containerd", "ctr", "runc", "unshare", "mount")
 	bin := buildPrograms(t, "v0.0.1")
 	archive := filepath.Join(t.TempDir(), "edgeway.tar")
-	if err := (programs{version: "v0.0.1", arch: runtime.GOARCH, dir: bin}).write("../../LICENSE", archive); err != nil {
+	if err := (programs{name: "edgeway", version: "v0.0.1", arch: runtime.GOARCH, dir: bin}).write("../../LICENSE", archive); err != nil {
 		t.Fatal(err)
 	}
 	container := fmt.Sprintf("edgeway-test-%d", os.Getpid())
@@ -152,7 +152,7 @@ func testPrograms(t *testing.T) (programs, []lab.File) {
 	if err := binary.Write(&program, binary.LittleEndian, h); err != nil {
 		t.Fatal(err)
 	}
-	return programs{version: "v0.0.1", arch: runtime.GOARCH}, []lab.File{{Name: "edgewayd", Mode: 0o755, Body: program.Bytes()},
+	return programs{name: "edgeway", version: "v0.0.1", arch: runtime.GOARCH}, []lab.File{{Name: "edgewayd", Mode: 0o755, Body: program.Bytes()},
 		{Name: "edgeway", Mode: 0o755, Body: program.Bytes()}, {Name: "LICENSE", Mode: 0o644, Body: []byte("text")}}
 }
 

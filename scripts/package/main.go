@@ -1,8 +1,9 @@
-// Command package writes the container image of edgeway: an archive that `ctr images import`,
+// Command package writes the container images: edgeway for the nodes, edgeway-controller for the
+// control plane. Each is an archive that `ctr images import`,
 // `docker load` and `podman load` read, from the programs alone. It needs no container tool and no
 // registry, and writes the same bytes for the same programs.
 //
-//	go run ./scripts/package -version v0.1.0 -arch arm64 -bin dist/arm64 -out dist/edgeway-v0.1.0-arm64.tar
+//	go run ./scripts/package -name edgeway -version v0.1.0 -arch arm64 -bin dist/arm64 -out dist/edgeway-v0.1.0-arm64.tar
 package main
 
 import (
@@ -17,13 +18,17 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// repository is the image's name. Nobody serves it: the name is one that no runtime looks for
-// elsewhere, and that an operator who has a registry replaces.
-const repository = "localhost/edgeway"
+// images are the programs of each image, by the image's name; an image runs the first of them.
+var images = map[string][]string{"edgeway": {"edgewayd", "edgeway"}, "edgeway-controller": {"edgeway-controller"}} // read only
+
+// registry is in front of an image's name. Nobody serves it: the name is one that no runtime looks
+// for elsewhere, and that an operator who has a registry replaces.
+const registry = "localhost/"
 
 func main() {
 	var p programs
 	var license, out string
+	flag.StringVar(&p.name, "name", "edgeway", "image: edgeway or edgeway-controller")
 	flag.StringVar(&p.version, "version", "", "version: the image's tag")
 	flag.StringVar(&p.arch, "arch", "", "architecture of the programs, as Go names it")
 	flag.StringVar(&p.dir, "bin", "", "directory of the programs")
@@ -37,28 +42,27 @@ func main() {
 	fmt.Println(out)
 }
 
-// programs are edgewayd and edgeway, for one architecture.
+// programs are those of one image, for one architecture.
 type programs struct {
-	version, arch, dir string
+	name, version, arch, dir string
 }
 
 // write writes the image. It writes beside and then renames: whoever copies the archive to a node has
 // it whole.
 func (p programs) write(license, out string) error {
-	var files []lab.File
-	for _, f := range []struct {
-		path, name string
-		mode       int64
-	}{
-		{filepath.Join(p.dir, "edgewayd"), "edgewayd", 0o755},
-		{filepath.Join(p.dir, "edgeway"), "edgeway", 0o755},
-		{license, "LICENSE", 0o644},
-	} {
-		body, err := os.ReadFile(f.path)
-		if err != nil {
+	if images[p.name] == nil {
+		return fmt.Errorf("image: name %q: want edgeway or edgeway-controller", p.name)
+	}
+	files := []lab.File{{Name: "LICENSE", Mode: 0o644}}
+	paths := []string{license}
+	for _, name := range images[p.name] {
+		files, paths = append(files, lab.File{Name: name, Mode: 0o755}), append(paths, filepath.Join(p.dir, name))
+	}
+	for i := range files {
+		var err error
+		if files[i].Body, err = os.ReadFile(paths[i]); err != nil {
 			return fmt.Errorf("image: %w; make cross builds the programs", err)
 		}
-		files = append(files, lab.File{Name: f.name, Mode: f.mode, Body: body})
 	}
 	if err := p.check(files); err != nil {
 		return err
@@ -78,12 +82,17 @@ func (p programs) write(license, out string) error {
 func (p programs) image(files []lab.File) lab.Image {
 	root := []lab.File{{Name: "etc/", Mode: 0o755}, {Name: "run/", Mode: 0o755}, {Name: "tmp/", Mode: 0o1777}, {Name: "var/", Mode: 0o755},
 		{Name: "var/run", Link: "../run", Mode: 0o777}}
+	program := images[p.name][0]
+	var arguments []string
+	if program == "edgewayd" {
+		arguments = []string{"run"}
+	}
 	return lab.Image{
-		Name: repository, Tags: []string{p.version, "latest"}, Arch: p.arch, Files: append(root, files...),
+		Name: registry + p.name, Tags: []string{p.version, "latest"}, Arch: p.arch, Files: append(root, files...),
 		Config: map[string]any{
-			"Entrypoint": []string{"/edgewayd"}, "Cmd": []string{"run"}, "WorkingDir": "/",
+			"Entrypoint": []string{"/" + program}, "Cmd": arguments, "WorkingDir": "/",
 			"Labels": map[string]string{
-				"org.opencontainers.image.title":    "edgeway",
+				"org.opencontainers.image.title":    p.name,
 				"org.opencontainers.image.version":  p.version,
 				"org.opencontainers.image.licenses": "Apache-2.0",
 				"org.opencontainers.image.source":   "https://github.com/edgeway-cni/edgeway",

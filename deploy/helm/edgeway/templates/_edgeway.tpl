@@ -1,13 +1,8 @@
-{{/* The image, as the values name it. */}}
-{{- define "edgeway.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
-{{- end }}
-
 {{/* What the values change in a pod of ours, which is that of deploy/kubernetes. */}}
 {{- define "edgeway.pod" -}}
 {{- $top := .top }}{{ $template := .template }}{{ $pod := $template.spec }}
 {{- range concat ($pod.initContainers | default list) $pod.containers }}
-{{- $_ := set . "image" (include "edgeway.image" $top) }}
+{{- $_ := set . "image" (printf "%s:%s" $.image ($top.Values.image.tag | default $top.Chart.AppVersion)) }}
 {{- $_ := set . "imagePullPolicy" $top.Values.image.pullPolicy }}
 {{- end }}
 {{- if $top.Values.imagePullSecrets }}{{ $_ := set $pod "imagePullSecrets" $top.Values.imagePullSecrets }}{{ end }}
@@ -20,7 +15,7 @@
 {{- $v := .top.Values }}
 {{- $ds := .top.Files.Get "files/daemonset.yaml" | fromYaml }}
 {{- $template := $ds.spec.template }}{{ $pod := $template.spec }}{{ $main := first $pod.containers }}
-{{- include "edgeway.pod" (dict "top" .top "template" $template "config" (toYaml $v.config)) }}
+{{- include "edgeway.pod" (dict "top" .top "template" $template "image" $v.image.repository "config" (toYaml $v.config)) }}
 {{- $_ := set $ds.metadata "namespace" .top.Release.Namespace }}
 {{- $_ := set $pod "tolerations" $v.tolerations }}
 {{- $_ := set $pod "priorityClassName" $v.priorityClassName }}

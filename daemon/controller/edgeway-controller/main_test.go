@@ -11,11 +11,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/edgeway-cni/edgeway/daemon/controller"
 	"github.com/edgeway-cni/edgeway/scripts/kube"
 )
 
-// What the controller would serve, by configuration and by flags; and what it says of mistakes.
-func TestControllerPools(t *testing.T) {
+// The pools that the controller would serve, by configuration and by flags; and what it says of mistakes.
+func TestPools(t *testing.T) {
 	tests := []struct{ name, config, args, want string }{
 		{"flags", "", "--pod-cidr 10.10.0.0/16,fd00:10::/48 --node-selector pool=hybrid", "pool=hybrid [10.10.0.0/16 fd00:10::/48] {24 64} []"},
 		{"flags over the configuration", "controller: {podCIDRs: [10.9.0.0/16], nodeSelector: all()}", "--pod-cidr 10.10.0.0/16 --node-selector all() --node-mask-ipv4 26 --exclude 10.10.0.0/20",
@@ -34,21 +35,21 @@ func TestControllerPools(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			file := filepath.Join(t.TempDir(), "edgewayd.yaml")
+			file := filepath.Join(t.TempDir(), "edgeway-controller.yaml")
 			if err := os.WriteFile(file, []byte(test.config), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			var o controllerFlags
+			var f flags
 			cmd := &cobra.Command{}
-			o.addTo(cmd)
-			if err := cmd.ParseFlags(strings.Fields(test.args)); err != nil {
+			f.addTo(cmd)
+			if err := cmd.ParseFlags(append(strings.Fields(test.args), "--config", file)); err != nil {
 				t.Fatal(err)
 			}
-			c, err := (&flags{config: file}).read()
-			if err != nil {
-				t.Fatal(err)
+			c, err := f.read()
+			var pools []controller.Pool
+			if err == nil {
+				pools, err = f.pools(c)
 			}
-			pools, err := o.pools(c.Controller)
 			var got []string
 			for _, p := range pools {
 				got = append(got, fmt.Sprint(p.Selector, " ", p.CIDRs, " ", p.Mask, " ", p.Exclude))
@@ -63,29 +64,29 @@ func TestControllerPools(t *testing.T) {
 	}
 }
 
-// What is shipped for the controller's pod is a configuration that it starts with.
-func TestShippedControllerPools(t *testing.T) {
-	c, err := (&flags{config: "../../deploy/kubernetes/controller/edgewayd.yaml"}).read()
+// The controller starts with the configuration that is shipped for its pod.
+func TestShippedPools(t *testing.T) {
+	c, err := controller.ReadConfig("../../../deploy/kubernetes/controller/edgeway-controller.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	pools, err := controllerFlags{}.pools(c.Controller)
+	pools, err := flags{}.pools(c)
 	if err != nil || len(pools) != 1 {
 		t.Errorf("got %v, %v; want a pool", pools, err)
 	}
 }
 
 // The command as an operator types it, with the account that is shipped.
-func TestAPIServerController(t *testing.T) {
+func TestAPIServerCommand(t *testing.T) {
 	server := kube.Start(t, kube.Options{})
-	if _, err := server.Kubectl("apply", "-k", "../../deploy/kubernetes/rbac/controller"); err != nil {
+	if _, err := server.Kubectl("apply", "-k", "../../../deploy/kubernetes/rbac/controller"); err != nil {
 		t.Fatal(err)
 	}
 	account, err := server.ServiceAccount("kube-system", "edgeway-controller")
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(t.TempDir(), "edgewayd.yaml")
+	file := filepath.Join(t.TempDir(), "edgeway-controller.yaml")
 	config := "cluster: {kubeconfig: " + account + "}\ncontroller: {podCIDRs: [10.10.0.0/16, \"fd00:10::/48\"], nodeMask: {ipv4: 26}, nodeSelector: pool=hybrid, listen: 127.0.0.1:0}\n"
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
@@ -98,8 +99,8 @@ func TestAPIServerController(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		cmd := root()
-		cmd.SetArgs([]string{"controller", "--config", file})
+		cmd := command()
+		cmd.SetArgs([]string{"--config", file})
 		done <- cmd.ExecuteContext(ctx)
 	}()
 	podCIDRs := func() string {
