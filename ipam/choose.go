@@ -1,16 +1,17 @@
 package ipam
 
 import (
+	"bytes"
 	"cmp"
-	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 )
 
 // ask is the answer of an Allocate that must first know whether these leases are dead. It has
-// written nothing that needs undoing; the caller judges them on its own time and tries again.
+// written nothing; the caller judges them on its own time and tries again.
 type ask struct{ leases []held }
 
 func (ask) Error() string { return "asks for verdicts" }
@@ -52,16 +53,21 @@ func (t *txn) allocate(req Request, pool layout, dead verdicts) (Lease, error) {
 		return Lease{}, err
 	}
 	addrs := make([]netip.Addr, len(pool))
-	homes := make([]uint32, len(pool))
 	for set := range pool {
-		addrs[set], homes[set], err = t.choose(c, set, asked[set])
-		if err != nil {
+		if addrs[set], err = t.choose(c, set, asked[set]); err != nil {
 			return Lease{}, err
 		}
 	}
 	if len(c.unsure) > 0 {
 		return Lease{}, ask{c.unsure}
 	}
+	l := Lease{Attachment: req.Attachment, Network: req.Network, Pod: req.Pod, Addrs: addrs,
+		Since: t.now.UTC(), BootID: t.bootID, Netns: req.Netns, NetnsCookie: req.NetnsCookie}
+	return l, t.take(c, l)
+}
+
+// take writes what was chosen.
+func (t *txn) take(c *choice, l Lease) error {
 	ended := make([]held, 0, len(c.ended))
 	for _, h := range c.ended {
 		ended = append(ended, h)
@@ -69,12 +75,10 @@ func (t *txn) allocate(req Request, pool layout, dead verdicts) (Lease, error) {
 	slices.SortFunc(ended, func(a, b held) int { return cmp.Compare(a.Seq, b.Seq) })
 	for _, h := range ended {
 		if err := t.end(h); err != nil {
-			return Lease{}, err
+			return err
 		}
 	}
-	l := Lease{Attachment: req.Attachment, Network: req.Network, Pod: req.Pod, Addrs: addrs,
-		Since: t.now.UTC(), BootID: t.bootID, Netns: req.Netns, NetnsCookie: req.NetnsCookie}
-	return l, t.begin(l, homes)
+	return t.begin(l)
 }
 
 // isDead judges a lease; known is false when the caller has to be asked.
@@ -106,51 +110,33 @@ func (c *choice) requested() (map[int]netip.Addr, error) {
 	return out, nil
 }
 
-// choose picks an address of one set: the one asked for, the one of the attachment's own dead
-// lease, the one the pod had last, never used, longest free, longest dead.
-func (t *txn) choose(c *choice, set int, asked netip.Addr) (netip.Addr, uint32, error) {
-	areas, err := t.enter(c.layout[set])
-	if err != nil {
-		return netip.Addr{}, 0, err
-	}
-	home := func(a netip.Addr) uint32 {
-		for _, x := range areas {
-			if x.contains(a) {
-				return x.id
-			}
-		}
-		panic("an address was chosen that no area of its set contains: allocate checked it")
-	}
+// choose picks an address of one set: the requested one, the one of the attachment's own dead
+// lease, the one that the pod had last, never used, longest free, longest dead. While the store knows
+// maxFree free addresses, longest free comes before never used.
+func (t *txn) choose(c *choice, set int, asked netip.Addr) (netip.Addr, error) {
 	if asked.IsValid() {
-		return asked, home(asked), t.claim(c, asked)
+		return asked, t.claim(c, asked)
 	}
 	if c.own != nil {
 		for _, a := range c.own.Lease.Addrs {
 			if c.layout.inSet(set, a) {
-				return a, home(a), nil
+				return a, nil
 			}
 		}
 	}
-	if a, ok, err := t.lastOf(c, set); err != nil {
-		return netip.Addr{}, 0, err
-	} else if ok {
-		return a, home(a), nil
+	steps := []func(*choice, int) (netip.Addr, bool, error){t.lastOf, t.neverUsed, t.longestFree, t.longestDead}
+	if t.state.free >= t.maxFree {
+		steps[1], steps[2] = steps[2], steps[1]
 	}
-	for i := range areas {
-		if a, ok, err := t.neverUsed(areas[i]); err != nil || ok {
-			return a, areas[i].id, err
+	for _, step := range steps {
+		if a, ok, err := step(c, set); err != nil || ok {
+			return a, err
 		}
 	}
-	if a, id, ok, err := t.longestFree(areas); err != nil || ok {
-		return a, id, err
-	}
-	if a, id, ok, err := t.longestDead(c, areas); err != nil || ok {
-		return a, id, err
-	}
 	if len(c.unsure) > 0 {
-		return netip.Addr{}, 0, ask{c.unsure}
+		return netip.Addr{}, ask{c.unsure}
 	}
-	return netip.Addr{}, 0, t.exhausted(c, areas)
+	return netip.Addr{}, t.exhausted(c, set)
 }
 
 // claim checks that a requested address can be taken. A live holder keeps it, and so does one
@@ -185,154 +171,246 @@ func (t *txn) claim(c *choice, a netip.Addr) error {
 	return nil
 }
 
-// longestFree is the address of the areas that was released first.
-func (t *txn) longestFree(areas []entered) (addr netip.Addr, id uint32, ok bool, err error) {
-	var oldest uint64
-	for _, x := range areas {
-		k, v := t.queue.cursor().Seek(queueKey(x.id, 0, nil))
-		if len(k) < 12 || binary.BigEndian.Uint32(k) != x.id {
-			continue
-		}
-		if _, err := t.queue.open(k, v); err != nil {
-			return addr, 0, false, err
-		}
-		freed := binary.BigEndian.Uint64(k[4:])
-		if ok && freed >= oldest {
-			continue
-		}
-		a, isAddr := parseAddrKey(k[12:])
-		if !isAddr || !x.contains(a) {
-			return addr, 0, false, t.queue.damaged(k, "not an address of its area")
-		}
-		e, found, err := t.entry(a)
-		if err != nil {
-			return addr, 0, false, err
-		}
-		if !found || e.held || e.freed != freed {
-			return addr, 0, false, t.queue.damaged(k, "the address is not free")
-		}
-		addr, id, oldest, ok = a, x.id, freed, true
-	}
-	return addr, id, ok, nil
-}
+// maxAsked bounds how many holders of a pod's addresses one Allocate asks whether they live, and
+// maxSeen at how many of its addresses it looks, of those that are free and of those that are held:
+// many leases under one name must not cost each other.
+const (
+	maxAsked = 16
+	maxSeen  = 64
+)
 
-// longestDead is the address of the oldest lease of an earlier boot; its lease gives way.
-func (t *txn) longestDead(c *choice, areas []entered) (addr netip.Addr, id uint32, ok bool, err error) {
-	if err := t.sweep(); err != nil {
-		return addr, 0, false, err
+// lastOf is the address of a set that the request's pod had last, of those that are free or
+// whose holder is dead.
+func (t *txn) lastOf(c *choice, set int) (addr netip.Addr, ok bool, err error) {
+	memory := memoryKey(c.req.Network, c.req.Pod, c.req.Attachment.IfName)
+	if memory == "" {
+		return addr, false, nil
 	}
-	var found held
-	for _, x := range areas {
-		h, a, dead, err := t.oldestDead(x)
-		if err != nil {
-			return addr, 0, false, err
+	var leased uint64
+	err = t.eachMemory(memory, podFree, func(a netip.Addr, e entry) (bool, error) {
+		if ok = c.layout.inSet(set, a); ok {
+			addr, leased = a, e.leased
 		}
-		if dead && (!ok || h.Boot < found.Boot || h.Boot == found.Boot && h.Seq < found.Seq) {
-			found, addr, id, ok = h, a, x.id, true
-		}
-	}
-	if ok {
-		c.ended[found.Seq] = found
-	}
-	return addr, id, ok, nil
-}
-
-func (t *txn) oldestDead(x entered) (held, netip.Addr, bool, error) {
-	cur := t.dead.cursor()
-	k, v := cur.Seek(deadKey(x.id, 0, 0, nil))
-	if len(k) >= 16 && binary.BigEndian.Uint32(k) == x.id && binary.BigEndian.Uint32(k[4:]) == t.boot {
-		k, v = cur.Seek(deadKey(x.id, t.boot+1, 0, nil))
-	}
-	if len(k) < 16 || binary.BigEndian.Uint32(k) != x.id {
-		return held{}, netip.Addr{}, false, nil
-	}
-	if _, err := t.dead.open(k, v); err != nil {
-		return held{}, netip.Addr{}, false, err
-	}
-	a, ok := parseAddrKey(k[16:])
-	if !ok || !x.contains(a) {
-		return held{}, netip.Addr{}, false, t.dead.damaged(k, "not an address of its area")
-	}
-	e, ok, err := t.entry(a)
-	if err != nil {
-		return held{}, netip.Addr{}, false, err
-	}
-	if !ok || !e.held || e.leased != binary.BigEndian.Uint64(k[8:]) {
-		return held{}, netip.Addr{}, false, t.dead.damaged(k, "the address is not held")
-	}
-	h, err := t.holder(a, e)
-	if err == nil && h.Lease.BootID == t.bootID {
-		err = t.dead.damaged(k, "the lease is of this boot")
-	}
-	return h, a, err == nil, err
-}
-
-// sweep completes "dead" for this boot: once per boot, and only when a pool is exhausted, so
-// that an ADD writes no record for it.
-func (t *txn) sweep() error {
-	boot, err := t.thisBoot()
-	if err != nil || t.state.swept == boot {
-		return err
-	}
-	var found [][]byte
-	err = t.addrs.each(nil, func(k, v []byte) (bool, error) {
-		e, err := decodeEntry(v)
-		if err != nil {
-			return false, t.addrs.damaged(k, err.Error())
-		}
-		if e.held && e.boot != boot {
-			found = append(found, deadKey(e.home, e.boot, e.leased, k))
-		}
-		return true, nil
+		return !ok, nil
 	})
 	if err != nil {
-		return err
+		return addr, false, err
 	}
-	for _, k := range found {
-		if err := t.dead.put(k, nil); err != nil {
+	asked := 0
+	err = t.eachMemory(memory, podHeld, func(a netip.Addr, e entry) (bool, error) {
+		switch {
+		case e.leased < leased || asked == maxAsked:
+			return false, nil
+		case !c.layout.inSet(set, a):
+			return true, nil
+		}
+		asked++
+		gone, err := t.vacant(c, a, e)
+		if gone {
+			addr, ok = a, true
+		}
+		return !gone, err
+	})
+	return addr, ok, err
+}
+
+// eachMemory calls fn with the addresses that have this memory, the last lease first; at most
+// maxSeen.
+func (t *txn) eachMemory(memory string, state byte, fn func(netip.Addr, entry) (more bool, err error)) error {
+	prefix := append(podPrefix(memory), state)
+	seen := 0
+	return t.pods.each(prefix, func(k, _ []byte) (bool, error) {
+		if seen++; seen > maxSeen || len(k) < podKeyHead || !bytes.HasPrefix(k, prefix) {
+			return false, nil
+		}
+		a, ok := parseAddrKey(k[podKeyHead:])
+		if !ok {
+			return false, t.pods.damaged(k, "not an address")
+		}
+		e, _, err := t.entry(a)
+		if err != nil {
+			return false, err
+		}
+		if e.memory == "" || !bytes.Equal(podKey(e, addrKey(a)), k) {
+			return false, t.pods.damaged(k, "the address says otherwise")
+		}
+		if e.memory != memory {
+			return true, nil // of equal hash
+		}
+		return fn(a, e)
+	})
+}
+
+// vacant reports whether the holder of a remembered address is dead: then its lease gives way.
+func (t *txn) vacant(c *choice, a netip.Addr, e entry) (bool, error) {
+	h, err := t.holder(a, e)
+	if err != nil {
+		return false, err
+	}
+	dead, known := t.isDead(c, h)
+	switch {
+	case !known:
+		c.unsure = append(c.unsure, h)
+		return false, nil
+	case dead:
+		c.ended[h.Seq] = h
+	}
+	return dead, nil
+}
+
+// hints say for ranges from where on an unknown address is looked for: all before are known. The committer
+// keeps them while the store is open, so that what lies before is walked once. Nil: nothing is kept.
+type hints map[string]hint
+
+type hint struct {
+	span
+	from netip.Addr
+}
+
+// maxHints bounds the ranges that have a hint: pools change.
+const maxHints = 16
+
+func (h hints) set(a area, from netip.Addr) {
+	if len(h) >= maxHints {
+		clear(h)
+	}
+	if h != nil {
+		h[a.key()] = hint{a.span, from}
+	}
+}
+
+// back notes that a is not known any more.
+func (h hints) back(a netip.Addr) {
+	maps.DeleteFunc(h, func(_ string, x hint) bool { return x.contains(a) && (a.Less(x.from) || !x.from.IsValid()) })
+}
+
+// neverUsed is the lowest address of a set that was never leased, as far as it is known.
+func (t *txn) neverUsed(c *choice, set int) (netip.Addr, bool, error) {
+	for _, x := range c.layout[set] {
+		from := x.first
+		if h, ok := t.hints[x.key()]; ok {
+			from = h.from
+		}
+		if !from.IsValid() {
+			continue
+		}
+		at, ok := x.from(from)
+		cur := t.addrs.b.Cursor()
+		for k, _ := cur.Seek(addrKey(from)); ok && k != nil; k, _ = cur.Next() {
+			order := bytes.Compare(k, addrKey(at))
+			if order > 0 {
+				break
+			}
+			if order == 0 {
+				at, ok = x.from(at.Next())
+			}
+		}
+		if !ok {
+			at = netip.Addr{}
+		}
+		if t.hints.set(x, at); ok {
+			_, _, err := t.entry(at) // proves that it is not known
+			return at, true, err
+		}
+	}
+	return netip.Addr{}, false, nil
+}
+
+// longestFree is the address of a set that was released first.
+func (t *txn) longestFree(c *choice, set int) (netip.Addr, bool, error) {
+	a, _, ok, err := t.firstFree(addrKey(c.layout[set][0].first)[0], func(a netip.Addr) bool { return c.layout.inSet(set, a) })
+	return a, ok, err
+}
+
+// longestDead is the address of the oldest lease of an earlier boot; its lease gives way. It walks the
+// set, which has no free address then.
+func (t *txn) longestDead(c *choice, set int) (addr netip.Addr, ok bool, err error) {
+	var oldest held
+	err = t.eachHeld(c.layout[set], func(a netip.Addr, h held) bool {
+		if h.Lease.BootID != t.bootID && (!ok || h.Seq < oldest.Seq) {
+			oldest, addr, ok = h, a, true
+		}
+		return true
+	})
+	if ok {
+		c.ended[oldest.Seq] = oldest
+	}
+	return addr, ok, err
+}
+
+// eachHeld calls fn with the leases that hold addresses of a set, in the order of the addresses.
+func (t *txn) eachHeld(set []area, fn func(netip.Addr, held) (more bool)) error {
+	for _, x := range set {
+		err := t.eachEntry(x.span, func(a netip.Addr, e entry) (bool, error) {
+			if !e.held || !x.contains(a) {
+				return true, nil
+			}
+			h, err := t.holder(a, e)
+			return err == nil && fn(a, h), err
+		})
+		if err != nil {
 			return err
 		}
 	}
-	t.state.swept, t.dirty = boot, true
 	return nil
 }
 
 // namesInError is how many holders an exhausted pool's error lists.
 const namesInError = 3
 
-func (t *txn) exhausted(c *choice, areas []entered) error {
-	var total, used uint64
+func (t *txn) exhausted(c *choice, set int) error {
+	u, err := t.usage(layout{c.layout[set]})
+	if err != nil {
+		return err
+	}
 	var subnets, who []string
-	for _, x := range areas {
+	for _, x := range c.layout[set] {
 		subnets = append(subnets, x.subnet)
-		for _, s := range x.spans {
-			total += s.size()
-		}
-		used += x.held
-		if len(x.spans) == 0 {
-			continue
-		}
-		err := t.eachEntry(x.spans[0], func(a netip.Addr, e entry) (bool, error) {
-			if e.held {
-				h, err := t.holder(a, e)
-				if err != nil {
-					return false, err
-				}
-				who = append(who, cmp.Or(h.Lease.Pod.String(), h.Lease.Attachment.String()))
-			}
-			return len(who) < namesInError, nil
-		})
-		if err != nil {
-			return err
-		}
+	}
+	err = t.eachHeld(c.layout[set], func(_ netip.Addr, h held) bool {
+		who = append(who, cmp.Or(h.Lease.Pod.String(), h.Lease.Attachment.String()))
+		return len(who) < namesInError
+	})
+	if err != nil {
+		return err
 	}
 	holders := ""
 	if len(who) > 0 {
 		holders = " by " + strings.Join(who, ", ")
-		if used > uint64(len(who)) {
-			holders += fmt.Sprintf(" and %d more", used-uint64(len(who)))
+		if u.Used > uint64(len(who)) {
+			holders += fmt.Sprintf(" and %d more", u.Used-uint64(len(who)))
 		}
 	}
 	return fmt.Errorf("allocate %s: %w in %s: %d of %d addresses held%s; delete pods or widen the range",
-		c.req.Attachment, ErrExhausted, strings.Join(subnets, ", "), used, total, holders)
+		c.req.Attachment, ErrExhausted, strings.Join(subnets, ", "), u.Used, u.Total, holders)
+}
+
+// usage counts the addresses of l. It walks them.
+func (t *txn) usage(l layout) (u Usage, err error) {
+	for _, set := range l {
+		for _, x := range set {
+			for _, s := range x.spans {
+				u.Total = min(u.Total+s.size(), sizeCap)
+			}
+			err := t.eachEntry(x.span, func(a netip.Addr, e entry) (bool, error) {
+				switch {
+				case !x.contains(a):
+				case e.held:
+					u.Used++
+				case e.memory != "":
+					u.Remembered++
+				}
+				return true, nil
+			})
+			if err != nil {
+				return Usage{}, err
+			}
+		}
+	}
+	if u.Used > u.Total || u.Used > t.state.held {
+		return Usage{}, t.meta.damaged([]byte(keyState), "counts fewer addresses than are held")
+	}
+	u.Free = u.Total - u.Used
+	u.Outside = t.state.held - u.Used
+	return u, nil
 }

@@ -10,9 +10,8 @@ import (
 )
 
 // maxBatch bounds how many calls one commit takes: enough that the two fdatasync(2) of a commit
-// weigh nothing per call, few enough that what they change fits into the journal. A commit that
-// writes the trees for hundreds of calls leaves as many free pages behind, and every later commit
-// writes the list of them.
+// weigh nothing per call. A commit for hundreds of calls leaves as many free pages behind, and every
+// later commit writes the list of them.
 const maxBatch = 64
 
 // call is one caller's change. run decides first and writes last: an error of it before its
@@ -108,22 +107,22 @@ var errNoChange = errors.New("no change")
 
 // update runs calls in one transaction. The error is of the transaction, not of a call.
 func (s *Store) update(calls []*call) error {
-	if err := s.damage(); err != nil {
+	if err := s.Damage(); err != nil {
 		return err
 	}
-	var t *txn
 	err := guarded(func() error {
-		return s.db.Update(func(tx *bbolt.Tx) (err error) {
-			t, err = begin(tx, s.opts.BootID, s.db.recent.Load())
+		return s.db.Update(func(tx *bbolt.Tx) error {
+			t, err := begin(tx, s.opts.BootID)
 			if err != nil {
 				return err
 			}
+			t.hints, t.maxFree = s.hints, s.maxFree
 			for _, c := range calls {
 				clean := t.dirty
 				t.dirty = false
 				c.err = c.run(t)
-				if c.err != nil && t.dirty && !harmless(c.err) {
-					return c.err
+				if c.err != nil && t.dirty {
+					return c.err // half written
 				}
 				t.dirty = t.dirty || clean
 			}
@@ -133,12 +132,10 @@ func (s *Store) update(calls []*call) error {
 			return t.finish()
 		})
 	})
-	if err == nil {
-		known := t.recent.recent
-		s.db.recent.Store(&known)
-	}
 	if errors.Is(err, errNoChange) {
 		err = nil
+	} else if err != nil {
+		clear(s.hints) // they know of what is not written
 	}
 	var p panicked
 	if errors.As(err, &p) {

@@ -8,8 +8,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"go.etcd.io/bbolt"
 )
 
 func TestCallersShareCommits(t *testing.T) {
@@ -84,30 +82,6 @@ func BenchmarkAllocateRelease(b *testing.B) {
 				}
 				_, _, err := s.Release(b.Context(), req.Attachment)
 				return err
-			})
-		})
-		b.Run(fmt.Sprintf("update/%d", callers), func(b *testing.B) {
-			s := newStore(b, "10.1.0.0/16")
-			layout, _ := testPool(b, "10.1.0.0/16").layout()
-			one := func(fn func(*txn) error) error {
-				return s.db.Update(func(tx *bbolt.Tx) error {
-					t, err := begin(tx, "boot-1", nil)
-					if err == nil {
-						err = fn(t)
-					}
-					if err == nil {
-						err = t.finish()
-					}
-					return err
-				})
-			}
-			parallel(b, callers, func(i int64) error {
-				req := request(fmt.Sprint("c", i), fmt.Sprint("p", i))
-				err := one(func(t *txn) error { _, err := t.allocate(req, layout, nil); return err })
-				if err != nil {
-					return err
-				}
-				return one(func(t *txn) error { _, _, err := t.release(req.Attachment); return err })
 			})
 		})
 	}

@@ -36,6 +36,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if mib := os.Getenv(limitEnv); mib != "" {
+		limitMemory(mib)
+	}
+	if path := os.Getenv(bareEnv); path != "" {
+		bare(path)
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
@@ -254,6 +261,9 @@ func commitStream(t *testing.T, r *rand.Rand, path string, commits int, each fun
 // fdatasync. So each sector of the pages may or may not have reached the disk while the old
 // meta page stands, and the meta page, one sector, is old or new once all pages are there.
 func TestPowerLoss(t *testing.T) {
+	if limited(t) {
+		return
+	}
 	commits := 60
 	if testing.Short() {
 		commits = 12
@@ -288,6 +298,9 @@ func TestPowerLoss(t *testing.T) {
 // without some of the commits before it. What is lost is found when the store is first opened
 // after the boot, so that no address is given twice and no lease is missing without an error.
 func TestDiskThatLies(t *testing.T) {
+	if limited(t) {
+		return
+	}
 	commits := 100
 	if testing.Short() {
 		commits = 12

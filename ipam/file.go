@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -26,8 +25,6 @@ type file struct {
 	*bbolt.DB
 	f      *os.File // bbolt's own
 	broken bool     // bbolt panicked: its locks may be held for ever
-
-	recent atomic.Pointer[recent] // of the last commit that this process made
 }
 
 // openFile opens the bbolt file at path after an inspection. It must exist: an empty one is one
@@ -37,7 +34,7 @@ func openFile(path string) (*file, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := inspect(f, branches); err != nil {
+	if err := inspect(f); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -94,13 +91,38 @@ func (f *file) close() error {
 func (f *file) read(bootID string, fn func(*txn) error) error {
 	return guarded(func() error {
 		return f.View(func(tx *bbolt.Tx) error {
-			t, err := begin(tx, bootID, f.recent.Load())
+			t, err := begin(tx, bootID)
 			if err != nil {
 				return err
 			}
 			return fn(t)
 		})
 	})
+}
+
+// change calls fn in a transaction of its own, before the committer runs.
+func (f *file) change(bootID string, fn func(*txn) error) error {
+	return guarded(func() error {
+		return f.Update(func(tx *bbolt.Tx) error {
+			t, err := begin(tx, bootID)
+			if err == nil {
+				err = fn(t)
+			}
+			if err == nil {
+				err = t.finish()
+			}
+			return err
+		})
+	})
+}
+
+// named makes the name of a new file durable before anything is leased from it, also when
+// whoever gave the name was killed before install was done.
+func (f *file) named(bootID string) error {
+	if err := syncPath(filepath.Dir(f.Path())); err != nil {
+		return err
+	}
+	return f.change(bootID, func(t *txn) error { return t.meta.delete([]byte(keyUnnamed)) })
 }
 
 // guarded turns a panic of bbolt or a page fault in its mapping into an error: it trusts what it

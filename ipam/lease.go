@@ -1,6 +1,8 @@
 package ipam
 
 import (
+	"cmp"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -32,26 +34,14 @@ func (r Request) check() error {
 	return nil
 }
 
-// begin writes the lease and its addresses. homes are the areas they are listed under.
-func (t *txn) begin(l Lease, homes []uint32) error {
-	boot, err := t.thisBoot()
-	if err != nil {
+// begin writes the lease and its addresses.
+func (t *txn) begin(l Lease) error {
+	h := held{Seq: t.nextSeq(), Lease: l}
+	if err := t.putLease(h); err != nil {
 		return err
 	}
-	return t.beginIn(boot, l, homes)
-}
-
-func (t *txn) beginIn(boot uint32, l Lease, homes []uint32) error {
-	h := held{Seq: t.nextSeq(), Boot: boot, Lease: l}
-	data, err := h.encode()
-	if err != nil {
-		return err
-	}
-	if err := t.leases.set(l.Attachment.key(), data); err != nil {
-		return err
-	}
-	t.state.leases++
-	for i, a := range l.Addrs {
+	key := l.Attachment.key()
+	for _, a := range l.Addrs {
 		last, _, err := t.entry(a)
 		if err != nil {
 			return err
@@ -59,12 +49,20 @@ func (t *txn) beginIn(boot uint32, l Lease, homes []uint32) error {
 		if last.held {
 			return t.addrs.damaged(addrKey(a), "held by two leases")
 		}
-		next := entry{held: true, home: homes[i], boot: boot, leased: h.Seq, holder: string(l.Attachment.key()), memory: h.memory()}
-		if err := t.store(a, last, next); err != nil {
+		if err := t.store(a, last, entry{held: true, leased: h.Seq, holder: string(key), memory: h.memory()}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (t *txn) putLease(h held) error {
+	data, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	t.state.leases++
+	return t.leases.put(h.Lease.Attachment.key(), data)
 }
 
 // end removes a lease; its addresses become free and remember its pod.
@@ -79,7 +77,7 @@ func (t *txn) end(h held) error {
 			return t.addrs.damaged(addrKey(a), "not held by the lease that names it")
 		}
 		next := last
-		next.held, next.holder, next.boot, next.freed = false, "", 0, t.nextSeq()
+		next.held, next.holder, next.freed = false, "", t.nextSeq()
 		if err := t.store(a, last, next); err != nil {
 			return err
 		}
@@ -88,7 +86,7 @@ func (t *txn) end(h held) error {
 		return t.meta.damaged([]byte(keyState), "counts fewer leases than there are")
 	}
 	t.state.leases--
-	return t.leases.remove(key)
+	return t.leases.delete(key)
 }
 
 // release is Release inside a transaction.
@@ -100,7 +98,7 @@ func (t *txn) release(a Attachment) (Lease, bool, error) {
 	return h.Lease, true, t.end(h)
 }
 
-// list returns all leases, oldest first.
+// all returns the leases, oldest first.
 func (t *txn) all() ([]held, error) {
 	out := make([]held, 0, min(t.state.leases, 1<<16))
 	err := t.leases.each(nil, func(k, v []byte) (bool, error) {
@@ -109,17 +107,12 @@ func (t *txn) all() ([]held, error) {
 			return false, t.leases.damaged(k, err.Error())
 		}
 		out = append(out, h)
-		return true, nil
+		return uint64(len(out)) <= t.state.leases, nil
 	})
 	if err == nil && uint64(len(out)) != t.state.leases {
 		err = fmt.Errorf("leases: %w: %d records, %d counted", ErrDamaged, len(out), t.state.leases)
 	}
-	slices.SortFunc(out, func(a, b held) int {
-		if a.Seq < b.Seq {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(out, func(a, b held) int { return cmp.Compare(a.Seq, b.Seq) })
 	return out, err
 }
 

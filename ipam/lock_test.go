@@ -129,7 +129,7 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 	}
 	s.Close()
 	_, err = Open(t.Context(), path, Options{BootID: "b", Recover: node{}.recover})
-	if err == nil || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "schema 3 is newer than this program's 2; install the version that wrote it") {
+	if err == nil || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "schema 4 is newer than this program's 3; install the version that wrote it") {
 		t.Fatal(err)
 	}
 }

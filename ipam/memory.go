@@ -1,9 +1,8 @@
 package ipam
 
 import (
-	"bytes"
+	"cmp"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -41,109 +40,12 @@ func (s *Store) Remembered() ([]Memory, error) {
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(found, func(a, b aged) int {
-		if a.freed < b.freed {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(found, func(a, b aged) int { return cmp.Compare(a.freed, b.freed) })
 	out := make([]Memory, len(found))
 	for i, f := range found {
 		out[i] = f.Memory
 	}
 	return out, nil
-}
-
-// maxAsked bounds how many holders of a pod's addresses one Allocate asks whether they live, and
-// maxSeen at how many of its addresses it looks, of those that are free and of those that are held:
-// many leases under one name must not cost each other.
-const (
-	maxAsked = 16
-	maxSeen  = 64
-)
-
-// lastOf is the address of a set that the request's pod had last, of those that are free or
-// whose holder is dead.
-func (t *txn) lastOf(c *choice, set int) (addr netip.Addr, ok bool, err error) {
-	memory := memoryKey(c.req.Network, c.req.Pod, c.req.Attachment.IfName)
-	if memory == "" {
-		return addr, false, nil
-	}
-	var leased uint64
-	err = t.eachMemory(memory, podFree, func(a netip.Addr, e entry) (bool, error) {
-		if ok = c.layout.inSet(set, a); ok {
-			addr, leased = a, e.leased
-		}
-		return !ok, nil
-	})
-	if err != nil {
-		return addr, false, err
-	}
-	asked := 0
-	err = t.eachMemory(memory, podHeld, func(a netip.Addr, e entry) (bool, error) {
-		switch {
-		case e.leased < leased || asked == maxAsked:
-			return false, nil
-		case !c.layout.inSet(set, a):
-			return true, nil
-		}
-		asked++
-		gone, err := t.vacant(c, a, e)
-		if gone {
-			addr, ok = a, true
-		}
-		return !gone, err
-	})
-	return addr, ok, err
-}
-
-// eachMemory calls fn with the addresses that have this memory, the last lease first; at most
-// maxSeen.
-func (t *txn) eachMemory(memory string, state byte, fn func(netip.Addr, entry) (bool, error)) error {
-	prefix := append(podPrefix(nil, memory), state)
-	cur := t.pods.cursor()
-	seen := 0
-	for k, v := cur.Seek(prefix); len(k) > 17 && bytes.HasPrefix(k, prefix) && seen < maxSeen; k, v = cur.Next() {
-		seen++
-		if _, err := t.pods.open(k, v); err != nil {
-			return err
-		}
-		a, ok := parseAddrKey(k[17:])
-		if !ok {
-			return t.pods.damaged(k, "not an address")
-		}
-		e, ok, err := t.entry(a)
-		if err != nil {
-			return err
-		}
-		if !ok || e.memory == "" || e.podState() != state || e.leased != ^binary.BigEndian.Uint64(k[9:]) {
-			return t.pods.damaged(k, "the address says otherwise")
-		}
-		if e.memory != memory {
-			continue // of equal hash
-		}
-		if more, err := fn(a, e); err != nil || !more {
-			return err
-		}
-	}
-	return nil
-}
-
-// vacant reports whether the holder of a remembered address is dead: then its lease gives way.
-func (t *txn) vacant(c *choice, a netip.Addr, e entry) (bool, error) {
-	h, err := t.holder(a, e)
-	if err != nil {
-		return false, err
-	}
-	dead, known := t.isDead(c, h)
-	switch {
-	case !known:
-		c.unsure = append(c.unsure, h)
-		return false, nil
-	case dead:
-		c.ended[h.Seq] = h
-	}
-	return dead, nil
 }
 
 // Forget drops what a free address remembers: the next pod that finds no never-used address
@@ -214,7 +116,7 @@ func (s *Store) Import(ctx context.Context, leases []Lease) error {
 			fresh = append(fresh, l)
 		}
 		for _, l := range fresh {
-			if err := t.take(l); err != nil {
+			if err := t.give(l); err != nil {
 				return err
 			}
 		}
@@ -222,20 +124,11 @@ func (s *Store) Import(ctx context.Context, leases []Lease) error {
 	})
 }
 
-// take begins a lease as it is, wherever its addresses lie.
-func (t *txn) take(l Lease) error {
+// give begins a lease as it is, wherever its addresses lie.
+func (t *txn) give(l Lease) error {
 	if l.Since.IsZero() {
 		l.Since = t.now.UTC()
 	}
-	if l.BootID == "" {
-		l.BootID = t.bootID
-	}
-	boot, err := t.bootOrdinal(l.BootID)
-	if err != nil {
-		return err
-	}
-	if err := t.leave(); err != nil {
-		return err
-	}
-	return t.beginIn(boot, l, make([]uint32, len(l.Addrs))) // in no area until one enters
+	l.BootID = cmp.Or(l.BootID, t.bootID)
+	return t.begin(l)
 }

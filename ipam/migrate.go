@@ -1,69 +1,256 @@
 package ipam
 
 import (
+	"bytes"
 	"encoding/binary"
-	"path/filepath"
+	"fmt"
+	"maps"
+	"slices"
 
 	"go.etcd.io/bbolt"
 )
 
-// change is one commit outside of the committer: before it runs.
-func (f *file) change(bootID string, fn func(*txn) error) error {
+// Schemas 1 and 2 had the buckets meta, areas, leases, addrs, queue, dead and pods, and 2 a journal: its
+// records say what changed in the other buckets since those were last written. Leases and addresses are
+// read from them, the rest is made anew. Each of their records also had the checksum of the key that
+// follows; an empty key came first.
+var (
+	oldBuckets = [...]string{"areas", "journal", "leases", "addrs", "queue", "dead", "pods"}
+	oldTrees   = [...]string{"leases", "addrs", "queue", "dead", "pods"} // by their numbers in the journal
+)
+
+const (
+	oldHead        = "\x00"
+	oldKeyJournal  = "journal"
+	oldBoot        = "boot/"
+	oldDeleted     = 0x80 // beside a bucket's number in the journal
+	oldLeases      = 0
+	oldAddrs       = 1
+	oldHeldAddress = 1 // flag
+)
+
+// migrate makes a file of an earlier schema one of this schema, in one commit: all of it or nothing.
+func (f *file) migrate(bootID string) error {
 	return guarded(func() error {
-		return f.Update(func(tx *bbolt.Tx) error {
-			t, err := begin(tx, bootID, nil)
-			if err != nil {
-				return err
-			}
-			if err := fn(t); err != nil {
-				return err
-			}
-			return t.finish()
+		var found uint64
+		err := f.View(func(tx *bbolt.Tx) (err error) {
+			found, err = schemaOf(tx)
+			return err
 		})
-	})
-}
-
-// named makes the name of a new file durable before anything is leased from it, also when
-// whoever gave the name was killed before install was done.
-func (f *file) named(bootID string) error {
-	if err := syncPath(filepath.Dir(f.Path())); err != nil {
-		return err
-	}
-	return f.change(bootID, func(t *txn) error { return t.meta.delete([]byte(keyUnnamed)) })
-}
-
-// migrate makes a file of schema 1 one of schema 2, in one commit: all of it or nothing. It adds the
-// journal and makes pods anew from the addresses. Leases and memories stay as they are.
-func (t *txn) migrate() error {
-	tx := t.meta.b.Tx()
-	if err := tx.DeleteBucket([]byte(bucketPods)); err != nil {
-		return err
-	}
-	pods, err := tx.CreateBucket([]byte(bucketPods))
-	if err != nil {
-		return err
-	}
-	if t.journal.b, err = tx.CreateBucket([]byte(bucketJournal)); err != nil {
-		return err
-	}
-	t.pods.b, t.schema = pods, schema
-	index := table{name: bucketPods, b: pods, t: t} // into the tree at once
-	err = t.addrs.each(nil, func(k, v []byte) (bool, error) {
-		e, err := decodeEntry(v)
+		if err != nil || found == schema {
+			return err
+		}
+		err = f.Update(func(tx *bbolt.Tx) error {
+			meta := newTxn(tx, "").meta
+			if raw, ok, err := meta.get([]byte(keyState)); err != nil || !ok {
+				return meta.damaged([]byte(keyState), "the record is missing or damaged")
+			} else if s, err := decodeOldState(raw); err != nil || s.commit != uint64(tx.ID())-1 {
+				return meta.damaged([]byte(keyState), "written by another commit than the last")
+			}
+			return migrate(tx, bootID)
+		})
 		if err != nil {
-			return false, t.addrs.damaged(k, err.Error())
+			return fmt.Errorf("bring schema %d to %d: %w", found, schema, err)
 		}
-		if e.memory == "" {
-			return true, nil
-		}
-		return true, index.put(t.podKey(e, k), nil)
+		return nil
 	})
+}
+
+type oldState struct{ seq, leases, held, commit uint64 }
+
+func decodeOldState(b []byte) (oldState, error) {
+	r := reader{b: b}
+	s := oldState{seq: r.uint(), leases: r.uint(), held: r.uint()}
+	for range 4 { // boots, areas, last boot, swept boot
+		r.uint()
+	}
+	s.commit = r.uint()
+	if r.bad || len(r.b) > 0 {
+		return s, fmt.Errorf("%w: malformed state %x", ErrDamaged, b)
+	}
+	return s, nil
+}
+
+// migrate does nothing to a file of this schema.
+func migrate(tx *bbolt.Tx, bootID string) error {
+	found, err := schemaOf(tx)
+	if err != nil || found == schema {
+		return err
+	}
+	leases, err := oldRecords(tx, oldLeases)
 	if err != nil {
 		return err
 	}
-	t.recent.first, t.recent.next = 1, 1
-	if err := t.meta.put([]byte(keyJournal), t.recent.bounds()); err != nil {
+	addrs, err := oldRecords(tx, oldAddrs)
+	if err != nil {
 		return err
 	}
-	return t.meta.put([]byte(keySchema), binary.AppendUvarint(nil, schema))
+	meta := newTxn(tx, "").meta
+	raw, _, err := meta.get([]byte(keyState))
+	if err != nil {
+		return err
+	}
+	old, err := decodeOldState(raw)
+	if err != nil {
+		return err
+	}
+	for _, name := range oldBuckets {
+		if tx.Bucket([]byte(name)) == nil {
+			continue
+		}
+		if err := tx.DeleteBucket([]byte(name)); err != nil {
+			return err
+		}
+	}
+	if err := dropOldMeta(meta); err != nil {
+		return err
+	}
+	if err := format(tx, bootID); err != nil {
+		return err
+	}
+	t := newTxn(tx, bootID)
+	t.state.seq, t.dirty = old.seq, true
+	if err := t.fill(leases, addrs); err != nil {
+		return err
+	}
+	if t.state.leases != old.leases || t.state.held != old.held {
+		return fmt.Errorf("%w: %d leases of %d addresses, %d of %d counted", ErrDamaged, t.state.leases, t.state.held, old.leases, old.held)
+	}
+	if err := t.finish(); err != nil {
+		return err
+	}
+	return t.check() // also what the earlier schema said against itself
+}
+
+func dropOldMeta(meta table) error {
+	var gone [][]byte
+	err := meta.each(nil, func(k, _ []byte) (bool, error) {
+		if string(k) == oldKeyJournal || bytes.HasPrefix(k, []byte(oldBoot)) {
+			gone = append(gone, bytes.Clone(k))
+		}
+		return true, nil
+	})
+	for _, k := range gone {
+		if err == nil {
+			err = meta.delete(k)
+		}
+	}
+	return err
+}
+
+// oldRecords returns the records of a bucket, the journal's changes included.
+func oldRecords(tx *bbolt.Tx, tree int) (map[string][]byte, error) {
+	tab := table{name: oldTrees[tree], b: tx.Bucket([]byte(oldTrees[tree]))}
+	if tab.b == nil {
+		return nil, fmt.Errorf("bucket %s: %w: it is missing", tab.name, ErrDamaged)
+	}
+	stored := map[string][]byte{}
+	cur := tab.b.Cursor()
+	for k, v := cur.First(); k != nil; k, v = cur.Next() {
+		stored[string(k)] = bytes.Clone(v)
+	}
+	if err := oldChanges(tx, tree, stored); err != nil {
+		return nil, err
+	}
+	keys := slices.Sorted(maps.Keys(stored))
+	out := map[string][]byte{}
+	for i, k := range keys {
+		payload, err := tab.open([]byte(k), stored[k])
+		if err != nil {
+			return nil, err
+		}
+		var next uint32
+		if i+1 < len(keys) {
+			next = table{}.sum(nil, []byte(keys[i+1]))
+		}
+		if len(payload) < 4 || binary.BigEndian.Uint32(payload) != next {
+			return nil, tab.damaged([]byte(k), "the record that follows it is missing")
+		}
+		if k != oldHead {
+			out[k] = payload[4:]
+		}
+	}
+	if _, ok := stored[oldHead]; !ok {
+		return nil, tab.damaged([]byte(oldHead), "the record is missing")
+	}
+	return out, nil
+}
+
+// oldChanges does to stored what the journal says of a bucket.
+func oldChanges(tx *bbolt.Tx, tree int, stored map[string][]byte) error {
+	meta := newTxn(tx, "").meta
+	raw, ok, err := meta.get([]byte(oldKeyJournal))
+	if err != nil || !ok { // schema 1
+		return err
+	}
+	bounds := reader{b: raw}
+	next, end := bounds.uint(), bounds.uint()
+	tab := table{name: "journal", b: tx.Bucket([]byte("journal"))}
+	if tab.b == nil || bounds.bad {
+		return fmt.Errorf("bucket journal: %w: it is missing", ErrDamaged)
+	}
+	err = tab.each(nil, func(k, b []byte) (bool, error) {
+		if !bytes.Equal(k, binary.BigEndian.AppendUint64(nil, next)) || next >= end {
+			return false, tab.damaged(k, fmt.Sprintf("record %d should be here", next))
+		}
+		next++
+		for r := (reader{b: b}); len(r.b) > 0; {
+			kind, key := r.byte(), r.string()
+			var value string
+			if kind&oldDeleted == 0 {
+				value = r.string()
+			}
+			number := int(kind &^ oldDeleted)
+			switch {
+			case r.bad || number >= len(oldTrees) || key == "":
+				return false, tab.damaged(k, "malformed")
+			case number != tree:
+			case kind&oldDeleted != 0:
+				delete(stored, key)
+			default:
+				stored[key] = []byte(value)
+			}
+		}
+		return true, nil
+	})
+	if err == nil && next != end {
+		err = fmt.Errorf("journal: %w: record %d of %d is missing", ErrDamaged, next, end)
+	}
+	return err
+}
+
+// fill writes the leases and addresses of an earlier schema.
+func (t *txn) fill(leases, addrs map[string][]byte) error {
+	for _, k := range slices.Sorted(maps.Keys(leases)) {
+		var h struct {
+			held
+			Boot uint32 `json:"boot"` // an ordinal
+		}
+		if err := decodeStrict(leases[k], &h); err != nil {
+			return fmt.Errorf("lease %x: %w: %w", k, ErrDamaged, err)
+		}
+		if err := t.putLease(h.held); err != nil {
+			return err
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(addrs)) {
+		a, ok := parseAddrKey([]byte(k))
+		r := reader{b: addrs[k]}
+		flags := r.byte()
+		r.uint() // area
+		r.uint() // boot
+		e := entry{held: flags&oldHeldAddress != 0, leased: r.uint(), freed: r.uint()}
+		holder := r.string()
+		e.memory = r.string()
+		if e.held && len(holder) > 1 {
+			e.holder = holder[1:] // the first byte was the same for all
+		}
+		if !ok || r.bad || len(r.b) > 0 || !e.known() || e.held != (e.holder != "") {
+			return fmt.Errorf("address %x: %w: malformed", k, ErrDamaged)
+		}
+		if err := t.store(a, entry{}, e); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -15,7 +15,8 @@ type model struct {
 	seq    int
 	boot   string
 	leases map[Attachment]modelLease
-	past   map[netip.Addr]modelAddr // every address that was ever leased
+	past   map[netip.Addr]modelAddr // every address that is known
+	max    int                      // of free addresses
 }
 
 type modelLease struct {
@@ -30,11 +31,34 @@ type modelAddr struct {
 	forgot bool
 }
 
-func newModel(boot string) *model {
-	return &model{boot: boot, leases: map[Attachment]modelLease{}, past: map[netip.Addr]modelAddr{}}
+func newModel(boot string, most int) *model {
+	return &model{boot: boot, max: most, leases: map[Attachment]modelLease{}, past: map[netip.Addr]modelAddr{}}
 }
 
 func (m *model) next() int { m.seq++; return m.seq }
+
+// free counts the known addresses that nobody holds.
+func (m *model) free() (n int) {
+	for _, p := range m.past {
+		if !p.held {
+			n++
+		}
+	}
+	return n
+}
+
+// settle forgets the longest free addresses beyond the most that are known.
+func (m *model) settle() {
+	for m.free() > m.max {
+		var oldest netip.Addr
+		for a, p := range m.past {
+			if o := m.past[oldest]; !p.held && (!oldest.IsValid() || p.freed < o.freed || p.freed == o.freed && a.Less(oldest)) {
+				oldest = a
+			}
+		}
+		delete(m.past, oldest)
+	}
+}
 
 func (m *model) release(a Attachment) {
 	l := m.leases[a]
@@ -154,16 +178,15 @@ func (m *model) choose(req Request, own modelLease, has bool, set []netip.Addr, 
 		}
 		return best, nil
 	}
+	never := slices.IndexFunc(set, func(a netip.Addr) bool { _, ok := m.past[a]; return !ok })
 	for _, a := range set {
-		if _, ok := m.past[a]; !ok {
-			return a, nil
-		}
-	}
-	for _, a := range set {
-		p := m.past[a]
-		if !p.held && (!best.IsValid() || p.freed < m.past[best].freed || p.freed == m.past[best].freed && a.Less(best)) {
+		p, ok := m.past[a]
+		if ok && !p.held && (!best.IsValid() || p.freed < m.past[best].freed || p.freed == m.past[best].freed && a.Less(best)) {
 			best = a
 		}
+	}
+	if never >= 0 && (m.free() < m.max || !best.IsValid()) {
+		return set[never], nil
 	}
 	if best.IsValid() {
 		return best, nil
@@ -232,8 +255,13 @@ func TestAgainstModel(t *testing.T) {
 func modelRun(t *testing.T, r *rand.Rand, steps int) {
 	path := filepath.Join(ramDir(t), "ipam.db")
 	boots := 1
-	m := newModel("boot-1")
-	s := open(t, path, m.boot)
+	m := newModel("boot-1", []int{4, 9, 20, maxFree}[r.IntN(4)])
+	reopen := func() *Store {
+		s := open(t, path, m.boot)
+		s.maxFree = uint64(m.max)
+		return s
+	}
+	s := reopen()
 	pools := modelPools(t)
 	pool := pools[r.IntN(len(pools))]
 	var log []string
@@ -245,6 +273,7 @@ func modelRun(t *testing.T, r *rand.Rand, steps int) {
 		}
 	}()
 	for range steps {
+		m.settle() // after what the last step changed
 		switch n := r.IntN(100); {
 		case n < 50:
 			req := Request{Attachment: Attachment{fmt.Sprint("c", r.IntN(40)), "eth0"}, Network: "n", Pool: &pool}
@@ -287,7 +316,7 @@ func modelRun(t *testing.T, r *rand.Rand, steps int) {
 				boots++
 				m.boot = fmt.Sprint("boot-", boots)
 			}
-			s = open(t, path, m.boot)
+			s = reopen()
 			log = append(log, "open "+m.boot)
 		case n < 91:
 			var all []netip.Addr
@@ -346,6 +375,7 @@ func modelRun(t *testing.T, r *rand.Rand, steps int) {
 			}
 		}
 	}
+	m.settle()
 	leases, err := s.Leases()
 	if err != nil || len(leases) != len(m.leases) {
 		t.Fatal(len(leases), len(m.leases), err)

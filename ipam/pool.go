@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"hash/fnv"
 	"math/bits"
 	"net/netip"
 	"slices"
@@ -21,8 +20,6 @@ func (s span) contains(a netip.Addr) bool {
 func (s span) overlaps(o span) bool {
 	return s.first.BitLen() == o.first.BitLen() && s.first.Compare(o.last) <= 0 && o.first.Compare(s.last) <= 0
 }
-
-func (s span) covers(o span) bool { return s.contains(o.first) && s.contains(o.last) }
 
 func (s span) String() string { return s.first.String() + "-" + s.last.String() }
 
@@ -65,7 +62,6 @@ func lastOf(p netip.Prefix) netip.Addr {
 }
 
 // area is a range made concrete: the addresses of it that can be leased, in ascending order.
-// Two ranges with equal areas are the same range, whichever pool they came from.
 type area struct {
 	span          // from the first to the last address, holes included
 	subnet string // for messages
@@ -77,8 +73,12 @@ func (a area) contains(addr netip.Addr) bool {
 	return i < len(a.spans) && a.spans[i].contains(addr)
 }
 
-// from returns the first address at or after x that can be leased.
+// from returns the first address at or after x that can be leased. The address after the last of all is
+// invalid.
 func (a area) from(x netip.Addr) (netip.Addr, bool) {
+	if !x.IsValid() {
+		return netip.Addr{}, false
+	}
 	i, _ := slices.BinarySearchFunc(a.spans, x, func(s span, x netip.Addr) int { return s.last.Compare(x) })
 	switch {
 	case i == len(a.spans):
@@ -89,14 +89,13 @@ func (a area) from(x netip.Addr) (netip.Addr, bool) {
 	return x, true
 }
 
-// key identifies the area in the store: family, ends and a hash over the holes.
-func (a area) key() []byte {
-	h := fnv.New64a()
+// key tells areas apart: the ends of what can be leased.
+func (a area) key() string {
+	var b []byte
 	for _, s := range a.spans {
-		h.Write(addrKey(s.first))
-		h.Write(addrKey(s.last))
+		b = append(append(b, addrKey(s.first)...), addrKey(s.last)...)
 	}
-	return h.Sum(append(addrKey(a.first), addrKey(a.last)[1:]...))
+	return string(b)
 }
 
 // layout is a pool made concrete: one list of areas for each set.

@@ -75,29 +75,23 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// tryOpen opens the file when it passes its inspection. A suspect one is checked record by record,
-// and so is one that this boot leased nothing from: a power cut may have come between, and a disk
+// tryOpen opens the file when its pages pass their inspection. A suspect one is checked record by record,
+// and so is one to which this boot wrote nothing: a power cut may have come between, and a disk
 // that says too early that it wrote may have lost pages of the last commits.
 func (s *Store) tryOpen() error {
 	db, err := openFile(s.path)
 	if err != nil {
 		return err
 	}
-	suspect, found, unnamed := s.path+suffixSuspect, uint64(schema), false
-	err = db.read(s.opts.BootID, func(t *txn) (err error) {
-		found = t.schema
-		if _, unnamed, err = t.meta.get([]byte(keyUnnamed)); err != nil {
-			return err
-		}
-		if !exists(suspect) && (t.boot != 0 || t.state.boots == 0) {
-			return nil
-		}
-		return errors.Join(inspectTx(db.f, t.meta.b.Tx()), t.check())
-	})
-	if err == nil && found < schema {
-		if err = db.change(s.opts.BootID, (*txn).migrate); err != nil {
-			err = fmt.Errorf("bring schema %d to %d: %w", found, schema, err)
-		}
+	suspect, unnamed := s.path+suffixSuspect, false
+	err = db.migrate(s.opts.BootID)
+	if err == nil {
+		err = db.read(s.opts.BootID, func(t *txn) (err error) {
+			if _, unnamed, err = t.meta.get([]byte(keyUnnamed)); err != nil || !exists(suspect) && t.state.boot == s.opts.BootID {
+				return err
+			}
+			return t.check()
+		})
 	}
 	if err == nil && unnamed {
 		err = db.named(s.opts.BootID)
@@ -194,28 +188,21 @@ func (s *Store) build(good string, found []Lease, report *Rebuild) (err error) {
 			if err := bbolt.Compact(db.DB, src.DB, 0); err != nil {
 				return err
 			}
-		} else if err := db.Update(format); err != nil {
+		} else if err := db.Update(func(tx *bbolt.Tx) error { return format(tx, "") }); err != nil {
 			return err
 		}
 		return db.Update(func(tx *bbolt.Tx) error {
-			t, err := beginCopy(tx, s.opts.BootID, nil)
-			if err != nil {
+			if err := migrate(tx, s.opts.BootID); err != nil {
 				return err
 			}
-			if t.schema < schema {
-				if err := t.migrate(); err != nil {
-					return err
-				}
+			t, err := beginCopy(tx, s.opts.BootID)
+			if err != nil {
+				return err
 			}
 			if err := t.meta.put([]byte(keyUnnamed), nil); err != nil {
 				return err
 			}
-			t.dirty = true // also when nothing is corrected: the commits are counted anew
-			t.foundAs, t.lives = s.opts.FoundAs, s.opts.Lives
-			if t.foundAs == nil {
-				t.foundAs = func(a Attachment) Attachment { return a }
-			}
-			if err := t.correct(found, good != "", report); err != nil {
+			if err := t.correct(s.opts, found, good != "", report); err != nil {
 				return err
 			}
 			return t.finish()
@@ -225,7 +212,7 @@ func (s *Store) build(good string, found []Lease, report *Rebuild) (err error) {
 
 // correct makes the leases those that were found. A lease of the copy that the node does not
 // confirm is over: whoever would release it is told that there is none.
-func (t *txn) correct(found []Lease, copied bool, report *Rebuild) error {
+func (t *txn) correct(opts Options, found []Lease, copied bool, report *Rebuild) error {
 	truth := map[Attachment]Lease{}
 	taken := map[netip.Addr]Attachment{}
 	for _, l := range found {
@@ -242,10 +229,13 @@ func (t *txn) correct(found []Lease, copied bool, report *Rebuild) error {
 			return err
 		}
 		for _, h := range old {
-			key := t.foundAs(h.Lease.Attachment)
+			key := h.Lease.Attachment
+			if opts.FoundAs != nil {
+				key = opts.FoundAs(key)
+			}
 			l, ok := truth[key]
 			free := !slices.ContainsFunc(h.Lease.Addrs, func(a netip.Addr) bool { _, on := taken[a]; return on })
-			if !ok && free && t.lives != nil && t.lives(h.Lease) {
+			if !ok && free && opts.Lives != nil && opts.Lives(h.Lease) {
 				report.Copied++
 				continue
 			}
@@ -274,7 +264,7 @@ func (t *txn) correct(found []Lease, copied bool, report *Rebuild) error {
 			continue
 		}
 		delete(truth, l.Attachment)
-		if err := t.take(l); err != nil {
+		if err := t.give(l); err != nil {
 			return err
 		}
 		report.Found++
@@ -319,21 +309,25 @@ func sameAddrs(a, b []netip.Addr) bool {
 	return true
 }
 
-// verify checks a closed file page by page and record by record.
+// verify checks a closed file page by page and record by record. It writes nothing: a copy of an earlier
+// schema passes when its pages do, and is read when it is needed.
 func verify(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	err = inspect(f, leaves)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
 	db, err := openFile(path)
 	if err != nil {
 		return err
 	}
-	err = db.read("", func(t *txn) error { return t.check() })
+	err = guarded(func() error {
+		return db.View(func(tx *bbolt.Tx) error {
+			if found, err := schemaOf(tx); err != nil || found < schema {
+				return err
+			}
+			t, err := begin(tx, "")
+			if err == nil {
+				err = t.check()
+			}
+			return err
+		})
+	})
 	return errors.Join(err, db.close())
 }
 
@@ -346,7 +340,7 @@ func (s *Store) Backup(ctx context.Context) (err error) {
 			err = fmt.Errorf("back up store %s: %w", s.path, err)
 		}
 	}()
-	if err := s.damage(); err != nil {
+	if err := s.Damage(); err != nil {
 		return err
 	}
 	s.backup.Lock()

@@ -25,8 +25,10 @@ type Store struct {
 	rebuilt  *Rebuild
 	backup   sync.Mutex // held by a running Backup
 
-	parsed     layout // of the stored pool, parsedFrom; the committer's own
+	parsed     layout // of the stored pool, parsedFrom; the committer's own, as are the next
 	parsedFrom string
+	hints      hints
+	maxFree    uint64 // a test's may be smaller
 
 	mu     sync.Mutex // guards what follows
 	queue  []*call
@@ -57,19 +59,13 @@ func Open(ctx context.Context, path string, opts Options) (s *Store, err error) 
 			lock.Close()
 		}
 	}()
-	s = &Store{path: path, opts: opts, lock: lock, wake: make(chan struct{}, 1), finished: make(chan struct{})}
+	s = &Store{path: path, opts: opts, lock: lock, wake: make(chan struct{}, 1), finished: make(chan struct{}),
+		hints: hints{}, maxFree: maxFree}
 	if err := s.openOrRebuild(); err != nil {
 		return nil, err
 	}
 	go s.commits()
 	return s, nil
-}
-
-// harmless errors are the answers of a call that changed nothing but indexes.
-func harmless(err error) bool {
-	var a ask
-	return errors.As(err, &a) || errors.Is(err, ErrExhausted) || errors.Is(err, ErrInUse) ||
-		errors.Is(err, ErrNotInPool) || errors.Is(err, ErrHeld) || errors.Is(err, ErrInvalid)
 }
 
 func (s *Store) view(fn func(*txn) error) error {
@@ -96,12 +92,9 @@ func (s *Store) suspect(cause error) {
 	_ = os.WriteFile(s.path+suffixSuspect, []byte(cause.Error()+"\n"), 0o600)
 }
 
-// Damage returns the first damage that was met since the store was opened, nil if none: it leases
-// nothing any more, and shall be closed and opened again.
-func (s *Store) Damage() error { return s.damage() }
-
-// damage returns what suspect noted.
-func (s *Store) damage() error {
+// Damage returns the first damage that was met since the store was opened, nil if there was none. A
+// damaged store leases nothing any more and must be closed and opened again.
+func (s *Store) Damage() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.cause

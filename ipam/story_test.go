@@ -79,16 +79,8 @@ func stories() []story {
 				copyFile(t, path+suffixSuspect, []byte("a test\n"))
 				return living
 			}},
-		{name: "earlier version", work: func(w *worker) error { return w.open(w.changes(30), w.backup) },
-			prepare: func(t testing.TB, path string) node {
-				data, _ := schema1(t)
-				if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-					t.Fatal(err)
-				}
-				copyFile(t, path, data)
-				copyFile(t, path+suffixGood, data)
-				return schema1Leases(t, data)
-			}},
+		{name: "schema 1", work: afterEarlier, prepare: func(t testing.TB, path string) node { return prepareEarlier(t, 1, path) }},
+		{name: "schema 2", work: afterEarlier, prepare: func(t testing.TB, path string) node { return prepareEarlier(t, 2, path) }},
 	}
 }
 
@@ -100,11 +92,20 @@ func (n node) damaged(t testing.TB, path string) node {
 	return n
 }
 
-func schema1Leases(t testing.TB, data []byte) node {
+func afterEarlier(w *worker) error { return w.open(w.changes(30), w.backup) }
+
+// prepareEarlier lays out a store of an earlier schema, with its copy, and returns its leases.
+func prepareEarlier(t testing.TB, schema int, path string) node {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "ipam.db")
+	data, _ := earlier(t, schema)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	copyFile(t, path, data)
-	s := open(t, path, "boot-1")
+	copyFile(t, path+suffixGood, data)
+	other := filepath.Join(t.TempDir(), "ipam.db")
+	copyFile(t, other, data)
+	s := open(t, other, "boot-1")
 	leases, err := s.Leases()
 	if err != nil {
 		t.Fatal(err)
