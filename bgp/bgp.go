@@ -1,18 +1,18 @@
-// Package bgp makes LAN switches hear a [State]: which sessions there are, and which paths each
-// switch is told. It embeds GoBGP, dials only, never listens, and learns nothing, unless a session
-// names what; then it says what the switch announces and does nothing with it.
+// Package bgp makes LAN switches hear a [State]: the sessions of this node, and the paths that each
+// session advertises. It owns GoBGP, which it embeds. It only dials and never listens. It knows nothing
+// of Kubernetes and changes no route: where a session asks for it, the package reports the switch's own
+// paths, and leaves it to the caller to use them.
 //
 // There is one verb, [Speaker.Sync]. Each session has a process of its own, with its own GoBGP server,
-// paths, autonomous system and graceful restart state, so that no session can disturb another: what a
-// switch sends costs its own session at most.
+// paths, autonomous system and graceful restart state. So no session can disturb another: a hostile
+// message costs its own session at most.
 //
-// A switch keeps the paths while this process is away (RFC 4724): when it is killed, when it
-// stops, when the connection is cut and when the settings of a session change. It drops them at
-// once when a session is not wanted any more, for then it hears a Cease. It drops them too when
-// the hold time passes in silence, unless it knows RFC 8538, and when a session is lost twice
-// within the second or so that it takes to send the paths again. The switch has to help a
-// restarting neighbour, which BIRD and FRR do by default, FRR for bgp graceful-restart
-// stalepath-time, 360 s.
+// A switch keeps the paths while this process is away (RFC 4724): after a kill, a stop, a cut
+// connection, or a change of the session's settings. It drops them at once when a session is removed,
+// because this package then sends a Cease. It also drops them when the hold time passes in silence,
+// unless it supports RFC 8538, and when a session is lost twice within the second or so that it takes
+// to send the paths again. The switch must help a restarting neighbour. BIRD and FRR do by default; FRR
+// keeps the paths for its bgp graceful-restart stalepath-time, 360 s.
 //
 //	speaker := bgp.NewSpeaker(bgp.Options{Command: []string{"edgewayd", "bgp-session"}, Changed: trigger})
 //	changes, err := speaker.Sync(ctx, bgp.State{Sessions: []bgp.Session{{
@@ -37,9 +37,9 @@ const MaxRestartTime = 4095 * time.Second
 // restart capability (RFC 9494, section 3).
 const MaxLongLivedTime = (1<<24 - 1) * time.Second
 
-// Peer is one switch as one session sees it. Two sessions are the same when Key is.
+// Peer is one switch as one session sees it. Two sessions with the same Key are the same session.
 type Peer struct {
-	Name         string // of the resource that asks for it, for people
+	Name         string // of the resource that asks for the session, for people
 	Address      netip.Addr
 	Port         uint16 // TCP; 0 means DefaultPort
 	ASN          uint32
@@ -63,26 +63,26 @@ type Key struct {
 	LocalASN uint32
 }
 
-// Path is one prefix that the switch is told, and where it shall send its packets: the next hop
-// is the node that owns the prefix, not the speaker (a third-party next hop, RFC 4271
-// section 5.1.3).
+// Path is one advertised prefix and its next hop. The next hop is the node that owns the prefix, not
+// the speaker (a third-party next hop, RFC 4271, section 5.1.3).
 type Path struct {
 	Prefix  netip.Prefix
 	NextHop netip.Addr
 	// MED is the multi-exit discriminator (RFC 4271, section 5.1.4): of two speakers' paths for
-	// a prefix the switch takes the lower one. 0 sends none, which counts as lowest. See Freshness.
+	// a prefix the switch takes the path with the lower MED. 0 sends none, which counts as lowest. See
+	// Freshness.
 	MED uint32
-	// NoLongLived asks the switch to drop the path when the restart time is over, and not to keep it
-	// as a last resort for Peer.LongLivedTime (community NO_LLGR, RFC 9494, section 4.1).
+	// NoLongLived asks the switch to drop the path when the restart time is over, instead of keeping
+	// it as a last resort for Peer.LongLivedTime (community NO_LLGR, RFC 9494, section 4.1).
 	NoLongLived bool
 }
 
-// Session is one peer and all that it is told.
+// Session is one peer and the paths to advertise to it.
 type Session struct {
 	Peer  Peer
 	Paths []Path // unique by Prefix
-	// Learn says what of the switch's own paths shall be in Speaker.Learned: what is equal to one
-	// of the prefixes or lies in it; of 0.0.0.0/0 and ::/0 only the default route itself.
+	// Learn selects the switch's own paths for Speaker.Learned: each path whose prefix is equal to one
+	// of these, or lies within it. 0.0.0.0/0 and ::/0 select only the default route itself.
 	Learn []netip.Prefix
 }
 
@@ -92,14 +92,14 @@ type State struct {
 	Held     []Held
 }
 
-// Held is a session that is asked for and must stay down, as its password is missing. It makes no
-// difference to Sync but for what a switch is told when such a session ends.
+// Held is a session that a resource asks for and that must stay down, because its password is missing.
+// Sync only uses it for the text with which it ends such a session.
 type Held struct {
 	Key Key
 	Why string // "the password of BGPPeer/peer-a is missing"
 }
 
-// Change is one thing that Sync did, printed as an operator knows it.
+// Change is one thing that Sync did, in an operator's words.
 type Change struct {
 	Op     string // "add", "replace", "delete"; of a peer also "reset"
 	Object string // "peer 10.0.10.1 as 65002", "path 10.10.2.0/24 via 10.0.10.12 to 10.0.10.1"
@@ -110,20 +110,20 @@ type Change struct {
 type Status struct {
 	Peer        Peer          `json:"-"` // its password is never shown
 	State       string        // RFC 4271 section 8.2.2: Idle, Connect, Active, OpenSent, OpenConfirm, Established
-	Since       time.Time     // since when it is Established, or is not
+	Since       time.Time     // when it became Established, or ceased to be
 	Reason      string        // why it is not Established: an identifier, "" when it is
 	Detail      string        // one sentence with the next step
-	Advertised  []Path        // what the switch was told in this session, sorted
+	Advertised  []Path        // in this session, sorted
 	Flaps       int           // times the session left Established since this Speaker began
-	LastReset   Reset         // the last of those times
+	LastReset   Reset         // the most recent of those times
 	Restart     bool          // graceful restart was negotiated
-	RestartTime time.Duration // what the switch was asked to keep our paths for
-	LongLived   time.Duration // and after that as a last resort; 0: not negotiated
+	RestartTime time.Duration // how long we asked the switch to keep our paths
+	LongLived   time.Duration // how much longer as a last resort; 0: not negotiated
 }
 
-// Reset is why a session left Established. It stays known when the session is up again.
+// Reset is why a session left Established. It is still known when the session is up again.
 type Reset struct {
-	At     time.Time // zero: it never did
-	Reason string    // as Status.Reason, or "ended": it was not wanted any more
+	At     time.Time // zero: it never left Established
+	Reason string    // as Status.Reason, or "ended": the session was removed
 	Detail string
 }

@@ -14,12 +14,12 @@ import (
 )
 
 const (
-	// learnEvery is how often a session that learns looks at what the switch has sent.
+	// learnEvery is how often a session that learns reads what the switch has sent.
 	learnEvery = 2 * time.Second
-	// quietFor is how long a switch must have sent no UPDATE to count as having sent all it has,
-	// where no End-of-RIB says so.
+	// quietFor is how long a switch that sends no End-of-RIB must be silent before all its paths count
+	// as received.
 	quietFor = 8 * time.Second
-	// learnMost bounds what one switch can make this process remember beside GoBGP's own table.
+	// learnMost bounds the paths that are learned from one switch.
 	learnMost = 10000
 )
 
@@ -27,13 +27,13 @@ const (
 type LearnedPath struct {
 	Path
 	From netip.Addr // the switch
-	// Kept: the session is down, or has just come back, and the switch has not said again what
-	// it said before; its restart time is not over yet (RFC 4724, section 4.2).
+	// Kept: the path is of an earlier session. The switch has not sent it again, and the restart time
+	// is not over yet (RFC 4724, section 4.2).
 	Kept bool
 }
 
-// Compare orders by prefix, then as they are to be preferred: a live session's before a kept one,
-// the lower switch address before the higher.
+// Compare orders paths by prefix, then by preference: the path of a live session before a kept one, the
+// lower switch address before the higher.
 func (p LearnedPath) Compare(other LearnedPath) int {
 	kept := func(p LearnedPath) int {
 		if p.Kept {
@@ -44,26 +44,26 @@ func (p LearnedPath) Compare(other LearnedPath) int {
 	return cmp.Or(p.Prefix.Compare(other.Prefix), cmp.Compare(kept(p), kept(other)), p.From.Compare(other.From), p.NextHop.Compare(other.NextHop))
 }
 
-// hearing is what a session knows of its switch's own paths. Its slices are never changed.
+// hearing holds the switch's own paths. The contents of its slices never change.
 //
-//	lost: told -> kept       back: told anew, kept stays       End-of-RIB, or the time is over: kept is dropped
+//	session lost: told -> kept       session back: told grows, kept stays       End-of-RIB, or restart time over: kept is dropped
 type hearing struct {
 	told  []LearnedPath // in this session
 	kept  []LearnedPath // in the one before
-	whole bool          // nothing that the switch wants known is missing in both
+	whole bool          // told and kept together hold all paths of the switch
 
 	session int       // number of the session, by its losses; -1: none
-	all     bool      // the switch has told all it has in this session
+	all     bool      // the switch has sent all its paths in this session
 	since   time.Time // since when it has not
-	updates uint64    // messages received in this session
-	quiet   time.Time // since when there was none
-	looked  time.Time // last
+	updates uint64    // UPDATEs received in this session
+	quiet   time.Time // when the last one was noticed
+	looked  time.Time // when hear last read
 	edition int       // grows with each change of paths or whole
 }
 
 func newHearing(since time.Time) hearing { return hearing{session: -1, since: since} }
 
-// paths are the told ones and, of the others, the kept ones.
+// paths returns the paths of this session, and those of earlier sessions whose prefix is not among them.
 func (h hearing) paths() []LearnedPath {
 	if len(h.kept) == 0 {
 		return h.told
@@ -82,7 +82,7 @@ func (h hearing) paths() []LearnedPath {
 	return out
 }
 
-// lost notes that the session ended.
+// lost records that the session ended.
 func (h *hearing) lost(now time.Time) {
 	if h.session >= 0 && h.all {
 		h.since = now
@@ -90,10 +90,10 @@ func (h *hearing) lost(now time.Time) {
 	h.kept, h.told, h.session, h.all = h.paths(), nil, -1, false
 }
 
-// forget drops what is kept: the switch has withdrawn it, or its time is over.
+// forget drops the kept paths: the switch has withdrawn them, or their time is over.
 func (h *hearing) forget() { h.kept, h.whole = nil, true }
 
-// listen sets what the session wants to learn.
+// listen sets which prefixes the session learns.
 func (t *talk) listen(prefixes []netip.Prefix) {
 	if slices.Equal(t.learn, prefixes) {
 		return
@@ -103,8 +103,8 @@ func (t *talk) listen(prefixes []netip.Prefix) {
 	t.poke()
 }
 
-// hear looks at what the switch has told so far. It reads the table only while it changes: a switch may
-// send a hundred thousand paths.
+// hear reads the switch's paths. It reads the table only while the table changes, as a switch may send a
+// hundred thousand paths.
 func (t *talk) hear() {
 	now, h, was := time.Now(), &t.heard, t.heard
 	if len(t.learn) == 0 || now.Sub(h.looked) < learnEvery {
@@ -115,7 +115,7 @@ func (t *talk) hear() {
 	if h.session >= 0 && (!up || h.session != session) {
 		h.lost(now)
 	}
-	if h.session < 0 && t.journal.takeFarewell() { // not before the session it belongs to has ended
+	if h.session < 0 && t.journal.takeFarewell() { // not before its session has ended
 		h.forget()
 	}
 	if up && t.offer.known {
@@ -129,7 +129,7 @@ func (t *talk) hear() {
 	}
 }
 
-// hearMore reads what an established session has received.
+// hearMore reads the paths of an established session.
 func (t *talk) hearMore(session int, now time.Time) {
 	h := &t.heard
 	if h.session != session {
@@ -138,7 +138,7 @@ func (t *talk) hearMore(session int, now time.Time) {
 	if t.received.updates != h.updates {
 		h.updates, h.quiet = t.received.updates, now
 	}
-	// GoBGP counts an UPDATE before it puts it into its table: read until all is quiet.
+	// GoBGP counts an UPDATE before its paths are in the table: read until the switch has been quiet.
 	if now.Sub(h.quiet) < quietFor {
 		told, err := t.server.adjIn(t.peer, t.learn)
 		if err != nil {
@@ -152,25 +152,25 @@ func (t *talk) hearMore(session int, now time.Time) {
 	}
 }
 
-// received is what GoBGP counts of a session.
+// received is what GoBGP counts in a session.
 type received struct {
 	updates    uint64
 	eor4, eor6 bool // End-of-RIB of the family
 }
 
-// all reports whether the switch has sent all it has. GoBGP takes the End-of-RIB of a switch that
-// itself restarts for received when it is not.
+// all reports whether the switch has sent all its paths. GoBGP's word on the End-of-RIB of a switch that
+// itself restarts is not used: GoBGP counts it as received before it is.
 func (r received) all(o offer, quiet time.Duration) bool {
 	if o.restart && !o.restarting && (r.eor4 || !o.ipv4) && (r.eor6 || !o.ipv6) {
 		return true
 	}
-	// A switch that restarts sends nothing as long as it does not know its own paths.
+	// A switch that restarts sends nothing until it knows its own paths.
 	return quiet >= quietFor-learnEvery && (r.updates > 0 || !o.restart)
 }
 
-// adjIn lists what the switch has announced and not withdrawn of what lies within the prefixes,
-// at most learnMost, the first ones in their order. Paths that have been through our autonomous
-// system are left out (RFC 4271, section 9).
+// adjIn lists the paths that the switch advertises within the given prefixes, sorted, and at most the
+// first learnMost. It leaves out paths that have passed through our autonomous system (RFC 4271,
+// section 9).
 func (s *server) adjIn(p Peer, within []netip.Prefix) ([]LearnedPath, error) {
 	var out []LearnedPath
 	for _, family := range []*api.Family{ipv4, ipv6} {

@@ -10,37 +10,37 @@ import (
 )
 
 const (
-	// probeTimeout is how long a SYN without a signature is waited for: it is sent again after 1 s
-	// and 3 s (RFC 6298, section 5.7; tcp(7)).
+	// probeTimeout is how long a probe waits for an answer to its SYN, which the kernel sends again
+	// after 1 s and 3 s (RFC 6298, section 5.7; tcp(7)).
 	probeTimeout = 4 * time.Second
-	// probePause is the first pause between two probes, and probeRarest the longest: some switches
-	// log each SYN that lacks its signature, so there are few beside those that GoBGP sends.
+	// probePause is the first pause between two probes, and probeRarest the longest. Some switches log
+	// each SYN that lacks a signature, so probes are rare.
 	probePause  = time.Minute
 	probeRarest = 8 * time.Minute
-	// partTimeout is how long a switch that took the connection is waited for to end it too.
+	// partTimeout is how long a probe waits for the switch to close its end of the connection.
 	partTimeout = time.Second
 )
 
-// reply is what a switch does on a SYN without a TCP MD5 signature (RFC 2385).
+// reply is a switch's reaction to a SYN without a TCP MD5 signature (RFC 2385).
 type reply struct {
 	kind replyKind
-	by   netip.Addr // who said so, of rejected
+	by   netip.Addr // of rejected: the sender of the ICMP message
 }
 
 type replyKind string
 
 const (
 	unasked    replyKind = ""
-	accepted   replyKind = "accepted"   // SYN-ACK: it wants no password from us
-	refused    replyKind = "refused"    // RST: nobody listens
-	rejected   replyKind = "rejected"   // ICMP from somebody else: a filter, or a router without a route
-	unanswered replyKind = "unanswered" // nothing
-	unsent     replyKind = "unsent"     // our own kernel had an objection
+	accepted   replyKind = "accepted"   // SYN-ACK: the switch expects no password
+	refused    replyKind = "refused"    // RST: nothing listens
+	rejected   replyKind = "rejected"   // ICMP: a filter, or a router without a route
+	unanswered replyKind = "unanswered" // no answer
+	unsent     replyKind = "unsent"     // our own kernel refused to connect
 )
 
-// probe connects to the switch's port as p would but without its password, and hangs up before a
-// word of BGP. It ends with a FIN: of that neither BIRD nor FRR notes anything, while FRR logs up to
-// three errors for an RST. Neither counts it as a session; BIRD warns of one from a stranger.
+// probe connects to the switch's port as p would, but without its password, and closes the connection
+// before it sends anything. It closes with a FIN: BIRD and FRR log nothing then, while FRR logs up to
+// three errors for an RST. Neither counts a session. BIRD logs a warning if it does not know our address.
 func probe(p Peer) reply {
 	fd, err := probeSocket(p)
 	if err != nil {
@@ -63,8 +63,7 @@ func probe(p Peer) reply {
 	return reply{kind: unsent}
 }
 
-// probeSocket is bound to the session's source address and counts hops as its packets do: a switch
-// may judge by either.
+// probeSocket has the session's source address and TTL, because a switch may filter by either.
 func probeSocket(p Peer) (fd int, err error) {
 	family, level, ttl, report := unix.AF_INET, unix.IPPROTO_IP, unix.IP_TTL, unix.IP_RECVERR
 	if p.Address.Is6() {
@@ -80,14 +79,14 @@ func probeSocket(p Peer) (fd int, err error) {
 		}
 	}()
 	return fd, errors.Join(
-		unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}), // what the switch said meanwhile is not kept
+		unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}), // the final close leaves no state behind
 		unix.SetsockoptInt(fd, level, ttl, p.hops()),
 		unix.SetsockoptInt(fd, level, report, 1),
 		unix.Bind(fd, sockaddr(netip.AddrPortFrom(p.LocalAddress, 0))),
 	)
 }
 
-// hops is the TTL with which the session's packets leave; -1 is the kernel's own.
+// hops is the TTL of the session's packets; -1 is the kernel's default.
 func (p Peer) hops() int {
 	switch {
 	case p.TTLSecurity:
@@ -121,8 +120,8 @@ func connect(fd int, p Peer) error {
 	return unix.ETIMEDOUT
 }
 
-// offender is the sender of the ICMP message that ended the connection (IP_RECVERR, ip(7)). Where
-// ARP or neighbour discovery has failed, that is this machine itself.
+// offender returns the sender of the ICMP message that ended the connection (IP_RECVERR, ip(7)). If ARP
+// or neighbour discovery failed, the sender is this machine itself.
 func offender(fd int) (netip.Addr, bool) {
 	control := make([]byte, 512)
 	_, n, _, _, err := unix.Recvmsg(fd, nil, control, unix.MSG_ERRQUEUE)

@@ -16,16 +16,16 @@ import (
 )
 
 // answerTimeout bounds one order: a table of 5,000 paths takes a second on a busy machine. A process
-// that does not answer by then is ended.
+// that has not answered by then is killed.
 const answerTimeout = 30 * time.Second
 
-// process is the process of one session, as who began it sees it.
+// process is the process of one session, as its Speaker sees it.
 type process struct {
 	cmd  *exec.Cmd
 	link *os.File
 	out  *gob.Encoder
-	last tail          // of what it printed
-	gone chan struct{} // closed when it has ended
+	last tail          // what the process printed
+	gone chan struct{} // closed when the process has ended
 
 	mu     sync.Mutex // guards what follows
 	number int        // of the newest order
@@ -41,7 +41,7 @@ func start(command []string) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start the process of a session: %w", os.NewSyscallError("socketpair", err))
 	}
-	// Non-blocking, the runtime polls it: Close then ends a Read that waits.
+	// The runtime polls a non-blocking descriptor: Close then ends a Read that waits.
 	if err := unix.SetNonblock(fds[0], true); err != nil {
 		return nil, errors.Join(err, unix.Close(fds[0]), unix.Close(fds[1]))
 	}
@@ -55,7 +55,7 @@ func start(command []string) (*process, error) {
 	return p, nil
 }
 
-// listen gives what the process says to hear until the process ends, and returns why it did.
+// listen calls hear with each answer until the process ends, and returns why it ended.
 func (p *process) listen(hear func(answer)) error {
 	defer close(p.gone)
 	in := gob.NewDecoder(p.link)
@@ -67,7 +67,7 @@ func (p *process) listen(hear func(answer)) error {
 		hear(a)
 		p.mu.Lock()
 		if a.Number > 0 && a.Number == p.number {
-			p.answer <- a // it has room: an order has one answer
+			p.answer <- a // there is room: an order has one answer
 		}
 		p.mu.Unlock()
 	}
@@ -76,7 +76,7 @@ func (p *process) listen(hear func(answer)) error {
 	return cmp.Or(p.last.reason(), err, errors.New("it ended by itself"))
 }
 
-// ask gives an order and waits for its answer. One caller at a time.
+// ask gives an order and waits for its answer. There must be one caller at a time.
 func (p *process) ask(ctx context.Context, o order) error {
 	timeout := time.NewTimer(answerTimeout)
 	defer timeout.Stop()
@@ -86,9 +86,9 @@ func (p *process) ask(ctx context.Context, o order) error {
 	p.answer = answered
 	o.Number = p.number
 	p.mu.Unlock()
-	_ = p.link.SetWriteDeadline(time.Now().Add(answerTimeout)) // where there are none, it does not block
+	_ = p.link.SetWriteDeadline(time.Now().Add(answerTimeout)) // a socket always takes a deadline
 	if err := p.out.Encode(o); err != nil {
-		p.kill() // half an order cannot be followed by another one
+		p.kill() // no order can follow half an order
 		return fmt.Errorf("the session's process does not listen: %w", err)
 	}
 	select {
@@ -110,7 +110,7 @@ func (p *process) ask(ctx context.Context, o order) error {
 // kill ends the process without a word to the switch. It may be called twice.
 func (p *process) kill() {
 	_ = p.link.Close()       // closed already at the second call
-	_ = p.cmd.Process.Kill() // it may have ended
+	_ = p.cmd.Process.Kill() // the process may have ended already
 }
 
 // end kills the process and waits for its end.
@@ -119,7 +119,7 @@ func (p *process) end() {
 	<-p.gone
 }
 
-// tail keeps the beginning of what a process prints, and passes everything on.
+// tail keeps the beginning of a process's output and passes all of it on.
 type tail struct {
 	mu   sync.Mutex
 	text []byte

@@ -15,17 +15,17 @@ import (
 )
 
 const (
-	// connectRetry is how often a switch is dialled; GoBGP's default of 120 s is also its
-	// dial timeout, so that one lost SYN would cost two minutes.
+	// connectRetry is how often a switch is dialled. GoBGP's default of 120 s is also its
+	// dial timeout: one lost SYN would cost two minutes.
 	connectRetry = 5 * time.Second
 	// deferral is how long the first UPDATE after a restart waits for the switch's
-	// End-of-RIB (RFC 4724, section 4.1). We learn nothing, so there is nothing to wait for;
-	// GoBGP takes 0 for 360 s.
+	// End-of-RIB (RFC 4724, section 4.1). It is short because our paths do not depend on the
+	// switch's. GoBGP takes 0 for 360 s.
 	deferral = 5 * time.Second
 )
 
-// server is one GoBGP server: one session, one RIB. It never listens. Its calls obey no context and
-// do not wait for the switch.
+// server is one GoBGP server: one session and one RIB. It never listens. Its calls obey no context, and
+// only stop waits for the switch.
 type server struct{ bgp *gobgp.BgpServer }
 
 func newServer(j *journal) *server {
@@ -34,8 +34,8 @@ func newServer(j *journal) *server {
 	return s
 }
 
-// start makes the server speak as p's local side, with an empty RIB. Paths of the switch are
-// rejected on import; our own pass, for GoBGP applies the policy to them too.
+// start makes the server speak as p's local side, with an empty RIB. An import policy rejects the
+// switch's paths. It accepts our own, because GoBGP applies the policy to them too.
 func (s *server) start(p Peer) error {
 	ctx := context.Background()
 	err := s.bgp.StartBgp(ctx, &api.StartBgpRequest{Global: &api.Global{
@@ -68,8 +68,8 @@ func (s *server) stop() error {
 	return s.bgp.StopBgp(context.Background(), &api.StopBgpRequest{})
 }
 
-// open dials the switch. Both bits of the graceful restart capability that say that our
-// forwarding state survived are set: the routes are the kernel's of other nodes, not ours to lose.
+// open dials the switch. Both restart bits of the graceful restart capability are set: our forwarding
+// state has survived, because the routes are in other nodes' kernels.
 func (s *server) open(p Peer) error {
 	peer := &api.Peer{
 		Conf: &api.PeerConf{
@@ -103,19 +103,19 @@ func (s *server) open(p Peer) error {
 		peer.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: uint32(p.MultihopTTL)}
 	}
 	if p.TTLSecurity {
-		// A packet from n hops away has lost n-1 (RFC 5082, section 3).
+		// The TTL of a packet from n hops away has gone down by n-1 (RFC 5082, section 3).
 		peer.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 256 - uint32(max(1, p.MultihopTTL))}
 	}
 	return s.bgp.AddPeer(context.Background(), &api.AddPeerRequest{Peer: peer})
 }
 
-// close forgets the switch: a Cease if the session is established, not a word if it is not.
+// close forgets the switch. It sends a Cease if the session is established, else nothing.
 func (s *server) close(p Peer) error {
 	return s.bgp.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: p.Address.String()})
 }
 
-// add puts the path into the RIB; it replaces the one of the same prefix. It is originated
-// here, so GoBGP keeps its next hop.
+// add puts the path into the RIB, where it replaces the path of the same prefix. GoBGP keeps the next hop
+// of a path that is originated here.
 func (s *server) add(path Path) error {
 	p, err := apiPath(path)
 	if err != nil {
@@ -134,13 +134,13 @@ func (s *server) remove(path Path) error {
 	return s.bgp.DeletePath(context.Background(), &api.DeletePathRequest{TableType: api.TableType_GLOBAL, Path: p})
 }
 
-// offer is what the switch said in its OPEN.
+// offer is what the switch offers in its OPEN.
 type offer struct {
-	known      bool // it has been read
-	restart    bool // graceful restart: it keeps our paths (RFC 4724)
-	restarting bool // it has itself just restarted
+	known      bool // the OPEN has been read
+	restart    bool // graceful restart: the switch keeps our paths (RFC 4724)
+	restarting bool // the switch has itself just restarted
 	longLived  bool // long-lived graceful restart (RFC 9494)
-	// notification: it keeps them through a NOTIFICATION too, but for a Hard Reset (RFC 8538)
+	// notification: the switch also keeps our paths at a NOTIFICATION, except a Hard Reset (RFC 8538)
 	notification bool
 	ipv4         bool
 	ipv6         bool
@@ -153,7 +153,7 @@ func (o offer) takes(p netip.Prefix) bool {
 	return o.ipv6
 }
 
-// offer reads the capabilities of the established session with p, and what it has received.
+// offer reads the capabilities of the established session with p, and counts what it has received.
 func (s *server) offer(p Peer) (offer, received, error) {
 	var o offer
 	var r received
@@ -172,8 +172,8 @@ func (s *server) offer(p Peer) (offer, received, error) {
 				o.restarting = o.restarting || c.Flags&0x08 != 0     // RFC 4724, section 3
 				o.notification = o.notification || c.Flags&0x04 != 0 // RFC 8538, section 2
 			case *bgp.CapLongLivedGracefulRestart:
-				// No tuple: it helps others and restarts without (BIRD). A time of 0 keeps nothing (FRR
-				// without its stale-time, which is the most that it keeps).
+				// Without a tuple the switch helps others (BIRD). With a time of 0 it keeps nothing (FRR
+				// without its stale-time, which is the longest that FRR keeps paths).
 				o.longLived = len(c.Tuples) == 0 || slices.ContainsFunc(c.Tuples, func(t *bgp.CapLongLivedGracefulRestartTuple) bool { return t.RestartTime > 0 })
 			case *bgp.CapMultiProtocol:
 				o.ipv4 = o.ipv4 || c.CapValue == bgp.RF_IPv4_UC

@@ -6,24 +6,25 @@ import (
 	"time"
 )
 
-// session is one session as its Speaker knows it. Its methods need Speaker.mu.
+// session is what a Speaker knows of one session. Callers of its methods hold Speaker.mu.
 type session struct {
 	key    Key
-	want   Session  // normal; proc was begun on these terms
+	want   Session  // normal; proc was started on its terms
 	proc   *process // nil: none runs
-	last   answer   // what proc said last
-	before Status   // what is known of the time before proc; what to say while there is none
+	last   answer   // the last one from proc
+	before Status   // of the time before proc; it counts while there is no proc
 
-	whole    bool // proc did all that want says
+	whole    bool // proc has done all of want
 	told     table
-	reported *process // of the last changes
-	why      string   // proc is not the first one
+	reported *process // the process at the last changes; nil: none was reported
+	why      string   // why the process before proc ended
 
-	backoff time.Duration // after the last process that ended by itself
+	backoff time.Duration // the pause after the last crash
 	retryAt time.Time
 }
 
-// newSession returns a session that has just been asked for; past is what is known of it from before.
+// newSession returns a session that was just asked for. past is the status that an earlier session of
+// the same Key ended with.
 func newSession(want Session, past Status) *session {
 	p := want.Peer
 	return &session{key: p.Key(), want: want, told: table{}, before: Status{
@@ -32,11 +33,11 @@ func newSession(want Session, past Status) *session {
 	}}
 }
 
-// status is what the process said last, on top of what was before it.
+// status combines the process's own status with what happened before the process began.
 func (s *session) status() Status {
 	st := s.before
 	if now := s.last.Status; s.proc != nil && now.State != "" {
-		if now.Reason == reasonConnecting { // no news after a crash or a restart
+		if now.Reason == reasonConnecting { // a crash or a restart says more
 			now.Reason, now.Detail = st.Reason, st.Detail
 		}
 		now.Flaps += st.Flaps
@@ -49,7 +50,7 @@ func (s *session) status() Status {
 	return st
 }
 
-// ended notes that the process has ended, or is about to, and why.
+// ended records that the process has ended, or is about to, and why.
 func (s *session) ended(reason, detail, why string) {
 	was, now := s.status(), time.Now()
 	s.before = Status{State: "Idle", Since: was.Since, Reason: reason, Detail: detail, Flaps: was.Flaps, LastReset: was.LastReset}
@@ -60,8 +61,8 @@ func (s *session) ended(reason, detail, why string) {
 	s.proc, s.last, s.whole, s.why = nil, answer{}, false, why
 }
 
-// crashed notes that the process has ended by itself after it had lived that long, or that none could
-// be begun. It returns the pause before the next one.
+// crashed records that the process ended by itself after it had lived that long, or that no process
+// could be started. It returns the pause before the next one.
 func (s *session) crashed(err error, lived time.Duration) time.Duration {
 	s.backoff = min(max(2*s.backoff, time.Second), maxRespawn)
 	if lived > steadyProcess {
@@ -72,10 +73,10 @@ func (s *session) crashed(err error, lived time.Duration) time.Duration {
 	return s.backoff
 }
 
-// did notes that proc did all that it was told, and returns what that is beyond what was done before.
+// did records that proc has done all of want, and returns what changed since the last call.
 func (s *session) did(proc *process) []Change {
 	if s.proc != proc {
-		return nil // it ended meanwhile
+		return nil // proc ended meanwhile
 	}
 	var out []Change
 	switch s.reported {
@@ -97,7 +98,7 @@ func (s Session) equal(other Session) bool {
 	return s.Peer == other.Peer && slices.Equal(s.Paths, other.Paths) && slices.Equal(s.Learn, other.Learn)
 }
 
-// normal returns a copy of s in which equal meanings are equal values.
+// normal returns a copy of s, with normal addresses throughout.
 func (s Session) normal() Session {
 	s.Peer, s.Paths, s.Learn = s.Peer.normal(), slices.Clone(s.Paths), slices.Clone(s.Learn)
 	for i := range s.Paths {

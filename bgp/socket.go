@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// quietLook is the time between two looks whether all that was written is also acknowledged.
+// quietLook is how often sayLast asks whether all octets have been acknowledged.
 const quietLook = 10 * time.Millisecond
 
-// sayLast sends message on this process's connection from local to remote as the last of this side, a
-// FIN after it. GoBGP may be writing to the same connection: it is not between two octets of a message
-// when nothing waits to be sent, and still nothing a moment later.
+// sayLast sends message, and then a FIN, on this process's connection from local to remote. GoBGP may be
+// writing to the same connection. It is not in the middle of a message if all octets have been
+// acknowledged, and no new ones a moment later.
 func sayLast(ctx context.Context, local netip.Addr, remote netip.AddrPort, message []byte) error {
 	fd, err := connection(local, remote)
 	if err != nil {
@@ -45,8 +45,8 @@ func sayLast(ctx context.Context, local netip.Addr, remote netip.AddrPort, messa
 }
 
 // connection returns a duplicate of the file descriptor of this process's TCP connection from local to
-// remote. GoBGP has no hook at its sockets, so that it is found where the kernel lists them. The
-// duplicate stays the same connection, whatever happens to GoBGP's meanwhile.
+// remote. GoBGP does not give its sockets away, so connection searches this process's descriptors. The
+// duplicate stays valid even if GoBGP closes its own meanwhile.
 func connection(local netip.Addr, remote netip.AddrPort) (int, error) {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {

@@ -20,16 +20,17 @@ const (
 )
 
 // Speaker owns the sessions of one node. Each session is a process of its own (see ServeSession), for
-// two reasons. GoBGP v3 reads each connection in a goroutine of its own, where nobody else can recover,
-// and it panics there at messages that RFC 4271 does not know: a process is the only wall that Go has.
-// And the end of a process is a silent end, which a switch takes for a graceful restart (RFC 4724).
+// two reasons. First, GoBGP v3 reads a connection in a goroutine of its own, and panics there at
+// messages that RFC 4271 does not know; no other goroutine can recover, so only a process can contain
+// the panic. Second, a process ends silently, and a switch takes a silent end for a graceful restart
+// (RFC 4724).
 //
 //	Speaker ──order──> ServeSession ── GoBGP ── switch        one process for each Key
 //	        <─answer──
 //
-// A process that ends by itself is replaced at once; when the next one does not live either, after
-// 1, 2, 4, ... maxRespawn. A session whose settings change is a process that ends and another one that
-// begins. A process ends with the Speaker's own process, without a Cease.
+// A process that ends by itself is replaced: at once if it had run for steadyProcess, else after 1, 2,
+// 4, ... maxRespawn. When the settings of a session change, its process is killed and another one
+// started. The processes end with the Speaker's own process, without a Cease.
 type Speaker struct {
 	command []string
 	changed func()
@@ -37,9 +38,9 @@ type Speaker struct {
 	stop    sync.Once
 
 	mu       sync.Mutex // guards what follows
-	synced   bool       // there was a Sync: a session that is not here is not wanted
+	synced   bool       // there was a Sync: a session that is not here is not desired
 	sessions map[Key]*session
-	past     map[Key]Status // of sessions that have ended
+	past     map[Key]Status // of removed sessions
 }
 
 // Options of a Speaker.
@@ -60,12 +61,12 @@ func NewSpeaker(opts Options) *Speaker {
 	return s
 }
 
-// Sync makes the sessions and their paths what desired says. A session that desired does not
-// name is ended with a Cease, so that its switch withdraws at once. Sync does not wait for a
-// session to come up. It works on all sessions at once, so that none waits for another's switch.
+// Sync makes the sessions and their paths what desired says. It ends a session that desired does not
+// name with a Cease, so that the switch withdraws its paths at once. It does not wait for a session to
+// come up. It works on all sessions at the same time, so that no session waits for another's switch.
 //
-// A session that makes no sense (see Session.Validate) is an error that wraps ErrInvalid; what
-// runs under its Key is left as it is, and the others go on.
+// A session that cannot work (see Session.Validate) is an error that wraps ErrInvalid. A session that
+// already runs under its Key is left as it is, and the other sessions are not affected.
 func (s *Speaker) Sync(ctx context.Context, desired State) ([]Change, error) {
 	select {
 	case s.syncing <- struct{}{}:
@@ -98,7 +99,7 @@ func (s *Speaker) Sync(ctx context.Context, desired State) ([]Change, error) {
 	return slices.Concat(results...), errors.Join(append(errs, desired.Validate())...)
 }
 
-// byKey returns which keys desired names at all, and the sessions to make true, sorted by Key.
+// byKey returns all keys that desired names, and the valid sessions, sorted by Key.
 func byKey(desired State) (named map[Key]bool, valid []Session) {
 	count := make(map[Key]int)
 	named = make(map[Key]bool)
@@ -117,7 +118,7 @@ func byKey(desired State) (named map[Key]bool, valid []Session) {
 	return named, valid
 }
 
-// why says why there is no such session any more, for the switch's operator.
+// why says to the switch's operator why a session has ended.
 func (s State) why(key Key, peer Peer) string {
 	for _, h := range s.Held {
 		if h.Key == key {
@@ -145,8 +146,8 @@ func (s *Speaker) sync(ctx context.Context, want Session) ([]Change, error) {
 	return one.did(proc), nil
 }
 
-// expect notes what a session shall be. It returns the process that has to end for it, as it was
-// begun on other terms; nil if there is none.
+// expect records what a session should be. It returns the session's process if that process was started
+// on other terms and so must end; else nil.
 func (s *Speaker) expect(want Session) (one *session, old *process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -166,9 +167,9 @@ func (s *Speaker) expect(want Session) (one *session, old *process) {
 	return one, old
 }
 
-// serve returns the process of a session and what to tell it. It begins a process if none runs. It
-// returns nil if there is nothing to tell, or if it is too early for another process; that pause ends
-// with a call of changed.
+// serve returns the process of a session and the order for it. It starts a process if none runs. The
+// process is nil if there is nothing to do, or if the pause after a crash is not over; when it is, changed
+// is called.
 func (s *Speaker) serve(one *session) (*process, order, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -187,7 +188,7 @@ func (s *Speaker) serve(one *session) (*process, order, error) {
 	return one.proc, order{Session: one.want, Since: one.before.Since}, nil
 }
 
-// follow hears what a process says until it ends.
+// follow records the answers of a process until the process ends.
 func (s *Speaker) follow(one *session, proc *process) {
 	begun := time.Now()
 	err := proc.listen(func(a answer) {
@@ -201,14 +202,14 @@ func (s *Speaker) follow(one *session, proc *process) {
 		}
 	})
 	s.mu.Lock()
-	if one.proc == proc { // nobody ended it
+	if one.proc == proc { // the Speaker did not end it
 		time.AfterFunc(one.crashed(err, time.Since(begun)), s.changed)
 	}
 	s.mu.Unlock()
 	s.changed()
 }
 
-// end ends a session that is not wanted any more, with a Cease that says why.
+// end ends a session that is no longer desired, with a Cease that says why.
 func (s *Speaker) end(ctx context.Context, one *session, desired State) ([]Change, error) {
 	peer := one.want.Peer
 	why := desired.why(one.key, peer)
@@ -229,8 +230,7 @@ func (s *Speaker) end(ctx context.Context, one *session, desired State) ([]Chang
 	return []Change{{Op: "delete", Object: peer.object(), Why: why}}, nil
 }
 
-// Status reports every session, sorted by Key, as its process said last. It asks nobody and does
-// not block.
+// Status reports every session, sorted by Key, from the last answer of its process. It does not block.
 func (s *Speaker) Status(context.Context) []Status {
 	var out []Status
 	for _, one := range s.all() {
@@ -241,12 +241,12 @@ func (s *Speaker) Status(context.Context) []Status {
 	return out
 }
 
-// Learned returns the switches' own paths that the sessions ask for, sorted. They are what the wire
-// says: whether they make sense is the caller's to decide. No switch is told another switch's paths.
+// Learned returns the switches' own paths that the sessions ask for, sorted. They are as received: the
+// caller must judge them. They are not advertised to any switch.
 //
-// As long as complete is false there may be paths of an earlier process that a switch has not
-// repeated yet: a caller that finds such routes must not delete them. It is true at the latest
-// when the restart time of each session is over.
+// While complete is false, a switch may not have repeated all paths that it had sent to an earlier
+// process: a caller must not delete routes for lack of a path. complete becomes true at the latest when
+// the restart time of each session is over.
 func (s *Speaker) Learned(context.Context) (paths []LearnedPath, complete bool) {
 	all := s.all()
 	s.mu.Lock()
@@ -263,7 +263,7 @@ func (s *Speaker) Learned(context.Context) (paths []LearnedPath, complete bool) 
 }
 
 // Stop ends all processes without a Cease: the switches keep the paths for the restart time.
-// Afterwards Status shows what was, and Sync waits for its context to end.
+// Afterwards Status shows the last status, and Sync waits for its context to end.
 func (s *Speaker) Stop() { s.stop.Do(s.leave) }
 
 func (s *Speaker) leave() {

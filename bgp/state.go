@@ -21,11 +21,10 @@ const (
 	asTrans     = 23456               // RFC 6793, section 9
 )
 
-// ErrInvalid is wrapped by the error about a Session that Sync leaves alone because it makes no
-// sense.
+// ErrInvalid is wrapped by the error about a Session that cannot work. Sync leaves it alone.
 var ErrInvalid = errors.New("invalid session")
 
-// Key returns what tells this session from others.
+// Key returns the identity of p's session.
 func (p Peer) Key() Key {
 	k := Key{Address: p.Address.Unmap(), Port: p.Port, LocalASN: p.LocalASN}
 	if k.Port == 0 {
@@ -46,8 +45,8 @@ func (k Key) String() string {
 	return fmt.Sprintf("%s local as %d", netip.AddrPortFrom(k.Address, k.Port), k.LocalASN)
 }
 
-// normal returns p with its defaults filled in and its addresses unmapped, so that equal
-// meanings are equal values.
+// normal returns p with its defaults filled in and its addresses unmapped, so that two peers that mean
+// the same are equal.
 func (p Peer) normal() Peer {
 	p.Address, p.LocalAddress, p.RouterID = p.Address.Unmap(), p.LocalAddress.Unmap(), p.RouterID.Unmap()
 	if p.Port == 0 {
@@ -62,14 +61,14 @@ func (p Peer) normal() Peer {
 	return p
 }
 
-// Same reports whether p and q are one session on the same terms. Names do not matter.
+// Same reports whether p and q are the same session on the same terms. Names do not matter.
 func (p Peer) Same(q Peer) bool {
 	p, q = p.normal(), q.normal()
 	p.Name = q.Name
 	return p == q
 }
 
-// endpoint is the switch's address, with its port where that is not the usual one.
+// endpoint is the switch's address, and its port unless it is DefaultPort.
 func (p Peer) endpoint() string {
 	if p.Port == 0 || p.Port == DefaultPort {
 		return p.Address.String()
@@ -77,7 +76,7 @@ func (p Peer) endpoint() string {
 	return netip.AddrPortFrom(p.Address, p.Port).String()
 }
 
-// String prints the peer as one line of a configuration; it never holds the password.
+// String prints the peer as one line of a configuration. It never prints the password.
 func (p Peer) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "peer %s as %d local as %d source %s", p.endpoint(), p.ASN, p.LocalASN, p.LocalAddress)
@@ -111,12 +110,11 @@ func (p Peer) String() string {
 // GoString keeps the password out of %#v.
 func (p Peer) GoString() string { return "bgp.Peer{" + p.String() + "}" }
 
-// Freshness is the MED of a path that is known to be true since that time, in seconds: the
-// later, the lower. A switch that still keeps the path of a speaker that is away prefers the
-// path of one that has seen the change. It is never 0 from 2020 to 2156.
-//
-// Without it the path of the absent speaker stays the best, as the oldest, until the restart
-// time ends, and with it the next hop that is no more.
+// Freshness is the MED of a path that has been true since that time: one less for each second. So the
+// switch prefers the path of a speaker that has seen a change over the path that it keeps for an absent
+// speaker. Without it the absent speaker's path would stay the best one, because it is the oldest, and
+// packets would go to a next hop that is gone until the restart time ends. It is never 0 from 2020 to
+// 2156.
 func Freshness(since time.Time) uint32 {
 	const begin = 1577836800 // 2020-01-01
 	return math.MaxUint32 - uint32(min(max(since.Unix()-begin, 0), math.MaxUint32-1))
@@ -171,7 +169,7 @@ func (c Change) String() string {
 	return s
 }
 
-// Validate reports every session that makes no sense, each with the next step. The errors wrap
+// Validate reports every session that cannot work, each with the next step. The errors wrap
 // ErrInvalid.
 func (s State) Validate() error {
 	var errs []error
@@ -191,7 +189,7 @@ func (s State) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Validate reports why the session makes no sense, with the next step, or nil.
+// Validate reports why the session cannot work, with the next step, or nil.
 func (s Session) Validate() error {
 	p := s.Peer
 	if why := p.nonsense(); why != "" {
@@ -203,7 +201,7 @@ func (s Session) Validate() error {
 			return invalid(p, "path %s: %s", path, why)
 		}
 		if hop, ok := seen[path.Prefix]; ok {
-			return invalid(p, "path %s: the prefix is also told via %s; keep one next hop for a prefix", path, hop)
+			return invalid(p, "path %s: the prefix also has the next hop %s; keep one next hop for a prefix", path, hop)
 		}
 		seen[path.Prefix] = path.NextHop
 	}
@@ -214,7 +212,7 @@ func (p Peer) nonsense() string {
 	local, remote := p.LocalAddress.Unmap(), p.Address.Unmap()
 	switch {
 	case !remote.IsValid() || remote.IsUnspecified() || remote.IsMulticast():
-		return fmt.Sprintf("address %s is no unicast address; set the switch's address", remote)
+		return fmt.Sprintf("address %s is not a unicast address; set the switch's address", remote)
 	case !local.IsValid() || local.IsUnspecified() || local.IsMulticast():
 		return "no local address; set the node's own address on the switch's subnet"
 	case local.Is4() != remote.Is4():
@@ -228,11 +226,11 @@ func (p Peer) nonsense() string {
 	case badASN(p.LocalASN):
 		return fmt.Sprintf("local AS %d is reserved (RFC 7607, RFC 6793, RFC 7300); set the AS number of this LAN's nodes", p.LocalASN)
 	case !p.RouterID.Unmap().Is4() || p.RouterID.Unmap().IsUnspecified():
-		return fmt.Sprintf("router ID %s is no IPv4 address; set an IPv4 address that no other router uses", p.RouterID)
+		return fmt.Sprintf("router ID %s is not an IPv4 address; set an IPv4 address that no other router uses", p.RouterID)
 	case p.RestartTime < 0 || p.RestartTime > MaxRestartTime:
 		return fmt.Sprintf("restart time %s is out of range; set 0 to %s (RFC 4724, section 3)", p.RestartTime, MaxRestartTime)
 	case p.RestartTime%time.Second != 0:
-		return fmt.Sprintf("restart time %s is no whole number of seconds; round it", p.RestartTime)
+		return fmt.Sprintf("restart time %s is not a whole number of seconds; round it", p.RestartTime)
 	case p.LongLivedTime < 0 || p.LongLivedTime > MaxLongLivedTime || p.LongLivedTime%time.Second != 0:
 		return fmt.Sprintf("long-lived time %s is out of range; set whole seconds, 0 to %s (RFC 9494, section 3)", p.LongLivedTime, MaxLongLivedTime)
 	case p.LongLivedTime > 0 && p.RestartTime == 0:
@@ -252,7 +250,7 @@ func (p Path) nonsense() string {
 	case p.Prefix.Masked() != p.Prefix || p.Prefix.Addr().Is4In6():
 		return fmt.Sprintf("the prefix has host bits set; write %s", p.Prefix.Masked())
 	case !p.NextHop.IsValid() || p.NextHop.IsUnspecified() || p.NextHop.IsMulticast() || p.NextHop.IsLoopback():
-		return "the next hop is no unicast address; set the owner node's address"
+		return "the next hop is not a unicast address; set the owner node's address"
 	case p.NextHop.Zone() != "" || p.NextHop.Is4() != p.Prefix.Addr().Is4():
 		return "the next hop is not of the prefix's family; set the owner node's address of that family"
 	}
@@ -276,7 +274,7 @@ func invalid(p Peer, format string, args ...any) error {
 
 func (p Peer) object() string { return fmt.Sprintf("peer %s as %d", p.endpoint(), p.ASN) }
 
-// differs says which settings of q need a new session; "" if none does.
+// differs says which settings of q need a new session; "" if none do.
 func (p Peer) differs(q Peer) string {
 	var out []string
 	diff := func(what string, a, b any) {

@@ -33,27 +33,27 @@ func TestValidate(t *testing.T) {
 		{"no paths", func(s *Session) { s.Paths = nil }, ""},
 		{"restart time too long", func(s *Session) { s.Peer.RestartTime = MaxRestartTime + time.Second }, "restart time 1h8m16s is out of range; set 0 to 1h8m15s"},
 		{"negative restart time", func(s *Session) { s.Peer.RestartTime = -time.Second }, "restart time -1s is out of range"},
-		{"restart time of half a second", func(s *Session) { s.Peer.RestartTime = time.Second / 2 }, "no whole number of seconds"},
+		{"restart time of half a second", func(s *Session) { s.Peer.RestartTime = time.Second / 2 }, "not a whole number of seconds"},
 		{"no local address", func(s *Session) { s.Peer.LocalAddress = addr("0.0.0.0") }, "no local address; set the node's own address"},
 		{"zero local address", func(s *Session) { s.Peer.LocalAddress = Peer{}.Address }, "no local address; set"},
 		{"families differ", func(s *Session) { s.Peer.LocalAddress = addr("fd00::1") }, "different families; give the node an address of the peer's family"},
-		{"no address", func(s *Session) { s.Peer.Address = Peer{}.Address }, "no unicast address; set the switch's address"},
-		{"multicast", func(s *Session) { s.Peer.Address = addr("224.0.0.5") }, "no unicast address"},
+		{"no address", func(s *Session) { s.Peer.Address = Peer{}.Address }, "not a unicast address; set the switch's address"},
+		{"multicast", func(s *Session) { s.Peer.Address = addr("224.0.0.5") }, "not a unicast address"},
 		{"link-local", func(s *Session) { s.Peer.Address, s.Peer.LocalAddress = addr("fe80::1%eth0"), addr("fe80::2%eth0") }, "link-local address; use global"},
 		{"itself", func(s *Session) { s.Peer.Address = s.Peer.LocalAddress }, "are both 10.0.10.11"},
 		{"AS 0", func(s *Session) { s.Peer.ASN = 0 }, "peer AS 0 is reserved"},
 		{"AS_TRANS", func(s *Session) { s.Peer.LocalASN = 23456 }, "local AS 23456 is reserved"},
 		{"last AS", func(s *Session) { s.Peer.ASN = 4294967295 }, "reserved"},
-		{"IPv6 router ID", func(s *Session) { s.Peer.RouterID = addr("fd00::1") }, "router ID fd00::1 is no IPv4 address"},
+		{"IPv6 router ID", func(s *Session) { s.Peer.RouterID = addr("fd00::1") }, "router ID fd00::1 is not an IPv4 address"},
 		{"hold time too short", func(s *Session) { s.Peer.HoldTime = 2 * time.Second }, "hold time 2s is out of range"},
 		{"long password", func(s *Session) { s.Peer.Password = strings.Repeat("s3", 41) }, "password has 82 octets; TCP MD5 takes at most 80"},
 		{"host bits", func(s *Session) { s.Paths[0].Prefix = pfx("10.10.2.1/24") }, "host bits set; write 10.10.2.0/24"},
 		{"no prefix", func(s *Session) { s.Paths[0].Prefix = Path{}.Prefix }, "no prefix"},
-		{"no next hop", func(s *Session) { s.Paths[0].NextHop = Path{}.NextHop }, "next hop is no unicast address"},
+		{"no next hop", func(s *Session) { s.Paths[0].NextHop = Path{}.NextHop }, "next hop is not a unicast address"},
 		{"next hop of other family", func(s *Session) { s.Paths[0].NextHop = addr("fd00::1") }, "next hop is not of the prefix's family"},
 		{"prefix twice", func(s *Session) {
 			s.Paths = append(s.Paths, Path{Prefix: s.Paths[0].Prefix, NextHop: addr("10.0.10.13")})
-		}, "also told via 10.0.10.12"},
+		}, "also has the next hop 10.0.10.12"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := Session{Peer: goodPeer(), Paths: []Path{goodPath()}}

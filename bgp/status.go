@@ -16,7 +16,7 @@ func (t *talk) status() Status {
 	if !up {
 		return st
 	}
-	var untold [2]int
+	var untold [2]int // IPv4, IPv6
 	for _, p := range t.told.paths() {
 		switch {
 		case t.offer.takes(p.Prefix):
@@ -45,7 +45,7 @@ func shortcomings(p Peer, o offer, untold [2]int) string {
 	var out []string
 	for i, family := range []string{"IPv4", "IPv6"} {
 		if untold[i] > 0 {
-			out = append(out, fmt.Sprintf("%d %s paths are not told: activate %s unicast for this neighbour on the switch", untold[i], family, family))
+			out = append(out, fmt.Sprintf("%d %s paths are not advertised: activate %s unicast for this neighbour on the switch", untold[i], family, family))
 		}
 	}
 	if p.RestartTime > 0 && !o.restart {
@@ -57,7 +57,7 @@ func shortcomings(p Peer, o offer, untold [2]int) string {
 	return strings.Join(out, "; ")
 }
 
-// view is what of a session is news.
+// view is the part of a session's status whose change is news.
 type view struct {
 	up    bool
 	state bgp.FSMState
@@ -67,7 +67,8 @@ type view struct {
 	heard int
 }
 
-// in is the view in another state: not each step of an attempt to connect is news at once.
+// in returns v in another state, to compare two views that may differ in state: the steps of an attempt
+// to connect are not news at once.
 func (v view) in(state bgp.FSMState) view {
 	v.state = state
 	return v

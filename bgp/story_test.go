@@ -338,7 +338,7 @@ func TestSwitchWithoutGracefulRestart(t *testing.T) {
 			}
 			return nil
 		})
-		if st.Restart || len(st.Advertised) != 1 || !strings.Contains(st.Detail, "1 IPv6 paths are not told") || !strings.Contains(st.Detail, "enable graceful restart") {
+		if st.Restart || len(st.Advertised) != 1 || !strings.Contains(st.Detail, "1 IPv6 paths are not advertised") || !strings.Contains(st.Detail, "enable graceful restart") {
 			t.Errorf("%+v", st)
 		}
 	})

@@ -8,18 +8,18 @@ import (
 	"strings"
 )
 
-// table is what a switch is told, one path for each prefix.
+// table holds the paths of one session, at most one for each prefix.
 type table map[netip.Prefix]Path
 
 // step is one difference between two tables.
 type step struct {
 	path Path
-	was  Path // the path of the same prefix; the zero Path if there was none
-	gone bool // path is not wanted any more
+	was  Path // the previous path of the same prefix; zero if there was none
+	gone bool // path is to be withdrawn
 }
 
-// steps returns how the table becomes want: what is new is added, what has another next hop is replaced
-// without a withdrawal (RFC 4271, section 3.1), what is gone is withdrawn last.
+// steps returns how the table becomes want. A new path is added. A path with another next hop replaces
+// the old one without a withdrawal (RFC 4271, section 3.1). Withdrawals come last.
 func (t table) steps(want []Path) []step {
 	var out []step
 	wanted := make(map[netip.Prefix]bool, len(want))
@@ -45,7 +45,7 @@ func (t table) take(s step) {
 	}
 }
 
-// paths returns what is in the table, sorted.
+// paths returns the table's paths, sorted.
 func (t table) paths() []Path { return slices.SortedFunc(maps.Values(t), Path.Compare) }
 
 func (s step) change(to Peer) Change {

@@ -11,27 +11,27 @@ import (
 )
 
 const (
-	// lookEvery is how often a process looks at its session without cause.
+	// lookEvery is how often a process looks at its session even if nothing happened.
 	lookEvery = time.Second
-	// farewellTimeout bounds the wait for a switch to take what we sent it before, and our last word.
+	// farewellTimeout bounds the wait for a switch to read all that we sent, and then our Cease.
 	farewellTimeout = time.Second
-	// ceaseTimeout bounds the wait for a Cease to be sent to a switch that may have stopped reading.
+	// ceaseTimeout bounds the wait for GoBGP to send a Cease to a switch that may have stopped reading.
 	ceaseTimeout = 2 * time.Second
-	// steady is how long a session must have lived to be dialled again at once.
+	// steady is how long a session must have been Established to be dialled again at once.
 	steady = 10 * time.Second
-	// maxBackoff bounds the pause before a session that does not live is dialled again.
+	// maxBackoff bounds the pause before a session that was lost earlier is dialled again.
 	maxBackoff = 32 * time.Second
 )
 
-// order is what a process of one session is told. Orders are answered one after another.
+// order tells the process of a session what to do. Orders are answered one after another.
 type order struct {
 	Number  int
-	Session Session   // make it so; all orders have the same terms
-	Since   time.Time // since when it is not Established, with the first order
-	End     string    // end the session because of this; "" does not
+	Session Session   // to make true; all orders have the same terms
+	Since   time.Time // in the first order: since when the session has not been Established
+	End     string    // if not empty: end the session with a Cease of this text
 }
 
-// answer is what the process of a session says. With the number 0 it is news that nobody asked for.
+// answer is what the process of a session says. Number 0 is news that answers no order.
 type answer struct {
 	Number   int
 	Err      string
@@ -40,14 +40,14 @@ type answer struct {
 	Complete bool
 }
 
-// ServeSession is the process of one session: it does what comes over link until link ends, which it
-// takes for the end of who began it. Then it returns at once, and must be followed by the end of the
-// process: the switch sees the connection end without a word, and keeps the paths (RFC 4724).
+// ServeSession is the process of one session. It carries out the orders that it reads from link until
+// link ends, because its Speaker has ended. It returns at once then, and the caller must end the
+// process: the connection ends without a Cease, and the switch keeps the paths (RFC 4724).
 func ServeSession(link io.ReadWriter) error {
 	t, orders, ended := newTalk(gob.NewEncoder(link)), make(chan order, 8), make(chan error, 2)
 	go func() { ended <- t.run(orders) }()
-	// Read beside what is done: the end must be noticed at once, or this session would go on beside
-	// the session of the next daemon.
+	// Another goroutine reads, so that the end of link is noticed during an order too. Otherwise this
+	// session would go on beside the same session of the next daemon.
 	go func() {
 		in := gob.NewDecoder(link)
 		for {
@@ -65,13 +65,13 @@ func ServeSession(link io.ReadWriter) error {
 	return <-ended
 }
 
-// talk is one session in its own process. One goroutine, run, owns it.
+// talk is one session in its own process. The goroutine of run owns it.
 //
-// A session that is lost must come back with both restart bits of its OPEN set, or the switch
-// flushes what it kept (RFC 4724, section 4.2). GoBGP sets them only in the first session of a
-// peer, so the peer is replaced each time, in the five seconds that GoBGP idles after a loss:
+// After a loss the next OPEN must have both restart bits set, or the switch flushes the paths that it
+// kept (RFC 4724, section 4.2). GoBGP sets the bits only in the first session of a peer. So talk replaces
+// the peer after each loss, within the five seconds for which GoBGP then stays Idle:
 //
-//	open --> Established --loss--> close (silent: nothing is connected) --backoff--> open
+//	open --> Established --loss--> close (sends nothing, as nothing is connected) --backoff--> open
 type talk struct {
 	out     *gob.Encoder
 	wake    chan struct{} // one slot: look again
@@ -79,7 +79,7 @@ type talk struct {
 	server  *server
 
 	peer     Peer
-	told     table // the server's RIB; nobody else writes there
+	told     table // the server's RIB
 	opened   bool  // the server has the peer
 	backoff  time.Duration
 	retryAt  time.Time // not opened before
@@ -87,7 +87,7 @@ type talk struct {
 	received received // of the established session
 	learn    []netip.Prefix
 	heard    hearing
-	said     view // last
+	said     view // at the last answer
 }
 
 func newTalk(out *gob.Encoder) *talk {
@@ -102,7 +102,7 @@ func (t *talk) poke() {
 	}
 }
 
-// run does what it is told and reacts to what the journal tells, until it is told to end or fails.
+// run carries out orders and reacts to the journal, until it is told to end or fails.
 func (t *talk) run(orders <-chan order) error {
 	if err := t.begin(<-orders); err != nil {
 		return err
@@ -135,7 +135,7 @@ func (t *talk) run(orders <-chan order) error {
 	}
 }
 
-// say answers an order, or tells news.
+// say answers an order, or sends news.
 func (t *talk) say(number int, err error) error {
 	t.said = t.view()
 	a := answer{Number: number, Status: t.status(), Learned: t.heard.paths(), Complete: t.heard.whole}
@@ -145,8 +145,8 @@ func (t *talk) say(number int, err error) error {
 	return t.out.Encode(a)
 }
 
-// begin starts the session: all paths, then the peer, so that the first UPDATEs are complete
-// and the End-of-RIB after them flushes nothing that is still wanted.
+// begin starts the session: first all paths, then the peer, so that the first UPDATEs are complete
+// and the End-of-RIB after them flushes no path that is still desired.
 func (t *talk) begin(o order) error {
 	t.peer = o.Session.Peer
 	t.heard = newHearing(o.Since)
@@ -164,7 +164,7 @@ func (t *talk) begin(o order) error {
 	return t.say(o.Number, nil)
 }
 
-// do does what an order says.
+// do carries out one order.
 func (t *talk) do(o order) error {
 	if o.End != "" {
 		return t.end(o.End)
@@ -185,13 +185,13 @@ func (t *talk) do(o order) error {
 	return errors.Join(errs...)
 }
 
-// look brings the session where it should be: it closes a session that was lost, opens it again when
-// its time has come, and reads what the switch offered.
+// look takes the next step of the session: it closes a session that was lost, opens it again when the
+// pause is over, and reads the switch's OPEN.
 func (t *talk) look() error {
 	lifetime, lost := t.journal.takeLoss()
 	up, _ := t.journal.established()
 	switch {
-	case up: // a loss that GoBGP has mended meanwhile is past help
+	case up: // if GoBGP has already repaired a loss, it is too late to replace the peer
 		return t.readOffer()
 	case lost:
 		t.lose(lifetime)
@@ -204,11 +204,11 @@ func (t *talk) look() error {
 	return t.open()
 }
 
-// lose closes the session, which is silent as nothing is connected, and sets when to open it: at once
-// if it had lived, else after 1 s, 2 s, ... maxBackoff.
+// lose closes the session, and decides when to open it again: at once if it had been Established for
+// steady, else after 1 s, 2 s, 4 s, ... maxBackoff.
 func (t *talk) lose(lifetime time.Duration) {
 	t.offer = offer{}
-	_ = t.server.close(t.peer) // where GoBGP still has the peer, open fails, and says so
+	_ = t.server.close(t.peer) // if GoBGP keeps the peer, open fails
 	t.opened = false
 	t.backoff = min(max(2*t.backoff, time.Second), maxBackoff)
 	if lifetime >= steady {
@@ -225,15 +225,15 @@ func (t *talk) open() error {
 	return nil
 }
 
-// probe asks a switch that the connection does not come about with, when it is time, and waits for
-// nothing. The journal gets what it finds out.
+// probe probes a switch that cannot be connected to, if a probe is due. It does not wait: the journal
+// gets the result.
 func (t *talk) probe() {
 	if due := t.journal.takeProbe(time.Now()); due {
 		go func() { t.journal.probed(probe(t.peer)) }()
 	}
 }
 
-// readOffer reads what the switch said in its OPEN, and how much it has sent where that is wanted.
+// readOffer reads the switch's OPEN once, and, if paths are learned, counts each time what it has sent.
 func (t *talk) readOffer() (err error) {
 	if !t.offer.known || len(t.learn) > 0 {
 		t.offer, t.received, err = t.server.offer(t.peer)
@@ -241,8 +241,8 @@ func (t *talk) readOffer() (err error) {
 	return err
 }
 
-// end tells the switch that we leave, and why, so that it drops the routes at once. Where our own word
-// is not possible, GoBGP sends a Cease without a word.
+// end ends the session for good, with a Cease that says why, so that the switch drops the routes at
+// once. If that fails, GoBGP sends a Cease without a text.
 func (t *talk) end(why string) error {
 	if up, _ := t.journal.established(); !up || t.farewell(why) == nil {
 		return nil
@@ -253,19 +253,19 @@ func (t *talk) end(why string) error {
 	case err := <-stopped:
 		return err
 	case <-time.After(ceaseTimeout):
-		return nil // it does not read: what is left of the session goes with its connection
+		return nil // the switch does not read; the connection ends with this process
 	}
 }
 
-// farewell sends the switch a Cease that says why, and returns when the switch has taken it.
+// farewell sends a Cease that says why, and waits until the switch has closed the connection.
 func (t *talk) farewell(why string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), farewellTimeout)
 	defer cancel()
 	if err := t.readOffer(); err != nil {
 		return err
 	}
-	if !t.offer.known { // a plain Cease makes no switch of RFC 8538 drop the paths
-		return errors.New("what the switch supports is not known")
+	if !t.offer.known { // a switch that supports RFC 8538 keeps the paths at a plain Cease
+		return errors.New("the switch's capabilities are not known")
 	}
 	message, err := shutdownMessage(why, t.peer.RestartTime > 0 && t.offer.notification)
 	if err != nil {
@@ -280,7 +280,7 @@ func (t *talk) farewell(why string) error {
 	}
 	select {
 	case <-down:
-	case <-ctx.Done(): // the switch does not end its side
+	case <-ctx.Done(): // the switch does not close its end
 	}
 	return nil
 }
