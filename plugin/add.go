@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	current "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
@@ -16,19 +15,20 @@ import (
 
 const fallbackMTU = 1500 // RFC 894
 
-// add makes an attachment: everything is checked, then addresses, then links (docs in Do).
-func (n *Node) add(ctx context.Context, rq request) (reply api.Reply, err error) {
+// planAdd checks an ADD.
+func planAdd(rq request) (step, error) {
 	o, err := newOrder(rq)
-	if err != nil {
-		return reply, err
-	}
-	previous, err := rq.conf.previous()
-	if err != nil {
-		return reply, err
-	}
-	if rq.conf.ipamOnly() {
-		return n.lend(ctx, o)
-	}
+	return func(n *Node, ctx context.Context) (api.Reply, error) {
+		if rq.conf.ipamOnly() {
+			return n.lend(ctx, o)
+		}
+		return n.add(ctx, o)
+	}, err
+}
+
+// add makes an attachment: first addresses, then links (docs in Do).
+func (n *Node) add(ctx context.Context, o order) (reply api.Reply, err error) {
+	rq := o.request
 	release, err := n.enter(ctx, rq)
 	if err != nil {
 		return reply, err
@@ -56,7 +56,7 @@ func (n *Node) add(ctx context.Context, rq request) (reply api.Reply, err error)
 		return reply, err
 	}
 	defer done()
-	return n.attach(ctx, o, ends{host: host, pod: pod, socket: socket}, previous)
+	return n.attach(ctx, o, ends{host: host, pod: pod, socket: socket})
 }
 
 // enter keeps other verbs off the attachment, and the sweeps off all of them.
@@ -85,7 +85,7 @@ type ends struct {
 }
 
 // attach is the part of ADD that changes something. What it did is undone when it fails.
-func (n *Node) attach(ctx context.Context, o order, at ends, previous *current.Result) (reply api.Reply, err error) {
+func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, err error) {
 	mtu := o.conf.MTU
 	if mtu == 0 {
 		if mtu, err = uplinkMTU(ctx, at.host); err != nil {
@@ -122,7 +122,7 @@ func (n *Node) attach(ctx context.Context, o order, at ends, previous *current.R
 	if err := o.masquerade(ctx, at.host, g); err != nil {
 		return reply, err
 	}
-	reply, err = printed(w.result(previous, g.dns, o.cni.Netns), o.conf.CNIVersion)
+	reply, err = printed(w.result(o.previous, g.dns, o.cni.Netns), o.conf.CNIVersion)
 	reply.Undelivered = func(ctx context.Context) { n.withdraw(ctx, o.request, g.lease) }
 	return reply, err
 }

@@ -34,20 +34,12 @@ func (n *Node) look() (host kernel, done func(), err error) {
 	return n.host()
 }
 
-// Remove ends an attachment as DEL does: link first, lease last. That there is none is no error.
+// Remove ends an attachment as DEL does: link first, lease last. An absent one is not an error.
 func (n *Node) Remove(ctx context.Context, a ipam.Attachment) error {
 	if err := n.open(); err != nil {
 		return err
 	}
-	rq := request{attachment: a}
-	release, err := n.enter(ctx, rq)
-	if err != nil {
-		return err
-	}
-	defer release()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-	defer cancel()
-	return n.detach(ctx, rq)
+	return n.del(ctx, request{attachment: a})
 }
 
 // Ends are both ends of an attachment as the kernel has them.

@@ -16,13 +16,18 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
+// planCheck checks a CHECK.
+func planCheck(rq request) (step, error) {
+	previous, err := rq.conf.previous()
+	if err == nil && previous == nil {
+		err = fault(codeConfig, "CHECK without prevResult").next("the runtime must pass the result of ADD as prevResult")
+	}
+	return func(n *Node, ctx context.Context) (api.Reply, error) { return n.check(ctx, rq, previous) }, err
+}
+
 // check compares both ends with what ADD made and prevResult still lists. What others added is
 // none of its business, nor is what others removed from prevResult (SPEC 1.1.0 section 2, CHECK).
-func (n *Node) check(ctx context.Context, rq request) (reply api.Reply, err error) {
-	previous, err := rq.conf.previous()
-	if err != nil {
-		return reply, err
-	}
+func (n *Node) check(ctx context.Context, rq request, previous *current.Result) (reply api.Reply, err error) {
 	release, err := n.enter(ctx, rq)
 	if err != nil {
 		return reply, err

@@ -12,16 +12,20 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
+func planDel(rq request) (step, error) {
+	return func(n *Node, ctx context.Context) (api.Reply, error) { return api.Reply{}, n.del(ctx, rq) }, nil
+}
+
 // del removes an attachment. It needs no more than its name: not the namespace, nor prevResult.
-func (n *Node) del(ctx context.Context, rq request) (reply api.Reply, err error) {
+func (n *Node) del(ctx context.Context, rq request) error {
 	release, err := n.enter(ctx, rq)
 	if err != nil {
-		return reply, err
+		return err
 	}
 	defer release()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	return reply, n.detach(ctx, rq)
+	return n.detach(ctx, rq)
 }
 
 // detach removes what the attachment has: first the host's link, and with it the pod's end, the

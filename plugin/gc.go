@@ -30,37 +30,39 @@ func (c conf) valid() (keep map[ipam.Attachment]bool, ok bool, err error) {
 	return keep, true, nil
 }
 
-// gc removes the attachments of the network that the runtime does not list.
-func (n *Node) gc(ctx context.Context, rq request) (reply api.Reply, err error) {
+func planGC(rq request) (step, error) {
 	keep, ok, err := rq.conf.valid()
-	if err != nil {
-		return reply, err
-	}
+	return func(n *Node, ctx context.Context) (api.Reply, error) { return api.Reply{}, n.gc(ctx, rq, keep, ok) }, err
+}
+
+// gc removes the attachments of the network that the runtime does not list. Without a list (ok is
+// false) it removes none.
+func (n *Node) gc(ctx context.Context, rq request, keep map[ipam.Attachment]bool, ok bool) (err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verbTimeout)
 	defer cancel()
 	if rq.conf.delegated() {
 		if ok {
 			err = n.gcDelegated(ctx, rq, keep)
 		}
-		return reply, errors.Join(err, n.delegate(ctx, rq, "GC"))
+		return errors.Join(err, n.delegate(ctx, rq, "GC"))
 	}
 	if !ok {
-		return reply, nil
+		return nil
 	}
 	if err := n.needStore(); err != nil {
-		return reply, err
+		return err
 	}
 	n.sweep.Lock()
 	defer n.sweep.Unlock()
 	host, done, err := n.host()
 	if err != nil {
-		return reply, err
+		return err
 	}
 	defer done()
 	_, err = n.collect(ctx, host, func(a Attached) bool {
 		return a.Lease.Network != rq.conf.network() || keep[a.Lease.Attachment]
 	})
-	return reply, err
+	return err
 }
 
 // gcDelegated removes the links of a network whose addresses another IPAM plugin gives.

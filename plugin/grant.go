@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/routes"
@@ -25,11 +26,12 @@ type grant struct {
 // order is an ADD with everything that it asks for checked.
 type order struct {
 	request
-	pod    ipam.Pod
-	mac    string
-	addrs  []netip.Addr
-	pool   *ipam.Pool
-	routes []podRoute
+	pod      ipam.Pod
+	mac      string
+	addrs    []netip.Addr
+	pool     *ipam.Pool
+	routes   []podRoute
+	previous *current.Result
 }
 
 // newOrder checks all that can be checked without touching anything.
@@ -40,6 +42,9 @@ func newOrder(rq request) (order, error) {
 		return o, err
 	}
 	o.pod = a.pod
+	if o.previous, err = rq.conf.previous(); err != nil {
+		return o, err
+	}
 	if o.mac, err = rq.conf.mac(a); err != nil {
 		return o, err
 	}

@@ -24,7 +24,6 @@ package plugin
 
 import (
 	"context"
-	"errors"
 	"os"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
@@ -35,50 +34,83 @@ import (
 type Call struct {
 	api.CNI
 	NetnsFile *os.File // open network namespace; nil when the runtime gave none
+	unopened  error    // why it is nil although the runtime named one
 }
 
 // Do runs one verb and returns what belongs on standard output. It never writes anywhere itself.
 //
 // The end of ctx undoes an ADD and stops a CHECK or STATUS; a DEL or GC that has begun is carried
 // through, since half of one helps nobody. The Undelivered of an ADD's reply undoes it, unless
-// the attachment was made anew since.
+// the attachment was made again since.
 func (n *Node) Do(ctx context.Context, call Call) api.Reply {
-	version, out, err := n.do(ctx, call)
+	err := n.open()
 	if err != nil {
-		return errorReply(version, err)
+		return errorReply("", err)
 	}
-	return out
+	op, err := plan(call, n.home)
+	if err != nil {
+		return errorReply(op.version, err)
+	}
+	return n.run(ctx, op)
 }
 
-// do returns the protocol version to answer in, also beside an error.
-func (n *Node) do(ctx context.Context, call Call) (version string, reply api.Reply, err error) {
+func (n *Node) run(ctx context.Context, op operation) api.Reply {
+	ctx, cancel := context.WithTimeout(ctx, verbTimeout)
+	defer cancel()
+	reply, err := op.step(n, ctx)
+	if err != nil {
+		return errorReply(op.version, unavailable(op.cni.Command, err))
+	}
+	return reply
+}
+
+// operation is a call that was parsed and checked whole; nothing was touched yet.
+type operation struct {
+	request
+	version string // to answer in; "" when the input's is not usable
+	step    step
+}
+
+// step is what is left to do of an operation.
+type step func(*Node, context.Context) (api.Reply, error)
+
+// plan parses and checks a call. home is the host's network namespace. The operation has the version
+// to answer in, also beside an error.
+func plan(call Call, home *os.File) (op operation, err error) {
+	op.cni, op.netns = call.CNI, call.NetnsFile
+	op.attachment = ipam.Attachment{ContainerID: call.ContainerID, IfName: call.IfName}
 	if call.Command == "VERSION" {
-		return probeVersion(call.Stdin)
+		op.version, op.step, err = probeVersion(call.Stdin)
+		return op, err
 	}
 	verb, ok := verbs[call.Command]
 	if !ok {
-		return "", reply, badCommand(call.Command)
+		return op, badCommand(call.Command)
 	}
-	c, err := parseConf(call.Stdin)
-	version = c.answerVersion()
+	op.conf, err = parseConf(call.Stdin)
+	op.version = op.conf.answerVersion()
 	if err != nil {
-		return version, reply, err
+		return op, err
 	}
-	if call.Socket != "" && (call.Socket != c.socket() || c.delegated()) {
+	if call.Socket != "" && (call.Socket != op.conf.socket() || op.conf.delegated()) {
 		// A delegated IPAM plugin is executed where the runtime's paths are true.
-		return version, api.Reply{Error: "the caller must read the network configuration itself: it names socket " + c.socket() + " and ipam " + c.IPAM.Type}, nil
+		refusal := "the caller must read the network configuration itself: it names socket " + op.conf.socket() + " and ipam " + op.conf.IPAM.Type
+		op.step = func(*Node, context.Context) (api.Reply, error) { return api.Reply{Error: refusal}, nil }
+		return op, nil
 	}
-	if err := n.open(); err != nil {
-		return version, reply, err
+	if err := verb.admits(op.request); err != nil {
+		return op, err
 	}
-	rq := newRequest(call, c)
-	if err := verb.admits(rq, n.home); err != nil {
-		return version, reply, err
+	if op.step, err = verb.plan(op.request); err != nil {
+		return op, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, verbTimeout)
-	defer cancel()
-	reply, err = verb.run(n, ctx, rq)
-	return version, reply, unavailable(call.Command, err)
+	if verb.netns && !op.conf.ipamOnly() {
+		if call.unopened != nil {
+			return op, call.unopened
+		}
+		return op, checkNetns(op.request, home)
+	}
+	return op, nil
 }
 
 // request is one call with its configuration parsed.
@@ -89,34 +121,25 @@ type request struct {
 	netns      *os.File
 }
 
-func newRequest(call Call, c conf) request {
-	return request{
-		conf: c, cni: call.CNI, netns: call.NetnsFile,
-		attachment: ipam.Attachment{ContainerID: call.ContainerID, IfName: call.IfName},
-	}
-}
-
 // verb is one CNI operation (SPEC 1.1.0 section 2): what it demands and what it does.
 type verb struct {
 	since      string // the first protocol version that has it
 	attachment bool   // needs CNI_CONTAINERID and CNI_IFNAME
 	netns      bool   // needs CNI_NETNS
-	checks     func(request) error
-	run        func(*Node, context.Context, request) (api.Reply, error)
+	plan       func(request) (step, error)
 }
 
 // verbs is never written to.
 var verbs = map[string]verb{
-	"ADD":    {since: "0.1.0", attachment: true, netns: true, checks: addable, run: (*Node).add},
-	"DEL":    {since: "0.1.0", attachment: true, run: (*Node).del},
-	"CHECK":  {since: "0.4.0", attachment: true, netns: true, checks: checkable, run: (*Node).check},
-	"GC":     {since: "1.1.0", checks: collectable, run: (*Node).gc},
-	"STATUS": {since: "1.1.0", run: (*Node).status},
+	"ADD":    {since: "0.1.0", attachment: true, netns: true, plan: planAdd},
+	"DEL":    {since: "0.1.0", attachment: true, plan: planDel},
+	"CHECK":  {since: "0.4.0", attachment: true, netns: true, plan: planCheck},
+	"GC":     {since: "1.1.0", plan: planGC},
+	"STATUS": {since: "1.1.0", plan: planStatus},
 }
 
-// admits checks all that can be checked without touching anything. home is the host's network
-// namespace.
-func (v verb) admits(rq request, home *os.File) error {
+// admits checks what the verb demands of version and environment.
+func (v verb) admits(rq request) error {
 	if versionIndex(rq.conf.CNIVersion) < versionIndex(v.since) {
 		return fault(codeVersion, "%s is part of cniVersion %s and later, the configuration says %q", rq.cni.Command, v.since, rq.conf.CNIVersion).
 			next("raise cniVersion in the network configuration")
@@ -132,33 +155,5 @@ func (v verb) admits(rq request, home *os.File) error {
 	if v.netns && rq.cni.Netns == "" {
 		return fault(codeEnvironment, "CNI_NETNS is not set").next("%s needs the path of the container's network namespace", rq.cni.Command)
 	}
-	if v.checks != nil {
-		if err := v.checks(rq); err != nil {
-			return err
-		}
-	}
-	if v.netns && !rq.conf.ipamOnly() {
-		return checkNetns(rq, home)
-	}
 	return nil
-}
-
-// addable, checkable and collectable check what their verbs read of the configuration.
-func addable(rq request) error {
-	_, oerr := newOrder(rq)
-	_, perr := rq.conf.previous()
-	return errors.Join(oerr, perr)
-}
-
-func checkable(rq request) error {
-	previous, err := rq.conf.previous()
-	if err == nil && previous == nil {
-		return fault(codeConfig, "CHECK without prevResult").next("the runtime must pass the result of ADD as prevResult")
-	}
-	return err
-}
-
-func collectable(rq request) error {
-	_, _, err := rq.conf.valid()
-	return err
 }

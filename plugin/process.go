@@ -49,7 +49,7 @@ type Process struct {
 // Run serves the invocation and returns its exit status: it asks the daemon, and when none
 // answers runs the verb on the store itself. Standard output gets one JSON value or nothing.
 func (p Process) Run(ctx context.Context) (status int) {
-	c := caller{stderr: p.Stderr, begun: p.Begun, silent: p.Silent}
+	c := caller{begun: p.Begun, silent: p.Silent}
 	defer c.close()
 	version, reply, err := c.run(ctx, p)
 	if err != nil {
@@ -70,48 +70,33 @@ func (p Process) Run(ctx context.Context) (status int) {
 	return 0
 }
 
-// run checks the input, so that nobody is asked about a call that cannot succeed, and has the
-// call served.
+// run plans the call, so that nobody is asked about one that cannot succeed, and has it served.
 func (c *caller) run(ctx context.Context, p Process) (version string, reply api.Reply, err error) {
-	cni := api.CNI{
+	call := Call{CNI: api.CNI{
 		Command: p.Getenv("CNI_COMMAND"), ContainerID: p.Getenv("CNI_CONTAINERID"), Netns: p.Getenv("CNI_NETNS"),
 		IfName: p.Getenv("CNI_IFNAME"), Args: p.Getenv("CNI_ARGS"), Path: p.Getenv("CNI_PATH"),
+	}}
+	if _, ok := verbs[call.Command]; !ok && call.Command != "VERSION" {
+		return "", reply, badCommand(call.Command)
 	}
-	verb, ok := verbs[cni.Command]
-	if !ok && cni.Command != "VERSION" {
-		return "", reply, badCommand(cni.Command)
-	}
-	if cni.Stdin, err = readStdin(ctx, p.Stdin); err != nil {
+	if call.Stdin, err = readStdin(ctx, p.Stdin); err != nil {
 		return "", reply, err
 	}
-	if cni.Command == "VERSION" {
-		return probeVersion(cni.Stdin)
+	if c.node, err = NewNode(nil); err != nil {
+		return "", reply, err
 	}
-	c.conf, err = parseConf(cni.Stdin)
-	version = c.conf.answerVersion()
-	if err != nil {
-		return version, reply, err
+	c.node.stderr = p.Stderr
+	if call.NetnsFile, call.unopened = OpenNetns(call.Netns); call.NetnsFile != nil {
+		defer call.NetnsFile.Close()
 	}
-	c.call = Call{CNI: cni}
-	netns, nerr := OpenNetns(cni.Netns)
-	if nerr == nil && netns != nil {
-		defer netns.Close()
-		c.call.NetnsFile = netns
+	if c.op, err = plan(call, c.node.home); err != nil {
+		return c.op.version, reply, err
 	}
-	home, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return version, reply, fault(codeIO, "open the host's network namespace: %w", err).next("mount /proc")
-	}
-	defer home.Close()
-	err = verb.admits(newRequest(c.call, c.conf), home)
-	if err != nil && nerr != nil {
-		err = nerr // says more than that there is none
-	}
-	if err != nil {
-		return version, reply, err
+	if call.Command == "VERSION" {
+		return c.op.version, c.node.run(ctx, c.op), nil
 	}
 	reply, err = c.serve(ctx)
-	return version, reply, unavailable(cni.Command, err)
+	return c.op.version, reply, unavailable(call.Command, err)
 }
 
 // readStdin reads the configuration whole, within bounds of size and time.
@@ -143,12 +128,9 @@ func readStdin(ctx context.Context, r io.Reader) ([]byte, error) {
 
 // caller finds somebody to serve one call.
 type caller struct {
-	call          Call
-	conf          conf
+	op            operation
 	begun, silent bool // Process.Begun, Process.Silent
-	stderr        io.Writer
-	// store and node are this process's own, once it serves the call itself.
-	store *ipam.Store
+	// node has a store once this process serves the call itself.
 	node  *Node
 	queue *os.File
 }
@@ -156,9 +138,9 @@ type caller struct {
 func (c *caller) close() {
 	if c.node != nil {
 		_ = c.node.Close()
-	}
-	if c.store != nil {
-		_ = c.store.Close()
+		if c.node.Store != nil {
+			_ = c.node.Store.Close()
+		}
 	}
 	if c.queue != nil {
 		_ = c.queue.Close()
@@ -171,7 +153,7 @@ func (c *caller) stand(ctx context.Context) error {
 	if c.queue != nil {
 		return nil
 	}
-	f, err := os.OpenFile(filepath.Join(c.conf.dataDir(), queueFile), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(filepath.Join(c.op.conf.dataDir(), queueFile), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil // the store says what is wrong with its directory
 	}
@@ -196,7 +178,7 @@ func (c *caller) stand(ctx context.Context) error {
 
 func (c *caller) serve(ctx context.Context) (api.Reply, error) {
 	// An IPAM plugin is executed where the runtime's paths are true, and the store is not asked.
-	if c.conf.delegated() {
+	if c.op.conf.delegated() {
 		return c.direct(ctx)
 	}
 	deadline := time.Time{}
@@ -232,20 +214,15 @@ func (c *caller) serve(ctx context.Context) (api.Reply, error) {
 // that the kernel takes for it pass beside those of others. DEL removes it again, and says what
 // goes wrong.
 func (c *caller) cutEarly(ctx context.Context) {
-	if c.call.Command != "DEL" || c.conf.ipamOnly() {
+	if c.op.cni.Command != "DEL" || c.op.conf.ipamOnly() {
 		return
 	}
-	node, err := NewNode(nil)
-	if err != nil {
-		return
-	}
-	defer node.Close()
-	host, done, err := node.host()
+	host, done, err := c.node.host()
 	if err != nil {
 		return
 	}
 	defer done()
-	_ = deleteLinks(ctx, host, newRequest(c.call, c.conf).hostLink())
+	_ = deleteLinks(ctx, host, c.op.hostLink())
 }
 
 // errRefused: the daemon answered, but did not serve.
@@ -255,13 +232,13 @@ var errRefused = errors.New("the daemon refused the call")
 // half an attachment, which DEL removes.
 func (c *caller) ask(ctx context.Context) (reply api.Reply, err error) {
 	if c.silent {
-		return reply, fmt.Errorf("%w on %s: it took the call and is silent", api.ErrBroken, c.conf.socket())
+		return reply, fmt.Errorf("%w on %s: it took the call and is silent", api.ErrBroken, c.op.conf.socket())
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerPatience)
 	defer cancel()
 	defer func() { c.silent = errors.Is(err, context.DeadlineExceeded) }()
-	for _, cni := range c.steps() {
-		reply, err = api.Call(ctx, c.conf.socket(), api.Request{Op: "cni", CNI: &cni}, c.call.NetnsFile)
+	for _, cni := range append(c.before(), c.op.cni) {
+		reply, err = api.Call(ctx, c.op.conf.socket(), api.Request{Op: "cni", CNI: &cni}, c.op.netns)
 		if err != nil {
 			return reply, err
 		}
@@ -269,49 +246,46 @@ func (c *caller) ask(ctx context.Context) (reply api.Reply, err error) {
 			return reply, fmt.Errorf("%w: %s", errRefused, reply.Error)
 		}
 	}
-	if c.call.Command == "ADD" && !reply.Failed {
+	if c.op.cni.Command == "ADD" && !reply.Failed {
 		reply.Undelivered = func(ctx context.Context) {
-			del := c.call.CNI
+			del := c.op.cni
 			del.Command = "DEL"
 			// What is left over a failure is found by the runtime's DEL.
-			_, _ = api.Call(ctx, c.conf.socket(), api.Request{Op: "cni", CNI: &del}, nil)
+			_, _ = api.Call(ctx, c.op.conf.socket(), api.Request{Op: "cni", CNI: &del}, nil)
 		}
 	}
 	return reply, nil
 }
 
-// steps are the calls to make: the one that was asked for, after a DEL where an ADD had begun.
-func (c *caller) steps() []api.CNI {
-	if c.begun && c.call.Command == "ADD" {
-		del := c.call.CNI
+// before are the calls to make first: a DEL where an ADD had begun.
+func (c *caller) before() []api.CNI {
+	if c.begun && c.op.cni.Command == "ADD" {
+		del := c.op.cni
 		del.Command = "DEL"
-		return []api.CNI{del, c.call.CNI}
+		return []api.CNI{del}
 	}
-	return []api.CNI{c.call.CNI}
+	return nil
 }
 
 // local runs the verb in this process, on the store.
 func (c *caller) local(ctx context.Context) (reply api.Reply, err error) {
-	path := filepath.Join(c.conf.dataDir(), StoreFile)
-	if c.call.Command != "ADD" {
+	path := filepath.Join(c.op.conf.dataDir(), StoreFile)
+	if c.op.cni.Command != "ADD" {
 		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 			return c.direct(ctx)
 		}
 	}
-	if c.store, err = OpenStore(ctx, path, storeTry); err != nil {
+	if c.node.Store, err = OpenStore(ctx, path, storeTry); err != nil {
 		return reply, err
 	}
 	return c.direct(ctx)
 }
 
-// direct runs the steps on a Node of this process.
+// direct runs the operation on the Node of this process, after a DEL where an ADD had begun.
 func (c *caller) direct(ctx context.Context) (reply api.Reply, err error) {
-	if c.node, err = NewNode(c.store); err != nil {
-		return reply, err
+	c.node.unborn = c.node.Store == nil
+	for _, cni := range c.before() {
+		_ = c.node.Do(ctx, Call{CNI: cni, NetnsFile: c.op.netns})
 	}
-	c.node.unborn, c.node.stderr = c.store == nil, c.stderr
-	for _, cni := range c.steps() {
-		reply = c.node.Do(ctx, Call{CNI: cni, NetnsFile: c.call.NetnsFile})
-	}
-	return reply, nil
+	return c.node.run(ctx, c.op), nil
 }

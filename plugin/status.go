@@ -32,41 +32,45 @@ func unavailable(command string, err error) error {
 	return e
 }
 
+func planStatus(rq request) (step, error) {
+	return func(n *Node, ctx context.Context) (api.Reply, error) { return api.Reply{}, n.status(ctx, rq) }, nil
+}
+
 // status says whether an ADD could be served now (SPEC 1.1.0 section 2, STATUS). It changes
 // nothing.
 //
 // A full pool is not an error here: the kubelet takes a failed STATUS for a node that is not
 // ready, and evicts the node's running pods. ADD says that the pool is full, and so does Full.
-func (n *Node) status(ctx context.Context, rq request) (reply api.Reply, err error) {
+func (n *Node) status(ctx context.Context, rq request) error {
 	if rq.conf.delegated() {
-		return reply, n.delegate(ctx, rq, "STATUS")
+		return n.delegate(ctx, rq, "STATUS")
 	}
 	if err := n.needStore(); err != nil {
-		return reply, err
+		return err
 	}
 	if err := n.writable(rq.conf.dataDir()); err != nil {
-		return reply, err
+		return err
 	}
 	if err := n.poolExists(rq.conf); err != nil {
-		return reply, err
+		return err
 	}
 	if rq.conf.ipamOnly() {
-		return reply, nil
+		return nil
 	}
 	leases, err := n.leases()
 	if err != nil {
-		return reply, err
+		return err
 	}
 	boot, err := BootID()
 	if err != nil {
-		return reply, err
+		return err
 	}
 	host, done, err := n.host()
 	if err != nil {
-		return reply, err
+		return err
 	}
 	defer done()
-	return reply, forwards(ctx, host, leases, boot)
+	return forwards(ctx, host, leases, boot)
 }
 
 // writable finds out without writing whether the store could grow.

@@ -1,6 +1,8 @@
 package plugin
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
 	"slices"
 
@@ -15,19 +17,17 @@ var versions = []string{"0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", ne
 // versionIndex orders versions; -1 is an unknown one.
 func versionIndex(v string) int { return slices.Index(versions, v) }
 
-// probeVersion is the verb VERSION: it echoes cniVersion (SPEC 1.1.0 section 5, "Version").
-func probeVersion(stdin []byte) (string, api.Reply, error) {
+// probeVersion plans the verb VERSION: it echoes cniVersion (SPEC 1.1.0 section 5, "Version").
+func probeVersion(stdin []byte) (version string, answer step, err error) {
 	var in struct {
 		CNIVersion string `json:"cniVersion"`
 	}
 	if len(stdin) > 0 {
 		if err := json.Unmarshal(stdin, &in); err != nil {
-			return "", api.Reply{}, fault(codeDecode, "decode standard input: %w", err).next(`VERSION wants {"cniVersion": "%s"}`, newestVersion)
+			return "", nil, fault(codeDecode, "decode standard input: %w", err).next(`VERSION wants {"cniVersion": "%s"}`, newestVersion)
 		}
 	}
-	if in.CNIVersion == "" {
-		in.CNIVersion = newestVersion
-	}
+	in.CNIVersion = cmp.Or(in.CNIVersion, newestVersion)
 	out, err := json.Marshal(struct {
 		CNIVersion string   `json:"cniVersion"`
 		Supported  []string `json:"supportedVersions"`
@@ -35,5 +35,5 @@ func probeVersion(stdin []byte) (string, api.Reply, error) {
 	if err != nil {
 		panic("strings always marshal: " + err.Error())
 	}
-	return in.CNIVersion, api.Reply{Output: append(out, '\n')}, nil
+	return in.CNIVersion, func(*Node, context.Context) (api.Reply, error) { return api.Reply{Output: append(out, '\n')}, nil }, nil
 }
