@@ -9,26 +9,26 @@ import (
 )
 
 const (
-	// reasonSettles is how long a reason must be old before another one is worth a line.
+	// reasonSettles is the age of a reason from which another reason is worth a line.
 	reasonSettles = 10 * time.Second
-	// repeatLeast and repeatMost bound the wait before a failure that stays is said again. An
-	// API server forgets an event after an hour (--event-ttl): one that stays stays in sight.
+	// repeatLeast and repeatMost bound the wait before a failure that stays is announced again. An API
+	// server forgets an event after an hour (--event-ttl), so a failure that stays keeps its event.
 	repeatLeast = time.Minute
 	repeatMost  = 50 * time.Minute
-	// healthyAfter is how long a session must stand before its next failure is news again.
+	// healthyAfter is how long a session must be up before its next failure is announced at once.
 	healthyAfter = 10 * time.Minute
 )
 
-// announcer says when a session comes up (Established) and why it does not (FailedEstablish),
-// in the words of the resource's events, and with back-off: a switch that flaps all day does not
-// fill the log. It says so in the log, and where there is an API server to the reporter.
+// announcer announces that a session is up (Established), or why it is down (FailedEstablish), in the log,
+// and to the reporter where there is an API server. It backs off: a switch that flaps all day does not fill
+// the log.
 type announcer struct {
 	log  *slog.Logger
 	tell func(cluster.SessionReport) // nil: nobody
 	said map[sessionKey]announcement
 }
 
-// sessionKey is a session as one resource asks for it.
+// sessionKey names a session that one resource asks for.
 type sessionKey struct {
 	resource string
 	peer     netip.AddrPort
@@ -44,7 +44,7 @@ type announcement struct {
 	wait   time.Duration // before the same failure is said again
 }
 
-// announce looks at all sessions; now is the time of the look.
+// announce announces what changed since the last call; now is the time of the look.
 func (a *announcer) announce(sessions []cluster.SessionReport, now time.Time) {
 	still := map[sessionKey]announcement{}
 	for _, s := range sessions {

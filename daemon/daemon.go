@@ -1,8 +1,8 @@
 // Package daemon keeps one node's network as the cluster says it should be.
 //
 // It owns the loop that makes a plan true, the socket, the status and the metrics. It decides nothing:
-// package policy does, once for each look. It never speaks to the kernel, the switches or the store's
-// file itself: packages routes, bgp and pods do.
+// package policy does, once for each look. It never speaks to the kernel, the switches or the file of the
+// store itself: packages routes, bgp and pods do.
 //
 //	               manifests ──> cluster.World ─┐
 //	addresses and routes of this machine ───────┼─> policy.Decide ─> Plan ─> kernel, switches, pods
@@ -71,8 +71,8 @@ type Daemon struct {
 	metrics *metrics
 }
 
-// Run runs the daemon until ctx ends. Then it ends without a trace: routes stay, and the
-// switches keep what they were told for the graceful restart time.
+// Run runs the daemon until ctx ends. Then it changes nothing: routes stay, and the switches keep the
+// advertised paths for the graceful restart time.
 func Run(ctx context.Context, c config.Config, o Options) error {
 	k, err := routes.Open()
 	if err != nil {
@@ -141,7 +141,7 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 	return err
 }
 
-// every calls f again and again, with a pause before each call, until ctx ends or f fails.
+// every returns a function that calls f at intervals until ctx ends or f fails.
 func every(wait time.Duration, f func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		for pause(ctx, wait) {
@@ -153,7 +153,7 @@ func every(wait time.Duration, f func(context.Context) error) func(context.Conte
 	}
 }
 
-// alive tells the service manager that the loop turns, and at its first turn that it is ready.
+// alive tells the service manager that the loop is running, and after the first look that the daemon is ready.
 func (d *Daemon) alive() func() {
 	var once sync.Once
 	return func() {

@@ -16,18 +16,18 @@ import (
 )
 
 const (
-	// resyncEvery bounds how long an event that nobody sent can hide a difference.
+	// resyncEvery bounds how long a difference stays when no event announces it.
 	resyncEvery = 30 * time.Second
-	// settle is the pause after a look: a burst of events costs one more look, not one each,
-	// and a route changed by hand is back well within a second.
+	// settle is the pause after a look. A burst of events costs one more look, not one look for each event,
+	// and a route that was changed by hand is back well within a second.
 	settle = 100 * time.Millisecond
-	// retryLeast and retryMost bound the wait after a look that could not do all it wanted.
+	// retryLeast and retryMost bound the wait after a look that could not do everything.
 	retryLeast = time.Second
 	retryMost  = 30 * time.Second
 )
 
-// trigger is a slot that holds at most one "look again". It carries no data: what happened is
-// found by looking.
+// trigger is a slot that holds at most one "look again". It carries no data: the look finds out what
+// happened.
 type trigger chan struct{}
 
 func newTrigger() trigger { return make(trigger, 1) }
@@ -71,7 +71,7 @@ type view struct {
 	Problems []cluster.Problem // of the plan, and of making it true
 }
 
-// loop keeps the machine as the plan says. One goroutine runs it and owns its fields but the shared ones.
+// loop keeps the machine as the plan says. One goroutine runs the loop and owns its fields, except the shared ones.
 //
 //	look ────┐            ┌─ source ─ policy.Admit ─ save      (only after reread)
 //	reread ──┼─> observe ─┤
@@ -88,25 +88,25 @@ type loop struct {
 	turned   func() // called after each look
 	shared
 
-	last   cluster.World     // what counts; its zero value as long as known is false
+	last   cluster.World     // the World that counts; zero while known is false
 	known  bool              // a source or the disk gave a World
 	saved  bool              // last is on disk
-	unread error             // why the source could not be read last
+	unread error             // why the last read of the source failed
 	found  []cluster.Problem // by the last read of the source
-	said   map[string]bool   // failures of the last look: a failure that stays is logged once
+	said   map[string]bool   // the failures of the last look: a failure that stays is logged once
 
 	announcer announcer
 	held      map[sessionKey]time.Time // since when sessions are not tried
 }
 
-// shared is what other goroutines use of a loop.
+// shared has the fields of a loop that other goroutines use.
 type shared struct {
 	look, reread trigger
 	seen         atomic.Pointer[view]                // by the last look; nil before the first
 	silent       atomic.Pointer[map[netip.Addr]bool] // by the last round of probes; nil before the first
 }
 
-// newLoop returns a loop that knows nothing yet, without its source and the things that it syncs.
+// newLoop returns a loop that knows nothing yet. The caller sets the source and whatever the loop syncs.
 func newLoop(c config.Config, log *slog.Logger) *loop {
 	return &loop{
 		config: c, log: log, announcer: announcer{log: log},
@@ -115,7 +115,7 @@ func newLoop(c config.Config, log *slog.Logger) *loop {
 	}
 }
 
-// recall starts from what an earlier run saved.
+// recall loads the World that an earlier run saved.
 func (l *loop) recall() (err error) {
 	l.last, l.known, err = l.config.SavedWorld()
 	l.saved = l.known
@@ -161,8 +161,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// once makes everything right that is not. Each part is tried even where another fails; the
-// result is false when a part should be tried again soon.
+// once looks, decides and applies. It reports whether everything worked: after false, the next look comes soon.
 func (l *loop) once(ctx context.Context, reread bool) bool {
 	o := outcome{said: map[string]bool{}}
 	defer func() { l.said = o.said }()
@@ -175,7 +174,7 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 		w.Silent = *silent
 	}
 	if !l.known {
-		// Nothing was ever known: what stands on this machine stays as it is.
+		// Nothing was ever known, so this machine stays as it is.
 		l.publish(w, policy.Plan{}, o)
 		return false
 	}
@@ -190,7 +189,7 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 		l.publish(w, policy.Plan{}, o)
 		return false
 	}
-	complete := true // a node that learns nothing has heard all
+	complete := true // a node that learns nothing waits for no switch
 	if len(l.config.BGP.Learn) > 0 {
 		w.Learned, complete = l.speaker.Learned(ctx)
 	}
@@ -201,12 +200,12 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	return !o.again
 }
 
-// publish lets status see what the look saw, decided and could not do.
+// publish shows status what the look saw, what it decided and what failed.
 func (l *loop) publish(w policy.World, plan policy.Plan, o outcome) {
 	l.seen.Store(&view{World: w, Plan: plan, Problems: append(o.problems, l.found...)})
 }
 
-// apply makes the plan true: kernel, switches, pods. Each is tried even where another fails.
+// apply makes the plan true: kernel, switches, pods. A part is tried even where another part fails.
 func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *outcome) {
 	changes, err := l.kernel.Sync(ctx, policy.Scope(), plan.Routes)
 	l.changed(o, changes, err)
@@ -226,8 +225,8 @@ func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *ou
 	l.failed(o, "podsNotServed", err, "running pods are not touched; edgewayd tries again on its own")
 }
 
-// learn makes the kernel's learned routes the desired ones. Others are deleted only when the
-// switches have said all they have: after a start the kernel knows more than this process.
+// learn makes the kernel's learned routes the desired ones. Other learned routes are deleted only when the
+// switches have announced everything: after a start, the kernel knows more than this process.
 func (l *loop) learn(ctx context.Context, o *outcome, desired routes.State, heardAll bool) {
 	scope := routes.Scope{}
 	if heardAll {
@@ -239,7 +238,7 @@ func (l *loop) learn(ctx context.Context, o *outcome, desired routes.State, hear
 	l.changed(o, changes, err)
 }
 
-// report says what became of the sessions: to the log, and to the cluster.
+// report tells the log and the cluster how the sessions are.
 func (l *loop) report(ctx context.Context, plan policy.Plan, o *outcome) {
 	sessions := reports(plan, l.speaker.Status(ctx))
 	l.held = sinceHeld(l.held, sessions, time.Now())
@@ -250,14 +249,14 @@ func (l *loop) report(ctx context.Context, plan policy.Plan, o *outcome) {
 	}
 }
 
-// outcome collects what one look could not do.
+// outcome collects what failed in one look.
 type outcome struct {
 	problems []cluster.Problem
 	said     map[string]bool
 	again    bool
 }
 
-// failed notes that a part did not work: as a problem, and in the log unless it said so before.
+// failed notes that a part failed: as a problem, and in the log unless the log has it already.
 func (l *loop) failed(o *outcome, reason string, err error, next string) {
 	if err == nil {
 		return
@@ -275,11 +274,11 @@ func (l *loop) warn(o *outcome, what string, err error) {
 	o.said[key] = true
 }
 
-// read asks the source what the cluster says. When it cannot tell, what was known counts.
+// read reads the source. When the source cannot be read, the last World counts.
 func (l *loop) read(ctx context.Context) {
 	next, err := l.source.World(ctx, l.last)
 	if errors.Is(err, cluster.ErrNotRead) {
-		return // it says when it is
+		return // the source calls changed when it has read
 	}
 	if l.unread = err; err != nil {
 		l.found = nil
@@ -294,7 +293,7 @@ func (l *loop) read(ctx context.Context) {
 	l.last, l.known = next, true
 }
 
-// changed logs what the kernel was told and turns what it refused into problems.
+// changed logs the changes, and makes a problem of each that the kernel refused.
 func (l *loop) changed(o *outcome, changes []routes.Change, err error) {
 	refused := false
 	for _, c := range changes {

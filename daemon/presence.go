@@ -10,9 +10,9 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// probeMost bounds one round: each neighbour that does not answer takes an entry of the kernel's
-// neighbour table, which holds 1024 by default (net.ipv4.neigh.default.gc_thresh3). In a larger
-// LAN the rounds take turns.
+// probeMost bounds one round. Each neighbour that does not answer takes an entry of the kernel's neighbour
+// table, which holds 1024 entries by default (net.ipv4.neigh.default.gc_thresh3). In a larger LAN the rounds
+// take turns.
 const probeMost = 256
 
 // presence counts the rounds in which a neighbour did not answer.
@@ -26,7 +26,7 @@ type presence struct {
 	turn   int // where the next round begins
 }
 
-// next chooses whom a round probes: everybody, or the first (a switch) and the next in turn.
+// next chooses the neighbours that a round probes: all of them, or the first (a switch) and the next in turn.
 func (p *presence) next(all []routes.Neighbour) []routes.Neighbour {
 	if len(all) <= probeMost {
 		return all
@@ -39,13 +39,13 @@ func (p *presence) next(all []routes.Neighbour) []routes.Neighbour {
 	return round
 }
 
-// round takes what was heard in one round and returns which of all are silent now. Those that
-// the round did not ask keep their count.
+// round takes what was heard in one round and returns the addresses that are silent now. Neighbours that the
+// round did not probe keep their count.
 func (p *presence) round(all []routes.Neighbour, heard map[routes.Neighbour]routes.Hearing) map[netip.Addr]bool {
 	misses, anybody := map[routes.Neighbour]int{}, false
 	for _, n := range all {
 		misses[n] = p.misses[n]
-		switch heard[n] { // Unsure where it was not asked
+		switch heard[n] { // Unsure where n was not probed
 		case routes.Answers:
 			misses[n], anybody = 0, true
 		case routes.Silent:
@@ -69,8 +69,8 @@ type listener interface {
 	Listen(ctx context.Context, neighbours []routes.Neighbour) (map[routes.Neighbour]routes.Hearing, error)
 }
 
-// probe probes the LAN of a speaker until ctx ends. It withdraws nothing itself: who is silent
-// is one more thing that policy.Decide knows.
+// probe probes the LAN of a speaker until ctx ends. It withdraws nothing itself: policy.Decide reads which
+// addresses are silent.
 func (l *loop) probe(ctx context.Context, lan listener) error {
 	p := &presence{after: l.config.BGP.WithdrawAfter}
 	if p.after == 0 {
@@ -85,7 +85,7 @@ func (l *loop) probe(ctx context.Context, lan listener) error {
 		all := v.Plan.Neighbours
 		heard, err := lan.Listen(ctx, p.next(all))
 		if err != nil {
-			l.log.Debug("probe the LAN", "err", err) // who could not be asked stays as he was
+			l.log.Debug("probe the LAN", "err", err) // a neighbour that could not be probed keeps its count
 		}
 		if silent := p.round(all, heard); !maps.Equal(silent, v.World.Silent) {
 			l.silent.Store(&silent)

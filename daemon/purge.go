@@ -16,14 +16,14 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// Remains is what edgeway made on this machine and stays when its programs go.
+// Remains lists what edgeway made on this machine and what stays when its programs are removed.
 type Remains struct {
-	Pods   []string // that run, or may: pod and addresses, or a link that no lease owns
+	Pods   []string // running pods: pod and addresses, or a link that no lease owns
 	Kernel []string // links, routes and rules
 	Files  []string
 }
 
-// Remaining looks what there is of edgeway on this machine. No daemon may run: the store is opened.
+// Remaining returns what edgeway made on this machine. No daemon may run, because Remaining opens the store.
 func Remaining(ctx context.Context, c config.Config) (r Remains, err error) {
 	owned := map[string]bool{}
 	err = pods.WithVerbs(ctx, c, func(verbs *plugin.Node) error {
@@ -53,8 +53,8 @@ func Remaining(ctx context.Context, c config.Config) (r Remains, err error) {
 	return r, err
 }
 
-// Purge removes all that Remaining finds: pods that run lose their network. It returns what it did.
-// What cannot be removed does not keep it from the rest.
+// Purge removes everything that Remaining finds: running pods lose their network. It returns what it did.
+// After a failure it goes on with the rest.
 func Purge(ctx context.Context, c config.Config) (did []string, err error) {
 	var errs []error
 	errs = append(errs, pods.WithVerbs(ctx, c, func(verbs *plugin.Node) error {
@@ -89,18 +89,18 @@ func Purge(ctx context.Context, c config.Config) (did []string, err error) {
 		did = append(did, "delete "+path)
 	}
 	for _, dir := range []string{c.StateDir, filepath.Dir(c.Socket)} {
-		if os.Remove(dir) == nil { // others' files keep it
+		if os.Remove(dir) == nil { // not removed while it has files of others
 			did = append(did, "delete "+dir)
 		}
 	}
 	return did, errors.Join(errs...)
 }
 
-// hostEnd matches the names of the pods' links: ew and digits of a hash (plugin.HostLink).
+// hostEnd matches the names of pod links: ew and digits of a hash (plugin.HostLink).
 func hostEnd() *regexp.Regexp { return regexp.MustCompile(`^ew([0-9a-f]{11}|[0-9a-f]{13})$`) }
 
-// eachScope calls f with each part of the host's network namespace that is edgeway's: the pods'
-// links first, with which their routes go.
+// eachScope calls f with each part of the host's network namespace that belongs to edgeway. The pod links
+// come first, because their routes go with them.
 func eachScope(ctx context.Context, f func(*routes.Kernel, routes.Scope) error) error {
 	k, err := routes.Open()
 	if err != nil {
@@ -121,15 +121,15 @@ func eachScope(ctx context.Context, f func(*routes.Kernel, routes.Scope) error) 
 	for _, s := range []routes.Scope{
 		{Protocol: routes.ProtoPod, Links: names},
 		{Protocol: routes.ProtoLearned},
-		policy.Scope(), // last: the table goes when no pod is in it
+		policy.Scope(), // last: the nftables table is deleted when it has no pod
 	} {
 		errs = append(errs, f(k, s))
 	}
 	return errors.Join(errs...)
 }
 
-// stateFiles are the files of ours in the state directory, and the socket. Others' are not ours to
-// delete: stateDir may be a directory that more than edgeway uses.
+// stateFiles returns the socket and edgeway's files in the state directory. Other files stay, because
+// stateDir may be a directory that other programs use too.
 func stateFiles(c config.Config) (paths []string) {
 	for _, pattern := range []string{plugin.StoreFile + "*", "plugin.lock", "world.json*", ".world.json*"} {
 		found, _ := filepath.Glob(filepath.Join(c.StateDir, pattern)) // the pattern is valid

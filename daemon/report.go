@@ -10,9 +10,9 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/policy"
 )
 
-// reports says for each switch that a resource gives this node what became of the session, for
-// the resource's status. A session that two resources share is reported under both; one that is
-// held down, with the reason.
+// reports returns a report for each switch that a resource gives this node, for the status of the resource.
+// A session that two resources share is reported under both. A session that is held down is reported with
+// the reason.
 func reports(plan policy.Plan, sessions []bgp.Status) (out []cluster.SessionReport) {
 	for _, want := range plan.Sessions {
 		out = append(out, report(want, sessions))
@@ -20,7 +20,7 @@ func reports(plan policy.Plan, sessions []bgp.Status) (out []cluster.SessionRepo
 	return out
 }
 
-// report is what became of one session. Since is zero for a session that is not tried.
+// report returns the report of one session. Its Since is zero when the session is not tried.
 func report(want policy.Session, sessions []bgp.Status) cluster.SessionReport {
 	out := cluster.SessionReport{Resource: want.Resource, Peer: want.Peer.Address, Port: want.Key.Port, PeerName: want.Peer.Name, PeerASN: want.Peer.ASN, State: "Idle"}
 	if why := want.Held; want.IsHeld() {
@@ -49,8 +49,8 @@ func report(want policy.Session, sessions []bgp.Status) cluster.SessionReport {
 	return out
 }
 
-// sinceHeld says of each session that is not tried since when that is so: now, unless was knows
-// better. It returns what will be known next time.
+// sinceHeld sets Since of each session that is not tried: the time that was has for it, or now. It returns
+// those times, for the next call.
 func sinceHeld(was map[sessionKey]time.Time, sessions []cluster.SessionReport, now time.Time) map[sessionKey]time.Time {
 	still := map[sessionKey]time.Time{}
 	for i := range sessions {

@@ -13,8 +13,8 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/policy"
 )
 
-// A resource's status names each switch that it gives this node: also one that is shared with
-// another resource, and one that no session is tried with.
+// The status of a resource names each switch that the resource gives this node, also a switch that it shares
+// with another resource, and a switch with which no session is tried.
 func TestReports(t *testing.T) {
 	all, err := cluster.ParseSelector("all()")
 	if err != nil {
@@ -66,7 +66,7 @@ func TestReports(t *testing.T) {
 		{Resource: "BGPPeer/inside", Peer: addr("10.0.0.3"), Port: 179, PeerASN: 65010, State: "Established", Since: since},
 	}
 	want[0].Resource, want[1].Resource, want[1].Advertised = "BGPPeer/every", "BGPPeer/one", 1
-	// What is not tried is so since it was first seen to be.
+	// A session is held since the first look that found it so.
 	now := since.Add(time.Hour)
 	held := sinceHeld(nil, got, now)
 	got = reports(plan, sessions)

@@ -13,7 +13,7 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// status says what the machine looks like now beside what the last look decided.
+// status compares the machine as it is now with the plan of the last look.
 func (d *Daemon) status(ctx context.Context) api.Status {
 	v := d.loop.seen.Load()
 	if v == nil {
@@ -84,7 +84,7 @@ func routeStatus(nodes []cluster.Node, have []routes.Route, want routes.State) [
 // kernelRoutes are the routes that the kernel has, by destination.
 type kernelRoutes map[netip.Prefix]routes.Route
 
-// standing takes one route for each destination, another owner's before our own.
+// standing keeps one route for each destination. Our own route wins over the route of another owner.
 func standing(have []routes.Route, own routes.Protocol) kernelRoutes {
 	there := kernelRoutes{}
 	for _, r := range have {
@@ -95,7 +95,7 @@ func standing(have []routes.Route, own routes.Protocol) kernelRoutes {
 	return there
 }
 
-// state says what the kernel has in the place of want.
+// state says whether the kernel has the route want, or another one in its place.
 func (there kernelRoutes) state(want routes.Route) string {
 	have, ok := there[want.Dst]
 	switch {
@@ -143,7 +143,7 @@ func sessionStatus(sessions []bgp.Status) []api.Session {
 	return out
 }
 
-// sessionProblems names each session that is not up and has not just been started.
+// sessionProblems returns a problem for each session that is down, except those that were just started.
 func sessionProblems(sessions []bgp.Status) []cluster.Problem {
 	var out []cluster.Problem
 	for _, s := range sessions {

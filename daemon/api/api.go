@@ -1,12 +1,12 @@
-// Package api is what is spoken on the daemon's unix socket: one request, one reply, a
-// connection each. A CNI request carries the pod's network namespace as a file descriptor
+// Package api is the protocol on the daemon's unix socket: one request and one reply for each
+// connection. A CNI request carries the pod's network namespace as a file descriptor
 // (SCM_RIGHTS, unix(7)), so that the daemon needs no path into the runtime's mounts.
 //
 // It imports the standard library only: the plugin pays for each import at every pod start.
 //
 // On the wire a message is a 4-byte big-endian length and that many bytes of JSON. The file
 // descriptor travels with the first byte. The caller acknowledges the reply with one byte, so
-// that the daemon knows whether what it did reached anybody:
+// that the daemon knows whether its reply was read:
 //
 //	caller                          daemon
 //	  length, JSON (+ netns) ------>
@@ -23,7 +23,7 @@ import (
 	"time"
 )
 
-// DefaultSocket is where the daemon listens unless configured otherwise.
+// DefaultSocket is the daemon's socket unless the configuration names another.
 const DefaultSocket = "/run/edgeway/edgewayd.sock"
 
 // MaxMessage bounds a message, in bytes.
@@ -89,7 +89,7 @@ type Status struct {
 	Now       time.Time `json:"now"`
 }
 
-// World says where the daemon's knowledge of the cluster comes from.
+// World says where the cluster state comes from.
 type World struct {
 	Source   string    `json:"source"`
 	ReadAt   time.Time `json:"readAt"`
@@ -126,14 +126,14 @@ type Session struct {
 	Reason   string    `json:"reason,omitempty"`
 	Detail   string    `json:"detail,omitempty"`
 	Flaps    int       `json:"flaps"`
-	// LastReset is when and why the session last left Established; nil: it never did since the
+	// LastReset is when and why the session last left Established; nil: it never left it since the
 	// daemon started.
 	LastReset  *Reset `json:"lastReset,omitempty"`
 	Advertised []Path `json:"advertised"`
 	// GracefulRestart is the restart time in seconds that was negotiated; 0: none.
 	GracefulRestart int `json:"gracefulRestart"`
-	// LongLived is for how many seconds after that the switch keeps the paths as a last resort
-	// (RFC 9494), if it was negotiated; 0: not at all.
+	// LongLived is for how many seconds after the restart time the switch keeps the paths as a last
+	// resort (RFC 9494); 0: not negotiated.
 	LongLived int `json:"longLived"`
 }
 
@@ -156,7 +156,7 @@ type Learned struct {
 	Via    string `json:"via"`
 	Dev    string `json:"dev,omitempty"`
 	Switch string `json:"switch"`
-	// Kept: its session is down; it counts until the restart time is over.
+	// Kept: the session is down; the path counts until the restart time is over.
 	Kept  bool   `json:"kept,omitempty"`
 	State string `json:"state"`
 	Why   string `json:"why,omitempty"`

@@ -2,7 +2,7 @@ package api
 
 import "time"
 
-// What Op "ipam" answers, by the first of Request.Args. `edgewayd ipam -o json` prints the same.
+// The answers to Op "ipam": the first of Request.Args says which. `edgewayd ipam -o json` prints the same.
 
 // Lease is what one attachment holds.
 type Lease struct {

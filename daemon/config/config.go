@@ -1,8 +1,8 @@
 // Package config reads edgewayd.yaml: what the operator set on this node.
 //
-// It owns the keys, their defaults and what values are possible. A mistake is an error with the line
-// and what was wanted there. It never asks the cluster for anything but through the source that the
-// file names, and it decides nothing: package policy does.
+// It owns the keys, their defaults and the values that are possible. A mistake is an error that names the
+// line and what was wanted there. It decides nothing: package policy does. It also opens the source of
+// cluster state that the file names, for the daemon and for commands that read it once.
 //
 //	c, err := config.Read("/etc/edgeway/edgewayd.yaml")
 //	// /etc/edgeway/edgewayd.yaml: line 2: want underlay, overlay or auto, got "tunnel"
@@ -30,7 +30,7 @@ import (
 // DefaultFile is where the configuration is read from unless said otherwise.
 const DefaultFile = "/etc/edgeway/edgewayd.yaml"
 
-// ProbeEvery is the time between two rounds of probes of the LAN: the kernel needs three seconds for one.
+// ProbeEvery is the time between two rounds of probes of the LAN. The kernel needs three seconds for a round.
 // BGP.WithdrawAfter is counted in rounds.
 const ProbeEvery = 5 * time.Second
 
@@ -59,7 +59,7 @@ const (
 	Auto     Mode = "auto"
 )
 
-// PoolMode gives the nodes that a selector selects a mode of their own.
+// PoolMode is the mode of the nodes that a selector selects.
 type PoolMode struct {
 	NodeSelector cluster.Selector
 	Mode         Mode
@@ -81,7 +81,7 @@ type VXLAN struct {
 type BGP struct {
 	Port        uint16 // TCP, on the switch
 	RestartTime time.Duration
-	// LongLivedTime is how long after that the switch keeps the paths as a last resort
+	// LongLivedTime is how long the switch keeps the paths as a last resort after RestartTime
 	// (RFC 9494); 0: off.
 	LongLivedTime time.Duration
 	HoldTime      time.Duration
@@ -89,8 +89,9 @@ type BGP struct {
 	// WithdrawAfter is how long a node must not answer ARP or neighbour discovery before a
 	// speaker of its LAN withdraws its pod CIDRs; 0: never.
 	WithdrawAfter time.Duration
-	// Learn lists, each once, what of the switches' own paths becomes a route here: what is equal to
-	// one of them or lies in it, of 0.0.0.0/0 and ::/0 only the default route itself. Empty: nothing.
+	// Learn lists the prefixes whose paths become routes here when a switch announces them: a path equal
+	// to one of the prefixes or inside it. 0.0.0.0/0 and ::/0 mean only the default route itself. Each
+	// prefix is listed once. Empty: nothing is learned.
 	Learn     []netip.Prefix
 	LearnMost int // routes at most
 }
@@ -103,7 +104,7 @@ type CNI struct {
 	MTU     int      // bytes, of the pods' links; 0: what the underlay carries
 }
 
-// Defaults returns the configuration of an empty file, but for the node's name.
+// Defaults returns the configuration of an empty file, without the node's name.
 func Defaults() Config {
 	return Config{
 		Mode:     Underlay,
@@ -155,7 +156,7 @@ func Parse(text []byte) (Config, error) {
 	if len(root.Content) > 0 && root.Content[0].ShortTag() != "!!null" {
 		doc.read(root.Content[0], c.read)
 	}
-	if err := doc.err(); err != nil {
+	if err := errors.Join(doc.mistakes...); err != nil {
 		return Config{}, err
 	}
 	if c.NodeName == "" {
@@ -168,7 +169,7 @@ func Parse(text []byte) (Config, error) {
 	return c, c.finish()
 }
 
-// finish completes what the file leaves open, and says what does not fit together.
+// finish sets what the file leaves open, and refuses settings that contradict each other.
 func (c *Config) finish() error {
 	if err := c.Cluster.choose(); err != nil {
 		return err
@@ -184,7 +185,7 @@ func (c *Config) finish() error {
 	return nil
 }
 
-// read reads the file's keys: all that there are.
+// read reads every key that the file may have.
 func (c *Config) read(s section) {
 	s.text("nodeName", &c.NodeName)
 	s.inside("cluster", func(s section) {

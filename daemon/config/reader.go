@@ -1,7 +1,6 @@
 package config
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -12,14 +11,14 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// document is the file while it is read: what is wrong with it, each mistake with its line.
-type document struct{ mistakes []error }
+// document is the file while it is read.
+type document struct{ mistakes []error } // each with its line
 
 // section is a mapping of the file.
 type section struct {
 	doc     *document
-	unread  map[string]*yaml.Node // the values of the keys that nobody asked for yet
-	written []*yaml.Node          // the keys, in their order
+	unread  map[string]*yaml.Node // the values of the keys that were not asked for yet
+	written []*yaml.Node          // the keys, in the order of the file
 }
 
 // wrong notes a mistake at n.
@@ -27,7 +26,7 @@ func (d *document) wrong(n *yaml.Node, format string, args ...any) {
 	d.mistakes = append(d.mistakes, fmt.Errorf("line %d: "+format, append([]any{n.Line}, args...)...))
 }
 
-// wanted notes that n is something else than want.
+// wanted notes that n is not what was wanted.
 func (d *document) wanted(n *yaml.Node, want string) {
 	got := fmt.Sprintf("%q", n.Value)
 	switch n.Kind {
@@ -39,7 +38,7 @@ func (d *document) wanted(n *yaml.Node, want string) {
 	d.wrong(n, "want %s, got %s", want, got)
 }
 
-// read has f read the mapping n. A key that f does not ask for is a mistake.
+// read lets f read the mapping n. A key that f does not ask for is a mistake.
 func (d *document) read(n *yaml.Node, f func(section)) {
 	if n.Kind != yaml.MappingNode {
 		d.wanted(n, "a mapping")
@@ -63,7 +62,7 @@ func (d *document) read(n *yaml.Node, f func(section)) {
 	}
 }
 
-// take returns the value of key. It is nil where the key is absent or null: the default stays.
+// take returns the value of key, or nil where the key is absent or null: the default stays.
 func (s section) take(key string) *yaml.Node {
 	n := target(s.unread[key])
 	delete(s.unread, key)
@@ -81,7 +80,7 @@ func target(n *yaml.Node) *yaml.Node {
 	return n
 }
 
-// inside has f read the mapping under key.
+// inside lets f read the mapping under key.
 func (s section) inside(key string, f func(section)) {
 	if n := s.take(key); n != nil {
 		s.doc.read(n, f)
@@ -104,7 +103,7 @@ func (s section) each(key, want string, f func(*yaml.Node)) bool {
 	return true
 }
 
-// scalar reads the scalar under key with parse, which says whether it is what is wanted.
+// scalar reads the scalar under key with parse, which reports whether the scalar is what was wanted.
 func (s section) scalar(key, want string, parse func(n *yaml.Node) bool) {
 	if n := s.take(key); n != nil && (n.Kind != yaml.ScalarNode || !parse(n)) {
 		s.doc.wanted(n, want)
@@ -119,7 +118,7 @@ func (s section) flag(key string, to *bool) {
 	s.scalar(key, "true or false", func(n *yaml.Node) bool { return n.Decode(to) == nil })
 }
 
-// number reads a number from least to most; want names both.
+// number reads a number from least to most. The text want names both.
 func number[T int | uint16 | uint32](s section, key string, to *T, least, most int, want string) {
 	s.scalar(key, want, func(n *yaml.Node) bool {
 		var v int
@@ -162,7 +161,7 @@ func (s section) selector(key string, to *cluster.Selector) {
 	*to = v
 }
 
-// texts reads a list of texts. An empty list is not an absent one.
+// texts reads a list of texts. An empty list is not nil: it differs from an absent one.
 func (s section) texts(key string, to *[]string) {
 	list := []string{}
 	if s.each(key, "a list of texts", func(n *yaml.Node) {
@@ -185,6 +184,3 @@ func (s section) prefixes(key string, to *[]netip.Prefix) {
 		*to = append(*to, v)
 	})
 }
-
-// err joins the mistakes in the order of their lines.
-func (d *document) err() error { return errors.Join(d.mistakes...) }

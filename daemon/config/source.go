@@ -14,14 +14,14 @@ import (
 // DefaultManifests is the directory of manifests outside of a pod.
 const DefaultManifests = "/etc/edgeway/cluster.d"
 
-// Source says where the cluster state comes from: a directory of manifests or an API server. With
-// neither set, once it is chosen, this process is in a pod, whose service account counts.
+// Source says where the cluster state comes from: a directory of manifests or an API server. After choose,
+// a Source with neither set means the service account of the pod that this process runs in.
 type Source struct {
 	Manifests  string // a directory
-	Kubeconfig string // a file; it need not be there yet
+	Kubeconfig string // a file; it need not exist yet
 }
 
-// choose completes what the configuration leaves open.
+// choose sets what the file leaves open.
 func (s *Source) choose() error {
 	if s.Manifests != "" && s.Kubeconfig != "" {
 		return errors.New("cluster: both manifests and kubeconfig are set; keep the one that counts")
@@ -32,7 +32,7 @@ func (s *Source) choose() error {
 	return nil
 }
 
-// paths are the file names that are set.
+// paths returns the file names that are set.
 func (s *Source) paths() []*string {
 	switch {
 	case s.Manifests != "":
@@ -43,17 +43,17 @@ func (s *Source) paths() []*string {
 	return nil
 }
 
-// inPod reports whether the kubelet started this process: it tells each container where the API
+// inPod reports whether the kubelet started this process: a kubelet tells each container where the API
 // server is.
 func inPod() bool { return os.Getenv("KUBERNETES_SERVICE_HOST") != "" }
 
-// APIServer says how to reach the API server, if that is the source.
+// APIServer returns how to reach the API server, or false when the source is a directory.
 func (c Config) APIServer(version string) (cluster.KubernetesOptions, bool) {
 	o := cluster.KubernetesOptions{Kubeconfig: c.Cluster.Kubeconfig, Node: c.NodeName, UserAgent: "edgewayd/" + version}
 	return o, c.Cluster.Manifests == ""
 }
 
-// Source is where the cluster state comes from. The version of this program is told to an API server.
+// Source returns the source of cluster state. An API server is told the version of this program.
 func (c Config) Source(version string) cluster.Source {
 	if o, ok := c.APIServer(version); ok {
 		return cluster.Kubernetes(o)
@@ -61,7 +61,7 @@ func (c Config) Source(version string) cluster.Source {
 	return cluster.Manifests(c.Cluster.Manifests)
 }
 
-// WorldFile is where the cluster state is saved.
+// WorldFile is the file in which the cluster state is saved.
 func (c Config) WorldFile() string { return filepath.Join(c.StateDir, "world.json") }
 
 // SavedWorld reads the cluster state that an earlier run saved. A missing file is not an error: known is false.
@@ -73,11 +73,10 @@ func (c Config) SavedWorld() (w cluster.World, known bool, err error) {
 	return w, err == nil, err
 }
 
-// answerWithin bounds how long a command that does not stay waits for the API server.
+// answerWithin bounds how long a command waits for the API server.
 const answerWithin = 15 * time.Second
 
-// ReadCluster reads the source once, for a command that does not stay. It asks an API server until
-// that has answered, or for 15 seconds.
+// ReadCluster reads the source once, for a command. It waits at most 15 seconds for an API server.
 func (c Config) ReadCluster(ctx context.Context, last cluster.World) (cluster.World, error) {
 	source := c.Source("once")
 	if _, ok := c.APIServer(""); !ok {
@@ -88,7 +87,7 @@ func (c Config) ReadCluster(ctx context.Context, last cluster.World) (cluster.Wo
 	changed, ended := make(chan struct{}, 1), make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = source.Watch(ctx, func() { // what it could not read is said by World
+		_ = source.Watch(ctx, func() { // World returns the error
 			select {
 			case changed <- struct{}{}:
 			default:

@@ -43,7 +43,7 @@ func TestChoiceOfSource(t *testing.T) {
 	}
 }
 
-// The daemon starts although its kubeconfig is not there yet, as before a kubelet has joined.
+// The daemon starts before its kubeconfig exists, as on a node whose kubelet has not joined yet.
 func TestCheckWithoutKubeconfig(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	c, err := Parse([]byte("cluster: {kubeconfig: " + filepath.Join(t.TempDir(), "none") + "}"))

@@ -80,7 +80,7 @@ func readHostLocal(dir, results string) (leases []ipam.Lease, said []string, err
 }
 
 // readReservation reads one file: its name is the address, its content the container ID and, since
-// version 0.8, the interface. nil: the file is no reservation.
+// version 0.8, the interface. It returns nil when the file is not a reservation.
 func readReservation(dir string, e fs.DirEntry) (*ipam.Lease, error) {
 	name := e.Name()
 	if name == "lock" || strings.HasPrefix(name, "last_reserved_ip.") {
@@ -89,7 +89,7 @@ func readReservation(dir string, e fs.DirEntry) (*ipam.Lease, error) {
 	path := filepath.Join(dir, name)
 	addr, err := netip.ParseAddr(name)
 	if err != nil || !e.Type().IsRegular() || addr.Zone() != "" {
-		return nil, fmt.Errorf("%s: not a reservation: no file that is named by an address", path)
+		return nil, fmt.Errorf("%s: not a reservation: its name is not an address", path)
 	}
 	text, info, err := readRecord(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -109,7 +109,8 @@ func readReservation(dir string, e fs.DirEntry) (*ipam.Lease, error) {
 	return &ipam.Lease{Attachment: ipam.Attachment{ContainerID: id, IfName: ifName}, Addrs: []netip.Addr{addr.Unmap()}, Since: info.ModTime().UTC()}, nil
 }
 
-// isWord: what the CNI specification allows as an ID, which interface names of runtimes are too.
+// isWord reports whether the CNI specification allows s as an ID. The interface names of runtimes are such
+// words too.
 func isWord(s string) bool {
 	return len(s) <= 256 && !strings.ContainsFunc(s, func(r rune) bool {
 		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '_' || r == '.' || r == '-')
@@ -128,7 +129,7 @@ func readRecord(path string) ([]byte, fs.FileInfo, error) {
 	return text, info, err
 }
 
-// readResults reads the runtime's cache. Without one no pod is known, which is no error.
+// readResults reads the runtime's cache. A missing cache is not an error: no pod is known then.
 func readResults(dir string) (known []cached, said []string, err error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -162,7 +163,7 @@ func readResults(dir string) (known []cached, said []string, err error) {
 	return known, said, nil
 }
 
-// identify completes a lease from the cache. Another network's record of the same container counts
+// identify completes a lease from the cache. The record of another network for the same container counts
 // only where this network has none.
 func identify(l *ipam.Lease, known []cached, network string) {
 	best := -1

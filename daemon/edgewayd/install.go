@@ -18,7 +18,7 @@ const (
 	programName = "edgewayd"
 )
 
-// places are where install puts the programs; "" for the daemon's: nowhere.
+// places are the directories in which install puts the programs. An empty programDir: edgewayd is not copied.
 type places struct{ pluginDir, programDir string }
 
 func (p *places) flags(cmd *cobra.Command) {
@@ -26,7 +26,7 @@ func (p *places) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&p.programDir, "program-dir", "", "also this program, into this directory, for operators on the host (default: not)")
 }
 
-// default fills in what the configuration says.
+// fill sets the plugin's directory from the configuration.
 func (p *places) fill(f *flags) error {
 	if p.pluginDir != "" {
 		return nil
@@ -72,8 +72,8 @@ container of the DaemonSet, and may run while pods start.`,
 	return cmd
 }
 
-// installFile makes target an executable with the content of source, whole or not at all, also
-// over a power cut, and says what it did: "installed", "replaced" or "kept".
+// installFile makes target an executable with the content of source, and returns what it did: "installed",
+// "replaced" or "kept". A power cut leaves the old file or the new one.
 func installFile(source, target string) (did string, err error) {
 	want, err := os.ReadFile(source)
 	if err != nil {
@@ -90,7 +90,7 @@ func installFile(source, target string) (did string, err error) {
 	if stat, err := os.Lstat(target); err == nil && stat.Mode() == executable && bytes.Equal(have, want) {
 		return "kept", nil
 	}
-	// By rename: a program that runs cannot be written to (ETXTBSY).
+	// Replace renames: a running program cannot be written to (ETXTBSY).
 	switch err := durable.Replace(target, want, executable); {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("install %s: %w; name the runtime's directory with --plugin-dir, or mount it", target, err)

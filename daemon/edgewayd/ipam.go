@@ -24,13 +24,13 @@ import (
 const (
 	// leaseFor bounds how long a command about leases waits: an audit enters every pod.
 	leaseFor = 2 * time.Minute
-	// leaseLines is how many leases the one screen has room for.
+	// leaseLines is how many leases fit on the screen.
 	leaseLines = 40
-	// shortID is how much of a container ID people read, as crictl prints it.
+	// shortID is how many characters of a container ID are printed, as crictl does.
 	shortID = 13
 )
 
-// leaseFlags are what every command about leases understands.
+// leaseFlags are the flags of every command about leases.
 type leaseFlags struct {
 	*flags
 	output string
@@ -41,8 +41,8 @@ func ipamCommand(f *flags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ipam",
 		Short: "show, check, release and import the addresses of this node's pods",
-		Long: `ipam asks the daemon who holds which address. Where no daemon runs it opens the store of leases
-itself, and does the same.`,
+		Long: `ipam asks the daemon who holds which address. Where no daemon runs, it opens the store of leases
+itself and does the same.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(*cobra.Command, []string) error {
@@ -57,7 +57,7 @@ itself, and does the same.`,
 	return cmd
 }
 
-// ask puts a question about leases to the daemon, or answers it itself where none runs.
+// ask asks the daemon about leases, or answers itself where no daemon runs.
 func (l *leaseFlags) ask(ctx context.Context, answer any, args ...string) error {
 	socket, err := l.where()
 	if err != nil {

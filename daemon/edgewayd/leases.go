@@ -11,7 +11,7 @@ import (
 	"github.com/edgeway-cni/edgeway/plugin"
 )
 
-// printLeases writes the table of leases, those that need a look first; most is 0 for all.
+// printLeases writes the table of leases, at most that many; 0 is all. Leases that need attention come first.
 func printLeases(out io.Writer, a api.LeaseList, most int) {
 	if len(a.Leases) == 0 {
 		fmt.Fprintln(out, "No pod holds an address.")
@@ -28,7 +28,7 @@ func printLeases(out io.Writer, a api.LeaseList, most int) {
 	more(out, len(rows), most)
 }
 
-// rank puts what needs a look first.
+// rank orders the leases: a lease that needs attention comes first.
 func rank(l api.Lease) int {
 	switch plugin.Standing(l.State) {
 	case plugin.Alive:
@@ -39,7 +39,7 @@ func rank(l api.Lease) int {
 	return 0
 }
 
-// runs reports whether the lease's pod runs, or may.
+// runs reports whether the pod of the lease runs, or may run.
 func runs(l api.Lease) bool { return plugin.Standing(l.State).Lives() }
 
 func cutTo[T any](rows []T, most int) []T {
@@ -55,7 +55,7 @@ func more(out io.Writer, n, most int) {
 	}
 }
 
-// networkText says who wired the pod where it was not edgeway (plugin.Adopted, conf.network).
+// networkText names the network, and who wired the pod if edgeway did not (plugin.Adopted, conf.network).
 func networkText(network string) string {
 	name, by, foreign := strings.Cut(network, "/")
 	switch {

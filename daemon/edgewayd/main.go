@@ -24,7 +24,7 @@ var (
 	commit  = "unknown"
 )
 
-// sessionCommand is the word by which the daemon begins the process of a BGP session: this very
+// sessionCommand is the argument with which the daemon starts the process of a BGP session: this very
 // program, also when its file was replaced since.
 const sessionCommand = "bgp-session"
 
@@ -41,8 +41,9 @@ func main() {
 	}
 }
 
-// serveSession serves one BGP session until the daemon is gone. What ends the daemon (systemd tells
-// all its processes) is for the daemon to pass on: it leaves the switches as they are.
+// serveSession serves one BGP session until the daemon is gone. It ignores the signals that end the daemon
+// (systemd sends them to all processes of the unit): the daemon itself ends its sessions, and leaves the
+// switches as they are.
 func serveSession() {
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	if err := daemon.ServeSession(os.NewFile(3, "link")); err != nil {
@@ -51,7 +52,7 @@ func serveSession() {
 	}
 }
 
-// flags are what every command understands.
+// flags are the flags of every command.
 type flags struct{ config, socket, node string }
 
 func root() *cobra.Command {
@@ -62,7 +63,7 @@ func root() *cobra.Command {
 		Long: `edgewayd keeps this node's network as the cluster says: routes to the other nodes' pods, and,
 on the nodes that BGP resources name as speakers, sessions with the LAN's switches.
 
-It runs with "edgewayd run"; the other commands ask the daemon that runs.`,
+"edgewayd run" runs the daemon; the other commands ask the running daemon.`,
 		Version:       fmt.Sprintf("%s (commit %s)", version, commit),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -127,7 +128,7 @@ what this node would route and advertise, and every problem. It exits 1 when the
 	}
 }
 
-// read reads the configuration: the file that was named, else the default one, else none.
+// read reads the configuration: the named file, else the default file, else an empty one.
 func (f *flags) read() (config.Config, error) {
 	path := f.config
 	if path == "" {
@@ -143,7 +144,7 @@ func (f *flags) read() (config.Config, error) {
 	return c, err
 }
 
-// where is the socket to ask.
+// where returns the daemon's socket.
 func (f *flags) where() (string, error) {
 	if f.socket != "" {
 		return f.socket, nil

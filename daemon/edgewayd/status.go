@@ -52,7 +52,7 @@ func statusCommand(f *flags) *cobra.Command {
 	return cmd
 }
 
-// ask sends one request to the daemon and returns what it says.
+// ask sends one request to the daemon and returns the answer.
 func ask(ctx context.Context, f *flags, req api.Request) ([]byte, error) {
 	socket, err := f.where()
 	if err != nil {
@@ -73,7 +73,7 @@ func ask(ctx context.Context, f *flags, req api.Request) ([]byte, error) {
 	return reply.Output, nil
 }
 
-// screenful is how many lines of a table the one screen has room for.
+// screenful is how many lines of a table fit on the screen.
 const screenful = 12
 
 // page writes the status as tables.
@@ -91,7 +91,7 @@ func (p *page) row(cells ...any) {
 	fmt.Fprintln(p.table, strings.TrimRight(strings.Join(text, "\t"), "\t "))
 }
 
-// rows writes n rows, or those that have room and how many are left.
+// rows writes n rows, or as many as fit and how many are left.
 func (p *page) rows(n int, row func(i int)) {
 	shown := n
 	if p.most > 0 && n > p.most {
@@ -123,7 +123,7 @@ func printStatus(out io.Writer, s api.Status, all bool) {
 	p.problems(s.Problems)
 }
 
-// routes shows first the routes that are not as they should be.
+// routes shows the routes that are wrong first.
 func (p *page) routes(all []api.Route) {
 	var bad, good []api.Route
 	for _, r := range all {
@@ -141,7 +141,7 @@ func (p *page) routes(all []api.Route) {
 	})
 }
 
-// learned shows first what is not as it should be; what is ignored is counted only.
+// learned shows the routes that are wrong first. It only counts the prefixes that are ignored.
 func (p *page) learned(all []api.Learned) {
 	if len(all) == 0 {
 		return
@@ -229,7 +229,7 @@ func leasesLine(l api.Leases) string {
 	return text
 }
 
-// count writes numbers that only IPv6 pools reach as powers of two.
+// count writes large numbers, which only IPv6 pools reach, as powers of two.
 func count(n uint64) string {
 	if n < 1<<20 {
 		return fmt.Sprint(n)

@@ -19,10 +19,10 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/pods"
 )
 
-// pingFor bounds the wait for a daemon that should not be there.
+// pingFor bounds the wait for a daemon that should not run.
 const pingFor = 2 * time.Second
 
-// removal is what uninstall was told.
+// removal has the flags of uninstall.
 type removal struct {
 	places
 	purge, force, stay bool
@@ -96,7 +96,7 @@ func (r *removal) run(ctx context.Context, c config.Config, out io.Writer) error
 	return nil
 }
 
-// stopped is nil when no daemon answers.
+// stopped returns an error when a daemon answers.
 func stopped(ctx context.Context, c config.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, pingFor)
 	defer cancel()
@@ -109,7 +109,7 @@ func stopped(ctx context.Context, c config.Config) error {
 	return nil
 }
 
-// removeFiles begins with the configuration: a runtime must not find one without its plugin.
+// removeFiles removes the network configuration first: a runtime must not find it without the plugin.
 func (r *removal) removeFiles(c config.Config, out io.Writer) error {
 	paths := []string{pods.Conflist(c), filepath.Join(r.pluginDir, pluginName)}
 	if r.programDir != "" {

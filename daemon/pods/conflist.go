@@ -12,7 +12,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/durable"
 )
 
-// conflistName sorts before what other networks usually write: runtimes take the first file.
+// conflistName sorts before the files of most other networks: runtimes take the first file.
 const conflistName = "10-edgeway.conflist"
 
 // Conflist is the path of the network configuration list that the daemon writes.
@@ -53,8 +53,8 @@ func capability(plugin string) string {
 	return ""
 }
 
-// writeConflist puts the list where the runtime looks, if it is not there already, and says
-// what in that directory is in the way. Plugins of the chain that are not installed are left
+// writeConflist writes the list where the runtime looks for it, unless the file is right already, and
+// returns what in that directory stands in the way. Plugins of the chain that are not installed are left
 // out: pods without hostPorts are better than no pods.
 func writeConflist(c config.Config, mtu int) ([]cluster.Problem, error) {
 	var problems []cluster.Problem
@@ -92,7 +92,7 @@ func writeConflist(c config.Config, mtu int) ([]cluster.Problem, error) {
 	return problems, nil
 }
 
-// earlierConf names a network configuration that the runtime prefers to ours.
+// earlierConf returns the name of a network configuration that the runtime prefers to ours, or "".
 func earlierConf(dir string) string {
 	entries, err := os.ReadDir(dir) // sorted
 	if err != nil {

@@ -14,10 +14,10 @@ import (
 	"github.com/edgeway-cni/edgeway/plugin"
 )
 
-// Apply, as an argument of "import", makes it happen; without it the answer says what would.
+// Apply is the argument of "import" that makes it happen. Without it, the answer says what would happen.
 const Apply = "--apply"
 
-// importLeases takes over what another IPAM plugin gave: args are the network that serves the pods
+// importLeases takes over the leases of another IPAM plugin. Its args are the network that serves the pods
 // from now on, the leases as JSON, and Apply.
 func (n *leases) importLeases(ctx context.Context, c config.Config, args []string) ([]api.Imported, error) {
 	var leases []ipam.Lease
@@ -42,7 +42,7 @@ func (n *leases) importLeases(ctx context.Context, c config.Config, args []strin
 	return p.rows, nil
 }
 
-// importPlan is what an import will do.
+// importPlan says what an import will do.
 type importPlan struct {
 	rows           []api.Imported
 	hold, remember []ipam.Lease
@@ -50,11 +50,11 @@ type importPlan struct {
 	held   map[netip.Addr]ipam.Lease
 	own    map[ipam.Attachment]ipam.Lease
 	memory map[netip.Addr]ipam.Memory
-	pods   map[podOn]netip.Addr // the address that a pod has, or had last
+	pods   map[podOn]netip.Addr // the address that a pod has, or last had
 	inside func(netip.Addr) bool
 }
 
-// podOn is a pod's interface on a network: what a memory is for.
+// podOn is the interface of a pod on a network: an address is remembered for it.
 type podOn struct{ network, pod, ifName string }
 
 func (n *leases) importPlan(ctx context.Context, c config.Config, leases []ipam.Lease) (p importPlan, err error) {
@@ -84,7 +84,7 @@ func (n *leases) importPlan(ctx context.Context, c config.Config, leases []ipam.
 		p.memory[m.Addr] = m
 		p.pods[podOn{m.Network, m.Pod.String(), m.IfName}] = m.Addr
 	}
-	// Pods that run come first, then the latest that ended: one address is remembered for each.
+	// Running pods come first, then the pods that ended last: one address is remembered for each pod.
 	slices.SortStableFunc(leases, func(a, b ipam.Lease) int {
 		if x, y := plugin.Gone(a), plugin.Gone(b); x != y {
 			if x {
@@ -176,7 +176,7 @@ func (p *importPlan) decide(l ipam.Lease, gone bool) (action, why string) {
 	return api.Hold, ""
 }
 
-// remembers decides about a pod that is gone: what edgewayd knows of it or of the address is newer.
+// remembers decides about a pod that is gone. What edgewayd knows of the pod or of the address is newer.
 func (p *importPlan) remembers(l ipam.Lease) (action, why string) {
 	for _, a := range l.Addrs {
 		if m, ok := p.memory[a]; ok {

@@ -21,11 +21,11 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// Force, as an argument of "release", ends attachments of pods that run.
+// Force is the argument of "release" that also ends attachments of running pods.
 const Force = "--force"
 
-// Answer answers an operator's request about leases (api.Request.Args) where no daemon runs: it
-// opens the store itself and does what the daemon would.
+// Answer answers an operator's request about leases (api.Request.Args) on a node whose daemon does not run.
+// It opens the store itself and does what the daemon would do.
 func Answer(ctx context.Context, c config.Config, args []string) ([]byte, error) {
 	path := storeFile(c.StateDir)
 	_, err := os.Stat(path)
@@ -38,7 +38,7 @@ func Answer(ctx context.Context, c config.Config, args []string) ([]byte, error)
 		return nil, err
 	}
 	options := ipam.Options{BootID: boot}
-	if missing { // an import begins the store, as the first ADD would; its plan looks at an empty one
+	if missing { // an import creates the store, as the first ADD does; its plan works on an empty store
 		options.Recover = plugin.Recover
 		if !slices.Contains(args, Apply) {
 			dir, err := os.MkdirTemp("", "edgewayd-ipam-")
@@ -173,8 +173,8 @@ func memoryRow(m ipam.Memory) api.Remembered {
 	return api.Remembered{Addr: m.Addr.String(), Pod: m.Pod.String(), IfName: m.IfName, Network: m.Network}
 }
 
-// named reports whether an operator's word means the attachment: its pod as namespace/name or
-// name, an address, the beginning of its container ID, container ID and interface, or its link.
+// named reports whether an operator's word names the attachment: its pod (namespace/name, or name), an
+// address, the beginning of its container ID, its container ID and interface, or its link.
 func named(a plugin.Attached, word string) bool {
 	l := a.Lease
 	if addr, err := netip.ParseAddr(word); err == nil {
@@ -189,7 +189,7 @@ func named(a plugin.Attached, word string) bool {
 	return strings.HasPrefix(l.Attachment.ContainerID, word)
 }
 
-// errNothing names what an operator asked for and nobody has.
+// errNothing is the error about a word that names nothing.
 func errNothing(word string) error {
 	return fmt.Errorf("%s: no lease of a pod (namespace/name), address, container or link of that name; edgewayd ipam list shows all", word)
 }
@@ -231,7 +231,7 @@ func (n *leases) show(ctx context.Context, words []string) (api.LeaseDetails, er
 	return out, nil
 }
 
-// detail asks the kernel for both ends.
+// detail asks the kernel for both ends of the link.
 func (n *leases) detail(ctx context.Context, a plugin.Attached) (api.LeaseDetail, error) {
 	d := api.LeaseDetail{Lease: leaseRow(a), LinkExists: a.Linked, HostEnd: []string{}, PodEnd: []string{}, KeptFor: cmp.Or(a.Lease.RememberAs, a.Lease.Network)}
 	if a.Lease.Pod.Name == "" {
@@ -322,7 +322,7 @@ func one(all []plugin.Attached, word string) (plugin.Attached, error) {
 	return plugin.Attached{}, fmt.Errorf("%s names %d leases; name one of %s", word, len(found), strings.Join(names, ", "))
 }
 
-// forget drops what free addresses remember.
+// forget makes free addresses forget their last pods.
 func (n *leases) forget(ctx context.Context, words []string) ([]api.Remembered, error) {
 	memories, err := n.store.Remembered()
 	if err != nil {
@@ -368,8 +368,8 @@ func (n *leases) check(ctx context.Context, look func(context.Context) ([]plugin
 	return out, nil
 }
 
-// poolToBe is the pool of this node: the store's, or the one that the daemon will set when it
-// starts; false when neither is known.
+// poolToBe returns the pool of the store, or else the pool that the daemon will set when it starts. It
+// returns false when neither is known.
 func (n *leases) poolToBe(ctx context.Context, c config.Config) (ipam.Pool, bool, error) {
 	pool, ok, err := n.store.Pool()
 	if ok || err != nil {
@@ -381,7 +381,7 @@ func (n *leases) poolToBe(ctx context.Context, c config.Config) (ipam.Pool, bool
 	}
 	w, err := c.ReadCluster(ctx, last)
 	if err != nil {
-		w = last // a node whose manifests come later
+		w = last // the manifests of this node come later
 	}
 	pool = policy.Decide(policy.World{Cluster: w, Self: c.NodeName, Config: c}).Pool
 	return pool, len(pool.Sets) > 0, nil

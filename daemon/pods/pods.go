@@ -1,8 +1,8 @@
 // Package pods serves the pods of one node, in the daemon's process.
 //
 // It owns the open store of leases, the plugin's verbs on it, what operators ask about leases, and the
-// network configuration (conflist) that tells the container runtime of the plugin. It never decides which
-// addresses the pods get or how large their packets are: the [policy.Plan] says so.
+// network configuration (conflist) that tells the container runtime about the plugin. It never decides
+// which addresses the pods get or how large their packets are: the [policy.Plan] says so.
 //
 //	p := pods.New(config, log)
 //	problems, err := p.Sync(ctx, plan)       // store open, pool set, conflist written
@@ -29,8 +29,8 @@ import (
 )
 
 const (
-	// openPatience is how long after its start the daemon lets verbs wait for the store. To open the store
-	// takes a moment, behind a first look at machine and cluster; runtimes wait minutes for a verb.
+	// openPatience is how long after its start the daemon lets verbs wait for the store. The store is opened
+	// after a first look at machine and cluster, which takes a moment. Runtimes wait minutes for a verb.
 	openPatience = 10 * time.Second
 	// backupTimeout bounds the last copy of the store: whoever stops the daemon waits for it.
 	backupTimeout = 5 * time.Second
@@ -44,8 +44,8 @@ type Pods struct {
 	// Served, when set, is called after each CNI verb.
 	Served func(verb string, failed bool, took time.Duration)
 
-	leases atomic.Pointer[leases] // nil until the store could be opened
-	tried  gate                   // lifted once that was tried
+	leases atomic.Pointer[leases] // nil while the store is not open
+	tried  gate                   // lifted when Sync has tried to open the store
 }
 
 // New returns the Pods of a daemon that starts now. The store is opened by the first Sync.
@@ -82,7 +82,7 @@ func samePool(a, b ipam.Pool) bool {
 	return slices.EqualFunc(a.Sets, b.Sets, func(x, y ipam.RangeSet) bool { return slices.Equal(x, y) }) && slices.Equal(a.Reserved, b.Reserved)
 }
 
-// open returns the open store. One that turned out to be damaged is opened again, which rebuilds it.
+// open returns the open store. It opens a store that turned out to be damaged again, which rebuilds it.
 func (p *Pods) open(ctx context.Context) (*leases, error) {
 	n := p.leases.Load()
 	if n != nil && n.store.Damage() != nil {
@@ -108,7 +108,7 @@ func (p *Pods) open(ctx context.Context) (*leases, error) {
 	return n, nil
 }
 
-// GiveUp says that nobody will open the store any more: verbs that wait for it are answered.
+// GiveUp says that the store will not be opened any more: verbs that wait for it are answered.
 func (p *Pods) GiveUp() { p.tried.lift() }
 
 // Close makes a last copy of the store and closes it. No call of Sync may follow.
@@ -120,8 +120,7 @@ func (p *Pods) Close() error {
 	return errors.Join(n.copied(), n.close())
 }
 
-// Backup copies the store, from which it is rebuilt when its file is damaged: what a copy does not
-// know, the node's links tell.
+// Backup copies the store. A damaged store is rebuilt from the copy and from the node's links.
 func (p *Pods) Backup(ctx context.Context) error {
 	n := p.leases.Load()
 	if n == nil {
@@ -130,9 +129,9 @@ func (p *Pods) Backup(ctx context.Context) error {
 	return n.store.Backup(ctx)
 }
 
-// Sweep ends the attachments that are gone and that no DEL will ever remove: containerd calls neither
-// GC nor, for a pod that died with its namespace, always DEL. The node's links and namespaces alone
-// say what lives.
+// Sweep removes the attachments whose pods are gone and for which no DEL will come: containerd does not call
+// GC, and does not always call DEL for a pod that died with its namespace. Only the node's links and
+// namespaces say which pods live.
 func (p *Pods) Sweep(ctx context.Context) error {
 	n := p.leases.Load()
 	if n == nil {
@@ -195,7 +194,7 @@ func (p *Pods) CNI(ctx context.Context, req api.Request, netns *os.File) api.Rep
 	return reply
 }
 
-// opened is the open store once the daemon has tried to open it; nil when that did not work, or not
+// opened waits until Sync has tried to open the store. It returns nil when the store did not open, or not
 // in time.
 func (p *Pods) opened(ctx context.Context) *leases {
 	ctx, cancel := context.WithDeadline(ctx, p.begun.Add(openPatience))
@@ -207,7 +206,7 @@ func (p *Pods) opened(ctx context.Context) *leases {
 	return p.leases.Load()
 }
 
-// gate holds back until it is opened. The zero gate is not ready: see newGate.
+// gate holds its callers back until it is lifted. The zero gate is not ready: see newGate.
 type gate struct {
 	once *sync.Once
 	open chan struct{}
@@ -215,5 +214,5 @@ type gate struct {
 
 func newGate() gate { return gate{&sync.Once{}, make(chan struct{})} }
 
-// lift opens the gate for good.
+// lift opens the gate for ever.
 func (g gate) lift() { g.once.Do(func() { close(g.open) }) }

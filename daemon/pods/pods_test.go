@@ -61,7 +61,7 @@ func TestPodStartedRightAfterARestartIsRefused(t *testing.T) {
 	})
 }
 
-// A store that cannot be opened keeps nobody waiting.
+// Nobody waits for a store that cannot be opened.
 func TestStoreThatDoesNotOpenIsNotWaitedFor(t *testing.T) {
 	for _, tt := range []struct {
 		name string

@@ -29,7 +29,7 @@ type leases struct {
 
 func storeFile(stateDir string) string { return filepath.Join(stateDir, plugin.StoreFile) }
 
-// openLeases opens the store, reads it through once, and removes what a crash left behind.
+// openLeases opens the store, checks all of it once, and removes what a crash left behind.
 func openLeases(ctx context.Context, stateDir string) (*leases, []string, error) {
 	open := func() (*ipam.Store, error) { return plugin.OpenStore(ctx, storeFile(stateDir), storeWait) }
 	store, err := open()
@@ -37,7 +37,7 @@ func openLeases(ctx context.Context, stateDir string) (*leases, []string, error)
 		return nil, nil, err
 	}
 	if err := store.Check(); err != nil {
-		// Opened again, it is rebuilt.
+		// A damaged store is rebuilt when it is opened again.
 		if err := errors.Join(err, store.Close()); !errors.Is(err, ipam.ErrDamaged) {
 			return nil, nil, err
 		}
@@ -56,7 +56,7 @@ func openLeases(ctx context.Context, stateDir string) (*leases, []string, error)
 	return n, swept, nil
 }
 
-// leasesOf takes the store over: it is closed when there is an error.
+// leasesOf takes over the store, and closes it when there is an error.
 func leasesOf(store *ipam.Store) (*leases, error) {
 	verbs, err := plugin.NewNode(store)
 	if err != nil {
@@ -65,14 +65,14 @@ func leasesOf(store *ipam.Store) (*leases, error) {
 	return &leases{store: store, verbs: verbs}, nil
 }
 
-// close closes the store when no verb runs any more.
+// close waits for the running verbs and closes the store.
 func (n *leases) close() error {
 	n.busy.Lock()
 	defer n.busy.Unlock()
 	return errors.Join(n.verbs.Close(), n.store.Close())
 }
 
-// copied makes a last copy of the store, from which a damaged one is rebuilt.
+// copied makes a last copy of the store.
 func (n *leases) copied() error {
 	if n.store.Damage() != nil {
 		return nil // the next start rebuilds it
@@ -82,7 +82,7 @@ func (n *leases) copied() error {
 	return n.store.Backup(ctx)
 }
 
-// rebuilt is the problem of a store that had to be rebuilt, until the daemon starts anew.
+// rebuilt returns the problem of a store that had to be rebuilt. It stays until the daemon is restarted.
 func (n *leases) rebuilt() []cluster.Problem {
 	r, ok := n.store.Rebuilt()
 	if !ok {
@@ -92,7 +92,7 @@ func (n *leases) rebuilt() []cluster.Problem {
 		Next: fmt.Sprintf("check the disk; the leases were rebuilt from the last copy (%d) and from the node's links (%d); the old file is %s", r.Copied, r.Found, r.Kept)}}
 }
 
-// full is the problem of a pool that has no address for another pod. Pods that run are not touched:
+// full returns the problem of a pool that has no address for another pod. Running pods are not touched:
 // STATUS succeeds.
 func (n *leases) full(ctx context.Context) []cluster.Problem {
 	full, err := n.verbs.Full(ctx)
@@ -103,8 +103,8 @@ func (n *leases) full(ctx context.Context) []cluster.Problem {
 		Next: "delete pods of this node, or give the node a larger pod CIDR; new pods wait until then"}}
 }
 
-// usage counts pods, not addresses: a pod takes one address of each set, so that the smallest set
-// says how many more pods fit.
+// usage counts pods, not addresses. A pod takes one address of each set, so the smallest set says how many
+// more pods fit.
 func (n *leases) usage() (l api.Leases, err error) {
 	pool, ok, err := n.store.Pool()
 	if err != nil || !ok {

@@ -8,10 +8,10 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// Admit takes the changes from last to next, but not those that would give one node addresses
-// that another already has: such a Node keeps the pod CIDRs it had, or none if it is new, so
-// that a mistake made today does not cut a node that worked yesterday. Two Nodes that come at
-// the same time with overlapping CIDRs are both admitted, and Decide routes to neither.
+// Admit returns next, with one exception: a Node whose new pod CIDR overlaps the pod CIDR that another
+// node already has keeps its old pod CIDRs, or has none if it is new. So a mistake made today does not cut
+// off a node that worked yesterday. Two Nodes that come at the same time with overlapping CIDRs are both
+// admitted, and Decide routes to neither.
 func Admit(last, next cluster.World) (cluster.World, []cluster.Problem) {
 	had := map[string]cluster.Node{}
 	for _, n := range last.Nodes {
@@ -47,8 +47,8 @@ func Admit(last, next cluster.World) (cluster.World, []cluster.Problem) {
 	return next, problems
 }
 
-// Date gives each node of next the time since which its addresses and pod CIDRs are what they
-// are: now, unless last had them already.
+// Date sets Since of each node of next: the time of last where the node's addresses and pod CIDRs did not
+// change, else now.
 func Date(last, next cluster.World, now time.Time) cluster.World {
 	had := map[string]cluster.Node{}
 	for _, n := range last.Nodes {

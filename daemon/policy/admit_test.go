@@ -9,8 +9,8 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// What one speaker learned later must beat what another, dead since, had told: also after that
-// one is back with the World that it saved.
+// A speaker that learned of a change later must win over a speaker that died before the change, also when
+// that speaker is back with the cluster state that it saved.
 func TestNewerKnowledgeHasLowerMED(t *testing.T) {
 	monday, tuesday := time.Unix(1.7e9, 0), time.Unix(1.7e9+86400, 0)
 	before := cluster.World{Nodes: []cluster.Node{testNode("a", 1), testNode("b", 2)}}

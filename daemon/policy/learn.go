@@ -10,7 +10,7 @@ import (
 )
 
 // Lesson is a prefix that a switch announces and bgp.learn asks for: the path that counts, and
-// what this node makes of it.
+// whether this node has a route for it.
 type Lesson struct {
 	bgp.LearnedPath
 	Link string
@@ -39,8 +39,8 @@ func neverLearned() []netip.Prefix {
 	return out
 }
 
-// lessons decides about each prefix that the switches announce, in order. Of several switches'
-// paths the first in the order of bgp.LearnedPath counts that can be used.
+// lessons decides about each prefix that the switches announce, in order. Of the paths of several
+// switches, the first usable one in the order of bgp.LearnedPath.Compare counts.
 func (d *draft) lessons() []Lesson {
 	var refused refusals
 	var out []Lesson
@@ -119,9 +119,9 @@ func (d *draft) refusals() refusals {
 	return r
 }
 
-// why says what forbids the prefix; of a default route only that the host has one.
+// why returns what forbids the prefix. A default route is forbidden only where the host has one.
 func (r refusals) why(p netip.Prefix) string {
-	if r.pods[p] { // most of what a switch announces in vain are the other LANs' pods
+	if r.pods[p] { // the commonest case: the pod CIDRs of other LANs
 		return lessonPodCIDR
 	}
 	if p.Bits() > 0 {
@@ -138,7 +138,7 @@ func (r refusals) why(p netip.Prefix) string {
 }
 
 // learn makes routes of what the switches announce. It comes before the routes to other nodes:
-// what is learned may be the way to their LAN.
+// a learned route may be the way to their LAN.
 func (d *draft) learn() {
 	if len(d.Learned) == 0 {
 		return

@@ -9,8 +9,8 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// findOverlaps finds the pod CIDRs that overlap another node's or one of this host's subnets.
-// Either of two owners may be the wrong one: neither gets a route and neither is advertised.
+// findOverlaps finds the pod CIDRs that overlap the pod CIDR of another node or a subnet of this host.
+// Either owner may be the wrong one: neither CIDR gets a route and neither is advertised.
 func (d *draft) findOverlaps() {
 	type claim struct {
 		netip.Prefix
@@ -55,8 +55,8 @@ func (d *draft) findOverlaps() {
 	}
 }
 
-// servedBefore reports whether a is a bridge's address in this node's own pod CIDR: of the network
-// plugin that served the node before.
+// servedBefore reports whether a is the address of a bridge in this node's own pod CIDR. Such a bridge
+// belongs to the network plugin that served the node before.
 func (d *draft) servedBefore(c netip.Prefix, a routes.Addr) bool {
 	return slices.Contains(d.self.PodCIDRs, c) && c.Contains(a.Prefix.Addr()) && c.Bits() <= a.Prefix.Bits() &&
 		!a.Prefix.IsSingleIP() && !d.isUnderlay(d.self, a.Link)

@@ -1,9 +1,9 @@
 // Package policy decides what one node does, as a function of what is known and of nothing else.
 //
 // It owns every decision: routes to the other nodes, sessions with the switches, what is learned from
-// them, the pod pool, the MTU, and the problems that stand in the way. It never asks anybody: it has no
-// clock, no I/O, no logger and no goroutine. Equal Worlds give equal Plans, and nothing is kept between
-// calls. Whatever is decided stands in the [Plan] and is read from there.
+// the switches, the pod pool, the MTU, and the problems that stand in the way. It has no clock, no I/O,
+// no logger and no goroutine, and it keeps nothing between calls: equal Worlds give equal Plans. Others
+// read a decision from the [Plan] and never decide again.
 //
 //	pod ──veth── node ──────── LAN ──────── node ──veth── pod      same LAN: via the other node
 //	               └── switch A ── switch B ──┘                     other LAN: by the default route,
@@ -35,17 +35,17 @@ type World struct {
 	Self    string        // this node's name in it
 	Config  config.Config // what the operator set on this node
 	Host    routes.Host   // addresses and routes of this machine that are not ours
-	// Silent are the addresses on this LAN that answer no more while others do.
+	// Silent has the addresses on this LAN that no longer answer while others do.
 	Silent map[netip.Addr]bool
 	// Learned are the paths that the switches announce within bgp.learn, in the order of
 	// bgp.LearnedPath.Compare.
 	Learned []bgp.LearnedPath
 }
 
-// Plan is what this node does. The zero Plan is a node of which nothing is known.
+// Plan says what this node does. The zero Plan belongs to a node that the cluster does not know.
 type Plan struct {
 	Routes  routes.State // what the kernel should have, in Scope
-	Learned routes.State // and the routes that the switches announce, of routes.ProtoLearned
+	Learned routes.State // the routes that the switches announce, of routes.ProtoLearned
 	BGP     bgp.State
 	Pool    ipam.Pool // the pods' addresses; without Sets: not known
 	MTU     int       // of the pods' links, in bytes
@@ -53,12 +53,12 @@ type Plan struct {
 	Sessions []Session
 	// Lessons has an entry for each prefix that the switches announce, in order.
 	Lessons []Lesson
-	// Neighbours are the machines one hop away that this node, as a speaker, speaks for or to.
+	// Neighbours has the machines one hop away that this node, as a speaker, speaks for or to.
 	Neighbours []routes.Neighbour
 	Problems   []cluster.Problem
 }
 
-// Session is what became of one switch of one resource.
+// Session is the session with one switch that one resource asks for.
 type Session struct {
 	Resource string // "BGPPeer/peer-a"
 	Peer     cluster.Peer
@@ -66,7 +66,7 @@ type Session struct {
 	Key bgp.Key
 	// Held is why no session is tried for this resource. The zero Problem: it is tried.
 	Held cluster.Problem
-	// Paths are what this resource has the switch hear.
+	// Paths are what this resource has the node advertise to the switch.
 	Paths []bgp.Path
 }
 
@@ -76,19 +76,19 @@ func (s Session) IsHeld() bool { return s.Held.Reason != "" }
 // VXLANLink is the name of the overlay's link on every node.
 const VXLANLink = "edgeway.1"
 
-// Scope is what belongs to Plan.Routes in the host's network namespace.
+// Scope returns the part of the host's network namespace that Plan.Routes describes.
 func Scope() routes.Scope {
 	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{VXLANLink}, NAT: true}
 }
 
-// String is the plan in an operator's words: the lines of ip route, and a table for each session.
+// String prints the plan in an operator's words: the lines of ip route, and a table for each session.
 func (p Plan) String() string {
 	all := p.Routes
 	toNodes := slices.IndexFunc(all.Routes, func(r routes.Route) bool { return r.Via.IsValid() })
 	if toNodes < 0 {
 		toNodes = len(all.Routes)
 	}
-	// What is learned may be the way to the nodes: it comes before the routes to them.
+	// A learned route may be the way to other nodes: it is printed before the routes to them.
 	all.Routes = slices.Concat(all.Routes[:toNodes], p.Learned.Routes, all.Routes[toNodes:])
 	return all.String() + p.BGP.String()
 }
@@ -125,7 +125,7 @@ type draft struct {
 	World
 	self     cluster.Node
 	disputed map[netip.Prefix]bool // CIDRs that overlap something: nobody gets a route to them
-	shared   map[netip.Prefix]bool // our own CIDRs that another plugin's bridge still serves too
+	shared   map[netip.Prefix]bool // this node's CIDRs that the bridge of another plugin still serves
 
 	plan Plan
 }
@@ -163,7 +163,7 @@ func (d *draft) findSelf() bool {
 	return true
 }
 
-// linksDown names the links to the LAN that are down: nothing else need be said of them.
+// linksDown names the links to the LAN that are down. No other problem mentions them.
 func (d *draft) linksDown() {
 	for _, l := range d.Host.Links {
 		if d.isUnderlay(d.self, l.Name) && !l.Up {
@@ -172,8 +172,8 @@ func (d *draft) linksDown() {
 	}
 }
 
-// pods decides what each pod of this node gets: one address of each pod CIDR, and an MTU. The host's
-// own addresses, such as the gateway of the bridge that served before, are no pod's.
+// pods decides what each pod of this node gets: one address of each pod CIDR, and an MTU. No pod gets an
+// address of the host, such as the gateway of the bridge that served before.
 func (d *draft) pods() {
 	pool := &d.plan.Pool
 	for _, c := range d.self.PodCIDRs {
@@ -199,12 +199,12 @@ func (d *draft) carry(mtu int) {
 	}
 }
 
-// forwarding lets the kernel route at all, and ends here what is meant for no pod of ours: by
-// the default route it would go back to the switch, which sends it here, until its TTL ends.
+// forwarding lets the kernel route, and rejects packets for addresses of our pod CIDRs that no pod has.
+// By the default route such a packet would go back to the switch, which sends it here, until its TTL ends.
 func (d *draft) forwarding() {
 	s := &d.plan.Routes
 	for _, c := range d.self.PodCIDRs {
-		if !d.shared[c] { // else the old bridge's own route has that place
+		if !d.shared[c] { // else the route of the old bridge has that place
 			s.Routes = append(s.Routes, routes.Route{Dst: c, Type: "unreachable", Protocol: routes.ProtoNode})
 		}
 		key := "net/ipv4/ip_forward"

@@ -127,7 +127,7 @@ func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]boo
 	return h, silent, learned
 }
 
-// What a switch is told when the session's password goes is not that the resource is gone.
+// When the Secret goes, the switch is not told that the resource is gone.
 func TestMissingPasswordIsToldToTheSwitch(t *testing.T) {
 	w := World{Self: "n1"}
 	w.Cluster.Nodes = []cluster.Node{{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.10.1.0/24")}, Addresses: []netip.Addr{netip.MustParseAddr("10.0.10.11")}}}
@@ -140,8 +140,8 @@ func TestMissingPasswordIsToldToTheSwitch(t *testing.T) {
 	}
 }
 
-// The address of the bridge that served before is the host's, and no pod's.
-func TestHostAddressIsNoPods(t *testing.T) {
+// No pod gets the address of the bridge that served before.
+func TestNoPodGetsAnAddressOfTheHost(t *testing.T) {
 	w := World{Self: "n", Cluster: cluster.World{Nodes: []cluster.Node{{Name: "n", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.10.1.0/24")}}}}}
 	for _, a := range []string{"10.10.1.1/32", "192.0.2.1/24", "10.10.1.9/24", "10.10.1.1/32"} {
 		w.Host.Addrs = append(w.Host.Addrs, routes.Addr{Link: "x", Prefix: netip.MustParsePrefix(a)})
@@ -162,4 +162,27 @@ func tell(t *testing.T, w World) string {
 		fmt.Fprintf(&b, "problem: %s\n", p)
 	}
 	return b.String()
+}
+
+// Pods' packets fit the link that carries them, also inside the tunnel.
+func TestMTUOfPods(t *testing.T) {
+	w := World{Self: "a", Config: config.Defaults()}
+	w.Cluster.Nodes = []cluster.Node{testNode("a", 1), testNode("b", 2)}
+	w.Host.Addrs = []routes.Addr{{Link: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")}}
+	w.Host.Links = []routes.Link{{Name: "eth0", MTU: 9000, Up: true}}
+	for _, c := range []struct {
+		name string
+		mode config.Mode
+		set  int
+		want int
+	}{
+		{"underlay", config.Underlay, 0, 9000},
+		{"VXLAN over IPv4", config.Overlay, 0, 8950},
+		{"set by the operator", config.Overlay, 1400, 1400},
+	} {
+		w.Config.Mode, w.Config.CNI.MTU = c.mode, c.set
+		if got := Decide(w).MTU; got != c.want {
+			t.Errorf("%s: %d, want %d", c.name, got, c.want)
+		}
+	}
 }

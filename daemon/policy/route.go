@@ -29,7 +29,7 @@ func (d *draft) routeTo(n cluster.Node, cidr netip.Prefix) {
 	}
 	route := routes.Route{Dst: cidr, Protocol: routes.ProtoNode}
 	if connected && d.isDown(link) {
-		return // the kernel would refuse the route; it is set when the link is back
+		return // the kernel would refuse the route; the route is set when the link is up again
 	}
 	if connected && (sameLAN || len(mine) == 0 || len(theirs) == 0) {
 		if !sameLAN && len(mine)+len(theirs) > 0 {
@@ -60,7 +60,7 @@ func (d *draft) routeTo(n cluster.Node, cidr netip.Prefix) {
 		d.plan.Routes.Routes = append(d.plan.Routes.Routes, route)
 		return
 	}
-	// The host's own routes carry it to the switch: see that they do.
+	// The host's own routes must carry the packets to the switch.
 	if r, ok := d.lookup(cidr.Addr()); !ok || !d.isUnderlay(d.self, r.Link) {
 		got := "no route"
 		if ok {
@@ -96,8 +96,8 @@ func (d *draft) overlaid(n cluster.Node, near bool) bool {
 	return (mine == config.Auto || theirs == config.Auto) && !near
 }
 
-// tunnelTo routes cidr through the VXLAN link to n's tunnel endpoint (VTEP). The endpoint's
-// address is the CIDR's first, its MAC follows from the node's name: nothing needs publishing.
+// tunnelTo routes cidr through the VXLAN link to the tunnel endpoint (VTEP) of n. The endpoint has the
+// first address of the CIDR, and a MAC that follows from the node's name: nothing needs publishing.
 func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
 	local, ok := underlay(d.self, netip.IPv4Unspecified())
 	if !ok {

@@ -7,11 +7,11 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// kernelMade is the protocol of the routes that come with addresses (RTPROT_KERNEL).
+// kernelMade is the protocol of the routes that the kernel makes for addresses (RTPROT_KERNEL).
 const kernelMade routes.Protocol = 2
 
-// shadows finds other owners' routes that win over ours without standing in their place: one to a
-// part of a node's pod CIDR, or to all of it with a lower metric. Packets take those.
+// shadows finds the routes of other owners that win over ours and do not stand in the same place: a route
+// to a part of a node's pod CIDR, or to all of it with a lower metric.
 func (d *draft) shadows() {
 	ours := map[netip.Prefix]routes.Route{}
 	for _, r := range d.plan.Routes.Routes {
@@ -41,7 +41,7 @@ func (d *draft) shadows() {
 	}
 }
 
-// metric is the priority that the kernel compares; IPv6 routes without one have 1024
+// metric returns the priority that the kernel compares. An IPv6 route without a metric has 1024
 // (IP6_RT_PRIO_USER, include/uapi/linux/ipv6_route.h).
 func metric(r routes.Route) int {
 	if r.Metric == 0 && r.Dst.Addr().Is6() {

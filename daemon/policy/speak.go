@@ -12,8 +12,8 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// speak decides the BGP sessions of this node, if any resource names it as a speaker, and what
-// each switch is told: every pod CIDR of every selected node, next hop that node itself.
+// speak decides the BGP sessions of this node, if a resource names it as a speaker, and what it
+// advertises to each switch: every pod CIDR of every selected node, with that node as the next hop.
 func (d *draft) speak() {
 	for _, r := range d.Cluster.Peerings {
 		d.resource(r)
@@ -46,7 +46,7 @@ func (d *draft) resource(r cluster.Peering) {
 	}
 }
 
-// session decides what becomes of one switch of a resource.
+// session decides the session with one switch of a resource, or why there is none.
 func (d *draft) session(r cluster.Peering, peer cluster.Peer) Session {
 	terms, held := d.terms(r, peer)
 	out := Session{Resource: r.Ref(), Peer: peer, Key: terms.Key(), Held: held}
@@ -58,7 +58,7 @@ func (d *draft) session(r cluster.Peering, peer cluster.Peer) Session {
 	return out
 }
 
-// terms decides on what terms this node speaks to a switch, or what holds the session down.
+// terms decides the terms of a session with a switch, or what holds the session down.
 func (d *draft) terms(r cluster.Peering, peer cluster.Peer) (t bgp.Peer, held cluster.Problem) {
 	b := d.Config.BGP
 	t = bgp.Peer{
@@ -68,7 +68,7 @@ func (d *draft) terms(r cluster.Peering, peer cluster.Peer) (t bgp.Peer, held cl
 	}
 	link, connected := d.linkTo(peer.Address)
 	if !connected && peer.MultihopTTL == 0 {
-		// It is tried all the same: an address that is gone for a moment must not end a session.
+		// The session is tried all the same: an address that is away for a moment must not end it.
 		d.problem(r.Ref(), "peerOffSubnet", "a switch on a subnet of this node", peer.Address.String(),
 			"correct the peer's address, or set ebgpMultihop to the number of hops")
 	}
@@ -89,9 +89,10 @@ func (d *draft) terms(r cluster.Peering, peer cluster.Peer) (t bgp.Peer, held cl
 	return t, cluster.Problem{}
 }
 
-// paths lists what r's switches are told. A node that is NotReady is still told of: the cluster
-// may just not hear it. One that the LAN does not hear is not. Newer knowledge has the lower MED:
-// while a speaker is dead the switch keeps what it told, and must follow those that live.
+// paths lists what is advertised to the switches of r. The pod CIDRs of a node that is NotReady are
+// advertised: perhaps only the cluster does not hear the node. The pod CIDRs of a node that the LAN does
+// not hear are not. Newer knowledge has the lower MED: while a speaker is dead, the switch keeps the paths
+// of that speaker, and must prefer those of the speakers that live.
 func (d *draft) paths(r cluster.Peering) []bgp.Path {
 	var paths []bgp.Path
 	for _, n := range d.Cluster.Nodes {
@@ -125,8 +126,8 @@ func (d *draft) paths(r cluster.Peering) []bgp.Path {
 	return paths
 }
 
-// join adds a session, or its paths to the session that another resource has with the switch.
-// Where the two do not agree, the Problem says so, and the first is used.
+// join adds the session s. Where another resource has a session with the same switch, join adds only the
+// paths of s to that session. Where the terms of the two differ, the earlier session is used, and s is held.
 func (d *draft) join(r cluster.Peering, s bgp.Session) (held cluster.Problem) {
 	for i := range d.plan.BGP.Sessions {
 		have := &d.plan.BGP.Sessions[i]
@@ -134,7 +135,7 @@ func (d *draft) join(r cluster.Peering, s bgp.Session) (held cluster.Problem) {
 			continue
 		}
 		if !have.Peer.Same(s.Peer) {
-			// A switch tells neighbours apart by address: it cannot have two sessions with us.
+			// A switch tells its neighbours apart by address, so it cannot have two sessions with this node.
 			return d.problem(r.Ref(), "conflict", "the same ASNs, password and options as "+have.Peer.Name+" has for "+s.Peer.Address.String(), "other values",
 				"make the two resources agree; "+have.Peer.Name+" is used")
 		}
@@ -162,7 +163,7 @@ func (d *draft) password(k cluster.SecretKey) (password, got string) {
 	case len(v) == 0:
 		return "", "an empty value"
 	case v[len(v)-1] == '\n':
-		// What echo leaves at the end; no switch has it in its password.
+		// echo leaves it at the end; no switch has it in its password.
 		return "", "a value that ends in a line break (encode it with printf, not echo)"
 	case len(v) > 80: // TCP_MD5SIG_MAXKEYLEN, include/uapi/linux/tcp.h
 		return "", fmt.Sprintf("a value of %d bytes, of which TCP MD5 allows 80", len(v))
@@ -183,8 +184,8 @@ func (d *draft) routerID(n cluster.Node) netip.Addr {
 	return netip.AddrFrom4([4]byte{sum[0] | 1, sum[1], sum[2], sum[3]})
 }
 
-// neighbours are the machines that this node, as a speaker, speaks for or to: the nodes of its
-// resources and their switches, as far as they are one hop away.
+// neighbours are the machines one hop away that this node, as a speaker, speaks for or to: the nodes and
+// the switches of its resources.
 func (d *draft) neighbours() []routes.Neighbour {
 	var out []routes.Neighbour
 	there := map[routes.Neighbour]bool{}
@@ -214,16 +215,16 @@ func (d *draft) neighbours() []routes.Neighbour {
 	return out
 }
 
-// markOwn has each switch drop this node's own pod CIDRs when the restart time after this speaker's
-// loss is over, and not keep them for the long-lived time too, where another speaker tells it of them.
-// That one knows whether this node lives, withdraws them when it does not, and cannot withdraw what
-// the dead one told; when both are lost, the switch keeps what each told of the other.
+// markOwn marks this node's own pod CIDRs for each switch to which another speaker advertises them too.
+// When this speaker is lost, the switch drops the marked paths after the restart time, and does not keep
+// them for the long-lived time. The other speaker knows whether this node lives, but it cannot withdraw
+// the paths of this node. When both are lost, the switch keeps what each advertised for the other.
 func (d *draft) markOwn() {
 	if d.Config.BGP.LongLivedTime == 0 {
 		return
 	}
 	for _, s := range d.plan.BGP.Sessions {
-		if !slices.ContainsFunc(d.Cluster.Peerings, func(r cluster.Peering) bool { return d.othersTell(r, s.Peer) }) {
+		if !slices.ContainsFunc(d.Cluster.Peerings, func(r cluster.Peering) bool { return d.othersAdvertise(r, s.Peer) }) {
 			continue
 		}
 		for i := range s.Paths {
@@ -232,8 +233,8 @@ func (d *draft) markOwn() {
 	}
 }
 
-// othersTell reports whether r has another node of the cluster tell the switch of this one.
-func (d *draft) othersTell(r cluster.Peering, to bgp.Peer) bool {
+// othersAdvertise reports whether r has another node of the cluster advertise this node to the switch.
+func (d *draft) othersAdvertise(r cluster.Peering, to bgp.Peer) bool {
 	return r.Selector.Selects(d.self.Labels) && slices.ContainsFunc(r.Speakers, func(s cluster.Speaker) bool {
 		_, known := d.Cluster.Node(s.Node)
 		return known && s.Node != d.self.Name && slices.ContainsFunc(s.Peers, func(peer cluster.Peer) bool {

@@ -9,9 +9,9 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// Questions about a World that several decisions ask.
+// The questions about a World that several decisions ask.
 
-// Mode is how n wants to be reached.
+// Mode returns how packets reach the pods of n.
 func (w World) Mode(n cluster.Node) config.Mode {
 	for _, m := range w.Config.Modes {
 		if m.NodeSelector.Selects(n.Labels) {
@@ -21,7 +21,7 @@ func (w World) Mode(n cluster.Node) config.Mode {
 	return w.Config.Mode
 }
 
-// underlay is the node's address on the LAN, of the family of like.
+// underlay returns the node's address on the LAN, of the same family as like.
 func underlay(n cluster.Node, like netip.Addr) (netip.Addr, bool) {
 	for _, a := range n.Addresses {
 		if a.Is4() == like.Is4() {
@@ -31,7 +31,7 @@ func underlay(n cluster.Node, like netip.Addr) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// isSilent reports whether nothing answers at any of n's addresses that are one hop away.
+// isSilent reports whether n has addresses one hop away and answers at none of them.
 func (w World) isSilent(n cluster.Node) bool {
 	silent := false
 	for _, a := range n.Addresses {
@@ -45,7 +45,7 @@ func (w World) isSilent(n cluster.Node) bool {
 	return silent
 }
 
-// lans are the local ASNs of the resources that select n: a LAN is named by its ASN.
+// lans returns the local ASNs of the resources that select n: the ASN names the LAN.
 func (w World) lans(n cluster.Node) []uint32 {
 	var asns []uint32
 	for _, r := range w.Cluster.Peerings {
@@ -60,7 +60,7 @@ func intersects(a, b []uint32) bool {
 	return slices.ContainsFunc(a, func(x uint32) bool { return slices.Contains(b, x) })
 }
 
-// gateway is where a resource that selects n wants its packets for other LANs to go.
+// gateway returns the gateway to other LANs that a resource sets for n, and the resource.
 func (w World) gateway(n cluster.Node, like netip.Addr) (netip.Addr, string, bool) {
 	for _, r := range w.Cluster.Peerings {
 		if r.Gateway.IsValid() && r.Gateway.Is4() == like.Is4() && r.Selector.Selects(n.Labels) {
@@ -70,7 +70,7 @@ func (w World) gateway(n cluster.Node, like netip.Addr) (netip.Addr, string, boo
 	return netip.Addr{}, "", false
 }
 
-// linkTo is the link on whose subnet addr is; false when addr is not one hop away.
+// linkTo returns the link on whose subnet addr is, or false when addr is not one hop away.
 func (w World) linkTo(addr netip.Addr) (string, bool) {
 	best := routes.Addr{}
 	for _, a := range w.Host.Addrs {
@@ -86,8 +86,9 @@ func (w World) isDown(link string) bool {
 	return slices.ContainsFunc(w.Host.Links, func(l routes.Link) bool { return l.Name == link && !l.Up })
 }
 
-// sourceFor is our address in a session with a switch: the Node's address if it is on the
-// link to it (the switch knows us by that), else the link's own, else the Node's.
+// sourceFor returns this node's address in a session with a switch: the Node's address when the link to
+// the switch has it (the switch is configured with that address), else an address of the link, else the
+// Node's address.
 func (w World) sourceFor(n cluster.Node, peer netip.Addr, link string) (netip.Addr, bool) {
 	node, ok := underlay(n, peer)
 	for _, a := range w.Host.Addrs {
@@ -110,7 +111,7 @@ func (w World) isUnderlay(n cluster.Node, link string) bool {
 	})
 }
 
-// underlayMTU is the MTU of the link that carries n's address, in bytes.
+// underlayMTU returns the MTU of the link that carries n's address, in bytes.
 func (w World) underlayMTU(n cluster.Node) int {
 	for _, l := range w.Host.Links {
 		if w.isUnderlay(n, l.Name) && l.MTU > 0 {
