@@ -12,7 +12,7 @@
 // The executable links all that it needs to serve a call without a daemon. To initialise those
 // packages costs more than half of a forwarded ADD. The Go specification ("Program execution")
 // sorts packages by import path, and initialises again and again the first one whose imports are
-// initialised. This package imports nothing but unsafe, so it is ready from the start, and
+// initialised. This package imports nothing but runtime and unsafe, so it is ready from the start, and
 // "github.com" sorts before "internal", "net", "os", "reflect", "sync", "syscall" and "time". So it
 // does its work while its variables are initialised. A test holds the order.
 //
@@ -27,7 +27,10 @@
 // Any other first byte than an exit status is a refusal: the daemon did nothing.
 package forward
 
-import "unsafe"
+import (
+	"runtime"
+	"unsafe"
+)
 
 const (
 	// mark is the first byte of a forwarded call. JSON begins with another byte.
@@ -38,6 +41,9 @@ const (
 	lengthBytes = 4
 	// maxAnswer bounds the daemon's answer in bytes (daemon/api: MaxMessage).
 	maxAnswer = 8 << 20
+
+	// soon is how long the answer is waited for without preparing for a longer wait, in nanoseconds.
+	soon = 1_000_000
 
 	defaultSocket = "/run/edgeway/edgewayd.sock" // daemon/api: DefaultSocket
 	// socketKey is the key of the network configuration that names the socket.
@@ -93,6 +99,8 @@ type call struct {
 	daemon    int    // the connection, or -1
 	answer    []byte
 	status    int
+	// processors is what the rest of the program has to be given back; 0: it has them.
+	processors int
 	kernel
 	// buffer holds the whole of a usual call and of its answer. It costs the pages that are used.
 	buffer [64 << 10]byte
@@ -106,6 +114,9 @@ func (c *call) serve(environ string) bool {
 }
 
 func (c *call) close() {
+	if c.processors > 0 {
+		runtime.GOMAXPROCS(c.processors)
+	}
 	closeFile(c.netns)
 	closeFile(c.daemon)
 }
@@ -244,6 +255,12 @@ func (c *call) send() bool {
 
 // receive reads the daemon's answer.
 func (c *call) receive() bool {
+	if c.patience.seconds, c.patience.nanoseconds = 0, soon; !c.wait(c.daemon, pollIn) {
+		// With one processor, and that in a system call, the runtime's monitor sleeps. With another
+		// it wakes up every 20 microseconds to look for something to do (runtime/proc.go: sysmon).
+		c.processors = runtime.GOMAXPROCS(1)
+	}
+	c.patience.seconds = c.limit.answer
 	got, want := 0, lengthBytes+1
 	c.answer = c.buffer[len(c.request):]
 	if len(c.answer) < want {

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -131,13 +133,13 @@ func (c *contender) phase(ctx context.Context, at, n int, limit time.Duration, c
 // podCounts traces ADDs and DELs, and their daemon's part.
 func (b *bench) podCounts(ctx context.Context) error {
 	t := table{Name: "pods/counts", Title: "Counts of one ADD and one DEL, by strace",
-		Columns: columns("addresses", "plugin", "verb", "execs", "syscalls", "of the daemon", "netlink sends", "rtnetlink requests", "fsyncs")}
+		Columns: columns("addresses", "plugin", "verb", "execs", "syscalls", "minor faults", "of the daemon", "netlink sends", "rtnetlink requests", "fsyncs")}
 	for _, f := range []family{v4, dual} {
 		if err := b.countFamily(ctx, f, &t); err != nil {
 			return err
 		}
 	}
-	t.note("Executed programs, all system calls of the plugin's processes, and of the daemon's; sends and requests (messages) on rtnetlink sockets and fsyncs are of both together. " +
+	t.note("Executed programs, all system calls of the plugin's processes, and of the daemon's; page faults of an untraced call's processes, the median; sends and requests (messages) on rtnetlink sockets and fsyncs are of both together. " +
 		"A wait for duplicate address detection shows as requests: the peers ask until it is over.")
 	b.out.add(t)
 	return nil
@@ -154,22 +156,59 @@ func (b *bench) countFamily(ctx context.Context, f family, t *table) error {
 	}
 	for _, c := range a.contenders {
 		results := make([]json.RawMessage, pods)
+		faults, err := c.faults(ctx, 3*pods)
+		if err != nil {
+			return err
+		}
 		for _, verb := range []string{"ADD", "DEL"} {
 			plugin, daemon, err := c.counted(ctx, a.dir, verb, results)
 			if err != nil {
 				return err
 			}
+			faults := faults[verb]
+			slices.Sort(faults)
 			each := func(n int) float64 { return float64(n) / (pods - 1) }
-			t.row(string(f), c.name, verb, each(plugin.execs), each(plugin.syscalls), each(daemon.syscalls),
+			t.row(string(f), c.name, verb, each(plugin.execs), each(plugin.syscalls), faults[len(faults)/2], each(daemon.syscalls),
 				each(plugin.sends+daemon.sends), each(plugin.requests+daemon.requests), each(plugin.fsyncs+daemon.fsyncs))
-			if c.name == "edgeway" && f == v4 && verb == "ADD" {
-				b.out.keep("counts/execs", each(plugin.execs))
-				b.out.keep("counts/sends", each(plugin.sends+daemon.sends))
-				b.out.keep("counts/syscalls", each(plugin.syscalls))
+			if c.node != nil {
+				key := "counts/" + string(f) + "/" + verb + "/"
+				b.out.keep(key+"execs", each(plugin.execs))
+				b.out.keep(key+"syscalls", each(plugin.syscalls))
+				b.out.keep(key+"faults", float64(faults[len(faults)/2]))
+				b.out.keep(key+"daemon", each(daemon.syscalls))
+				b.out.keep(key+"sends", each(plugin.sends+daemon.sends))
 			}
 		}
 	}
 	return nil
+}
+
+// faults are the minor page faults of ADDs and DELs that nobody traces, by verb.
+func (c *contender) faults(ctx context.Context, n int) (map[string][]int, error) {
+	out := map[string][]int{}
+	var result json.RawMessage
+	for i := range n {
+		for _, verb := range []string{"ADD", "DEL"} {
+			err := c.host.Do(func() error {
+				cmd, err := c.command(ctx, invocation{verb, fmt.Sprintf("f%063x", i), c.pods[0], result})
+				if err != nil {
+					return err
+				}
+				said, err := cmd.Output()
+				if err != nil {
+					return fmt.Errorf("%s: %s: %w: %s", c.name, verb, err, said)
+				}
+				out[verb] = append(out[verb], int(cmd.ProcessState.SysUsage().(*syscall.Rusage).Minflt))
+				result = said
+				return nil
+			})
+			if err != nil {
+				return nil, err
+			}
+		}
+		result = nil
+	}
+	return out, nil
 }
 
 // counted makes one verb's calls, traces all but the first, and keeps the results of an ADD for the DEL.

@@ -14,8 +14,9 @@ type report struct {
 	Quick   bool    `json:"quick"`
 	Tables  []table `json:"tables"`
 	Goals   []goal  `json:"goals"`
-	format  string
-	values  map[string]float64 // by name, for the goals
+	// Values are numbers by name, for the goals and the gate.
+	Values map[string]float64 `json:"values"`
+	format string
 }
 
 // fact is one line about the machine.
@@ -65,10 +66,10 @@ func (t *table) note(format string, args ...any) {
 
 // note keeps a number for the goals.
 func (r *report) keep(name string, v float64) {
-	if r.values == nil {
-		r.values = map[string]float64{}
+	if r.Values == nil {
+		r.Values = map[string]float64{}
 	}
-	r.values[name] = v
+	r.Values[name] = v
 }
 
 // begin prints what the machine is.
