@@ -50,7 +50,7 @@ echo "installing:$packages"
 export DEBIAN_FRONTEND=noninteractive
 
 # Debian starts what it installs. The laboratories start routing daemons of their own, inside
-# their network namespaces; on the machine itself none shall run because of us.
+# their network namespaces; none of them must run on the machine itself because of us.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
 	printf '#!/bin/sh\nexit 101\n' >"$policy"

@@ -33,7 +33,7 @@ type lan struct {
 	nodes    int // on paper
 }
 
-// newLAN starts a speaker with sessions to so many switches and waits until they know all nodes.
+// newLAN starts a speaker with sessions to a number of switches, and waits until they know all nodes.
 func (b *bench) newLAN(ctx context.Context, switches, nodes int, announce bool) (l *lan, err error) {
 	l = &lan{}
 	if l.Lab, err = lab.New(lab.Options{Bin: b.bin}); err != nil {
@@ -74,7 +74,7 @@ func (b *bench) newLAN(ctx context.Context, switches, nodes int, announce bool) 
 	return l, l.heard(ctx)
 }
 
-// grow writes manifests until there are so many nodes on paper, a file each.
+// grow writes manifests, a file each, until there are this many nodes on paper.
 func (l *lan) grow(nodes int) error {
 	for ; l.nodes < nodes; l.nodes++ {
 		if err := os.WriteFile(l.manifest(l.nodes), []byte(l.text(l.nodes)), 0o644); err != nil {
@@ -247,7 +247,7 @@ func (l *lan) appearances(ctx context.Context, n int, t *table) error {
 	return err
 }
 
-// awaited is how long after cause the kernel announces the route.
+// awaited returns how long after cause the kernel announces the route.
 func awaited(ctx context.Context, updates <-chan netlink.RouteUpdate, kind uint16, dst netip.Prefix, cause func() error) (time.Duration, error) {
 	start := time.Now()
 	if err := cause(); err != nil {

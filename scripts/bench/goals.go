@@ -2,8 +2,8 @@ package main
 
 import "fmt"
 
-// goals sets what the run found beside what edgeway wants to be. They are ratios to a peer of the
-// same run, and counts. A goal that was not measured is left out.
+// goals compares the results of the run with edgeway's goals, which are ratios to a peer of the same
+// run, and counts. It leaves out a goal that was not measured.
 func (b *bench) goals() {
 	t := table{Name: "goals", Title: "Goals", Columns: columns("what", "at most", "measured", "which is")}
 	for _, g := range []struct {

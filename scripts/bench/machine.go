@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// describe says what the numbers were measured on. It names nothing that identifies the machine.
+// describe describes the machine that the numbers were measured on. Nothing in it identifies the machine.
 func describe(ctx context.Context, o options) []fact {
 	facts := []fact{
 		{"processors", fmt.Sprintf("%d, %s", runtime.NumCPU(), field("/proc/cpuinfo", "model name"))},
@@ -44,7 +44,7 @@ func describe(ctx context.Context, o options) []fact {
 }
 
 func read(path string) string {
-	b, _ := os.ReadFile(path) // what is missing is shown as empty
+	b, _ := os.ReadFile(path) // a missing file is shown as empty
 	return string(b)
 }
 

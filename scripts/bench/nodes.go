@@ -27,9 +27,18 @@ func phantom(i int) (addr netip.Addr, cidr netip.Prefix) {
 	return addr, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(64 + i>>8), byte(i), 0}), 24)
 }
 
+// newSpace makes a network namespace whose loopback link is up.
+func newSpace(path string) (*lab.Space, error) {
+	s, err := lab.NewSpace(path)
+	if err != nil {
+		return nil, err
+	}
+	return s, s.Loopback()
+}
+
 // newWire makes a namespace with the card eth0 in 10.0.0.0/16.
 func newWire(ctx context.Context, name string) (*lab.Space, error) {
-	s, err := lab.NewSpace("/run/netns/" + name)
+	s, err := newSpace("/run/netns/" + name)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +103,7 @@ func (b *bench) routes(ctx context.Context) (err error) {
 		}
 		b.out.keep("routes/"+what, float64(samples[0][j].p50())/float64(samples[1][j].p50()))
 	}
-	t.note("With nothing changed ip -batch replaces every route by itself: it cannot know. Events are what the kernel announced in one more round (rtnetlink(7)): routes of IPv4, and next hop objects.")
+	t.note("With nothing changed ip -batch replaces every route one by one: it cannot know that nothing has changed. Events are what the kernel announced in one more round (rtnetlink(7)): routes of IPv4, and next hop objects.")
 	b.out.add(t)
 	return nil
 }

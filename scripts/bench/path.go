@@ -97,11 +97,11 @@ func layPaths(ctx context.Context, l *lab.Lab) (all []path, done func(), err err
 			return nil, done, err
 		}
 	}
-	left, err := lab.NewSpace("/run/netns/veth-0")
+	left, err := newSpace("/run/netns/veth-0")
 	if err != nil {
 		return nil, done, err
 	}
-	right, err := lab.NewSpace("/run/netns/veth-1")
+	right, err := newSpace("/run/netns/veth-1")
 	if err != nil {
 		return nil, left.Remove, err
 	}

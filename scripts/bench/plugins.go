@@ -39,7 +39,7 @@ type arena struct {
 	contenders []*contender
 }
 
-// newArena makes the contenders, each with as many pods without network.
+// newArena makes the contenders, each with the same number of pods, which have no network yet.
 func (b *bench) newArena(ctx context.Context, f family, pods int) (a *arena, err error) {
 	a = &arena{}
 	if a.dir, err = os.MkdirTemp(b.dir, "arena-"); err != nil {
@@ -67,14 +67,14 @@ func (b *bench) newArena(ctx context.Context, f family, pods int) (a *arena, err
 			conf: map[string]any{"type": "bridge", "bridge": "br0", "isGateway": true, "mtu": 1500, "ipam": hostLocal("bridge")}},
 	} {
 		c.conf["cniVersion"], c.conf["name"] = "1.0.0", "bench"
-		if c.host, err = lab.NewSpace(filepath.Join("/run/netns", fmt.Sprintf("host-%d", len(a.contenders)))); err != nil {
+		if c.host, err = newSpace(filepath.Join("/run/netns", fmt.Sprintf("host-%d", len(a.contenders)))); err != nil {
 			return a, err
 		}
 		a.contenders = append(a.contenders, c)
 	}
 	for i, c := range a.contenders {
 		for p := range pods {
-			s, err := lab.NewSpace(filepath.Join("/run/netns", fmt.Sprintf("pod-%d-%d", i, p)))
+			s, err := newSpace(filepath.Join("/run/netns", fmt.Sprintf("pod-%d-%d", i, p)))
 			if err != nil {
 				return a, err
 			}

@@ -77,7 +77,7 @@ func (b *bench) podRows(t *table, a *arena, f family, at int, cells []verbs) {
 	b.out.keep(key("del-rate"), p.del.rate()/o.del.rate())
 }
 
-// round adds the contender's pods, so many at once, and deletes them.
+// round adds the contender's pods, at most `at` side by side, and deletes them.
 func (c *contender) round(ctx context.Context, name string, at, pods int, limit time.Duration) (v verbs, err error) {
 	results := make([]json.RawMessage, pods)
 	id := func(i int) string { return fmt.Sprintf("%s%060x", name, i) }
@@ -96,7 +96,7 @@ func (c *contender) round(ctx context.Context, name string, at, pods int, limit 
 	return v, err
 }
 
-// phase makes one verb's calls: the numbers below n from so many threads, begun within limit.
+// phase makes one verb's calls: call(0) to call(n-1) from `at` threads. It begins none after limit.
 func (c *contender) phase(ctx context.Context, at, n int, limit time.Duration, call func(i int) (took, cpu time.Duration, err error)) (s sample, err error) {
 	daemon, err := c.daemonCPU()
 	if err != nil {
@@ -258,7 +258,7 @@ func (c *contender) counted(ctx context.Context, dir, verb string, results []jso
 	return plugin, daemon, err
 }
 
-// programs compares executables: what starting one costs before it does anything.
+// programs compares executables: the cost of a start that does nothing else.
 func (b *bench) programs(ctx context.Context) error {
 	n := 200
 	if b.quick {

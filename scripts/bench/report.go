@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// report is what a run found.
+// report has the results of a run.
 type report struct {
 	Machine []fact  `json:"machine"`
 	Quick   bool    `json:"quick"`
@@ -25,8 +25,8 @@ type fact struct {
 	Value string `json:"value"`
 }
 
-// table is one comparison. A value of a row is a string or a number in the column's unit; nil is
-// what was not measured.
+// table is one comparison. A value of a row is a string or a number in the column's unit, or nil when
+// it was not measured.
 type table struct {
 	Name    string   `json:"name"`
 	Title   string   `json:"title"`
@@ -40,7 +40,7 @@ type column struct {
 	Unit string `json:"unit,omitempty"`
 }
 
-// goal is what edgeway wants to be, beside what the run found.
+// goal is a goal of edgeway with the result of the run.
 type goal struct {
 	What     string  `json:"what"`
 	Most     float64 `json:"most"`
@@ -64,7 +64,7 @@ func (t *table) note(format string, args ...any) {
 	t.Notes = append(t.Notes, fmt.Sprintf(format, args...))
 }
 
-// note keeps a number for the goals.
+// keep keeps a number for the goals.
 func (r *report) keep(name string, v float64) {
 	if r.Values == nil {
 		r.Values = map[string]float64{}
@@ -72,7 +72,7 @@ func (r *report) keep(name string, v float64) {
 	r.Values[name] = v
 }
 
-// begin prints what the machine is.
+// begin describes the machine.
 func (r *report) begin() {
 	switch r.format {
 	case "json":
@@ -103,7 +103,7 @@ func (r *report) add(t table) {
 	}
 }
 
-// end prints what is left when all tables are out.
+// end prints the JSON form: the others were printed table by table.
 func (r *report) end() error {
 	if r.format == "json" {
 		enc := json.NewEncoder(os.Stdout)

@@ -61,7 +61,7 @@ func (b *bench) manyPaths(ctx context.Context) (err error) {
 	return nil
 }
 
-// growAtOnce has as many new nodes appear as make so many, in one file, and says when.
+// growAtOnce adds nodes in one file until the LAN has the wanted number, and returns when they appeared.
 func (l *lan) growAtOnce(nodes int) (start time.Time, err error) {
 	var text strings.Builder
 	for ; l.nodes < nodes; l.nodes++ {
@@ -138,14 +138,11 @@ func (l *lan) announce(ctx context.Context, n int) error {
 	if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
 		return err
 	}
-	birdc := func(args ...string) (string, error) {
-		return s.Run(ctx, "birdc", append([]string{"-s", filepath.Join(s.Dir, "bird.ctl")}, args...)...)
-	}
-	if out, err := birdc("configure"); err != nil || !strings.Contains(out, "Reconfigur") {
+	if out, err := s.Console(ctx, "configure"); err != nil || !strings.Contains(out, "Reconfigur") {
 		return fmt.Errorf("%s: birdc configure: %w: %s", s.Name, err, out)
 	}
 	return lab.Wait(ctx, routesLimit, func() error {
-		out, err := birdc("show", "protocols", "all", s.Spec.Neighbors[0].Name)
+		out, err := s.Console(ctx, "show", "protocols", "all", s.Spec.Neighbors[0].Name)
 		if err != nil {
 			return err
 		}

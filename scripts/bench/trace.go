@@ -18,7 +18,7 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// counts is what strace(1) saw: numbers that no neighbour on the machine can disturb.
+// counts are numbers that strace(1) saw: no neighbour on the machine can disturb them.
 type counts struct {
 	execs, syscalls, sends, requests, fsyncs int
 }

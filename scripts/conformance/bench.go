@@ -12,6 +12,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 // bench is what all checks of a run share.
@@ -24,7 +26,7 @@ type bench struct {
 	version  string // the newest
 	self     string // this program
 
-	daemon      *daemon
+	daemon      *lab.Process
 	calm        snapshot // what a host without pods was seen to have, beside a daemon
 	sharedHost  *space   // of a daemon, or this machine's own
 	sharedOther *space
@@ -220,7 +222,7 @@ func (b *bench) setUp() (err error) {
 		return err
 	}
 	if !b.o.current {
-		// Namespaces are mounted here, and nothing of it needs to survive.
+		// Namespaces are mounted here, and nothing here needs to survive.
 		if err := unix.Mount("conformance", b.dir, "tmpfs", 0, "mode=0755"); err != nil {
 			return fmt.Errorf("mount a temporary file system: %w", err)
 		}
@@ -234,15 +236,18 @@ func (b *bench) setUp() (err error) {
 		return err
 	}
 	if b.o.current {
-		b.sharedHost = &space{}
-		if err := b.sharedHost.open("/proc/self/ns/net"); err != nil {
+		own, err := lab.OpenSpace("/proc/self/ns/net")
+		if err != nil {
+			return err
+		}
+		if b.sharedHost, err = ask(own); err != nil {
 			return err
 		}
 	} else if b.o.daemon != "" {
 		if b.sharedHost, b.sharedOther, err = newHost(filepath.Join(b.dir, "netns")); err != nil {
 			return err
 		}
-		if b.daemon, err = b.startDaemon(b.sharedHost); err != nil {
+		if err := b.startDaemon(b.sharedHost); err != nil {
 			return err
 		}
 	}
@@ -250,7 +255,7 @@ func (b *bench) setUp() (err error) {
 }
 
 func (b *bench) tearDown() error {
-	b.daemon.stop()
+	b.stopDaemon()
 	for _, s := range []*space{b.sharedHost, b.sharedOther} {
 		if s != nil {
 			s.remove()

@@ -34,7 +34,7 @@ type call struct {
 	orphan bool        // kill the plugin alone, not what it executed
 }
 
-// reply is what came of it.
+// reply is the result of a call.
 type reply struct {
 	kind, command  string
 	stdout, stderr []byte
@@ -110,7 +110,7 @@ func (t *T) execIn(host *space, c call) reply {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	start := time.Now()
-	err = host.do(cmd.Start)
+	err = host.Do(cmd.Start)
 	if err != nil {
 		t.Fatalf("the harness: start %s: %v", path, err)
 	}

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 func addChecks() []check {
@@ -211,7 +214,7 @@ func addChecks() []check {
 		{id: "add.ipv6-disabled", level: robust, section: "2", asks: "IPv6 works where the runtime has it switched off by default in new namespaces", run: func(t *T) {
 			p := t.pod()
 			for _, k := range []string{"all", "default"} {
-				t.OK(p.sysctl("net/ipv6/conf/"+k+"/disable_ipv6", "1"), "sysctl")
+				t.OK(p.Sysctl("net/ipv6/conf/"+k+"/disable_ipv6", "1"), "sysctl")
 			}
 			r := t.add(p)
 			if !slices.ContainsFunc(r.addrs(), netip.Addr.Is6) {
@@ -222,7 +225,7 @@ func addChecks() []check {
 		{id: "add.strict-sysctls", level: robust, section: "2", asks: "strict reverse path filter and ARP settings of the host do not matter", needs: needFresh, run: func(t *T) {
 			for k, v := range map[string]string{"net/ipv4/conf/all/rp_filter": "1", "net/ipv4/conf/default/rp_filter": "1",
 				"net/ipv4/conf/all/arp_ignore": "1", "net/ipv4/conf/all/arp_announce": "2", "net/ipv6/conf/all/accept_ra": "0"} {
-				t.OK(t.host.sysctl(k, v), "sysctl")
+				t.OK(t.host.Sysctl(k, v), "sysctl")
 			}
 			p := t.pod()
 			t.connected(p, t.add(p))
@@ -311,7 +314,7 @@ func (t *T) room(n int) {
 func (t *T) gone(p *pod) {
 	res, err := parseResult(p.prev)
 	t.OK(err, "decode the result")
-	_ = wait(reachPatience, func() error { // bridges stay
+	_ = lab.Wait(context.Background(), reachPatience, func() error { // bridges stay
 		for _, name := range res.hostLinks() {
 			if l := t.host.link(name); l != nil && l.Type() == "veth" {
 				return netlink.LinkNotFoundError{}

@@ -100,7 +100,7 @@ func checkSees() []check {
 			t.OK(p.setMAC(p.ifName), "change the MAC address")
 		}),
 		sees("check.netns-other", "the pod is in another namespace than its interface", robust, 0, func(t *T, p *pod, _ result) {
-			p.netns = t.pod().path
+			p.netns = t.pod().Path
 		}),
 		sees("check.netns-gone", "the namespace is gone", should, 0, func(t *T, p *pod, _ result) { p.remove() }),
 		sees("check.host-link-down", "the host's end is down", should, 0, func(t *T, p *pod, _ result) {

@@ -165,11 +165,11 @@ func envChecks() []check {
 			before := t.snap()
 			p := t.pod()
 			c := p.main("ADD", nil)
-			c.env["CNI_NETNS"] = t.host.path
+			c.env["CNI_NETNS"] = t.host.Path
 			r := t.exec(c)
 			if r.ok() {
 				c = p.main("DEL", nil)
-				c.env["CNI_NETNS"] = t.host.path
+				c.env["CNI_NETNS"] = t.host.Path
 				t.exec(c)
 				t.Notef("accepted")
 			}
@@ -177,14 +177,14 @@ func envChecks() []check {
 		}},
 		{id: "env.netns-proc-path", level: robust, section: "3", asks: "CNI_NETNS may be a path below /proc", run: func(t *T) {
 			p := t.pod()
-			p.netns = fmt.Sprintf("/proc/%d/fd/%d", selfPid(), p.file.Fd())
+			p.netns = fmt.Sprintf("/proc/%d/fd/%d", selfPid(), p.File.Fd())
 			r := t.add(p)
 			t.connected(p, r)
 			t.del(p)
 		}},
 		{id: "env.netns-symlink", level: robust, section: "3", asks: "CNI_NETNS may be a symbolic link", run: func(t *T) {
 			p := t.pod()
-			p.netns = t.symlink(p.path)
+			p.netns = t.symlink(p.Path)
 			r := t.add(p)
 			t.connected(p, r)
 			t.del(p)

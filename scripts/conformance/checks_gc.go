@@ -224,9 +224,9 @@ func statusChecks() []check {
 		{id: "status.limited", level: robust, section: "5", asks: "STATUS says 51 while running pods are cut off: the host forwards no more", since: sinceGC, needs: needFresh, run: func(t *T) {
 			p := t.pod()
 			t.add(p)
-			t.OK(t.host.sysctl("net/ipv4/ip_forward", "0"), "sysctl")
+			t.OK(t.host.Sysctl("net/ipv4/ip_forward", "0"), "sysctl")
 			t.refuses(t.status(), "STATUS", 51)
-			t.OK(t.host.sysctl("net/ipv4/ip_forward", "1"), "sysctl")
+			t.OK(t.host.Sysctl("net/ipv4/ip_forward", "1"), "sysctl")
 			t.wants(t.status(), "STATUS after that")
 		}},
 		{id: "status.ipam-missing", level: should, section: "2", asks: "STATUS fails when the IPAM plugin is not installed", since: sinceGC, run: func(t *T) {

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 // killRounds is how many points of an execution are tried, evenly spread over its length.
@@ -88,7 +91,7 @@ func killChecks() []check {
 				t.killAdd(p, after, 0)
 				p.remove()
 				// The kernel ends a namespace, and the host's end with it, when it gets round to it.
-				t.OK(wait(reachPatience, func() error {
+				t.OK(lab.Wait(context.Background(), reachPatience, func() error {
 					if now := t.links(); now > links {
 						return fmt.Errorf("%d links, %d before", now, links)
 					}
@@ -194,7 +197,7 @@ func (t *T) killAdds(signal unix.Signal) {
 
 // eventually waits until the host has no more than before; who compares after it says what is left.
 func (t *T) eventually(before snapshot) {
-	_ = wait(reachPatience, func() error {
+	_ = lab.Wait(context.Background(), reachPatience, func() error {
 		s, err := t.host.look()
 		if err == nil && len(s.minus(before)) > 0 {
 			err = fmt.Errorf("left: %v", s.minus(before))

@@ -22,7 +22,7 @@ func (p *pod) runtimeConf() *libcni.RuntimeConf {
 // withLibrary calls f inside the host's namespace.
 func (t *T) withLibrary(what string, f func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error) {
 	c, list := t.library()
-	t.OK(t.host.do(func() error { return f(c, list) }), what)
+	t.OK(t.host.Do(func() error { return f(c, list) }), what)
 }
 
 func libcniChecks() []check {

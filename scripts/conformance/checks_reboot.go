@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 const bootIDFile = "/proc/sys/kernel/random/boot_id"
@@ -19,7 +22,7 @@ func (t *T) reboot(newBoot bool, pods ...*pod) {
 	}
 	shared := t.host == t.sharedHost
 	if shared {
-		t.daemon.stop()
+		t.stopDaemon()
 	}
 	t.host.remove()
 	t.outside.remove()
@@ -33,10 +36,9 @@ func (t *T) reboot(newBoot bool, pods ...*pod) {
 	t.OK(err, "make a new host")
 	if shared {
 		t.bench.sharedHost, t.bench.sharedOther = t.host, t.outside
-		t.bench.daemon, err = t.startDaemon(t.host)
-		t.OK(err, "start the daemon again")
+		t.OK(t.startDaemon(t.host), "start the daemon again")
 		if !before(t.net.version, sinceGC) {
-			_ = wait(reachPatience, func() error { // it has begun when it says so; what it does not say shows
+			_ = lab.Wait(context.Background(), reachPatience, func() error { // it has begun when it says so; what it does not say shows
 				if r := t.status(); !r.ok() {
 					return errors.New(r.said())
 				}

@@ -19,7 +19,7 @@ type network struct {
 	plugins []object
 }
 
-// network reads the configuration anew.
+// network reads the configuration again.
 func (b *bench) network(name, state string) (network, error) {
 	text := strings.ReplaceAll(b.conf, placeholder, state)
 	var raw struct {

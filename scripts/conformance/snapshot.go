@@ -110,7 +110,7 @@ func dstOf(r netlink.Route) string {
 // lookRules notes nftables: rules by their number in the chain, elements by their key. What the
 // kernel does not list is left out; iptables with its own tables is not seen at all.
 func (s *space) lookRules(out snapshot) {
-	c, err := nftables.New(nftables.WithNetNSFd(int(s.file.Fd())))
+	c, err := nftables.New(nftables.WithNetNSFd(int(s.File.Fd())))
 	if err != nil {
 		return
 	}
@@ -215,7 +215,7 @@ func (t *T) sameAs(before snapshot, what string) {
 
 // deleteTables deletes all of nftables.
 func (s *space) deleteTables() error {
-	c, err := nftables.New(nftables.WithNetNSFd(int(s.file.Fd())))
+	c, err := nftables.New(nftables.WithNetNSFd(int(s.File.Fd())))
 	if err != nil {
 		return err
 	}

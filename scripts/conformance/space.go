@@ -4,91 +4,42 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"runtime"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// space is a network namespace.
+// space is a network namespace with a socket to ask its kernel.
 type space struct {
-	path string // where it is mounted; "" for this machine's own
-	file *os.File
-	nl   *netlink.Handle
+	*lab.Space
+	nl *netlink.Handle
 }
 
 // newSpace makes a network namespace and mounts it at path.
 func newSpace(path string) (*space, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(path, nil, 0o444); err != nil {
-		return nil, err
-	}
-	s := &space{path: path}
-	err := onThread(func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return err
-		}
-		if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
-			return err
-		}
-		return s.open("/proc/thread-self/ns/net")
-	})
+	s, err := lab.NewSpace(path)
 	if err != nil {
-		return nil, fmt.Errorf("make network namespace %s: %w", path, err)
+		return nil, err
 	}
-	return s, nil
+	return ask(s)
 }
 
-func (s *space) open(path string) (err error) {
-	if s.file, err = os.Open(path); err != nil {
-		return err
-	}
-	s.nl, err = netlink.NewHandleAt(netns.NsHandle(s.file.Fd()))
-	return err
+func ask(s *lab.Space) (*space, error) {
+	nl, err := netlink.NewHandleAt(netns.NsHandle(s.File.Fd()))
+	return &space{s, nl}, err
 }
 
-// remove unmounts the namespace; it ends when nothing is inside any more.
+// remove unmounts the namespace; it ends when nothing is inside any more. It may be called twice.
 func (s *space) remove() {
-	if s.file == nil {
-		return
+	if s.nl != nil {
+		s.nl.Close()
+		s.nl = nil
+		s.Remove()
 	}
-	s.nl.Close()
-	s.file.Close()
-	s.file = nil
-	if s.path != "" {
-		s.unlink()
-	}
-}
-
-// unlink removes what CNI_NETNS names. The namespace ends: nobody else holds it.
-func (s *space) unlink() {
-	_ = unix.Unmount(s.path, unix.MNT_DETACH) // tests put other things there
-	_ = os.Remove(s.path)
-}
-
-// onThread runs f on a thread of its own, which ends with it.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked
-		done <- f()
-	}()
-	return <-done
-}
-
-// do runs f on a thread inside the namespace. Processes that it starts stay in there.
-func (s *space) do(f func() error) error {
-	return onThread(func() error {
-		if err := unix.Setns(int(s.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter network namespace: %w", err)
-		}
-		return f()
-	})
 }
 
 // link returns a link by name; nil when there is none.
@@ -98,11 +49,6 @@ func (s *space) link(name string) netlink.Link {
 		return nil
 	}
 	return l
-}
-
-// sysctl writes a value inside the namespace.
-func (s *space) sysctl(key, value string) error {
-	return s.do(func() error { return os.WriteFile("/proc/sys/"+key, []byte(value), 0) })
 }
 
 // addrs are the global addresses on a link.
@@ -122,7 +68,7 @@ func (s *space) addrs(link string) (out []netip.Prefix, err error) {
 	return out, err
 }
 
-// mustLink makes a link, an address or a route in a script of them.
+// script makes links, addresses and routes.
 func (s *space) script(steps ...func(h *netlink.Handle) error) error {
 	var errs []error
 	for i, step := range steps {
@@ -197,7 +143,7 @@ func newHost(dir string) (host, outside *space, err error) {
 		return nil, nil, err
 	}
 	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: uplink, MTU: 1480, NumTxQueues: 1, NumRxQueues: 1}, PeerName: "up1",
-		PeerNamespace: netlink.NsFd(outside.file.Fd())}
+		PeerNamespace: netlink.NsFd(outside.File.Fd())}
 	err = errors.Join(
 		host.script(func(h *netlink.Handle) error { return h.LinkAdd(veth) }, setUp("lo")),
 		outside.script(setUp("up1"), addAddr("up1", otherIP+"/24"), addAddr("up1", otherIP6+"/64")),

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"time"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 const (
@@ -19,8 +22,8 @@ const (
 // returns the source address that arrived.
 func reach(from, to *space, addr netip.Addr) (source netip.Addr, err error) {
 	var l net.PacketConn
-	err = wait(reachPatience, func() error { // until the address is usable
-		return to.do(func() (err error) {
+	err = lab.Wait(context.Background(), reachPatience, func() error { // until the address is usable
+		return to.Do(func() (err error) {
 			l, err = net.ListenPacket("udp", netip.AddrPortFrom(addr, 0).String())
 			return err
 		})
@@ -46,7 +49,7 @@ func reach(from, to *space, addr netip.Addr) (source netip.Addr, err error) {
 	}()
 	deadline := time.Now().Add(reachPatience)
 	for time.Now().Before(deadline) {
-		err = from.do(func() error { return probe(l.LocalAddr().String()) })
+		err = from.Do(func() error { return probe(l.LocalAddr().String()) })
 		if err == nil {
 			return <-seen, nil
 		}

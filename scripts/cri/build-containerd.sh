@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds containerd 2.x from its Go module for the test of this directory, which otherwise runs
 # with the machine's containerd (Debian 12: 1.6). Takes some four minutes of CPU the first time,
-# and is no part of `make test`. Prints the line that runs the test with it.
+# and is not part of `make test`. Prints the line that runs the test with it.
 set -eu
 
 version=${CONTAINERD_VERSION:-v2.4.2}

@@ -172,7 +172,7 @@ func (c *Client) RunContainer(ctx context.Context, sandbox string, s Sandbox, im
 		PodSandboxId:  sandbox,
 		SandboxConfig: s.config(),
 		Config: &runtimeapi.ContainerConfig{
-			// Of two attempts one keeps its name until its sandbox is removed.
+			// An attempt keeps its name until its sandbox is removed.
 			Metadata: &runtimeapi.ContainerMetadata{Name: "main", Attempt: s.Attempt},
 			Image:    &runtimeapi.ImageSpec{Image: image},
 			Command:  command,

@@ -56,7 +56,7 @@ func becomesReady(t *testing.T, c *cluster) {
 	}
 	c.both(t, (*Node).StartDaemon)
 	for _, n := range []*Node{c.n1, c.n2} {
-		// It hears of the file by inotify.
+		// containerd notices the file by inotify.
 		if err := lab.Wait(t.Context(), waitLimit, func() error { return n.CRI.NetworkReady(t.Context()) }); err != nil {
 			t.Errorf("%s: %v", n.Name, err)
 		}

@@ -77,7 +77,7 @@ func (n *Node) StartContainerd(ctx context.Context) (err error) {
 	if _, err := n.RunInside(ctx, n.tool("ctr"), "-n", "k8s.io", "images", "import", n.bins.image); err != nil {
 		return err
 	}
-	return lab.Wait(ctx, startTimeout, func() error { // CRI hears of the import by an event
+	return lab.Wait(ctx, startTimeout, func() error { // CRI learns about the import by an event
 		if known, err := n.CRI.HasImage(ctx, lab.BusyboxImage); err != nil || !known {
 			return errors.Join(fmt.Errorf("%s: CRI does not know image %s", n.Name, lab.BusyboxImage), err)
 		}

@@ -43,7 +43,7 @@ func wantSameAddrs(t *testing.T, before, after *pod) {
 	}
 }
 
-// wantUsed: the daemon counts so many leases, and the node has as many links of pods.
+// wantUsed: the daemon counts the wanted number of leases, and the node has as many links of pods.
 func wantUsed(t *testing.T, n *Node, want uint64) {
 	t.Helper()
 	status, err := n.Status(t.Context())

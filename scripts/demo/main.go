@@ -45,8 +45,8 @@ func main() {
 	}
 }
 
-// run plays the acts and gives the verdict. Laboratories are taken down however it ends, unless they
-// shall be kept.
+// run plays the acts and gives the verdict. It takes the laboratories down, also after an error, unless
+// keep is set.
 func run(ctx context.Context, out *page, bin string, keep bool) error {
 	if err := ready(bin); err != nil {
 		return err
@@ -78,12 +78,12 @@ func run(ctx context.Context, out *page, bin string, keep bool) error {
 	return errors.Join(verdict.print(out, time.Since(start)), leave(out, kept))
 }
 
-// perform plays the act in a laboratory of its own, and takes that down unless it shall be kept.
+// perform plays the act in a laboratory of its own, and takes the laboratory down unless keep is set.
 func (s *stage) perform(ctx context.Context, bin string, keep bool) (err error) {
 	if s.lab, err = lab.New(lab.Options{Bin: bin}); err != nil {
 		return err
 	}
-	played := false // a panic is no reason to leave a laboratory behind
+	played := false // a panic must not leave a laboratory behind
 	defer func() {
 		if !keep || !played || ctx.Err() != nil {
 			err = errors.Join(err, s.lab.Close())

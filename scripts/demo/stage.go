@@ -97,7 +97,7 @@ func (s *stage) daemons(ctx context.Context) error {
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}
-	s.out.heading("edgewayd on each node, told by " + strings.Join(names, ", "))
+	s.out.heading("edgewayd on each node, configured by " + strings.Join(names, ", "))
 	took := make([]time.Duration, len(s.nodes))
 	var g errgroup.Group
 	for i, n := range s.nodes {
@@ -288,7 +288,7 @@ func heard(text string) []hearsay {
 			}
 		} else if f := strings.Fields(line); len(f) > 1 && f[0] == "via" && len(all) > 0 {
 			if last := &all[len(all)-1]; !last.via.IsValid() {
-				last.via, _ = netip.ParseAddr(f[1]) // an address that is none shows as invalid
+				last.via, _ = netip.ParseAddr(f[1]) // what is not an address shows as invalid
 			}
 		}
 	}

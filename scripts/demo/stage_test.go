@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// What BIRD 2.0.12 prints for prefixes told by three speakers.
+// threeSpeakers is BIRD 2.0.12's output for prefixes that three speakers advertise.
 const threeSpeakers = `BIRD 2.0.12 ready.
 Table master6:
 fd00:10:10:1::/64    unicast [Node-2 03:50:57.764] * (100) [AS65010i]

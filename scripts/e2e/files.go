@@ -71,7 +71,7 @@ data:
 `
 
 // workloads are pods of the three kinds that keep their names: of a DaemonSet, of a StatefulSet,
-// and, see staticPod, those that a kubelet starts by itself.
+// and, see staticPod, pods that a kubelet starts without an API server.
 const workloads = `
 apiVersion: apps/v1
 kind: DaemonSet
@@ -111,8 +111,8 @@ const container = `"dnsPolicy": "Default", "terminationGracePeriodSeconds": 1,
     "command": ["/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/www"],
     "readinessProbe": {"httpGet": {"path": "/cgi-bin/who", "port": 80}, "periodSeconds": 2, "timeoutSeconds": 5}}]`
 
-// kubeletConfig takes from a kubelet what would reach over its namespaces' borders: iptables rules
-// that nobody asked for, the OOM score. Nobody but this run reaches its port.
+// kubeletConfig keeps a kubelet from changing what lies outside of its namespaces: iptables rules, the
+// OOM score. Only this run reaches its port.
 const kubeletConfig = `apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
@@ -140,7 +140,7 @@ conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeou
 `
 
 // bootScript makes what a machine has of its own and what is new at each boot, see lab.Box. /sys is
-// mounted anew, because it shows the network of the namespace that mounts it. The kubelet wants some
+// mounted again, because it shows the network of the namespace that mounts it. The kubelet wants some
 // settings of the whole machine changed: it gets files that say so.
 const bootScript = `
 hostname NAME

@@ -37,7 +37,7 @@ func main() {
 	}
 }
 
-// run plays the story; whatever comes of it, everything is taken down.
+// run plays the story, and takes everything down afterwards, also after an error.
 func run(ctx context.Context, st *stage, bin string) (err error) {
 	if st.install != byPackage && st.install != byDaemonSet {
 		return fmt.Errorf("-install %s: want %s or %s", st.install, byPackage, byDaemonSet)

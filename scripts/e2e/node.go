@@ -128,7 +128,7 @@ func (n *node) startProxy(ctx context.Context) error {
 	return n.StartProgram(ctx, []string{kube.Program("kube-proxy"), "--config=/etc/kubernetes/kube-proxy.yaml"}, func() error { return nil })
 }
 
-// startEdgewayd starts the daemon. It is not waited for: the kubelet is not ready before it.
+// startEdgewayd starts the daemon and waits until it answers.
 func (n *node) startEdgewayd(ctx context.Context) error {
 	return n.StartProgram(ctx, []string{n.edgewayd, "run"}, func() error {
 		_, err := n.status(ctx)

@@ -32,7 +32,7 @@ func (s *story) sandboxDies(ctx context.Context) error {
 }
 
 // daemonIsAwayToo: the same without the node's daemon. The plugin serves alone, and the switch waits
-// for the daemon's return (RFC 4724). A daemon that is a pod is started anew by the kubelet.
+// for the daemon's return (RFC 4724). The kubelet restarts a daemon that is a pod.
 func (s *story) daemonIsAwayToo(ctx context.Context) error {
 	n := s.node("node-1")
 	if s.install == byDaemonSet {
@@ -279,7 +279,7 @@ func (s *story) wantSessions(ctx context.Context) error {
 	})
 }
 
-// apiServerComesBack: the kubelets hear of the other pods again, and these have their addresses too.
+// apiServerComesBack: the kubelets see the other pods again, and these pods have their addresses too.
 func (s *story) apiServerComesBack(ctx context.Context) error {
 	begin := time.Now()
 	if err := s.control.StartAPIServer(); err != nil {
@@ -349,7 +349,7 @@ func (s *story) nodeLeaves(ctx context.Context) error {
 	if err := gone.PowerOff(ctx); err != nil {
 		return err
 	}
-	if err := s.wantNoRouteEvents(ctx); err != nil { // being off is no reason
+	if err := s.wantNoRouteEvents(ctx); err != nil { // a node that is off keeps its routes
 		return err
 	}
 	begin := time.Now()
@@ -364,8 +364,8 @@ func (s *story) nodeLeaves(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// One speaker is first to withdraw a route: the switch writes it anew as the other tells it, with
-	// the same next hop, and deletes it when that one has withdrawn it too.
+	// One speaker is first to withdraw a route: the switch then writes the other speaker's route, with
+	// the same next hop, and deletes it when that speaker has withdrawn it too.
 	for _, event := range events {
 		if !slices.ContainsFunc(status.PodCIDRs, func(cidr string) bool { return strings.Contains(event, cidr+" via ") }) {
 			return fmt.Errorf("%s left, and at the switch: %s", gone.Name, event)

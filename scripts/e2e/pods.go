@@ -84,7 +84,7 @@ func (s *stage) pods() ([]pod, error) {
 	return all, err
 }
 
-// waitPods waits until so many pods are ready, each with an address of both families.
+// waitPods waits until there are count pods, all ready, each with an address of both families.
 func (s *stage) waitPods(ctx context.Context, count int, limit time.Duration) (all []pod, err error) {
 	err = lab.Wait(ctx, limit, func() error {
 		if all, err = s.pods(); err != nil {

@@ -155,7 +155,7 @@ func (s *stage) node(name string) *node {
 	return nil
 }
 
-// close ends everything, however little of it was built, and says what is left.
+// close ends everything, also of a stage that was built in part. Its error names what is left.
 func (s *stage) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()

@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// Request is one that the API server answered.
+// Request is a request that the API server answered.
 type Request struct {
 	User, Agent string
 	Verb, URI   string
 	Code        int
 	At          time.Time
-	// Open is a watch that has not ended.
+	// Open says that it is a watch that has not ended.
 	Open bool
 }
 
@@ -23,8 +23,8 @@ func (r Request) String() string {
 	return fmt.Sprintf("%s (%s) %s %s: %d", r.User, r.Agent, r.Verb, r.URI, r.Code)
 }
 
-// Requests are those that users asked so far, in the order of their beginnings; the last may still
-// be on their way into the log. The filter, when there is one, chooses.
+// Requests are the requests so far that the filter selects, in the order of their arrival; nil selects
+// all. The latest may be missing: the API server writes its log after it has answered.
 func (c *ControlPlane) Requests(filter func(Request) bool) ([]Request, error) {
 	text, err := os.ReadFile(c.file("audit.log"))
 	if err != nil {

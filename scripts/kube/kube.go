@@ -8,7 +8,7 @@
 //	config, err := cp.Kubeconfig("system:node:n1", "system:nodes") // a file, for the program under test
 //	err = cp.StopAPIServer()                                       // and StartAPIServer: same port, same data
 //
-// All of it ends with the test, also with one that is killed. It needs no root, except to run in
+// All programs end with the test, also with a test that is killed. They need no root, except to run in
 // another network namespace.
 package kube
 
@@ -36,8 +36,7 @@ const startTimeout = 90 * time.Second
 
 // Options of a control plane. The zero value is etcd and an API server on 127.0.0.1.
 type Options struct {
-	// PodCIDRs is what the nodes' pod CIDRs are cut from, one of a family. The controller manager
-	// does it, and is started for it.
+	// PodCIDRs has the controller manager give each node a pod CIDR out of these, one of each family.
 	PodCIDRs []string
 	// Programs are more to run: "kube-controller-manager", "kube-scheduler".
 	Programs []string
@@ -51,7 +50,7 @@ type Options struct {
 	Args map[string][]string
 }
 
-// ControlPlane is a running one.
+// ControlPlane is a running control plane.
 type ControlPlane struct {
 	// Dir holds its files; Dir/PROGRAM.log is what a program said.
 	Dir string
@@ -196,8 +195,8 @@ func (c *ControlPlane) startAPIServer(ctx context.Context) error {
 	}
 }
 
-// StopAPIServer ends the API server at once: connections to it end, new ones are refused. Asked to
-// end by itself it would serve its watches for some seconds more.
+// StopAPIServer kills the API server: connections to it end, and new ones are refused. After SIGTERM it
+// would serve its watches for some seconds more.
 func (c *ControlPlane) StopAPIServer() error {
 	if c.client != nil {
 		c.client.CloseIdleConnections()

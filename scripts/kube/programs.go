@@ -110,8 +110,8 @@ func (c *ControlPlane) schedulerArgs() []string {
 	return []string{"--kubeconfig=" + c.AdminKubeconfig(), "--leader-elect=false", "--secure-port=0", "--profiling=false", "--v=1"}
 }
 
-// freePorts finds two, below those that the kernel gives to outgoing connections by itself
-// (ip_local_port_range): an API server must find its port free when it comes back.
+// freePorts finds two free ports. They are below the range from which the kernel chooses ports for
+// outgoing connections (ip_local_port_range): an API server must find its port free when it comes back.
 func freePorts() (a, b int, err error) {
 	const from, to = 20000, 32000
 	var found []int

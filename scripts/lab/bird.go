@@ -8,10 +8,10 @@ import (
 // bird plays a switch with BIRD 2 (Debian package bird2).
 type bird struct{}
 
-// birdConfig is what an operator would write: sessions that keep routes through a restart of the
-// neighbor, every learned route into the kernel. Connected and fixed routes are told to those
-// neighbors only that are to be announced to. The two timers spare laboratories the default waits
-// of 5 s and 120 s between switches.
+// birdConfig is what an operator would write: sessions keep routes through a restart of the neighbor,
+// and every learned route goes into the kernel. Connected and fixed routes are announced only to
+// neighbors with Announce. The two timers spare laboratories the default waits of 5 s and 120 s
+// between switches.
 const birdConfig = `router id {{.RouterID}};
 log stderr { info, remote, warning, error, auth, fatal, bug };
 protocol device {}
@@ -52,15 +52,21 @@ func (bird) proto() string { return "bird" }
 
 func (bird) learned(context.Context, *Switch) ([]Route, error) { panic("its routes are in the kernel") }
 
+func (bird) user() string { return "" }
+
+func (bird) console(s *Switch, words []string) []string {
+	return append([]string{"birdc", "-s", s.file("bird.ctl")}, words...)
+}
+
 func (bird) tables(s *Switch) (sessions, routes []string) {
-	birdc := []string{"birdc", "-r", "-s", s.file("bird.ctl"), "show"}
-	return append(birdc[:5:5], "protocols"), append(birdc[:5:5], "route", "where", "source", "=", "RTS_BGP")
+	show := []string{"birdc", "-r", "-s", s.file("bird.ctl"), "show"}
+	return append(show[:5:5], "protocols"), append(show[:5:5], "route", "where", "source", "=", "RTS_BGP")
 }
 
 // sessions reads `show protocols`: name, proto, table, state, since, and what the protocol says of
 // itself, which for BGP is the state of RFC 4271 and maybe the last error.
 func (bird) sessions(ctx context.Context, s *Switch) ([]Session, error) {
-	out, err := s.Run(ctx, "birdc", "-r", "-s", s.file("bird.ctl"), "show", "protocols")
+	out, err := s.Console(ctx, "show", "protocols")
 	if err != nil {
 		return nil, err
 	}

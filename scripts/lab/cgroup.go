@@ -53,8 +53,8 @@ func sweepCgroups() (gone []string, err error) {
 	return gone, errors.Join(errs...)
 }
 
-// Make makes the group in each hierarchy, for a kubelet, which wants to find it; containerd makes it
-// by itself. In version 1 a new group of cpuset has no processors and no memory, and so could hold no
+// Make makes the group in each hierarchy, for a kubelet, which wants to find it; containerd makes
+// its own. In version 1 a new group of cpuset has no processors and no memory, and so could not hold a
 // process: it gets its parent's.
 func (g Cgroup) Make() error {
 	hierarchies := []string{Cgroups}

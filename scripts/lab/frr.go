@@ -4,9 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
-	"os/user"
-	"strconv"
 )
 
 // frr plays a switch with FRR's zebra and bgpd (Debian package frr).
@@ -16,8 +13,8 @@ type frr struct{}
 const frrDir = "/usr/lib/frr"
 
 // frrConfig does the same as birdConfig. The stale-path time is FRR's own cap on how long it keeps
-// the routes of a restarting neighbor; its default of 360 s would undercut the neighbor's 600 s. GLOBAL makes the next hops between switches
-// readable: FRR takes the link-local ones otherwise.
+// the routes of a restarting neighbor; its default of 360 s would undercut the neighbor's 600 s. GLOBAL makes the
+// next hops between switches readable: FRR takes the link-local ones otherwise.
 const frrConfig = `hostname {{.Spec.Name}}
 router bgp {{.Spec.ASN}}
  bgp router-id {{.RouterID}}
@@ -56,21 +53,11 @@ exit
 `
 
 func (frr) files(s *Switch) (map[string]string, error) {
-	// The daemons shed root for a user of their own, who makes sockets in the directory.
-	u, err := user.Lookup("frr")
-	if err != nil {
-		return nil, err
-	}
-	uid, err := strconv.Atoi(u.Uid)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chown(s.Dir, uid, -1); err != nil {
-		return nil, err
-	}
 	text, err := s.config(frrConfig)
 	return map[string]string{"bgpd.conf": text, "zebra.conf": "hostname " + s.Name + "\n"}, err
 }
+
+func (frr) user() string { return "frr" }
 
 func (frr) programs(s *Switch) []program {
 	daemon := func(name, socket string) program {
@@ -82,20 +69,31 @@ func (frr) programs(s *Switch) []program {
 			socket: s.file(socket),
 		}
 	}
-	return []program{daemon("zebra", "zserv.api"), daemon("bgpd", "bgpd.vty")}
+	bgpd := daemon("bgpd", "bgpd.vty")
+	if s.Spec.Port != 0 {
+		bgpd.argv = append(bgpd.argv, "--bgp_port", fmt.Sprint(s.Spec.Port))
+	}
+	return []program{daemon("zebra", "zserv.api"), bgpd}
 }
 
 func (frr) proto() string { return "bgp" }
 
 func (frr) learned(context.Context, *Switch) ([]Route, error) { panic("its routes are in the kernel") }
 
-func (frr) tables(s *Switch) (sessions, routes []string) {
-	vtysh := []string{"vtysh", "--vty_socket", s.Dir, "-c"}
-	return append(vtysh[:4:4], "show bgp ipv4 unicast summary"), append(vtysh[:4:4], "show bgp ipv4")
+func (frr) console(s *Switch, words []string) []string {
+	argv := []string{"vtysh", "--vty_socket", s.Dir, "-d", "bgpd"}
+	for _, w := range words {
+		argv = append(argv, "-c", w)
+	}
+	return argv
+}
+
+func (f frr) tables(s *Switch) (sessions, routes []string) {
+	return f.console(s, []string{"show bgp ipv4 unicast summary"}), f.console(s, []string{"show bgp ipv4"})
 }
 
 func (frr) sessions(ctx context.Context, s *Switch) ([]Session, error) {
-	out, err := s.Run(ctx, "vtysh", "--vty_socket", s.Dir, "-c", "show bgp ipv4 unicast summary json")
+	out, err := s.Console(ctx, "show bgp ipv4 unicast summary json")
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +103,7 @@ func (frr) sessions(ctx context.Context, s *Switch) ([]Session, error) {
 		} `json:"peers"`
 	}
 	if err := json.Unmarshal([]byte(out), &summary); err != nil {
-		return nil, fmt.Errorf("%s: vtysh answers no JSON: %w: %.200s", s.Name, err, out)
+		return nil, fmt.Errorf("%s: vtysh's answer is not JSON: %w: %.200s", s.Name, err, out)
 	}
 	return s.sessionsOf(func(n NeighborSpec) string { return summary.Peers[n.Address.String()].State })
 }

@@ -1,10 +1,13 @@
-// Package lab builds laboratories out of network namespaces: LANs, switches that are real BIRD or
-// FRR, nodes that run a real edgewayd, pods that the real plugin wires. The demonstration and the
-// LAN tests play on them.
+// Package lab builds laboratories out of network namespaces: LANs, switches that are real BIRD, FRR or
+// OpenBGPD, nodes that run a real edgewayd, and pods that the real plugin wires. The demonstration and
+// the LAN tests play on them.
 //
-// The package is what stands around the programs under test, so it shares no code with them: it
-// configures links with iproute2, speaks CNI through libcni as a container runtime does, and sends
-// its own packets. It needs root, and touches nothing outside of the namespaces it made.
+// It is also the ground floor of the other scripts and of tests: it owns namespaces (Space), processes
+// (Program), nodes with mounts of their own (Box), cgroups and container images.
+//
+// The package surrounds the programs under test, so it shares no code with them: it configures links
+// with iproute2, speaks CNI through libcni as a container runtime does, and sends its own packets. It
+// needs root, and never touches anything outside of the namespaces that it made.
 //
 //	l, err := lab.New(lab.Options{Bin: "bin"})
 //	defer l.Close()
@@ -137,8 +140,8 @@ func (l *Lab) Keep() error {
 	return l.lock.Close()
 }
 
-// Close ends every process of the laboratory and removes its namespaces and files. It does so
-// however little of it was built, and may be called twice.
+// Close ends every process of the laboratory and removes its namespaces and files, also of one that
+// was built in part. It may be called twice.
 func (l *Lab) Close() error {
 	err := remove(l.Prefix, l.Dir)
 	l.lock.Close()

@@ -42,7 +42,7 @@ func TestLAN(t *testing.T) {
 	}
 }
 
-// needPrograms sees to it that there is something to test, and nothing in its way.
+// needPrograms skips a test without programs to test, and removes what an interrupted run left.
 func needPrograms(t *testing.T) {
 	t.Helper()
 	for _, name := range []string{"edgeway", "edgewayd"} {

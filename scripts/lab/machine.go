@@ -16,6 +16,8 @@ type Machine struct {
 	Name  string
 	Addrs []netip.Addr // in the order of its configuration
 	Dir   string       // its files
+
+	outlives bool // its programs may outlive this process: Sweep or Down ends them
 }
 
 // Netns is the name of the machine's network namespace as `ip netns exec` wants it: "ew-4f2a-Node-1".
@@ -40,9 +42,10 @@ func (m *Machine) Run(ctx context.Context, name string, args ...string) (string,
 	return out, err
 }
 
-// Spawn starts a program inside the machine, in the directory of its files. It outlives this process.
+// Spawn starts a program inside the machine, in the directory of its files. On a machine of a laboratory
+// it may outlive this process.
 func (m *Machine) Spawn(log string, argv ...string) (*Process, error) {
-	p, err := Program{Argv: argv, Log: log, Dir: m.Dir, Space: m.Space, Outlives: true}.Start()
+	p, err := Program{Argv: argv, Log: log, Dir: m.Dir, Space: m.Space, Outlives: m.outlives}.Start()
 	if err != nil {
 		err = fmt.Errorf("%s: %w", m.Name, err)
 	}
@@ -52,7 +55,7 @@ func (m *Machine) Spawn(log string, argv ...string) (*Process, error) {
 // Route is a route as the kernel of a machine has it.
 type Route struct {
 	Dst netip.Prefix
-	Via []netip.Addr // several of a multipath route, sorted; none of one on the link itself
+	Via []netip.Addr // sorted; several when the route is multipath, none when it is on the link
 	Dev string
 }
 

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Monitor is `ip monitor route` on one machine: what its kernel was told.
+// Monitor is `ip monitor route` on one machine: it sees each change of the kernel's routes.
 type Monitor struct {
 	Machine *Machine
 	proc    *Process
@@ -19,13 +19,13 @@ type Monitor struct {
 }
 
 // The probe is a route in a table that nobody looks at: its coming and going shows that the monitor
-// listens, and that all before it has been written.
+// listens, and that all earlier events have been written.
 const (
 	probeAddr  = "203.0.113.77" // RFC 5737
 	probeRoute = "blackhole " + probeAddr + " proto static table 7777"
 )
 
-// monitorTimeout bounds how long the kernel's news take to reach a file.
+// monitorTimeout bounds how long an event of the kernel takes to reach the file.
 const monitorTimeout = 5 * time.Second
 
 // Monitor watches the routes of an origin, given as `ip route` names it.
@@ -45,7 +45,7 @@ func (m *Machine) Monitor(ctx context.Context, proto string) (*Monitor, error) {
 		return nil, err
 	}
 	mon.from = len(mon.all())
-	// Read while it listens: what changes in between is seen twice, and is no change.
+	// Read while it listens: what changes in between is seen twice, which does not count as a change.
 	if mon.begin, err = m.printed(ctx, proto); err != nil {
 		_ = p.Kill()
 		return nil, err

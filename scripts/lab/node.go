@@ -131,7 +131,7 @@ func (n *Node) Status(ctx context.Context) (api.Status, error) {
 		return status, err
 	}
 	if err := json.Unmarshal([]byte(out), &status); err != nil {
-		return status, fmt.Errorf("%s: status is no JSON: %w: %.200s", n.Name, err, out)
+		return status, fmt.Errorf("%s: status is not JSON: %w: %.200s", n.Name, err, out)
 	}
 	return status, nil
 }
@@ -153,7 +153,7 @@ func (n *Node) Reboot(ctx context.Context) error {
 	if err := n.lab.removeMachine(ctx, n.Machine); err != nil {
 		return err
 	}
-	// The namespace's other ends of its links go when the kernel gets round to it; wire makes new ones.
+	// The other ends of the namespace's links go in the kernel's own time; wire makes new ones.
 	if err := n.lab.wire(ctx, []HostSpec{n.spec.HostSpec}); err != nil {
 		return fmt.Errorf("%s: reboot: %w", n.Name, err)
 	}

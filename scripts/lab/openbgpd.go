@@ -66,13 +66,19 @@ func (o openbgpd) programs(s *Switch) []program {
 
 func (openbgpd) proto() string { return "" }
 
+func (openbgpd) user() string { return "" }
+
+func (o openbgpd) console(s *Switch, words []string) []string {
+	return append([]string{"bgpctl", "-s", o.socket(s)}, words...)
+}
+
 func (o openbgpd) tables(s *Switch) (sessions, routes []string) {
-	return []string{"bgpctl", "-s", o.socket(s), "show"}, []string{"bgpctl", "-s", o.socket(s), "show", "rib", "in"}
+	return o.console(s, []string{"show"}), o.console(s, []string{"show", "rib", "in"})
 }
 
 // bgpctl asks the running bgpd for an object.
 func (o openbgpd) bgpctl(ctx context.Context, s *Switch, into any, words ...string) error {
-	out, err := s.Run(ctx, "bgpctl", append([]string{"-s", o.socket(s), "-j", "show"}, words...)...)
+	out, err := s.Console(ctx, append([]string{"-j", "show"}, words...)...)
 	if err != nil {
 		return err
 	}

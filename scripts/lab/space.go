@@ -25,7 +25,7 @@ type Space struct {
 }
 
 // NewSpace makes a network namespace and mounts it at path. Without a path it lives for as long as
-// its file is open. Its loopback link is up.
+// its file is open. Its loopback link is down.
 func NewSpace(path string) (*Space, error) {
 	s := &Space{Path: path}
 	if path != "" {
@@ -43,7 +43,7 @@ func NewSpace(path string) (*Space, error) {
 			}
 		}
 		s.File, err = os.Open("/proc/thread-self/ns/net")
-		return errors.Join(err, loopbackUp())
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make network namespace %s: %w", path, err)
@@ -70,15 +70,10 @@ func (s *Space) Close() {
 	}
 }
 
-// Remove closes the namespace and removes its mount, if that is still there. The namespace ends when
-// nothing is inside any more.
+// Remove closes the namespace and removes its mount, or whatever else lies there now. The namespace
+// ends when nothing is inside any more.
 func (s *Space) Remove() {
 	s.Close()
-	s.Unlink()
-}
-
-// Unlink removes the mount, or whatever else lies there now.
-func (s *Space) Unlink() {
 	if !strings.HasPrefix(s.Path, "/proc/") {
 		_ = unix.Unmount(s.Path, unix.MNT_DETACH) // it may be unmounted already
 		_ = os.Remove(s.Path)
@@ -140,7 +135,9 @@ func andHome(f func() error) error {
 	return f()
 }
 
-// loopbackUp does for this thread's namespace what the start of a machine does.
+// Loopback takes the loopback link up, as the start of a machine does.
+func (s *Space) Loopback() error { return s.Do(loopbackUp) }
+
 func loopbackUp() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -9,7 +9,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"text/template"
 	"time"
 
@@ -54,6 +56,8 @@ func (s Session) String() string { return fmt.Sprintf("%s as %d %s", s.Neighbor,
 type suite interface {
 	// files are the configuration files that the programs need, by name.
 	files(s *Switch) (map[string]string, error)
+	// user is whom the programs become, who makes sockets in the switch's directory; "" is root.
+	user() string
 	// programs are in the order of their start.
 	programs(s *Switch) []program
 	// sessions asks the running switch.
@@ -63,6 +67,8 @@ type suite interface {
 	proto() string
 	// learned asks the running switch for its best routes, where they do not reach the kernel.
 	learned(ctx context.Context, s *Switch) ([]Route, error)
+	// console is the command line that gives an operator's words to the switch.
+	console(s *Switch, words []string) []string
 	// tables are the command lines that show an operator sessions and routes.
 	tables(s *Switch) (sessions, routes []string)
 }
@@ -90,28 +96,47 @@ func suiteOf(f Flavour) (suite, error) {
 
 // addSwitch turns a wired machine into a switch and starts it.
 func (l *Lab) addSwitch(ctx context.Context, spec SwitchSpec) error {
-	suite, err := suiteOf(spec.Flavour)
+	s, err := NewSwitch(l.Machine(spec.Name), spec)
 	if err != nil {
 		return fmt.Errorf("%s: %w", spec.Name, err)
 	}
-	s := &Switch{Machine: l.Machine(spec.Name), Spec: spec, suite: suite}
 	l.mu.Lock()
 	l.switches[spec.Name] = s
 	l.mu.Unlock()
 	return s.Start(ctx)
 }
 
-// Start writes the configuration and starts the routing daemons, each when the one before listens:
-// a bgpd that misses zebra tries again after ten seconds. It returns when they answer.
+// NewSwitch is a switch outside of a laboratory. Its routing daemons do not outlive this process.
+func NewSwitch(m *Machine, spec SwitchSpec) (*Switch, error) {
+	suite, err := suiteOf(spec.Flavour)
+	return &Switch{Machine: m, Spec: spec, suite: suite}, err
+}
+
+// Start writes the configuration and starts the routing daemons. It returns when they answer.
 func (s *Switch) Start(ctx context.Context) error {
 	files, err := s.suite.files(s)
 	if err != nil {
 		return fmt.Errorf("%s: configuration: %w", s.Name, err)
 	}
+	if err := s.StartWith(ctx, files); err != nil {
+		return err
+	}
+	return Wait(ctx, startTimeout, func() error {
+		_, err := s.Sessions(ctx)
+		return err
+	})
+}
+
+// StartWith starts the routing daemons with these configuration files, each daemon when the one before
+// listens: a bgpd that misses zebra tries again after ten seconds. It returns when they listen.
+func (s *Switch) StartWith(ctx context.Context, files map[string]string) error {
 	for name, text := range files {
 		if err := os.WriteFile(s.file(name), []byte(text), 0o644); err != nil {
 			return fmt.Errorf("%s: configuration: %w", s.Name, err)
 		}
+	}
+	if err := s.giveDir(s.suite.user()); err != nil {
+		return fmt.Errorf("%s: %w", s.Name, err)
 	}
 	for _, prog := range s.suite.programs(s) {
 		if err := os.Remove(prog.socket); err != nil && !errors.Is(err, fs.ErrNotExist) { // a killed one's
@@ -136,10 +161,30 @@ func (s *Switch) Start(ctx context.Context) error {
 			return err
 		}
 	}
-	return Wait(ctx, startTimeout, func() error {
-		_, err := s.Sessions(ctx)
+	return nil
+}
+
+// giveDir gives the switch's directory to a user; "" leaves it as it is.
+func (s *Switch) giveDir(name string) error {
+	if name == "" {
+		return nil
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
 		return err
-	})
+	}
+	uid, err := strconv.Atoi(u.Uid)
+	if err != nil {
+		return err
+	}
+	return os.Chown(s.Dir, uid, -1)
+}
+
+// Console gives an operator's words to the running switch, several commands of FRR's vtysh one after
+// another, and returns the answer.
+func (s *Switch) Console(ctx context.Context, words ...string) (string, error) {
+	argv := s.suite.console(s, words)
+	return s.Run(ctx, argv[0], argv[1:]...)
 }
 
 // Stop ends the routing daemons as an operator would.

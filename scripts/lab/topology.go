@@ -29,7 +29,7 @@ type HostSpec struct {
 	Forward bool        `json:"forward,omitempty"` // it is a router
 }
 
-// LinkSpec is one network card. It is named eth0, or as its LAN when the machine has several.
+// LinkSpec is one network card. Its name is eth0, or the name of its LAN when the machine has several.
 type LinkSpec struct {
 	LAN   string         `json:"lan"`
 	Addrs []netip.Prefix `json:"addrs"`
@@ -46,6 +46,7 @@ type SwitchSpec struct {
 	HostSpec
 	Flavour   Flavour        `json:"flavour,omitempty"` // default: BIRD
 	ASN       uint32         `json:"asn"`
+	Port      int            `json:"port,omitempty"` // of FRR's bgpd; default: 179
 	Neighbors []NeighborSpec `json:"neighbors"`
 }
 
@@ -55,7 +56,7 @@ type NeighborSpec struct {
 	Address  netip.Addr `json:"address"`
 	ASN      uint32     `json:"asn"`
 	Password string     `json:"password,omitempty"`
-	// Announce tells it all that the switch knows. A node is told nothing, another switch is.
+	// Announce has the switch advertise everything that it knows. It advertises nothing to a node.
 	Announce bool `json:"announce,omitempty"`
 }
 
@@ -163,7 +164,7 @@ func (l *Lab) addWire(ctx context.Context) error {
 
 // addMachine makes an empty namespace.
 func (l *Lab) addMachine(ctx context.Context, name string) (*Machine, error) {
-	m := &Machine{Space: &Space{Path: filepath.Join(netnsDir, l.Prefix+"-"+name)}, Name: name, Dir: filepath.Join(l.Dir, name)}
+	m := &Machine{Space: &Space{Path: filepath.Join(netnsDir, l.Prefix+"-"+name)}, Name: name, Dir: filepath.Join(l.Dir, name), outlives: true}
 	l.mu.Lock()
 	_, taken := l.machines[name]
 	if !taken {
@@ -179,7 +180,7 @@ func (l *Lab) addMachine(ctx context.Context, name string) (*Machine, error) {
 	if err := ipNetns(ctx, "add "+m.Netns()); err != nil {
 		return nil, fmt.Errorf("machine %s: %w", name, err)
 	}
-	return m, m.IP(ctx, "link set dev lo up\n")
+	return m, m.Loopback()
 }
 
 // removeMachine removes a namespace with all that is in it.

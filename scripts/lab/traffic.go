@@ -82,7 +82,7 @@ type ping struct {
 	at, back time.Time // back is zero while it is not
 }
 
-// Lost is what a Flow lost.
+// Lost says how many packets a Flow lost.
 type Lost struct {
 	Sent, Lost int
 	Longest    time.Duration // from the first to the last of the longest run of lost packets

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	appsv1 "k8s.io/api/apps/v1"
@@ -40,11 +39,7 @@ type kubelet struct {
 // runtimeScript starts containerd where the node's default paths are the node's own. The network
 // namespaces that come and go below /run/netns are seen in there too.
 const runtimeScript = `set -e
-dir=$1 name=$2
-for cgroup in /sys/fs/cgroup /sys/fs/cgroup/*; do
-	test -e $cgroup/cgroup.procs || continue
-	mkdir -p $cgroup/$name
-done
+dir=$1
 mkdir -p $dir/netns $dir/lib $dir/etc $dir/etc-work
 mount --rbind /run/netns $dir/netns
 mount -t tmpfs -o mode=755 tmpfs /run
@@ -54,40 +49,33 @@ mount --bind $dir/lib /var/lib
 mount -t tmpfs -o mode=755 tmpfs /opt
 mount -t overlay -o lowerdir=/etc,upperdir=$dir/etc,workdir=$dir/etc-work overlay /etc
 rm -rf /etc/cni
-cat >$dir/containerd.toml <<END
-version = 2
-[plugins."io.containerd.internal.v1.opt"]
-  path = "/var/lib/containerd/opt"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "` + pauseImage + `"
-  disable_apparmor = true
-  restrict_oom_score_adj = true
-END
 exec containerd --config $dir/containerd.toml
 `
 
 func startRuntime(t *testing.T, n *lab.Node, dir string) *kubelet {
 	t.Helper()
 	k := &kubelet{Node: n, dir: dir}
-	log, err := os.Create(filepath.Join(dir, "containerd.log"))
+	if err := k.cgroup().Make(); err != nil {
+		t.Fatal(err)
+	}
+	config := lab.ContainerdConfig(pauseImage, "/etc/cni/net.d", "/opt/cni/bin")
+	if err := os.WriteFile(filepath.Join(dir, "containerd.toml"), []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(dir, "containerd.log")
+	p, err := lab.Program{Argv: []string{"unshare", "--mount", "--propagation", "slave", "sh", "-c", runtimeScript, "sh", dir}, Log: log, Space: n.Space}.Start()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer log.Close()
-	cmd := exec.Command("unshare", "--mount", "--propagation", "slave", "sh", "-c", runtimeScript, "sh", dir, n.Netns())
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := n.Do(cmd.Start); err != nil {
-		t.Fatal(err)
-	}
-	k.pid = cmd.Process.Pid // the shell becomes containerd
+	k.pid = p.PID() // the shell becomes containerd
 	t.Cleanup(func() {
 		if t.Failed() {
-			text, _ := os.ReadFile(log.Name())
-			t.Logf("containerd:\n%.4000s", text)
+			t.Logf("containerd:\n%s", lab.Tail(log, 40))
 		}
-		k.powerOff()
-		_ = cmd.Wait()
-		removeCgroups(t, n.Netns())
+		ctx := context.Background() // the test's has ended
+		if err := errors.Join(lab.KillIn(ctx, n.Machine, 0), k.cgroup().Remove(ctx)); err != nil {
+			t.Error(err)
+		}
 	})
 	conn, err := grpc.NewClient(fmt.Sprintf("unix:///proc/%d/root/run/containerd/containerd.sock", k.pid), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -105,34 +93,8 @@ func startRuntime(t *testing.T, n *lab.Node, dir string) *kubelet {
 	return k
 }
 
-// powerOff kills what runs in the node's network: containerd, its shims, the daemon's container.
-func (k *kubelet) powerOff() {
-	_ = lab.Wait(context.Background(), waitLimit, func() error {
-		pids := inNetwork(k.Node)
-		for _, pid := range pids {
-			_ = unix.Kill(pid, unix.SIGKILL)
-		}
-		if len(pids) > 0 {
-			return fmt.Errorf("%d processes", len(pids))
-		}
-		return nil
-	})
-}
-
-// inNetwork are the processes in the node's network namespace, but this one.
-func inNetwork(n *lab.Node) (pids []int) {
-	out, err := exec.Command("ip", "netns", "pids", n.Netns()).Output()
-	if err != nil {
-		return nil
-	}
-	for word := range strings.FieldsSeq(string(out)) {
-		var pid int
-		if fmt.Sscan(word, &pid); pid > 1 && pid != os.Getpid() {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
+// cgroup is the parent of the node's pods.
+func (k *kubelet) cgroup() lab.Cgroup { return lab.Cgroup("/" + k.Netns()) }
 
 // load imports an archive.
 func (k *kubelet) load(t *testing.T, archive, name string) {
@@ -141,7 +103,7 @@ func (k *kubelet) load(t *testing.T, archive, name string) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	err := lab.Wait(t.Context(), waitLimit, func() error { // CRI hears of both names by events
+	err := lab.Wait(t.Context(), waitLimit, func() error { // CRI learns about both names by events
 		imported, err := k.imageID(t.Context(), name)
 		if err != nil {
 			return err
@@ -186,7 +148,7 @@ func readDaemonSet(t *testing.T, path string) appsv1.DaemonSet {
 
 // given is what the kubelet has from the API server.
 type given struct {
-	volumes map[string]string // directories of the volumes that are none of the host's
+	volumes map[string]string // directories of the volumes that are not directories of the host
 	account string            // directory of the service account's files
 	env     map[string]string
 }
@@ -200,7 +162,7 @@ func (k *kubelet) runPod(t *testing.T, spec corev1.PodSpec) {
 	k.sandbox = &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Namespace: "kube-system", Name: "edgewayd-x", Uid: "u1"},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent: "/" + k.Netns(),
+			CgroupParent: string(k.cgroup()),
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 				NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE, Pid: runtimeapi.NamespaceMode_CONTAINER},
 			},
@@ -244,7 +206,7 @@ func (k *kubelet) start(t *testing.T, spec corev1.PodSpec, c corev1.Container, g
 			NoNewPrivs:       !*c.SecurityContext.AllowPrivilegeEscalation,
 			Seccomp:          &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
 			NamespaceOptions: k.sandbox.Linux.SecurityContext.NamespaceOptions,
-			// What the kubelet passes for a container without privileges.
+			// The kubelet passes these for a container without privileges.
 			MaskedPaths:   []string{"/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"},
 			ReadonlyPaths: []string{"/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		}},

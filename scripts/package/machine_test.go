@@ -216,27 +216,7 @@ func (m *machine) network(t *testing.T) string {
 
 // removeCgroups removes what boot made, when the last process has ended.
 func removeCgroups(t *testing.T, name string) {
-	err := lab.Wait(context.Background(), waitLimit, func() error {
-		var errs []error
-		here, _ := filepath.Glob("/sys/fs/cgroup/" + name) // the patterns are valid
-		below, _ := filepath.Glob("/sys/fs/cgroup/*/" + name)
-		for _, top := range append(here, below...) {
-			var dirs []string
-			_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-				if err == nil && d.IsDir() {
-					dirs = append([]string{path}, dirs...) // inner ones first
-				}
-				return nil
-			})
-			for _, dir := range dirs {
-				if err := os.Remove(dir); !errors.Is(err, fs.ErrNotExist) {
-					errs = append(errs, err)
-				}
-			}
-		}
-		return errors.Join(errs...)
-	})
-	if err != nil {
+	if err := lab.Cgroup("/" + name).Remove(context.Background()); err != nil {
 		t.Errorf("cgroups: %v", err)
 	}
 }

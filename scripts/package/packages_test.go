@@ -82,7 +82,7 @@ func isConfined(t *testing.T, s *story) {
 	if out := s.m.must(t, "edgewayd", "ipam", "check"); !strings.Contains(out, "1 lease") {
 		t.Errorf("ipam check: %s", out)
 	}
-	// What a rogue switch or manifest could make the daemon do ends at these.
+	// These limits also hold when a rogue switch or manifest controls the daemon.
 	journal := s.m.must(t, "journalctl", "--no-pager", "-u", "edgewayd")
 	for _, word := range []string{"denied", "not permitted", "read-only"} {
 		if strings.Contains(journal, word) {
