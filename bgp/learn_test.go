@@ -42,7 +42,7 @@ func (r *router) withdraws(i int, prefix string) {
 		r.ask(fmt.Sprintf("disable s%d", i))
 		return
 	}
-	run(r.t, "vtysh", "--vty_socket", r.dir, "-d", "bgpd", "-c", "conf t", "-c", "router bgp 65000", "-c", "address-family ipv4 unicast", "-c", "no network "+prefix)
+	r.configure("router bgp 65000", "address-family ipv4 unicast", "no network "+prefix)
 }
 
 // told prints what was learned: "192.168.1.0/24 via 10.0.0.1 from 10.0.0.1".
@@ -199,7 +199,7 @@ func TestLearnedEndsWithFarewell(t *testing.T) {
 		if sw.kind == "bird" {
 			sw.ask("disable n0")
 		} else {
-			run(t, "vtysh", "--vty_socket", sw.dir, "-d", "bgpd", "-c", "conf t", "-c", "router bgp 65000", "-c", "neighbor 10.0.0.10 shutdown")
+			sw.configure("router bgp 65000", "neighbor 10.0.0.10 shutdown")
 		}
 		learns(t, s, 5*time.Second)
 	})

@@ -16,7 +16,7 @@ import (
 	"syscall"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 // The LAN tests run in network and mount namespaces of their own, where the test process is the
@@ -50,7 +50,7 @@ func TestMain(m *testing.M) {
 		os.Exit(inNamespaces())
 	}
 	if os.Getenv(envLAN) != "" {
-		if err := errors.Join(privateNetnsDir(), loopbackUp()); err != nil {
+		if err := errors.Join(privateNetnsDir(), (&lab.Space{Path: "/proc/self/ns/net"}).Loopback()); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -144,19 +144,4 @@ func privateNetnsDir() error {
 		return err
 	}
 	return syscall.Mount("tmpfs", "/run/netns", "tmpfs", 0, "")
-}
-
-// loopbackUp does what each machine's start does.
-func loopbackUp() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	lo, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	lo.SetUint16(unix.IFF_UP)
-	return os.NewSyscallError("set lo up", unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo))
 }

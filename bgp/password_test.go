@@ -98,9 +98,9 @@ func TestPassword(t *testing.T) {
 // complaints are the lines of the switch's log that are there without any debugging.
 func (r *router) complaints() (out []string) {
 	r.t.Helper()
-	name, no := "bird.log", regexp.MustCompile(`<(TRACE|INFO|DBG)>|Missing link-local address`)
+	name, no := "bird.log", regexp.MustCompile(`<(TRACE|INFO|DBG)>|Missing link-local address|Kernel dropped some netlink messages`)
 	if r.kind == "frr" {
-		name, no = "bgpd.log", regexp.MustCompile(` starting: |has not been registered|hasEstablished|ADJCHANGE|rcvd End-of-RIB`)
+		name, no = "bgpd.log", regexp.MustCompile(`^Graceful restart configuration changed|"/var/tmp/frr/|crashlog and per-thread log| starting: |has not been registered|hasEstablished|ADJCHANGE|rcvd End-of-RIB`)
 	}
 	text, err := os.ReadFile(r.file(name))
 	if err != nil {

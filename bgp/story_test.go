@@ -258,9 +258,9 @@ func TestCeased(t *testing.T) {
 		mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(1)})
 		sw.hears(15*time.Second, pods(1))
 		if sw.kind == "bird" {
-			run(t, "birdc", "-s", sw.file("bird.ctl"), `disable n0 "cabling till six"`)
+			sw.ask(`disable n0 "cabling till six"`)
 		} else {
-			run(t, "vtysh", "--vty_socket", sw.dir, "-d", "bgpd", "-c", "conf t", "-c", "router bgp 65000", "-c", "neighbor 10.0.0.10 shutdown message cabling till six")
+			sw.configure("router bgp 65000", "neighbor 10.0.0.10 shutdown message cabling till six")
 		}
 		st := becomes(t, s, 5*time.Second, "", reasonCeased)
 		if !strings.Contains(st.Detail, `administrative shutdown, saying "cabling till six"`) || st.Flaps != 1 {
@@ -269,7 +269,7 @@ func TestCeased(t *testing.T) {
 		if sw.kind == "bird" {
 			sw.ask("enable n0")
 		} else {
-			run(t, "vtysh", "--vty_socket", sw.dir, "-d", "bgpd", "-c", "conf t", "-c", "router bgp 65000", "-c", "no neighbor 10.0.0.10 shutdown")
+			sw.configure("router bgp 65000", "no neighbor 10.0.0.10 shutdown")
 		}
 		// When it is up again, it is still known why it was not.
 		again := becomes(t, s, 30*time.Second, "Established", "")

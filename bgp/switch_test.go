@@ -1,18 +1,18 @@
 package bgp
 
 import (
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 // neighbour is a node as a switch is configured to see it.
@@ -40,13 +40,13 @@ type swconf struct {
 
 // router is a switch: real BIRD or real FRR in its own namespace.
 type router struct {
+	*lab.Switch
 	t     testing.TB
 	kind  string // "bird" or "frr"
 	ns    string
 	dir   string
 	addr4 netip.Addr
 	addr6 netip.Addr
-	procs []*exec.Cmd
 }
 
 // kinds of switches; every story is told to both.
@@ -68,8 +68,14 @@ func (l *lan) router(kind string, n int) *router {
 	t.Helper()
 	r := &router{t: t, kind: kind, ns: fmt.Sprintf("sw%d", n), dir: t.TempDir(),
 		addr4: netip.MustParseAddr(fmt.Sprintf("10.0.0.%d", n)), addr6: netip.MustParseAddr(fmt.Sprintf("fd00:10::%d", n))}
-	ip(t, "netns add "+r.ns)
-	t.Cleanup(func() { r.kill(); ip(t, "netns del "+r.ns) })
+	ns, err := lab.NewSpace("/run/netns/" + r.ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Switch, err = lab.NewSwitch(&lab.Machine{Space: ns, Name: r.ns, Dir: r.dir}, lab.SwitchSpec{Flavour: lab.Flavour(kind)}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.kill(); ns.Remove() })
 	ip(t, fmt.Sprintf("-n %s link add eth0 type veth peer name %s netns lan", r.ns, r.ns))
 	ip(t, fmt.Sprintf("-n lan link set %s master br0 up", r.ns))
 	ip(t, fmt.Sprintf("-n %s link set lo up", r.ns))
@@ -95,28 +101,22 @@ func (r *router) start(c swconf) *router {
 	if c.hold == 0 {
 		c.hold = 90
 	}
-	if r.kind == "bird" {
-		r.write("bird.conf", birdConf(r, c))
-		r.run("bird", "-f", "-c", r.file("bird.conf"), "-s", r.file("bird.ctl"), "-P", r.file("bird.pid"))
-		eventually(r.t, 5*time.Second, func() error { return exec.Command("birdc", "-s", r.file("bird.ctl"), "show", "status").Run() })
-		return r
+	files := map[string]string{"bird.conf": birdConf(r, c)}
+	command := "show status"
+	if r.kind == "frr" {
+		files, command = map[string]string{"zebra.conf": "hostname zebra\n", "bgpd.conf": frrConf(r, c)}, "show bgp summary"
 	}
-	r.write("zebra.conf", "hostname zebra\n")
-	r.write("bgpd.conf", frrConf(r, c))
-	args := func(d string) []string {
-		return []string{"-u", "frr", "-g", "frr", "--vty_socket", r.dir, "-z", r.file("zserv.api"), "-i", r.file(d + ".pid"),
-			"-A", "127.0.0.1", "-P", "0", "-f", r.file(d + ".conf"), "--log", "file:" + r.file(d+".log")}
+	r.Spec.Port = c.port
+	if err := r.StartWith(r.t.Context(), files); err != nil {
+		r.t.Fatal(err)
 	}
-	r.run("/usr/lib/frr/zebra", args("zebra")...)
-	eventually(r.t, 5*time.Second, func() error { _, err := os.Stat(r.file("zserv.api")); return err })
-	r.run("/usr/lib/frr/bgpd", append(args("bgpd"), "-p", fmt.Sprint(c.port))...)
-	eventually(r.t, 5*time.Second, func() error { _, err := r.try("show bgp summary"); return err })
+	eventually(r.t, 5*time.Second, func() error { _, err := r.try(command); return err })
 	return r
 }
 
 func birdConf(r *router, c swconf) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "log \"%s\" all;\nrouter id %s;\nprotocol device { scan time 1; }\nprotocol direct { ipv4; ipv6; }\n", r.file("bird.log"), r.addr4)
+	fmt.Fprintf(&b, "log stderr all;\nrouter id %s;\nprotocol device { scan time 1; }\nprotocol direct { ipv4; ipv6; }\n", r.addr4)
 	for _, f := range []string{"ipv4", "ipv6"} {
 		fmt.Fprintf(&b, "protocol kernel k%s { %s { import none; export where source = RTS_BGP; }; }\n", f, f)
 	}
@@ -186,44 +186,29 @@ func frrConf(r *router, c swconf) string {
 
 func (r *router) file(name string) string { return filepath.Join(r.dir, name) }
 
-func (r *router) write(name, text string) {
-	r.t.Helper()
-	if err := os.WriteFile(r.file(name), []byte(text), 0o666); err != nil {
-		r.t.Fatal(err)
-	}
-}
-
-// run starts a program of the switch in its namespace.
-func (r *router) run(name string, args ...string) {
-	r.t.Helper()
-	cmd := exec.Command("ip", append([]string{"netns", "exec", r.ns, name}, args...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		r.t.Fatal(err)
-	}
-	r.procs = append(r.procs, cmd)
-}
-
 // kill ends the switch's programs, as a power cut does.
 func (r *router) kill() {
-	for _, cmd := range r.procs {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+	r.t.Helper()
+	if err := r.Kill(); err != nil {
+		r.t.Error(err)
 	}
-	r.procs = nil
-	_ = os.Remove(r.file("zserv.api"))
 }
 
 // try asks the switch's own console.
 func (r *router) try(command string) (string, error) {
-	var cmd *exec.Cmd
+	words := []string{command}
 	if r.kind == "bird" {
-		cmd = exec.Command("birdc", append([]string{"-s", r.file("bird.ctl")}, strings.Fields(command)...)...)
-	} else {
-		cmd = exec.Command("vtysh", "--vty_socket", r.dir, "-d", "bgpd", "-c", command)
+		words = strings.Fields(command)
 	}
-	out, err := cmd.CombinedOutput()
-	return string(out), err
+	return r.Console(context.Background(), words...) // also when the test has ended
+}
+
+// configure changes FRR's running configuration.
+func (r *router) configure(words ...string) {
+	r.t.Helper()
+	if out, err := r.Console(r.t.Context(), append([]string{"conf t"}, words...)...); err != nil {
+		r.t.Fatalf("%v: %s", err, out)
+	}
 }
 
 func (r *router) ask(command string) string {
@@ -313,27 +298,17 @@ func (r *router) sawRestart() {
 func (r *router) routes() map[netip.Prefix]netip.Addr {
 	r.t.Helper()
 	out := make(map[netip.Prefix]netip.Addr)
-	proto := map[string]string{"bird": "bird", "frr": "bgp"}[r.kind]
-	for _, family := range []string{"-4", "-6"} {
-		var routes []struct {
-			Dst      string
-			Gateway  string
-			Nexthops []struct{ Gateway string }
+	routes, err := r.Learned(context.Background())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, route := range routes {
+		var hop netip.Addr
+		if len(route.Via) > 0 {
+			hop = route.Via[len(route.Via)-1]
 		}
-		text := run(r.t, "ip", "-n", r.ns, "-j", family, "route", "show", "proto", proto)
-		if err := json.Unmarshal([]byte(text), &routes); err != nil {
-			r.t.Fatalf("ip route: %v\n%s", err, text)
-		}
-		for _, route := range routes {
-			if !strings.Contains(route.Dst, "/") {
-				continue
-			}
-			hop := route.Gateway
-			for _, n := range route.Nexthops {
-				hop = n.Gateway
-			}
-			addr, _ := netip.ParseAddr(hop)
-			out[netip.MustParsePrefix(route.Dst)] = addr
+		if !route.Dst.IsSingleIP() {
+			out[route.Dst] = hop
 		}
 	}
 	return out

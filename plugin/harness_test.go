@@ -9,18 +9,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/routes"
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 // asExecutable in the environment makes the test binary the plugin's executable, asDaemon a daemon
@@ -31,10 +30,6 @@ const (
 )
 
 const patience = 30 * time.Second
-
-// init keeps the main thread out of onThread, which ends its threads in other namespaces: the
-// main thread cannot end, and /proc/self would show its namespace.
-func init() { runtime.LockOSThread() }
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asExecutable) != "" {
@@ -50,71 +45,32 @@ func TestMain(m *testing.M) {
 // kernelTest skips what needs root and the kernel's namespaces.
 func kernelTest(t *testing.T) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("kernel test")
-	}
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("kernel tests need root")
-		}
-		t.Skip("kernel tests need root")
-	}
-	for _, tool := range []string{"ip", "ping"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			if os.Getenv("CI") != "" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
-	}
+	lab.Need(t, "ip", "ping")
 }
 
 // space is a network namespace of a test.
 type space struct {
+	*lab.Space
 	file *os.File
 	path string // for CNI_NETNS
 }
 
 func newSpace(t testing.TB) *space {
 	t.Helper()
-	s := &space{}
-	onThread(t, func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return err
-		}
-		f, err := os.Open("/proc/thread-self/ns/net")
-		s.file = f
-		return err
-	})
-	s.path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), s.file.Fd())
-	t.Cleanup(func() { s.file.Close() })
-	return s
-}
-
-// onThread runs do on a thread of its own, which ends with it.
-func onThread(t testing.TB, do func() error) {
-	t.Helper()
-	done := make(chan error, 1)
-	go func() {
-		err := errors.New("the test ended inside")
-		defer func() { done <- err }()
-		runtime.LockOSThread() // never unlocked: the thread is not used again
-		err = do()
-	}()
-	if err := <-done; err != nil {
+	s, err := lab.NewSpace("")
+	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(s.Close)
+	return &space{s, s.File, s.Path}
 }
 
 // run runs do on a thread inside the namespace.
 func (s *space) run(t testing.TB, do func() error) {
 	t.Helper()
-	onThread(t, func() error {
-		if err := unix.Setns(int(s.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			return err
-		}
-		return do()
-	})
+	if err := s.Do(do); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // sh runs a command line inside the namespace and returns what it prints.

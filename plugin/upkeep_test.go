@@ -3,15 +3,13 @@ package plugin
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/routes"
@@ -54,13 +52,11 @@ func TestStatusOfAReadOnlyStore(t *testing.T) {
 	h, pod := newHost(t), newSpace(t)
 	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
 	h.must(t, c)
-	onThread(t, func() error { // the mount is of this thread and its children
-		if err := errors.Join(unix.Setns(int(h.file.Fd()), unix.CLONE_NEWNET), unix.Unshare(unix.CLONE_NEWNS|unix.CLONE_FS),
-			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), unix.Mount(h.dir, h.dir, "", unix.MS_BIND, ""),
-			unix.Mount("", h.dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")); err != nil {
-			return err
-		}
-		out, err := call{verb: "STATUS", conf: c.conf}.command(t.Context()).Output()
+	h.run(t, func() error {
+		plugin := call{verb: "STATUS", conf: c.conf}.command(t.Context())
+		cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "sh", "-c", `mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && exec "$0"`, plugin.Path, h.dir)
+		cmd.Env, cmd.Stdin = plugin.Env, plugin.Stdin
+		out, err := cmd.Output()
 		if text := wantError(t, "STATUS", string(out), err != nil, codeUnavailable); !strings.Contains(text, "read-only file system") {
 			t.Errorf("the reason is not said: %s", text)
 		}

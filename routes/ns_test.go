@@ -10,8 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
@@ -22,43 +21,27 @@ type space struct {
 	t testing.TB
 	f *os.File
 	k *Kernel
+
+	lab *lab.Space
 }
 
-// newSpace makes a namespace that lives as long as its file is open. The thread that made it
-// ends, so that no other code ever runs there by accident.
+// newSpace makes a namespace that lives as long as its file is open.
 func newSpace(t testing.TB) *space {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("kernel test")
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("not root: network namespaces cannot be made")
-	}
-	type made struct {
-		f   *os.File
-		err error
-	}
-	ch := make(chan made)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			ch <- made{nil, err}
-			return
-		}
-		f, err := os.Open("/proc/thread-self/ns/net")
-		ch <- made{f, err}
-	}()
-	m := <-ch
-	if m.err != nil {
-		t.Fatalf("new network namespace: %v", m.err)
-	}
-	k, err := OpenNetns(m.f)
+	lab.Need(t, "ip")
+	ns, err := lab.NewSpace("")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &space{t, m.f, k}
-	t.Cleanup(func() { k.Close(); m.f.Close() })
-	s.run("ip link set lo up")
+	k, err := OpenNetns(ns.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &space{t, ns.File, k, ns}
+	t.Cleanup(func() { k.Close(); ns.Close() })
+	if err := ns.Loopback(); err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
 
@@ -74,14 +57,9 @@ func (s *space) run(command string) string {
 
 func (s *space) try(command string) (string, error) {
 	f := strings.Fields(command)
-	if _, err := exec.LookPath(f[0]); err != nil {
-		if os.Getenv("CI") == "true" {
-			s.t.Fatalf("%s is missing", f[0])
-		}
-		s.t.Skipf("%s is missing", f[0])
-	}
+	lab.Need(s.t, f[0])
 	var out []byte
-	err := inside(netns.NsHandle(s.f.Fd()), func() (err error) {
+	err := s.lab.Do(func() (err error) {
 		out, err = exec.Command(f[0], f[1:]...).CombinedOutput()
 		return err
 	})

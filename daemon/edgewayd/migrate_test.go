@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -20,16 +19,12 @@ import (
 	types "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 const patience = 30 * time.Second
-
-// init keeps the main thread out of onThread, whose threads end in other namespaces: the main
-// thread cannot end, and would keep its namespace.
-func init() { runtime.LockOSThread() }
 
 // migrationNode is a machine whose pods another plugin wires first, then edgeway. Its runtime is libcni, as
 // in containerd and CRI-O.
@@ -42,15 +37,7 @@ type migrationNode struct {
 
 func kernelTest(t *testing.T) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("kernel test")
-	}
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("kernel tests need root")
-		}
-		t.Skip("kernel tests need root")
-	}
+	lab.Need(t, "ip", "ping")
 }
 
 func newMigrationNode(t *testing.T) *migrationNode {
@@ -79,51 +66,25 @@ func newMigrationNode(t *testing.T) *migrationNode {
 	return n
 }
 
-// space makes a network namespace with a path, as runtimes do.
+// space makes a network namespace with a path, as runtimes do. The path alone holds it.
 func (n *migrationNode) space(t *testing.T, name string) string {
 	t.Helper()
-	path := filepath.Join(n.dir, "netns", name)
-	writeFiles(t, n.dir, map[string]string{"netns/" + name: ""})
-	onThread(t, func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return err
-		}
-		return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
-	})
-	n.ends = append(n.ends, path)
-	return path
-}
-
-func (n *migrationNode) end(path string) {
-	_ = unix.Unmount(path, unix.MNT_DETACH) // gone already: the test ended it
-	_ = os.Remove(path)
-}
-
-func onThread(t *testing.T, do func() error) {
-	t.Helper()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread is not used again
-		done <- do()
-	}()
-	if err := <-done; err != nil {
+	s, err := lab.NewSpace(filepath.Join(n.dir, "netns", name))
+	if err != nil {
 		t.Fatal(err)
 	}
+	s.Close()
+	n.ends = append(n.ends, s.Path)
+	return s.Path
 }
+
+func (n *migrationNode) end(path string) { (&lab.Space{Path: path}).Remove() }
 
 func inside(t *testing.T, netns string, do func() error) {
 	t.Helper()
-	onThread(t, func() error {
-		f, err := os.Open(netns)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-			return err
-		}
-		return do()
-	})
+	if err := (&lab.Space{Path: netns}).Do(do); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (n *migrationNode) try(t *testing.T, netns, line string) (out string, err error) {
