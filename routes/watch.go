@@ -22,8 +22,7 @@ import (
 func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	rtnl, err := k.subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
-		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+	rtnl, err := k.subscribe(unix.NETLINK_ROUTE, nodeGroups()...)
 	if err != nil {
 		return fmt.Errorf("watch links and routes: %w", err)
 	}
@@ -51,6 +50,12 @@ func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 		cancel() // one that ends ends the other
 	}
 	return err
+}
+
+// nodeGroups are the multicast groups of rtnetlink that tell what changes on a node.
+func nodeGroups() []int {
+	return []int{unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE}
 }
 
 // subscribe opens the socket of events, in the runtime's poller so that a deadline ends reads.
