@@ -117,11 +117,13 @@ func eachScope(ctx context.Context, f func(*routes.Kernel, routes.Scope) error) 
 			names = append(names, l.Name)
 		}
 	}
+	all := policy.Scope()
+	all.Masq = routes.Everywhere()
 	var errs []error
 	for _, s := range []routes.Scope{
 		{Protocol: routes.ProtoPod, Links: names},
 		{Protocol: routes.ProtoLearned},
-		policy.Scope(), // last: the nftables table is deleted when it has no pod
+		all, // last: the nftables table is deleted with all that is in it
 	} {
 		errs = append(errs, f(k, s))
 	}

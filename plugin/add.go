@@ -105,6 +105,9 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, e
 	if o.mac != "" {
 		w.podMAC = o.mac
 	}
+	if o.conf.IPMasq {
+		w.masq = masquerade(g.addrs, g.networks)
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.undo(ctx, o.request, at.host, w))
@@ -117,9 +120,6 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, e
 		return reply, err
 	}
 	if err := n.make(ctx, o, w, at); err != nil {
-		return reply, err
-	}
-	if err := o.masquerade(ctx, at.host, g); err != nil {
 		return reply, err
 	}
 	reply, err = printed(w.result(o.previous, g.dns, o.cni.Netns), o.conf.CNIVersion)

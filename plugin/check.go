@@ -122,6 +122,9 @@ func (p *inspection) wiring() (wiring, error) {
 			w.podMTU, w.podMAC = i.Mtu, cmp.Or(i.Mac, w.podMAC)
 		}
 	}
+	if p.rq.conf.IPMasq {
+		w.masq = masquerade(p.addrs, nil)
+	}
 	asked, err := p.rq.conf.routes()
 	if err != nil || p.rq.conf.delegated() {
 		asked = nil
@@ -180,17 +183,6 @@ func (n *Node) inspectEnds(ctx context.Context, p *inspection) error {
 		}
 	}
 	hosts := p.compare(ctx, host, "host", w)
-	if p.rq.conf.IPMasq {
-		for _, a := range p.addrs {
-			ok, err := host.Masqueraded(ctx, a)
-			if err != nil {
-				return fault(codeIO, "%w", err).next("look at nft list table inet edgeway")
-			}
-			if !ok {
-				hosts.differences = append(hosts.differences, fmt.Sprintf("host: missing masquerade of %s", a))
-			}
-		}
-	}
 	p.differences = slices.Concat(p.differences, hosts.differences, pods.differences)
 	return errors.Join(hosts.err, pods.err)
 }

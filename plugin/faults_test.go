@@ -54,10 +54,6 @@ func (f faultyKernel) Host(ctx context.Context) (h routes.Host, err error) {
 	return h, err
 }
 
-func (f faultyKernel) AddMasqOutside(ctx context.Context, a netip.Addr, networks ...netip.Prefix) error {
-	return f.strike(func() error { return f.kernel.AddMasqOutside(ctx, a, networks...) })
-}
-
 // An ADD that fails at any of its steps leaves nothing: no lease, no link, no route, nothing in
 // the pod. The next one succeeds.
 func TestFailedAddLeavesNothing(t *testing.T) {
@@ -407,6 +403,34 @@ func TestMasqueradeOutlivesItsConfiguration(t *testing.T) {
 			t.Errorf("after %s: %s", end, out)
 		}
 	}
+}
+
+// The link of a pod goes with the pod's namespace. Where another plugin gave the address, no lease tells
+// a later GC whose masquerade to end, and it stayed for ever.
+func TestGCEndsMasqueradeOfAPodWhoseLinkWentFirst(t *testing.T) {
+	kernelTest(t)
+	need(t, "nft")
+	h, pod := newHost(t), newSpace(t)
+	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0", `"ipMasq":true`)}
+	h.must(t, c)
+	k, err := routes.OpenNetns(h.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	gone := netip.MustParseAddr("10.97.0.5")
+	if _, err := k.Sync(t.Context(), routes.Scope{}, routes.State{Masq: []routes.Masq{{Addr: gone, Networks: []netip.Prefix{netip.MustParsePrefix("10.97.0.0/24")}}}}); err != nil {
+		t.Fatal(err)
+	}
+	gc := c
+	gc.verb, gc.conf = "GC", h.conf("1.1.0", `"cni.dev/valid-attachments":[{"containerID":"c1","ifname":"eth0"}]`)
+	h.must(t, gc)
+	out := h.sh(t, "nft list table inet edgeway")
+	if strings.Contains(out, "10.97.0.") || !strings.Contains(out, "10.99.0.1") || !strings.Contains(out, "fd00:99::1") {
+		t.Errorf("want the masquerade of the pod that lives alone:\n%s", out)
+	}
+	c.verb = "DEL"
+	h.must(t, c)
 }
 
 // Two interfaces of one container: traffic to both, and to one when the other is gone.

@@ -94,5 +94,5 @@ func (n *Node) gcDelegated(ctx context.Context, rq request, keep map[ipam.Attach
 		}
 		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, endStrayMasquerade(ctx, host))...)
 }

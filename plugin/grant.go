@@ -183,26 +183,55 @@ func endFlows(ctx context.Context, k kernel, addrs []netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// masquerade makes the pod's packets that leave its network take the node's address.
-func (o order) masquerade(ctx context.Context, k kernel, g grant) error {
-	if !o.conf.IPMasq {
-		return nil
+// masquerade makes the pod's packets that leave its networks take the node's address.
+func masquerade(addrs []netip.Addr, networks []netip.Prefix) (out []routes.Masq) {
+	for _, a := range addrs {
+		out = append(out, routes.Masq{Addr: a, Networks: networks})
 	}
-	for _, a := range g.addrs {
-		if err := k.AddMasqOutside(ctx, a, g.networks...); err != nil {
-			return fault(codeWiring, "%w", err).next("load nf_tables, or set ipMasq to false")
-		}
-	}
-	return nil
+	return out
 }
 
 // endMasquerade ends it.
 func endMasquerade(ctx context.Context, k kernel, addrs []netip.Addr) error {
-	var errs []error
-	for _, a := range addrs {
-		errs = append(errs, k.DelMasq(ctx, a))
+	if len(addrs) == 0 {
+		return nil
 	}
-	return errors.Join(errs...)
+	var scope routes.Scope
+	for _, a := range addrs {
+		scope.Masq = append(scope.Masq, single(a))
+	}
+	_, err := k.Sync(ctx, scope, routes.State{})
+	return err
+}
+
+// endStrayMasquerade ends the masquerade of addresses that nothing on the host leads to. The link of a
+// pod goes with the pod's namespace; where another plugin gave the address, no lease tells it then.
+func endStrayMasquerade(ctx context.Context, host kernel) error {
+	have, err := host.Observe(ctx, routes.Scope{Masq: routes.Everywhere()}, routes.State{})
+	if err != nil || len(have.Masq) == 0 {
+		return err
+	}
+	// Read afterwards: an ADD makes its route before its masquerade.
+	links, err := host.Links(ctx, linkPrefix)
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	var names []string
+	for _, l := range links {
+		names = append(names, l.Name)
+	}
+	led, err := host.Observe(ctx, routes.Scope{Protocol: routes.ProtoPod, Links: names}, routes.State{})
+	if err != nil {
+		return err
+	}
+	var stray []netip.Addr
+	for _, m := range have.Masq {
+		if !slices.ContainsFunc(led.Routes, func(r routes.Route) bool { return r.Dst == single(m.Addr) }) &&
+			!slices.ContainsFunc(led.Neighs, func(x routes.Neigh) bool { return x.IP == m.Addr }) {
+			stray = append(stray, m.Addr)
+		}
+	}
+	return endMasquerade(ctx, host, stray)
 }
 
 // networksOf are the subnets of the pool that the addresses are from.

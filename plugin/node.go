@@ -112,9 +112,6 @@ type kernel interface {
 	Links(ctx context.Context, prefix string) ([]routes.Link, error)
 	Lookup(ctx context.Context, a netip.Addr) (routes.Route, error)
 	RoutesOn(ctx context.Context, link string) ([]routes.Route, error)
-	AddMasqOutside(ctx context.Context, a netip.Addr, networks ...netip.Prefix) error
-	DelMasq(ctx context.Context, a netip.Addr) error
-	Masqueraded(ctx context.Context, a netip.Addr) (bool, error)
 	FlushConntrack(ctx context.Context, a netip.Addr) error
 	Close()
 }

@@ -106,7 +106,7 @@ func (n *Node) collect(ctx context.Context, host kernel, keep func(Attached) boo
 		}
 		did = append(did, fmt.Sprintf("release %v of %s", l.Addrs, l.Attachment))
 	}
-	return did, errors.Join(errs...)
+	return did, errors.Join(append(errs, endStrayMasquerade(ctx, host))...)
 }
 
 // Recover says which leases are true on the node: the store asks when its file is new or damaged

@@ -119,6 +119,7 @@ type wiring struct {
 	mtu, podMTU       int // podMTU: where it differs
 	addrs             []netip.Addr
 	routes            []podRoute
+	masq              []routes.Masq
 	// metric of the pod's routes that ask for none: 0, or secondMetric where another interface
 	// of the pod has such routes already.
 	metric int
@@ -147,7 +148,7 @@ func (w wiring) host(netns *os.File) routes.State {
 		// A pod must not become this machine's router.
 		Sysctls: append(w.forwarding(), routes.Refusals(w.hostLink)...),
 	}
-	s.Addrs = w.answers()
+	s.Addrs, s.Masq = w.answers(), w.masq
 	for _, a := range w.addrs {
 		s.Routes = append(s.Routes, routes.Route{Dst: single(a), Link: w.hostLink, Protocol: routes.ProtoPod})
 		// Not permanent: a later plugin (tuning), or the pod, may change its MAC.

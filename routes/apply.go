@@ -131,6 +131,8 @@ func (a *applier) messages(c *Change) (msgs []message, alone func() error, err e
 		return []message{m}, nil, errors.Join(ierr, err)
 	case NAT:
 		return nil, func() error { return a.k.setNAT(c.Op, o) }, nil
+	case Masq:
+		return nil, func() error { return a.setMasq(c.Op, o) }, nil
 	case Route:
 		var m message
 		if c.Op == Delete {
@@ -184,6 +186,8 @@ func possible(object any) error {
 		return proper("neighbour", o.IP)
 	case FDB:
 		return proper("VTEP", o.Dst)
+	case Masq:
+		return proper("masqueraded address", o.Addr)
 	}
 	return nil
 }
@@ -309,7 +313,10 @@ func absent(err error) bool {
 
 // nextStep is what an operator can do about the errors that have an outside cause.
 func nextStep(object any, err error) string {
+	_, masq := object.(Masq)
 	switch {
+	case masq && unsupported(err):
+		return "; load the kernel module nf_tables, or switch masquerade off"
 	case errors.Is(err, unix.EPERM):
 		return "; run as root or with CAP_NET_ADMIN"
 	case errors.Is(err, unix.ENETDOWN):

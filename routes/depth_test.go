@@ -296,13 +296,9 @@ func TestManyAtOnce(t *testing.T) {
 			want := State{
 				Links:  []Link{{Name: name, Kind: "veth", Up: true, Peer: &Peer{Name: "eth0", Netns: pod.f}}},
 				Routes: []Route{{Dst: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 10, 1, byte(i)}), 32), Link: name, Protocol: ProtoPod}},
-				NAT:    nil,
+				Masq:   []Masq{{Addr: netip.AddrFrom4([4]byte{10, 10, 1, byte(i)})}},
 			}
 			if _, err := host.k.Sync(t.Context(), Scope{}, want); err != nil {
-				errs[i] = err
-				return
-			}
-			if err := host.k.AddMasq(t.Context(), want.Routes[0].Dst.Addr()); err != nil {
 				errs[i] = err
 				return
 			}
@@ -349,7 +345,7 @@ func TestNothingIsLeftOpen(t *testing.T) {
 		if err := k.FlushConntrack(ctx, addr("10.10.2.1")); err != nil {
 			t.Error(err)
 		}
-		if err := k.AddMasq(ctx, addr("10.10.2.1")); err != nil {
+		if _, err := k.Sync(ctx, Scope{}, State{Masq: []Masq{{Addr: addr("10.10.2.1")}}}); err != nil {
 			t.Error(err)
 		}
 		cancel()

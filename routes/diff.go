@@ -30,7 +30,8 @@ func Diff(observed, desired State) []Change {
 	neighs, dropNeighs := diff(observed.Neighs, desired.Neighs, neighsByIP())
 	fdb, dropFDB := diff(observed.FDB, desired.FDB, fdbByMAC())
 	routes, dropRoutes := diff(observed.Routes, desired.Routes, routesByKey())
-	return slices.Concat(links, sysctls, addrs, neighs, fdb, routes, diffNAT(observed.NAT, desired.NAT),
+	masq, dropMasq := diff(observed.Masq, desired.Masq, masqByAddr())
+	return slices.Concat(links, sysctls, addrs, neighs, fdb, routes, masq, dropMasq, diffNAT(observed.NAT, desired.NAT),
 		dropRoutes, dropFDB, dropNeighs, dropAddrs, dropLinks)
 }
 
@@ -162,6 +163,15 @@ func neighsByIP() identity[Neigh, Neigh] {
 
 func fdbByMAC() identity[FDB, FDB] {
 	return identity[FDB, FDB]{key: keyOfFDB, right: func(got, want FDB) bool { return got.Dst == want.Dst }}
+}
+
+func masqByAddr() identity[Masq, netip.Addr] {
+	return identity[Masq, netip.Addr]{
+		key: func(m Masq) netip.Addr { return m.Addr },
+		right: func(got, want Masq) bool {
+			return want.Networks == nil || samePrefixes(got.networks(), want.networks())
+		},
+	}
 }
 
 // foreignError says who holds the place of a route.

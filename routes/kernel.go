@@ -94,7 +94,8 @@ func (k *Kernel) observe(ctx context.Context, v *view, scope Scope, desired Stat
 		func() (err error) { s.FDB, err = v.observeFDB(scope, desired.FDB); return err },
 		func() (err error) { s.Routes, err = v.observeRoutes(scope, desired.Routes); return err },
 		func() (err error) { s.Sysctls, err = k.observeSysctls(v, desired.Sysctls); return err },
-		func() error { s.NAT = k.observeNAT(scope, desired.NAT); return nil },
+		func() error { s.NAT = k.observeNAT(scope, desired); return nil },
+		func() (err error) { s.Masq, err = k.observeMasq(v, scope.Masq, desired.Masq); return err },
 	}
 	for _, read := range parts {
 		if err := ctx.Err(); err != nil {

@@ -2,88 +2,219 @@ package routes
 
 import (
 	"bytes"
-	"context"
+	"encoding/binary"
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 )
 
-// AddMasq makes packets from a that leave for anything but a NAT's prefixes and other such
-// addresses take the node's address. It makes the table when there is none.
-func (k *Kernel) AddMasq(ctx context.Context, a netip.Addr) error {
-	return k.AddMasqOutside(ctx, a)
+// observeMasq reads the masquerade of the addresses that are ours and of the desired ones. It asks
+// for single addresses one by one: each DEL asks, and most pods have none.
+func (k *Kernel) observeMasq(v *view, scope []netip.Prefix, desired []Masq) ([]Masq, error) {
+	if len(scope)+len(desired) == 0 {
+		return nil, nil
+	}
+	var found []Masq
+	for _, m := range desired {
+		there, err := k.hasElement(natPods, m.Addr, m.Addr.AsSlice())
+		if err != nil {
+			return nil, err
+		}
+		if there {
+			found = append(found, Masq{Addr: m.Addr})
+		}
+	}
+	if len(found) > 0 {
+		c, err := k.natConn()
+		if err != nil {
+			return nil, err
+		}
+		chains, err := ourChains(c)
+		if err != nil {
+			return nil, err
+		}
+		if v.gapped = !chains[masqChain]; v.gapped {
+			found = nil
+		}
+	}
+	for _, p := range scope {
+		addrs := []netip.Addr{p.Addr()}
+		var err error
+		if !p.IsSingleIP() {
+			addrs, err = k.masqueraded(p)
+		} else if there, herr := k.hasMasq(p.Addr()); !there {
+			addrs, err = nil, herr
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range addrs {
+			if !slices.ContainsFunc(found, func(m Masq) bool { return m.Addr == a }) {
+				found = append(found, Masq{Addr: a})
+			}
+		}
+	}
+	return found, k.readNetworks(found)
 }
 
-// AddMasqOutside is AddMasq, and packets to networks keep the pod's address too: the network that
-// a pod is in reaches it under its own. Networks of the other family say nothing.
-func (k *Kernel) AddMasqOutside(ctx context.Context, a netip.Addr, networks ...netip.Prefix) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	c, err := k.natConn()
-	if err != nil {
-		return fmt.Errorf("masquerade %v: %w", a, err)
-	}
-	err = errors.Join(addPod(c, a, networks), c.Flush())
-	if errors.Is(err, unix.ENOENT) {
-		// No table. Whoever comes first makes it, whole: the transaction of a second one fails as
-		// one (NLM_F_EXCL), and only its elements are left to do.
-		natFrame(c, c.CreateTable)
-		for _, r := range natRules() {
-			c.AddRule(r)
+// readNetworks fills in the networks of what was found.
+func (k *Kernel) readNetworks(found []Masq) error {
+	sets := map[bool][]nftables.SetElement{} // by family
+	for i, m := range found {
+		v6 := m.Addr.Is6()
+		if _, ok := sets[v6]; !ok {
+			all, err := k.elements(podSet(natKept, m.Addr))
+			if err != nil {
+				return err
+			}
+			sets[v6] = all
 		}
-		err = errors.Join(addPod(c, a, networks), c.Flush())
-	}
-	if errors.Is(err, unix.EEXIST) {
-		err = errors.Join(addPod(c, a, networks), c.Flush())
-	}
-	if err != nil {
-		return fmt.Errorf("masquerade %v: %w", a, err)
+		for _, e := range keptOf(sets[v6], m.Addr) {
+			half := m.Addr.BitLen() / 8
+			first, _ := netip.AddrFromSlice(e.Key[half:])
+			last, _ := netip.AddrFromSlice(e.KeyEnd[min(half, len(e.KeyEnd)):])
+			found[i].Networks = append(found[i].Networks, cover(first, last)...)
+		}
 	}
 	return nil
 }
 
-// addPod puts one pod's elements into the transaction.
-func addPod(c *nftables.Conn, a netip.Addr, networks []netip.Prefix) error {
-	var kept []nftables.SetElement
-	for _, n := range networks {
-		if n.Addr().Is6() == a.Is6() {
-			n = n.Masked()
-			kept = append(kept, nftables.SetElement{Key: pair(a, n.Addr()), KeyEnd: pair(a, lastOf(n))})
+// networks are those of the address's family.
+func (m Masq) networks() (out []netip.Prefix) {
+	for _, n := range m.Networks {
+		if n.Addr().Is6() == m.Addr.Is6() {
+			out = append(out, n.Masked())
 		}
 	}
-	err := c.SetAddElements(podSet(natPods, a), []nftables.SetElement{{Key: a.AsSlice()}})
+	return out
+}
+
+// setMasq makes one change of an address's masquerade, in one transaction, so that there is never
+// half of it. The daemon may make or delete the table between two of our questions.
+func (a *applier) setMasq(op Op, m Masq) error {
+	if op != Add {
+		if err := a.k.delMasq(m.Addr); err != nil || op == Delete {
+			return err
+		}
+	}
+	return a.k.addMasq(m, a.v.gapped)
+}
+
+// addMasq adds the elements of one address. When the table or the pods' chain is missing, or gapped,
+// it writes all of them.
+func (k *Kernel) addMasq(m Masq, gapped bool) error {
+	c, err := k.natConn()
+	if err != nil {
+		return err
+	}
+	if !gapped {
+		err := errors.Join(addElements(c, m), c.Flush())
+		if err == nil {
+			if there, cerr := k.hasChain(masqChain); there || cerr != nil {
+				return cerr
+			}
+		} else if !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	natFrame(c)
+	natWrite(c, masqChain)
+	return errors.Join(addElements(c, m), c.Flush())
+}
+
+func addElements(c *nftables.Conn, m Masq) error {
+	var kept []nftables.SetElement
+	for _, n := range m.networks() {
+		kept = append(kept, nftables.SetElement{Key: pair(m.Addr, n.Addr()), KeyEnd: pair(m.Addr, lastOf(n))})
+	}
+	err := c.SetAddElements(podSet(natPods, m.Addr), []nftables.SetElement{{Key: m.Addr.AsSlice()}})
 	if len(kept) > 0 {
-		err = errors.Join(err, c.SetAddElements(podSet(natKept, a), kept))
+		err = errors.Join(err, c.SetAddElements(podSet(natKept, m.Addr), kept))
 	}
 	return err
 }
 
 func pair(a, b netip.Addr) []byte { return append(a.AsSlice(), b.AsSlice()...) }
 
-// DelMasq ends what AddMasq began; an address that is not there is no error, and costs two questions.
-func (k *Kernel) DelMasq(ctx context.Context, a netip.Addr) error {
-	if err := ctx.Err(); err != nil {
+// delMasq deletes what there is of one address's elements.
+func (k *Kernel) delMasq(a netip.Addr) error {
+	c, err := k.natConn()
+	if err != nil {
 		return err
 	}
-	var last error
-	for range natTries {
-		sets, err := k.setsOf(a)
-		if err == nil && len(sets) > 0 {
-			err = k.delPod(a, sets)
-		}
-		if err == nil {
-			return nil
-		}
-		// The daemon may have deleted the unused table between two questions: then there is
-		// nothing left to end, and the next try finds that.
-		last = err
+	all, err := k.elements(podSet(natKept, a))
+	if kept := keptOf(all, a); err == nil && len(kept) > 0 {
+		err = c.SetDeleteElements(podSet(natKept, a), kept)
 	}
-	return fmt.Errorf("end masquerade of %v: %w", a, last)
+	if err != nil {
+		return err
+	}
+	there, err := k.hasElement(natPods, a, a.AsSlice())
+	if err == nil && there {
+		err = c.SetDeleteElements(podSet(natPods, a), []nftables.SetElement{{Key: a.AsSlice()}})
+	}
+	if err != nil {
+		return err
+	}
+	return c.Flush()
+}
+
+// hasMasq reports whether there is a part of an address's masquerade: half of it, by somebody's
+// hand, counts. A pod's own address is in the network that it is in.
+func (k *Kernel) hasMasq(a netip.Addr) (bool, error) {
+	there, err := k.hasElement(natPods, a, a.AsSlice())
+	if there || err != nil {
+		return there, err
+	}
+	return k.hasElement(natKept, a, pair(a, a))
+}
+
+// masqueraded are the addresses in p that have a masquerade.
+func (k *Kernel) masqueraded(p netip.Prefix) (out []netip.Addr, err error) {
+	for _, kind := range []int{natPods, natKept} {
+		elements, err := k.elements(podSet(kind, p.Addr()))
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range elements {
+			a, ok := netip.AddrFromSlice(e.Key[:min(p.Addr().BitLen()/8, len(e.Key))])
+			if ok && p.Contains(a) && !slices.Contains(out, a) {
+				out = append(out, a)
+			}
+		}
+	}
+	return out, nil
+}
+
+// keptOf are the elements that say in which networks a keeps its address.
+func keptOf(elements []nftables.SetElement, a netip.Addr) (out []nftables.SetElement) {
+	for _, e := range elements {
+		if bytes.HasPrefix(e.Key, a.AsSlice()) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// elements lists a set; one that is missing has none.
+func (k *Kernel) elements(set *nftables.Set) ([]nftables.SetElement, error) {
+	c, err := k.natConn()
+	if err != nil {
+		return nil, ifThere(err)
+	}
+	out, err := c.GetSetElements(set)
+	return out, ifThere(err)
+}
+
+func podSet(kind int, a netip.Addr) *nftables.Set {
+	if a.Is6() {
+		kind += natKinds
+	}
+	return natSets()[kind].set(kind)
 }
 
 // Attributes of set elements (linux/netfilter/nf_tables.h: NFTA_SET_ELEM_LIST_, NFTA_LIST_ELEM,
@@ -97,87 +228,51 @@ const (
 	nftaDataValue  = 1
 )
 
-// setsOf are the sets that may have the pod; none where it is in none.
-func (k *Kernel) setsOf(a netip.Addr) ([]*nftables.Set, error) {
-	pods, kept := podSet(natPods, a), podSet(natKept, a)
-	if there, err := k.hasElement(pods, a.AsSlice()); there || err != nil {
-		return []*nftables.Set{kept, pods}, err
-	}
-	// Half of it, by somebody's hand: a pod's own address is in the network that it is in.
-	if there, err := k.hasElement(kept, pair(a, a)); there || err != nil {
-		return []*nftables.Set{kept}, err
-	}
-	return nil, nil
-}
-
-// hasElement asks for one element. No table, no set and no element are one answer.
-func (k *Kernel) hasElement(set *nftables.Set, key []byte) (bool, error) {
-	c, err := k.netfilter()
-	if err != nil {
-		return false, ifThere(err)
-	}
+// hasElement asks for one element of an address's set. It is one request over the socket that stays
+// open; the library lists the whole set.
+func (k *Kernel) hasElement(kind int, of netip.Addr, key []byte) (bool, error) {
 	nest := func(m message, typ uint16, fill func(message) message) message {
 		return m.nest(typ|unix.NLA_F_NESTED, fill)
 	}
-	m := nftMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETSETELEM, unix.NFPROTO_INET, 0).
-		attrString(nftaElemsTable, tableName).attrString(nftaElemsSet, set.Name)
+	m := nftMessage(unix.NFT_MSG_GETSETELEM).
+		attrString(nftaElemsTable, tableName).attrString(nftaElemsSet, podSet(kind, of).Name)
 	m = nest(m, nftaElems, func(m message) message {
 		return nest(m, nftaElem, func(m message) message {
 			return nest(m, nftaElemKey, func(m message) message { return m.attr(nftaDataValue, key) })
 		})
 	})
+	return k.hasNFT(m)
+}
+
+// hasChain asks for one chain of the table.
+func (k *Kernel) hasChain(name string) (bool, error) {
+	return k.hasNFT(nftMessage(unix.NFT_MSG_GETCHAIN).attrString(unix.NFTA_CHAIN_TABLE, tableName).attrString(unix.NFTA_CHAIN_NAME, name))
+}
+
+// hasNFT asks for one object. No table, no set and no element are one answer.
+func (k *Kernel) hasNFT(m message) (bool, error) {
+	c, err := k.netfilter()
+	if err != nil {
+		return false, ifThere(err)
+	}
 	_, err = c.get(m)
 	return err == nil, ifThere(err)
 }
 
-// ifThere: what a kernel without nftables answers is that it has none.
+func nftMessage(typ uint16) message {
+	return newMessage(unix.NFNL_SUBSYS_NFTABLES<<8|typ, 0, binary.BigEndian.AppendUint16([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0}, 0))
+}
+
+// ifThere takes the answer of a kernel without nftables as: there is none.
 func ifThere(err error) error {
-	if errors.Is(err, unix.ENOENT) || unsupported(err) {
+	if missing(err) || unsupported(err) {
 		return nil
 	}
 	return err
 }
 
-// delPod deletes one pod's elements in one transaction, so that there is never half of them.
-func (k *Kernel) delPod(a netip.Addr, sets []*nftables.Set) error {
-	c, err := k.natConn()
-	if err != nil {
-		return err
-	}
-	for _, set := range sets {
-		doomed := []nftables.SetElement{{Key: a.AsSlice()}}
-		if set.Concatenation {
-			if doomed, err = c.GetSetElements(set); err != nil {
-				return err
-			}
-			doomed = slices.DeleteFunc(doomed, func(e nftables.SetElement) bool { return !bytes.HasPrefix(e.Key, a.AsSlice()) })
-		}
-		if len(doomed) == 0 {
-			continue
-		}
-		if err := c.SetDeleteElements(set, doomed); err != nil {
-			return err
-		}
-	}
-	return c.Flush()
-}
-
-// Masqueraded reports whether AddMasq holds for a: its element is there, and so are the rules that
-// act upon it.
-func (k *Kernel) Masqueraded(ctx context.Context, a netip.Addr) (bool, error) {
-	if err := ctx.Err(); err != nil {
-		return false, err
-	}
-	content, err := k.readNAT()
-	if err != nil {
-		return false, err
-	}
-	return content.exists && !content.Damaged && slices.Contains(content.podAddrs, a), nil
-}
-
-func podSet(kind int, a netip.Addr) *nftables.Set {
-	if a.Is6() {
-		kind += natKinds
-	}
-	return natSets()[kind].set(kind)
+// missing reports whether the kernel has no such object. The library keeps of an error of its lists
+// the text alone.
+func missing(err error) bool {
+	return errors.Is(err, unix.ENOENT) || err != nil && strings.HasSuffix(err.Error(), unix.ENOENT.Error())
 }

@@ -1,8 +1,8 @@
 package routes
 
 import (
+	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
@@ -16,9 +16,9 @@ import (
 //	table inet edgeway {
 //		set sources4 { type ipv4_addr; flags interval; }  # of the NAT: pod CIDRs
 //		set exclude4 { type ipv4_addr; flags interval; }  # of the NAT
-//		set pods4    { type ipv4_addr; }                  # of AddMasq; Sync keeps both
+//		set pods4    { type ipv4_addr; }                  # of each Masq
 //		set kept4    { type ipv4_addr . ipv4_addr; flags interval; }
-//		chain postrouting {
+//		chain postrouting {                               # of the NAT
 //			type nat hook postrouting priority srcnat; policy accept;
 //			ip daddr @exclude4 return
 //			ip daddr @sources4 return
@@ -26,16 +26,25 @@ import (
 //			ip daddr 224.0.0.0/4 return
 //			ip saddr . ip daddr @kept4 return
 //			ip saddr @sources4 masquerade
+//		}
+//		chain pods {                                      # of each Masq
+//			the same, but the last
 //			ip saddr @pods4 masquerade
 //		}
 //	}
 //
+// Each chain and each set has one writer, the daemon's Sync or the verbs of the plugin, perhaps in
+// another process. A transaction that makes one of them makes all that is missing, and writes its
+// whole chain, so that two at the same time do no harm. Nobody deletes what another needs: see setNAT.
+//
 // Only the first packet of a connection passes here (nft(8), chain type nat).
 const (
 	tableName = "edgeway"
-	chainName = "postrouting"
-	// rulesVersion is written into each rule's comment; a table with other rules is made anew.
-	rulesVersion = "edgeway 1"
+	natChain  = "postrouting"
+	masqChain = "pods"
+	// rulesVersion is written into each rule's comment. A chain with other rules is written again.
+	// Version 1 had the rules of both chains in postrouting.
+	rulesVersion = "edgeway 2"
 	// setChunk keeps a list of elements below the 64 KiB that a netlink attribute can hold.
 	setChunk = 500
 )
@@ -88,13 +97,15 @@ func (k *Kernel) natConn() (*nftables.Conn, error) {
 // natContent is what the table has.
 type natContent struct {
 	NAT
-	exists   bool
-	podAddrs []netip.Addr // of AddMasq
+	exists bool
+	sets   []int           // indexes in natSets
+	chains map[string]bool // our chains that are there: they are whole
+	pods   bool            // an address is masqueraded
 }
 
-// observeNAT: a table that exists only for AddMasq is none of a NAT's business.
-func (k *Kernel) observeNAT(scope Scope, desired *NAT) *NAT {
-	if !scope.NAT && desired == nil {
+// observeNAT leaves a table out that exists for the pods' masquerade alone.
+func (k *Kernel) observeNAT(scope Scope, desired State) *NAT {
+	if !scope.NAT && desired.NAT == nil {
 		return nil
 	}
 	content, err := k.readNAT()
@@ -102,7 +113,10 @@ func (k *Kernel) observeNAT(scope Scope, desired *NAT) *NAT {
 		return nil // a kernel without nftables has no table; making one tells what is wrong
 	}
 	n := content.NAT
-	if desired == nil && len(content.podAddrs) > 0 && len(n.Sources) == 0 && len(n.Exclude) == 0 && !n.Damaged {
+	n.Whole = scope.everyMasq() && len(desired.Masq) == 0
+	_, nat := content.chains[natChain]
+	_, pods := content.chains[masqChain]
+	if desired.NAT == nil && !n.Whole && pods && !nat && len(n.Sources)+len(n.Exclude) == 0 {
 		return nil
 	}
 	return &n
@@ -110,6 +124,9 @@ func (k *Kernel) observeNAT(scope Scope, desired *NAT) *NAT {
 
 func (k *Kernel) readNAT() (content natContent, err error) {
 	defer func() {
+		if missing(err) { // the table went away meanwhile
+			content, err = natContent{}, nil
+		}
 		if err != nil {
 			err = fmt.Errorf("read nftables table inet %s: %w", tableName, err)
 		}
@@ -135,6 +152,7 @@ func (k *Kernel) readNAT() (content natContent, err error) {
 			content.Damaged = true
 			continue
 		}
+		content.sets = append(content.sets, i)
 		if s.pair {
 			continue
 		}
@@ -148,73 +166,75 @@ func (k *Kernel) readNAT() (content natContent, err error) {
 		case natExclude:
 			content.Exclude = append(content.Exclude, prefixesOf(elements)...)
 		case natPods:
-			for _, e := range elements {
-				if a, ok := netip.AddrFromSlice(e.Key); ok {
-					content.podAddrs = append(content.podAddrs, a)
-				}
-			}
+			content.pods = content.pods || len(elements) > 0
 		}
 	}
-	whole, err := natChainIsWhole(c)
-	content.Damaged = content.Damaged || !whole
+	content.chains, err = ourChains(c)
+	content.Damaged = content.Damaged || !content.chains[natChain]
 	return content, err
 }
 
-// natChainIsWhole reports whether the chain hangs where it should and has our rules and no other.
-func natChainIsWhole(c *nftables.Conn) (bool, error) {
+// ourChains are those of our chains that exist. They are whole where they hang where they should and
+// have our rules and no others.
+func ourChains(c *nftables.Conn) (whole map[string]bool, err error) {
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	want := natChain()
-	i := slices.IndexFunc(chains, func(have *nftables.Chain) bool {
-		return have.Table.Name == tableName && have.Name == chainName && have.Type == want.Type &&
-			have.Hooknum != nil && *have.Hooknum == *want.Hooknum && have.Priority != nil && *have.Priority == *want.Priority
-	})
-	if i < 0 {
-		return false, nil
+	whole = map[string]bool{}
+	for _, have := range chains {
+		if have.Table.Name != tableName || have.Name != natChain && have.Name != masqChain {
+			continue
+		}
+		want := chainOf(have.Name)
+		rules, err := c.GetRules(natTable(), want)
+		if err != nil {
+			return nil, err
+		}
+		whole[have.Name] = have.Type == want.Type && have.Hooknum != nil && *have.Hooknum == *want.Hooknum &&
+			have.Priority != nil && *have.Priority == *want.Priority &&
+			slices.EqualFunc(rules, rulesOf(have.Name), func(have, want *nftables.Rule) bool {
+				return slices.Equal(have.UserData, want.UserData) && len(have.Exprs) == len(want.Exprs)
+			})
 	}
-	rules, err := c.GetRules(natTable(), want)
-	if err != nil {
-		return false, err
-	}
-	return slices.EqualFunc(rules, natRules(), func(have, want *nftables.Rule) bool {
-		return slices.Equal(have.UserData, want.UserData) && len(have.Exprs) == len(want.Exprs)
-	}), nil
+	return whole, nil
 }
 
-func natChain() *nftables.Chain {
+func chainOf(name string) *nftables.Chain {
 	return &nftables.Chain{
-		Name: chainName, Table: natTable(), Type: nftables.ChainTypeNAT,
+		Name: name, Table: natTable(), Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
 	}
 }
 
-// natRules are the chain's rules in order.
-func natRules() (rules []*nftables.Rule) {
+// rulesOf are the rules of a chain in order.
+func rulesOf(chain string) (rules []*nftables.Rule) {
 	sets := natSets()
+	from := natSources
+	if chain == masqChain {
+		from = natPods
+	}
 	for f, proto := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
 		set := func(kind int) expr.Any {
 			at := kind + natKinds*f
 			return &expr.Lookup{SourceRegister: 1, SetName: sets[at].name, SetID: uint32(at + 1)}
 		}
 		saddr, daddr := ipField(f == 1)
-		leave, masq := &expr.Verdict{Kind: expr.VerdictReturn}, &expr.Masq{}
+		leave := &expr.Verdict{Kind: expr.VerdictReturn}
 		for _, match := range [][]expr.Any{
 			{daddr, set(natExclude), leave},
 			{daddr, set(natSources), leave},
 			{daddr, set(natPods), leave},
 			append(multicast(daddr, f == 1), leave),
 			{saddr, second(daddr), set(natKept), leave},
-			{saddr, set(natSources), masq},
-			{saddr, set(natPods), masq},
+			{saddr, set(from), &expr.Masq{}},
 		} {
 			family := []expr.Any{
 				&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
 				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
 			}
 			rules = append(rules, &nftables.Rule{
-				Table: natTable(), Chain: natChain(), Exprs: append(family, match...),
+				Table: natTable(), Chain: chainOf(chain), Exprs: append(family, match...),
 				UserData: userdata.AppendString(nil, userdata.TypeComment, fmt.Sprintf("%s/%d", rulesVersion, len(rules)+1)),
 			})
 		}
@@ -259,20 +279,53 @@ func multicast(daddr expr.Any, v6 bool) []expr.Any {
 	}
 }
 
-// setNAT replaces the content of the table in one transaction. The pods' own sets are not
-// touched, so that an AddMasq at the same time is not lost.
+// setNAT writes the NAT's sets and chain in one transaction.
+//
+// A Delete deletes the table when nothing else is in it. The kernel decides that: a set that a rule
+// of the pods' chain names is not deleted (EBUSY), and then nothing is. An element in pods4 without
+// that chain is of version 1, or of a Masq that is being made: the chain is made for it.
 func (k *Kernel) setNAT(op Op, n NAT) error {
-	if op == Delete {
-		if gone, err := k.deleteUnusedTable(); gone || err != nil {
-			return err
-		}
-		n = NAT{}
+	content, err := k.readNAT()
+	if err != nil {
+		return err
 	}
 	c, err := k.natConn()
 	if err != nil {
 		return err
 	}
-	sets := natFrame(c, c.AddTable)
+	has := func(chain string) bool { _, ok := content.chains[chain]; return ok }
+	pods := content.pods && !has(masqChain)
+	if op == Delete {
+		if !content.exists {
+			return nil
+		}
+		if !pods {
+			if has(natChain) {
+				c.DelChain(chainOf(natChain))
+			}
+			for _, i := range content.sets {
+				if !n.Whole {
+					c.DelSet(natSets()[i].set(i))
+				}
+			}
+			c.DelTable(natTable())
+			if err := c.Flush(); err == nil || !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOENT) {
+				return err
+			}
+		}
+		n = NAT{}
+	}
+	sets := natFrame(c)
+	if pods {
+		natWrite(c, masqChain)
+	}
+	if op == Delete {
+		if has(natChain) {
+			c.DelChain(chainOf(natChain))
+		}
+	} else {
+		natWrite(c, natChain)
+	}
 	for i, s := range sets {
 		from := n.Sources
 		switch i % natKinds {
@@ -289,24 +342,28 @@ func (k *Kernel) setNAT(op Op, n NAT) error {
 			}
 		}
 	}
-	c.FlushChain(natChain())
-	for _, r := range natRules() {
-		c.AddRule(r)
-	}
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("%w; when something else made this table: nft delete table inet %s", err, tableName)
+		return fmt.Errorf("%w; if another program made this table, run: nft delete table inet %s", err, tableName)
 	}
 	return nil
 }
 
-// natFrame adds table, sets and chain where they are missing.
-func natFrame(c *nftables.Conn, addTable func(*nftables.Table) *nftables.Table) (sets []*nftables.Set) {
-	addTable(natTable())
+// natFrame adds the table and the sets that are missing.
+func natFrame(c *nftables.Conn) (sets []*nftables.Set) {
+	c.AddTable(natTable())
 	for i, s := range natSets() {
 		set := s.set(i)
 		_ = c.AddSet(set, nil) // an error is kept by c until Flush
 		sets = append(sets, set)
 	}
-	c.AddChain(natChain())
 	return sets
+}
+
+// natWrite writes a chain as a whole, whatever it was.
+func natWrite(c *nftables.Conn, name string) {
+	c.AddChain(chainOf(name))
+	c.FlushChain(chainOf(name))
+	for _, r := range rulesOf(name) {
+		c.AddRule(r)
+	}
 }

@@ -1,15 +1,24 @@
 package routes
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"github.com/google/go-cmp/cmp"
 )
+
+// masqOf is what a DEL owns.
+func masqOf(addrs ...netip.Addr) (s Scope) {
+	for _, a := range addrs {
+		s.Masq = append(s.Masq, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return s
+}
 
 func TestNAT(t *testing.T) {
 	s := newSpace(t)
@@ -21,16 +30,14 @@ func TestNAT(t *testing.T) {
 	}}
 	s.sync(scope, want)
 	out := s.run("nft list table inet edgeway")
-	for _, rule := range []string{"ip daddr @exclude4 return", "ip saddr @sources4 masquerade", "ip6 saddr @pods6 masquerade", "ip daddr 224.0.0.0/4 return"} {
+	for _, rule := range []string{"ip daddr @exclude4 return", "ip saddr @sources4 masquerade", "ip daddr 224.0.0.0/4 return", "ip6 saddr . ip6 daddr @kept6 return"} {
 		if !strings.Contains(squeeze(out), rule) {
 			t.Errorf("no rule %q", rule)
 		}
 	}
-	for range 2 {
-		if err := s.k.AddMasq(t.Context(), addr("10.10.1.5")); err != nil {
-			t.Fatal(err)
-		}
-	}
+	s.lacks("nft list table inet edgeway", "chain pods")
+	pod := State{Masq: []Masq{{Addr: addr("10.10.1.5")}}}
+	s.sync(Scope{}, pod)
 	want.NAT = &NAT{Sources: prefixes("10.20.0.0/16"), Exclude: prefixes("0.0.0.0/1", "128.0.0.0/1")}
 	s.sync(scope, want)
 	s.contains("nft list set inet edgeway pods4", "10.10.1.5")
@@ -40,140 +47,181 @@ func TestNAT(t *testing.T) {
 	s.contains("nft list chain inet edgeway postrouting", "ip saddr @sources4 masquerade")
 
 	s.sync(scope, State{})
-	s.contains("nft list set inet edgeway pods4", "10.10.1.5")
+	s.quiet(Scope{}, pod)
 	s.lacks("nft list set inet edgeway sources4", "10.20")
-	for range 2 {
-		if err := s.k.DelMasq(t.Context(), addr("10.10.1.5")); err != nil {
-			t.Fatal(err)
-		}
-	}
+	s.lacks("nft list table inet edgeway", "chain postrouting")
+	s.sync(masqOf(addr("10.10.1.5")), State{})
+	s.quiet(scope, State{})
+	s.sync(Scope{NAT: true, Masq: Everywhere()}, State{})
+	s.lacks("nft list ruleset", "edgeway")
+	s.quiet(masqOf(addr("10.10.1.5")), State{})
+
+	s.sync(scope, want)
 	s.sync(scope, State{})
 	s.lacks("nft list ruleset", "edgeway")
-	if err := s.k.DelMasq(t.Context(), addr("10.10.1.5")); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.k.AddMasq(t.Context(), addr("fd00::5")); err != nil {
-		t.Fatal(err)
-	}
+	s.sync(Scope{}, State{Masq: []Masq{{Addr: addr("fd00::5")}}})
 	s.contains("nft list set inet edgeway pods6", "fd00::5")
 }
 
-func TestMasqueraded(t *testing.T) {
+// Sync makes whole what somebody damaged, and reads networks back as they were given.
+func TestMasq(t *testing.T) {
 	s := newSpace(t)
-	a := addr("10.10.1.5")
-	want := func(what string, want bool) {
-		t.Helper()
-		if got, err := s.k.Masqueraded(t.Context(), a); err != nil || got != want {
-			t.Errorf("%s: masqueraded %v, %v; want %v", what, got, err, want)
+	for _, text := range []string{"10.10.1.5", "fd00::5"} {
+		a := addr(text)
+		want := State{Masq: []Masq{{a, prefixes("10.10.0.0/16", "fd00::/64", "172.16.0.0/12")}}}
+		s.sync(Scope{}, want)
+		for _, damage := range []string{
+			"flush chain inet edgeway pods", "delete chain inet edgeway pods", "delete table inet edgeway",
+			fmt.Sprintf("delete element inet edgeway %s { %v }", podSet(natPods, a).Name, a), "flush set inet edgeway " + podSet(natKept, a).Name,
+		} {
+			s.run("nft " + damage)
+			if changes := s.sync(Scope{}, want); len(changes) != 1 {
+				t.Errorf("after %s: %v", damage, texts(changes))
+			}
 		}
+		got, err := s.k.Observe(t.Context(), Scope{Masq: Everywhere()}, State{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		networks := Masq{a, want.Masq[0].Networks}.networks()
+		if len(got.Masq) != 1 || got.Masq[0].Addr != a || !samePrefixes(got.Masq[0].Networks, networks) {
+			t.Errorf("read back %v, want %v outside of %v", got.Masq, a, networks)
+		}
+		s.quiet(Scope{}, State{Masq: []Masq{{Addr: a}}}) // any networks
+		want.Masq[0].Networks = prefixes("192.168.0.0/16", "fd01::/64")
+		s.sync(Scope{}, want)
+		s.sync(Scope{Masq: Everywhere()}, State{})
 	}
-	want("no table", false)
-	if err := s.k.AddMasqOutside(t.Context(), a, pfx("10.10.0.0/16")); err != nil {
-		t.Fatal(err)
-	}
-	want("added", true)
-	s.run("nft flush chain inet edgeway postrouting")
-	want("rules flushed", false)
 }
 
 // A DEL may be killed at any point: its elements go together, and what it asks tells the next DEL
 // whether they went. Each DEL asks, whether the pod was masqueraded or not.
-func TestDelMasqIsWholeAndCheap(t *testing.T) {
+func TestMasqEndsAsAWhole(t *testing.T) {
 	s := newSpace(t)
 	for _, text := range []string{"10.10.1.5", "fd00::5"} {
 		a, other := addr(text), addr(text).Next()
-		if err := s.k.DelMasq(t.Context(), a); err != nil {
-			t.Fatalf("without a table: %v", err)
-		}
-		for _, add := range []netip.Addr{a, other} {
-			if err := s.k.AddMasqOutside(t.Context(), add, prefixes("10.10.0.0/16", "fd00::/64")...); err != nil {
-				t.Fatal(err)
-			}
-		}
-		for range 2 {
-			if err := s.k.DelMasq(t.Context(), a); err != nil {
-				t.Fatal(err)
-			}
-		}
+		networks := prefixes("10.10.0.0/16", "fd00::/64")
+		s.sync(masqOf(a), State{}) // without a table, or without it there
+		s.sync(Scope{}, State{Masq: []Masq{{a, networks}, {other, networks}}})
+		s.sync(masqOf(a), State{})
 		// Somebody else's hand: half of it is found, too.
-		if err := s.k.AddMasqOutside(t.Context(), a, prefixes("10.10.0.0/16", "fd00::/64")...); err != nil {
-			t.Fatal(err)
-		}
+		s.sync(Scope{}, State{Masq: []Masq{{a, networks}}})
 		s.run(fmt.Sprintf("nft delete element inet edgeway %s { %v }", podSet(natPods, a).Name, a))
-		if err := s.k.DelMasq(t.Context(), a); err != nil {
-			t.Fatal(err)
-		}
+		s.sync(masqOf(a), State{})
 		sets := s.run("nft list table inet edgeway")
 		if strings.Contains(sets, text) || strings.Count(sets, other.String()) != 2 {
 			t.Errorf("after the end of %v: %s", a, sets)
 		}
-		if err := s.k.DelMasq(t.Context(), other); err != nil {
-			t.Fatal(err)
-		}
+		s.sync(masqOf(other), State{})
 	}
 }
 
-// TestDeletingTheTableLosesNoPod: a transaction between the look and the deletion refuses it.
+// The table of version 1: the pods that run keep their masquerade when the daemon, or the plugin alone,
+// is of this version.
+func TestUpgradeKeepsMasquerade(t *testing.T) {
+	const old = `add table inet edgeway
+		add set inet edgeway sources4 { type ipv4_addr; flags interval; }
+		add set inet edgeway exclude4 { type ipv4_addr; flags interval; }
+		add set inet edgeway pods4 { type ipv4_addr; }
+		add set inet edgeway kept4 { type ipv4_addr . ipv4_addr; flags interval; }
+		add set inet edgeway sources6 { type ipv6_addr; flags interval; }
+		add set inet edgeway exclude6 { type ipv6_addr; flags interval; }
+		add set inet edgeway pods6 { type ipv6_addr; }
+		add set inet edgeway kept6 { type ipv6_addr . ipv6_addr; flags interval; }
+		add chain inet edgeway postrouting { type nat hook postrouting priority srcnat; }
+		add rule inet edgeway postrouting ip daddr @pods4 return comment "edgeway 1/1"
+		add rule inet edgeway postrouting ip saddr . ip daddr @kept4 return comment "edgeway 1/2"
+		add rule inet edgeway postrouting ip saddr @pods4 masquerade comment "edgeway 1/3"
+		add element inet edgeway pods4 { 10.10.1.5 }
+		add element inet edgeway kept4 { 10.10.1.5 . 10.10.0.0/16 }`
+	pod := State{Masq: []Masq{{addr("10.10.1.5"), prefixes("10.10.0.0/16")}}}
+	for _, tt := range []struct {
+		name    string
+		scope   Scope
+		desired State
+		rules   bool // of the new chain
+	}{
+		{"the daemon, without source NAT", Scope{NAT: true}, State{}, true},
+		{"the daemon, with source NAT", Scope{NAT: true}, State{NAT: &NAT{Sources: prefixes("10.20.0.0/16")}}, true},
+		{"another pod's ADD, without a daemon", Scope{}, State{Masq: []Masq{{Addr: addr("10.10.1.6")}}}, true},
+		{"another pod's DEL, without a daemon", masqOf(addr("10.10.1.6")), State{}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSpace(t)
+			for line := range strings.Lines(old) {
+				s.nft(line)
+			}
+			s.sync(tt.scope, tt.desired)
+			s.contains("nft list set inet edgeway pods4", "10.10.1.5")
+			s.contains("nft list set inet edgeway kept4", "10.10.1.5 . 10.10.0.0/16")
+			chain := "postrouting"
+			if tt.rules {
+				chain = "pods"
+				s.quiet(Scope{}, pod)
+			}
+			s.contains("nft list chain inet edgeway "+chain, "ip saddr @pods4 masquerade")
+			s.sync(masqOf(addr("10.10.1.5")), State{})
+			s.lacks("nft list table inet edgeway", "10.10.1.5")
+		})
+	}
+}
+
+// nft runs one command line, with its quotes and braces.
+func (s *space) nft(line string) {
+	s.t.Helper()
+	path := filepath.Join(s.t.TempDir(), "nft")
+	if err := os.WriteFile(path, []byte(line), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	s.run("nft -f " + path)
+}
+
+// TestDeletingTheTableLosesNoPod: the daemon ends its source NAT while pods come and go. No pod that was
+// added is without its masquerade afterwards, and nobody fails for the other.
 func TestDeletingTheTableLosesNoPod(t *testing.T) {
 	s := newSpace(t)
-	s.sync(Scope{NAT: true}, State{NAT: &NAT{Sources: prefixes("10.10.0.0/16")}})
-	c, err := dial(s.k.ns, unix.NETLINK_NETFILTER)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.close()
-	seen, err := c.generation()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.k.AddMasq(t.Context(), addr("10.10.1.5")); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.deleteTable(seen); !errors.Is(err, unix.ERESTART) {
-		t.Fatalf("delete after another transaction: %v, want ERESTART", err)
-	}
-	s.sync(Scope{NAT: true}, State{})
-	s.contains("nft list set inet edgeway pods4", "10.10.1.5")
-	if err := s.k.DelMasq(t.Context(), addr("10.10.1.5")); err != nil {
-		t.Fatal(err)
-	}
-	s.sync(Scope{NAT: true}, State{})
-	s.lacks("nft list ruleset", "edgeway")
-}
-
-// While a pod's DEL looks for its elements the daemon deletes the table that nobody needs any more:
-// the DEL must not fail for that.
-func TestDelMasqBesideTheTablesEnd(t *testing.T) {
-	s := newSpace(t)
-	a := addr("10.10.1.5")
 	stop := make(chan struct{})
 	var wait sync.WaitGroup
 	wait.Go(func() {
-		for {
+		for n := 0; ; n++ {
 			select {
 			case <-stop:
 				return
 			default:
 			}
-			// So often does the table change under it that it may give up for this time, and says so.
-			if _, err := s.k.Sync(t.Context(), Scope{NAT: true}, State{}); err != nil && !strings.Contains(err.Error(), "it is tried again by the next sync") {
+			want := State{}
+			if n%2 == 0 {
+				want.NAT = &NAT{Sources: prefixes("10.20.0.0/16")}
+			}
+			if _, err := s.k.Sync(t.Context(), Scope{NAT: true}, want); err != nil {
 				t.Error(err)
 				return
 			}
 		}
 	})
-	for range 80 {
-		if err := s.k.AddMasqOutside(t.Context(), a, pfx("10.10.0.0/16")); err != nil {
-			t.Error(err)
-			break
+	k, err := OpenNetns(s.f) // as another process
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	for i := range 80 {
+		a := netip.AddrFrom4([4]byte{10, 10, 1, byte(i)})
+		want := State{Masq: []Masq{{a, prefixes("10.10.0.0/16")}}}
+		if _, err := k.Sync(t.Context(), Scope{}, want); err != nil {
+			t.Fatal(err)
 		}
-		if err := s.k.DelMasq(t.Context(), a); err != nil {
-			t.Error(err)
-			break
+		got, err := k.Observe(t.Context(), Scope{}, want)
+		if diff := cmp.Diff(want.Masq, got.Masq, cmp.Comparer(func(x, y netip.Prefix) bool { return x == y }), cmp.Comparer(func(x, y netip.Addr) bool { return x == y })); err != nil || diff != "" {
+			t.Fatalf("pod %v: %v, %s", a, err, diff)
+		}
+		if i%8 != 0 {
+			continue
+		}
+		// So that the table is the daemon's alone again, and may go at any moment.
+		if _, err := k.Sync(t.Context(), Scope{NAT: true, Masq: Everywhere()}, State{}); err != nil {
+			t.Fatal(err)
 		}
 	}
 	close(stop)
 	wait.Wait()
-	s.sync(Scope{NAT: true}, State{})
-	s.lacks("nft list ruleset", "edgeway")
 }

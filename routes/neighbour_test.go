@@ -19,6 +19,9 @@ func paired(t *testing.T) (host, pod *space) {
 	host.sync(Scope{}, onHost)
 	pod.sync(Scope{}, inPod)
 	host.quiet(Scope{}, onHost)
+	for _, to := range []string{"10.10.1.5", "fd00:10:1::5"} { // IPv6 has no route before it saw the carrier
+		eventually(t, to+" answers", func() bool { _, err := host.try("ping -c1 -W1 " + to); return err == nil })
+	}
 	return host, pod
 }
 

@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -127,8 +128,19 @@ type Sysctl struct {
 type NAT struct {
 	Sources []netip.Prefix
 	Exclude []netip.Prefix
-	// Damaged: the table's chain or sets are not the ones that Sync makes. Observed only.
+	// Damaged: the NAT's chain or the sets are not as Sync makes them. Observed only.
 	Damaged bool
+	// Whole: nothing in the table belongs to anybody else. Observed only.
+	Whole bool
+}
+
+// Masq is the masquerade of one address, in the same nftables table: packets from Addr that leave for
+// anything but Networks, other such addresses, and a NAT's prefixes take the node's address.
+type Masq struct {
+	Addr netip.Addr
+	// Networks of the address's family keep Addr: they reach the pod under its own address. Nil, where
+	// desired, stands for any.
+	Networks []netip.Prefix
 }
 
 // State is what a namespace should look like, as far as it is ours.
@@ -139,7 +151,8 @@ type State struct {
 	Neighs  []Neigh
 	FDB     []FDB
 	Sysctls []Sysctl
-	NAT     *NAT // nil: no table
+	NAT     *NAT // nil: no node-level source NAT
+	Masq    []Masq
 }
 
 // Scope says what is ours, and so what Sync may delete when the State does not name it.
@@ -150,8 +163,20 @@ type Scope struct {
 	// Links of these names are ours, with every neighbour that the kernel did not find by itself,
 	// forwarding entry and global address on them.
 	Links []string
-	// NAT: the nftables table "edgeway" is ours.
+	// NAT: the source NAT in the nftables table "edgeway" is ours.
 	NAT bool
+	// Masq: the masquerade of addresses in these prefixes is ours.
+	Masq []netip.Prefix
+}
+
+// everyMasq reports whether the masquerade of every address of both families is ours.
+func (s Scope) everyMasq() bool {
+	return slices.Contains(s.Masq, Everywhere()[0]) && slices.Contains(s.Masq, Everywhere()[1])
+}
+
+// Everywhere returns the prefixes of all addresses: 0.0.0.0/0 and ::/0.
+func Everywhere() []netip.Prefix {
+	return []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 }
 
 // Op is what a Change does.
@@ -167,7 +192,7 @@ const (
 // Change is one difference between what is and what should be, and what came of it.
 type Change struct {
 	Op     Op
-	Object any // Link, Addr, Route, Neigh, FDB, Sysctl or NAT
+	Object any // Link, Addr, Route, Neigh, FDB, Sysctl, NAT or Masq
 	Was    any // of a Replace: what stands there now
 	Err    error
 	Took   time.Duration

@@ -167,6 +167,14 @@ func (n NAT) String() string {
 	return s
 }
 
+func (m Masq) String() string {
+	s := "masquerade of " + m.Addr.String()
+	if len(m.Networks) > 0 {
+		s += fmt.Sprintf(" outside of %v", m.Networks)
+	}
+	return s
+}
+
 // String is the change in an operator's words: "add route 10.10.2.0/24 via 10.0.0.12 dev eth0
 // proto 119".
 func (c Change) String() string {
@@ -204,7 +212,7 @@ func (s State) String() string {
 	var b strings.Builder
 	list := func(word string, n int, item func(int) string) {
 		for i := range n {
-			fmt.Fprintf(&b, "%s %s\n", word, item(i))
+			fmt.Fprintln(&b, strings.TrimPrefix(word+" "+item(i), " "))
 		}
 	}
 	list("link", len(s.Links), func(i int) string { return s.Links[i].String() })
@@ -216,5 +224,6 @@ func (s State) String() string {
 	if s.NAT != nil {
 		fmt.Fprintln(&b, s.NAT.String())
 	}
+	list("", len(s.Masq), func(i int) string { return s.Masq[i].String() })
 	return b.String()
 }

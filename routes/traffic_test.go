@@ -102,11 +102,7 @@ func TestPacketsOfPods(t *testing.T) {
 	host.sync(Scope{NAT: true}, State{})
 	check("NAT gone", "10.0.0.1", pod4)
 	ctx := context.Background()
-	for _, a := range []netip.Addr{pod4, pod6} {
-		if err := host.k.AddMasq(ctx, a); err != nil {
-			t.Fatal(err)
-		}
-	}
+	host.sync(Scope{}, State{Masq: []Masq{{Addr: pod4}, {Addr: pod6}}})
 	check("one pod's NAT", "10.0.0.1", node4)
 	check("one pod's NAT", "fd00:10::1", node6)
 	host.contains("conntrack -L", "src=10.10.1.5")
@@ -114,30 +110,19 @@ func TestPacketsOfPods(t *testing.T) {
 		t.Fatal(err)
 	}
 	host.lacks("conntrack -L", "src=10.10.1.5")
-	if err := host.k.DelMasq(ctx, pod4); err != nil {
-		t.Fatal(err)
-	}
+	host.sync(masqOf(pod4), State{})
 	check("one pod's NAT gone", "10.0.0.1", pod4)
-	for range 2 {
-		for _, a := range []netip.Addr{pod4, pod6} {
-			if err := host.k.AddMasqOutside(ctx, a, prefixes("10.0.0.0/24", "10.10.0.0/16", "fd00:10::/64")...); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
+	networks := prefixes("10.0.0.0/24", "10.10.0.0/16", "fd00:10::/64")
+	host.sync(Scope{}, State{Masq: []Masq{{pod4, networks}, {pod6, networks}}})
 	check("inside its network", "10.0.0.1", pod4)
 	check("inside its network", "fd00:10::1", pod6)
 	check("outside its network", "10.99.0.1", node4)
 	check("outside its network", "fd00:99::1", node6)
 	host.quiet(Scope{NAT: true}, State{})
-	for _, a := range []netip.Addr{pod4, pod6} {
-		if err := host.k.DelMasq(ctx, a); err != nil {
-			t.Fatal(err)
-		}
-	}
+	host.sync(masqOf(pod4, pod6), State{})
 	host.lacks("nft list set inet edgeway kept4", "10.10.1.5")
 	host.lacks("nft list set inet edgeway kept6", "fd00:10:1::5")
-	host.sync(Scope{NAT: true}, State{})
+	host.sync(Scope{NAT: true, Masq: Everywhere()}, State{})
 	host.lacks("nft list ruleset", "edgeway")
 
 	// Nothing was ever asked between pod and host.

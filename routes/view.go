@@ -28,6 +28,7 @@ type view struct {
 	objects map[nextHop]uint32           // next hop objects that this call adds routes over
 	holders bool                         // others' routes in the place of desired ones are wanted
 	conf    map[string]map[string][]byte // settings of links, by name and family
+	gapped  bool                         // the pods' chain of nftables lacks rules
 }
 
 var errNoLink = errors.New("link does not exist")
