@@ -12,10 +12,10 @@ import (
 )
 
 const (
-	// receiveBuffer holds the acknowledgements of a whole batch, and a burst of events.
+	// receiveBuffer holds the errors of a whole batch, and a burst of events.
 	receiveBuffer = 4 << 20
-	// batchBytes and batchMessages bound one sendmsg: the acknowledgements of a batch queue
-	// up while the kernel works on it (af_netlink.c: netlink_rcv_skb).
+	// batchBytes and batchMessages bound one sendmsg: when all of a batch fails, the errors queue up
+	// while the kernel works on it (af_netlink.c: netlink_rcv_skb).
 	batchBytes    = 32 << 10
 	batchMessages = 100
 	// replyTimeout bounds the wait for an answer. The kernel answers inside sendmsg, so that
@@ -126,27 +126,30 @@ func (c *conn) change(msgs ...message) []error {
 	return errs
 }
 
-// batch sends msgs in one sendmsg and collects their acknowledgements.
+// batch sends msgs in one sendmsg. The kernel works on them in their order, and answers each that
+// fails (net/netlink/af_netlink.c: netlink_rcv_skb), so that only the last one asks for an
+// acknowledgement: it says that all are done.
 func (c *conn) batch(msgs []message, errs []error) error {
 	first := c.seq + 1
 	var out []byte
-	for _, m := range msgs {
-		flags := binary.NativeEndian.Uint16(m[6:]) | unix.NLM_F_ACK
-		binary.NativeEndian.PutUint16(m[6:], flags)
+	for i, m := range msgs {
+		if i == len(msgs)-1 {
+			binary.NativeEndian.PutUint16(m[6:], binary.NativeEndian.Uint16(m[6:])|unix.NLM_F_ACK)
+		}
 		out = append(out, c.stamp(m)...)
 	}
 	c.writes.Add(int64(len(msgs)))
 	if err := c.send(out); err != nil {
 		return err
 	}
-	for waiting := len(msgs); waiting > 0; {
+	for done := false; !done; {
 		err := c.receive(func(h unix.NlMsghdr, body []byte) {
 			i := int(h.Seq - first)
 			if h.Type != unix.NLMSG_ERROR || i < 0 || i >= len(msgs) {
 				return
 			}
 			errs[i] = ackError(h, body)
-			waiting--
+			done = i == len(msgs)-1
 		})
 		if err != nil {
 			return err
