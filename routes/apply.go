@@ -131,6 +131,8 @@ func (a *applier) messages(c *Change) (msgs []message, alone func() error, err e
 		return []message{m}, nil, errors.Join(ierr, err)
 	case NAT:
 		return nil, func() error { return a.k.setNAT(c.Op, o) }, nil
+	case Senders:
+		return nil, func() error { return a.k.setSenders(c.Op, o) }, nil
 	case Masq:
 		return nil, func() error { return a.setMasq(c.Op, o) }, nil
 	case Route:
@@ -314,9 +316,12 @@ func absent(err error) bool {
 // nextStep is what an operator can do about the errors that have an outside cause.
 func nextStep(object any, err error) string {
 	_, masq := object.(Masq)
+	_, senders := object.(Senders)
 	switch {
 	case masq && unsupported(err):
 		return "; load the kernel module nf_tables, or switch masquerade off"
+	case senders && unsupported(err):
+		return "; load the kernel module nf_tables, or set vxlan.acceptAll"
 	case errors.Is(err, unix.EPERM):
 		return "; run as root or with CAP_NET_ADMIN"
 	case errors.Is(err, unix.ENETDOWN):

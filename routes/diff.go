@@ -31,8 +31,13 @@ func Diff(observed, desired State) []Change {
 	fdb, dropFDB := diff(observed.FDB, desired.FDB, fdbByMAC())
 	routes, dropRoutes := diff(observed.Routes, desired.Routes, routesByKey())
 	masq, dropMasq := diff(observed.Masq, desired.Masq, masqByAddr())
-	return slices.Concat(links, sysctls, addrs, neighs, fdb, routes, masq, dropMasq, diffNAT(observed.NAT, desired.NAT),
-		dropRoutes, dropFDB, dropNeighs, dropAddrs, dropLinks)
+	// Senders are limited before the link that they are for is up, and until it is about to go.
+	limit, unlimit := diffSenders(observed.Senders, desired.Senders), []Change(nil)
+	if desired.Senders == nil {
+		limit, unlimit = nil, limit
+	}
+	return slices.Concat(limit, links, sysctls, addrs, neighs, fdb, routes, masq, dropMasq, diffNAT(observed.NAT, desired.NAT),
+		dropRoutes, dropFDB, dropNeighs, dropAddrs, unlimit, dropLinks)
 }
 
 // identity says when two objects of one kind stand in the same place, when the one that stands
@@ -302,6 +307,13 @@ func without[T any](in []T, drop func(T) bool) []T {
 }
 
 func diffNAT(observed, desired *NAT) []Change {
+	return diffOne(observed, desired, func(got, want NAT) bool {
+		return !got.Damaged && samePrefixes(got.Sources, want.Sources) && samePrefixes(got.Exclude, want.Exclude)
+	})
+}
+
+// diffOne compares what there is at most one of.
+func diffOne[T any](observed, desired *T, right func(got, want T) bool) []Change {
 	switch {
 	case observed == nil && desired == nil:
 		return nil
@@ -309,7 +321,7 @@ func diffNAT(observed, desired *NAT) []Change {
 		return []Change{{Op: Add, Object: *desired}}
 	case desired == nil:
 		return []Change{{Op: Delete, Object: *observed}}
-	case !observed.Damaged && samePrefixes(observed.Sources, desired.Sources) && samePrefixes(observed.Exclude, desired.Exclude):
+	case right(*observed, *desired):
 		return nil
 	}
 	return []Change{{Op: Replace, Object: *desired, Was: *observed}}

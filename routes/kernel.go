@@ -95,6 +95,7 @@ func (k *Kernel) observe(ctx context.Context, v *view, scope Scope, desired Stat
 		func() (err error) { s.Routes, err = v.observeRoutes(scope, desired.Routes); return err },
 		func() (err error) { s.Sysctls, err = k.observeSysctls(v, desired.Sysctls); return err },
 		func() error { s.NAT = k.observeNAT(scope, desired); return nil },
+		func() error { s.Senders = k.observeSenders(scope, desired.Senders); return nil },
 		func() (err error) { s.Masq, err = k.observeMasq(v, scope.Masq, desired.Masq); return err },
 	}
 	for _, read := range parts {

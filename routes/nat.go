@@ -73,9 +73,7 @@ func natSets() []natSet {
 	}
 }
 
-func natTable() *nftables.Table {
-	return &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
-}
+func natTable() *nftables.Table { return inetTable(tableName) }
 
 // set is s in the library's words. IDs are fixed: they count inside one transaction only.
 func (s natSet) set(id int) *nftables.Set {
@@ -191,13 +189,21 @@ func ourChains(c *nftables.Conn) (whole map[string]bool, err error) {
 		if err != nil {
 			return nil, err
 		}
-		whole[have.Name] = have.Type == want.Type && have.Hooknum != nil && *have.Hooknum == *want.Hooknum &&
-			have.Priority != nil && *have.Priority == *want.Priority &&
-			slices.EqualFunc(rules, rulesOf(have.Name), func(have, want *nftables.Rule) bool {
-				return slices.Equal(have.UserData, want.UserData) && len(have.Exprs) == len(want.Exprs)
-			})
+		whole[have.Name] = sameHook(have, want) && sameRules(rules, rulesOf(have.Name))
 	}
 	return whole, nil
+}
+
+func sameHook(have, want *nftables.Chain) bool {
+	return have.Type == want.Type && have.Hooknum != nil && *have.Hooknum == *want.Hooknum &&
+		have.Priority != nil && *have.Priority == *want.Priority
+}
+
+// sameRules compares the rules' comments, which say what they are, and their lengths.
+func sameRules(have, want []*nftables.Rule) bool {
+	return slices.EqualFunc(have, want, func(have, want *nftables.Rule) bool {
+		return slices.Equal(have.UserData, want.UserData) && len(have.Exprs) == len(want.Exprs)
+	})
 }
 
 func chainOf(name string) *nftables.Chain {

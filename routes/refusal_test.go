@@ -88,8 +88,15 @@ func (s *space) frame(link string, frame []byte) {
 // datagram sends UDP to a port.
 func (s *space) datagram(to string, payload []byte) {
 	s.t.Helper()
+	s.datagramFrom("", to, payload)
+}
+
+// datagramFrom sends it from an address of the namespace.
+func (s *space) datagramFrom(from, to string, payload []byte) {
+	s.t.Helper()
 	err := inside(netns.NsHandle(s.f.Fd()), func() error {
-		c, err := net.Dial("udp", to)
+		d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(from)}}
+		c, err := d.Dial("udp", to)
 		if err != nil {
 			return err
 		}

@@ -153,6 +153,7 @@ type State struct {
 	Sysctls []Sysctl
 	NAT     *NAT // nil: no node-level source NAT
 	Masq    []Masq
+	Senders *Senders // nil: any machine may send to the VXLAN port
 }
 
 // Scope says what is ours, and so what Sync may delete when the State does not name it.
@@ -165,6 +166,8 @@ type Scope struct {
 	Links []string
 	// NAT: the source NAT in the nftables table "edgeway" is ours.
 	NAT bool
+	// Senders: the nftables table "edgeway-vxlan" is ours.
+	Senders bool
 	// Masq: the masquerade of addresses in these prefixes is ours.
 	Masq []netip.Prefix
 }
@@ -192,7 +195,7 @@ const (
 // Change is one difference between what is and what should be, and what came of it.
 type Change struct {
 	Op     Op
-	Object any // Link, Addr, Route, Neigh, FDB, Sysctl, NAT or Masq
+	Object any // Link, Addr, Route, Neigh, FDB, Sysctl, NAT, Masq or Senders
 	Was    any // of a Replace: what stands there now
 	Err    error
 	Took   time.Duration

@@ -167,6 +167,14 @@ func (n NAT) String() string {
 	return s
 }
 
+func (s Senders) String() string {
+	text := fmt.Sprintf("table inet %s vni %d port %d from %v", sendersTable, s.VNI, s.Port, s.From)
+	if s.Damaged {
+		text += " damaged"
+	}
+	return text
+}
+
 func (m Masq) String() string {
 	s := "masquerade of " + m.Addr.String()
 	if len(m.Networks) > 0 {
@@ -223,6 +231,9 @@ func (s State) String() string {
 	list("sysctl", len(s.Sysctls), func(i int) string { return s.Sysctls[i].String() })
 	if s.NAT != nil {
 		fmt.Fprintln(&b, s.NAT.String())
+	}
+	if s.Senders != nil {
+		fmt.Fprintln(&b, s.Senders.String())
 	}
 	list("", len(s.Masq), func(i int) string { return s.Masq[i].String() })
 	return b.String()

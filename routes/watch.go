@@ -12,7 +12,7 @@ import (
 )
 
 // Watch calls changed whenever a link, address, route or neighbour of the namespace changes, or
-// its nftables table edgeway, and once whenever the kernel says that it lost events. It returns
+// an nftables table of ours, and once whenever the kernel says that it lost events. It returns
 // when ctx ends. It calls changed from several goroutines, and waits for it.
 //
 // Of neighbours it reports those of the daemon's own links (edgeway.*), which are permanent: what
@@ -107,7 +107,7 @@ func (s stream) read(ctx context.Context, changed func()) error {
 	}
 }
 
-// ourTable reports whether one of the nftables events is about the table edgeway. Attribute 1 is
+// ourTable reports whether one of the nftables events is about a table of ours. Attribute 1 is
 // the table's name in the messages of tables, chains, rules and sets (linux/netfilter/nf_tables.h).
 func ourTable(b []byte) (worth bool) {
 	eachMessage(b, func(h unix.NlMsghdr, body []byte) {
@@ -115,7 +115,7 @@ func ourTable(b []byte) (worth bool) {
 			return
 		}
 		for typ, v := range attrs(body[4:]) { // behind struct nfgenmsg
-			worth = worth || (typ == 1 && attrName(v) == tableName)
+			worth = worth || (typ == 1 && (attrName(v) == tableName || attrName(v) == sendersTable))
 		}
 	})
 	return worth

@@ -75,6 +75,8 @@ type SourceNAT struct {
 type VXLAN struct {
 	VNI  uint32
 	Port uint16 // UDP
+	// AcceptAll lets any machine send to the port; else only nodes of the cluster may.
+	AcceptAll bool
 }
 
 // BGP holds what all sessions share.
@@ -208,6 +210,7 @@ func (c *Config) read(s section) {
 	s.inside("vxlan", func(s section) {
 		number(s, "vni", &c.VXLAN.VNI, 1, 1<<24-1, "a VNI from 1 to 16777215") // RFC 7348, section 5: the VNI has 24 bits
 		number(s, "port", &c.VXLAN.Port, 1, 65535, wantPort)
+		s.flag("acceptAll", &c.VXLAN.AcceptAll)
 	})
 	s.inside("bgp", c.BGP.read)
 	s.inside("cni", func(s section) {

@@ -78,7 +78,7 @@ const VXLANLink = "edgeway.1"
 
 // Scope returns the part of the host's network namespace that Plan.Routes describes.
 func Scope() routes.Scope {
-	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{VXLANLink}, NAT: true}
+	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{VXLANLink}, NAT: true, Senders: true}
 }
 
 // String prints the plan in an operator's words: the lines of ip route, and a table for each session.

@@ -118,6 +118,9 @@ func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
 		})
 		// Any machine of the LAN can send to the VXLAN port: none of them may become a router here.
 		d.plan.Routes.Sysctls = append(d.plan.Routes.Sysctls, routes.Refusals(dev)...)
+		if !d.Config.VXLAN.AcceptAll {
+			d.plan.Routes.Senders = &routes.Senders{VNI: d.Config.VXLAN.VNI, Port: d.Config.VXLAN.Port, From: d.others()}
+		}
 		for _, c := range d.self.PodCIDRs {
 			a := c.Masked().Addr()
 			d.plan.Routes.Addrs = append(d.plan.Routes.Addrs, routes.Addr{Link: dev, Prefix: netip.PrefixFrom(a, a.BitLen())})
@@ -129,6 +132,16 @@ func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
 	if fdb := (routes.FDB{Link: dev, MAC: mac, Dst: remote}); !slices.Contains(d.plan.Routes.FDB, fdb) {
 		d.plan.Routes.FDB = append(d.plan.Routes.FDB, fdb)
 	}
+}
+
+// others are the addresses of the other nodes.
+func (d *draft) others() (out []netip.Addr) {
+	for _, n := range d.Cluster.Nodes {
+		if n.Name != d.self.Name {
+			out = append(out, n.Addresses...)
+		}
+	}
+	return out
 }
 
 // vtepMAC is the tunnel endpoint's MAC: locally administered, a function of the node's name.
