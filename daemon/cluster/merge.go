@@ -13,7 +13,7 @@ import (
 //	the object is ...                          then
 //	stated by a valid document                 it is that
 //	stated by a document that is not valid     its last version stays
-//	stated twice                               the first by file name counts
+//	stated twice                               the file it was read from before counts, else the first by name
 //	not stated, its file is broken or empty    its last version stays
 //	not stated, its file is unsure             its last version stays
 //	not stated, its file is gone or valid      it is gone
@@ -60,15 +60,22 @@ func (m *merging) keep(statements []statement) {
 	}
 }
 
-// add takes a statement unless an earlier one is of the same object.
+// add takes a statement unless another one of the same object counts.
 func (m *merging) add(s statement) {
 	if first, ok := m.now[s.ref]; ok {
+		counts, other := first, s
+		// A copy of a manifest must not replace the object that is in force, whatever the name of the copy.
+		if old, ok := m.was()[s.ref]; ok && old.origin() == s.file && first.file != s.file {
+			counts, other = s, first
+		}
 		m.problems = append(m.problems, Problem{
 			Object: s.ref, Reason: duplicateObject,
-			Want: "one object of this name", Got: "another in " + first.file,
-			Next: fmt.Sprintf("remove one; %s:%d does not count", s.file, s.line),
+			Want: "one object of this name", Got: "another in " + counts.file,
+			Next: fmt.Sprintf("remove one; %s:%d does not count", other.file, other.line),
 		})
-		return
+		if counts.file == first.file {
+			return
+		}
 	}
 	if !s.valid() {
 		old, kept := m.was()[s.ref]
