@@ -73,9 +73,9 @@ type view struct {
 
 // loop keeps the machine as the plan says. One goroutine runs the loop and owns its fields, except the shared ones.
 //
-//	look ────┐            ┌─ source ─ policy.Admit ─ save      (only after reread)
-//	reread ──┼─> observe ─┤
-//	clock ───┘            └─ Host, Learned ─ policy.Decide ─ Sync kernel ─ Sync speaker ─ Sync pods
+//	look ────┐
+//	reread ──┼─> Host ─ source ─ policy.Admit ─ save ─ Learned ─ policy.Decide ─ Sync kernel, speaker, pods
+//	clock ───┘          └──── only after reread ────┘
 type loop struct {
 	config   config.Config
 	source   cluster.Source
@@ -165,16 +165,18 @@ func pause(ctx context.Context, d time.Duration) bool {
 func (l *loop) once(ctx context.Context, reread bool) bool {
 	o := outcome{said: map[string]bool{}}
 	defer func() { l.said = o.said }()
-	if reread {
-		l.read(ctx)
+	host, hostErr := l.kernel.Host(ctx)
+	if reread && hostErr == nil {
+		l.read(ctx, host)
 	}
 	l.failed(&o, "clusterUnreadable", l.unread, "the last known cluster state still applies; edgewayd reads it again on its own")
-	w := policy.World{Cluster: l.last, Self: l.config.NodeName, Config: l.config}
+	w := policy.World{Cluster: l.last, Self: l.config.NodeName, Config: l.config, Host: host}
 	if silent := l.silent.Load(); silent != nil {
 		w.Silent = *silent
 	}
-	if !l.known {
-		// Nothing was ever known, so this machine stays as it is.
+	l.failed(&o, "hostUnreadable", hostErr, "nothing was changed; edgewayd tries again on its own")
+	if !l.known || hostErr != nil {
+		// What is not known changes nothing: this machine stays as it is.
 		l.publish(w, policy.Plan{}, o)
 		return false
 	}
@@ -182,12 +184,6 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 		err := l.save(l.last)
 		l.saved = err == nil
 		l.failed(&o, "worldNotSaved", err, "a reboot without the cluster would start from an older cluster state; check the disk of stateDir")
-	}
-	var err error
-	if w.Host, err = l.kernel.Host(ctx); err != nil {
-		l.failed(&o, "hostUnreadable", err, "nothing was changed; edgewayd tries again on its own")
-		l.publish(w, policy.Plan{}, o)
-		return false
 	}
 	complete := true // a node that learns nothing waits for no switch
 	if len(l.config.BGP.Learn) > 0 {
@@ -275,7 +271,7 @@ func (l *loop) warn(o *outcome, what string, err error) {
 }
 
 // read reads the source. When the source cannot be read, the last World counts.
-func (l *loop) read(ctx context.Context) {
+func (l *loop) read(ctx context.Context, host routes.Host) {
 	next, err := l.source.World(ctx, l.last)
 	if errors.Is(err, cluster.ErrNotRead) {
 		return // the source calls changed when it has read
@@ -284,7 +280,7 @@ func (l *loop) read(ctx context.Context) {
 		l.found = nil
 		return
 	}
-	next, l.found = policy.Admit(l.last, next)
+	next, l.found = policy.Admit(l.last, next, host)
 	next = policy.Date(l.last, next, time.Now())
 	if !l.known || !cluster.Equal(l.last, next) {
 		l.saved = false

@@ -22,7 +22,6 @@ func Preview(ctx context.Context, c config.Config) (text string, problems []clus
 	if err != nil {
 		return "", nil, err
 	}
-	next, found := policy.Admit(last, next)
 	k, err := routes.Open()
 	if err != nil {
 		return "", nil, err
@@ -32,6 +31,7 @@ func Preview(ctx context.Context, c config.Config) (text string, problems []clus
 	if err != nil {
 		return "", nil, err
 	}
+	next, found := policy.Admit(last, next, host)
 	plan := policy.Decide(policy.World{Cluster: next, Self: c.NodeName, Config: c, Host: host})
 	problems = policy.Sorted(plan.Problems, found, next.Problems)
 	var b strings.Builder

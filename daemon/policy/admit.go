@@ -6,13 +6,15 @@ import (
 	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// Admit returns next, with one exception: a Node whose new pod CIDR overlaps the pod CIDR that another
-// node already has keeps its old pod CIDRs, or has none if it is new. So a mistake made today does not cut
-// off a node that worked yesterday. Two Nodes that come at the same time with overlapping CIDRs are both
-// admitted, and Decide routes to neither.
-func Admit(last, next cluster.World) (cluster.World, []cluster.Problem) {
+// Admit returns next, with two exceptions. A Node whose new pod CIDR overlaps the pod CIDR that another
+// node already has keeps its old pod CIDRs, or has none if it is new. A Node whose new pod CIDR overlaps a
+// subnet of this host keeps its old pod CIDRs. So a mistake made today does not cut off a node that worked
+// yesterday. Two Nodes that come at the same time with overlapping CIDRs are both admitted, and Decide
+// routes to neither.
+func Admit(last, next cluster.World, host routes.Host) (cluster.World, []cluster.Problem) {
 	had := map[string]cluster.Node{}
 	for _, n := range last.Nodes {
 		had[n.Name] = n
@@ -29,8 +31,12 @@ func Admit(last, next cluster.World) (cluster.World, []cluster.Problem) {
 	nodes := slices.Clone(next.Nodes)
 	for _, i := range changed {
 		n := &nodes[i]
-		owner, got := claimed(next.Nodes, settled, *n)
-		if owner == "" {
+		want := "a pod CIDR of its own"
+		got := claimed(next.Nodes, settled, *n)
+		if got == "" && len(had[n.Name].PodCIDRs) > 0 {
+			want, got = "a pod CIDR outside the LAN's own addresses", onLAN(host, *n)
+		}
+		if got == "" {
 			continue
 		}
 		n.PodCIDRs = had[n.Name].PodCIDRs
@@ -39,7 +45,7 @@ func Admit(last, next cluster.World) (cluster.World, []cluster.Problem) {
 			kept = fmt.Sprint(n.PodCIDRs)
 		}
 		problems = append(problems, cluster.Problem{
-			Object: "Node/" + n.Name, Reason: "overlap", Want: "a pod CIDR of its own", Got: got + " of Node/" + owner,
+			Object: "Node/" + n.Name, Reason: "overlap", Want: want, Got: got,
 			Next: fmt.Sprintf("change one of the two; until then Node/%s keeps the pod CIDRs it had: %s", n.Name, kept),
 		})
 	}
@@ -66,16 +72,28 @@ func Date(last, next cluster.World, now time.Time) cluster.World {
 	return next
 }
 
-// claimed finds the settled node whose pod CIDR overlaps one of n's.
-func claimed(nodes []cluster.Node, settled []int, n cluster.Node) (owner, got string) {
+// claimed names the pod CIDR of a settled node that overlaps a pod CIDR of n, or returns "".
+func claimed(nodes []cluster.Node, settled []int, n cluster.Node) string {
 	for _, i := range settled {
 		for _, theirs := range nodes[i].PodCIDRs {
 			for _, ours := range n.PodCIDRs {
 				if ours.Overlaps(theirs) {
-					return nodes[i].Name, fmt.Sprintf("%s, which overlaps %s", ours, theirs)
+					return fmt.Sprintf("%s, which overlaps %s of Node/%s", ours, theirs, nodes[i].Name)
 				}
 			}
 		}
 	}
-	return "", ""
+	return ""
+}
+
+// onLAN names the subnet of this host that overlaps a pod CIDR of n, or returns "".
+func onLAN(host routes.Host, n cluster.Node) string {
+	for _, a := range host.Addrs {
+		for _, c := range n.PodCIDRs {
+			if subnet := a.Prefix.Masked(); !a.Prefix.IsSingleIP() && subnet.Overlaps(c) {
+				return fmt.Sprintf("%s, which overlaps %s on %s", c, subnet, a.Link)
+			}
+		}
+	}
+	return ""
 }

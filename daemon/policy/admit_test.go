@@ -2,11 +2,13 @@ package policy
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/routes"
 )
 
 // A speaker that learned of a change later must win over a speaker that died before the change, also when
@@ -31,6 +33,26 @@ func TestNewerKnowledgeHasLowerMED(t *testing.T) {
 	}
 	if again := Date(moved, after, tuesday.Add(time.Hour)); !again.Nodes[1].Since.Equal(tuesday) {
 		t.Errorf("nothing changed, and b is dated %v", again.Nodes[1].Since)
+	}
+}
+
+// A pod CIDR that overlaps the LAN's own addresses cut off the node that had it.
+func TestPodCIDROfTheLANKeepsTheOldOne(t *testing.T) {
+	host := routes.Host{Addrs: []routes.Addr{{Link: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")}}}
+	last := cluster.World{Nodes: []cluster.Node{testNode("a", 1), testNode("b", 2)}}
+	next := cluster.World{Nodes: []cluster.Node{testNode("a", 1), testNode("b", 2), testNode("new", 3)}}
+	lan := []netip.Prefix{netip.MustParsePrefix("192.0.2.128/25")}
+	next.Nodes[1].PodCIDRs, next.Nodes[2].PodCIDRs = lan, []netip.Prefix{netip.MustParsePrefix("192.0.2.64/26")}
+	got, problems := Admit(last, next, host)
+	if kept := got.Nodes[1].PodCIDRs; !slices.Equal(kept, last.Nodes[1].PodCIDRs) {
+		t.Errorf("b has %v", kept)
+	}
+	if len(problems) != 1 || problems[0].Object != "Node/b" || problems[0].Got != "192.0.2.128/25, which overlaps 192.0.2.0/24 on eth0" {
+		t.Errorf("problems %v", problems)
+	}
+	// A new node has nothing to keep: Decide says why it gets no route.
+	if plan := Decide(World{Cluster: got, Self: "a", Host: host}); !slices.ContainsFunc(plan.Problems, func(p cluster.Problem) bool { return p.Object == "Node/new" && p.Reason == "overlap" }) {
+		t.Errorf("problems %v", plan.Problems)
 	}
 }
 
