@@ -219,7 +219,7 @@ func uplinkMTU(ctx context.Context, host kernel) (int, error) {
 	}
 	best, metric := "", 0
 	for _, r := range h.Routes {
-		if r.Dst.Bits() == 0 && r.Link != "" && (best == "" || r.Metric < metric) {
+		if r.Dst.Bits() == 0 && r.Type == "" && r.Link != "" && (best == "" || r.Metric < metric) {
 			best, metric = r.Link, r.Metric
 		}
 	}

@@ -9,7 +9,8 @@ import (
 )
 
 // Host reads what the policy needs to know of the machine. Our own links (ew*, edgeway.*), their
-// addresses and routes, and routes of our protocols are left out.
+// addresses and routes, and routes of our protocols are left out. The routes of others that drop packets
+// (blackhole, unreachable, prohibit) are read too.
 func (k *Kernel) Host(ctx context.Context) (Host, error) {
 	var h Host
 	if err := ctx.Err(); err != nil {
@@ -37,12 +38,17 @@ func (k *Kernel) Host(ctx context.Context) (Host, error) {
 			return Host{}, err
 		}
 		for _, e := range entries {
-			if e.Type == "" && e.Protocol != ProtoPod && e.Protocol != ProtoNode && e.Protocol != ProtoLearned {
+			if (e.Type == "" || drops(e.Type)) && e.Protocol != ProtoPod && e.Protocol != ProtoNode && e.Protocol != ProtoLearned {
 				h.Routes = append(h.Routes, v.hostRoutes(e)...)
 			}
 		}
 	}
 	return h, nil
+}
+
+// drops reports whether a route of that type drops packets.
+func drops(kind string) bool {
+	return kind == "blackhole" || kind == "unreachable" || kind == "prohibit"
 }
 
 // hostRoutes gives each next hop of a multipath route a Route.

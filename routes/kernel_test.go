@@ -337,6 +337,8 @@ func TestHostAndLookup(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
 	s.run("ip route add default via 10.0.0.1 proto dhcp metric 100")
+	s.run("ip route add blackhole 10.0.0.0/8 proto bird")
+	s.run("ip -6 route add unreachable fd00:99::/32 proto bird")
 	s.sync(nodeScope, nodeRoutes())
 	h, err := s.k.Host(t.Context())
 	if err != nil {
@@ -350,7 +352,8 @@ func TestHostAndLookup(t *testing.T) {
 		text = append(text, r.String())
 	}
 	got := strings.Join(text, "\n") + "\n"
-	for _, want := range []string{"10.0.0.11/24 dev eth0", "fd00:10::11/64 dev eth0", "default via 10.0.0.1 dev eth0 proto dhcp metric 100", "10.0.0.0/24 dev eth0 proto kernel src 10.0.0.11"} {
+	for _, want := range []string{"10.0.0.11/24 dev eth0", "fd00:10::11/64 dev eth0", "default via 10.0.0.1 dev eth0 proto dhcp metric 100", "10.0.0.0/24 dev eth0 proto kernel src 10.0.0.11",
+		"blackhole 10.0.0.0/8 proto bird", "unreachable fd00:99::/32 proto bird metric 1024"} {
 		if !strings.Contains(got, want+"\n") {
 			t.Errorf("no %q in\n%s", want, got)
 		}

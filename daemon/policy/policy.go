@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
@@ -100,7 +101,10 @@ func Decide(w World) Plan {
 		return d.plan
 	}
 	d.findOverlaps()
-	d.linksDown()
+	d.sharedAddresses()
+	if !d.linksDown() {
+		d.ownAddresses()
+	}
 	d.pods()
 	d.forwarding()
 	d.learn()
@@ -149,8 +153,12 @@ func Sorted(problems ...[]cluster.Problem) []cluster.Problem {
 func (d *draft) findSelf() bool {
 	self, ok := d.Cluster.Node(d.Self)
 	if !ok {
-		d.problem("Node/"+d.Self, "noSelf", "a Node of this name", fmt.Sprintf("%d Nodes of other names", len(d.Cluster.Nodes)),
-			"add the Node, or set nodeName in the configuration to the name that the cluster uses")
+		got, next := fmt.Sprintf("%d Nodes of other names", len(d.Cluster.Nodes)), "add the Node, or set nodeName in the configuration to the name that the cluster uses"
+		if i := slices.IndexFunc(d.Cluster.Nodes, func(n cluster.Node) bool { return strings.EqualFold(n.Name, d.Self) }); i >= 0 {
+			name := d.Cluster.Nodes[i].Name
+			got, next = "Node/"+name+", which differs in upper and lower case", "set nodeName: "+name+" in the configuration"
+		}
+		d.problem("Node/"+d.Self, "noSelf", "a Node of this name", got, next)
 		return false
 	}
 	d.self = self
@@ -163,13 +171,17 @@ func (d *draft) findSelf() bool {
 	return true
 }
 
-// linksDown names the links to the LAN that are down. No other problem mentions them.
-func (d *draft) linksDown() {
+// linksDown names the links to the LAN that are down, and reports whether there is one: a link that is down
+// has lost its IPv6 addresses.
+func (d *draft) linksDown() bool {
+	down := false
 	for _, l := range d.Host.Links {
 		if d.isUnderlay(d.self, l.Name) && !l.Up {
 			d.problem("link "+l.Name, "linkDown", "the link of the node's address up", "down", "ip link set "+l.Name+" up, and check its cable")
+			down = true
 		}
 	}
+	return down
 }
 
 // pods decides what each pod of this node gets: one address of each pod CIDR, and an MTU. No pod gets an

@@ -87,7 +87,7 @@ func worldOf(t *testing.T, a *txtar.Archive, node string) World {
 }
 
 // hostOf parses lines such as "addr 10.0.10.11/24 dev eth0", "link eth0 mtu 1500" or "link eth0 down", "route
-// 0.0.0.0/0 via 10.0.10.1 dev eth0", and "silent 10.0.10.12": that one answers no more. What the
+// 0.0.0.0/0 via 10.0.10.1 dev eth0", "blackhole 10.0.0.0/8", and "silent 10.0.10.12": that one answers no more. What the
 // switches announce is "learned 192.168.5.0/24 via 10.0.10.1 from 10.0.10.1", with "kept" after it
 // when that session is down.
 func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]bool, learned []bgp.LearnedPath) {
@@ -117,6 +117,8 @@ func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]boo
 		case len(f) >= 6 && f[0] == "learned":
 			path := bgp.Path{Prefix: netip.MustParsePrefix(f[1]), NextHop: netip.MustParseAddr(f[3])}
 			learned = append(learned, bgp.LearnedPath{Path: path, From: netip.MustParseAddr(f[5]), Kept: len(f) == 7})
+		case len(f) == 2 && (f[0] == "blackhole" || f[0] == "unreachable"):
+			h.Routes = append(h.Routes, routes.Route{Dst: netip.MustParsePrefix(f[1]), Type: f[0], Protocol: 12})
 		case len(f) == 2 && f[0] == "silent":
 			silent[netip.MustParseAddr(f[1])] = true
 		case len(f) > 0:
@@ -183,6 +185,21 @@ func TestMTUOfPods(t *testing.T) {
 		w.Config.Mode, w.Config.CNI.MTU = c.mode, c.set
 		if got := Decide(w).MTU; got != c.want {
 			t.Errorf("%s: %d, want %d", c.name, got, c.want)
+		}
+	}
+}
+
+// The Node's address was away for a moment while a virtual address with the same mask was on the link: the
+// session ended, because its source address changed.
+func TestAddressAwayForAMomentKeepsItsSession(t *testing.T) {
+	w := World{Self: "a", Config: config.Defaults()}
+	w.Cluster.Nodes = []cluster.Node{testNode("a", 1)}
+	w.Cluster.Peerings = []cluster.Peering{{Kind: "BGPPeer", Name: "p", LocalASN: 65010, Speakers: []cluster.Speaker{{Node: "a",
+		Peers: []cluster.Peer{{Address: netip.MustParseAddr("192.0.2.254"), ASN: 65002}}}}}}
+	for _, addr := range []string{"192.0.2.1/24", "192.0.2.250/24"} {
+		w.Host.Addrs = []routes.Addr{{Link: "eth0", Prefix: netip.MustParsePrefix(addr)}}
+		if got := Decide(w).BGP.Sessions; len(got) != 1 || got[0].Peer.LocalAddress != netip.MustParseAddr("192.0.2.1") {
+			t.Errorf("with %s on the link: %v", addr, got)
 		}
 	}
 }

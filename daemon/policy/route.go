@@ -60,8 +60,9 @@ func (d *draft) routeTo(n cluster.Node, cidr netip.Prefix) {
 		d.plan.Routes.Routes = append(d.plan.Routes.Routes, route)
 		return
 	}
-	// The host's own routes must carry the packets to the switch.
-	if r, ok := d.lookup(cidr.Addr()); !ok || !d.isUnderlay(d.self, r.Link) {
+	// The host's own routes must carry the packets to the switch, by a link with an address of this Node.
+	r, ok := d.lookup(cidr.Addr())
+	if r.Type != "" || !d.isUnderlay(d.self, r.Link) && !d.lostUnderlay() {
 		got := "no route"
 		if ok {
 			got = r.String()
@@ -69,6 +70,9 @@ func (d *draft) routeTo(n cluster.Node, cidr netip.Prefix) {
 		next := "set the host's default route to the switch, or spec.gateway in the BGP resource"
 		if len(mine) == 0 {
 			next = "let a BGP resource select both nodes, or set mode to auto: VXLAN reaches it"
+		}
+		if r.Type != "" {
+			next = "stop the agent that owns it, or remove it: ip route del " + r.String()
 		}
 		d.problem(object, "noRouteToLAN", "a route to the switch, for "+cidr.String(), got, next)
 	}

@@ -86,24 +86,6 @@ func (w World) isDown(link string) bool {
 	return slices.ContainsFunc(w.Host.Links, func(l routes.Link) bool { return l.Name == link && !l.Up })
 }
 
-// sourceFor returns this node's address in a session with a switch: the Node's address when the link to
-// the switch has it (the switch is configured with that address), else an address of the link, else the
-// Node's address.
-func (w World) sourceFor(n cluster.Node, peer netip.Addr, link string) (netip.Addr, bool) {
-	node, ok := underlay(n, peer)
-	for _, a := range w.Host.Addrs {
-		if ok && a.Link == link && a.Prefix.Addr() == node {
-			return node, true
-		}
-	}
-	for _, a := range w.Host.Addrs {
-		if a.Link == link && a.Prefix.Masked().Contains(peer) {
-			return a.Prefix.Addr(), true
-		}
-	}
-	return node, ok
-}
-
 // isUnderlay reports whether the link carries one of n's addresses.
 func (w World) isUnderlay(n cluster.Node, link string) bool {
 	return slices.ContainsFunc(w.Host.Addrs, func(a routes.Addr) bool {

@@ -1,0 +1,76 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// sharedAddresses finds the InternalIPs that two Nodes have.
+func (d *draft) sharedAddresses() {
+	owner := map[netip.Addr]string{}
+	for _, n := range d.Cluster.Nodes {
+		for _, a := range n.Addresses {
+			if other, shared := owner[a]; shared {
+				d.problem("Node/"+n.Name, "sharedAddress", "an InternalIP of its own", a.String()+", which Node/"+other+" has too",
+					"correct the InternalIP of one of the two: packets for both nodes' pods go to one machine")
+				continue
+			}
+			owner[a] = n.Name
+		}
+	}
+}
+
+// ownAddresses compares the InternalIPs of this Node with the addresses of this machine.
+func (d *draft) ownAddresses() {
+	self := "Node/" + d.self.Name
+	v4Pods := slices.ContainsFunc(d.self.PodCIDRs, func(c netip.Prefix) bool { return c.Addr().Is4() })
+	if v4Pods && !slices.ContainsFunc(d.Host.Addrs, func(a routes.Addr) bool { return a.Prefix.Addr().Is4() }) {
+		d.problem(self, "noHostAddress", "an IPv4 address on a link of this machine", "none",
+			"connect the link, or add the address by hand; until then the host cannot reach its own pods, and the kubelet's probes fail")
+		return
+	}
+	for _, a := range d.self.Addresses {
+		if !d.hasAddress(a) {
+			d.problem(self, "addressNotHere", "an InternalIP that a link of this machine has", a.String(),
+				"correct the Node's InternalIP, or give the address back to its link; other nodes and switches send this node's packets there")
+		}
+	}
+}
+
+// hasAddress reports whether a link of this machine has the address.
+func (w World) hasAddress(addr netip.Addr) bool {
+	return slices.ContainsFunc(w.Host.Addrs, func(a routes.Addr) bool { return a.Prefix.Addr() == addr })
+}
+
+// lostUnderlay reports whether this machine has none of its Node's addresses, so that no link is known to
+// be an underlay link.
+func (d *draft) lostUnderlay() bool {
+	return len(d.self.Addresses) > 0 && !slices.ContainsFunc(d.self.Addresses, d.hasAddress)
+}
+
+// sourceFor returns this node's address in a session with a switch: the Node's address when it belongs to a
+// subnet of the link to the switch (the switch is configured with that address), else an address of the
+// link, else the Node's address. An address that is away for a moment still counts: another address of the
+// link in its place would end the session.
+func (w World) sourceFor(n cluster.Node, peer netip.Addr, link string) (netip.Addr, bool) {
+	node, ok := underlay(n, peer)
+	own := netip.Addr{}
+	for _, a := range w.Host.Addrs {
+		if a.Link != link {
+			continue
+		}
+		if ok && a.Prefix.Masked().Contains(node) {
+			return node, true
+		}
+		if !own.IsValid() && a.Prefix.Masked().Contains(peer) {
+			own = a.Prefix.Addr()
+		}
+	}
+	if own.IsValid() {
+		return own, true
+	}
+	return node, ok
+}
