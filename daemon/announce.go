@@ -5,7 +5,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/report"
 )
 
 const (
@@ -24,7 +24,7 @@ const (
 // the log.
 type announcer struct {
 	log  *slog.Logger
-	tell func(cluster.SessionReport) // nil: nobody
+	tell func(report.Session) // nil: nobody
 	said map[sessionKey]announcement
 }
 
@@ -34,7 +34,7 @@ type sessionKey struct {
 	peer     netip.AddrPort
 }
 
-func keyOf(s cluster.SessionReport) sessionKey {
+func keyOf(s report.Session) sessionKey {
 	return sessionKey{s.Resource, netip.AddrPortFrom(s.Peer, s.Port)}
 }
 
@@ -45,7 +45,7 @@ type announcement struct {
 }
 
 // announce announces what changed since the last call; now is the time of the look.
-func (a *announcer) announce(sessions []cluster.SessionReport, now time.Time) {
+func (a *announcer) announce(sessions []report.Session, now time.Time) {
 	still := map[sessionKey]announcement{}
 	for _, s := range sessions {
 		key := keyOf(s)
@@ -64,7 +64,7 @@ func (a *announcer) announce(sessions []cluster.SessionReport, now time.Time) {
 	a.said = still
 }
 
-func (a *announcer) up(s cluster.SessionReport, last announcement, known bool, now time.Time) announcement {
+func (a *announcer) up(s report.Session, last announcement, known bool, now time.Time) announcement {
 	if known && last.reason == "" { // said already
 		if now.Sub(s.Since) > healthyAfter {
 			last.wait = 0
@@ -76,7 +76,7 @@ func (a *announcer) up(s cluster.SessionReport, last announcement, known bool, n
 	return announcement{at: now, wait: last.wait}
 }
 
-func (a *announcer) down(s cluster.SessionReport, last announcement, known bool, now time.Time) announcement {
+func (a *announcer) down(s report.Session, last announcement, known bool, now time.Time) announcement {
 	age := now.Sub(last.at)
 	repeat := age >= max(last.wait, reasonSettles)
 	another := s.Reason != last.reason && age >= reasonSettles && last.wait < repeatMost
@@ -88,7 +88,7 @@ func (a *announcer) down(s cluster.SessionReport, last announcement, known bool,
 	return announcement{reason: s.Reason, at: now, wait: min(max(2*last.wait, repeatLeast), repeatMost)}
 }
 
-func (a *announcer) pass(s cluster.SessionReport) {
+func (a *announcer) pass(s report.Session) {
 	if a.tell != nil {
 		a.tell(s)
 	}

@@ -8,13 +8,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/report"
 )
 
 func TestAnnounce(t *testing.T) {
 	var log bytes.Buffer
 	told := 0
-	a := &announcer{log: slog.New(slog.NewTextHandler(&log, nil)), tell: func(cluster.SessionReport) { told++ }}
+	a := &announcer{log: slog.New(slog.NewTextHandler(&log, nil)), tell: func(report.Session) { told++ }}
 	now := time.Unix(1e9, 0)
 	var since time.Time
 	was := ""
@@ -24,7 +24,7 @@ func TestAnnounce(t *testing.T) {
 		if state != was {
 			since, was = now, state
 		}
-		a.announce([]cluster.SessionReport{{Resource: "BGPPeer/peer", Peer: netip.MustParseAddr("10.0.0.1"), PeerASN: 65001,
+		a.announce([]report.Session{{Resource: "BGPPeer/peer", Peer: netip.MustParseAddr("10.0.0.1"), PeerASN: 65001,
 			State: state, Since: since, Reason: reason, Message: "start BGP on the switch"}}, now)
 		var words []string
 		for line := range strings.Lines(log.String()) {

@@ -28,10 +28,10 @@ import (
 
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/api"
-	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/daemon/durable"
 	"github.com/edgeway-cni/edgeway/daemon/pods"
+	"github.com/edgeway-cni/edgeway/daemon/report"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -116,9 +116,9 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 		})
 	}
 	if server, ok := d.config.APIServer(o.Version); ok {
-		r := cluster.NewReporter(server)
+		r := report.New(server)
 		l.reporter = r
-		l.announcer.tell = func(s cluster.SessionReport) { r.Event(s.Event(d.config.NodeName)) }
+		l.announcer.tell = func(s report.Session) { r.Event(s.Event(d.config.NodeName)) }
 		start("report sessions", r.Run)
 	}
 	start("watch kernel", func(ctx context.Context) error { return d.kernel.Watch(ctx, l.look.fire) })

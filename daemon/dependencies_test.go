@@ -29,6 +29,8 @@ func TestDependencies(t *testing.T) {
 		{"daemon/durable", nil, map[string]string{"github.com/": "it replaces files, for anybody"}},
 		{"daemon/cluster", []string{"daemon/durable"}, map[string]string{
 			"github.com/vishvananda/": "the cluster says what should be, not what is", "github.com/osrg/": "the cluster says what should be, not how"}},
+		{"daemon/report", []string{"daemon/cluster"}, map[string]string{
+			"github.com/vishvananda/": "it tells what others found", "github.com/osrg/": "it tells what others found", "k8s.io/client-go/kubernetes": "see daemon/edgewayd"}},
 		{"daemon/controller", []string{"daemon/cluster"}, map[string]string{
 			"github.com/vishvananda/": "it runs beside the control plane, on no node's behalf", "github.com/osrg/": "who gets which CIDR does not depend on switches", "go.etcd.io/": "the API server remembers"}},
 		{"daemon/controller/edgeway-controller", []string{"daemon/cluster", "daemon/controller"}, map[string]string{
@@ -39,7 +41,7 @@ func TestDependencies(t *testing.T) {
 		{"daemon/config", []string{"bgp", "daemon/api", "daemon/cluster"}, nil},
 		{"daemon/policy", []string{"ipam", "routes", "bgp", "daemon/cluster", "daemon/config"}, nil},
 		{"daemon/pods", []string{"ipam", "routes", "plugin", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/policy"}, nil},
-		{"daemon", []string{"routes", "bgp", "plugin", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/pods", "daemon/policy"}, nil},
+		{"daemon", []string{"routes", "bgp", "plugin", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/pods", "daemon/policy", "daemon/report"}, nil},
 		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/pods", "ipam", "plugin"}, map[string]string{
 			"k8s.io/client-go/kubernetes": "typed clients are for edgeway-controller: 32 MB, and 7 ms at the start of each command"}},
 	}
@@ -70,7 +72,7 @@ func TestDependencies(t *testing.T) {
 		"github.com/google/nftables":     {"routes"},
 		"github.com/osrg/gobgp":          {"bgp"},
 		"github.com/containernetworking": {"plugin"},
-		"k8s.io/":                        {"daemon/cluster", "daemon/controller"},
+		"k8s.io/":                        {"daemon/cluster", "daemon/controller", "daemon/report"},
 		"github.com/prometheus/":         {"daemon", "daemon/controller"},
 		"github.com/spf13/cobra":         {"daemon/edgewayd", "daemon/controller/edgeway-controller"},
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/daemon/policy"
+	"github.com/edgeway-cni/edgeway/daemon/report"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -52,10 +53,10 @@ type speaker interface {
 	Learned(ctx context.Context) (paths []bgp.LearnedPath, complete bool)
 }
 
-// reporter is cluster.Reporter as the loop uses it.
+// reporter is report.Reporter as the loop uses it.
 type reporter interface {
-	Sync(sessions []cluster.SessionReport)
-	Event(e cluster.Event)
+	Sync(sessions []report.Session)
+	Event(e report.Event)
 	Problems() []cluster.Problem
 }
 

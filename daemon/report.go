@@ -6,23 +6,23 @@ import (
 	"time"
 
 	"github.com/edgeway-cni/edgeway/bgp"
-	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/policy"
+	"github.com/edgeway-cni/edgeway/daemon/report"
 )
 
 // reports returns a report for each switch that a resource gives this node, for the status of the resource.
 // A session that two resources share is reported under both. A session that is held down is reported with
 // the reason.
-func reports(plan policy.Plan, sessions []bgp.Status) (out []cluster.SessionReport) {
+func reports(plan policy.Plan, sessions []bgp.Status) (out []report.Session) {
 	for _, want := range plan.Sessions {
-		out = append(out, report(want, sessions))
+		out = append(out, sessionReport(want, sessions))
 	}
 	return out
 }
 
-// report returns the report of one session. Its Since is zero when the session is not tried.
-func report(want policy.Session, sessions []bgp.Status) cluster.SessionReport {
-	out := cluster.SessionReport{Resource: want.Resource, Peer: want.Peer.Address, Port: want.Key.Port, PeerName: want.Peer.Name, PeerASN: want.Peer.ASN, State: "Idle"}
+// sessionReport returns the report of one session. Its Since is zero when the session is not tried.
+func sessionReport(want policy.Session, sessions []bgp.Status) report.Session {
+	out := report.Session{Resource: want.Resource, Peer: want.Peer.Address, Port: want.Key.Port, PeerName: want.Peer.Name, PeerASN: want.Peer.ASN, State: "Idle"}
 	if why := want.Held; want.IsHeld() {
 		out.Reason, out.Message = why.Reason, "want "+why.Want+", got "+why.Got+"; "+why.Next
 		return out
@@ -51,7 +51,7 @@ func report(want policy.Session, sessions []bgp.Status) cluster.SessionReport {
 
 // sinceHeld sets Since of each session that is not tried: the time that was has for it, or now. It returns
 // those times, for the next call.
-func sinceHeld(was map[sessionKey]time.Time, sessions []cluster.SessionReport, now time.Time) map[sessionKey]time.Time {
+func sinceHeld(was map[sessionKey]time.Time, sessions []report.Session, now time.Time) map[sessionKey]time.Time {
 	still := map[sessionKey]time.Time{}
 	for i := range sessions {
 		s := &sessions[i]

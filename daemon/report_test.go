@@ -11,6 +11,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/daemon/policy"
+	"github.com/edgeway-cni/edgeway/daemon/report"
 )
 
 // The status of a resource names each switch that the resource gives this node, also a switch that it shares
@@ -57,8 +58,8 @@ func TestReports(t *testing.T) {
 		Restart: true, RestartTime: 10 * time.Minute}, {Peer: state.Sessions[1].Peer, State: "Established", Since: since}}
 	sessions[1].Peer.MultihopTTL = 0 // as package bgp has it
 	got := reports(plan, sessions)
-	up := cluster.SessionReport{Peer: addr("10.0.0.1"), Port: 179, PeerASN: 65001, State: "Established", Since: since, Advertised: 2, RestartTime: 10 * time.Minute}
-	want := []cluster.SessionReport{up, up,
+	up := report.Session{Peer: addr("10.0.0.1"), Port: 179, PeerASN: 65001, State: "Established", Since: since, Advertised: 2, RestartTime: 10 * time.Minute}
+	want := []report.Session{up, up,
 		{Resource: "BGPPeer/wrong", Peer: addr("10.0.0.1"), Port: 179, PeerASN: 65002, State: "Idle", Reason: "conflict",
 			Message: "want the same ASNs, password and options as BGPPeer/every has for 10.0.0.1, got other values; make the two resources agree; BGPPeer/every is used"},
 		{Resource: "BGPClusterConfig/c", Peer: addr("10.0.0.2"), Port: 179, PeerName: "leaf-2", PeerASN: 65001, State: "Idle", Reason: "noPassword",

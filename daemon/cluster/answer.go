@@ -163,7 +163,10 @@ func older(a, b string) bool {
 // resource is a kind's name in paths.
 func (k kind) resource() string { return strings.ToLower(k.kind) + "s" }
 
-// path is where a kind is listed.
+// Path is where a kind that is read is listed: "apis/network.openyurt.io/v1alpha1/bgppeers". An
+// object's path is its name after that and a slash.
+func Path(name string) string { return kind{APIVersion(name), name}.path() }
+
 func (k kind) path() string {
 	if k.kind == kindSecret {
 		return "api/v1/namespaces/" + secretNamespace + "/secrets"

@@ -43,7 +43,7 @@ func newAPIServer(t *testing.T) *apiServer {
 	t.Helper()
 	s := &apiServer{version: 100, objects: map[string]map[string]any{}, news: make(chan struct{}), end: make(chan struct{})}
 	for _, name := range []string{kindNode, kindPeer, kindCluster, kindSecret} {
-		s.objects["/"+(kind{version(name), name}).path()] = map[string]any{}
+		s.objects["/"+(kind{APIVersion(name), name}).path()] = map[string]any{}
 	}
 	s.Server = httptest.NewUnstartedServer(s)
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -74,7 +74,7 @@ users: [{name: u, user: {%s}}]
 func (s *apiServer) put(of string, object map[string]any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	path := "/" + (kind{version(of), of}).path()
+	path := "/" + (kind{APIVersion(of), of}).path()
 	meta := object["metadata"].(map[string]any)
 	name := meta["name"].(string)
 	s.version++
@@ -91,7 +91,7 @@ func (s *apiServer) put(of string, object map[string]any) {
 func (s *apiServer) remove(of, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	path := "/" + (kind{version(of), of}).path()
+	path := "/" + (kind{APIVersion(of), of}).path()
 	s.version++
 	delete(s.objects[path], name)
 	s.tell(change{s.version, path, name, eventDeleted, map[string]any{"metadata": map[string]any{"name": name, "resourceVersion": strconv.Itoa(s.version)}}})
@@ -197,7 +197,7 @@ func (s *apiServer) list(w http.ResponseWriter, r *http.Request) {
 
 func kindOf(path string) string {
 	for _, name := range []string{kindNode, kindPeer, kindCluster, kindSecret} {
-		if "/"+(kind{version(name), name}).path() == path {
+		if "/"+(kind{APIVersion(name), name}).path() == path {
 			return name
 		}
 	}

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -15,14 +16,21 @@ import (
 	"strings"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 )
 
 // maxAnswer bounds what is read of an answer that is an error.
 const maxAnswer = 64 << 10
 
-// connection is one way to an API server.
-type connection struct {
+// Connection is one way to an API server, with the credentials as the files said when it was made.
+// It is edgewayd's only client of an API server: package report writes through it too.
+//
+// It is not client-go's rest.Request: that reads all of an answer that is an error, however long it
+// is, waits and asks again by itself, shows what a proxy's page says, and logs to stderr.
+type Connection struct {
 	server string // "https://10.0.0.1:6443"
 	base   *url.URL
 	client *http.Client
@@ -30,17 +38,17 @@ type connection struct {
 	print  digest   // of their content
 }
 
-// connect makes a connection of the configuration as it is now. Nothing is sent. The files are
+// Connect makes a connection of the configuration as it is now. Nothing is sent. The files are
 // read here and not by client-go's own reloading, which outlives its client and writes to stderr:
-// when one of them changes, stale says so, and the connection is made anew.
-func connect(o KubernetesOptions) (*connection, error) { return connectWith(o, defaultPatience) }
+// when one of them changes, Stale says so, and the caller makes another connection.
+func Connect(o KubernetesOptions) (*Connection, error) { return connectWith(o, defaultPatience) }
 
-func connectWith(o KubernetesOptions, p patience) (*connection, error) {
+func connectWith(o KubernetesOptions, p patience) (*Connection, error) {
 	config, err := ClientConfig(o.Kubeconfig, o.UserAgent)
 	if err != nil {
 		return nil, err
 	}
-	c := &connection{files: []string{o.Kubeconfig, config.CAFile, config.CertFile, config.KeyFile, config.BearerTokenFile}}
+	c := &Connection{files: []string{o.Kubeconfig, config.CAFile, config.CertFile, config.KeyFile, config.BearerTokenFile}}
 	c.print = c.fingerprint() // before they are read: a change in between is found later
 	if config, err = ClientConfig(o.Kubeconfig, o.UserAgent); err != nil {
 		return nil, err
@@ -101,13 +109,14 @@ type closing struct {
 
 func (c *closing) CloseIdleConnections() { c.transport.CloseIdleConnections() }
 
-func (c *connection) close() { c.client.CloseIdleConnections() }
+// Close ends what nobody uses of it.
+func (c *Connection) Close() { c.client.CloseIdleConnections() }
 
-// stale reports whether the files say something else than when the connection was made.
-func (c *connection) stale() bool { return c.print != c.fingerprint() }
+// Stale reports whether the files say something else than when the connection was made.
+func (c *Connection) Stale() bool { return c.print != c.fingerprint() }
 
 // fingerprint is the digest of the files' content.
-func (c *connection) fingerprint() (sum digest) {
+func (c *Connection) fingerprint() (sum digest) {
 	hash := sha256.New()
 	for _, name := range c.files {
 		if name == "" {
@@ -121,16 +130,35 @@ func (c *connection) fingerprint() (sum digest) {
 	return sum
 }
 
-// get asks for a path and returns the body of a good answer. What else the server answers is a
-// *refusal.
-func (c *connection) get(ctx context.Context, path string, query url.Values) (io.ReadCloser, error) {
+// Get asks for a path and returns the body of a good answer. An error wraps an
+// *apierrors.StatusError when the server refused.
+func (c *Connection) Get(ctx context.Context, path string, query url.Values) (io.ReadCloser, error) {
+	return c.send(ctx, http.MethodGet, path, query, nil)
+}
+
+// Apply is a server-side apply: the field manager owns of the object what text says, and nothing
+// else. It never conflicts (force). It returns the object as the server has it then; its errors are
+// those of Get.
+func (c *Connection) Apply(ctx context.Context, path, manager string, text []byte) ([]byte, error) {
+	body, err := c.send(ctx, http.MethodPatch, path, url.Values{"fieldManager": {manager}, "force": {"true"}}, text)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	return io.ReadAll(io.LimitReader(body, maxObject))
+}
+
+func (c *Connection) send(ctx context.Context, method, path string, query url.Values, text []byte) (io.ReadCloser, error) {
 	to := c.base.JoinPath(path)
 	to.RawQuery = query.Encode()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, to.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, to.String(), bytes.NewReader(text))
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set("Accept", "application/json")
+	if method == http.MethodPatch {
+		req.Header.Set("Content-Type", string(types.ApplyPatchType)) // JSON is YAML
+	}
 	resp, err := c.client.Do(req)
 	if err != nil {
 		if of := (*url.Error)(nil); errors.As(err, &of) {
@@ -141,7 +169,7 @@ func (c *connection) get(ctx context.Context, path string, query url.Values) (io
 		}
 		return nil, &unreached{err}
 	}
-	if resp.StatusCode == http.StatusOK {
+	if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusCreated {
 		return resp.Body, nil
 	}
 	defer resp.Body.Close()
@@ -153,60 +181,66 @@ type unreached struct{ error }
 
 func (u *unreached) Unwrap() error { return u.error }
 
-// refusal is an answer that is an error.
-type refusal struct {
-	code       int
-	reason     string // of a metav1.Status: "Expired"
-	message    string
-	retryAfter time.Duration // 0: not said
-}
-
-func (r *refusal) Error() string {
-	if r.message == "" {
-		return strings.TrimSpace(fmt.Sprintf("%d %s", r.code, http.StatusText(r.code)))
-	}
-	return fmt.Sprintf("%d: %s", r.code, r.message)
-}
-
-func refused(resp *http.Response) *refusal {
-	r := &refusal{code: resp.StatusCode}
-	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
-		r.retryAfter = time.Duration(seconds) * time.Second
-	}
+// refused reads an answer that is an error. Text that is not a metav1.Status, such as a proxy's page,
+// is not shown.
+func refused(resp *http.Response) error {
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err == nil {
-		r.status(text)
+	if err != nil {
+		text = nil
 	}
-	return r
+	seconds, err := strconv.Atoi(resp.Header.Get("Retry-After"))
+	if err != nil {
+		seconds = 0
+	}
+	return refusal(text, resp.StatusCode, seconds)
 }
 
-// status takes what a metav1.Status says. Another text, such as a proxy's page, says nothing.
-func (r *refusal) status(text []byte) {
-	var s struct {
-		Code            int
-		Reason, Message string
-		Details         struct{ RetryAfterSeconds int }
-	}
+// refusal is the error of a metav1.Status. The HTTP status and its Retry-After header, in seconds,
+// are 0 in a watch's event; they win over what the text says.
+func refusal(text []byte, code, retryAfter int) error {
+	var s metav1.Status
 	if json.Unmarshal(text, &s) != nil {
-		return
+		s = metav1.Status{}
 	}
-	r.reason, r.message = s.Reason, s.Message
-	if r.code == 0 {
-		r.code = s.Code
+	if code != 0 {
+		s.Code = int32(code)
 	}
-	if r.retryAfter == 0 {
-		r.retryAfter = time.Duration(s.Details.RetryAfterSeconds) * time.Second
+	if retryAfter > 0 {
+		s.Details = &metav1.StatusDetails{RetryAfterSeconds: int32(retryAfter)}
 	}
+	if s.Message == "" {
+		s.Message = strings.TrimSpace(fmt.Sprintf("%d %s", s.Code, http.StatusText(int(s.Code))))
+	} else {
+		s.Message = fmt.Sprintf("%d: %s", s.Code, s.Message)
+	}
+	return &apierrors.StatusError{ErrStatus: s}
 }
 
 // expired reports whether the version that was asked from is gone, or of another history: the
 // kind must be listed anew. An old one is gone after five minutes (410), one that is too large
 // comes from before etcd was restored (504), and one that is refused (400) or unknown (404) from
 // another server.
-func (r *refusal) expired() bool {
-	switch r.code {
+func expired(err error) bool {
+	switch code(err) {
 	case http.StatusGone, http.StatusBadRequest, http.StatusNotFound:
 		return true
 	}
-	return strings.Contains(r.message, "Too large resource version")
+	return code(err) != 0 && strings.Contains(err.Error(), "Too large resource version")
+}
+
+// code is the HTTP status of a refusal, 0 for all other errors.
+func code(err error) int {
+	if status := (*apierrors.StatusError)(nil); errors.As(err, &status) {
+		return int(status.ErrStatus.Code)
+	}
+	return 0
+}
+
+// RetryAfter is how long the server asks to wait before the next request; 0: it does not ask.
+func RetryAfter(err error) time.Duration {
+	status := (*apierrors.StatusError)(nil)
+	if !errors.As(err, &status) || status.ErrStatus.Details == nil {
+		return 0
+	}
+	return time.Duration(status.ErrStatus.Details.RetryAfterSeconds) * time.Second
 }

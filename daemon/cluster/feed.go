@@ -9,6 +9,8 @@ import (
 	"net/url"
 	"strconv"
 	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
 // patience says how long is waited for an API server.
@@ -96,7 +98,7 @@ var errUnconfirmed = errors.New("an empty list, and no answer whether this node 
 var errNoVersion = errors.New("an empty list without a version, as of a cache that was never filled")
 
 // follow lists the kind and follows it until ctx ends.
-func (k *kubernetes) follow(ctx context.Context, c *connection, f *feed) {
+func (k *kubernetes) follow(ctx context.Context, c *Connection, f *feed) {
 	if f.server != c.server { // it has another history
 		f.server, f.version, f.lost = c.server, "", false
 	}
@@ -117,15 +119,15 @@ func (k *kubernetes) follow(ctx context.Context, c *connection, f *feed) {
 }
 
 // attempt lists, unless the version is known, and watches until the watch ends.
-func (k *kubernetes) attempt(ctx context.Context, c *connection, f *feed) error {
+func (k *kubernetes) attempt(ctx context.Context, c *Connection, f *feed) error {
 	if f.version == "" {
 		if err := k.list(ctx, c, f); err != nil {
 			return fmt.Errorf("list %s: %w", f.kind.resource(), err)
 		}
 	}
 	err := k.watch(ctx, c, f)
-	if of := (*refusal)(nil); errors.As(err, &of) && of.expired() {
-		f.version, f.lost = "", of.code != http.StatusNotFound
+	if expired(err) {
+		f.version, f.lost = "", code(err) != http.StatusNotFound
 		return nil // no failure: it is listed next
 	}
 	if err != nil {
@@ -146,7 +148,7 @@ func (f *feed) query(name string) url.Values {
 
 // list reads all there are. Any version will do at first, which the server has in memory; after
 // its history changed it must be the newest.
-func (k *kubernetes) list(ctx context.Context, c *connection, f *feed) error {
+func (k *kubernetes) list(ctx context.Context, c *Connection, f *feed) error {
 	q := f.query(f.name)
 	if !f.lost {
 		q.Set("resourceVersion", "0")
@@ -185,7 +187,7 @@ func (it item) told(k kind, was map[string]told) told {
 }
 
 // page reads one list, or the part of it that the server gives at once.
-func (k *kubernetes) page(ctx context.Context, c *connection, of kind, q url.Values, each func(item)) (listMeta, error) {
+func (k *kubernetes) page(ctx context.Context, c *Connection, of kind, q url.Values, each func(item)) (listMeta, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	// From before there is an answer on: one that is an error can stop in its middle too.
@@ -193,7 +195,7 @@ func (k *kubernetes) page(ctx context.Context, c *connection, of kind, q url.Val
 		cancel(fmt.Errorf("the answer stopped in its middle for %v", k.patience.silence))
 	})
 	defer alarm.Stop()
-	body, err := c.get(ctx, of.path(), q)
+	body, err := c.Get(ctx, of.path(), q)
 	if err != nil {
 		return listMeta{}, err
 	}
@@ -210,7 +212,7 @@ func (k *kubernetes) page(ctx context.Context, c *connection, of kind, q url.Val
 // proxy that has nothing; both would take away all that is known. A server that knows this node
 // is believed. (A list of one Node with limit=1 would do too, but yurthub would then take its
 // whole cache of Nodes to be that one.)
-func (k *kubernetes) confirm(ctx context.Context, c *connection, f *feed, meta listMeta) error {
+func (k *kubernetes) confirm(ctx context.Context, c *Connection, f *feed, meta listMeta) error {
 	if meta.ResourceVersion == "" {
 		return errNoVersion
 	}
@@ -218,7 +220,7 @@ func (k *kubernetes) confirm(ctx context.Context, c *connection, f *feed, meta l
 		return nil // World sees it
 	}
 	found := false
-	node := kind{version(kindNode), kindNode}
+	node := kind{APIVersion(kindNode), kindNode}
 	if _, err := k.page(ctx, c, node, f.query(k.options.Node), func(it item) { found = found || it.name == k.options.Node }); err != nil {
 		return fmt.Errorf("%w: ask for Node/%s: %v", errUnconfirmed, k.options.Node, err) // not a failure of this kind's own
 	}
@@ -229,7 +231,7 @@ func (k *kubernetes) confirm(ctx context.Context, c *connection, f *feed, meta l
 }
 
 // watch follows the changes until the watch ends.
-func (k *kubernetes) watch(ctx context.Context, c *connection, f *feed) error {
+func (k *kubernetes) watch(ctx context.Context, c *Connection, f *feed) error {
 	lives := k.patience.watch + rand.N(k.patience.watch)
 	// A server that does not end it, or a proxy that lost the server behind it, is left.
 	ctx, cancel := context.WithTimeout(ctx, lives+k.patience.silence)
@@ -239,7 +241,7 @@ func (k *kubernetes) watch(ctx context.Context, c *connection, f *feed) error {
 	q.Set("allowWatchBookmarks", "true")
 	q.Set("resourceVersion", f.version)
 	q.Set("timeoutSeconds", strconv.Itoa(max(1, int(lives.Seconds()))))
-	body, err := c.get(ctx, f.kind.path(), q)
+	body, err := c.Get(ctx, f.kind.path(), q)
 	if err != nil {
 		return err
 	}
@@ -251,16 +253,14 @@ func (k *kubernetes) watch(ctx context.Context, c *connection, f *feed) error {
 // event takes one change.
 func (k *kubernetes) event(f *feed, e event) error {
 	if e.Type == eventError {
-		r := &refusal{}
-		r.status(e.Object)
-		return r
+		return refusal(e.Object, 0, 0)
 	}
 	it, err := readItem(f.kind, e.Object)
 	if err != nil && (e.Type != eventBookmark || !errors.Is(err, errNoObject)) {
 		return fmt.Errorf("%s event: %w", e.Type, err)
 	}
 	if older(it.version, f.version) {
-		return &refusal{code: http.StatusGone, message: fmt.Sprintf("version %s after %s: the server's history is another", it.version, f.version)}
+		return apierrors.NewResourceExpired(fmt.Sprintf("version %s after %s: the server's history is another", it.version, f.version))
 	}
 	if it.version != "" {
 		f.version = it.version

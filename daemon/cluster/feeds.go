@@ -29,7 +29,7 @@ func (k *kubernetes) update(do func() (news bool)) {
 }
 
 // connected notes a connection, or why there is none.
-func (k *kubernetes) connected(c *connection, err error) {
+func (k *kubernetes) connected(c *Connection, err error) {
 	k.update(func() bool {
 		news := (err == nil) != (k.fault == nil) || c == nil && k.server == ""
 		if k.fault = err; c != nil {
@@ -99,13 +99,6 @@ func (k *kubernetes) ended(f *feed, err error) {
 	})
 }
 
-// code is the status of an answer that is an error, 0 for all other failures.
-func code(err error) int {
-	r := &refusal{}
-	errors.As(err, &r)
-	return r.code
-}
-
 // unanswered reports whether the server was not reached, which is the same for all feeds.
 func unanswered(err error) bool {
 	u := (*unreached)(nil)
@@ -118,8 +111,7 @@ func unanswered(err error) bool {
 // and lost it waits without being woken.
 func (k *kubernetes) pause(ctx context.Context, err error, wait time.Duration) {
 	wait = wait/2 + rand.N(wait/2+1)
-	if r := (*refusal)(nil); errors.As(err, &r) && r.retryAfter > 0 {
-		asked := min(r.retryAfter, maxRetryAfter)
+	if asked := min(RetryAfter(err), maxRetryAfter); asked > 0 {
 		wait = max(wait, asked+rand.N(asked/4))
 	}
 	var back chan struct{}

@@ -71,7 +71,7 @@ func FuzzAnswer(f *testing.F) {
 	f.Add([]byte(`{"type":"ERROR","object":{"kind":"Status","code":410,"details":{"retryAfterSeconds":1}}}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		for _, name := range []string{kindNode, kindPeer, kindCluster, kindSecret} {
-			of := kind{version(name), name}
+			of := kind{APIVersion(name), name}
 			take := func(it item) {
 				if s := it.statement(of); !s.valid() && len(s.problems) == 0 {
 					t.Errorf("%s is not valid and has no problem", it.text)
@@ -79,7 +79,7 @@ func FuzzAnswer(f *testing.F) {
 			}
 			_, _ = readList(bytes.NewReader(text), of, take)
 			_ = readEvents(bytes.NewReader(text), func(e event) error {
-				new(refusal).status(e.Object)
+				_ = refusal(e.Object, 0, 0)
 				it, err := readItem(of, e.Object)
 				if err == nil {
 					take(it)

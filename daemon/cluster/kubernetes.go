@@ -29,7 +29,7 @@ type kubernetes struct {
 	options  KubernetesOptions
 	patience patience
 	clock    func() time.Time
-	connect  func() (*connection, error)
+	connect  func() (*Connection, error)
 	named    chan struct{} // one slot: World names other Secrets than before
 
 	mu      sync.Mutex
@@ -54,9 +54,9 @@ func Kubernetes(o KubernetesOptions) Source { return newKubernetes(o, defaultPat
 func newKubernetes(o KubernetesOptions, p patience) *kubernetes {
 	k := &kubernetes{options: o, patience: p, clock: time.Now, named: make(chan struct{}, 1),
 		feeds: map[string]*feed{}, changed: func() {}, back: make(chan struct{})}
-	k.connect = func() (*connection, error) { return connectWith(o, p) }
+	k.connect = func() (*Connection, error) { return connectWith(o, p) }
 	for _, name := range []string{kindNode, kindPeer, kindCluster} {
-		f := &feed{kind: kind{version(name), name}}
+		f := &feed{kind: kind{APIVersion(name), name}}
 		k.feeds[f.ref()] = f
 	}
 	return k
@@ -76,7 +76,7 @@ func (k *kubernetes) Watch(ctx context.Context, changed func()) error {
 		k.connected(c, err)
 		if err == nil {
 			k.serve(ctx, c)
-			c.close()
+			c.Close()
 			continue
 		}
 		select {
@@ -88,7 +88,7 @@ func (k *kubernetes) Watch(ctx context.Context, changed func()) error {
 }
 
 // serve follows everything over one connection, until ctx ends or another can be made.
-func (k *kubernetes) serve(ctx context.Context, c *connection) {
+func (k *kubernetes) serve(ctx context.Context, c *Connection) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wait sync.WaitGroup
 	defer wait.Wait()
@@ -103,13 +103,13 @@ func (k *kubernetes) serve(ctx context.Context, c *connection) {
 			return
 		case <-k.named:
 		case <-files.C:
-			if !c.stale() {
+			if !c.Stale() {
 				k.connected(c, nil) // also after they were something else for a while
 				continue
 			}
 			next, err := k.connect()
 			if err == nil {
-				next.close()
+				next.Close()
 				return
 			}
 			k.connected(nil, err) // the old one serves on
@@ -118,7 +118,7 @@ func (k *kubernetes) serve(ctx context.Context, c *connection) {
 }
 
 // run starts the feeds that are wanted and do not run, and stops those that are not.
-func (k *kubernetes) run(ctx context.Context, c *connection, running map[*feed]context.CancelFunc, wait *sync.WaitGroup) {
+func (k *kubernetes) run(ctx context.Context, c *Connection, running map[*feed]context.CancelFunc, wait *sync.WaitGroup) {
 	wanted := k.wanted()
 	for f, stop := range running {
 		if !slices.Contains(wanted, f) {
@@ -221,7 +221,7 @@ func (k *kubernetes) need(secrets []string) {
 		}
 	}
 	for _, name := range secrets {
-		f := &feed{kind: kind{version(kindSecret), kindSecret}, name: name, created: k.clock()}
+		f := &feed{kind: kind{APIVersion(kindSecret), kindSecret}, name: name, created: k.clock()}
 		if k.feeds[f.ref()] == nil {
 			k.feeds[f.ref()] = f
 			news = true

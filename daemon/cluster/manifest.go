@@ -245,8 +245,8 @@ func (m *manifest) readObject(top mapping, k kind) {
 	m.statements = append(m.statements, s)
 }
 
-// version returns the apiVersion under which a kind is read, "" for a kind that is not.
-func version(name string) string {
+// APIVersion returns the apiVersion under which a kind is read, "" for a kind that is not.
+func APIVersion(name string) string {
 	switch name {
 	case kindNode, kindSecret:
 		return "v1"
@@ -259,7 +259,7 @@ func version(name string) string {
 }
 
 // ours reports whether objects of the kind are read.
-func (k kind) ours() bool { return k.apiVersion != "" && version(k.kind) == k.apiVersion }
+func (k kind) ours() bool { return k.apiVersion != "" && APIVersion(k.kind) == k.apiVersion }
 
 // listItem reports whether k is a list, and the kind of its items where the list fixes it.
 func (k kind) listItem() (kind, bool) {
@@ -289,8 +289,8 @@ func (k kind) meant() (want string, close bool) {
 	}
 	var inGroup string
 	for _, name := range []string{kindPeer, kindCluster} {
-		our := version(name) + " " + name
-		ourGroup, _, _ := strings.Cut(version(name), "/")
+		our := APIVersion(name) + " " + name
+		ourGroup, _, _ := strings.Cut(APIVersion(name), "/")
 		_, nearKind := nearest(k.kind, []string{name})
 		_, nearGroup := nearest(group, []string{ourGroup})
 		if nearKind && (nearGroup || group == "") || k.kind == name && (group == groupOpenYurt || group == groupAlibaba) {

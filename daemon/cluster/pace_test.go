@@ -71,8 +71,8 @@ func bubble(t *testing.T, f func(t *testing.T, s *remote, k *kubernetes)) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &remote{live: map[*io.PipeWriter]bool{}}
 		k := newKubernetes(KubernetesOptions{Node: "n1"}, defaultPatience)
-		k.connect = func() (*connection, error) {
-			c := &connection{server: "https://api", base: &url.URL{Scheme: "https", Host: "api"}, client: &http.Client{Transport: s}}
+		k.connect = func() (*Connection, error) {
+			c := &Connection{server: "https://api", base: &url.URL{Scheme: "https", Host: "api"}, client: &http.Client{Transport: s}}
 			c.print = c.fingerprint()
 			return c, nil
 		}

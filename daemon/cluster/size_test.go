@@ -112,7 +112,7 @@ func TestMemoryOf5000Nodes(t *testing.T) {
 
 func BenchmarkReadNode(b *testing.B) {
 	text := largeNode(7)
-	node := kind{version(kindNode), kindNode}
+	node := kind{APIVersion(kindNode), kindNode}
 	b.SetBytes(int64(len(text)))
 	b.ReportAllocs()
 	for b.Loop() {

@@ -143,7 +143,7 @@ func openWatches(k *kubernetes) (n int) {
 func mustJSONText(o map[string]any) string {
 	for _, name := range []string{kindNode, kindSecret} {
 		if o["kind"] == nil && (name == kindSecret) == (o["data"] != nil) {
-			o["apiVersion"], o["kind"] = version(name), name
+			o["apiVersion"], o["kind"] = APIVersion(name), name
 		}
 	}
 	return string(mustJSON(o))
@@ -249,11 +249,11 @@ func TestAPIServer5000Nodes(t *testing.T) {
 // createNodes creates Nodes as kubelets do, with all of their status.
 func createNodes(t *testing.T, cp *kube.ControlPlane, n int) {
 	t.Helper()
-	c, err := connect(KubernetesOptions{Kubeconfig: cp.AdminKubeconfig(), UserAgent: "test"})
+	c, err := Connect(KubernetesOptions{Kubeconfig: cp.AdminKubeconfig(), UserAgent: "test"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.close()
+	defer c.Close()
 	var wait sync.WaitGroup
 	numbers := make(chan int)
 	for range 8 {

@@ -1,4 +1,4 @@
-package cluster
+package report
 
 import (
 	"context"
@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/edgeway-cni/edgeway/scripts/kube"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
 func TestAmend(t *testing.T) {
@@ -78,12 +80,12 @@ func TestAPIServerDeadSpeaker(t *testing.T) {
 	}
 	p := quickReports
 	p.check = 100 * time.Millisecond
-	reportingTo(t, cp.AdminKubeconfig(), "n1", p).Sync([]SessionReport{up("BGPPeer/peer", 3)})
+	reportingTo(t, cp.AdminKubeconfig(), "n1", p).Sync([]Session{up("BGPPeer/peer", 3)})
 	live := func() (die func()) {
 		ctx, stop := context.WithCancel(context.Background())
-		n2 := NewReporter(KubernetesOptions{Kubeconfig: cp.AdminKubeconfig(), Node: "n2", UserAgent: "edgewayd/test"})
+		n2 := New(cluster.KubernetesOptions{Kubeconfig: cp.AdminKubeconfig(), Node: "n2", UserAgent: "edgewayd/test"})
 		n2.pace = p
-		n2.Sync([]SessionReport{up("BGPPeer/peer", 3)})
+		n2.Sync([]Session{up("BGPPeer/peer", 3)})
 		dead := make(chan error, 1)
 		go func() { dead <- n2.Run(ctx) }()
 		return func() {
@@ -104,4 +106,11 @@ func TestAPIServerDeadSpeaker(t *testing.T) {
 	die()
 	kubectl(t, cp, "delete", "node", "n2")
 	eventually(t, "n2 is no Node", []string{"n1 Established True", "up n1"}, wide)
+}
+
+func mustUnmarshal(t *testing.T, text string, to any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), to); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -1,4 +1,4 @@
-package cluster
+package report
 
 import (
 	"context"
@@ -8,11 +8,16 @@ import (
 	"net/url"
 	"slices"
 	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
 const (
 	unheard = "nodeNotHeard" // the reason of an entry whose node the API server hears no more
 	unknown = "Unknown"
+
+	// maxAnswer bounds what is read of a Node, in bytes. etcd takes 1.5 MB.
+	maxAnswer = 4 << 20
 )
 
 // applied is what we read of the resource that the API server answers with.
@@ -132,7 +137,7 @@ func alive(string) (life, error) { return life{}, nil }
 func (w *reportWriter) life(ctx context.Context, node string) (life, error) {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
-	body, err := w.server.get(ctx, kind{version(kindNode), kindNode}.path(), url.Values{"fieldSelector": {"metadata.name=" + node}})
+	body, err := w.server.Get(ctx, cluster.Path("Node"), url.Values{"fieldSelector": {"metadata.name=" + node}})
 	if away(err) {
 		return life{}, err
 	}
@@ -151,10 +156,10 @@ func (w *reportWriter) life(ctx context.Context, node string) (life, error) {
 			}
 		}
 	}
-	if err := json.NewDecoder(io.LimitReader(body, maxObject)).Decode(&list); err != nil {
+	if err := json.NewDecoder(io.LimitReader(body, maxAnswer)).Decode(&list); err != nil {
 		return life{}, fmt.Errorf("read Node %s: the answer is not from an API server: %w", node, err)
 	}
-	if list.Kind != kindNode+"List" {
+	if list.Kind != "NodeList" {
 		return life{}, fmt.Errorf("read Node %s: the answer is not from an API server: kind %q", node, list.Kind)
 	}
 	if len(list.Items) == 0 {

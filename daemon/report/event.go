@@ -1,4 +1,4 @@
-package cluster
+package report
 
 import (
 	"cmp"
@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
 const (
@@ -45,7 +47,7 @@ type Event struct {
 
 // Event returns the event that says how the session is: Established, or FailedEstablish with
 // the reason and the next step.
-func (s SessionReport) Event(node string) Event {
+func (s Session) Event(node string) Event {
 	peer := "switch " + s.Peer.String()
 	if s.PeerName != "" {
 		peer = "switch " + s.PeerName + " " + s.Peer.String()
@@ -135,7 +137,7 @@ func eventText(node string, p pendingEvent, r eventRecord) (name string, text []
 	name = fmt.Sprintf("%s.%x", strings.TrimRight(object[:min(len(object), 200)], "-."), sum[:8])
 	e := eventObject{
 		APIVersion: "v1", Kind: "Event", Metadata: map[string]string{"name": name, "namespace": eventNamespace},
-		InvolvedObject: map[string]string{"apiVersion": version(kind), "kind": kind, "name": object, "uid": r.uid},
+		InvolvedObject: map[string]string{"apiVersion": cluster.APIVersion(kind), "kind": kind, "name": object, "uid": r.uid},
 		Type:           p.Type, Reason: p.Reason, Message: shorten(p.Message, maxEventMessage),
 		Source:         map[string]string{"component": eventComponent, "host": node},
 		FirstTimestamp: r.first.UTC().Truncate(time.Second), LastTimestamp: r.last.UTC().Truncate(time.Second), Count: r.count,

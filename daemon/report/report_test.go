@@ -1,4 +1,4 @@
-package cluster
+package report
 
 import (
 	"context"
@@ -9,7 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,6 +19,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
 var quickReports = reportPace{
@@ -28,15 +30,15 @@ var quickReports = reportPace{
 
 var since = time.Date(2026, 11, 26, 5, 0, 0, 0, time.UTC)
 
-func up(resource string, prefixes int) SessionReport {
-	return SessionReport{
+func up(resource string, prefixes int) Session {
+	return Session{
 		Resource: resource, Peer: netip.MustParseAddr("10.0.0.1"), PeerASN: 65001, State: "Established",
 		Since: since, Advertised: prefixes, RestartTime: 600 * time.Second,
 	}
 }
 
-func down(resource, reason, message string) SessionReport {
-	return SessionReport{
+func down(resource, reason, message string) Session {
+	return Session{
 		Resource: resource, Peer: netip.MustParseAddr("10.0.0.1"), PeerASN: 65001, State: "Active",
 		Since: since, Reason: reason, Message: message,
 	}
@@ -166,17 +168,31 @@ func (f *fakeAPI) count() int {
 	return len(f.requests)
 }
 
-func (f *fakeAPI) connect() (*connection, error) {
-	base, err := url.Parse(f.URL)
-	c := &connection{base: base, client: f.Client()}
-	c.print = c.fingerprint()
-	return c, err
+// kubeconfig writes a file that leads to f.
+func (f *fakeAPI) kubeconfig(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	writeKubeconfig(t, path, f.URL)
+	return path
+}
+
+func writeKubeconfig(t *testing.T, path, url string) {
+	t.Helper()
+	text := `{"apiVersion":"v1","kind":"Config","current-context":"c","clusters":[{"name":"c","cluster":{"server":"` + url + `"}}],"contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}],"users":[{"name":"u","user":{}}]}`
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (f *fakeAPI) connect(t *testing.T) func() (*cluster.Connection, error) {
+	o := cluster.KubernetesOptions{Kubeconfig: f.kubeconfig(t)}
+	return func() (*cluster.Connection, error) { return cluster.Connect(o) }
 }
 
 // reporting starts a Reporter of the node toward f.
 func reporting(t *testing.T, f *fakeAPI, node string, p reportPace) *Reporter {
 	t.Helper()
-	r := newReporter(node, f.connect, p)
+	r := newReporter(node, f.connect(t), p)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
@@ -215,11 +231,11 @@ func TestReporter(t *testing.T) {
 	if n := f.count(); n != 0 {
 		t.Errorf("%d requests before the first Sync, want none", n)
 	}
-	n1.Sync([]SessionReport{up("BGPPeer/a", 3), up("BGPClusterConfig/b", 3)})
-	n2.Sync([]SessionReport{down("BGPPeer/a", "refused", "start BGP")})
+	n1.Sync([]Session{up("BGPPeer/a", 3), up("BGPClusterConfig/b", 3)})
+	n2.Sync([]Session{down("BGPPeer/a", "refused", "start BGP")})
 	eventually(t, "two speakers", [2]string{"n1 10.0.0.1 Established  3\nn2 10.0.0.1 Active refused 0\n", "n1 10.0.0.1 Established  3\n"}, says)
 
-	n1.Sync([]SessionReport{up("BGPPeer/a", 4)})
+	n1.Sync([]Session{up("BGPPeer/a", 4)})
 	eventually(t, "one more prefix, one session less", [2]string{"n1 10.0.0.1 Established  4\nn2 10.0.0.1 Active refused 0\n", ""}, says)
 
 	n1.Sync(nil)
@@ -234,12 +250,12 @@ func TestReporterWritesNewsOnly(t *testing.T) {
 	for i := range 500 {
 		s := down("BGPPeer/a", "refused", fmt.Sprintf("attempt %d", i))
 		s.State = []string{"Idle", "Connect", "Active"}[i%3]
-		r.Sync([]SessionReport{s})
+		r.Sync([]Session{s})
 		if i == 0 {
 			eventually(t, "the first", "n1 10.0.0.1 Idle refused 0\n", func() string { return f.says("BGPPeer/a") })
 		}
 	}
-	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	r.Sync([]Session{up("BGPPeer/a", 1)})
 	eventually(t, "it comes up", "n1 10.0.0.1 Established  1\n", func() string { return f.says("BGPPeer/a") })
 	if n := f.count(); n != 2 {
 		t.Errorf("%d writes, want 2: the refusal and the session", n)
@@ -253,7 +269,7 @@ func TestReporterCoalesces(t *testing.T) {
 	r := reporting(t, f, "n1", quickReports)
 	began := time.Now()
 	for i := range 2000 {
-		r.Sync([]SessionReport{up("BGPPeer/a", i)})
+		r.Sync([]Session{up("BGPPeer/a", i)})
 	}
 	eventually(t, "the last", "n1 10.0.0.1 Established  1999\n", func() string { return f.says("BGPPeer/a") })
 	if most := 2 + int(time.Since(began)/quickReports.coalesce); f.count() > most {
@@ -266,23 +282,25 @@ func TestReporterKubeconfigBroken(t *testing.T) {
 	f := newFakeAPI(t)
 	f.add("BGPPeer/a", "uid-a", "n1")
 	path := filepath.Join(t.TempDir(), "kubeconfig")
-	mustWrite(t, path, kubeconfigOf(f.URL, ""))
-	r := NewReporter(KubernetesOptions{Kubeconfig: path, Node: "n1", UserAgent: "edgewayd/test"})
+	writeKubeconfig(t, path, f.URL)
+	r := New(cluster.KubernetesOptions{Kubeconfig: path, Node: "n1", UserAgent: "edgewayd/test"})
 	r.pace = quickReports
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
 	defer func() { stop(); <-done }()
-	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	r.Sync([]Session{up("BGPPeer/a", 1)})
 	eventually(t, "the first", "n1 10.0.0.1 Established  1\n", func() string { return f.says("BGPPeer/a") })
-	mustWrite(t, path, "nonsense")
-	r.Sync([]SessionReport{up("BGPPeer/a", 2)})
+	if err := os.WriteFile(path, []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.Sync([]Session{up("BGPPeer/a", 2)})
 	eventually(t, "the second", "n1 10.0.0.1 Established  2\n", func() string { return f.says("BGPPeer/a") })
 
 	other := newFakeAPI(t)
 	other.add("BGPPeer/a", "uid-a", "n1")
-	mustWrite(t, path, kubeconfigOf(other.URL, ""))
-	r.Sync([]SessionReport{up("BGPPeer/a", 3)})
+	writeKubeconfig(t, path, other.URL)
+	r.Sync([]Session{up("BGPPeer/a", 3)})
 	eventually(t, "the third", "n1 10.0.0.1 Established  3\n", func() string { return other.says("BGPPeer/a") })
 }
 
@@ -293,14 +311,14 @@ func TestReporterCountWaits(t *testing.T) {
 	p := quickReports
 	p.count = time.Hour
 	r := reporting(t, f, "n1", p)
-	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	r.Sync([]Session{up("BGPPeer/a", 1)})
 	eventually(t, "the first", "n1 10.0.0.1 Established  1\n", func() string { return f.says("BGPPeer/a") })
 	for i := range 100 {
-		r.Sync([]SessionReport{up("BGPPeer/a", i)})
+		r.Sync([]Session{up("BGPPeer/a", i)})
 	}
 	later := up("BGPPeer/a", 7)
 	later.Since = since.Add(time.Minute)
-	r.Sync([]SessionReport{later})
+	r.Sync([]Session{later})
 	eventually(t, "a new session", "n1 10.0.0.1 Established  7\n", func() string { return f.says("BGPPeer/a") })
 	if n := f.count(); n != 2 {
 		t.Errorf("%d writes, want 2", n)
@@ -316,8 +334,8 @@ func TestReporterWaitsForNewSession(t *testing.T) {
 	r := reporting(t, f, "n1", p)
 	s := down("BGPPeer/a", "connecting", "")
 	s.Since = time.Now()
-	r.Sync([]SessionReport{s})
-	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	r.Sync([]Session{s})
+	r.Sync([]Session{up("BGPPeer/a", 1)})
 	eventually(t, "up", "n1 10.0.0.1 Established  1\n", func() string { return f.says("BGPPeer/a") })
 	if n := f.count(); n != 1 {
 		t.Errorf("%d writes, want 1", n)
@@ -346,8 +364,8 @@ func TestReporterFaults(t *testing.T) {
 			f.fail(fault)
 			r := reporting(t, f, "n1", quickReports)
 			for i := range 3600 {
-				s := []SessionReport{up("BGPPeer/a", i), down("BGPPeer/a", "refused", "start BGP")}[i%2]
-				r.Sync([]SessionReport{s})
+				s := []Session{up("BGPPeer/a", i), down("BGPPeer/a", "refused", "start BGP")}[i%2]
+				r.Sync([]Session{s})
 				r.Event(s.Event("n1"))
 			}
 			eventually(t, "tries again", true, func() bool { return f.count() > 3 })
@@ -387,7 +405,7 @@ func TestReporterOneFails(t *testing.T) {
 	r := reporting(t, f, "n1", quickReports)
 	for i := range 5 {
 		b := up("BGPPeer/b", i)
-		r.Sync([]SessionReport{up("BGPPeer/a", i), b})
+		r.Sync([]Session{up("BGPPeer/a", i), b})
 		eventually(t, "the other", fmt.Sprintf("n1 10.0.0.1 Established  %d\n", i), func() string { return f.says("BGPPeer/b") })
 		r.Event(up("BGPPeer/a", i).Event("n1"))
 		r.Event(b.Event("n1"))
@@ -405,12 +423,12 @@ func TestReporterNeverBlocks(t *testing.T) {
 	})
 	r := reporting(t, f, "n1", quickReports)
 	t.Cleanup(func() { close(release) })
-	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	r.Sync([]Session{up("BGPPeer/a", 1)})
 	<-asked
 	began := time.Now()
 	for i := range 10_000 {
 		s := up("BGPPeer/a", i)
-		r.Sync([]SessionReport{s})
+		r.Sync([]Session{s})
 		r.Event(s.Event("n1"))
 	}
 	if took := time.Since(began); took > 2*time.Second {
@@ -424,7 +442,7 @@ func TestReporterRefused(t *testing.T) {
 	f.add("BGPPeer/a", "uid-a", "n1")
 	f.fail(answer(http.StatusForbidden, "Forbidden"))
 	r := reporting(t, f, "n1", quickReports)
-	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	r.Sync([]Session{up("BGPPeer/a", 1)})
 	eventually(t, "a problem", []string{
 		"BGPPeer/a: want its status.speakers written by this node, got 403: Forbidden here; apply deploy/kubernetes/rbac; BGP itself does not depend on it",
 	}, func() []string { return texts(r.Problems()) })
@@ -459,7 +477,7 @@ func TestReporterRefusedThenNoSpeaker(t *testing.T) {
 		return reasons
 	}
 	f.fail(answer(http.StatusForbidden, "Forbidden"))
-	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	r.Sync([]Session{up("BGPPeer/a", 1)})
 	eventually(t, "a status refused", []string{statusRefused}, kinds)
 	r.Sync(nil)
 	eventually(t, "nothing to say", nil, kinds)
@@ -470,14 +488,14 @@ func TestReporterRefusedThenNoSpeaker(t *testing.T) {
 		}
 		return answer(http.StatusForbidden, "Forbidden")(q)
 	})
-	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	r.Sync([]Session{up("BGPPeer/a", 1)})
 	r.Event(up("BGPPeer/a", 1).Event("n1"))
 	eventually(t, "an event refused", []string{eventsRefused}, kinds)
 	r.Sync(nil)
 	eventually(t, "nothing to say", nil, kinds)
 }
 
-func texts(problems []Problem) []string {
+func texts(problems []cluster.Problem) []string {
 	var all []string
 	for _, p := range problems {
 		all = append(all, p.String())
@@ -489,7 +507,7 @@ func texts(problems []Problem) []string {
 func TestReporterResourceGone(t *testing.T) {
 	f := newFakeAPI(t)
 	r := reporting(t, f, "n1", quickReports)
-	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	r.Sync([]Session{up("BGPPeer/a", 1)})
 	eventually(t, "asked", true, func() bool { return f.count() > 1 })
 	if p := r.Problems(); len(p) != 0 {
 		t.Errorf("problems %v, want none", p)
@@ -505,9 +523,9 @@ func TestReporterChecks(t *testing.T) {
 	p := quickReports
 	p.check = 20 * time.Millisecond
 	r := reporting(t, f, "n1", p)
-	r.Sync([]SessionReport{down("BGPPeer/a", "refused", "first")})
+	r.Sync([]Session{down("BGPPeer/a", "refused", "first")})
 	eventually(t, "written", "n1 10.0.0.1 Active refused 0\n", func() string { return f.says("BGPPeer/a") })
-	r.Sync([]SessionReport{down("BGPPeer/a", "refused", "second")})
+	r.Sync([]Session{down("BGPPeer/a", "refused", "second")})
 	f.add("BGPPeer/a", "uid-new", "n1")
 	eventually(t, "written again", "n1 10.0.0.1 Active refused 0\n", func() string { return f.says("BGPPeer/a") })
 	f.mu.Lock()
@@ -526,12 +544,12 @@ func TestReporterRemovesStrays(t *testing.T) {
 		f.status["BGPPeer/a"][manager(node)] = reportStatus{Speakers: s}
 	}
 	r := reporting(t, f, "n1", quickReports)
-	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	r.Sync([]Session{up("BGPPeer/a", 1)})
 	eventually(t, "all three", 3, func() int { return strings.Count(f.says("BGPPeer/a"), "\n") })
 	f.mu.Lock()
 	f.spec["BGPPeer/a"] = []string{"n1", "n2"}
 	f.mu.Unlock()
-	r.Sync([]SessionReport{up("BGPPeer/a", 2)})
+	r.Sync([]Session{up("BGPPeer/a", 2)})
 	eventually(t, "two", "n1 10.0.0.1 Established  2\nn2 10.0.0.1 Established  1\n", func() string { return f.says("BGPPeer/a") })
 }
 
@@ -554,6 +572,6 @@ func TestReporterOneEntryPerSwitch(t *testing.T) {
 	r := reporting(t, f, "n1", quickReports)
 	usual, named := up("BGPClusterConfig/b", 1), up("BGPClusterConfig/b", 1)
 	usual.PeerName, named.PeerName, named.Port = "s1", "s2", 179
-	r.Sync([]SessionReport{usual, named})
+	r.Sync([]Session{usual, named})
 	eventually(t, "one", "n1 10.0.0.1 Established  1\n", func() string { return f.says("BGPClusterConfig/b") })
 }

@@ -1,18 +1,19 @@
-package cluster
+package report
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
 const (
@@ -28,7 +29,7 @@ const (
 // reportWriter sends what a Reporter was told. Its state is that of one goroutine.
 type reportWriter struct {
 	*Reporter
-	server  *connection // nil until the configuration could be read
+	server  *cluster.Connection // nil until the configuration could be read
 	known   map[string]*reported
 	events  map[eventRecordKey]*sentEvent
 	wait    time.Duration // the last back-off
@@ -92,10 +93,7 @@ func (w *reportWriter) work(ctx context.Context) time.Time {
 		}
 		w.wait = min(max(2*w.wait, w.pace.retryLeast), w.pace.retryMost)
 		w.retryAt = time.Now().Add(jitter(w.wait))
-		var r *refusal
-		if errors.As(err, &r) {
-			w.retryAt = later(w.retryAt, time.Now().Add(min(r.retryAfter, w.pace.retryMost)))
-		}
+		w.retryAt = later(w.retryAt, time.Now().Add(min(cluster.RetryAfter(err), w.pace.retryMost)))
 	}
 	return time.Time{}
 }
@@ -201,8 +199,7 @@ func (w *reportWriter) applyStatus(ctx context.Context, ref, manager string, ent
 		return a, err
 	}
 	name, object, _ := strings.Cut(ref, "/")
-	path := kind{version(name), name}.path() + "/" + object + "/status"
-	body, err := w.server.apply(ctx, path, manager, text)
+	body, err := w.apply(ctx, cluster.Path(name)+"/"+object+"/status", manager, text)
 	if err != nil {
 		return a, err
 	}
@@ -212,28 +209,11 @@ func (w *reportWriter) applyStatus(ctx context.Context, ref, manager string, ent
 	return a, nil
 }
 
-// apply is a server-side apply: the field manager has of the object what text says, and nothing
-// else. It never conflicts (force): nobody else has business in what we say.
-func (c *connection) apply(ctx context.Context, path, manager string, text []byte) ([]byte, error) {
+// apply makes text all that the field manager has in the object at path.
+func (w *reportWriter) apply(ctx context.Context, path, manager string, text []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
-	to := c.base.JoinPath(path)
-	to.RawQuery = url.Values{"fieldManager": {manager}, "force": {"true"}}.Encode()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPatch, to.String(), bytes.NewReader(text))
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Content-Type", "application/apply-patch+yaml") // JSON is YAML
-	req.Header.Set("Accept", "application/json")
-	resp, err := c.client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusCreated {
-		return nil, refused(resp)
-	}
-	return io.ReadAll(io.LimitReader(resp.Body, maxObject))
+	return w.server.Apply(ctx, path, manager, text)
 }
 
 // writeEvent sends the latest event of a session. Its error means that the API server is away.
@@ -248,7 +228,7 @@ func (w *reportWriter) writeEvent(ctx context.Context, key eventKey, p pendingEv
 	if err != nil {
 		return err
 	}
-	_, err = w.server.apply(ctx, "api/v1/namespaces/"+eventNamespace+"/events/"+name, manager(w.node), text)
+	_, err = w.apply(ctx, "api/v1/namespaces/"+eventNamespace+"/events/"+name, manager(w.node), text)
 	now := time.Now()
 	if away(err) {
 		w.events[record] = &sentEvent{sent.eventRecord, now} // others go first
@@ -284,7 +264,7 @@ func (w *reportWriter) forgetEvents(now time.Time) {
 // connected sees to a connection with the credentials as they are now: a kubelet's are renewed.
 // While they cannot be read, the connection that was made before serves on, as the source's does.
 func (w *reportWriter) connected() error {
-	if w.server != nil && !w.server.stale() {
+	if w.server != nil && !w.server.Stale() {
 		return nil
 	}
 	server, err := w.dial()
@@ -294,7 +274,7 @@ func (w *reportWriter) connected() error {
 	case err != nil:
 		return nil
 	case w.server != nil:
-		w.server.close()
+		w.server.Close()
 	}
 	w.server = server
 	return nil
@@ -309,7 +289,7 @@ func (w *reportWriter) solve(what string, err error) {
 		return
 	}
 	object, event := strings.CutPrefix(what, eventsOf)
-	p := Problem{
+	p := cluster.Problem{
 		Object: object, Reason: statusRefused, Want: "its status.speakers written by this node", Got: err.Error(),
 		Next: "apply deploy/kubernetes/crds of this version; BGP itself does not depend on it",
 	}
@@ -325,24 +305,24 @@ func (w *reportWriter) solve(what string, err error) {
 // away reports whether the error says that the API server could not be asked, or could not
 // answer, so that the same request may do later. Every other answer is about the request.
 func away(err error) bool {
-	var r *refusal
-	if err == nil || !errors.As(err, &r) {
+	status := (*apierrors.StatusError)(nil)
+	if err == nil || !errors.As(err, &status) {
 		return err != nil
 	}
-	switch r.code {
+	switch code := status.ErrStatus.Code; code {
 	case http.StatusUnauthorized: // credentials are renewed
 	case http.StatusConflict: // the API server gave up after several writers were faster
 	case http.StatusTooManyRequests:
 	default:
-		return r.code >= http.StatusInternalServerError
+		return code >= http.StatusInternalServerError
 	}
 	return true
 }
 
 // answered reports whether err is that answer of an API server.
-func answered(err error, code int) bool {
-	var r *refusal
-	return errors.As(err, &r) && r.code == code
+func answered(err error, code int32) bool {
+	status := (*apierrors.StatusError)(nil)
+	return errors.As(err, &status) && status.ErrStatus.Code == code
 }
 
 // manager is the field manager of a node: what tells its entries from those of others. The API

@@ -1,4 +1,4 @@
-package cluster_test
+package report_test
 
 import (
 	"context"
@@ -17,6 +17,7 @@ import (
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/controller"
+	"github.com/edgeway-cni/edgeway/daemon/report"
 	"github.com/edgeway-cni/edgeway/scripts/kube"
 	"go.yaml.in/yaml/v3"
 )
@@ -82,7 +83,7 @@ func clusterWith(t *testing.T, directories ...string) *kube.ControlPlane {
 func live(t *testing.T, kubeconfig string) {
 	t.Helper()
 	o := cluster.KubernetesOptions{Kubeconfig: kubeconfig, Node: "n1", UserAgent: "edgewayd/test"}
-	source, reporter := cluster.Kubernetes(o), cluster.NewReporter(o)
+	source, reporter := cluster.Kubernetes(o), report.New(o)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 2)
 	go func() { done <- source.Watch(ctx, func() {}) }()
@@ -99,9 +100,9 @@ func live(t *testing.T, kubeconfig string) {
 		w, err := source.World(ctx, cluster.World{})
 		return err == nil && len(w.Nodes) == 1 && len(w.Peerings) == 2 && len(w.Secrets) == 1
 	})
-	var sessions []cluster.SessionReport
+	var sessions []report.Session
 	for i, resource := range []string{"BGPPeer/p", "BGPClusterConfig/c"} {
-		sessions = append(sessions, cluster.SessionReport{
+		sessions = append(sessions, report.Session{
 			Resource: resource, Peer: netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}), PeerASN: 65001, State: "Established", Since: time.Now(),
 		})
 	}

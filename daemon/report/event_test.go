@@ -1,4 +1,4 @@
-package cluster
+package report
 
 import (
 	"net/netip"
@@ -10,7 +10,7 @@ func TestSessionEvent(t *testing.T) {
 	named := up("BGPClusterConfig/bgp", 2)
 	named.PeerName, named.Peer, named.Port, named.RestartTime = "switch-1", netip.MustParseAddr("fd00::1"), 1179, 0
 	for _, test := range []struct {
-		session SessionReport
+		session Session
 		want    string
 	}{
 		{up("BGPPeer/peer", 3), "Normal Established: node-1 has a BGP session with switch 10.0.0.1, AS 65001: 3 prefixes advertised, graceful restart 600 s"},
@@ -31,7 +31,7 @@ func TestEventsAreCounted(t *testing.T) {
 	f := newFakeAPI(t)
 	f.add("BGPPeer/a", "uid-a", "n1")
 	r := reporting(t, f, "n1", quickReports)
-	r.Sync([]SessionReport{up("BGPPeer/a", 1)})
+	r.Sync([]Session{up("BGPPeer/a", 1)})
 	failed, came := down("BGPPeer/a", "refused", "start BGP").Event("n1"), up("BGPPeer/a", 1).Event("n1")
 	for _, step := range []struct {
 		event Event
@@ -65,7 +65,7 @@ func TestEventsAreCounted(t *testing.T) {
 // Events of a session that nobody wants any more are dropped, and so is what goes over the bound.
 func TestEventsAreBounded(t *testing.T) {
 	f := newFakeAPI(t)
-	r := newReporter("n1", f.connect, quickReports)
+	r := newReporter("n1", f.connect(t), quickReports)
 	for i := range 100_000 {
 		e := up("BGPPeer/a", 1).Event("n1")
 		e.Peer = netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})

@@ -1,4 +1,4 @@
-package cluster
+package report
 
 import (
 	"cmp"
@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
 const (
@@ -57,14 +59,14 @@ type statusApply struct {
 }
 
 // endpoint returns the switch's end of the session.
-func (s SessionReport) endpoint() netip.AddrPort { return endpoint(s.Peer, s.Port) }
+func (s Session) endpoint() netip.AddrPort { return endpoint(s.Peer, s.Port) }
 
 func endpoint(a netip.Addr, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(a, cmp.Or(port, defaultPort))
 }
 
 // status returns the entry that says it.
-func (s SessionReport) status(node string) speakerStatus {
+func (s Session) status(node string) speakerStatus {
 	since := s.Since.UTC().Truncate(time.Second) // what the API server keeps of it
 	e := speakerStatus{
 		Node: node, Address: s.Peer, Port: s.endpoint().Port(), Name: s.PeerName, ASN: s.PeerASN,
@@ -144,7 +146,7 @@ func (e speakerStatus) label() string {
 // statusText returns what is sent for a resource: all that one node says of it.
 func statusText(ref string, entries []speakerStatus) ([]byte, error) {
 	kind, name, _ := strings.Cut(ref, "/")
-	apply := statusApply{APIVersion: version(kind), Kind: kind, Metadata: map[string]string{"name": name}}
+	apply := statusApply{APIVersion: cluster.APIVersion(kind), Kind: kind, Metadata: map[string]string{"name": name}}
 	if len(entries) > 0 {
 		apply.Status = &reportStatus{Speakers: entries}
 		for _, e := range entries {

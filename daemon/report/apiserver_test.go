@@ -1,4 +1,4 @@
-package cluster
+package report
 
 import (
 	"context"
@@ -21,6 +21,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
 const crds = "../../deploy/kubernetes/crds"
@@ -51,7 +53,7 @@ func kubectl(t *testing.T, cp *kube.ControlPlane, args ...string) string {
 // dynamicClient returns a client of the user that the kubeconfig names.
 func dynamicClient(t *testing.T, kubeconfig string) dynamic.Interface {
 	t.Helper()
-	config, err := ClientConfig(kubeconfig, "edgewayd/test")
+	config, err := cluster.ClientConfig(kubeconfig, "edgewayd/test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +66,7 @@ func dynamicClient(t *testing.T, kubeconfig string) dynamic.Interface {
 }
 
 func gvr(kind string) schema.GroupVersionResource {
-	group, version, _ := strings.Cut(version(kind), "/")
+	group, version, _ := strings.Cut(cluster.APIVersion(kind), "/")
 	return schema.GroupVersionResource{Group: group, Version: version, Resource: strings.ToLower(kind) + "s"}
 }
 
@@ -74,7 +76,7 @@ func seeds(t *testing.T) []string {
 	t.Helper()
 	var all []string
 	for _, name := range []string{"terway-edge", "terway-edge-password", "terway-hybrid"} {
-		archive, err := txtar.ParseFile(filepath.Join("testdata", name+".txtar"))
+		archive, err := txtar.ParseFile(filepath.Join("../cluster/testdata", name+".txtar"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -174,7 +176,7 @@ func withSpeakers(t *testing.T, cp *kube.ControlPlane, nodes ...string) {
 // reportingTo starts a Reporter of the node toward the control plane.
 func reportingTo(t *testing.T, kubeconfig, node string, p reportPace) *Reporter {
 	t.Helper()
-	r := NewReporter(KubernetesOptions{Kubeconfig: kubeconfig, Node: node, UserAgent: "edgewayd/test"})
+	r := New(cluster.KubernetesOptions{Kubeconfig: kubeconfig, Node: node, UserAgent: "edgewayd/test"})
 	r.pace = p
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -192,7 +194,7 @@ func reportingTo(t *testing.T, kubeconfig, node string, p reportPace) *Reporter 
 func TestAPIServerDescribe(t *testing.T) {
 	cp := servedKinds(t, kube.Options{})
 	withSpeakers(t, cp, "node-1", "node-2")
-	sessions := map[string]SessionReport{
+	sessions := map[string]Session{
 		"node-1": up("BGPPeer/peer", 3),
 		"node-2": down("BGPPeer/peer", "refused", "172.16.0.1:179 refuses the connection: start BGP on the switch"),
 	}
@@ -200,7 +202,7 @@ func TestAPIServerDescribe(t *testing.T) {
 		r := reportingTo(t, cp.AdminKubeconfig(), node, quickReports)
 		s := sessions[node]
 		s.Peer = netip.MustParseAddr("172.16.0.1")
-		r.Sync([]SessionReport{s})
+		r.Sync([]Session{s})
 		r.Event(s.Event(node))
 		eventually(t, "event of "+node, true, func() bool {
 			return strings.Contains(kubectl(t, cp, "get", "events"), node)
@@ -255,7 +257,7 @@ func TestAPIServerReporters(t *testing.T) {
 	cp := servedKinds(t, kube.Options{})
 	nodes := []string{"n1", "n2", "n3"}
 	withSpeakers(t, cp, nodes...)
-	c := dynamicClient(t, cp.AdminKubeconfig()).Resource(gvr(kindPeer))
+	c := dynamicClient(t, cp.AdminKubeconfig()).Resource(gvr("BGPPeer"))
 	read := func() *unstructured.Unstructured {
 		o, err := c.Get(context.Background(), "peer", metav1.GetOptions{})
 		if err != nil {
@@ -282,7 +284,7 @@ func TestAPIServerReporters(t *testing.T) {
 		r := reportingTo(t, cp.AdminKubeconfig(), node, p)
 		all.Go(func() {
 			for i := range changes + 1 {
-				r.Sync([]SessionReport{up("BGPPeer/peer", i)})
+				r.Sync([]Session{up("BGPPeer/peer", i)})
 				if i%10 != 0 {
 					continue // it may be written with the next one
 				}
@@ -354,7 +356,7 @@ func TestAPIServerOutage(t *testing.T) {
 	cp := servedKinds(t, kube.Options{})
 	withSpeakers(t, cp, "n1")
 	r := reportingTo(t, cp.AdminKubeconfig(), "n1", quickReports)
-	r.Sync([]SessionReport{up("BGPPeer/peer", 0)})
+	r.Sync([]Session{up("BGPPeer/peer", 0)})
 	prefixes := func() string {
 		return kubectl(t, cp, "get", "bgppeer", "peer", "-o", "jsonpath={.status.speakers[*].prefixesAdvertised}")
 	}
@@ -365,10 +367,10 @@ func TestAPIServerOutage(t *testing.T) {
 	began := time.Now()
 	for i := range 3600 {
 		failed := down("BGPPeer/peer", "refused", "start BGP on the switch")
-		r.Sync([]SessionReport{failed})
+		r.Sync([]Session{failed})
 		r.Event(failed.Event("n1"))
 		came := up("BGPPeer/peer", i+1)
-		r.Sync([]SessionReport{came})
+		r.Sync([]Session{came})
 		r.Event(came.Event("n1"))
 	}
 	if took := time.Since(began); took > reportTimeout/2 {

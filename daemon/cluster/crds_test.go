@@ -109,14 +109,14 @@ func candidates(t *testing.T) map[string]map[string]any {
 		spec := map[string]any{}
 		mustUnmarshal(t, text, &spec)
 		add := func(name string, spec any) {
-			all[kind+" "+name] = map[string]any{"apiVersion": version(kind), "kind": kind, "spec": spec}
+			all[kind+" "+name] = map[string]any{"apiVersion": APIVersion(kind), "kind": kind, "spec": spec}
 		}
 		add("valid", spec)
 		add("spec as text", "x")
 		add("spec as list", []any{})
 		add("empty spec", map[string]any{})
-		all[kind+" no spec"] = map[string]any{"apiVersion": version(kind), "kind": kind}
-		all[kind+" sepc"] = map[string]any{"apiVersion": version(kind), "kind": kind, "spec": spec, "sepc": map[string]any{}}
+		all[kind+" no spec"] = map[string]any{"apiVersion": APIVersion(kind), "kind": kind}
+		all[kind+" sepc"] = map[string]any{"apiVersion": APIVersion(kind), "kind": kind, "spec": spec, "sepc": map[string]any{}}
 		for key := range spec {
 			without := maps.Clone(spec)
 			delete(without, key)
@@ -138,7 +138,7 @@ func candidates(t *testing.T) map[string]map[string]any {
 	}
 	both := maps.Clone(all["BGPPeer valid"]["spec"].(map[string]any))
 	both["ttlSecurity"], both["ebgpMultihop"] = true, 2
-	all["BGPPeer ttlSecurity and ebgpMultihop"] = map[string]any{"apiVersion": version(kindPeer), "kind": kindPeer, "spec": both}
+	all["BGPPeer ttlSecurity and ebgpMultihop"] = map[string]any{"apiVersion": APIVersion(kindPeer), "kind": kindPeer, "spec": both}
 	maps.Copy(all, tested(t))
 	return all
 }

@@ -1,17 +1,31 @@
-package cluster
+// Package report tells the cluster what became of this node's BGP sessions: in the status of each
+// BGPPeer and BGPClusterConfig, and as events beside them.
+//
+// It owns all that edgewayd writes to the API server. It never reads what the cluster wants, never
+// decides anything, and nothing waits for it: while the API server is away, or refuses, only the
+// news is missing.
+//
+//	r := report.New(o)
+//	go r.Run(ctx)
+//	r.Sync(sessions)                   // whenever something may have changed
+//	r.Event(sessions[0].Event("n1"))   // when it is worth an event
+package report
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// SessionReport is what this node says of one of its BGP sessions in the status of the resource
+// Session is what this node says of one of its BGP sessions in the status of the resource
 // that asks for it.
-type SessionReport struct {
+type Session struct {
 	Resource    string     // "BGPPeer/peer-a"
 	Peer        netip.Addr // address of the switch
 	Port        uint16     // TCP port of the switch; 0 is 179
@@ -26,30 +40,23 @@ type SessionReport struct {
 }
 
 // Established reports whether the session is up.
-func (s SessionReport) Established() bool { return s.State == established }
+func (s Session) Established() bool { return s.State == established }
 
 // Reporter writes this node's BGP sessions where `kubectl get`, `describe` and `wait` show them:
 // into the status of each BGPPeer and BGPClusterConfig that has them, and as events beside it.
-// It never reads what the cluster says, and nothing depends on it: an API server that is away,
-// or that refuses, costs nothing but the news.
-//
-//	r := cluster.NewReporter(o)
-//	go r.Run(ctx)
-//	r.Sync(reports)                   // whenever something may have changed
-//	r.Event(reports[0].Event("n1"))   // when it is worth an event
 //
 // Each node owns its own entries of status.speakers and no others (server-side apply, with the
 // field manager edgewayd-<node>), so that nodes neither overwrite nor wait for each other.
 type Reporter struct {
 	node string
-	dial func() (*connection, error)
+	dial func() (*cluster.Connection, error)
 	pace reportPace
 	wake chan struct{} // one slot: look again
 
 	mu       sync.Mutex // guards what follows; nobody waits for the network under it
 	wanted   map[string][]speakerStatus
 	pending  map[eventKey]pendingEvent
-	problems map[string]Problem
+	problems map[string]cluster.Problem
 }
 
 // reportPace is how often the API server is asked for something.
@@ -77,21 +84,21 @@ var defaultReportPace = reportPace{
 	refused: time.Minute, retryLeast: time.Second, retryMost: time.Minute,
 }
 
-// NewReporter returns a Reporter for the node o.Node. Nothing is sent before Run.
-func NewReporter(o KubernetesOptions) *Reporter {
-	return newReporter(o.Node, func() (*connection, error) { return connect(o) }, defaultReportPace)
+// New returns a Reporter for the node o.Node. Nothing is sent before Run.
+func New(o cluster.KubernetesOptions) *Reporter {
+	return newReporter(o.Node, func() (*cluster.Connection, error) { return cluster.Connect(o) }, defaultReportPace)
 }
 
-func newReporter(node string, dial func() (*connection, error), p reportPace) *Reporter {
+func newReporter(node string, dial func() (*cluster.Connection, error), p reportPace) *Reporter {
 	return &Reporter{
 		node: node, dial: dial, pace: p, wake: make(chan struct{}, 1),
-		pending: map[eventKey]pendingEvent{}, problems: map[string]Problem{},
+		pending: map[eventKey]pendingEvent{}, problems: map[string]cluster.Problem{},
 	}
 }
 
 // Sync says which sessions this node has: all of them, each time. What was reported before and
 // is not among them is taken back. It does not block; the latest call is the one that counts.
-func (r *Reporter) Sync(sessions []SessionReport) {
+func (r *Reporter) Sync(sessions []Session) {
 	wanted := map[string][]speakerStatus{}
 	live := map[eventKey]bool{}
 	for _, s := range sessions {
@@ -127,11 +134,13 @@ func (r *Reporter) Event(e Event) {
 
 // Problems returns why the API server does not take the reports, if it answers at all: an
 // operator can mend that. That it does not answer is said by the source.
-func (r *Reporter) Problems() []Problem {
+func (r *Reporter) Problems() []cluster.Problem {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	problems := slices.Collect(maps.Values(r.problems))
-	sortProblems(problems)
+	slices.SortFunc(problems, func(a, b cluster.Problem) int {
+		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Reason, b.Reason))
+	})
 	return problems
 }
 
