@@ -42,7 +42,7 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 	if rq.conf.delegated() {
 		addrs, err := addrsOn(ctx, host, rq.hostLink())
 		if err == nil {
-			err = cut(ctx, host, rq.hostLink(), addrs[rq.hostLink()])
+			err = n.cut(ctx, host, rq.hostLink(), addrs[rq.hostLink()])
 		}
 		// The other plugin is asked in any case: it knows what it gave.
 		return errors.Join(err, n.delegate(ctx, rq, "DEL"))
@@ -53,12 +53,12 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 	}
 	if !ok {
 		// Its addresses may be another's by now.
-		return cut(ctx, host, rq.hostLink(), nil)
+		return n.cut(ctx, host, rq.hostLink(), nil)
 	}
 	if isForeign(lease) {
 		err = n.unplug(ctx, rq, lease)
 	} else {
-		err = cut(ctx, host, linkOf(lease), lease.Addrs)
+		err = n.cut(ctx, host, linkOf(lease), lease.Addrs)
 	}
 	if err != nil {
 		return err
@@ -74,18 +74,27 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 
 // cut removes a host link, by the name that ADD gave it, and what is kept about its addresses
 // elsewhere in the kernel.
-func cut(ctx context.Context, host kernel, link string, addrs []netip.Addr) error {
-	deleted, err := host.Sync(ctx, routes.Scope{Links: []string{link}}, routes.State{})
-	if err == nil && len(deleted) == 0 {
+func (n *Node) cut(ctx context.Context, host kernel, link string, addrs []netip.Addr) error {
+	existed, err := n.deleteLink(ctx, host, link)
+	if err == nil && !existed {
 		var links hostLinks
 		if links, err = findHostLinks(ctx, host); err == nil && links[link].Name != "" { // renamed
-			err = deleteLinks(ctx, host, links[link].Name)
+			_, err = n.deleteLink(ctx, host, links[link].Name)
 		}
 	}
 	if err != nil {
 		return fault(codeWiring, "delete link %s: %w", link, err).next("look at ip link show %s", link)
 	}
 	return forget(ctx, host, addrs)
+}
+
+// deleteLink removes a link of ours with all that is on it, and reports whether there was one.
+func (n *Node) deleteLink(ctx context.Context, host kernel, link string) (existed bool, err error) {
+	if n.deletions != nil {
+		return n.deletions.Delete(ctx, link)
+	}
+	deleted, err := host.Sync(ctx, routes.Scope{Links: []string{link}}, routes.State{})
+	return len(deleted) > 0, err
 }
 
 // forget removes what the kernel keeps about addresses besides their link. It asks for the

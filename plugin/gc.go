@@ -90,7 +90,7 @@ func (n *Node) gcDelegated(ctx context.Context, rq request, keep map[ipam.Attach
 		}
 		addrs, err := addrsOn(ctx, host, l.Name)
 		if err == nil {
-			err = cut(ctx, host, l.Name, addrs[l.Name])
+			err = n.cut(ctx, host, l.Name, addrs[l.Name])
 		}
 		errs = append(errs, err)
 	}

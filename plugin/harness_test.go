@@ -125,7 +125,7 @@ func (h *host) node(t testing.TB) *Node {
 	var n *Node
 	h.run(t, func() (err error) {
 		n, err = NewNode(store)
-		return err
+		return errors.Join(err, n.DeleteEarly())
 	})
 	h.leased = func() []ipam.Lease { return leasesOf(t, store) }
 	t.Cleanup(func() {

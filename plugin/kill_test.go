@@ -84,6 +84,9 @@ func serveForTests(dir string) error {
 	if err != nil {
 		return err
 	}
+	if err := n.DeleteEarly(); err != nil {
+		return err
+	}
 	if _, err := n.Sweep(ctx); err != nil {
 		return err
 	}

@@ -43,6 +43,8 @@ type Node struct {
 	home    *os.File // the host's network namespace
 	probe   int      // a socket in it, for settle
 	idle    chan kernel
+	// deletions, when set, delete the links of a DEL: see DeleteEarly.
+	deletions *routes.Deletions
 
 	// attachments serialises the verbs of one attachment; sweep keeps GC and Sweep, which look
 	// at all of them, apart from the verbs.
@@ -62,10 +64,21 @@ func NewNode(store *ipam.Store) (*Node, error) {
 	return n, n.open()
 }
 
+// DeleteEarly makes a DEL answer when the kernel has announced its link gone, some 20 ms before it
+// acknowledges that. Close waits for the acknowledgements, which is why a process that serves one
+// call does without.
+func (n *Node) DeleteEarly() (err error) {
+	n.deletions, err = routes.OpenDeletions(n.home)
+	return err
+}
+
 // Close closes the sockets, not the Store. No verb may run.
 func (n *Node) Close() error {
 	if n.home == nil {
 		return nil
+	}
+	if n.deletions != nil {
+		n.deletions.Close()
 	}
 	for {
 		select {

@@ -62,6 +62,9 @@ func leasesOf(store *ipam.Store) (*leases, error) {
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
+	if err := verbs.DeleteEarly(); err != nil {
+		return nil, errors.Join(err, verbs.Close(), store.Close())
+	}
 	return &leases{store: store, verbs: verbs}, nil
 }
 

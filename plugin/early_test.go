@@ -1,0 +1,49 @@
+package plugin
+
+import (
+	"fmt"
+	"testing"
+)
+
+// A DEL answers before the kernel has acknowledged the end of its link. The address is leased again
+// in that instant, and leads to the new pod.
+func TestAddressIsLeasedAgainAtOnce(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	n := h.node(t)
+	conf := h.conf("1.1.0", `"ipMasq":true`, `"ipam":{"ranges":[[{"subnet":"10.99.0.0/16","rangeStart":"10.99.0.9","rangeEnd":"10.99.0.9"}],[{"subnet":"fd00:99::/64","rangeStart":"fd00:99::9","rangeEnd":"fd00:99::9"}]]}`)
+	for i := range 40 {
+		pod := newSpace(t)
+		c := call{verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: pod.path, conf: conf}
+		if reply := c.do(t, n); reply.Failed {
+			t.Fatalf("pod %d: %s", i, reply.Output)
+		}
+		h.sh(t, "ping -c1 -W5 10.99.0.9 && ping -c1 -W5 fd00:99::9")
+		h.whole(t)
+		c.verb = "DEL"
+		if reply := c.do(t, n); reply.Failed {
+			t.Fatalf("pod %d: %s", i, reply.Output)
+		}
+	}
+}
+
+// The daemon is killed between the answer of a DEL and the kernel's acknowledgement. What was
+// answered is true: the lease is gone, and the link.
+func TestDaemonKilledBeforeAcknowledgement(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	exe := plugins(t) + "/edgeway"
+	for i := range 20 {
+		pod := newSpace(t)
+		c := call{exe: exe, verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+		d := h.doomedDaemon(t)
+		h.must(t, c)
+		c.verb = "DEL"
+		h.must(t, c)
+		d.kill()
+		if leases := h.leases(t); len(leases) > 0 {
+			t.Errorf("leases stay: %v", leases)
+		}
+		h.whole(t)
+	}
+}
