@@ -139,7 +139,7 @@ func (l *lan) rss(ctx context.Context) (float64, error) {
 	if err := l.settled(ctx, time.Second); err != nil {
 		return 0, err
 	}
-	// Pss counts what processes share, as the program's text, once among them.
+	// Pss divides memory that processes share, such as the program's text, among them.
 	var sum int
 	for _, pid := range processes(l.node.PID()) {
 		text := field(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss")
@@ -172,7 +172,7 @@ func (l *lan) settled(ctx context.Context, still time.Duration) error {
 	})
 }
 
-// appear measures, in LANs of several sizes, what a new node waits for.
+// appear measures, in LANs of several sizes, how long a new node waits for its route.
 func (b *bench) appear(ctx context.Context) error {
 	n, sizes := 50, []int{10, 100, 1000}
 	if b.quick {

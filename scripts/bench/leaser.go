@@ -64,8 +64,8 @@ func (o ours) release(ctx context.Context, id string) error {
 
 func (o ours) close() error { return o.store.Close() }
 
-// updates is what is simplest with bbolt: a transaction of its own for every call. It chooses
-// addresses in memory, and remembers no pod.
+// updates is the simplest store on bbolt: a transaction for every call. It chooses addresses in memory,
+// and does not remember pods.
 type updates struct {
 	db   *bbolt.DB
 	next atomic.Uint32
@@ -128,7 +128,7 @@ func (u *updates) release(_ context.Context, id string) error {
 
 func (u *updates) close() error { return u.db.Close() }
 
-// hostLocal does what one exec of the host-local plugin does, by its own packages.
+// hostLocal does the same as one exec of the host-local plugin, through the plugin's own packages.
 type hostLocal struct {
 	dir  string
 	sets allocator.RangeSet

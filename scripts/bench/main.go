@@ -1,4 +1,4 @@
-// Command bench measures edgeway side by side with what else does the same work on a node: the
+// Command bench measures edgeway side by side with other software that does the same work on a node: the
 // reference plugins of containernetworking, one bbolt transaction a call, `ip -batch`, a node
 // without pods. It runs as root, in namespaces of its own that end with it, and touches nothing
 // outside of them but one directory of files.
@@ -212,8 +212,8 @@ func inside(ctx context.Context, o options) error {
 	return b.out.end()
 }
 
-// settle gives the fresh namespaces what programs expect: a /proc of their own processes, and a
-// /run/netns whose mounts nobody else sees.
+// settle prepares the fresh namespaces for programs: a /proc of their own processes, a /run/netns whose
+// mounts nobody else sees, and a loopback link that is up.
 func settle() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("detach mounts: %w", err)

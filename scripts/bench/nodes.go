@@ -108,7 +108,7 @@ func (b *bench) routes(ctx context.Context) (err error) {
 	return nil
 }
 
-// counted calls f and counts what the kernel announces of routes and next hop objects.
+// counted calls f and counts the kernel's announcements about routes and next hop objects.
 func counted(s *lab.Space, f func() error) (events int, err error) {
 	err = s.Do(func() error {
 		sock, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_NEXTHOP)
@@ -141,7 +141,7 @@ func counted(s *lab.Space, f func() error) (events int, err error) {
 	return events, err
 }
 
-// newSync is our own way.
+// newSync is edgeway's way.
 func newSync(s *lab.Space) (r router, err error) {
 	var k *routes.Kernel
 	if err := s.Do(func() (err error) { k, err = routes.Open(); return err }); err != nil {

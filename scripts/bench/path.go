@@ -116,7 +116,7 @@ func layPaths(ctx context.Context, l *lab.Lab) (all []path, done func(), err err
 	}, done, err
 }
 
-// stream is what was carried, and what it cost.
+// stream is a number of bytes with the time that their way took.
 type stream struct {
 	bytes     int64
 	wall, cpu time.Duration
@@ -187,7 +187,7 @@ func send(fd int, until time.Time) error {
 	return nil
 }
 
-// serve takes the stream, says how long it was, and echoes what comes then.
+// serve takes the stream, reports its length, and echoes everything after it.
 func serve(fd int, streamed chan<- int64) error {
 	defer unix.Close(fd)
 	var total int64

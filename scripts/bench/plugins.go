@@ -115,7 +115,7 @@ func (a *arena) withDaemon(ctx context.Context, bin string, f family) (err error
 	return err
 }
 
-// confOf is what a runtime makes for the first plugin of a network configuration list.
+// confOf is the configuration that a runtime makes for the first plugin of a network configuration list.
 func confOf(conflist string) (map[string]any, error) {
 	text, err := os.ReadFile(conflist)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// verbs are what a round of one contender took.
+// verbs are the samples of one contender's round.
 type verbs struct {
 	add, del sample
 }

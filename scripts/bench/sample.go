@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sample is what many runs of one operation took.
+// sample is the times of many runs of one operation.
 type sample struct {
 	took   []time.Duration // each
 	wall   time.Duration   // all, from the first's start to the last's end
-	cpu    time.Duration   // of every process that had part in it
+	cpu    time.Duration   // of every process that took part
 	daemon time.Duration   // the daemon's part of cpu
 }
 

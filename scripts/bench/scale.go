@@ -75,7 +75,7 @@ func (l *lan) growAtOnce(nodes int) (start time.Time, err error) {
 	return start, os.Rename(draft, filepath.Join(l.ClusterDir, "more.yaml"))
 }
 
-// unwanted has the switch announce a hundred thousand routes that nobody asked for.
+// unwanted has the switch announce a hundred thousand routes that the speaker does not want.
 func (b *bench) unwanted(ctx context.Context) (err error) {
 	const routes = 100_000
 	l, err := b.newLAN(ctx, 1, 9, true)

@@ -171,7 +171,7 @@ func (b *bench) storeLeases(ctx context.Context) error {
 	return nil
 }
 
-// storeFsyncs counts with strace(1) what the callers of a process of its own make the disk do.
+// storeFsyncs counts with strace(1) the fsync calls of a process that is only a load of the store.
 func (b *bench) storeFsyncs(ctx context.Context) error {
 	const each = 160
 	t := table{Name: "store/fsync", Title: "Address store: fsync and fdatasync calls",

@@ -27,7 +27,7 @@ type bench struct {
 	self     string // this program
 
 	daemon      *lab.Process
-	calm        snapshot // what a host without pods was seen to have, beside a daemon
+	calm        snapshot // what a host without pods had, with a daemon
 	sharedHost  *space   // of a daemon, or this machine's own
 	sharedOther *space
 }
@@ -82,7 +82,7 @@ func (b *bench) runAll(hand func(outcome)) {
 			next <- i
 		}
 	}()
-	var alone sync.RWMutex // held for writing by checks that bear no other beside them
+	var alone sync.RWMutex // held for writing by checks that run alone
 	for range workers {
 		go func() {
 			for i := range next {
@@ -106,7 +106,7 @@ func (b *bench) runAll(hand func(outcome)) {
 	}
 }
 
-// versionsOf are the versions that a check is run in: the newest, or each that has what it is about.
+// versionsOf are the versions that a check is run in: the newest, or each version that has its subject.
 func (b *bench) versionsOf(c check) []string {
 	if !c.each {
 		return []string{b.version}
@@ -175,7 +175,7 @@ func (t *T) dismantle() {
 	}
 }
 
-// lacks is why a check cannot be made here; "" when it can.
+// lacks says why a check cannot be made here; "" when it can.
 func (t *T) lacks(c check, version string) string {
 	if c.since != "" && before(version, c.since) {
 		return fmt.Sprintf("version %s does not have it; %s does", version, c.since)
@@ -191,7 +191,6 @@ func (t *T) lacks(c check, version string) string {
 		{needFresh, t.sharedHost != nil, "needs a fresh host for each check: not with --daemon or --host-netns current"},
 		{needPrivate, t.o.current, "needs a mount namespace of its own: not with --host-netns current"},
 		{needMasq, t.net.plugins[0]["ipMasq"] != true, "the configuration has no ipMasq"},
-		{needRules, len(t.net.plugins) == 0, "no plugin"},
 		{needStrace, noStrace != nil, "strace is not installed"},
 	} {
 		if c.needs&n.need != 0 && n.lacks {
@@ -273,7 +272,7 @@ func (b *bench) tearDown() error {
 // path are the directories of CNI_PATH.
 func (b *bench) path() []string { return append([]string{filepath.Join(b.dir, "bin")}, b.o.cniPath...) }
 
-// find returns the executable of a plugin type.
+// find returns the path of a plugin's executable.
 func (b *bench) find(kind string) (string, error) {
 	for _, dir := range b.path() {
 		p := filepath.Join(dir, kind)

@@ -31,7 +31,6 @@ type call struct {
 	wrap   []string  // words in front of the executable: sh -c '... exec "$0"'
 	kill   time.Duration
 	signal unix.Signal // what kill sends; 0: SIGKILL
-	orphan bool        // kill the plugin alone, not what it executed
 }
 
 // reply is the result of a call.
@@ -52,14 +51,10 @@ type cniError struct {
 	Details    string `json:"details"`
 }
 
-// fault decodes the error; ok is false when standard output is not just that.
+// fault decodes the error; ok is false when standard output has anything else.
 func (r reply) fault() (e cniError, ok bool) {
-	d := json.NewDecoder(bytes.NewReader(r.stdout))
-	if d.Decode(&e) != nil || e.Code == nil {
-		return e, false
-	}
-	_, err := d.Token()
-	return e, errors.Is(err, io.EOF)
+	err := decodeOnly(r.stdout, &e)
+	return e, err == nil && e.Code != nil
 }
 
 // code of the error; -1 without.
@@ -115,11 +110,7 @@ func (t *T) execIn(host *space, c call) reply {
 		t.Fatalf("the harness: start %s: %v", path, err)
 	}
 	if c.kill > 0 {
-		whom := -cmd.Process.Pid
-		if c.orphan {
-			whom = cmd.Process.Pid
-		}
-		timer := time.AfterFunc(c.kill, func() { _ = unix.Kill(whom, cmp.Or(c.signal, unix.SIGKILL)) })
+		timer := time.AfterFunc(c.kill, func() { _ = unix.Kill(-cmd.Process.Pid, cmp.Or(c.signal, unix.SIGKILL)) })
 		defer timer.Stop()
 	}
 	_ = cmd.Wait() // the status says it
@@ -246,7 +237,7 @@ func (t *T) each(p *pod, command string, env map[string]string, extra object) (r
 	return r
 }
 
-// prevResult as extra of a request; nothing when there is none.
+// withPrev is the prevResult as extra of a request; nil before ADD.
 func (p *pod) withPrev() object {
 	if p.prev == nil {
 		return nil
@@ -289,7 +280,7 @@ func (t *T) wants(r reply, what string) {
 	}
 }
 
-// refuses fails unless the reply is an error of one of the codes; without codes any will do.
+// refuses fails unless the reply is an error with one of the codes, or with any code when none is given.
 func (t *T) refuses(r reply, what string, codes ...int) {
 	if r.ok() {
 		t.Errorf("%s: accepted", what)
@@ -334,14 +325,20 @@ type resultRoute struct {
 }
 
 func parseResult(b []byte) (r result, err error) {
+	err = decodeOnly(b, &r)
+	return r, err
+}
+
+// decodeOnly decodes standard output that must be one JSON value.
+func decodeOnly(b []byte, into any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
-	if err := d.Decode(&r); err != nil {
-		return r, fmt.Errorf("%w in %.300q", err, b)
+	if err := d.Decode(into); err != nil {
+		return fmt.Errorf("%w in %.300q", err, b)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return r, fmt.Errorf("standard output has more than one JSON value: %.300q", b)
+		return fmt.Errorf("standard output has more than one JSON value: %.300q", b)
 	}
-	return r, nil
+	return nil
 }
 
 // addrs are the addresses of the pod's interface, or of all when they name none.

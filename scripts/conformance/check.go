@@ -19,7 +19,7 @@ const (
 	robust level = "ROBUST"
 )
 
-// need is what a check presupposes; it is skipped where that is missing.
+// need is a precondition of a check; where it is missing, the check is skipped.
 type need uint
 
 const (
@@ -27,7 +27,6 @@ const (
 	needState                    // @STATE@ in the configuration
 	needFresh                    // a host of our own, without a daemon that would have to move
 	needMasq                     // ipMasq is on
-	needRules                    // the kernel's nftables can be listed
 	needStrace                   // strace(1) is installed
 	needPrivate                  // a mount namespace of our own
 )
@@ -40,7 +39,7 @@ type check struct {
 	asks    string // what is required, in one line
 	since   string // the first protocol version that has it
 	each    bool   // measured in each protocol version
-	alone   bool   // bears no other check beside it: it measures time, or changes the boot ID
+	alone   bool   // no other check may run beside it: it measures time, or changes the boot ID
 	needs   need
 	run     func(t *T)
 }
@@ -62,7 +61,8 @@ type outcome struct {
 	Seconds float64 `json:"seconds"`
 }
 
-// T is one check under way. Its methods that end the check do so from any depth.
+// T is one check under way. Its methods that end the check do so from any depth. It is not testing.T,
+// which has no levels, no order of parallel tests, and no record of what was seen.
 type T struct {
 	*bench
 	net     network // the configuration of this check

@@ -37,12 +37,18 @@ func (t *T) kept(p *pod, prev object) (out result, raw json.RawMessage) {
 	return out, r.stdout
 }
 
+// chained is an ADD after an earlier plugin's.
+func (t *T) chained() (p *pod, r result, raw []byte) {
+	p = t.pod()
+	t.OK(p.veth("net7", "peer7"), "make the earlier link")
+	r, raw = t.kept(p, t.earlier(p))
+	return p, r, raw
+}
+
 func chainChecks() []check {
 	return []check{
 		{id: "chain.prevresult-kept", level: must, section: "2,5", asks: "ADD given a prevResult passes on what is in it, or fails", run: func(t *T) {
-			p := t.pod()
-			t.OK(p.veth("net7", "peer7"), "make the earlier link")
-			r, raw := t.kept(p, t.earlier(p))
+			_, r, raw := t.chained()
 			if raw == nil {
 				return
 			}
@@ -51,9 +57,7 @@ func chainChecks() []check {
 			}
 		}},
 		{id: "chain.indices", level: must, section: "5", asks: "and each address still points to its own interface", run: func(t *T) {
-			p := t.pod()
-			t.OK(p.veth("net7", "peer7"), "make the earlier link")
-			r, raw := t.kept(p, t.earlier(p))
+			p, r, raw := t.chained()
 			for _, ip := range r.IPs {
 				if ip.Interface == nil || *ip.Interface >= len(r.Interfaces) {
 					t.Errorf("%s points nowhere: %s", ip.Address, raw)
@@ -66,9 +70,7 @@ func chainChecks() []check {
 			}
 		}},
 		{id: "chain.routes-kept", level: must, section: "5", asks: "routes and dns of the prevResult are kept, or ADD fails", run: func(t *T) {
-			p := t.pod()
-			t.OK(p.veth("net7", "peer7"), "make the earlier link")
-			r, raw := t.kept(p, t.earlier(p))
+			_, r, raw := t.chained()
 			if raw == nil {
 				return
 			}

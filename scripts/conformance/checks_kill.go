@@ -105,30 +105,13 @@ func killChecks() []check {
 			})
 		}},
 		{id: "kill.del", level: robust, section: "2", asks: "DEL killed at any point, then DEL: nothing is left", run: func(t *T) {
-			before := t.quiet()
-			t.killed("DEL", func(i int, after time.Duration) {
-				p := t.pod()
-				t.add(p)
-				c := p.main("DEL", p.withPrev())
-				c.kill = after
-				t.exec(c)
-				t.wants(t.tryDel(p), fmt.Sprintf("DEL after a kill at %v", after))
-			})
-			t.settled(before, "all of it")
+			t.killDels(func(*pod) {})
 		}},
 		{id: "kill.del-late", level: robust, section: "2", asks: "DEL killed, the namespace gone, then DEL without anything: nothing is left", run: func(t *T) {
-			before := t.quiet()
-			t.killed("DEL", func(i int, after time.Duration) {
-				p := t.pod()
-				t.add(p)
-				c := p.main("DEL", p.withPrev())
-				c.kill = after
-				t.exec(c)
+			t.killDels(func(p *pod) {
 				p.remove()
 				p.netns, p.prev = "", nil
-				t.wants(t.tryDel(p), fmt.Sprintf("DEL after a kill at %v", after))
 			})
-			t.settled(before, "all of it")
 		}},
 		{id: "kill.gc", level: robust, section: "2", asks: "GC killed at any point, then GC: the valid attachment lives, the stale one is gone", since: sinceGC, needs: needRanges, run: func(t *T) {
 			t.small(4)
@@ -168,6 +151,21 @@ func killChecks() []check {
 			}
 		}},
 	}
+}
+
+// killDels kills DELs. Before each is repeated, between happens to the pod.
+func (t *T) killDels(between func(p *pod)) {
+	before := t.quiet()
+	t.killed("DEL", func(i int, after time.Duration) {
+		p := t.pod()
+		t.add(p)
+		c := p.main("DEL", p.withPrev())
+		c.kill = after
+		t.exec(c)
+		between(p)
+		t.wants(t.tryDel(p), fmt.Sprintf("DEL after a kill at %v", after))
+	})
+	t.settled(before, "all of it")
 }
 
 // links is how many links with another end the host has.

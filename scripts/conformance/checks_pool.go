@@ -195,45 +195,39 @@ func concurrencyChecks() []check {
 	}
 }
 
+// reused adds and deletes pods that get the same address, and sends to each at once.
+func (t *T) reused(from *space) {
+	for range 3 {
+		p := t.pod()
+		t.quicklyReached(from, p, t.add(p))
+		t.del(p)
+		p.remove()
+	}
+}
+
+func (t *T) quicklyReached(from *space, p *pod, r result) {
+	for _, a := range r.addrs() {
+		if err := reachQuickly(from, p.space, a); err != nil {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
 func hostChecks() []check {
 	return []check{
 		{alone: true, id: "host.reused-address", level: robust, section: "2", asks: "the host reaches the next pod of an address within a second: no stale neighbour, no wait", needs: needRanges, run: func(t *T) {
 			t.small(1)
-			for range 3 {
-				p := t.pod()
-				r := t.add(p)
-				for _, a := range r.addrs() {
-					if err := reachQuickly(t.host, p.space, a); err != nil {
-						t.Errorf("%v", err)
-					}
-				}
-				t.del(p)
-				p.remove()
-			}
+			t.reused(t.host)
 		}},
 		{alone: true, id: "host.reused-address-pod", level: robust, section: "2", asks: "another pod does so, too", needs: needRanges, run: func(t *T) {
 			t.small(2)
 			other := t.pod()
 			t.add(other)
-			for range 3 {
-				p := t.pod()
-				r := t.add(p)
-				for _, a := range r.addrs() {
-					if err := reachQuickly(other.space, p.space, a); err != nil {
-						t.Errorf("%v", err)
-					}
-				}
-				t.del(p)
-				p.remove()
-			}
+			t.reused(other.space)
 		}},
 		{alone: true, id: "host.first-packet", level: robust, section: "2", asks: "the first packet after ADD arrives within a second", run: func(t *T) {
 			p := t.pod()
-			for _, a := range t.add(p).addrs() {
-				if err := reachQuickly(t.host, p.space, a); err != nil {
-					t.Errorf("%v", err)
-				}
-			}
+			t.quicklyReached(t.host, p, t.add(p))
 		}},
 		{alone: true, id: "host.links-come-and-go", level: robust, section: "2", asks: "48 pods, four at a time, leave nothing", run: func(t *T) {
 			before := t.quiet()

@@ -1,11 +1,7 @@
 package main
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"regexp"
 	"strings"
 )
@@ -17,14 +13,8 @@ type versionInfo struct {
 }
 
 func parseVersions(out []byte) (v versionInfo, err error) {
-	d := json.NewDecoder(bytes.NewReader(out))
-	if err := d.Decode(&v); err != nil {
-		return v, fmt.Errorf("%w in %.200q", err, out)
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return v, fmt.Errorf("more than one JSON value: %.200q", out)
-	}
-	return v, nil
+	err = decodeOnly(out, &v)
+	return v, err
 }
 
 // version asks one plugin.

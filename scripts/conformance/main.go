@@ -1,6 +1,6 @@
 // Command conformance measures a chain of CNI plugins against the CNI specification 1.1.0, one
-// requirement at a time, and from the outside only: environment, standard input, standard output,
-// exit status, and the kernel's state in network namespaces that it makes itself.
+// requirement at a time. It owns the network namespaces and the plugins' environment, and looks only
+// at standard output, exit status and the kernel's state. It never looks at a plugin's internals.
 //
 //	conformance --conflist 10-net.conflist --cni-path /opt/cni/bin
 //

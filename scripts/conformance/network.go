@@ -176,8 +176,8 @@ func (n network) hasRanges() bool {
 	return len(subnets) > 0 && !slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Addr().BitLen()-p.Bits() < minHostBits })
 }
 
-// small is a copy whose pool has size addresses of each family. number tells pools apart, so that
-// one check does not suffer from what another left.
+// small is a copy whose pool has size addresses of each family. Different numbers give different pools,
+// so that no check depends on what another left.
 func (n network) small(size, number int) network {
 	var sets []any
 	for _, p := range n.subnets() {

@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// report is what was measured.
+// report has the outcomes of a run.
 type report struct {
 	Plugins  []string              `json:"plugins"` // types, in order; the delegated one last
 	Versions []string              `json:"versions"`

@@ -159,15 +159,15 @@ func (t *T) snap() snapshot {
 	return s
 }
 
-// quiet attaches and detaches one pod, so that what a network keeps for all its pods is there, and
-// returns what the host looks like then.
+// quiet attaches and detaches one pod, so that everything is there that a network keeps for all its
+// pods, and returns a snapshot of the host.
 func (t *T) quiet() snapshot {
 	p := t.pod()
 	t.add(p)
 	t.del(p)
 	s := t.snap()
 	if t.daemon != nil {
-		// A daemon makes and removes what is for all pods when it sees fit.
+		// A daemon chooses when to make and to remove what serves all pods.
 		maps.Copy(t.calm, s)
 		maps.Copy(s, t.calm)
 	}
@@ -189,7 +189,7 @@ func (t *T) noNewRules(before snapshot, what string) {
 	}
 }
 
-// left is what the host has more than before; a daemon has a while to remove what is for all pods.
+// left is what the host has more than before. A daemon gets some time to remove what serves all pods.
 func (t *T) left(before snapshot) []string {
 	left := t.snap().minus(before)
 	if len(left) > 0 && t.daemon != nil {
@@ -203,7 +203,7 @@ func (t *T) left(before snapshot) []string {
 func (t *T) sameAs(before snapshot, what string) {
 	now := t.snap()
 	diff := append(before.minus(now), now.minus(before)...)
-	if t.daemon != nil { // what it keeps for all pods is its own business
+	if t.daemon != nil { // what a daemon keeps for all pods may change
 		diff = slices.DeleteFunc(diff, func(line string) bool {
 			return strings.HasPrefix(line, "nft ") && !strings.Contains(line, " element ")
 		})

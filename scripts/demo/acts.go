@@ -115,7 +115,7 @@ var acts = []act{
 	},
 }
 
-// kindOf says what a pair shows.
+// kindOf names the kind of traffic that a pair shows.
 func kindOf(from, to end) string {
 	if from.part != "pod" || to.part != "pod" {
 		if from.part != "pod" && to.part != "pod" {

@@ -1,4 +1,4 @@
-// Command demo plays what edgeway is for, on real network namespaces with real BIRD switches: the
+// Command demo shows what edgeway is for, on real network namespaces with real BIRD switches: the
 // documents' two scenarios with their manifests as written, then restarts of the only speaker of a
 // LAN under traffic. It needs root, and removes what it made, also when it is interrupted.
 //
@@ -101,7 +101,7 @@ func takenDown(kept []*stage) (err error) {
 	return err
 }
 
-// ready says what is missing, and how to get it.
+// ready is nil when nothing is missing. Its error says how to get what is.
 func ready(bin string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root to make network namespaces; run 'sudo make demo'")

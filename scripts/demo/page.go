@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// width is what every line fits in.
+// width is the number of columns that every line fits in.
 const width = 100
 
-// page is where the demonstration is read: plain text, coloured on a terminal only.
+// page prints the demonstration: plain text, coloured on a terminal only.
 type page struct {
 	w      io.Writer
 	colour bool

@@ -65,8 +65,8 @@ func (s *stage) pairs(ctx context.Context) error {
 	return nil
 }
 
-// try runs the pair's checks. A first packet may come before the neighbours know each other: what
-// counts is that it works, so each check has a few seconds to succeed.
+// try runs the pair's checks. A first packet may come before the neighbours know each other, so each
+// check has a few seconds to succeed.
 func try(ctx context.Context, p *pair, port uint16) (tried int, failed []error) {
 	for _, to := range p.to.m.Addrs {
 		checks := []func() error{

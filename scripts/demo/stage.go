@@ -179,7 +179,7 @@ func (s *stage) switches(ctx context.Context) error {
 	return nil
 }
 
-// missing says which of the routes are not in the switch's kernel.
+// missing is an error that names the wanted routes that are not in the switch's kernel.
 func (s *stage) missing(ctx context.Context, name string, want []string) error {
 	routes, err := s.lab.Switch(name).Learned(ctx)
 	if err != nil {
@@ -201,7 +201,7 @@ func (s *stage) missing(ctx context.Context, name string, want []string) error {
 	return nil
 }
 
-// down says which of the switch's sessions are not established.
+// down is an error that names the switch's sessions that are not established.
 func (s *stage) down(ctx context.Context, name string) error {
 	sessions, err := s.lab.Switch(name).Sessions(ctx)
 	if err != nil {
@@ -252,7 +252,7 @@ func onlyBGP(text string) string {
 	return strings.Join(keep, "\n")
 }
 
-// shown keeps a switch's table short: what leads to pods and to the VPC, and not its own LANs.
+// shown selects the routes to pods and to the VPC. It leaves out the switch's own LANs.
 func shown(p netip.Prefix) bool {
 	for _, of := range []string{"10.10.0.0/16", "fd00:10:10::/48", "192.168.0.0/16", "fd00:192:168::/48"} {
 		if netip.MustParsePrefix(of).Overlaps(p) {
@@ -262,19 +262,20 @@ func shown(p netip.Prefix) bool {
 	return false
 }
 
-// hearsay is one prefix with the next hop that the switch chose, and all who told it of the prefix,
-// the chosen one first.
+// hearsay is one prefix with the next hop that the switch chose, and the neighbors that advertise the
+// prefix, the chosen one first.
 type hearsay struct {
 	prefix netip.Prefix
 	via    netip.Addr
 	from   []string
 }
 
-// birdRoute is the first line of a route in `birdc show route`; the prefix stands on the first of
-// several only, and that one is the best.
+// birdRoute is the first line of a route in `birdc show route`. Of several routes to a prefix, only the
+// first has the prefix in its line, and it is the best.
 var birdRoute = regexp.MustCompile(`^(\S*)\s+unicast \[(\S+) `)
 
-// heard reads `birdc show route`: a prefix, who told it, and on the next line the next hop.
+// heard reads `birdc show route`: a prefix, the neighbor that advertises it, and on the next line the
+// next hop.
 func heard(text string) []hearsay {
 	var all []hearsay
 	for line := range strings.Lines(text) {

@@ -18,7 +18,7 @@ type line struct {
 	errs          []error
 }
 
-// maxErrors of one kind are printed; the others look like them.
+// maxErrors is how many errors of one kind are printed.
 const maxErrors = 3
 
 // check counts one thing that was tried; err tells why it failed.

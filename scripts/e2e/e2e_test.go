@@ -6,8 +6,7 @@ import (
 	"testing"
 )
 
-// An answer that comes from the wrong pod, that was asked through a translated address, or that did
-// not come at all is told from a right one.
+// An answer from the wrong pod, an answer to a translated address and a missing answer are errors.
 func TestSaw(t *testing.T) {
 	p := pod{Name: "a", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}}
 	for _, c := range []struct{ name, line, err string }{

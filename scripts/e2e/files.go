@@ -39,7 +39,7 @@ const (
 	nodeLabel        = "alibabacloud.com/nodepool-id=npxxx"
 )
 
-// bgpPeer is what a user of Terway Edge writes.
+// bgpPeer is a BGPPeer as a user of Terway Edge writes it.
 const bgpPeer = `
 apiVersion: network.openyurt.io/v1alpha1
 kind: BGPPeer
@@ -131,7 +131,7 @@ authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
 authorization: {mode: AlwaysAllow}
 `
 
-// proxyConfig leaves the settings of connection tracking alone, which are the whole machine's.
+// proxyConfig does not change the settings of connection tracking, which belong to the whole machine.
 const proxyConfig = `apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: nftables
@@ -139,9 +139,9 @@ clientConnection: {kubeconfig: /etc/kubernetes/kube-proxy.conf}
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 `
 
-// bootScript makes what a machine has of its own and what is new at each boot, see lab.Box. /sys is
+// bootScript mounts the node's own directories and what is new at each boot, see lab.Box. /sys is
 // mounted again, because it shows the network of the namespace that mounts it. The kubelet wants some
-// settings of the whole machine changed: it gets files that say so.
+// settings of the whole machine changed: it sees files in their place.
 const bootScript = `
 hostname NAME
 mkdir -p DIR/cgroup

@@ -2,7 +2,7 @@
 // that is BIRD, and three nodes with a real kubelet, containerd and edgewayd each, in network and
 // mount namespaces of their own. The API server goes away, pods restart, the power fails, and each
 // pod must have the address that it had. It needs root and some minutes, and removes what it made,
-// also when it is interrupted; when it fails it keeps what the programs said.
+// also when it is interrupted; when it fails it keeps the programs' logs.
 //
 //	make e2e
 //	go run ./scripts/e2e -install daemonset   # edgewayd as pods, instead of a program of the node

@@ -36,7 +36,7 @@ const (
 	byDaemonSet installation = "daemonset" // pods, as kubectl apply -k deploy/kubernetes installs them
 )
 
-// newNode writes what is on the node's disk when it is first switched on.
+// newNode writes the disk of a node that was never switched on.
 func newNode(l *lab.Lab, name, bin string, install installation) (*node, error) {
 	n := &node{Box: l.NewBox(name), install: install,
 		edgewayd: filepath.Join(bin, "edgewayd"), images: []string{filepath.Join(bin, "busybox.tar")}}
@@ -184,8 +184,7 @@ func (n *node) killSandbox(ctx context.Context, addr netip.Addr) error {
 	return n.kill(m, "sleep")
 }
 
-// kill kills the process of a pod's container that has a word in its command line. The pod is told
-// by the network namespace that it is in.
+// kill kills the process, in a pod's network namespace, whose command line has a word.
 func (n *node) kill(m *lab.Machine, word string) error {
 	var want unix.Stat_t
 	if err := unix.Stat(m.Path, &want); err != nil {

@@ -57,8 +57,8 @@ func (s *story) daemonIsAwayToo(ctx context.Context) error {
 	return s.wantNoRouteEvents(ctx)
 }
 
-// restartQuietly restarts a pod's sandbox, and wants no packet between others lost meanwhile, nor
-// the switch's table changed.
+// restartQuietly restarts a pod's sandbox. It fails when a packet between other pods is lost, or when
+// the switch's table changes.
 func (s *story) restartQuietly(ctx context.Context, p pod, when string) error {
 	flows, err := s.startFlows(ctx, p.Name, pingEvery)
 	if err != nil {
@@ -130,8 +130,7 @@ func (s *story) pod(name string) pod {
 	return pod{Name: name}
 }
 
-// startFlows pings, but for one pod, from those of the DaemonSet to all on other nodes, and from the
-// switch to all.
+// startFlows pings all pods but one: from the switch, and from the DaemonSet's pods on other nodes.
 func (s *story) startFlows(ctx context.Context, but string, every time.Duration) (flows []*lab.Flow, err error) {
 	start := func(m *lab.Machine, to pod) error {
 		for _, addr := range to.Addrs {
@@ -207,7 +206,7 @@ func (s *story) wantNoRouteEvents(ctx context.Context) error {
 }
 
 // powerFails: all nodes at once lose power and come back, the API server is still away. The static
-// pods, which need none, come up with the addresses that they had; the switch keeps every route.
+// pods, which need no API server, come up with the addresses that they had; the switch keeps every route.
 func (s *story) powerFails(ctx context.Context) error {
 	if err := s.each(ctx, (*node).PowerOff); err != nil {
 		return err

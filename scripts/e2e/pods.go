@@ -24,7 +24,7 @@ type pod struct {
 
 func (p pod) String() string { return fmt.Sprintf("%s on %s %v", p.Name, p.Node, p.Addrs) }
 
-// object is what is read of a Node or a Pod.
+// object has the fields that are read of a Node or a Pod.
 type object struct {
 	Metadata struct{ Name string }
 	Spec     struct {
@@ -38,7 +38,7 @@ type object struct {
 	}
 }
 
-// ready says what the condition Ready says.
+// ready returns the condition Ready, and its reason.
 func (o object) ready() (bool, string) {
 	for _, c := range o.Status.Conditions {
 		if c.Type == "Ready" {
@@ -118,7 +118,7 @@ func sameAddrs(before, after []pod) error {
 	return errors.Join(errs...)
 }
 
-// who is a pod's answer to a request: its name, and whom it saw asking.
+// who reads a pod's answer to a request: its name, and the client's address that it saw.
 func who(answer string) (name string, saw netip.Addr, err error) {
 	name, addr, _ := strings.Cut(strings.TrimSpace(answer), " ")
 	saw, err = netip.ParseAddr(strings.Trim(addr, "[]"))

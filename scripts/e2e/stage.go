@@ -18,7 +18,7 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// stage is what the story plays on.
+// stage has the machines that the story plays on.
 type stage struct {
 	lab     *lab.Lab
 	bin     string // the programs of the nodes
@@ -30,7 +30,7 @@ type stage struct {
 	nodes   []*node
 }
 
-// nodeNames are those of the topology.
+// nodeNames are the names of the topology's nodes.
 var nodeNames = []string{"node-1", "node-2", "node-3"}
 
 // missing says what this machine lacks.
@@ -167,7 +167,7 @@ func (s *stage) close() error {
 	return errors.Join(errs...)
 }
 
-// left is nil when nothing of the run is on the machine any more.
+// left is nil when the run has left nothing on the machine.
 func (s *stage) left() error {
 	var left []string
 	for _, pattern := range []string{"/run/netns/" + s.lab.Prefix + "*", lab.Cgroups + "/" + s.lab.Prefix + "*", lab.Cgroups + "/*/" + s.lab.Prefix + "*", s.lab.Dir} {
@@ -192,7 +192,7 @@ func (s *stage) left() error {
 	return nil
 }
 
-// keepLogs copies what the programs said to where it outlives the run.
+// keepLogs copies the programs' logs to a directory that outlives the run.
 func (s *stage) keepLogs() (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "edgeway-e2e-"); err != nil {
 		return "", err

@@ -23,7 +23,7 @@ const (
 	pingLong   = 100 * time.Millisecond // in an act of a minute and more
 )
 
-// story is the stage and what was seen on it so far.
+// story is the stage with the observations so far.
 type story struct {
 	*stage
 	begin   time.Time
@@ -41,7 +41,7 @@ func (s *story) acts() []func(context.Context) error {
 	}
 }
 
-// pass prints a line for what was found true.
+// pass prints a line for an assertion that holds.
 func (s *story) pass(format string, args ...any) {
 	fmt.Printf("PASS  %6.1fs  %s\n", time.Since(s.begin).Seconds(), fmt.Sprintf(format, args...))
 }
@@ -258,7 +258,7 @@ func (s *story) wantHop(ctx context.Context, from *lab.Machine, n int, to pod, a
 	})
 }
 
-// resourceTells: what a user of Terway Edge is told to look at.
+// resourceTells: the documented kubectl commands show the sessions.
 func (s *story) resourceTells(ctx context.Context) error {
 	out, err := s.control.Kubectl("get", "bgppeer", "peer")
 	if err != nil {

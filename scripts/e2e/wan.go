@@ -25,8 +25,8 @@ status:
   addresses: [{type: InternalIP, address: 172.16.0.19}, {type: InternalIP, address: "fd00:172::19"}]
 `
 
-// cut drops every packet between the nodes and the control plane, and tells nobody: connections
-// stay open at both ends.
+// cut drops every packet between the nodes and the control plane silently: connections stay open at
+// both ends.
 const cut = `table inet wan_is_cut {
 	chain forward {
 		type filter hook forward priority 0
@@ -36,7 +36,7 @@ const cut = `table inet wan_is_cut {
 }`
 
 // wanIsCut: the control plane runs on, but no packet reaches it. The daemons notice, lose nothing,
-// and hear what has changed meanwhile soon after the packets flow again.
+// and learn the changes of that time soon after the packets flow again.
 func (s *story) wanIsCut(ctx context.Context) error {
 	flows, err := s.startFlows(ctx, "", pingLong)
 	if err != nil {

@@ -22,7 +22,7 @@ const (
 	commandTimeout = 2 * time.Minute
 )
 
-// credential is what a kubeconfig says of its user.
+// credential is the user of a kubeconfig.
 type credential struct {
 	Token string `json:"token,omitempty"`
 	Cert  []byte `json:"client-certificate-data,omitempty"`
@@ -32,9 +32,9 @@ type credential struct {
 // AdminKubeconfig is the path of a kubeconfig that may do everything.
 func (c *ControlPlane) AdminKubeconfig() string { return c.file("admin.kubeconfig") }
 
-// Kubeconfig writes a kubeconfig for any user, who needs not be known before, and returns its path.
-// Group "system:masters" may do everything; user "system:node:NAME" in group "system:nodes" is a
-// kubelet; all others may do what RBAC says.
+// Kubeconfig writes a kubeconfig for any user, also for one that the API server has never seen, and
+// returns its path. Group "system:masters" may do everything; user "system:node:NAME" in group
+// "system:nodes" is a kubelet; RBAC decides about all others.
 func (c *ControlPlane) Kubeconfig(user string, groups ...string) (string, error) {
 	cert, key, err := c.ca.client(user, groups)
 	if err != nil {
@@ -71,7 +71,7 @@ func (c *ControlPlane) writeKubeconfig(name string, user credential) (string, er
 }
 
 // Kubectl runs kubectl, as the administrator unless the arguments say --kubeconfig, and returns
-// what it prints. Its error has what kubectl said.
+// its output. Its error has the standard error of kubectl.
 func (c *ControlPlane) Kubectl(args ...string) (string, error) { return c.kubectl("", args) }
 
 // Apply applies a file or a directory of manifests.

@@ -21,7 +21,7 @@ type authority struct {
 	key     *ecdsa.PrivateKey
 }
 
-// validity is far more than a test takes.
+// validity is far longer than a test.
 const validity = 30 * 24 * time.Hour
 
 func newAuthority() (*authority, error) {
@@ -96,7 +96,7 @@ func pemOf(kind string, der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 }
 
-// auditPolicy has every request logged once it is answered, and watches when they begin as well.
+// auditPolicy logs every request when it is answered, and a watch also when it begins.
 const auditPolicy = `apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]

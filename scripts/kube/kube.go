@@ -44,7 +44,7 @@ type Options struct {
 	Space *lab.Space
 	// Addr is where the API server is reached; the zero value is 127.0.0.1.
 	Addr netip.Addr
-	// ServiceCIDRs hold the addresses of Services; none: 10.96.0.0/16 and fd00:96::/112.
+	// ServiceCIDRs hold the addresses of Services; the default is 10.96.0.0/16 and fd00:96::/112.
 	ServiceCIDRs []string
 	// Args are more command line arguments, by program.
 	Args map[string][]string
@@ -52,7 +52,7 @@ type Options struct {
 
 // ControlPlane is a running control plane.
 type ControlPlane struct {
-	// Dir holds its files; Dir/PROGRAM.log is what a program said.
+	// Dir holds its files; Dir/PROGRAM.log is a program's log.
 	Dir string
 	o   Options
 	ca  *authority
@@ -93,8 +93,8 @@ func Start(t testing.TB, o Options) *ControlPlane {
 	return c
 }
 
-// New starts a control plane with its files in dir, which must exist. It may have to be closed even
-// when it did not start: then both results are set.
+// New starts a control plane with its files in dir, which must exist. When both results are set, it did
+// not start, but must be closed.
 func New(ctx context.Context, dir string, o Options) (*ControlPlane, error) {
 	if !o.Addr.IsValid() {
 		o.Addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
@@ -132,7 +132,7 @@ func (o Options) programs() []string {
 	return all
 }
 
-// settle waits for what a cluster has when its controllers run: the account that pods use.
+// settle waits for the service account that pods use, which the controllers make.
 func (c *ControlPlane) settle(ctx context.Context) error {
 	if !slices.Contains(c.o.programs(), controllerManager) {
 		return nil
@@ -142,7 +142,7 @@ func (c *ControlPlane) settle(ctx context.Context) error {
 	})
 }
 
-// startStore starts etcd. Its ports are free when they are chosen; another process may be faster.
+// startStore starts etcd. Another process may take its ports between their choice and their use.
 func (c *ControlPlane) startStore(ctx context.Context) error {
 	var err error
 	for range 3 {

@@ -25,7 +25,7 @@ const (
 	kubectl           = "kubectl"
 )
 
-// Missing says which of the programs are not built.
+// Missing lists the programs that are not built.
 func Missing(programs ...string) []string {
 	return slices.DeleteFunc(slices.Clone(programs), func(name string) bool {
 		_, err := exec.LookPath(Program(name))
