@@ -2,7 +2,7 @@ package ipam
 
 import (
 	"context"
-	"errors"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"time"
@@ -18,26 +18,67 @@ const defaultLockTimeout = 2 * time.Second
 // lock file lets two processes hold two files of one name. It is the one queue for the store: bbolt's own
 // lock, which is polled, is free for whoever has this one.
 //
-// The kernel keeps the line (fs/locks.c: a waiter waits for the one before it, and the end of a lock wakes
-// the first). A wait cannot be interrupted: when it is given up, its turn is passed on when it comes.
+// The kernel keeps the line: a waiter waits for the one before it, and the end of a lock wakes the first
+// (fs/locks.c).
 func lockFile(ctx context.Context, path string, timeout time.Duration) (*os.File, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("waited %v", timeout))
+	defer cancel()
+	return lockIn(ctx, path, func(f *os.File, wait bool) error {
+		how := unix.LOCK_EX
+		if !wait {
+			how |= unix.LOCK_NB
+		}
+		return unix.Flock(int(f.Fd()), how)
+	})
+}
+
+// Claim keeps other processes off an attachment of the store at path, without holding the store: an ADD
+// wires a pod after its lease is on disk, and a DEL of the same attachment must not release the lease
+// before the ADD is done. It waits until ctx ends; the error wraps ErrLocked then. The claims of one
+// process exclude each other too. The directory of the store must exist.
+//
+// The claim is a lock of one byte of the store's lock file (fcntl(2), F_OFD_SETLKW), which ends with the
+// process. Of two attachments with the same 62 bits of a hash one waits for the other.
+func Claim(ctx context.Context, path string, a Attachment) (release func() error, err error) {
+	at := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(binary.BigEndian.Uint64(a.key()) >> 2), Len: 1}
+	f, err := lockIn(ctx, path+suffixLock, func(f *os.File, wait bool) error {
+		how := unix.F_OFD_SETLKW
+		if !wait {
+			how = unix.F_OFD_SETLK
+		}
+		return unix.FcntlFlock(f.Fd(), how, &at)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("claim %s: %w", a, err)
+	}
+	return f.Close, nil
+}
+
+// lockIn opens the file at path and takes a lock in it, which lasts until the file is closed. A wait cannot
+// be interrupted: when ctx ends it, the lock is let go once it comes.
+func lockIn(ctx context.Context, path string, lock func(f *os.File, wait bool) error) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("waited %v", timeout))
-	defer cancel()
+	take := func(wait bool) error {
+		for {
+			if err := lock(f, wait); err != unix.EINTR {
+				return err
+			}
+		}
+	}
 	got := make(chan error, 1)
-	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+	if err := take(false); err != unix.EAGAIN && err != unix.EACCES {
 		got <- err
 	} else {
-		go func() { got <- flock(f, unix.LOCK_EX) }()
+		go func() { got <- take(true) }()
 	}
 	select {
 	case err := <-got:
 		if err != nil {
 			f.Close()
-			return nil, fmt.Errorf("flock %s: %w", path, err)
+			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
 		return f, nil
 	case <-ctx.Done():
@@ -46,13 +87,5 @@ func lockFile(ctx context.Context, path string, timeout time.Duration) (*os.File
 			f.Close()
 		}()
 		return nil, fmt.Errorf("%w: %s: %w", ErrLocked, path, context.Cause(ctx))
-	}
-}
-
-func flock(f *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
-			return err
-		}
 	}
 }

@@ -82,6 +82,38 @@ func TestManyOpensQueue(t *testing.T) {
 	}
 }
 
+// An ADD wires its pod while others have the store; a DEL of the same attachment waits for it.
+func TestClaim(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ipam.db")
+	s := open(t, path, "b")
+	one, other := Attachment{"one", "eth0"}, Attachment{"other", "eth0"}
+	release, err := Claim(t.Context(), path, one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	free, err := Claim(t.Context(), path, other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := Claim(ctx, path, one); !errors.Is(err, ErrLocked) {
+		t.Fatal(err)
+	}
+	got := make(chan error)
+	go func() {
+		again, err := Claim(t.Context(), path, one)
+		if err == nil {
+			err = again()
+		}
+		got <- err
+	}()
+	if err := errors.Join(release(), <-got, free(), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	open(t, path, "b") // the claims were no lock of the store
+}
+
 func TestFilesArePrivate(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state", "edgeway")
 	s := open(t, filepath.Join(dir, "ipam.db"), "b")

@@ -100,6 +100,9 @@ func (s *Store) Damage() error {
 	return s.cause
 }
 
+// Path is where the store lies.
+func (s *Store) Path() string { return s.path }
+
 // Close releases the file and its lock. Calls in flight finish first.
 func (s *Store) Close() error {
 	s.mu.Lock()

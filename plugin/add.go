@@ -62,7 +62,7 @@ func (n *Node) add(ctx context.Context, o order) (reply api.Reply, err error) {
 // enter keeps other verbs off the attachment, and the sweeps off all of them.
 func (n *Node) enter(ctx context.Context, rq request) (release func(), err error) {
 	if !rq.conf.delegated() {
-		if err := n.needStore(); err != nil {
+		if err := n.needStore(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -72,9 +72,21 @@ func (n *Node) enter(ctx context.Context, rq request) (release func(), err error
 		n.sweep.RUnlock()
 		return nil, err
 	}
-	return func() {
+	leave := func() {
 		unlock()
 		n.sweep.RUnlock()
+	}
+	if n.Store == nil || n.claimed {
+		return leave, nil
+	}
+	unclaim, err := ipam.Claim(ctx, n.Store.Path(), rq.attachment)
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	return func() {
+		_ = unclaim() // closes a file that nothing was written to
+		leave()
 	}, nil
 }
 
@@ -113,6 +125,10 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, e
 			err = errors.Join(err, n.undo(ctx, o.request, at.host, w))
 		}
 	}()
+	// The lease is on disk: others may have the store while the pod is wired.
+	if err := n.yield(); err != nil {
+		return reply, err
+	}
 	if min := minMTUOf(w); mtu < min {
 		return reply, fault(codeConfig, "mtu %d is too small for %v: the least is %d", mtu, w.addrs, min).next("raise mtu in the network configuration")
 	}
@@ -182,6 +198,9 @@ func (n *Node) undo(ctx context.Context, rq request, host kernel, w wiring) erro
 	err := deleteLinks(ctx, host, w.hostLink)
 	if err == nil && rq.conf.IPMasq {
 		err = endMasquerade(ctx, host, w.addrs)
+	}
+	if err == nil && !rq.conf.delegated() {
+		err = n.needStore(ctx)
 	}
 	if err == nil {
 		err = n.giveBack(ctx, rq)

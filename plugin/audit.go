@@ -14,7 +14,7 @@ import (
 
 // Attachments returns all leases, oldest first.
 func (n *Node) Attachments(ctx context.Context) ([]Attached, error) {
-	host, done, err := n.look()
+	host, done, err := n.look(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -24,11 +24,11 @@ func (n *Node) Attachments(ctx context.Context) ([]Attached, error) {
 }
 
 // look is the beginning of what operators ask: the store is there, and a kernel of the host.
-func (n *Node) look() (host kernel, done func(), err error) {
+func (n *Node) look(ctx context.Context) (host kernel, done func(), err error) {
 	if err := n.open(); err != nil {
 		return nil, nil, err
 	}
-	if err := n.needStore(); err != nil {
+	if err := n.needStore(ctx); err != nil {
 		return nil, nil, err
 	}
 	return n.host()
@@ -51,7 +51,7 @@ type Ends struct {
 
 // Ends looks at both ends of one attachment.
 func (n *Node) Ends(ctx context.Context, a Attached) (e Ends, err error) {
-	host, done, err := n.look()
+	host, done, err := n.look(ctx)
 	if err != nil {
 		return e, err
 	}
@@ -112,7 +112,7 @@ type Finding struct {
 // Audit compares leases with links, and both ends of each attachment with what ADD makes, as far
 // as the store tells. It changes nothing. Verbs wait until it is done.
 func (n *Node) Audit(ctx context.Context) ([]Finding, error) {
-	host, done, err := n.look()
+	host, done, err := n.look(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +126,7 @@ func (n *Node) Audit(ctx context.Context) ([]Finding, error) {
 // Repair does what Sweep does, and gives the host's end of attachments that live what it lacks. It
 // returns what Audit found before, and what it finds after.
 func (n *Node) Repair(ctx context.Context) ([]Finding, error) {
-	host, done, err := n.look()
+	host, done, err := n.look(ctx)
 	if err != nil {
 		return nil, err
 	}

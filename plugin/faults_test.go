@@ -58,10 +58,13 @@ func (f faultyKernel) Host(ctx context.Context) (h routes.Host, err error) {
 // the pod. The next one succeeds.
 func TestFailedAddLeavesNothing(t *testing.T) {
 	kernelTest(t)
-	for _, how := range []string{"before", "after", "cancelled"} {
+	for _, how := range []string{"before", "after", "cancelled", "store shared"} {
 		t.Run(how, func(t *testing.T) {
 			h, pod := newHost(t), newSpace(t)
 			n := h.node(t)
+			if how == "store shared" {
+				h.share(t, n)
+			}
 			dial := n.dial
 			steps := 0
 			for {

@@ -49,7 +49,7 @@ func (n *Node) gc(ctx context.Context, rq request, keep map[ipam.Attachment]bool
 	if !ok {
 		return nil
 	}
-	if err := n.needStore(); err != nil {
+	if err := n.needStore(ctx); err != nil {
 		return err
 	}
 	n.sweep.Lock()

@@ -131,6 +131,9 @@ func (h *host) node(t testing.TB) *Node {
 	t.Cleanup(func() {
 		h.whole(t)
 		h.leased = nil
+		if n.Store != nil {
+			store = n.Store // of a node that shares it
+		}
 		if err := errors.Join(n.Close(), store.Close()); err != nil {
 			t.Error(err)
 		}

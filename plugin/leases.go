@@ -10,13 +10,27 @@ import (
 // errNoStore: the Node has none (yet).
 var errNoStore = errors.New("the store of leases is not open")
 
-// needStore is asked before the methods below. A store without a file has no leases: that is
-// known without one.
-func (n *Node) needStore() error {
+// needStore is asked before the methods below. A store that has no file yet has no leases, so no Store is
+// needed to say so.
+func (n *Node) needStore(ctx context.Context) (err error) {
+	if n.Store == nil && n.reopen != nil {
+		n.Store, err = n.reopen(ctx)
+		return err
+	}
 	if n.Store == nil && !n.unborn {
 		return fault(codeTryAgain, "%w", errNoStore).next("look at edgewayd status and its log")
 	}
 	return nil
+}
+
+// yield closes the store for other processes, until needStore. A store that is not shared stays open.
+func (n *Node) yield() error {
+	if n.Store == nil || n.reopen == nil {
+		return nil
+	}
+	store := n.Store
+	n.Store = nil
+	return store.Close()
 }
 
 func (n *Node) lookup(a ipam.Attachment) (l ipam.Lease, ok bool, err error) {

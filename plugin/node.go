@@ -37,6 +37,11 @@ type Node struct {
 
 	// unborn: the store has no file yet, so there are no leases.
 	unborn bool
+	// reopen opens the store again in a process that shares it with others (yield). Nil: the store is
+	// this process's as long as it lives.
+	reopen func(context.Context) (*ipam.Store, error)
+	// claimed: other processes are kept off the attachment already (ipam.Claim).
+	claimed bool
 
 	opened  sync.Once
 	openErr error

@@ -5,11 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/ipam"
@@ -23,15 +22,12 @@ const (
 	stdinTimeout = 30 * time.Second
 	// answerPatience is how long a daemon may take for a call: a verb and its undoing.
 	answerPatience = verbTimeout + undoTimeout + 10*time.Second
-	// storePatience is how long daemon and store are tried in turn: a daemon that starts or
-	// stops holds the store for a moment without an answer on its socket.
-	storePatience = 8 * time.Second
-	// storeTry is one wait for the store's lock.
-	storeTry = 2 * time.Second
-	// queuePatience bounds the wait behind other executables: without a daemon one is served at
-	// a time, in some 20 ms.
-	queuePatience = 30 * time.Second
-	queueFile     = "plugin.lock"
+	// storePatience bounds the wait for the store, which other executables hold for some milliseconds
+	// each. A daemon that starts or stops holds it for a moment without an answer on its socket.
+	storePatience = 15 * time.Second
+	// daemonLook is the time between two looks for a daemon during that wait: one that started holds the
+	// store as long as it lives.
+	daemonLook = 500 * time.Millisecond
 )
 
 // Process is one invocation of the executable.
@@ -131,49 +127,15 @@ type caller struct {
 	op            operation
 	begun, silent bool // Process.Begun, Process.Silent
 	// node has a store once this process serves the call itself.
-	node  *Node
-	queue *os.File
+	node *Node
 }
 
 func (c *caller) close() {
-	if c.node != nil {
-		_ = c.node.Close()
-		if c.node.Store != nil {
-			_ = c.node.Store.Close()
-		}
+	if c.node == nil {
+		return
 	}
-	if c.queue != nil {
-		_ = c.queue.Close()
-	}
-}
-
-// stand waits for this executable's turn among those that serve themselves. They must not all
-// poll the store's lock: two cores that poll for sixty serve nobody. flock(2) blocks in turn.
-func (c *caller) stand(ctx context.Context) error {
-	if c.queue != nil {
-		return nil
-	}
-	f, err := os.OpenFile(filepath.Join(c.op.conf.dataDir(), queueFile), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil // the store says what is wrong with its directory
-	}
-	got := make(chan error, 1)
-	go func() { // a wait that is given up ends with the process
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		for err == unix.EINTR {
-			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		}
-		got <- err
-	}()
-	ctx, cancel := context.WithTimeout(ctx, queuePatience)
-	defer cancel()
-	select {
-	case err := <-got:
-		c.queue = f
-		return err
-	case <-ctx.Done():
-		return fault(codeTryAgain, "wait for other calls of the plugin on %s: %w", f.Name(), context.Cause(ctx)).next("find the call that hangs with fuser %s", f.Name())
-	}
+	_ = c.node.Close()
+	_ = c.node.yield()
 }
 
 func (c *caller) serve(ctx context.Context) (api.Reply, error) {
@@ -197,15 +159,31 @@ func (c *caller) serve(ctx context.Context) (api.Reply, error) {
 		}
 		if deadline.IsZero() {
 			c.cutEarly(ctx)
-			if err := c.stand(ctx); err != nil {
-				return reply, err
-			}
 			deadline = time.Now().Add(storePatience)
-			continue // the turn may have been long in coming: a daemon may be there
 		}
-		reply, err = c.local(ctx)
-		if !errors.Is(err, ipam.ErrLocked) || time.Now().After(deadline) {
+		reply, err = c.local(ctx, deadline)
+		if !errors.Is(err, errDaemon) || time.Now().After(deadline) {
 			return reply, err
+		}
+	}
+}
+
+// errDaemon ends a wait for the store: a daemon is there, and is asked.
+var errDaemon = errors.New("a daemon started")
+
+// awaitDaemon ends a wait once a daemon takes connections on the socket. One that is silent or went away
+// over this call is not waited for.
+func (c *caller) awaitDaemon(ctx context.Context, end context.CancelCauseFunc) {
+	for !c.silent {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(daemonLook):
+		}
+		if conn, err := net.Dial("unix", c.op.conf.socket()); err == nil {
+			_ = conn.Close()
+			end(errDaemon)
+			return
 		}
 	}
 }
@@ -268,16 +246,38 @@ func (c *caller) before() []api.CNI {
 }
 
 // local runs the verb in this process, on the store.
-func (c *caller) local(ctx context.Context) (reply api.Reply, err error) {
+func (c *caller) local(ctx context.Context, deadline time.Time) (reply api.Reply, err error) {
 	path := filepath.Join(c.op.conf.dataDir(), StoreFile)
 	if c.op.cni.Command != "ADD" {
 		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 			return c.direct(ctx)
 		}
 	}
-	if c.node.Store, err = OpenStore(ctx, path, storeTry); err != nil {
+	open := func(ctx context.Context) (*ipam.Store, error) { return OpenStore(ctx, path, storePatience) }
+	wait, stop := context.WithDeadline(ctx, deadline)
+	defer stop()
+	wait, end := context.WithCancelCause(wait)
+	defer end(nil)
+	go c.awaitDaemon(wait, end)
+	// The claim first: whoever has it may need the store to end its lease.
+	if a := c.op.attachment; a.ContainerID != "" {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return reply, fault(codeIO, "%w", err).next("make %s writable", filepath.Dir(path))
+		}
+		release, err := ipam.Claim(wait, path, a)
+		if err != nil {
+			return reply, err
+		}
+		defer func() {
+			_ = release() // closes a file that nothing was written to
+			c.node.claimed = false
+		}()
+	}
+	if c.node.Store, err = open(wait); err != nil {
 		return reply, err
 	}
+	end(nil)
+	c.node.claimed, c.node.reopen = true, open
 	return c.direct(ctx)
 }
 

@@ -45,7 +45,7 @@ func (n *Node) status(ctx context.Context, rq request) error {
 	if rq.conf.delegated() {
 		return n.delegate(ctx, rq, "STATUS")
 	}
-	if err := n.needStore(); err != nil {
+	if err := n.needStore(ctx); err != nil {
 		return err
 	}
 	if err := n.writable(rq.conf.dataDir()); err != nil {

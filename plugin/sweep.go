@@ -18,7 +18,7 @@ func (n *Node) Sweep(ctx context.Context) ([]string, error) {
 	if err := n.open(); err != nil {
 		return nil, err
 	}
-	if err := n.needStore(); err != nil {
+	if err := n.needStore(ctx); err != nil {
 		return nil, err
 	}
 	n.sweep.Lock()
