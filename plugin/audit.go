@@ -281,7 +281,7 @@ func (a *audit) difference(c routes.Change, owner map[string]ipam.Lease) {
 	}
 	if s, ok := c.Object.(routes.Sysctl); ok {
 		f.Got, f.Repair = s.Key+" is not "+s.Value+": pods reach nothing outside of this node", "set it"
-		if f.Object != "host" {
+		if f.Object != "host" && s.Value == "0" {
 			f.Got = s.Key + " is not " + s.Value + ": the pod can change the routes of this node"
 		}
 	}

@@ -146,7 +146,7 @@ func (w wiring) host(netns *os.File) routes.State {
 			Peer: &routes.Peer{Name: w.ifName, MAC: w.podMAC, MTU: w.mtu, Netns: netns},
 		}},
 		// A pod must not become this machine's router.
-		Sysctls: append(w.forwarding(), routes.Refusals(w.hostLink)...),
+		Sysctls: append(w.forwarding(), w.trust()...),
 	}
 	s.Addrs, s.Masq = w.answers(), w.masq
 	for _, a := range w.addrs {
@@ -171,13 +171,22 @@ func (w wiring) answers() (out []routes.Addr) {
 
 // forwarding is what the host needs to route for pods, of the families in use.
 func (w wiring) forwarding() (out []routes.Sysctl) {
-	if w.has(false) {
-		out = append(out, routes.Sysctl{Key: "net/ipv4/ip_forward", Value: "1"})
-	}
-	if w.has(true) {
-		out = append(out, routes.Sysctl{Key: "net/ipv6/conf/all/forwarding", Value: "1"})
+	for _, v6 := range []bool{false, true} {
+		if w.has(v6) {
+			out = append(out, routes.Forwarding("", v6))
+		}
 	}
 	return out
+}
+
+// trust are the settings of the host's end: it forwards for the pod, and takes no advice from it.
+func (w wiring) trust() (out []routes.Sysctl) {
+	for _, v6 := range []bool{false, true} {
+		if w.has(v6) {
+			out = append(out, routes.Forwarding(w.hostLink, v6))
+		}
+	}
+	return append(out, routes.Refusals(w.hostLink)...)
 }
 
 // pod is the pod's side.

@@ -48,6 +48,9 @@ func (a *applier) apply(changes []Change) {
 			continue
 		}
 		if s, ok := c.Object.(Sysctl); ok {
+			if value, known := a.v.told(s.Key); known && value == s.Value {
+				continue // a link that was just made has it by default
+			}
 			if m, ok := a.v.settingMessage(s); ok {
 				a.pending = append(a.pending, step{c, m})
 			} else {

@@ -215,6 +215,12 @@ func linkOfEvent(h unix.NlMsghdr, body []byte) int {
 	switch h.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_NEWADDR, unix.RTM_DELADDR, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		return int(binary.NativeEndian.Uint32(body[4:]))
+	case unix.RTM_NEWNETCONF, unix.RTM_DELNETCONF:
+		for typ, v := range attrs(body[4:]) {
+			if typ == netconfIfIndex {
+				return max(0, int(int32(attrUint32(v))))
+			}
+		}
 	}
 	e, _ := parseRoute(body)
 	return e.index

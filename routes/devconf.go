@@ -25,6 +25,10 @@ const (
 // linkSettings are the settings of a link that its description has: family and place.
 func linkSettings(family, name string) (at int, ok bool) {
 	switch family + " " + name {
+	case "ipv4 forwarding":
+		return 1 - 1, true // IPV4_DEVCONF_FORWARDING
+	case "ipv6 forwarding":
+		return 0, true // DEVCONF_FORWARDING
 	case "ipv4 accept_redirects":
 		return 4 - 1, true // IPV4_DEVCONF_ACCEPT_REDIRECTS
 	case "ipv4 arp_notify":
@@ -83,10 +87,10 @@ func linkSetting(key string) (family, link string, at int, ok bool) {
 
 // settingMessage sets an IPv4 setting of a link by netlink, which takes no visit to the namespace
 // (net/ipv4/devinet.c: inet_set_link_af). IPv6 has no such message. It is right only for settings
-// that have no other effect when their file is written, as those in linkSettings.
+// that have no other effect when their file is written, as those in linkSettings but forwarding.
 func (v *view) settingMessage(s Sysctl) (m message, ok bool) {
 	family, link, at, ok := linkSetting(s.Key)
-	if !ok || family != "ipv4" {
+	if !ok || family != "ipv4" || strings.HasSuffix(s.Key, "/forwarding") {
 		return nil, false
 	}
 	value, err := strconv.ParseUint(s.Value, 10, 31)

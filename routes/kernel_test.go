@@ -322,7 +322,10 @@ func TestWatch(t *testing.T) {
 	for _, command := range []string{
 		"ip route add 10.10.2.0/24 via 10.0.0.12", "ip route del 10.10.2.0/24",
 		"ip -6 route add fd00:1::/64 via fd00:10::12", "ip addr add 10.0.0.77/32 dev eth0",
-		"ip link set eth0 mtu 1400", "ip link set eth0 down", "nft add table inet edgeway", "nft flush ruleset",
+		"ip link set eth0 mtu 1400",
+		"sysctl -qw net.ipv4.ip_forward=1", "sysctl -qw net.ipv4.ip_forward=0", "sysctl -qw net.ipv6.conf.all.forwarding=1",
+		"sysctl -qw net.ipv4.conf.eth0.forwarding=1", "sysctl -qw net.ipv6.conf.eth0.forwarding=0",
+		"ip link set eth0 down", "nft add table inet edgeway", "nft flush ruleset",
 	} {
 		s.run(command)
 		select {
@@ -330,6 +333,47 @@ func TestWatch(t *testing.T) {
 		case <-time.After(10 * time.Second):
 			t.Fatalf("%s was not seen", command)
 		}
+	}
+}
+
+// Another program (systemd-networkd 256) flushed the next hop objects, and with them went the routes. The
+// kernel announces no such route, so that they were missed half a minute later.
+func TestRoutesAreBackAfterNextHopsWereFlushed(t *testing.T) {
+	s := largeSpace(t)
+	want := manyRoutes(bulk + 10)
+	s.sync(nodeScope, want)
+	events := make(chan struct{}, 1)
+	stop := s.watched(func() { signal(events) })
+	defer stop()
+	s.listening(events)
+	s.run("ip nexthop flush proto 119")
+	select {
+	case <-events:
+	case <-time.After(10 * time.Second):
+		t.Fatal("nobody heard of it")
+	}
+	if changes := s.sync(nodeScope, want); len(changes) != bulk+10 {
+		t.Errorf("%d changes, want %d", len(changes), bulk+10)
+	}
+}
+
+// net.ipv4.conf.default.forwarding=0 (systemd 256 sets it) made each new link one that does not forward,
+// and new pods reached nothing outside of the node.
+func TestLinkForwardsWhateverTheDefaultIs(t *testing.T) {
+	s, pod := newSpace(t), newSpace(t)
+	s.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.default.forwarding=0 net.ipv6.conf.default.forwarding=0")
+	onHost, _ := podStates(pod)
+	for _, v6 := range []bool{false, true} {
+		onHost.Sysctls = append(onHost.Sysctls, Forwarding("", v6), Forwarding(podLink, v6))
+	}
+	s.sync(Scope{}, onHost)
+	for _, family := range []string{"ipv4", "ipv6"} {
+		key := "net." + family + ".conf." + podLink + ".forwarding"
+		s.contains("sysctl "+key, "= 1")
+		s.run("sysctl -qw " + key + "=0")
+	}
+	if changes := s.sync(Scope{}, onHost); len(changes) != 2 {
+		t.Errorf("changes %v, want both links' settings", texts(changes))
 	}
 }
 

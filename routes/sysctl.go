@@ -27,6 +27,20 @@ func Refusals(link string) []Sysctl {
 	}
 }
 
+// Forwarding returns the setting by which the host forwards packets of a family that come in by the
+// link; "" is the whole namespace. A link is born with the value of net/*/conf/default/forwarding.
+func Forwarding(link string, v6 bool) Sysctl {
+	switch {
+	case link != "" && v6:
+		return Sysctl{"net/ipv6/conf/" + link + "/forwarding", "1"}
+	case link != "":
+		return Sysctl{"net/ipv4/conf/" + link + "/forwarding", "1"}
+	case v6:
+		return Sysctl{v6Forwarding, "1"}
+	}
+	return Sysctl{"net/ipv4/ip_forward", "1"}
+}
+
 // isRefusal reports whether the key is one of Refusals. A link without IPv6 (MTU below 1280,
 // ipv6.disable=1) has no such file, as a link that is gone, and accepts nothing.
 func isRefusal(key string) bool {

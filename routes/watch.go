@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch calls changed whenever a link, address, route or neighbour of the namespace changes, or
+// Watch calls changed whenever a link, address, route, neighbour or the forwarding of the namespace
+// changes, a next hop object is deleted, or
 // an nftables table of ours, and once whenever the kernel says that it lost events. It returns
 // when ctx ends. It calls changed from several goroutines, and waits for it.
 //
@@ -52,10 +53,13 @@ func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 	return err
 }
 
-// nodeGroups are the multicast groups of rtnetlink that tell what changes on a node.
+// nodeGroups are the multicast groups of rtnetlink that tell what changes on a node. The loss of a
+// next hop object takes its routes along and announces none of them (net/ipv4/nexthop.c:
+// remove_nexthop).
 func nodeGroups() []int {
-	return []int{unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
-		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE}
+	return []int{unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_NEXTHOP,
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+		unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF}
 }
 
 // subscribe opens the socket of events, in the runtime's poller so that a deadline ends reads.
@@ -158,6 +162,19 @@ func (w *watcher) ofPod(h unix.NlMsghdr, body []byte) bool {
 	return false
 }
 
+// forwarding reports whether an event of settings (linux/netconf.h) is about the whole
+// namespace or a link that is known and no pod's. A new link announces its settings before itself.
+func (w *watcher) forwarding(body []byte) bool {
+	for typ, v := range attrs(body[min(4, len(body)):]) { // behind struct netconfmsg
+		if typ == netconfIfIndex {
+			index := int(int32(attrUint32(v)))
+			_, known := w.links[index]
+			return index < 0 || known && !w.pods[index]
+		}
+	}
+	return false
+}
+
 // counts reports whether one of the events is worth a look.
 func (w *watcher) counts(b []byte) (worth bool) {
 	eachMessage(b, func(h unix.NlMsghdr, body []byte) {
@@ -179,6 +196,10 @@ func (w *watcher) counts(b []byte) (worth bool) {
 			if len(body) >= sizeofNdMsg && w.links[int(binary.NativeEndian.Uint32(body[4:]))] {
 				worth = true
 			}
+		case unix.RTM_NEWNEXTHOP:
+			// It has no route yet.
+		case unix.RTM_NEWNETCONF, unix.RTM_DELNETCONF:
+			worth = worth || w.forwarding(body)
 		default:
 			worth = worth || !w.ofPod(h, body)
 		}

@@ -219,11 +219,7 @@ func (d *draft) forwarding() {
 		if !d.shared[c] { // else the route of the old bridge has that place
 			s.Routes = append(s.Routes, routes.Route{Dst: c, Type: "unreachable", Protocol: routes.ProtoNode})
 		}
-		key := "net/ipv4/ip_forward"
-		if c.Addr().Is6() {
-			key = "net/ipv6/conf/all/forwarding"
-		}
-		s.Sysctls = append(s.Sysctls, routes.Sysctl{Key: key, Value: "1"})
+		s.Sysctls = append(s.Sysctls, routes.Forwarding("", c.Addr().Is6()))
 	}
 }
 

@@ -128,6 +128,7 @@ func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
 		for _, c := range d.self.PodCIDRs {
 			a := c.Masked().Addr()
 			d.plan.Routes.Addrs = append(d.plan.Routes.Addrs, routes.Addr{Link: dev, Prefix: netip.PrefixFrom(a, a.BitLen())})
+			d.plan.Routes.Sysctls = append(d.plan.Routes.Sysctls, routes.Forwarding(dev, c.Addr().Is6()))
 		}
 	}
 	mac, vtep := vtepMAC(n.Name), cidr.Masked().Addr()
