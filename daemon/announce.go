@@ -53,7 +53,7 @@ func (a *announcer) announce(sessions []report.Session, now time.Time) {
 		switch {
 		case s.Established():
 			still[key] = a.up(s, last, known, now)
-		case s.Reason == "" || s.Reason == "connecting":
+		case s.Reason == "" || s.Reason == connecting:
 			if known {
 				still[key] = last
 			}

@@ -9,9 +9,9 @@
 //	                             configuration ─┘                      └───> status, metrics, report
 //	runtime ─> edgeway ─> socket ─> pods.Pods ─> ipam.Store, kernel
 //
-// Whatever happens (an edited manifest, a route deleted by hand, a session lost) only means
-// "look again": the loop observes everything and changes what differs. When the daemon stops it
-// leaves the kernel and the switches alone; when it starts it finds them right.
+// An event (an edited manifest, a route deleted by hand, a session lost) only means "look again": the loop
+// observes everything and changes what differs. When the daemon stops, it leaves the kernel and the
+// switches alone; when it starts, it finds them right.
 package daemon
 
 import (

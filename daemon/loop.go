@@ -177,7 +177,7 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	}
 	l.failed(&o, "hostUnreadable", hostErr, "nothing was changed; edgewayd tries again on its own")
 	if !l.known || hostErr != nil {
-		// What is not known changes nothing: this machine stays as it is.
+		// The cluster or the machine is not known, so this machine stays as it is.
 		l.publish(w, policy.Plan{}, o)
 		return false
 	}

@@ -104,7 +104,7 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	for _, b := range s.Sessions {
 		labels := []string{b.Peer, b.Resource, strconv.FormatUint(uint64(b.PeerASN), 10)}
 		up := 0.0
-		if b.State == "Established" {
+		if b.State == api.Established {
 			up = 1
 		}
 		gauge(up, describe("bgp_session_up", "1 when the session is Established.", "peer", "resource", "peer_asn"), labels...)

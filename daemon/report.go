@@ -10,6 +10,9 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/report"
 )
 
+// connecting is the reason of a session that was just started, as package bgp has it.
+const connecting = "connecting"
+
 // reports returns a report for each switch that a resource gives this node, for the status of the resource.
 // A session that two resources share is reported under both. A session that is held down is reported with
 // the reason.

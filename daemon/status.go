@@ -147,7 +147,7 @@ func sessionStatus(sessions []bgp.Status) []api.Session {
 func sessionProblems(sessions []bgp.Status) []cluster.Problem {
 	var out []cluster.Problem
 	for _, s := range sessions {
-		if s.Reason != "" && s.Reason != "connecting" {
+		if s.Reason != "" && s.Reason != connecting {
 			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: s.Reason, Want: "an established session with " + s.Peer.Address.String(),
 				Got: s.State, Next: s.Detail})
 		}

@@ -115,6 +115,9 @@ type Route struct {
 	State string `json:"state"`
 }
 
+// Established is the State of a Session that is up (RFC 4271, section 8.2.2).
+const Established = "Established"
+
 // Session is one BGP session.
 type Session struct {
 	Peer     string    `json:"peer"` // address

@@ -34,7 +34,7 @@ func TestReplace(t *testing.T) {
 	}
 }
 
-// What cannot be replaced stays, and no temporary file stays beside it.
+// A file that cannot be replaced stays, and no temporary file stays beside it.
 func TestReplaceThatFailsChangesNothing(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "taken")

@@ -140,7 +140,7 @@ func writeFiles(t *testing.T, dir string, files map[string]string) {
 	}
 }
 
-// What host-local and libcni leave on a disk, in their versions, and what crashes make of it.
+// The files that versions of host-local and libcni leave on a disk are read, also after crashes.
 func TestReadHostLocal(t *testing.T) {
 	result := func(id, ifName, network, pod string) string {
 		return fmt.Sprintf(`{"kind":"cniCacheV1","containerId":%q,"config":"e30=","ifName":%q,"networkName":%q,"netns":"/var/run/netns/%s","cniArgs":[["IgnoreUnknown","1"],["K8S_POD_NAMESPACE","d"],["K8S_POD_NAME",%q],["K8S_POD_UID","u"]],"result":{}}`,

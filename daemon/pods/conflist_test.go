@@ -44,7 +44,7 @@ func TestConflist(t *testing.T) {
 		t.Errorf("got %+v", list)
 	}
 
-	// What is right is not written again: the runtime would reload it.
+	// A file that is right is not written again: the runtime would reload it.
 	before, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)

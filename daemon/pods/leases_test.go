@@ -9,7 +9,7 @@ import (
 	"github.com/edgeway-cni/edgeway/plugin"
 )
 
-// What an operator may call a lease.
+// An operator may name a lease in several ways.
 func TestNamed(t *testing.T) {
 	a := plugin.Attached{Link: "ew0123456789a", Lease: ipam.Lease{
 		Attachment: ipam.Attachment{ContainerID: "64dfdb43a7f2", IfName: "eth0"}, Pod: ipam.Pod{Namespace: "default", Name: "till-1"},
@@ -25,7 +25,7 @@ func TestNamed(t *testing.T) {
 	}
 }
 
-// Whose an imported address becomes, and what is left alone and why.
+// An import says who gets each address, and which addresses it leaves alone and why.
 func TestImportDecides(t *testing.T) {
 	addr := netip.MustParseAddr
 	lease := func(id, pod, netns string, addrs ...string) ipam.Lease {
