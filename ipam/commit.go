@@ -23,7 +23,7 @@ type call struct {
 	done  chan struct{}
 }
 
-// errAbandoned: the caller stopped waiting. What run sets must not be read then.
+// errAbandoned: the caller stopped waiting. The variables that run sets must not be read then.
 var errAbandoned = errors.New("gave up waiting")
 
 // do queues run and waits until it is committed. When ctx ends first and the commit has begun,

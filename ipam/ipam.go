@@ -2,8 +2,8 @@
 // The answer is durable: a lease that [Store.Allocate] returned is on disk, and survives a
 // kill, a power cut and a reboot.
 //
-// The package knows nothing of links, network namespaces, CNI or Kubernetes. Whether an
-// attachment still lives is told by its caller (see [Request.Dead]).
+// The package knows nothing of links, network namespaces, CNI or Kubernetes. The caller says whether an
+// attachment still lives (see [Request.Dead]).
 //
 //	store, err := ipam.Open(ctx, "/var/lib/edgeway/ipam.db", ipam.Options{BootID: boot})
 //	lease, err := store.Allocate(ctx, ipam.Request{
@@ -29,8 +29,8 @@ type Attachment struct {
 
 func (a Attachment) String() string { return a.ContainerID + "/" + a.IfName }
 
-// Pod names whom an attachment serves. An address remembers its last pod, so that a pod that
-// comes back under the same name gets the address it had. The zero Pod is remembered by nobody.
+// Pod names the pod that an attachment serves. An address remembers its last pod, so that a pod that
+// comes back under the same name gets the address it had. No address remembers the zero Pod.
 type Pod struct {
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name,omitempty"`
@@ -72,7 +72,7 @@ type Request struct {
 	Pod        Pod
 	// Pool to take from; nil means the pool that SetPool stored last.
 	Pool *Pool
-	// Addrs are addresses asked for by name; a set that contains none of them chooses freely.
+	// Addrs are the requested addresses; a set that contains none of them chooses freely.
 	Addrs []netip.Addr
 	// Netns is the network namespace's path, kept for people and for garbage collection.
 	Netns string
@@ -117,15 +117,15 @@ type Options struct {
 	// LockTimeout bounds the wait for the store's file lock; zero means two seconds.
 	// Open returns an error that wraps ErrLocked when it runs out.
 	LockTimeout time.Duration
-	// Recover returns the leases that are true on the node now: what its links say. It is
-	// asked only when a file is damaged or new, so that no address is leased twice. Nil: a
-	// damaged file is an error that wraps ErrDamaged.
+	// Recover returns the leases that the links of the node show. It is called only when a file is
+	// damaged or new, so that no address is leased twice. Nil: a damaged file is an error that wraps
+	// ErrDamaged.
 	Recover func() ([]Lease, error)
-	// FoundAs is the attachment that Recover reports for a given one, when a link does not tell
-	// its attachment itself. Nil: the same.
+	// FoundAs returns the attachment that Recover reports for a given one, when a link does not tell
+	// its attachment. Nil: the given one.
 	FoundAs func(Attachment) Attachment
-	// Lives reports whether the holder of a lease of the last good copy lives though Recover does
-	// not see it: others made its link. Nil: none.
+	// Lives reports whether the holder of a lease of the last good copy lives, though Recover does
+	// not see it: another program made its link. Nil: no such holder lives.
 	Lives func(Lease) bool
 }
 
@@ -145,7 +145,7 @@ var (
 	// ErrNoPool is returned by Allocate when the request names no pool and none was ever set.
 	ErrNoPool = errors.New("no pool")
 	// ErrDamaged is wrapped by errors about a file whose content contradicts itself. Nothing is
-	// leased from it: what is held cannot be known. The next Open rebuilds it, see Options.Recover.
+	// leased from it, since the held addresses cannot be known. The next Open rebuilds it, see Options.Recover.
 	ErrDamaged = errors.New("store is damaged")
 	// ErrClosed is returned by calls after Close.
 	ErrClosed = errors.New("store is closed")

@@ -48,8 +48,8 @@ func (s *Store) Remembered() ([]Memory, error) {
 	return out, nil
 }
 
-// Forget drops what a free address remembers: the next pod that finds no never-used address
-// gets it. A held address is ErrInUse; an address that was never leased is no error.
+// Forget drops the memory of a free address: the next pod that finds no address that was never used
+// gets it. A held address is ErrInUse; an unknown address is not an error.
 func (s *Store) Forget(ctx context.Context, a netip.Addr) error {
 	a = a.Unmap()
 	return s.do(ctx, func(t *txn) error {

@@ -10,10 +10,10 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// Schemas 1 and 2 had the buckets meta, areas, leases, addrs, queue, dead and pods, and 2 a journal: its
-// records say what changed in the other buckets since those were last written. Leases and addresses are
-// read from them, the rest is made anew. Each of their records also had the checksum of the key that
-// follows; an empty key came first.
+// Schemas 1 and 2 had the buckets meta, areas, leases, addrs, queue, dead and pods. Schema 2 also had a
+// journal, whose records list the changes of the other buckets since those were last written. Leases and
+// addresses are read from them, and the indexes are built from those. Each record of leases and addrs also
+// had the checksum of the key that follows; the key oldHead came first.
 var (
 	oldBuckets = [...]string{"areas", "journal", "leases", "addrs", "queue", "dead", "pods"}
 	oldTrees   = [...]string{"leases", "addrs", "queue", "dead", "pods"} // by their numbers in the journal

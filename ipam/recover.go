@@ -29,17 +29,17 @@ const (
 	suffixNew     = ".new"
 )
 
-// Rebuild tells how a damaged file was replaced.
+// Rebuild describes how a damaged file was replaced.
 type Rebuild struct {
 	Cause     error    `json:"-"`
 	Kept      string   `json:"kept,omitempty"`      // where the damaged file is; empty: it was missing
 	Copied    int      `json:"copied"`              // leases of the last good copy that the node confirmed as they are
 	Found     int      `json:"found"`               // leases that are new or different on the node
 	Ended     int      `json:"ended"`               // leases of the last good copy without a link: their addresses are remembered
-	Conflicts []string `json:"conflicts,omitempty"` // what the node says against itself
+	Conflicts []string `json:"conflicts,omitempty"` // links of the node that contradict each other
 }
 
-// Rebuilt tells whether Open had to rebuild the file, and how it did.
+// Rebuilt returns how Open rebuilt the file; false when it did not have to.
 func (s *Store) Rebuilt() (Rebuild, bool) {
 	if s.rebuilt == nil {
 		return Rebuild{}, false
@@ -128,7 +128,7 @@ func (s *Store) createNew() error {
 	return s.tryOpen()
 }
 
-// rebuild replaces a damaged file. What the node says is true; the last good copy adds who had
+// rebuild replaces a damaged file. The node's links are the truth; the last good copy adds who had
 // which address. The damaged file keeps its name until the new one is whole.
 func (s *Store) rebuild(cause error) error {
 	found, err := s.opts.Recover()
@@ -211,7 +211,7 @@ func (s *Store) build(good string, found []Lease, report *Rebuild) (err error) {
 }
 
 // correct makes the leases those that were found. A lease of the copy that the node does not
-// confirm is over: whoever would release it is told that there is none.
+// confirm is over: its Release finds none.
 func (t *txn) correct(opts Options, found []Lease, copied bool, report *Rebuild) error {
 	truth := map[Attachment]Lease{}
 	taken := map[netip.Addr]Attachment{}

@@ -160,7 +160,7 @@ func (s *Store) Allocate(ctx context.Context, req Request) (Lease, error) {
 }
 
 // Release ends the attachment's lease and returns it; ok is false when there was none, which is
-// no error.
+// not an error.
 func (s *Store) Release(ctx context.Context, a Attachment) (lease Lease, ok bool, err error) {
 	err = s.do(ctx, func(t *txn) (err error) {
 		lease, ok, err = t.release(a)

@@ -37,9 +37,9 @@ func (t table) open(key, stored []byte) ([]byte, error) {
 	return stored[4:], nil
 }
 
-// get returns the record of key. That there is none is proved by its neighbours: a record whose key is
-// damaged lies beside the place where it belongs, since the keys of a page are in order (inspect), and its
-// checksum differs.
+// get returns the record of key. Its neighbours prove that a record is absent: the keys of a page are in
+// order (inspect), so a record whose key is damaged lies beside the place where it belongs, and its checksum
+// differs.
 func (t table) get(key []byte) (payload []byte, ok bool, err error) {
 	cur := t.b.Cursor()
 	k, v := cur.Seek(key)

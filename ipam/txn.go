@@ -86,8 +86,8 @@ func decodeState(b []byte) (state, error) {
 	return s, nil
 }
 
-// begin opens the buckets of tx and reads the state. A state that another commit wrote than the last
-// shows a root page that never reached the disk: what stands there is an older one, whole in itself.
+// begin opens the buckets of tx and reads the state. A state that was not written by the last commit shows
+// that its root page never reached the disk: an older root page stands there, whole in itself.
 func begin(tx *bbolt.Tx, bootID string) (*txn, error) {
 	t, err := beginCopy(tx, bootID)
 	if err != nil {
