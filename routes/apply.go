@@ -115,8 +115,8 @@ func (a *applier) end(dying []*Change) {
 	}
 }
 
-// messages are what the kernel is to be told for c; alone is set instead where that depends on
-// its answers.
+// messages are the requests that make c. alone is set instead where the requests depend on answers of
+// the kernel.
 func (a *applier) messages(c *Change) (msgs []message, alone func() error, err error) {
 	if err := possible(c.Object); err != nil {
 		return nil, nil, err
@@ -170,7 +170,7 @@ func (a *applier) messages(c *Change) (msgs []message, alone func() error, err e
 func possible(object any) error {
 	proper := func(what string, a netip.Addr) error {
 		if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
-			return fmt.Errorf("%s %q is no plain address", what, a)
+			return fmt.Errorf("%s %q is not a plain address", what, a)
 		}
 		return nil
 	}
@@ -257,7 +257,7 @@ func (a *applier) send() {
 	a.pending = nil
 }
 
-// conclude writes the outcome of c down.
+// conclude records the result of c.
 func (a *applier) conclude(c *Change, err error) {
 	if err == nil || (c.Op == Delete && absent(err)) {
 		return
@@ -285,7 +285,7 @@ func (a *applier) conclude(c *Change, err error) {
 // although the route says that the next hop is on the link (net/ipv6/route.c:
 // ip6_route_check_nh_onlink). That is so whenever a pod CIDR moves from the underlay to the
 // overlay, since the next hop lies in it. A host route to the next hop stands in while the route
-// is replaced, so that there is no moment without one.
+// is replaced, so the destination always has a route.
 func (a *applier) onlink(op Op, r Route) error {
 	step := Route{Dst: netip.PrefixFrom(r.Via, r.Via.BitLen()), Link: r.Link, Protocol: r.Protocol, Table: r.Table}
 	there, err := a.v.newRoute(step, Add)
@@ -316,7 +316,7 @@ func absent(err error) bool {
 	return false
 }
 
-// nextStep is what an operator can do about the errors that have an outside cause.
+// nextStep says what an operator can do about an error that has an outside cause.
 func nextStep(object any, err error) string {
 	_, masq := object.(Masq)
 	_, senders := object.(Senders)

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is attached to a link: addresses, neighbours, forwarding entries.
+// Addresses, neighbours and forwarding entries: the objects that are attached to a link.
 
 // ifaPermanentNoDAD: no duplicate address detection (RFC 4862 section 5.4 takes a second or two,
 // and our addresses are leased), no prefix route for a single address.
@@ -99,8 +99,8 @@ const (
 	createOrSet  = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 )
 
-// messages: an entry that learns begins as NUD_STALE, which is used at once and looked after later.
-// As one that was learned elsewhere it is not thrown out when the tables, which all namespaces
+// messages makes an entry that learns NUD_STALE: the kernel uses it at once and checks it later. The
+// flag NTF_EXT_LEARNED keeps the kernel from dropping it when the tables, which all namespaces
 // share, run full (net/core/neighbour.c: neigh_update_gc_list).
 func (n Neigh) messages(typ uint16, index int) ([]message, error) {
 	if typ == unix.RTM_DELNEIGH {
@@ -228,7 +228,7 @@ func (v *view) observeAddrs(scope Scope, desired []Addr) (out []Addr, err error)
 }
 
 // observeNeighs reads the neighbours of the links that are ours, and the desired ones elsewhere.
-// What the kernel found by itself is nobody's.
+// An entry that the kernel found by itself has no owner.
 func (v *view) observeNeighs(scope Scope, desired []Neigh) ([]Neigh, error) {
 	want := map[Neigh]bool{}
 	links := slices.Clone(scope.Links)

@@ -27,7 +27,13 @@ const (
 
 var errInterrupted = errors.New("dump was interrupted by changes; try again")
 
-// conn is one netlink socket. Requests and their answers are one exchange each.
+// conn is one netlink socket. A request and its answers are one exchange.
+//
+// It is written by hand although mdlayher/netlink is linked (by google/nftables): that library returns
+// an error answer without its sequence number, so in a batch nobody knows which message failed. Its
+// dump of 5,000 routes makes 2,650 allocations (1.9 MB) where ours makes 30 (1.0 MB), in the same time.
+// The messages are ours too: no library that we know has veth peers in place, RTM_SETNEIGHTBL,
+// RTM_F_FIB_MATCH, netconf and next hop objects, and the others are short beside them.
 type conn struct {
 	mu     sync.Mutex // guards fd's exchange, seq and buf
 	fd     int

@@ -18,8 +18,8 @@ const (
 //
 // Order: links come before what stands on them, sysctls before addresses, addresses before
 // neighbours and routes; deletions come last, so that a route that changes its metric or its
-// link has no gap, and end with the links. A link that has to be made anew takes all that it
-// carries with it.
+// link has no gap, and end with the links. A link that has to be deleted and created again
+// loses everything on it, which is then added again.
 //
 // A Change that must not be made has its Err set already.
 func Diff(observed, desired State) []Change {
@@ -280,7 +280,7 @@ func foreignLink(got, want Link) error {
 	return fmt.Errorf("link %s: want type %s, there is one of type %s: %w; delete or rename it", want.Name, want.Kind, kind, ErrForeign)
 }
 
-// withoutRemade removes from the observed what goes with the links that are made anew.
+// withoutRemade removes the objects that are lost with the links that are deleted and created again.
 func withoutRemade(s State, links []Change) State {
 	remade := map[string]bool{}
 	for _, c := range links {

@@ -91,8 +91,9 @@ func (k *Kernel) RoutesOn(ctx context.Context, link string) (out []Route, err er
 	return out, nil
 }
 
-// Lookup returns the way that the kernel sends a packet to a: Dst is a itself, Src the source
-// address it would take; Type is local for an address of this machine. The error wraps ENETUNREACH when there is no way.
+// Lookup returns the route by which the kernel sends a packet to a: Dst is a itself, Src the source
+// address it would take; Type is local for an address of this machine. The error wraps ENETUNREACH when
+// there is no route.
 func (k *Kernel) Lookup(ctx context.Context, a netip.Addr) (Route, error) {
 	if err := ctx.Err(); err != nil {
 		return Route{}, err

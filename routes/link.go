@@ -12,7 +12,7 @@ import (
 func hardwareAddr(text string) ([]byte, error) {
 	mac, err := net.ParseMAC(text)
 	if err != nil || len(mac) != 6 {
-		return nil, fmt.Errorf("%q is no MAC address of 6 bytes", text)
+		return nil, fmt.Errorf("%q is not a MAC address of 6 bytes", text)
 	}
 	return mac, nil
 }

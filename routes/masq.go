@@ -93,8 +93,8 @@ func (m Masq) networks() (out []netip.Prefix) {
 	return out
 }
 
-// setMasq makes one change of an address's masquerade, in one transaction, so that there is never
-// half of it. The daemon may make or delete the table between two of our questions.
+// setMasq changes the masquerade of one address. All elements of the address are added, or deleted, in
+// one transaction. Another process may create or delete the table between two requests.
 func (a *applier) setMasq(op Op, m Masq) error {
 	if op != Add {
 		if err := a.k.delMasq(m.Addr); err != nil || op == Delete {
@@ -163,8 +163,8 @@ func (k *Kernel) delMasq(a netip.Addr) error {
 	return c.Flush()
 }
 
-// hasMasq reports whether there is a part of an address's masquerade: half of it, by somebody's
-// hand, counts. A pod's own address is in the network that it is in.
+// hasMasq reports whether any element of the address's masquerade exists, also when somebody deleted
+// the others. A pod's own address is always in its network, so one request finds an element of kept.
 func (k *Kernel) hasMasq(a netip.Addr) (bool, error) {
 	there, err := k.hasElement(natPods, a, a.AsSlice())
 	if there || err != nil {
@@ -173,7 +173,7 @@ func (k *Kernel) hasMasq(a netip.Addr) (bool, error) {
 	return k.hasElement(natKept, a, pair(a, a))
 }
 
-// masqueraded are the addresses in p that have a masquerade.
+// masqueraded returns the addresses in p that have a masquerade.
 func (k *Kernel) masqueraded(p netip.Prefix) (out []netip.Addr, err error) {
 	for _, kind := range []int{natPods, natKept} {
 		elements, err := k.elements(podSet(kind, p.Addr()))
@@ -263,7 +263,8 @@ func nftMessage(typ uint16) message {
 	return newMessage(unix.NFNL_SUBSYS_NFTABLES<<8|typ, 0, binary.BigEndian.AppendUint16([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0}, 0))
 }
 
-// ifThere takes the answer of a kernel without nftables as: there is none.
+// ifThere ignores the errors by which the kernel says that the object, or nftables itself, does not
+// exist.
 func ifThere(err error) error {
 	if missing(err) || unsupported(err) {
 		return nil

@@ -44,8 +44,8 @@ func routeMessage(typ uint16, flags int, r Route, scope, kind uint8) message {
 	return m
 }
 
-// newRoute makes r: one RTM_NEWROUTE, also when it replaces one, so that there is no moment
-// without a route.
+// newRoute makes r by one RTM_NEWROUTE, also when r replaces a route: the destination always has a
+// route.
 func (v *view) newRoute(r Route, op Op) (message, error) {
 	r = normal(r)
 	kind, err := routeType(r.Type)

@@ -1,10 +1,16 @@
 // Package routes makes a network namespace look like a [State]: links, addresses, routes,
-// neighbours, forwarding entries, sysctls and one nftables table.
+// neighbours, forwarding entries, sysctls, and the nftables tables edgeway and edgeway-vxlan. It owns
+// rtnetlink, nftables and connection tracking: no other package of this module speaks to them.
 //
-// There is one verb, [Kernel.Sync]: it asks the kernel what is there, computes [Diff], and
-// applies it. It remembers nothing: what is ours is known by the route's protocol number or the
-// link's name (see [Scope]). It never touches what is not in its scope. When everything is right
-// it writes nothing.
+// There is one verb, [Kernel.Sync]. It asks the kernel what exists, computes [Diff], and applies the
+// difference. When everything is right it writes nothing. Sync remembers nothing: a route is ours by
+// its protocol number, a link by its name (see [Scope]).
+//
+// The package never changes an object outside the scope, never deletes what the scope does not own,
+// never runs another program, and knows nothing of Kubernetes, leases or BGP.
+//
+// [Kernel.FlushConntrack] stands beside Sync because nobody desires tracked connections: the kernel
+// makes them, and there is nothing to compare. [Kernel.Listen] asks neighbours and changes no state.
 //
 //	k, err := routes.Open()          // the calling thread's network namespace
 //	changes, err := k.Sync(ctx, routes.Scope{Protocol: routes.ProtoNode}, routes.State{
@@ -47,7 +53,7 @@ type Link struct {
 	MTU   int    // bytes; 0 leaves it to the kernel
 	Up    bool
 	Alias string // what ip link shows beside the name, at most 255 bytes; "" leaves it as it is
-	Peer  *Peer  // of a veth that Sync shall create: the other end, made in place
+	Peer  *Peer  // the other end of a veth that Sync creates
 	VXLAN *VXLAN // of a vxlan
 }
 
@@ -94,7 +100,7 @@ type Route struct {
 	// Multipath: the route has more next hops than Via. Observed only.
 	Multipath bool
 	// NextHopID is the number of the next hop object that the route names (ip nexthop), if any.
-	// Observed only; Diff takes no notice of it.
+	// Observed only; Diff ignores it.
 	NextHopID uint32
 }
 
@@ -192,16 +198,16 @@ const (
 	Delete  Op = "delete"
 )
 
-// Change is one difference between what is and what should be, and what came of it.
+// Change is one difference between the observed and the desired state, and the result of applying it.
 type Change struct {
 	Op     Op
 	Object any // Link, Addr, Route, Neigh, FDB, Sysctl, NAT, Masq or Senders
-	Was    any // of a Replace: what stands there now
+	Was    any // of a Replace: the object that is there now
 	Err    error
 	Took   time.Duration
 }
 
-// Host is what a policy needs to know of the machine and does not own.
+// Host is the part of the machine that a policy needs to know and does not own.
 type Host struct {
 	Addrs  []Addr  `json:"addrs"`  // global addresses with their on-link prefix, also of links that are down
 	Routes []Route `json:"routes"` // the main table without our own routes

@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Senders are the only machines whose packets of one VXLAN reach this node. VXLAN itself asks nobody
-// who he is (RFC 7348 section 7): any machine that reaches the port could put frames into the pods'
-// network, with a pod's source address.
+// Senders are the only machines whose packets of one VXLAN reach this node. VXLAN does not
+// authenticate (RFC 7348 section 7): without Senders any machine that reaches the port can send into the
+// pods' network, with a pod's source address.
 type Senders struct {
 	VNI  uint32
 	Port uint16 // UDP

@@ -73,7 +73,7 @@ func (v *view) all() ([]device, error) {
 	return devices, nil
 }
 
-// named finds a link by its name; ok is false when there is none.
+// named finds a link by its name; ok is false when no link has it.
 func (v *view) named(name string) (d device, ok bool, err error) {
 	if d, ok := v.byName[name]; ok || v.whole || v.absent[name] {
 		return d, ok, nil

@@ -17,9 +17,8 @@ import (
 // when ctx ends. It calls changed from several goroutines, and waits for it.
 //
 // Of neighbours it reports those of the daemon's own links (edgeway.*), which are permanent: what
-// ARP learns elsewhere comes and goes all the time. Pods' links, which Host leaves out too, come and
-// go with all that is on them, dozens of events each, and are none of a node's state: they are left
-// to those who make them.
+// ARP learns elsewhere comes and goes all the time. Events of
+// pods' links are ignored: each pod causes dozens, and pods' links are not part of the node's state.
 func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -37,7 +36,7 @@ func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 		w.note(d)
 	}
 	streams := []stream{{rtnl, w.counts}}
-	// A firewall that starts anew flushes every table. A kernel without nftables has nothing to see.
+	// A firewall that restarts flushes every table. A kernel without nftables has no such events.
 	if nft, err := k.subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES); err == nil {
 		defer nft.Close()
 		streams = append(streams, stream{nft, ourTable})
@@ -134,7 +133,7 @@ type watcher struct {
 // kernel questions them twice a minute while they are in use, each time with an event.
 func watched(d device) bool { return ours(d.Name) && d.Kind != "veth" }
 
-// note remembers whose link it is.
+// note records whose link it is.
 func (w *watcher) note(d device) {
 	w.links[d.index] = watched(d)
 	w.pods[d.index] = ours(d.Name) && d.Kind == "veth"
