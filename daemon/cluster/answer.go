@@ -22,6 +22,7 @@ var errCut = errors.New("the answer ended in its middle")
 type bounded struct {
 	io.Reader
 	left int
+	err  error // of the Reader; nil: it goes on
 }
 
 func (b *bounded) next() { b.left = maxObject }
@@ -31,7 +32,7 @@ func (b *bounded) Read(p []byte) (int, error) {
 		return 0, errTooLarge
 	}
 	n, err := b.Reader.Read(p)
-	b.left -= n
+	b.left, b.err = b.left-n, err
 	return n, err
 }
 
@@ -46,7 +47,7 @@ func readList(r io.Reader, k kind, each func(item)) (listMeta, error) {
 	var named string
 	body := &bounded{Reader: r, left: maxObject}
 	d := json.NewDecoder(body)
-	var text json.RawMessage // its memory is used again for each item
+	var other json.RawMessage
 	err := members(d, func(key string) error {
 		switch key {
 		case "metadata":
@@ -55,18 +56,15 @@ func readList(r io.Reader, k kind, each func(item)) (listMeta, error) {
 			return d.Decode(&named)
 		case "items":
 			return elements(d, func() error {
-				if err := d.Decode(&text); err != nil {
-					return err
-				}
+				it, err := readItem(k, d.Decode)
 				body.next()
-				it, err := readItem(k, text)
 				if err == nil {
 					each(it)
 				}
 				return err
 			})
 		}
-		return d.Decode(&text)
+		return d.Decode(&other)
 	})
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
@@ -117,38 +115,41 @@ func elements(d *json.Decoder, do func() error) error {
 	return err
 }
 
-// event is one frame of a watch.
-type event struct {
-	Type   string          `json:"type"`
-	Object json.RawMessage `json:"object"`
-}
-
 const (
 	eventDeleted  = "DELETED"
 	eventBookmark = "BOOKMARK"
 	eventError    = "ERROR"
 )
 
-// readEvents reads a watch until it ends. Its error is nil for an end without reason: a watch
-// lives some minutes, and a server that restarts cuts it short.
-func readEvents(r io.Reader, each func(event) error) error {
+// readEvents reads a watch until it ends. each decodes the event's object. The error is nil for an
+// end without reason: a watch lives some minutes, and a server that restarts cuts it short.
+func readEvents(r io.Reader, each func(event string, object func(any) error) error) error {
 	body := &bounded{Reader: r, left: maxObject}
 	d := json.NewDecoder(body)
 	for {
-		var e event
-		err := d.Decode(&e)
-		var syntax *json.SyntaxError
-		var shape *json.UnmarshalTypeError
+		var event string
+		var object, other json.RawMessage
+		err := members(d, func(key string) error {
+			switch {
+			case key == "type":
+				return d.Decode(&event)
+			case key != "object":
+				return d.Decode(&other)
+			case event == "": // a proxy that sorts the keys; an API server writes the type first
+				return d.Decode(&object)
+			}
+			return each(event, d.Decode)
+		})
+		if err == nil && object != nil {
+			err = each(event, func(v any) error { return json.Unmarshal(object, v) })
+		}
 		switch {
-		case errors.As(err, &syntax), errors.As(err, &shape), errors.Is(err, errTooLarge):
-			return err
-		case err != nil:
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), body.err != nil && errors.Is(err, body.err):
 			return nil
+		case err != nil:
+			return err
 		}
 		body.next()
-		if err := each(e); err != nil {
-			return err
-		}
 	}
 }
 

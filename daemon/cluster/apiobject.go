@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ type item struct {
 	version string // its resourceVersion
 	sum     digest // of what we use of it: equal sums, equal statements
 	text    []byte // what we use of it, as JSON
+	wrong   error  // a value has a type that Kubernetes does not have there; nil: none
 }
 
 // errNoObject: the text is JSON but no object of Kubernetes.
@@ -21,42 +23,41 @@ var errNoObject = errors.New("something that is no Kubernetes object")
 
 // readItem takes from an object what we use of it. A Node has 20 KB, most of it the status that
 // its kubelet writes every five minutes; the 1 KB that is left is what can change anything here.
-func readItem(k kind, text []byte) (item, error) {
-	var head struct {
-		Metadata struct{ Name, ResourceVersion string }
-	}
+// decode decodes it: into what is used, at once, as to scan 20 KB again costs as much as all the rest.
+func readItem(k kind, decode func(any) error) (item, error) {
+	var it item
 	var used any
-	var err error
-	switch k.kind {
-	case kindNode:
+	if k.kind == kindNode {
 		n := usedNode{APIVersion: k.apiVersion, Kind: k.kind}
-		err = json.Unmarshal(text, &n)
-		head.Metadata.Name, head.Metadata.ResourceVersion = n.Metadata.Name, n.Metadata.ResourceVersion
+		if err := decode(&n); errors.As(err, new(*json.UnmarshalTypeError)) {
+			it.wrong = err // the rest was decoded
+		} else if err != nil {
+			return item{}, err
+		}
+		it.name, it.version = n.Metadata.Name, n.Metadata.ResourceVersion
 		n.Metadata.ResourceVersion = ""
 		n.Status.strip()
 		used = n
-	default:
-		all := map[string]json.RawMessage{}
-		err = errors.Join(json.Unmarshal(text, &all), json.Unmarshal(text, &head))
-		if all == nil { // the text is null
-			return item{}, errNoObject
+	} else {
+		var all map[string]json.RawMessage
+		if err := decode(&all); err != nil {
+			return item{}, err
 		}
+		var meta struct{ Name, ResourceVersion string }
+		_ = json.Unmarshal(all["metadata"], &meta) // without a name it is no object
+		it.name, it.version = meta.Name, meta.ResourceVersion
 		delete(all, "status") // ours, written by other nodes
-		all["apiVersion"], all["kind"] = mustJSON(k.apiVersion), mustJSON(k.kind)
-		all["metadata"] = mustJSON(map[string]string{"name": head.Metadata.Name})
+		if all != nil {
+			all["apiVersion"], all["kind"] = mustJSON(k.apiVersion), mustJSON(k.kind)
+			all["metadata"] = mustJSON(map[string]string{"name": it.name})
+		}
 		used = all
 	}
-	it := item{name: head.Metadata.Name, version: head.Metadata.ResourceVersion}
 	if it.name == "" {
 		return it, errNoObject // a bookmark has a version and no name
 	}
-	if err != nil {
-		// Of a type that Kubernetes does not have there: the reader says what, and where.
-		it.text = text
-	} else if it.text, err = json.Marshal(used); err != nil {
-		return item{}, fmt.Errorf("%s/%s: %w", k.kind, it.name, err)
-	}
-	it.sum = sha256.Sum256(it.text)
+	it.text = mustJSON(used)
+	it.sum = sha256.Sum256(fmt.Append(it.text, it.wrong))
 	return it, nil
 }
 
@@ -104,7 +105,7 @@ func only(entries []typed, name string) []typed {
 	return kept
 }
 
-// mustJSON is the JSON of a text or of a map of texts, which cannot fail.
+// mustJSON is the JSON of texts and of JSON that was read, which cannot fail.
 func mustJSON(v any) json.RawMessage {
 	text, err := json.Marshal(v)
 	if err != nil {
@@ -123,9 +124,9 @@ func (it item) statement(k kind) statement {
 	d := &document{file: edit, edit: edit, object: ref}
 	m := manifest{file: edit}
 	n, err := newJSONDocuments(it.text).next()
-	if err != nil {
+	if err = cmp.Or(it.wrong, err); err != nil {
 		return statement{ref: ref, file: edit, problems: []Problem{{
-			Object: ref, Reason: badManifest, Want: "JSON", Got: err.Error(), Next: "correct it: " + edit,
+			Object: ref, Reason: badManifest, Want: "a " + k.kind + " as Kubernetes has it", Got: err.Error(), Next: "correct it: " + edit,
 		}}}
 	}
 	m.readObject(d.at("", n, n.Line).mapping(), k)

@@ -78,14 +78,14 @@ func FuzzAnswer(f *testing.F) {
 				}
 			}
 			_, _ = readList(bytes.NewReader(text), of, take)
-			_ = readEvents(bytes.NewReader(text), func(e event) error {
-				_ = refusal(e.Object, 0, 0)
-				it, err := readItem(of, e.Object)
+			_ = readEvents(bytes.NewReader(text), func(_ string, object func(any) error) error {
+				it, err := readItem(of, object)
 				if err == nil {
 					take(it)
 				}
-				return nil
+				return err
 			})
+			_ = refusal(text, 0, 0)
 		}
 	})
 }

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -116,7 +117,7 @@ func BenchmarkReadNode(b *testing.B) {
 	b.SetBytes(int64(len(text)))
 	b.ReportAllocs()
 	for b.Loop() {
-		it, err := readItem(node, text)
+		it, err := readItem(node, func(v any) error { return json.Unmarshal(text, v) })
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -133,7 +134,7 @@ func BenchmarkWorldOf5000Nodes(b *testing.B) {
 		k.feeds[name].synced, k.feeds[name].asked = true, true
 	}
 	for i := range manyNodes {
-		it, err := readItem(f.kind, largeNode(i))
+		it, err := readItem(f.kind, func(v any) error { return json.Unmarshal(largeNode(i), v) })
 		if err != nil {
 			b.Fatal(err)
 		}
