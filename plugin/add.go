@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -112,7 +113,7 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, e
 		hostLink: o.hostLink(), hostMAC: macOf(o.attachment, "host"),
 		ifName: o.attachment.IfName, podMAC: macOf(o.attachment, "pod"),
 		mtu: mtu, addrs: g.addrs, routes: g.routes,
-		alias: aliasOf(ipam.Lease{Attachment: o.attachment, Network: o.conf.network(), Pod: o.pod}),
+		alias: aliasOf(ipam.Lease{Attachment: o.attachment, Network: o.conf.network(), Pod: o.pod}, n.Dir),
 	}
 	if o.mac != "" {
 		w.podMAC = o.mac
@@ -120,9 +121,10 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, e
 	if o.conf.IPMasq {
 		w.masq = masquerade(g.addrs, g.networks)
 	}
+	var forgotten []netip.Addr
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, n.undo(ctx, o.request, at.host, w))
+			err = errors.Join(err, n.undo(ctx, o.request, at.host, w, forgotten))
 		}
 	}()
 	// The lease is on disk: others may have the store while the pod is wired.
@@ -136,6 +138,9 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, e
 		return reply, err
 	}
 	if err := n.make(ctx, o, w, at); err != nil {
+		if errors.Is(err, routes.ErrForeign) && !o.conf.delegated() { // the next ADD gets another address
+			forgotten = g.addrs
+		}
 		return reply, err
 	}
 	reply, err = printed(w.result(o.previous, g.dns, o.cni.Netns), o.conf.CNIVersion)
@@ -191,8 +196,8 @@ func (n *Node) make(ctx context.Context, o order, w wiring, at ends) error {
 }
 
 // undo removes what a failed ADD made. The lease goes last: its address must not be leased again
-// while a link carries it.
-func (n *Node) undo(ctx context.Context, rq request, host kernel, w wiring) error {
+// while a link carries it. Addresses to forget do not remember the pod.
+func (n *Node) undo(ctx context.Context, rq request, host kernel, w wiring, forget []netip.Addr) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	err := deleteLinks(ctx, host, w.hostLink)
@@ -204,6 +209,11 @@ func (n *Node) undo(ctx context.Context, rq request, host kernel, w wiring) erro
 	}
 	if err == nil {
 		err = n.giveBack(ctx, rq)
+	}
+	for _, a := range forget {
+		if err == nil {
+			err = n.Store.Forget(ctx, a)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("undo: %w", err)

@@ -38,6 +38,7 @@ func TestAuditFindsAndRepairs(t *testing.T) {
 		t.Fatalf("of what ADD made: %+v", found)
 	}
 	link := HostLink(ipam.Attachment{ContainerID: "c1", IfName: "eth0"})
+	unowned := HostLink(ipam.Attachment{ContainerID: "x", IfName: "eth0"})
 	for _, tt := range []struct{ name, breaks, got string }{
 		{"route deleted", "ip route del 10.99.0.1 dev " + link, "missing: 10.99.0.1"},
 		{"IPv6 route deleted", "ip -6 route del fd00:99::1 dev " + link, "missing: fd00:99::1"},
@@ -48,7 +49,7 @@ func TestAuditFindsAndRepairs(t *testing.T) {
 		{"forwarding off", "sysctl -qw net.ipv4.ip_forward=0", "net/ipv4/ip_forward is not 1"},
 		{"router advertisements accepted", "sysctl -qw net.ipv6.conf." + link + ".accept_ra=1", "/accept_ra is not 0: the pod can change the routes of this node"},
 		{"a route that leads to no pod", "ip route add 10.99.7.7 dev " + link + " proto 101", "no address of pod default/till-1"},
-		{"a link that no lease owns", "ip link add ew0123456789a type veth peer name ewpeer", "no lease owns it"},
+		{"a link that no lease owns", "ip link add " + unowned + " type veth peer name ewpeer; ip link set " + unowned + " alias 'network net attachment x/eth0 store " + h.dir + "'", "no lease owns it"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h.sh(t, tt.breaks)

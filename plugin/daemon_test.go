@@ -234,7 +234,7 @@ func TestDaemonStartsWhileAPluginWaits(t *testing.T) {
 	})
 	var n *Node
 	h.run(t, func() (err error) {
-		n, err = NewNode(store)
+		n, err = NewNode(store, h.dir)
 		return err
 	})
 	h.leased = func() []ipam.Lease { return leasesOf(t, store) }
@@ -337,7 +337,7 @@ func daemonDies(t *testing.T, exe, when string) {
 	store := h.store(t)
 	var n *Node
 	h.run(t, func() (err error) {
-		n, err = NewNode(store)
+		n, err = NewNode(store, h.dir)
 		return err
 	})
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(h.dir, "sock"), Net: "unix"})

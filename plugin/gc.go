@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/ipam"
@@ -85,7 +84,8 @@ func (n *Node) gcDelegated(ctx context.Context, rq request, keep map[ipam.Attach
 	}
 	var errs []error
 	for _, l := range links {
-		if isOwnLink(l.Name) || named[l.Name] || !strings.HasPrefix(l.Name, prefix) {
+		said, _ := parseAlias(l.Alias) // a name proves nothing
+		if named[l.Name] || l.Kind != "veth" || l.Name != delegatedLink(rq.conf.Name, said.Attachment) {
 			continue
 		}
 		addrs, err := addrsOn(ctx, host, l.Name)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -96,14 +97,7 @@ func (n *Node) obtain(ctx context.Context, k kernel, o order, cookie uint64) (gr
 		Attachment: o.attachment, Network: o.conf.network(), Pod: o.pod, Pool: o.pool, Addrs: o.addrs,
 		Netns: o.cni.Netns, NetnsCookie: cookie, Dead: dead,
 	}
-	lease, err := n.Store.Allocate(ctx, ask)
-	if errors.Is(err, ipam.ErrExhausted) {
-		if some, rerr := n.reclaim(ctx, k); rerr != nil {
-			err = errors.Join(err, rerr)
-		} else if some {
-			lease, err = n.Store.Allocate(ctx, ask)
-		}
-	}
+	lease, err := n.lease(ctx, k, ask, o.hostLink())
 	if err != nil {
 		return grant{}, fmt.Errorf("network %s: %w", o.conf.Name, err)
 	}
@@ -120,6 +114,85 @@ func (n *Node) obtain(ctx context.Context, k kernel, o order, cookie uint64) (gr
 		g.networks = networksOf(pool, g.addrs)
 	}
 	return g, nil
+}
+
+// maxPassedOver bounds how many addresses one ADD passes over.
+const maxPassedOver = 32
+
+// lease gets addresses that lead nowhere else on this host. An address that the host has itself, or
+// to which a route of another agent or of another store's pod leads, is passed over; asked for by
+// name it is refused. link is the host link to be.
+func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link string) (ipam.Lease, error) {
+	var passed []string
+	for {
+		lease, err := n.Store.Allocate(ctx, ask)
+		if errors.Is(err, ipam.ErrExhausted) {
+			if some, rerr := n.reclaim(ctx, host); rerr != nil {
+				err = errors.Join(err, rerr)
+			} else if some {
+				lease, err = n.Store.Allocate(ctx, ask)
+			}
+		}
+		if err != nil && len(passed) > 0 {
+			err = fmt.Errorf("%w; passed over: %s", err, strings.Join(passed, ", "))
+		}
+		if err != nil {
+			return lease, err
+		}
+		var held []netip.Addr
+		for _, a := range lease.Addrs {
+			r, ok, herr := host.Holder(ctx, a)
+			if ok && (r.Type != "" || r.Link != link && !isForeign(lease)) {
+				held = append(held, a)
+				passed = append(passed, r.String())
+			}
+			err = errors.Join(err, herr)
+		}
+		if err == nil && len(held) == 0 {
+			return lease, nil
+		}
+		err = errors.Join(err, n.unlearn(context.WithoutCancel(ctx), lease, held))
+		switch {
+		case err != nil:
+			return lease, err
+		case len(passed) > maxPassedOver || slices.ContainsFunc(held, func(a netip.Addr) bool { return slices.Contains(ask.Addrs, a) }):
+			return lease, fault(codeInUse, "addresses lead elsewhere on this host: %s", strings.Join(passed, ", ")).
+				next("delete the routes or addresses, or take them out of the pod's network")
+		}
+		if ask.Pool, err = n.reserve(ask.Pool, held); err != nil {
+			return lease, err
+		}
+	}
+}
+
+// unlearn releases a lease whose addresses cannot be used; they do not remember the pod.
+func (n *Node) unlearn(ctx context.Context, l ipam.Lease, unusable []netip.Addr) error {
+	err := n.release(ctx, l.Attachment)
+	for _, a := range unusable {
+		if err == nil {
+			err = n.Store.Forget(ctx, a)
+		}
+	}
+	return err
+}
+
+// reserve is the pool, nil for the store's, without the addresses.
+func (n *Node) reserve(pool *ipam.Pool, addrs []netip.Addr) (*ipam.Pool, error) {
+	var out ipam.Pool
+	if pool != nil {
+		out = *pool
+	} else {
+		stored, _, err := n.storedPool()
+		if err != nil {
+			return nil, err
+		}
+		out = stored
+	}
+	out.Reserved = slices.Clone(out.Reserved)
+	for _, a := range addrs {
+		out.Reserved = append(out.Reserved, single(a))
+	}
+	return &out, nil
 }
 
 // giveBack ends what obtain got.

@@ -124,7 +124,7 @@ func (h *host) node(t testing.TB) *Node {
 	store := h.store(t)
 	var n *Node
 	h.run(t, func() (err error) {
-		n, err = NewNode(store)
+		n, err = NewNode(store, h.dir)
 		return errors.Join(err, n.DeleteEarly())
 	})
 	h.leased = func() []ipam.Lease { return leasesOf(t, store) }

@@ -80,7 +80,7 @@ func serveForTests(dir string) error {
 	if err != nil {
 		return err
 	}
-	n, err := NewNode(store)
+	n, err := NewNode(store, dir)
 	if err != nil {
 		return err
 	}

@@ -251,7 +251,7 @@ func (c *chain) standing(t *testing.T, want ...string) {
 	defer store.Close()
 	var got []string
 	c.host.run(t, func() error {
-		n, err := NewNode(store)
+		n, err := NewNode(store, c.host.dir)
 		if err != nil {
 			return err
 		}

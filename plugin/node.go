@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"time"
@@ -34,6 +35,8 @@ const (
 // the verbs that need one ask the runtime to try again later.
 type Node struct {
 	Store *ipam.Store
+	// Dir is the store's directory. Links say it: those of another store are left alone.
+	Dir string
 
 	// unborn: the store has no file yet, so there are no leases.
 	unborn bool
@@ -63,9 +66,9 @@ type Node struct {
 	dial func(netns *os.File) (kernel, error)
 }
 
-// NewNode returns a Node whose host network namespace is the calling thread's.
-func NewNode(store *ipam.Store) (*Node, error) {
-	n := &Node{Store: store}
+// NewNode returns a Node on the store in dir; its host network namespace is the calling thread's.
+func NewNode(store *ipam.Store, dir string) (*Node, error) {
+	n := &Node{Store: store, Dir: filepath.Clean(dir)}
 	return n, n.open()
 }
 
@@ -129,6 +132,7 @@ type kernel interface {
 	Host(ctx context.Context) (routes.Host, error)
 	Links(ctx context.Context, prefix string) ([]routes.Link, error)
 	Lookup(ctx context.Context, a netip.Addr) (routes.Route, error)
+	Holder(ctx context.Context, a netip.Addr) (r routes.Route, ok bool, err error)
 	RoutesOn(ctx context.Context, link string) ([]routes.Route, error)
 	FlushConntrack(ctx context.Context, a netip.Addr) error
 	Close()

@@ -25,6 +25,7 @@ package plugin
 import (
 	"context"
 	"os"
+	"path/filepath"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/ipam"
@@ -57,11 +58,27 @@ func (n *Node) Do(ctx context.Context, call Call) api.Reply {
 func (n *Node) run(ctx context.Context, op operation) api.Reply {
 	ctx, cancel := context.WithTimeout(ctx, verbTimeout)
 	defer cancel()
-	reply, err := op.step(n, ctx)
+	reply, err := api.Reply{}, n.agrees(op.request)
+	if err == nil {
+		reply, err = op.step(n, ctx)
+	}
 	if err != nil {
 		return errorReply(op.version, unavailable(op.cni.Command, err))
 	}
 	return reply
+}
+
+// agrees refuses a configuration that names another store: without the daemon the call would go
+// there, and one pool would be leased twice. What was made here is ended here all the same.
+func (n *Node) agrees(rq request) error {
+	switch dir := filepath.Clean(rq.conf.dataDir()); {
+	case n.Dir == "" || dir == n.Dir || rq.conf.delegated():
+		return nil
+	case rq.cni.Command == "ADD" || rq.cni.Command == "GC" || rq.cni.Command == "STATUS":
+		return fault(codeConfig, "dataDir is %s, but the daemon on %s keeps its leases in %s", dir, rq.conf.socket(), n.Dir).
+			next("set dataDir to %s, or name the socket of another daemon", n.Dir)
+	}
+	return nil
 }
 
 // operation is a call that was parsed and checked whole; nothing was touched yet.

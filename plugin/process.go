@@ -78,7 +78,7 @@ func (c *caller) run(ctx context.Context, p Process) (version string, reply api.
 	if call.Stdin, err = readStdin(ctx, p.Stdin); err != nil {
 		return "", reply, err
 	}
-	if c.node, err = NewNode(nil); err != nil {
+	if c.node, err = NewNode(nil, ""); err != nil {
 		return "", reply, err
 	}
 	c.node.stderr = p.Stderr
@@ -283,7 +283,7 @@ func (c *caller) local(ctx context.Context, deadline time.Time) (reply api.Reply
 
 // direct runs the operation on the Node of this process, after a DEL where an ADD had begun.
 func (c *caller) direct(ctx context.Context) (reply api.Reply, err error) {
-	c.node.unborn = c.node.Store == nil
+	c.node.unborn, c.node.Dir = c.node.Store == nil, filepath.Clean(c.op.conf.dataDir())
 	for _, cni := range c.before() {
 		_ = c.node.Do(ctx, Call{CNI: cni, NetnsFile: c.op.netns})
 	}

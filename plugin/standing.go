@@ -69,8 +69,8 @@ type Attached struct {
 	Linked   bool   // the link exists
 }
 
-// attached judges all leases, oldest first. unowned are our host links that no lease owns. Links are
-// read before leases: the lease of a link is on disk before the link is made.
+// attached judges all leases, oldest first. unowned are host links of this store that no lease owns:
+// a name proves nothing, and other stores have links of their own. Links are read before leases: the lease of a link is on disk before the link is made.
 func (n *Node) attached(ctx context.Context, host kernel) (all []Attached, unowned []string, err error) {
 	s, err := n.sight(ctx, host)
 	if err != nil {
@@ -93,8 +93,11 @@ func (n *Node) attached(ctx context.Context, host kernel) (all []Attached, unown
 		}
 		all = append(all, a)
 	}
-	for _, link := range rest {
-		unowned = append(unowned, link.Name)
+	for name, link := range rest {
+		_, ours := named(name, link.Alias)
+		if _, store := parseAlias(link.Alias); ours && store == n.Dir && store != "" && link.Kind == "veth" {
+			unowned = append(unowned, link.Name)
+		}
 	}
 	slices.Sort(unowned)
 	return all, unowned, nil
@@ -147,7 +150,7 @@ func findHostLinks(ctx context.Context, host kernel) (hostLinks, error) {
 		}
 	}
 	for _, l := range links {
-		said := parseAlias(l.Alias)
+		said, _ := parseAlias(l.Alias)
 		a, name := said.Attachment, HostLink(said.Attachment)
 		if l.Name == delegatedLink(said.Network, a) {
 			continue // it has no lease

@@ -126,7 +126,7 @@ func (h *host) sweep(t testing.TB) (did []string) {
 	h.run(t, func() error {
 		store := h.store(t)
 		defer store.Close()
-		n, err := NewNode(store)
+		n, err := NewNode(store, h.dir)
 		if err != nil {
 			return err
 		}

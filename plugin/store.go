@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"path/filepath"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/ipam"
@@ -15,24 +16,27 @@ func OpenStore(ctx context.Context, path string, wait time.Duration) (*ipam.Stor
 	if err != nil {
 		return nil, err
 	}
-	f := found{}
+	f := found{dir: filepath.Dir(filepath.Clean(path)), names: map[ipam.Attachment]bool{}}
 	return ipam.Open(ctx, path, ipam.Options{BootID: boot, LockTimeout: wait, Recover: f.recover, FoundAs: f.as, Lives: Lives})
 }
 
 // found are the attachments whose links told their names.
-type found map[ipam.Attachment]bool
+type found struct {
+	dir   string
+	names map[ipam.Attachment]bool
+}
 
 func (f found) recover() ([]ipam.Lease, error) {
-	leases, err := Recover()
+	leases, err := Recover(f.dir)
 	for _, l := range leases {
-		f[l.Attachment] = true
+		f.names[l.Attachment] = true
 	}
 	return leases, err
 }
 
 // as is how recover reports an attachment of the last good copy.
 func (f found) as(a ipam.Attachment) ipam.Attachment {
-	if f[a] {
+	if f.names[a] {
 		return a
 	}
 	return recovered(a)

@@ -109,11 +109,11 @@ func (n *Node) collect(ctx context.Context, host kernel, keep func(Attached) boo
 	return did, errors.Join(append(errs, endStrayMasquerade(ctx, host))...)
 }
 
-// Recover says which leases are true on the node: the store asks when its file is new or damaged
+// Recover says which leases of the store in dir are true on the node: the store asks when its file is new or damaged
 // (ipam.Options.Recover). The host namespace is the calling thread's. A link's alias tells its
 // attachment; the lease of one without is kept under the link's name (see recovered).
-func Recover() ([]ipam.Lease, error) {
-	n, err := NewNode(nil)
+func Recover(dir string) ([]ipam.Lease, error) {
+	n, err := NewNode(nil, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +141,9 @@ func Recover() ([]ipam.Lease, error) {
 	for name, link := range seen.links {
 		if len(addrs[link.Name]) == 0 {
 			continue
+		}
+		if _, store := parseAlias(link.Alias); store != "" && store != n.Dir {
+			continue // ADD passes over its addresses
 		}
 		l, ok := named(name, link.Alias)
 		if !ok {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -222,7 +223,8 @@ func (k stuckLinks) Sync(ctx context.Context, scope routes.Scope, desired routes
 	return k.kernel.Sync(ctx, scope, desired)
 }
 
-// Sweep removes half attachments, and only those.
+// Sweep removes half attachments, and only those: a user's link with a name like ours was deleted, and
+// so were living links of another store.
 func TestSweep(t *testing.T) {
 	kernelTest(t)
 	h := newHost(t)
@@ -237,23 +239,29 @@ func TestSweep(t *testing.T) {
 	}
 	h.sh(t, "ip link del "+HostLink(attachmentOf(calls[1])))
 	pods[1].file.Close()
-	h.sh(t, "ip link add ew0123456789a type veth peer name strange; ip link add ewx type veth peer name stranger")
+	// The crash's own, a name like ours, and one of another store.
+	unowned, other := HostLink(ipam.Attachment{ContainerID: "x", IfName: "eth0"}), HostLink(ipam.Attachment{ContainerID: "y", IfName: "eth0"})
+	h.sh(t, fmt.Sprintf(`ip link add %s type veth peer name x; ip link set %[1]s alias "network net attachment x/eth0 store %s"
+		ip link add %s type veth peer name y; ip link set %[3]s alias "network net attachment y/eth0 store /elsewhere"
+		ip link add ewan-backup01 type veth peer name user`, unowned, h.dir, other))
 	// As a version made it that let pods advertise routers.
-	h.sh(t, "sysctl -qw net.ipv6.conf."+HostLink(attachmentOf(calls[0]))+".accept_ra=1 net.ipv6.conf.ewx.accept_ra=1")
+	h.sh(t, "sysctl -qw net.ipv6.conf."+HostLink(attachmentOf(calls[0]))+".accept_ra=1 net.ipv6.conf.ewan-backup01.accept_ra=1")
 	n := h.node(t)
 	did, err := n.Sweep(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(did) != 3 || !strings.Contains(fmt.Sprint(did), "c1/eth0") || !strings.Contains(fmt.Sprint(did), "ew0123456789a") ||
+	did = slices.DeleteFunc(did, func(s string) bool { return strings.HasPrefix(s, "set ") && strings.Contains(s, other) })
+	if len(did) != 3 || !strings.Contains(fmt.Sprint(did), "c1/eth0") || !strings.Contains(fmt.Sprint(did), unowned) ||
 		!strings.Contains(fmt.Sprint(did), HostLink(attachmentOf(calls[0]))+"/accept_ra = 0") {
 		t.Errorf("did %q", did)
 	}
+	h.sh(t, "ip link show ewan-backup01; ip link del "+other)
 	h.whole(t)
 	if again, err := n.Sweep(t.Context()); err != nil || len(again) > 0 {
 		t.Errorf("again: %q, %v", again, err)
 	}
-	if got := h.sh(t, "sysctl -n net.ipv6.conf.ewx.accept_ra"); strings.TrimSpace(got) != "1" {
+	if got := h.sh(t, "sysctl -n net.ipv6.conf.ewan-backup01.accept_ra"); strings.TrimSpace(got) != "1" {
 		t.Errorf("a link that is not ours was set: accept_ra %s", got)
 	}
 	for _, c := range calls {
@@ -338,17 +346,20 @@ func TestRebuiltStoreShowsHashes(t *testing.T) {
 func TestAlias(t *testing.T) {
 	a := ipam.Attachment{ContainerID: "64dfdb43a7f2", IfName: "eth0"}
 	long := strings.Repeat("x", 250)
+	till := ipam.Pod{Namespace: "default", Name: "till-1"}
 	for _, tt := range []struct {
-		lease ipam.Lease
-		want  string
+		lease       ipam.Lease
+		store, want string
 	}{
-		{ipam.Lease{Attachment: a, Network: "lan", Pod: ipam.Pod{Namespace: "default", Name: "till-1"}}, "pod default/till-1 network lan attachment 64dfdb43a7f2/eth0"},
-		{ipam.Lease{Attachment: a, Network: "lan"}, "network lan attachment 64dfdb43a7f2/eth0"},
-		{ipam.Lease{Attachment: a, Network: "lan", Pod: ipam.Pod{Namespace: "default", Name: "a network b"}}, "network lan attachment 64dfdb43a7f2/eth0"},
-		{ipam.Lease{Attachment: a, Network: "lan", Pod: ipam.Pod{Namespace: "default", Name: long}}, "network lan attachment 64dfdb43a7f2/eth0"},
-		{ipam.Lease{Attachment: ipam.Attachment{ContainerID: long, IfName: "eth0"}, Network: long}, ""},
+		{ipam.Lease{Attachment: a, Network: "lan", Pod: till}, "/x/lan", "pod default/till-1 network lan attachment 64dfdb43a7f2/eth0 store /x/lan"},
+		{ipam.Lease{Attachment: a, Network: "lan", Pod: till}, "", "pod default/till-1 network lan attachment 64dfdb43a7f2/eth0"},
+		{ipam.Lease{Attachment: a, Network: "lan"}, "/x", "network lan attachment 64dfdb43a7f2/eth0 store /x"},
+		{ipam.Lease{Attachment: a, Network: "lan", Pod: ipam.Pod{Namespace: "default", Name: "a network b"}}, "/x", "network lan attachment 64dfdb43a7f2/eth0 store /x"},
+		{ipam.Lease{Attachment: a, Network: "lan", Pod: ipam.Pod{Namespace: "default", Name: long}}, "/x", "network lan attachment 64dfdb43a7f2/eth0 store /x"},
+		{ipam.Lease{Attachment: ipam.Attachment{ContainerID: long, IfName: "eth0"}, Network: long}, "/x", ""},
+		{ipam.Lease{Attachment: a, Network: "lan"}, "/a b", ""},
 	} {
-		got := aliasOf(tt.lease)
+		got := aliasOf(tt.lease, tt.store)
 		if got != tt.want || len(got) > maxAlias {
 			t.Errorf("alias of %v: %q, want %q", tt.lease, got, tt.want)
 		}

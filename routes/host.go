@@ -110,3 +110,18 @@ func (k *Kernel) Lookup(ctx context.Context, a netip.Addr) (Route, error) {
 	r.Table = 0
 	return r, nil
 }
+
+// Holder returns the route of this very address: a host route, or type "local" or "broadcast" for an
+// address of this machine. ok is false where only a wider route leads to a. A host route without a
+// next hop, such as a blackhole, is not seen.
+func (k *Kernel) Holder(ctx context.Context, a netip.Addr) (r Route, ok bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return Route{}, false, err
+	}
+	v := newView(k.c)
+	e, err := v.match(a, unix.RTM_F_FIB_MATCH|unix.RTM_F_LOOKUP_TABLE)
+	if err != nil || !e.Dst.IsSingleIP() || e.Dst.Addr() != a {
+		return Route{}, false, nil // no route, or one without a next hop
+	}
+	return v.route(e), true, nil
+}

@@ -39,7 +39,7 @@ func Answer(ctx context.Context, c config.Config, args []string) ([]byte, error)
 	}
 	options := ipam.Options{BootID: boot}
 	if missing { // an import creates the store, as the first ADD does; its plan works on an empty store
-		options.Recover = plugin.Recover
+		options.Recover = func() ([]ipam.Lease, error) { return plugin.Recover(c.StateDir) }
 		if !slices.Contains(args, Apply) {
 			dir, err := os.MkdirTemp("", "edgewayd-ipam-")
 			if err != nil {
@@ -56,7 +56,7 @@ func Answer(ctx context.Context, c config.Config, args []string) ([]byte, error)
 	if err != nil {
 		return nil, err
 	}
-	n, err := leasesOf(store)
+	n, err := leasesOf(store, c.StateDir)
 	if err != nil {
 		return nil, err
 	}

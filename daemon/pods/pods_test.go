@@ -46,7 +46,7 @@ func TestPodStartedRightAfterARestartIsRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n, err := leasesOf(store)
+		n, err := leasesOf(store, p.config.StateDir)
 		if err != nil {
 			t.Fatal(err)
 		}

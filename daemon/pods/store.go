@@ -45,7 +45,7 @@ func openLeases(ctx context.Context, stateDir string) (*leases, []string, error)
 			return nil, nil, err
 		}
 	}
-	n, err := leasesOf(store)
+	n, err := leasesOf(store, stateDir)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -57,8 +57,8 @@ func openLeases(ctx context.Context, stateDir string) (*leases, []string, error)
 }
 
 // leasesOf takes over the store, and closes it when there is an error.
-func leasesOf(store *ipam.Store) (*leases, error) {
-	verbs, err := plugin.NewNode(store)
+func leasesOf(store *ipam.Store, stateDir string) (*leases, error) {
+	verbs, err := plugin.NewNode(store, stateDir)
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
@@ -137,7 +137,7 @@ func WithVerbs(ctx context.Context, c config.Config, f func(*plugin.Node) error)
 	if err != nil {
 		return err
 	}
-	n, err := leasesOf(store)
+	n, err := leasesOf(store, c.StateDir)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,88 @@
+package plugin
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A pod was refused for ever, under each new container ID, because its address led elsewhere on the
+// host. The host's own address was leased. Another store's pod lost its packets to the new one.
+func TestAddressThatIsElsewhereOnTheHost(t *testing.T) {
+	kernelTest(t)
+	for _, tt := range []struct {
+		name string
+		make func(t *testing.T, h *host)
+	}{
+		{"route of another agent", func(t *testing.T, h *host) {
+			h.sh(t, "ip link add cali1 type veth peer name cali2; ip link set cali1 up; ip route add 10.88.0.1/32 dev cali1 scope link")
+		}},
+		{"blackhole of another agent", func(t *testing.T, h *host) { h.sh(t, "ip route add blackhole 10.88.0.1/32") }},
+		{"address of the host", func(t *testing.T, h *host) { h.sh(t, "ip addr add 10.88.0.1/24 dev up0") }},
+		{"pod of another store", func(t *testing.T, h *host) {
+			other := h.conf("1.1.0", `"ipam":{"ranges":[[{"subnet":"10.88.0.0/24"}]]}`)
+			other = strings.Replace(other, h.dir+`",`, filepath.Join(h.dir, "other")+`",`, 1)
+			c := call{verb: "ADD", id: "o1", ifName: "eth0", netns: newSpace(t).path, conf: other}
+			h.must(t, c)
+			t.Cleanup(func() { c.verb = "DEL"; h.must(t, c) })
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h, pod := newHost(t), newSpace(t)
+			tt.make(t, h)
+			conf := h.conf("1.1.0", `"ipam":{"ranges":[[{"subnet":"10.88.0.0/24"}]]}`)
+			c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: conf, args: "K8S_POD_NAMESPACE=default;K8S_POD_NAME=till-1"}
+			out, status := h.exec(t, c)
+			if status != 0 { // the kernel says so too late; the next container of the pod gets another
+				c.id = "c2"
+				out = h.must(t, c)
+			}
+			if got := parseResult(t, out).addrs(); fmt.Sprint(got) != "[10.88.0.2]" {
+				t.Errorf("got %v, want 10.88.0.2", got)
+			}
+			asked := c
+			asked.id, asked.netns, asked.conf = "c3", newSpace(t).path, with(conf, "runtimeConfig", `{"ips":["10.88.0.1"]}`)
+			if out, status := h.exec(t, asked); status == 0 || !strings.Contains(out, "10.88.0.1") {
+				t.Errorf("10.88.0.1 asked for by name: status %d: %s", status, out)
+			}
+			for _, id := range []string{"c1", "c2", "c3"} {
+				c.verb, c.id = "DEL", id
+				h.must(t, c)
+			}
+		})
+	}
+}
+
+// Two networks with stores of their own: GC of one deleted the living links of the other, and the
+// start of a daemon swept them. A call that names another directory than the daemon's is refused.
+func TestGCDeletesLinksOfAnotherStore(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	in := func(name string, n int) call {
+		conf := h.conf("1.1.0", fmt.Sprintf(`"ipam":{"ranges":[[{"subnet":"10.88.%d.0/24"}]]}`, n))
+		conf = strings.Replace(conf, h.dir+`",`, filepath.Join(h.dir, name)+`",`, 1)
+		return call{verb: "ADD", id: name, ifName: "eth0", netns: newSpace(t).path, conf: strings.Replace(conf, `"name":"net"`, fmt.Sprintf(`"name":%q`, name), 1)}
+	}
+	lan, storage := in("lan", 1), in("storage", 2)
+	h.must(t, lan)
+	h.must(t, storage)
+	h.sh(t, "ip link add ewan-bridge02 type bridge; ip link add ewan-backup01 type veth peer name user")
+	gc := lan
+	gc.verb, gc.conf = "GC", with(lan.conf, "cni.dev/valid-attachments", `[{"containerID":"lan","ifname":"eth0"}]`)
+	h.must(t, gc)
+	n, _ := h.serve(t, handler) // its store is empty, in h.dir
+	if did, err := n.Sweep(t.Context()); err != nil || len(did) > 0 {
+		t.Errorf("sweep of a third store: %q, %v", did, err)
+	}
+	h.sh(t, "ip link show ewan-bridge02; ip link show ewan-backup01; ping -c1 -W5 10.88.1.1; ping -c1 -W5 10.88.2.1")
+	late := storage
+	late.id, late.netns = "late", newSpace(t).path
+	if text := h.refused(t, late, codeConfig); !strings.Contains(text, h.dir) || !strings.Contains(text, "dataDir") {
+		t.Errorf("the directories are not named: %s", text)
+	}
+	for _, c := range []call{lan, storage} {
+		c.verb = "DEL"
+		h.must(t, c)
+	}
+}
