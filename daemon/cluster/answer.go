@@ -15,7 +15,7 @@ const maxObject = 16 << 20
 // errTooLarge ends an answer that would fill the memory.
 var errTooLarge = fmt.Errorf("an object of more than %d MB", maxObject>>20)
 
-// errCut: what was read of a list is not all of it.
+// errCut says that a list ended before its end.
 var errCut = errors.New("the answer ended in its middle")
 
 // bounded is a reader that gives at most maxObject bytes between two calls of next.
@@ -36,8 +36,8 @@ func (b *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// listMeta is the metadata of a list. Continue is where a list goes on that the server gave in
-// part, unasked.
+// listMeta is the metadata of a list. Continue is set when the server gave only a part of the list,
+// unasked: it is where the next part begins.
 type listMeta struct{ ResourceVersion, Continue string }
 
 // readList reads a list item by item, so that 5,000 Nodes never lie in memory as they come: they
@@ -89,7 +89,7 @@ func members(d *json.Decoder, do func(key string) error) error {
 		if err != nil {
 			return err
 		}
-		if err := do(key.(string)); err != nil { // a key is a string: Token sees to it
+		if err := do(key.(string)); err != nil { // Token returns a string for each key
 			return err
 		}
 	}

@@ -13,15 +13,15 @@ import (
 type item struct {
 	name    string
 	version string // its resourceVersion
-	sum     digest // of what we use of it: equal sums, equal statements
-	text    []byte // what we use of it, as JSON
+	sum     digest // of text: items with equal sums say the same
+	text    []byte // the part of the object that we use, as JSON
 	wrong   error  // a value has a type that Kubernetes does not have there; nil: none
 }
 
-// errNoObject: the text is JSON but no object of Kubernetes.
-var errNoObject = errors.New("something that is no Kubernetes object")
+// errNoObject says that the text is JSON but not an object of Kubernetes.
+var errNoObject = errors.New("something that is not a Kubernetes object")
 
-// readItem takes from an object what we use of it. A Node has 20 KB, most of it the status that
+// readItem takes from an object the part that we use. A Node has 20 KB, most of it the status that
 // its kubelet writes every five minutes; the 1 KB that is left is what can change anything here.
 // decode decodes it: into what is used, at once, as to scan 20 KB again costs as much as all the rest.
 func readItem(k kind, decode func(any) error) (item, error) {

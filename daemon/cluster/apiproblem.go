@@ -20,10 +20,10 @@ const (
 	badKubeconfig        = "badKubeconfig"        // no connection by the files as they are now
 )
 
-const stays = "; until then what was known counts, and it is tried again by itself"
+const stays = "; until then the last known state counts, and edgewayd tries again by itself"
 
-// problems says what is wrong with the server, for who should act on it; k.mu is held. What is the
-// same for all feeds is said once: that the server cannot be reached, or does not know us.
+// problems says what is wrong with the server, for the operator who should act; k.mu is held. A
+// fault that all feeds share is one problem: the server cannot be reached, or does not know us.
 func (k *kubernetes) problems(last World) []Problem {
 	object := "API server " + k.server
 	var all []Problem
@@ -60,7 +60,7 @@ func (k *kubernetes) problems(last World) []Problem {
 		all = append(all, Problem{
 			Object: object, Reason: apiServerUnreachable, Want: "an answer",
 			Got:  fmt.Sprintf("none since %s: %v", silent.since.UTC().Format(time.RFC3339), silent.failure),
-			Next: "see to the network and the server; nothing is lost: what was known counts, and it is tried again by itself",
+			Next: "check the network and the server; nothing is lost: the last known state counts, and edgewayd tries again by itself",
 		})
 	}
 	return all
@@ -76,13 +76,13 @@ func (f *feed) problem(last World) (p Problem, own bool) {
 	case code == http.StatusForbidden:
 		p.Reason, p.Next = forbidden, f.rule()+stays
 	case code == http.StatusNotFound:
-		// Without one, whoever wants to write such a resource will hear of it.
+		// Without such a resource the kind is not missed: whoever wants to write one is told.
 		if last.has(f.kind.kind) {
 			p.Reason, p.Next = notInstalled, "install the CustomResourceDefinition of "+f.kind.kind+stays
 		}
 	case errors.Is(f.failure, errEmptied), errors.Is(f.failure, errUnconfirmed), errors.Is(f.failure, errNoVersion):
 		if last.has(f.kind.kind) {
-			p.Reason, p.Next = emptyCluster, "see whether it is the right server and its etcd is whole"+stays
+			p.Reason, p.Next = emptyCluster, "check that it is the right server and that its etcd is whole"+stays
 		}
 	default:
 		return Problem{Reason: apiServerUnreachable}, false
@@ -94,7 +94,7 @@ func (f *feed) problem(last World) (p Problem, own bool) {
 func (k *kubernetes) emptied() Problem {
 	return Problem{
 		Object: "API server " + k.server, Reason: emptyCluster, Want: "Nodes, as there were before", Got: "none",
-		Next: "see whether it is the right server and its etcd is whole" + stays,
+		Next: "check that it is the right server and that its etcd is whole" + stays,
 	}
 }
 

@@ -109,7 +109,7 @@ type closing struct {
 
 func (c *closing) CloseIdleConnections() { c.transport.CloseIdleConnections() }
 
-// Close ends what nobody uses of it.
+// Close closes its idle connections.
 func (c *Connection) Close() { c.client.CloseIdleConnections() }
 
 // Stale reports whether the files say something else than when the connection was made.
@@ -217,7 +217,7 @@ func refusal(text []byte, code, retryAfter int) error {
 }
 
 // expired reports whether the version that was asked from is gone, or of another history: the
-// kind must be listed anew. An old one is gone after five minutes (410), one that is too large
+// kind must be listed again. An old version is gone after five minutes (410), one that is too large
 // comes from before etcd was restored (504), and one that is refused (400) or unknown (404) from
 // another server.
 func expired(err error) bool {

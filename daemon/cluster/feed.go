@@ -75,7 +75,7 @@ type feed struct {
 	confirmed time.Time // when the server last said something
 
 	// Of its goroutine alone:
-	version string // that items are; "": list anew
+	version string // that items are; "": list again
 	server  string // that told them
 	lost    bool   // the server's history is not the one that version is of
 }

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// What follows is all that connections and feeds tell the source, under its lock.
+// This file holds everything that connections and feeds tell the source, under its lock.
 
 // wanted returns the feeds that should run.
 func (k *kubernetes) wanted() []*feed {
@@ -28,7 +28,7 @@ func (k *kubernetes) update(do func() (news bool)) {
 	}
 }
 
-// connected notes a connection, or why there is none.
+// connected notes a connection, or the reason why there is not one.
 func (k *kubernetes) connected(c *Connection, err error) {
 	k.update(func() bool {
 		news := (err == nil) != (k.fault == nil) || c == nil && k.server == ""
@@ -132,7 +132,7 @@ func (k *kubernetes) pause(ctx context.Context, err error, wait time.Duration) {
 }
 
 // confirmed is since when the server may have changed without our knowing, or was when there was
-// nothing of it; k.mu is held. A watch that is open would have told.
+// nothing of it; k.mu is held. An open watch would have told of a change.
 func (k *kubernetes) confirmed(was time.Time) time.Time {
 	var oldest time.Time
 	for _, f := range k.feeds {

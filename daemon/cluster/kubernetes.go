@@ -170,7 +170,7 @@ func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 
 // unread says why there is no World yet; k.mu is held. At the start it is held back for a moment,
 // until each feed was answered: a World of Nodes without the BGP resources is another network. One
-// without any Node is none.
+// without any Node does not count.
 func (k *kubernetes) unread(last World) error {
 	if k.given {
 		return nil
@@ -195,7 +195,7 @@ func (k *kubernetes) unread(last World) error {
 	case pending && k.clock().Sub(k.started) < k.patience.first, failure == nil && !synced:
 		return fmt.Errorf("API server %s: %w", k.server, ErrNotRead)
 	case !synced:
-		return fmt.Errorf("API server %s: %w; see to the network and the server", k.server, failure)
+		return fmt.Errorf("API server %s: %w; check the network and the server", k.server, failure)
 	}
 	return nil
 }

@@ -179,14 +179,14 @@ func isManifest(name string) bool {
 	return false // also an editor's backup: x.yaml~, #x.yaml#, x.yaml.swp
 }
 
-// readRegular reads a regular file. Opening anything else could block for ever (fifo(7)).
+// readRegular reads a regular file. Opening another kind of file could block for ever (fifo(7)).
 func readRegular(path string) ([]byte, error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
 	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is no regular file", path)
+		return nil, fmt.Errorf("%s is not a regular file", path)
 	}
 	return os.ReadFile(path)
 }

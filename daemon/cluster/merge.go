@@ -18,7 +18,7 @@ import (
 //	not stated, its file is unsure             its last version stays
 //	not stated, its file is gone or valid      it is gone
 func merge(files []manifest, last World) World {
-	// What was is only looked into where something is not valid: seldom, and it is much.
+	// The old World is only searched when an object is not valid: that is seldom, and the search is long.
 	m := merging{now: map[string]statement{}, was: sync.OnceValue(func() map[string]object { return objects(last) })}
 	before := sync.OnceValue(func() map[subject][]statement { return bySubject(m.was()) })
 	slices.SortStableFunc(files, func(a, b manifest) int { return strings.Compare(a.file, b.file) })

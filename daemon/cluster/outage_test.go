@@ -149,7 +149,7 @@ func TestForbidden(t *testing.T) {
 			if !strings.Contains(p.String(), tt.message) || !strings.Contains(p.Got, tt.resource) {
 				t.Errorf("got %s", p)
 			}
-			for _, next := range append(tt.next, "until then what was known counts") {
+			for _, next := range append(tt.next, "until then the last known state counts") {
 				if !strings.Contains(p.Next, next) {
 					t.Errorf("got next step %q, want %q in it", p.Next, next)
 				}

@@ -10,7 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// text reads a text; a number or a boolean is none.
+// text reads a text. A number or a boolean is not a text.
 func (f field) text() string {
 	if f.absent() {
 		return ""

@@ -46,7 +46,7 @@ func (m *manifests) Watch(ctx context.Context, changed func()) error {
 // watching is the state of one Watch.
 type watching struct {
 	dir     string
-	notify  *fsnotify.Watcher // nil: there is none
+	notify  *fsnotify.Watcher // nil: inotify is not there
 	watched fs.FileInfo       // the directory that notify is on; nil: none
 	content digest
 }
@@ -118,7 +118,7 @@ func (w *watching) channels() (chan fsnotify.Event, chan error) {
 // ConfigMap changes by renaming its link "..data".
 func relevant(name string) bool { return isManifest(name) || strings.HasPrefix(name, "..") }
 
-// attach sees to it that notify is on the directory that now has the name: it may have been
+// attach puts notify on the directory that now has the name: that may have been
 // removed, come back, been mounted over, or be a link that points elsewhere since. It reports
 // whether it put notify on another one.
 func (w *watching) attach() (moved bool) {

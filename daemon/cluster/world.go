@@ -80,10 +80,10 @@ func Save(path string, w World) error {
 	saved.ReadAt = w.ReadAt
 	text, err := json.MarshalIndent(savedWorld{Format: worldFormat, World: &saved}, "", "  ")
 	if err != nil {
-		return fmt.Errorf("save world %s: %w", path, err)
+		return fmt.Errorf("save cluster state %s: %w", path, err)
 	}
 	if err := durable.Replace(path, append(text, '\n'), 0o600); err != nil {
-		return fmt.Errorf("save world %s: %w", path, err)
+		return fmt.Errorf("save cluster state %s: %w", path, err)
 	}
 	return nil
 }
@@ -93,10 +93,10 @@ func Save(path string, w World) error {
 func Load(path string) (World, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return World{}, fmt.Errorf("load world: %w; it is written when the cluster is first read", err)
+		return World{}, fmt.Errorf("load cluster state: %w; it is written when the cluster is first read", err)
 	}
 	if err != nil {
-		return World{}, fmt.Errorf("load world: %w", err)
+		return World{}, fmt.Errorf("load cluster state: %w", err)
 	}
 	const next = "delete the file, it is written again when the cluster is next read"
 	// The format is read alone first: another version may not fit our types.
@@ -105,16 +105,16 @@ func Load(path string) (World, error) {
 	}
 	var saved savedWorld
 	if err := json.Unmarshal(text, &head); err != nil {
-		return World{}, fmt.Errorf("load world %s: not a saved world: %w; %s", path, err, next)
+		return World{}, fmt.Errorf("load cluster state %s: not a saved cluster state: %w; %s", path, err, next)
 	}
 	if head.Format != worldFormat {
-		return World{}, fmt.Errorf("load world %s: format %d, want %d; %s", path, head.Format, worldFormat, next)
+		return World{}, fmt.Errorf("load cluster state %s: format %d, want %d; %s", path, head.Format, worldFormat, next)
 	}
 	if err := json.Unmarshal(text, &saved); err != nil {
-		return World{}, fmt.Errorf("load world %s: %w; %s", path, err, next)
+		return World{}, fmt.Errorf("load cluster state %s: %w; %s", path, err, next)
 	}
 	if saved.World == nil {
-		return World{}, fmt.Errorf("load world %s: holds no world; %s", path, next)
+		return World{}, fmt.Errorf("load cluster state %s: holds no cluster state; %s", path, next)
 	}
 	w := *saved.World
 	w.FromDisk = true

@@ -129,7 +129,7 @@ func (l *lock) note(ctx context.Context, what string, err error) error {
 	case ctx.Err() == context.Canceled, apierrors.IsConflict(err), apierrors.IsAlreadyExists(err):
 	case err.Error() != l.failed:
 		l.failed = err.Error()
-		l.log.Warn("lease", "err", fmt.Errorf("%s Lease %s: %w", what, l.Describe(), err), "next", "it is tried again by itself")
+		l.log.Warn("lease", "err", fmt.Errorf("%s Lease %s: %w", what, l.Describe(), err), "next", "the controller tries again by itself")
 	}
 	return err
 }

@@ -277,7 +277,7 @@ func (s *server) tell(ctx context.Context, n Node, reason, message string) error
 	return err
 }
 
-// readNode takes from a Node object what is used of it.
+// readNode takes from a Node object the part that is used.
 func readNode(o *corev1.Node) Node {
 	n := Node{Name: o.Name, UID: string(o.UID), Labels: o.Labels, Created: o.CreationTimestamp.Time, Leaving: o.DeletionTimestamp != nil}
 	cidrs := o.Spec.PodCIDRs

@@ -24,7 +24,7 @@ type metrics struct {
 type rangeUse struct {
 	cidr   netip.Prefix
 	blocks float64 // that the range has
-	nodes  int     // that hold pod CIDRs of it
+	nodes  int     // that hold pod CIDRs of the range
 }
 
 func metric(name, help string, labels ...string) *prometheus.Desc {

@@ -14,7 +14,7 @@ import (
 // several pools select belongs to the first.
 type Pool struct {
 	Selector cluster.Selector
-	CIDRs    []netip.Prefix // at least one of each family that nodes shall have; in order of use
+	CIDRs    []netip.Prefix // at least one of each family that nodes should have; in order of use
 	Mask     Mask
 	Exclude  []netip.Prefix // addresses that no node gets
 }
@@ -70,7 +70,7 @@ func (p Pool) fits(cidrs []netip.Prefix) bool {
 	return true
 }
 
-// poolOf returns the pool that the node belongs to, nil when there is none.
+// poolOf returns the pool that the node belongs to, or nil.
 func poolOf(pools []Pool, labels map[string]string) *Pool {
 	for i := range pools {
 		if pools[i].Selector.Selects(labels) {
@@ -89,7 +89,7 @@ func CheckPools(pools []Pool) error {
 	var ranges []netip.Prefix
 	for _, p := range pools {
 		if len(p.CIDRs) == 0 {
-			return errors.New("a pool without podCIDRs; give it one CIDR of each family that the nodes shall have")
+			return errors.New("a pool without podCIDRs; give it one CIDR of each family that the nodes should have")
 		}
 		if p.Selector.String() == "" {
 			return fmt.Errorf("%v: no nodeSelector; write all() to select every node", p)

@@ -32,8 +32,8 @@ const (
 	grantDenied      = "grantDenied"
 )
 
-// eventReasons are the reasons in the words of Kubernetes' Events. What is missing here is for
-// the log only: it is no failure.
+// eventReasons are the reasons in the words of Kubernetes' Events. A reason that is missing here is
+// only logged: it is not a failure.
 var eventReasons = map[string]string{
 	noFreeBlock:      "PodCIDRNotAvailable",
 	overlapsServices: "PodCIDRNotAvailable",

@@ -13,7 +13,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// objects is what of the cluster is read and written. Its sentinels are what a look tells apart.
+// objects are the parts of the cluster that are read and written. A look tells their sentinels apart.
 type objects interface {
 	// ledger reads the ledger and its version, "" where there is none yet.
 	ledger(ctx context.Context) (Ledger, string, error)
@@ -33,7 +33,7 @@ type objects interface {
 	tell(ctx context.Context, n Node, reason, message string) error
 }
 
-// version is where a wait goes on, and how long it lasts at most.
+// version is where a wait begins, and how long it lasts at most.
 type version struct {
 	of    string
 	quiet time.Duration
@@ -82,7 +82,7 @@ type worker struct {
 	failed  string                // the error that was logged last
 }
 
-// result is what a look says about the next one.
+// result says when the next look is due.
 type result struct {
 	version version
 	again   time.Duration // when to look again without waiting for a change; 0: wait
@@ -227,7 +227,7 @@ func deniedTo(names []string, why error) []Problem {
 		return nil
 	}
 	return []Problem{{Nodes: names, Problem: cluster.Problem{Object: "Nodes", Reason: grantDenied, Want: "to set the pod CIDRs of " + some(names), Got: why.Error(),
-		Next: "let ClusterRole edgeway-controller patch Nodes, and see what admission webhooks do to Nodes; it is tried again by itself"}}}
+		Next: "let ClusterRole edgeway-controller patch Nodes, and check what admission webhooks do to Nodes; the controller tries again by itself"}}}
 }
 
 // fail logs an error once, and when it has passed.
@@ -236,7 +236,7 @@ func (w *worker) fail(ctx context.Context, err error) {
 	case ctx.Err() != nil:
 	case err != nil && err.Error() != w.failed:
 		w.failed = err.Error()
-		w.log.Warn("look", "err", err, "next", "nodes keep what they have; it is tried again by itself")
+		w.log.Warn("look", "err", err, "next", "nodes keep what they have; the controller tries again by itself")
 	case err == nil && w.failed != "":
 		w.failed = ""
 		w.log.Info("look", "again", "works")
@@ -249,7 +249,7 @@ const mostEvents = 50
 // subject is what a problem is about: it stays while its details change.
 type subject struct{ object, reason string }
 
-// saying is what was logged of it.
+// saying is the last log line about a subject.
 type saying struct {
 	text string
 	at   time.Time

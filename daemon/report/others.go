@@ -91,7 +91,7 @@ func (a applied) amend(node string, entries []json.RawMessage, l life) (amendmen
 			return amendment{}, false // not written by this program
 		}
 		e.State, e.Since, e.Reason = unknown, l.silent, unheard
-		e.Message = fmt.Sprintf("the API server has not heard from %s since then: %s; the session may stand, ask the switch; see to the node or its uplink", node, l.comment)
+		e.Message = fmt.Sprintf("the API server has not heard from %s since then: %s; the session may stand, ask the switch; check the node or its uplink", node, l.comment)
 		e.Conditions = []condition{{Type: established, Status: unknown, Reason: unheard, Message: e.Message, LastTransitionTime: l.silent}}
 		to.entries = append(to.entries, e)
 	}

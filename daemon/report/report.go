@@ -68,7 +68,7 @@ type reportPace struct {
 	// each speaker of its LAN, and can wait.
 	count time.Duration
 	// settle is how long a session that was just begun is no news: most of them come up in
-	// seconds, and a restart of the daemon shall be one write.
+	// seconds, and a restart of the daemon should be one write.
 	settle time.Duration
 	// check is how often a status that should be right is written again, which the API server
 	// takes for nothing when it is: it may have been lost with its object, or changed by others.
@@ -96,8 +96,8 @@ func newReporter(node string, dial func() (*cluster.Connection, error), p report
 	}
 }
 
-// Sync says which sessions this node has: all of them, each time. What was reported before and
-// is not among them is taken back. It does not block; the latest call is the one that counts.
+// Sync says which sessions this node has: all of them, each time. A session that was reported before
+// and is not among them is taken back. It does not block; the latest call is the one that counts.
 func (r *Reporter) Sync(sessions []Session) {
 	wanted := map[string][]speakerStatus{}
 	live := map[eventKey]bool{}

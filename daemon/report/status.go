@@ -67,7 +67,7 @@ func endpoint(a netip.Addr, port uint16) netip.AddrPort {
 
 // status returns the entry that says it.
 func (s Session) status(node string) speakerStatus {
-	since := s.Since.UTC().Truncate(time.Second) // what the API server keeps of it
+	since := s.Since.UTC().Truncate(time.Second) // the API server keeps whole seconds
 	e := speakerStatus{
 		Node: node, Address: s.Peer, Port: s.endpoint().Port(), Name: s.PeerName, ASN: s.PeerASN,
 		State: s.State, Since: since, Prefixes: s.Advertised, RestartTime: int(s.RestartTime / time.Second),
@@ -143,7 +143,7 @@ func (e speakerStatus) label() string {
 	return e.Node + "/" + e.Name
 }
 
-// statusText returns what is sent for a resource: all that one node says of it.
+// statusText returns the text that is sent for a resource: everything that one node says of it.
 func statusText(ref string, entries []speakerStatus) ([]byte, error) {
 	kind, name, _ := strings.Cut(ref, "/")
 	apply := statusApply{APIVersion: cluster.APIVersion(kind), Kind: kind, Metadata: map[string]string{"name": name}}

@@ -157,7 +157,7 @@ func (r *reported) due(want []speakerStatus, p reportPace) (time.Time, []speaker
 var longAgo = time.Unix(0, 0)
 
 // writeStatus writes this node's part of a resource's status. Its error means that the API
-// server is away; an answer is none, whatever it says.
+// server is away; an answer is not an error, whatever it says.
 func (w *reportWriter) writeStatus(ctx context.Context, ref string, entries []speakerStatus) error {
 	have := w.known[ref]
 	a, err := w.applyStatus(ctx, ref, manager(w.node), entries)
