@@ -46,18 +46,26 @@ func (n *Node) add(ctx context.Context, o order) (reply api.Reply, err error) {
 		return reply, fault(codeIO, "enter network namespace %s: %w", rq.cni.Netns, err)
 	}
 	defer unix.Close(socket)
-	if taken, err := linkExists(ctx, pod, rq.attachment.IfName); err != nil {
-		return reply, err
-	} else if taken {
-		return reply, fault(codeExists, "interface %s exists in %s already", rq.attachment.IfName, rq.cni.Netns).
-			next("call DEL before a second ADD, or choose another CNI_IFNAME")
-	}
 	host, done, err := n.host()
 	if err != nil {
 		return reply, err
 	}
 	defer done()
-	return n.attach(ctx, o, ends{host: host, pod: pod, socket: socket})
+	reply, err = n.attach(ctx, o, ends{host: host, pod: pod, socket: socket})
+	if errors.Is(err, ipam.ErrHeld) {
+		err = errors.Join(n.vacant(ctx, o, pod), err)
+	}
+	return reply, err
+}
+
+// vacant checks that the pod has no interface of the name.
+func (n *Node) vacant(ctx context.Context, o order, pod kernel) error {
+	taken, err := linkExists(ctx, pod, o.attachment.IfName)
+	if err == nil && taken {
+		err = fault(codeExists, "interface %s exists in %s already", o.attachment.IfName, o.cni.Netns).
+			next("call DEL before a second ADD, or choose another CNI_IFNAME")
+	}
+	return err
 }
 
 // enter keeps other verbs off the attachment, and the sweeps off all of them.
@@ -134,10 +142,7 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, e
 	if min := minMTUOf(w); mtu < min {
 		return reply, fault(codeConfig, "mtu %d is too small for %v: the least is %d", mtu, w.addrs, min).next("raise mtu in the network configuration")
 	}
-	if w.metric, err = freeMetric(ctx, at.pod, w, o.attachment); err != nil {
-		return reply, err
-	}
-	if err := n.make(ctx, o, w, at); err != nil {
+	if w.metric, err = n.make(ctx, o, w, at); err != nil {
 		if errors.Is(err, routes.ErrForeign) && !o.conf.delegated() { // the next ADD gets another address
 			forgotten = g.addrs
 		}
@@ -167,32 +172,64 @@ func freeMetric(ctx context.Context, pod kernel, w wiring, a ipam.Attachment) (i
 	return 0, nil
 }
 
-// make builds both ends. A link of the same name is a crash's left-over: its lease was not there,
-// or dead.
-func (n *Node) make(ctx context.Context, o order, w wiring, at ends) error {
-	stale, err := linkExists(ctx, at.host, w.hostLink)
-	if err == nil && stale {
-		err = deleteLinks(ctx, at.host, w.hostLink)
+// firstIndex is the index of the first link that a namespace gets besides its own lo.
+const firstIndex = 2
+
+// make builds both ends, and returns the metric of the pod's routes. At first it asks nothing of the
+// kernel that ADD itself decides. Where the kernel then refuses anything it is asked what is there,
+// and told what is missing.
+func (n *Node) make(ctx context.Context, o order, w wiring, at ends) (metric int, err error) {
+	peer, err := at.host.MakePair(ctx, w.host(o.netns))
+	if err == nil && peer != firstIndex {
+		w.metric, err = freeMetric(ctx, at.pod, w, o.attachment)
 	}
 	if err == nil {
-		_, err = at.host.Sync(ctx, routes.Scope{}, w.host(o.netns))
+		err = at.pod.Fill(ctx, peer, w.pod())
 	}
 	if err != nil {
-		return fault(codeWiring, "%s: host end: %w", o.attachment, err).next("look at ip link, ip route and dmesg of the host")
+		if w.metric, err = n.repair(ctx, o, w, at); err != nil {
+			return 0, err
+		}
+	} else if err := settle(at, w); err != nil {
+		return 0, fault(codeWiring, "%s: %w", o.attachment, err).next("look at ip link and dmesg of the host")
+	}
+	awaitLocal(ctx, at.pod, w.addrs)
+	return w.metric, nil
+}
+
+// settle makes both ends work at once.
+func settle(at ends, w wiring) error {
+	return errors.Join(at.pod.Settle(w.ifName), at.host.Settle(w.hostLink))
+}
+
+// repair builds both ends from whatever is there. A link of the same name is half a pair, or a
+// crash's left-over: its lease was not there, or dead.
+func (n *Node) repair(ctx context.Context, o order, w wiring, at ends) (metric int, err error) {
+	err = deleteLinks(ctx, at.host, w.hostLink)
+	if err == nil {
+		err = n.vacant(ctx, o, at.pod)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if w.metric, err = freeMetric(ctx, at.pod, w, o.attachment); err != nil {
+		return 0, err
+	}
+	if _, err = at.host.Sync(ctx, routes.Scope{}, w.host(o.netns)); err != nil {
+		return 0, fault(codeWiring, "%s: host end: %w", o.attachment, err).next("look at ip link, ip route and dmesg of the host")
 	}
 	want := w.pod()
 	_, err = at.pod.Sync(ctx, routes.Scope{}, routes.State{Links: want.Links, Sysctls: want.Sysctls})
 	if err == nil {
-		err = errors.Join(settle(at.socket, w.ifName), settle(n.probe, w.hostLink))
+		err = settle(at, w)
 	}
 	if err == nil {
 		_, err = at.pod.Sync(ctx, routes.Scope{}, want)
 	}
 	if err != nil {
-		return fault(codeWiring, "%s: pod end: %w", o.attachment, err).next("look at ip link and ip route inside %s", o.cni.Netns)
+		return 0, fault(codeWiring, "%s: pod end: %w", o.attachment, err).next("look at ip link and ip route inside %s", o.cni.Netns)
 	}
-	awaitLocal(ctx, at.pod, w.addrs)
-	return nil
+	return w.metric, nil
 }
 
 // undo removes what a failed ADD made. The lease goes last: its address must not be leased again

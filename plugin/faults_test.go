@@ -20,6 +20,7 @@ type faultyKernel struct {
 	left *int // calls until the fault; negative: it has happened
 	late bool
 	stop context.CancelFunc // instead of an error: the call's context ends
+	slow bool               // the pair cannot be made at once, so that it is made step by step
 }
 
 var errInjected = errors.New("injected")
@@ -44,6 +45,22 @@ func (f faultyKernel) Observe(ctx context.Context, scope routes.Scope, desired r
 	return s, err
 }
 
+func (f faultyKernel) MakePair(ctx context.Context, desired routes.State) (peer int, err error) {
+	if f.slow {
+		return 0, errInjected
+	}
+	err = f.strike(func() error { peer, err = f.kernel.MakePair(ctx, desired); return err })
+	return peer, err
+}
+
+func (f faultyKernel) Fill(ctx context.Context, index int, desired routes.State) error {
+	return f.strike(func() error { return f.kernel.Fill(ctx, index, desired) })
+}
+
+func (f faultyKernel) Settle(link string) error {
+	return f.strike(func() error { return f.kernel.Settle(link) })
+}
+
 func (f faultyKernel) Sync(ctx context.Context, scope routes.Scope, desired routes.State) (c []routes.Change, err error) {
 	err = f.strike(func() error { c, err = f.kernel.Sync(ctx, scope, desired); return err })
 	return c, err
@@ -58,8 +75,12 @@ func (f faultyKernel) Host(ctx context.Context) (h routes.Host, err error) {
 // the pod. The next one succeeds.
 func TestFailedAddLeavesNothing(t *testing.T) {
 	kernelTest(t)
-	for _, how := range []string{"before", "after", "cancelled", "store shared"} {
-		t.Run(how, func(t *testing.T) {
+	for _, way := range []string{
+		"at once/before", "at once/after", "at once/cancelled", "at once/store shared",
+		"step by step/before", "step by step/after", "step by step/cancelled", "step by step/store shared",
+	} {
+		pace, how, _ := strings.Cut(way, "/")
+		t.Run(way, func(t *testing.T) {
 			h, pod := newHost(t), newSpace(t)
 			n := h.node(t)
 			if how == "store shared" {
@@ -73,7 +94,7 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				n.dial = func(ns *os.File) (kernel, error) {
 					k, err := dial(ns)
-					f := faultyKernel{kernel: k, left: &left, late: how == "after"}
+					f := faultyKernel{kernel: k, left: &left, late: how == "after", slow: pace == "step by step"}
 					if how == "cancelled" {
 						f.stop = cancel
 					}
@@ -104,7 +125,7 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 					t.Errorf("step %d: eth0 stays: %s", steps, links)
 				}
 			}
-			if steps < 8 {
+			if least := map[string]int{"at once": 3, "step by step": 8}[pace]; steps < least {
 				t.Errorf("only %d steps were tried", steps)
 			}
 			t.Logf("%d steps", steps-1)

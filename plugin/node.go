@@ -8,11 +8,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/routes"
@@ -49,7 +46,6 @@ type Node struct {
 	opened  sync.Once
 	openErr error
 	home    *os.File // the host's network namespace
-	probe   int      // a socket in it, for settle
 	idle    chan kernel
 	// deletions, when set, delete the links of a DEL: see DeleteEarly.
 	deletions *routes.Deletions
@@ -93,7 +89,7 @@ func (n *Node) Close() error {
 		case k := <-n.idle:
 			k.Close()
 		default:
-			return errors.Join(n.home.Close(), unix.Close(n.probe))
+			return n.home.Close()
 		}
 	}
 }
@@ -101,7 +97,7 @@ func (n *Node) Close() error {
 func (n *Node) open() error {
 	n.opened.Do(func() {
 		n.idle = make(chan kernel, idleKernels)
-		n.home, n.probe, n.openErr = hostSpace()
+		n.home, n.openErr = os.Open("/proc/thread-self/ns/net")
 		if n.dial == nil {
 			n.dial = func(netns *os.File) (kernel, error) { return routes.OpenNetns(netns) }
 		}
@@ -112,23 +108,13 @@ func (n *Node) open() error {
 	return nil
 }
 
-// hostSpace opens the calling thread's network namespace, and a socket in it.
-func hostSpace() (home *os.File, probe int, err error) {
-	runtime.LockOSThread() // both of the same thread
-	defer runtime.UnlockOSThread()
-	if home, err = os.Open("/proc/thread-self/ns/net"); err != nil {
-		return nil, 0, err
-	}
-	if probe, err = socketIn(nil); err != nil {
-		return nil, 0, errors.Join(err, home.Close())
-	}
-	return home, probe, nil
-}
-
 // kernel is what the verbs use of routes.Kernel.
 type kernel interface {
 	Observe(ctx context.Context, scope routes.Scope, desired routes.State) (routes.State, error)
 	Sync(ctx context.Context, scope routes.Scope, desired routes.State) ([]routes.Change, error)
+	MakePair(ctx context.Context, desired routes.State) (peer int, err error)
+	Fill(ctx context.Context, index int, desired routes.State) error
+	Settle(link string) error
 	Host(ctx context.Context) (routes.Host, error)
 	Links(ctx context.Context, prefix string) ([]routes.Link, error)
 	Lookup(ctx context.Context, a netip.Addr) (routes.Route, error)

@@ -36,8 +36,7 @@ func (a *applier) apply(changes []Change) {
 	defer a.end(dying)
 	for i := range changes {
 		c := &changes[i]
-		if i == routes { // their links and addresses are there now
-			a.flush()
+		if i == routes {
 			a.v.objects = a.objects(changes)
 		}
 		if c.Err != nil {
@@ -216,7 +215,9 @@ func raises(c *Change) bool {
 func (a *applier) set() {
 	if changes := a.settings; len(changes) > 0 {
 		a.settings = nil
-		a.send()
+		if slices.ContainsFunc(a.pending, func(s step) bool { _, ok := s.c.Object.(Link); return ok }) {
+			a.send() // a link of another MTU may have other settings
+		}
 		var settings []Sysctl
 		for _, c := range changes {
 			settings = append(settings, c.Object.(Sysctl))

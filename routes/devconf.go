@@ -51,7 +51,7 @@ func linkSettings(family, name string) (at int, ok bool) {
 // value is "" where the link does not exist, so that it has no settings.
 func (v *view) told(key string) (value string, known bool) {
 	switch key {
-	case "net/ipv4/ip_forward":
+	case v4Forwarding:
 		return v.forwards(unix.AF_INET)
 	case v6Forwarding:
 		return v.forwards(unix.AF_INET6)

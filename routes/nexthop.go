@@ -127,6 +127,7 @@ func (a *applier) objects(changes []Change) map[nextHop]uint32 {
 	if n < bulk {
 		return nil
 	}
+	a.flush() // objects are made over links that are up
 	there, err := a.v.nexthops()
 	if err != nil {
 		return nil

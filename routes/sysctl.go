@@ -9,7 +9,10 @@ import (
 	"strings"
 )
 
-const v6Forwarding = "net/ipv6/conf/all/forwarding"
+const (
+	v4Forwarding = "net/ipv4/ip_forward"
+	v6Forwarding = "net/ipv6/conf/all/forwarding"
+)
 
 // Refusals returns the settings that keep what is at the other end of the link from changing the
 // routes of this machine: it accepts no router advertisements, and so makes no default route, on-link
@@ -97,6 +100,11 @@ func (k *Kernel) setSysctls(settings []Sysctl) []error {
 	errs := make([]error, len(settings))
 	outside := inside(k.ns, func() error {
 		for i, s := range settings {
+			if s.Key == v4Forwarding || s.Key == v6Forwarding { // MakePair has not asked
+				if value, err := readSysctl(s.Key); err == nil && value == s.Value {
+					continue
+				}
+			}
 			if s.Key == v6Forwarding && s.Value == "1" {
 				errs[i] = keepAdvertisedRoutes()
 			}

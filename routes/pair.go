@@ -1,0 +1,134 @@
+package routes
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// MakePair makes the veth pair that is desired.Links[0], and gives its end in this namespace all that
+// desired has on it. It asks nothing first: what is on a link that was just made is known. So it
+// takes two messages to the kernel where Sync takes ten. peer is the index of the other end, or 0
+// where the kernel does not tell (before Linux 6.2).
+//
+// After an error the pair may be there in part; Sync says what is wrong.
+func (k *Kernel) MakePair(ctx context.Context, desired State) (peer int, err error) {
+	if len(desired.Links) != 1 || desired.Links[0].Peer == nil {
+		return 0, errors.New("a pair is one link with its peer")
+	}
+	l := desired.Links[0]
+	m, err := linkMessage(l, 0, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	if err != nil {
+		return 0, err
+	}
+	v := newView(k.c)
+	description, err := k.c.create(m)
+	if err != nil {
+		return 0, fmt.Errorf("link %s: %w", l.Name, err)
+	}
+	if d, ok := parseLink(description); ok {
+		v.put(d)
+		for typ, value := range attrs(description[unix.SizeofIfInfomsg:]) {
+			if typ == unix.IFLA_LINK {
+				peer = int(attrUint32(value))
+			}
+		}
+	}
+	// The kernel still has to notice that the new link has no carrier, and then forgets what the
+	// link's neighbours are (net/core/neighbour.c: neigh_carrier_down).
+	if err := k.Settle(l.Name); err != nil {
+		return 0, err
+	}
+	return peer, k.furnish(ctx, v, desired)
+}
+
+// Fill gives the link with that index, which has nothing yet, all that desired has on it, and sets
+// it up. It asks nothing first.
+func (k *Kernel) Fill(ctx context.Context, index int, desired State) error {
+	if len(desired.Links) != 1 || index <= 0 {
+		return errors.New("one link is filled at a time")
+	}
+	v := newView(k.c)
+	v.put(device{desired.Links[0], index})
+	return k.furnish(ctx, v, desired)
+}
+
+// furnish gives the new link that desired names all that is on it.
+func (k *Kernel) furnish(ctx context.Context, v *view, desired State) error {
+	link := Change{Op: Add, Object: desired.Links[0]}
+	a := applier{k: k, v: v, ctx: ctx}
+	a.raise(&link)
+	elsewhere := State{Masq: desired.Masq, NAT: desired.NAT, Senders: desired.Senders}
+	observed, err := k.observe(ctx, v, Scope{}, elsewhere)
+	if err != nil {
+		return err
+	}
+	desired.Links = nil
+	changes := Diff(observed, desired)
+	a.apply(changes)
+	errs := []error{link.Err}
+	for _, c := range changes {
+		errs = append(errs, c.Err)
+	}
+	return errors.Join(errs...)
+}
+
+// create sends a request that makes something, and returns the kernel's description of what was
+// made; nil before Linux 6.2.
+func (c *conn) create(m message) (description []byte, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	flags := binary.NativeEndian.Uint16(m[6:]) | unix.NLM_F_ACK | unix.NLM_F_ECHO
+	binary.NativeEndian.PutUint16(m[6:], flags)
+	c.writes.Add(1)
+	if err := c.send(c.stamp(m)); err != nil {
+		return nil, err
+	}
+	seq, done := c.seq, false
+	for !done {
+		rerr := c.receive(func(h unix.NlMsghdr, body []byte) {
+			switch {
+			case h.Seq != seq:
+			case h.Type == unix.NLMSG_ERROR:
+				done, err = true, ackError(h, body)
+			default:
+				description = append([]byte(nil), body...)
+			}
+		})
+		if rerr != nil {
+			return nil, rerr
+		}
+	}
+	return description, err
+}
+
+// Settle makes an end of a pair work at once. The kernel leaves to a work queue what follows from
+// a carrier that comes up, for up to a second (net/core/link_watch.c): the queue discipline of the
+// end that was set up first (net/sched/sch_generic.c: dev_activate), without which all it sends is
+// dropped, and the state UP, without which IPv6 addresses stay unusable (net/ipv6/addrconf.c:
+// addrconf_dad_begin). To ask for the carrier brings that forward (net/ethtool/ioctl.c:
+// ethtool_op_get_link calls linkwatch_sync_dev).
+func (k *Kernel) Settle(link string) error {
+	// struct ethtool_value (linux/ethtool.h) and struct ifreq (linux/if.h).
+	value := struct{ cmd, data uint32 }{cmd: unix.ETHTOOL_GLINK}
+	var ifreq struct {
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}
+	copy(ifreq.name[:unix.IFNAMSIZ-1], link)
+	ifreq.data = unsafe.Pointer(&value)
+	k.c.mu.Lock()
+	defer k.c.mu.Unlock()
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(k.c.fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifreq)))
+	runtime.KeepAlive(&value)
+	if errno != 0 {
+		return fmt.Errorf("carrier of %s: %w", link, errno)
+	}
+	return nil
+}
