@@ -175,6 +175,11 @@ func (k pausedKernel) Sync(ctx context.Context, scope routes.Scope, desired rout
 	return k.kernel.Sync(ctx, scope, desired)
 }
 
+func (k pausedKernel) MakePair(ctx context.Context, desired routes.State) (int, error) {
+	k.at()
+	return k.kernel.MakePair(ctx, desired)
+}
+
 // Thirty-two pods that started at once without a daemon were wired one after the other.
 func TestStoreIsFreeWhileAPodIsWired(t *testing.T) {
 	kernelTest(t)
