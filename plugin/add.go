@@ -107,11 +107,9 @@ type ends struct {
 
 // attach is the part of ADD that changes something. What it did is undone when it fails.
 func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, err error) {
-	mtu := o.conf.MTU
-	if mtu == 0 {
-		if mtu, err = uplinkMTU(ctx, at.host); err != nil {
-			return reply, err
-		}
+	mtu, err := o.mtu(ctx, at.host)
+	if err != nil {
+		return reply, err
 	}
 	g, err := n.obtain(ctx, at.host, o, cookieOf(at.socket))
 	if err != nil {
@@ -139,8 +137,8 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, e
 	if err := n.yield(); err != nil {
 		return reply, err
 	}
-	if min := minMTUOf(w); mtu < min {
-		return reply, fault(codeConfig, "mtu %d is too small for %v: the least is %d", mtu, w.addrs, min).next("raise mtu in the network configuration")
+	if least := minMTUFor(w.has(true)); mtu < least {
+		return reply, smallMTU(mtu, least)
 	}
 	if w.metric, err = n.make(ctx, o, w, at); err != nil {
 		if errors.Is(err, routes.ErrForeign) && !o.conf.delegated() { // the next ADD gets another address
@@ -153,11 +151,29 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, e
 	return reply, err
 }
 
-func minMTUOf(w wiring) int {
-	if w.has(true) {
+// mtu is that of the pod's link: the configuration's, or the uplink's.
+func (o order) mtu(ctx context.Context, host kernel) (int, error) {
+	if o.conf.MTU != 0 {
+		return o.conf.MTU, nil
+	}
+	return uplinkMTU(ctx, host)
+}
+
+// minMTUOf is the least MTU of a link with an address of each set of the pool.
+func minMTUOf(p *ipam.Pool) int {
+	return minMTUFor(slices.ContainsFunc(p.Sets, func(s ipam.RangeSet) bool { return len(s) > 0 && s[0].Subnet.Addr().Is6() }))
+}
+
+func minMTUFor(v6 bool) int {
+	if v6 {
 		return minMTU6
 	}
 	return minMTU
+}
+
+func smallMTU(mtu, least int) error {
+	return fault(codeConfig, "mtu %d is too small for the pod's addresses: the least is %d", mtu, least).
+		next("raise mtu in the network configuration, or the uplink's")
 }
 
 // freeMetric looks for another interface of the pod that has the routes which this one wants.

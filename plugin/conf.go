@@ -5,6 +5,8 @@ import (
 	"cmp"
 	"encoding/json"
 	"net/netip"
+	"os"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -49,6 +51,7 @@ type ipamConf struct {
 	Routes  []routeConf   `json:"routes"`
 	DataDir string        `json:"dataDir"`
 	Socket  string        `json:"socket"`
+	Resolv  string        `json:"resolvConf"` // a file like /etc/resolv.conf, for results without dns
 	rangeConf
 }
 
@@ -230,4 +233,37 @@ func (c conf) mac(a args) (string, error) {
 		return mac, nil
 	}
 	return a.mac, nil
+}
+
+// dns is what results say of name servers: the key dns, or else the file that ipam.resolvConf names.
+func (c conf) dns() (types.DNS, error) {
+	if c.IPAM.Resolv == "" || !c.DNS.IsEmpty() {
+		return c.DNS, nil
+	}
+	text, err := os.ReadFile(c.IPAM.Resolv)
+	if err != nil {
+		return types.DNS{}, fault(codeConfig, "ipam.resolvConf: %w", err).next("name a file that the plugin and edgewayd can read, or write the key dns")
+	}
+	return parseResolv(string(text)), nil
+}
+
+// parseResolv reads a file as resolv.conf(5) describes it.
+func parseResolv(text string) (out types.DNS) {
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		if len(words) < 2 {
+			continue
+		}
+		switch words[0] {
+		case "nameserver":
+			out.Nameservers = append(out.Nameservers, words[1])
+		case "domain":
+			out.Domain = words[1]
+		case "search":
+			out.Search = words[1:]
+		case "options":
+			out.Options = append(out.Options, words[1:]...)
+		}
+	}
+	return out
 }

@@ -373,6 +373,29 @@ func daemonDies(t *testing.T, exe, when string) {
 	h.must(t, c)
 }
 
+// STATUS waited for ever for a daemon that was stopped (kill -STOP), and the runtime reported the whole
+// node down. It says what is wrong within seconds.
+func TestStatusOfAStoppedDaemon(t *testing.T) {
+	kernelTest(t)
+	for name, exe := range executables(t) {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			store := h.store(t)
+			defer store.Close()
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(h.dir, "sock"), Net: "unix"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close() // the kernel takes the connection, and nobody reads
+			begin := time.Now()
+			text := h.refused(t, call{exe: exe, verb: "STATUS", conf: h.conf("1.1.0")}, codeUnavailable)
+			if took := time.Since(begin); took > 2*statusPatience || !strings.Contains(text, "does not answer") {
+				t.Errorf("took %v: %s", took, text)
+			}
+		})
+	}
+}
+
 // The store is held and nobody answers: try again later.
 func TestStoreIsHeld(t *testing.T) {
 	kernelTest(t)

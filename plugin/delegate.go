@@ -112,7 +112,9 @@ func (n *Node) execute(ctx context.Context, rq request, command string) ([]byte,
 	}
 	var said types.Error
 	if json.Unmarshal(stdout.Bytes(), &said) == nil && said.Msg != "" {
-		return nil, fault(said.Code, "ipam plugin %s: %s", rq.conf.IPAM.Type, said.Msg).next("%s", said.Details)
+		e := fault(said.Code, "ipam plugin %s: %s", rq.conf.IPAM.Type, said.Msg).next("%s", said.Details)
+		e.said = true
+		return nil, e
 	}
 	return nil, fault(codeDelegate, "ipam plugin %s %s: %w: %.300q", rq.conf.IPAM.Type, command, err, stdout.String()+stderr.String()).next("run %s by hand", path)
 }

@@ -36,6 +36,7 @@ type cniError struct {
 	code uint
 	err  error
 	todo string
+	said bool // by a delegated plugin, which chose the code
 }
 
 // fault returns an error that ends up as the CNI error of that code. Its details are added by
@@ -56,7 +57,7 @@ func (e *cniError) Unwrap() error { return e.err }
 func asCNI(err error) *cniError {
 	var e *cniError
 	if errors.As(err, &e) {
-		return &cniError{code: e.code, err: err, todo: e.todo}
+		return &cniError{code: e.code, err: err, todo: e.todo, said: e.said}
 	}
 	switch {
 	case errors.Is(err, ipam.ErrExhausted):

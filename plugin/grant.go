@@ -63,6 +63,9 @@ func newOrder(rq request) (order, error) {
 			return o, err
 		}
 	}
+	if o.conf.DNS, err = rq.conf.dns(); err != nil {
+		return o, err
+	}
 	o.routes, err = rq.conf.routes()
 	return o, err
 }
@@ -178,16 +181,11 @@ func (n *Node) unlearn(ctx context.Context, l ipam.Lease, unusable []netip.Addr)
 
 // reserve is the pool, nil for the store's, without the addresses.
 func (n *Node) reserve(pool *ipam.Pool, addrs []netip.Addr) (*ipam.Pool, error) {
-	var out ipam.Pool
-	if pool != nil {
-		out = *pool
-	} else {
-		stored, _, err := n.storedPool()
-		if err != nil {
-			return nil, err
-		}
-		out = stored
+	pool, err := n.poolOf(pool)
+	if err != nil {
+		return nil, err
 	}
+	out := *pool
 	out.Reserved = slices.Clone(out.Reserved)
 	for _, a := range addrs {
 		out.Reserved = append(out.Reserved, single(a))

@@ -64,3 +64,15 @@ func (n *Node) storedPool() (p ipam.Pool, ok bool, err error) {
 	}
 	return n.Store.Pool()
 }
+
+// poolOf is the pool of a network configuration; where that has none, the pool that the daemon set.
+func (n *Node) poolOf(configured *ipam.Pool) (*ipam.Pool, error) {
+	if configured != nil {
+		return configured, nil
+	}
+	stored, ok, err := n.storedPool()
+	if err == nil && !ok {
+		err = ipam.ErrNoPool
+	}
+	return &stored, err
+}

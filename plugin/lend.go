@@ -72,15 +72,9 @@ func (o order) lent(l ipam.Lease) *current.Result {
 // lendPool is the pool with the gateway of each subnet named, so that it is never leased: the
 // main plugin gives it to the host.
 func (n *Node) lendPool(pool *ipam.Pool) (*ipam.Pool, error) {
-	if pool == nil {
-		stored, ok, err := n.storedPool()
-		if err != nil {
-			return nil, err
-		}
-		if !ok {
-			return nil, ipam.ErrNoPool
-		}
-		pool = &stored
+	pool, err := n.poolOf(pool)
+	if err != nil {
+		return nil, err
 	}
 	out := &ipam.Pool{Reserved: pool.Reserved}
 	for _, set := range pool.Sets {

@@ -11,6 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/edgeway-cni/edgeway/ipam"
 )
 
@@ -151,4 +154,30 @@ func FuzzArgs(f *testing.F) {
 			t.Errorf("%q: no address", in)
 		}
 	})
+}
+
+// The name servers of ipam.resolvConf were ignored.
+func TestResolvConf(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	text := "# of the LAN\nnameserver 192.0.2.53\nnameserver 2001:db8::53\n; old\nsearch a.example b.example\ndomain example\noptions ndots:5 edns0\nnameserver\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := types.DNS{Nameservers: []string{"192.0.2.53", "2001:db8::53"}, Domain: "example", Search: []string{"a.example", "b.example"}, Options: []string{"ndots:5", "edns0"}}
+	key := types.DNS{Nameservers: []string{"198.51.100.53"}}
+	for _, tt := range []struct {
+		name string
+		conf conf
+		want types.DNS
+		bad  bool
+	}{
+		{"file", conf{IPAM: ipamConf{Resolv: path}}, file, false},
+		{"key before file", conf{DNS: key, IPAM: ipamConf{Resolv: path}}, key, false},
+		{"no such file", conf{IPAM: ipamConf{Resolv: path + "x"}}, types.DNS{}, true},
+	} {
+		got, err := tt.conf.dns()
+		if diff := cmp.Diff(tt.want, got); diff != "" || (err != nil) != tt.bad {
+			t.Errorf("%s: %v (-want +got):\n%s", tt.name, err, diff)
+		}
+	}
 }

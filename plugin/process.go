@@ -22,6 +22,8 @@ const (
 	stdinTimeout = 30 * time.Second
 	// answerPatience is how long a daemon may take for a call: a verb and its undoing.
 	answerPatience = verbTimeout + undoTimeout + 10*time.Second
+	// statusPatience is how long STATUS may take: runtimes ask every few seconds.
+	statusPatience = 5 * time.Second
 	// storePatience bounds the wait for the store, which other executables hold for some milliseconds
 	// each. A daemon that starts or stops holds it for a moment without an answer on its socket.
 	storePatience = 15 * time.Second
@@ -149,6 +151,8 @@ func (c *caller) serve(ctx context.Context) (api.Reply, error) {
 		switch {
 		case err == nil:
 			return reply, nil
+		case c.silent && c.op.cni.Command == "STATUS":
+			return reply, fault(codeUnavailable, "%w", err).next("edgewayd took the call and does not answer: look at its log, and restart it")
 		case errors.Is(err, api.ErrBroken):
 			c.begun = true
 		case !errors.Is(err, api.ErrNoDaemon):
@@ -212,7 +216,11 @@ func (c *caller) ask(ctx context.Context) (reply api.Reply, err error) {
 	if c.silent {
 		return reply, fmt.Errorf("%w on %s: it took the call and is silent", api.ErrBroken, c.op.conf.socket())
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	patience := answerPatience
+	if c.op.cni.Command == "STATUS" {
+		patience = statusPatience
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	defer func() { c.silent = errors.Is(err, context.DeadlineExceeded) }()
 	for _, cni := range append(c.before(), c.op.cni) {

@@ -26,14 +26,16 @@ func unavailable(command string, err error) error {
 		return err
 	}
 	e := asCNI(err)
-	if e.code != codeLimited {
+	if e.code != codeLimited && !e.said {
 		e.code = codeUnavailable
 	}
 	return e
 }
 
+// planStatus checks what an ADD of this configuration would.
 func planStatus(rq request) (step, error) {
-	return func(n *Node, ctx context.Context) (api.Reply, error) { return api.Reply{}, n.status(ctx, rq) }, nil
+	o, err := newOrder(rq)
+	return func(n *Node, ctx context.Context) (api.Reply, error) { return api.Reply{}, n.status(ctx, o) }, unavailable("STATUS", err)
 }
 
 // status says whether an ADD could be served now (SPEC 1.1.0 section 2, STATUS). It changes
@@ -41,7 +43,8 @@ func planStatus(rq request) (step, error) {
 //
 // A full pool is not an error here: the kubelet takes a failed STATUS for a node that is not
 // ready, and evicts the node's running pods. ADD says that the pool is full, and so does Full.
-func (n *Node) status(ctx context.Context, rq request) error {
+func (n *Node) status(ctx context.Context, o order) error {
+	rq := o.request
 	if rq.conf.delegated() {
 		return n.delegate(ctx, rq, "STATUS")
 	}
@@ -51,11 +54,9 @@ func (n *Node) status(ctx context.Context, rq request) error {
 	if err := n.writable(rq.conf.dataDir()); err != nil {
 		return err
 	}
-	if err := n.poolExists(rq.conf); err != nil {
+	pool, err := n.poolOf(o.pool)
+	if err != nil || rq.conf.ipamOnly() {
 		return err
-	}
-	if rq.conf.ipamOnly() {
-		return nil
 	}
 	leases, err := n.leases()
 	if err != nil {
@@ -70,6 +71,11 @@ func (n *Node) status(ctx context.Context, rq request) error {
 		return err
 	}
 	defer done()
+	if mtu, err := o.mtu(ctx, host); err != nil {
+		return err
+	} else if least := minMTUOf(pool); mtu < least {
+		return smallMTU(mtu, least)
+	}
 	return forwards(ctx, host, leases, boot)
 }
 
@@ -98,22 +104,6 @@ func (n *Node) writable(dir string) error {
 		}
 	}
 	return nil
-}
-
-// poolExists checks that there is a pool, in the configuration or in the store.
-func (n *Node) poolExists(c conf) error {
-	pool, err := c.pool()
-	if err != nil {
-		return err
-	}
-	if pool != nil {
-		return pool.Validate()
-	}
-	_, ok, err := n.storedPool()
-	if err == nil && !ok {
-		err = ipam.ErrNoPool
-	}
-	return err
 }
 
 // Full describes the first set of the store's pool that has no address for another pod; it is ""

@@ -47,6 +47,52 @@ func TestFullPoolEvictsPods(t *testing.T) {
 	}
 }
 
+// STATUS was ready where every ADD failed: it did not check what an ADD does.
+func TestStatusIsReadyAndEveryAddFails(t *testing.T) {
+	kernelTest(t)
+	for _, tt := range []struct{ name, do, ipam string }{
+		{"route that is none", "true", `{"subnet":"10.98.0.0/24","routes":[{"dst":"10.0.0.0"}]}`},
+		{"sets that overlap", "true", `{"ranges":[[{"subnet":"10.98.0.0/24"}],[{"subnet":"10.98.0.0/16"}]]}`},
+		{"uplink too small for IPv6", "ip link set up0 mtu 1000", `{"ranges":[[{"subnet":"fd00:98::/64"}]]}`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := newHost(t)
+			h.sh(t, tt.do)
+			c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: newSpace(t).path, conf: h.conf("1.1.0", `"ipam":`+tt.ipam)}
+			if out, status := h.exec(t, c); status == 0 {
+				t.Errorf("ADD works: %s", out)
+			}
+			h.refused(t, call{verb: "STATUS", conf: c.conf}, codeUnavailable)
+		})
+	}
+}
+
+// STATUS gave the code of a delegated IPAM plugin as 50, whatever that plugin had said.
+func TestStatusPassesTheDelegatesCodeOn(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	script := "#!/bin/sh\necho '{\"cniVersion\":\"1.1.0\",\"code\":123,\"msg\":\"the server is away\",\"details\":\"start it\"}'\nexit 1\n"
+	if err := os.WriteFile(filepath.Join(h.dir, "away"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c := call{verb: "STATUS", path: h.dir, conf: h.conf("1.1.0", `"ipam":{"type":"away"}`)}
+	if text := h.refused(t, c, 123); !strings.Contains(text, "the server is away; start it") {
+		t.Errorf("got %s", text)
+	}
+}
+
+// A host that has IPv6 off by default got no pods with IPv6, though its own links could have it.
+func TestIPv6OffByDefault(t *testing.T) {
+	kernelTest(t)
+	h, pod := newHost(t), newSpace(t)
+	h.sh(t, "sysctl -qw net.ipv6.conf.default.disable_ipv6=1")
+	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+	added := parseResult(t, h.must(t, c))
+	h.sh(t, "ping -c1 -W5 "+added.addrs()[1])
+	c.verb = "DEL"
+	h.must(t, c)
+}
+
 // STATUS of a store that cannot be written failed with code 5, which the SPEC has for other faults.
 func TestStatusOfAReadOnlyStore(t *testing.T) {
 	kernelTest(t)

@@ -185,6 +185,9 @@ func (w wiring) trust() (out []routes.Sysctl) {
 		if w.has(v6) {
 			out = append(out, routes.Forwarding(w.hostLink, v6))
 		}
+		if w.has(v6) && v6 { // the host may have it off by default
+			out = append(out, routes.Sysctl{Key: "net/ipv6/conf/" + w.hostLink + "/disable_ipv6", Value: "0"})
+		}
 	}
 	return append(out, routes.Refusals(w.hostLink)...)
 }

@@ -3,7 +3,7 @@
 // Package forward passes a call of the plugin to the node's daemon before anything else of the
 // program has run. It owns that one exchange: it sends the runtime's variables, standard input and
 // the pod's network namespace, prints the answer, and ends the process. It never decodes JSON and
-// it knows no verb. A call that is unusual in any way is left to the rest of the program, which
+// it knows of verbs only that VERSION needs no daemon and STATUS is quick. A call that is unusual in any way is left to the rest of the program, which
 // asks the daemon again, serves the call itself, or explains why nobody can:
 //
 //	left := forward.Left() // reached only when the call was not served
@@ -56,6 +56,9 @@ var usual = patience{
 	answer: 90, // a verb has a minute (plugin: verbTimeout), and to undo one that failed 20 seconds
 	print:  10, // the reader of a pipe that is full
 }
+
+// statusAnswer is the limit of an answer to STATUS, in seconds: runtimes ask every few seconds.
+const statusAnswer = 5
 
 type patience struct{ stdin, answer, print int64 }
 
@@ -155,6 +158,9 @@ func (c *call) notice(variable []byte) (verb bool) {
 	const command, namespace = "CNI_COMMAND=", "CNI_NETNS="
 	if c.namespace == nil && hasPrefix(variable, namespace) && len(variable) > len(namespace)+1 {
 		c.namespace = &variable[len(namespace)]
+	}
+	if hasPrefix(variable, command+"STATUS\x00") {
+		c.limit.answer = min(c.limit.answer, statusAnswer)
 	}
 	return hasPrefix(variable, command) && len(variable) > len(command)+1 && !hasPrefix(variable, command+"VERSION\x00")
 }
