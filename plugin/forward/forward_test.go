@@ -427,7 +427,7 @@ func TestOrder(t *testing.T) {
 			t.Errorf("%s is initialised before the call is forwarded", p)
 		}
 	}
-	for _, p := range []string{"os", "net", "github.com/vishvananda/netlink"} {
+	for _, p := range []string{"os", "net", "github.com/mdlayher/netlink"} {
 		if !slices.Contains(after, p) {
 			t.Errorf("%s is not seen to be initialised after it: before %v, after %v", p, before, after)
 		}
