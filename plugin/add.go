@@ -207,7 +207,7 @@ func (n *Node) make(ctx context.Context, o order, w wiring, at ends) (metric int
 			return 0, err
 		}
 	} else if err := settle(at, w); err != nil {
-		return 0, fault(codeWiring, "%s: %w", o.attachment, err).next("look at ip link and dmesg of the host")
+		return 0, fault(codeWiring, "%s: %w", o.attachment, err).next("check ip link and dmesg of the host")
 	}
 	awaitLocal(ctx, at.pod, w.addrs)
 	return w.metric, nil
@@ -232,7 +232,7 @@ func (n *Node) repair(ctx context.Context, o order, w wiring, at ends) (metric i
 		return 0, err
 	}
 	if _, err = at.host.Sync(ctx, routes.Scope{}, w.host(o.netns)); err != nil {
-		return 0, fault(codeWiring, "%s: host end: %w", o.attachment, err).next("look at ip link, ip route and dmesg of the host")
+		return 0, fault(codeWiring, "%s: host end: %w", o.attachment, err).next("check ip link, ip route and dmesg of the host")
 	}
 	want := w.pod()
 	_, err = at.pod.Sync(ctx, routes.Scope{}, routes.State{Links: want.Links, Sysctls: want.Sysctls})
@@ -243,7 +243,7 @@ func (n *Node) repair(ctx context.Context, o order, w wiring, at ends) (metric i
 		_, err = at.pod.Sync(ctx, routes.Scope{}, want)
 	}
 	if err != nil {
-		return 0, fault(codeWiring, "%s: pod end: %w", o.attachment, err).next("look at ip link and ip route inside %s", o.cni.Netns)
+		return 0, fault(codeWiring, "%s: pod end: %w", o.attachment, err).next("check ip link and ip route inside %s", o.cni.Netns)
 	}
 	return w.metric, nil
 }
@@ -274,7 +274,7 @@ func (n *Node) undo(ctx context.Context, rq request, host kernel, w wiring, forg
 	return nil
 }
 
-// withdraw undoes an ADD whose result reached nobody, unless the attachment was made anew since.
+// withdraw undoes an ADD whose result reached nobody, unless the attachment was made again since.
 func (n *Node) withdraw(ctx context.Context, rq request, made ipam.Lease) {
 	ctx, cancel := context.WithTimeout(ctx, undoTimeout)
 	defer cancel()
@@ -289,7 +289,7 @@ func (n *Node) withdraw(ctx context.Context, rq request, made ipam.Lease) {
 			return
 		}
 	}
-	// What is left over a failure is found by the next DEL or sweep.
+	// The next DEL or sweep finds the rest after a failure.
 	_ = n.detach(ctx, rq)
 }
 

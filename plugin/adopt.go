@@ -51,7 +51,7 @@ func (n *Node) unplug(ctx context.Context, rq request, l ipam.Lease) error {
 		return nil
 	}
 	if err := deleteLinks(ctx, pod, link); err != nil {
-		return fault(codeWiring, "delete link %s of %s: %w", link, l.Netns, err).next("look at ip link inside %s", l.Netns)
+		return fault(codeWiring, "delete link %s of %s: %w", link, l.Netns, err).next("check ip link inside %s", l.Netns)
 	}
 	return nil
 }

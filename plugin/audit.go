@@ -67,7 +67,7 @@ func (n *Node) Ends(ctx context.Context, a Attached) (e Ends, err error) {
 	return e, err
 }
 
-// podEnd observes the pod's interface, and routes; absent says why there is none to look at.
+// podEnd observes the pod's interface, and routes; absent says why there is nothing to observe.
 func (n *Node) podEnd(ctx context.Context, l ipam.Lease) (s routes.State, absent string, err error) {
 	if l.Netns == "" {
 		return s, "its namespace is not known", nil
@@ -81,7 +81,7 @@ func (n *Node) podEnd(ctx context.Context, l ipam.Lease) (s routes.State, absent
 	}
 	defer f.Close()
 	if n.podNetns(request{netns: f}) != nil {
-		return s, l.Netns + " is no namespace of a pod", nil
+		return s, l.Netns + " is not the namespace of a pod", nil
 	}
 	pod, err := n.dial(f)
 	if err != nil {
@@ -237,10 +237,10 @@ func (n *Node) auditEnds(ctx context.Context, host kernel, a *audit, living []ip
 			w.hostMAC, w.podMAC = macOf(l.Attachment, "host"), macOf(l.Attachment, "pod")
 		}
 		if err := n.auditPod(ctx, a, l, &w); err != nil {
-			a.found(Finding{Object: leaseText(l), Got: err.Error(), Next: "look at " + l.Netns})
+			a.found(Finding{Object: leaseText(l), Got: err.Error(), Next: "check " + l.Netns})
 		}
 		one := w.host(nil)
-		one.Links[0].Peer = nil              // a link that went away meanwhile is not made anew
+		one.Links[0].Peer = nil              // a link that went away meanwhile is not made again
 		if isRecovered(l) || l.Netns == "" { // its pod's MAC is what its neighbours say
 			one.Neighs = nil
 		}
@@ -313,7 +313,7 @@ func (n *Node) auditPod(ctx context.Context, a *audit, l ipam.Lease, w *wiring) 
 		return err
 	}
 	differs := func(format string, args ...any) {
-		a.found(Finding{Object: leaseText(l), Got: fmt.Sprintf(format, args...), Next: "delete the pod, so that it is made anew; find out what changed it"})
+		a.found(Finding{Object: leaseText(l), Got: fmt.Sprintf(format, args...), Next: "delete the pod, so that it is recreated; find out what changed it"})
 	}
 	if absent != "" {
 		differs("%s, its link %s on the host is there", absent, w.hostLink)

@@ -14,7 +14,7 @@ const (
 
 // awaitLocal waits until the pod receives packets for its IPv6 addresses: the kernel installs
 // their local routes from a work queue, also when there is no duplicate detection to wait for
-// (net/ipv6/addrconf.c: addrconf_dad_work). What is not there in time comes soon after.
+// (net/ipv6/addrconf.c: addrconf_dad_work). A route that is late comes soon after.
 func awaitLocal(ctx context.Context, pod kernel, addrs []netip.Addr) {
 	ctx, cancel := context.WithTimeout(ctx, localTimeout)
 	defer cancel()

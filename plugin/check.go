@@ -25,8 +25,8 @@ func planCheck(rq request) (step, error) {
 	return func(n *Node, ctx context.Context) (api.Reply, error) { return n.check(ctx, rq, previous) }, err
 }
 
-// check compares both ends with what ADD made and prevResult still lists. What others added is
-// none of its business, nor is what others removed from prevResult (SPEC 1.1.0 section 2, CHECK).
+// check compares both ends with what ADD made and prevResult still lists. It ignores
+// additions of others, and what others removed from prevResult (SPEC 1.1.0 section 2, CHECK).
 func (n *Node) check(ctx context.Context, rq request, previous *current.Result) (reply api.Reply, err error) {
 	release, err := n.enter(ctx, rq)
 	if err != nil {
@@ -49,7 +49,7 @@ func (n *Node) check(ctx context.Context, rq request, previous *current.Result) 
 	}
 	if len(p.differences) > 0 {
 		return reply, fault(codeDifferent, "%s is not as ADD left it: %s", rq.attachment, strings.Join(p.differences, "; ")).
-			next("delete the pod, so that it is made anew; find out what changed it")
+			next("delete the pod, so that it is recreated; find out what changed it")
 	}
 	return reply, nil
 }
@@ -276,7 +276,7 @@ func withoutMoved(ctx context.Context, k kernel, link string, changes []routes.C
 	}), nil
 }
 
-// learns reports that a neighbour entry is no difference: the kernel finds one that is missing and
+// learns reports that a neighbour entry does not count as a difference: the kernel finds one that is missing and
 // corrects one that learns, and permanent ones of the host's end were made by an earlier version.
 // The pod's kernel drops its own when the MAC changes, as tuning does.
 func (p *inspection) learns(c routes.Change) bool {

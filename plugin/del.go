@@ -29,7 +29,7 @@ func (n *Node) del(ctx context.Context, rq request) error {
 }
 
 // detach removes what the attachment has: first the host's link, and with it the pod's end, the
-// routes and neighbours; the lease last. What is absent counts as removed.
+// routes and neighbours; the lease last. An absent object counts as removed.
 func (n *Node) detach(ctx context.Context, rq request) error {
 	if rq.conf.ipamOnly() {
 		return n.release(ctx, rq.attachment)
@@ -83,7 +83,7 @@ func (n *Node) cut(ctx context.Context, host kernel, link string, addrs []netip.
 		}
 	}
 	if err != nil {
-		return fault(codeWiring, "delete link %s: %w", link, err).next("look at ip link show %s", link)
+		return fault(codeWiring, "delete link %s: %w", link, err).next("check ip link show %s", link)
 	}
 	return forget(ctx, host, addrs)
 }

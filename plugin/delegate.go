@@ -57,7 +57,7 @@ func (c conf) granted(result *current.Result) (g grant, err error) {
 		g.networks = append(g.networks, netip.PrefixFrom(a.Unmap(), bits).Masked())
 	}
 	if len(g.addrs) == 0 {
-		return g, fault(codeDelegate, "ipam plugin %s gave no address", c.IPAM.Type).next("look at its configuration below ipam")
+		return g, fault(codeDelegate, "ipam plugin %s gave no address", c.IPAM.Type).next("check its configuration below ipam")
 	}
 	var asked []podRoute
 	for _, r := range result.Routes {

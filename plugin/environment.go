@@ -153,7 +153,7 @@ func parseMAC(s string) (string, error) {
 	case mac[0]&1 != 0:
 		return "", errors.New(s + " is a multicast address")
 	case mac.String() == "00:00:00:00:00:00":
-		return "", errors.New(s + " is no address")
+		return "", errors.New(s + " is not a usable address")
 	}
 	return mac.String(), nil
 }

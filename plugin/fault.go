@@ -63,7 +63,7 @@ func asCNI(err error) *cniError {
 	case errors.Is(err, ipam.ErrExhausted):
 		return fault(codeTryAgain, "%w", err).next("delete pods of this node or give it a larger pod CIDR")
 	case errors.Is(err, ipam.ErrNoPool):
-		return fault(codeTryAgain, "no pool yet: %w", err).next("give the Node a podCIDR and look at edgewayd status, or write ipam.ranges into the network configuration")
+		return fault(codeTryAgain, "no pool yet: %w", err).next("give the Node a podCIDR and check edgewayd status, or write ipam.ranges into the network configuration")
 	case errors.Is(err, ipam.ErrInUse):
 		return fault(codeInUse, "%w", err).next("ask for another address, or delete the pod that holds it")
 	case errors.Is(err, ipam.ErrNotInPool):
@@ -73,13 +73,13 @@ func asCNI(err error) *cniError {
 	case errors.Is(err, ipam.ErrInvalid):
 		return fault(codeConfig, "%w", err).next("correct ipam in the network configuration")
 	case errors.Is(err, ipam.ErrDamaged):
-		return fault(codeTryAgain, "%w", err).next("edgewayd rebuilds the store when it opens it: look at edgewayd status and at the disk")
+		return fault(codeTryAgain, "%w", err).next("edgewayd rebuilds the store when it opens it: check edgewayd status and the disk")
 	case errors.Is(err, ipam.ErrLocked):
-		return fault(codeTryAgain, "%w", err).next("edgewayd holds the store but does not answer: look at its log")
+		return fault(codeTryAgain, "%w", err).next("edgewayd holds the store but does not answer: check its log")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return fault(codeTryAgain, "%w", err).next("try again")
 	}
-	return fault(codeIO, "%w", err).next("look at the cause in msg and try again")
+	return fault(codeIO, "%w", err).next("check the cause in msg and try again")
 }
 
 // errorReply is err as SPEC section 5 wants it on standard output.

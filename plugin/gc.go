@@ -9,7 +9,7 @@ import (
 	"github.com/edgeway-cni/edgeway/ipam"
 )
 
-// valid are the attachments that GC shall keep; ok is false when the runtime knows of none, which
+// valid are the attachments that GC must keep; ok is false when the runtime knows of none, which
 // frees nothing.
 func (c conf) valid() (keep map[ipam.Attachment]bool, ok bool, err error) {
 	list := c.Valid

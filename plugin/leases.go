@@ -18,7 +18,7 @@ func (n *Node) needStore(ctx context.Context) (err error) {
 		return err
 	}
 	if n.Store == nil && !n.unborn {
-		return fault(codeTryAgain, "%w", errNoStore).next("look at edgewayd status and its log")
+		return fault(codeTryAgain, "%w", errNoStore).next("check edgewayd status and its log")
 	}
 	return nil
 }

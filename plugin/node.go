@@ -153,7 +153,7 @@ func linkExists(ctx context.Context, k kernel, name string) (bool, error) {
 	return len(observed.Links) > 0, nil
 }
 
-// deleteLinks removes links of ours with all that is on them; absent ones are no error.
+// deleteLinks removes links of ours with all that is on them; an absent link is not an error.
 func deleteLinks(ctx context.Context, k kernel, names ...string) error {
 	_, err := k.Sync(ctx, routes.Scope{Links: names}, routes.State{})
 	return err

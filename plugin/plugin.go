@@ -41,7 +41,7 @@ type Call struct {
 // Do runs one verb and returns what belongs on standard output. It never writes anywhere itself.
 //
 // The end of ctx undoes an ADD and stops a CHECK or STATUS; a DEL or GC that has begun is carried
-// through, since half of one helps nobody. The Undelivered of an ADD's reply undoes it, unless
+// through: half of one helps nobody. The Undelivered of an ADD's reply undoes it, unless
 // the attachment was made again since.
 func (n *Node) Do(ctx context.Context, call Call) api.Reply {
 	err := n.open()

@@ -152,11 +152,11 @@ func (c *caller) serve(ctx context.Context) (api.Reply, error) {
 		case err == nil:
 			return reply, nil
 		case c.silent && c.op.cni.Command == "STATUS":
-			return reply, fault(codeUnavailable, "%w", err).next("edgewayd took the call and does not answer: look at its log, and restart it")
+			return reply, fault(codeUnavailable, "%w", err).next("edgewayd took the call and does not answer: check its log, and restart it")
 		case errors.Is(err, api.ErrBroken):
 			c.begun = true
 		case !errors.Is(err, api.ErrNoDaemon):
-			return reply, fault(codeTryAgain, "%w", err).next("look at edgewayd status and its log")
+			return reply, fault(codeTryAgain, "%w", err).next("check edgewayd status and its log")
 		}
 		if ctx.Err() != nil {
 			return reply, fault(codeTryAgain, "%w", err).next("the call was ended from outside")
@@ -236,7 +236,7 @@ func (c *caller) ask(ctx context.Context) (reply api.Reply, err error) {
 		reply.Undelivered = func(ctx context.Context) {
 			del := c.op.cni
 			del.Command = "DEL"
-			// What is left over a failure is found by the runtime's DEL.
+			// The runtime's DEL finds the rest after a failure.
 			_, _ = api.Call(ctx, c.op.conf.socket(), api.Request{Op: "cni", CNI: &del}, nil)
 		}
 	}
