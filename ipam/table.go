@@ -51,10 +51,9 @@ func (t table) get(key []byte) (payload []byte, ok bool, err error) {
 		if _, err := t.open(k, v); err != nil {
 			return nil, false, err
 		}
-		k, v = cur.Prev()
-	} else {
-		k, v = cur.Last()
 	}
+	// Also behind the last record. Cursor.Last does not end when this transaction emptied all leaves.
+	k, v = cur.Prev()
 	if k != nil {
 		if _, err := t.open(k, v); err != nil {
 			return nil, false, err
