@@ -1,7 +1,7 @@
 // Package bgp makes LAN switches hear a [State]: the sessions of this node, and the paths that each
-// session advertises. It owns GoBGP, which it embeds. It only dials and never listens. It knows nothing
-// of Kubernetes and changes no route: where a session asks for it, the package reports the switch's own
-// paths, and leaves it to the caller to use them.
+// session advertises. It owns GoBGP, which it embeds. It only dials: no switch can connect to it. It knows
+// nothing of Kubernetes and changes no route: where a session asks for it, the package reports the
+// switch's own paths, and leaves it to the caller to use them.
 //
 // There is one verb, [Speaker.Sync]. Each session has a process of its own, with its own GoBGP server,
 // paths, autonomous system and graceful restart state. So no session can disturb another: a hostile

@@ -1,149 +1,94 @@
 package bgp
 
 import (
-	"fmt"
+	"cmp"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
-	"github.com/osrg/gobgp/v3/pkg/log"
 	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
 )
 
-// journal keeps what is known of one session from the lines that GoBGP logs. They are the only
-// place where v3 says why a connection failed, and they come in order, from whatever goroutine
-// it happens in and often under GoBGP's locks: the methods write down and return.
+// The states of a session (RFC 4271, section 8.2.2).
+const (
+	stateIdle        = "Idle"    // the pause after a loss
+	stateConnect     = "Connect" // dialling
+	stateActive      = "Active"  // the pause after a dial that failed
+	stateOpenSent    = "OpenSent"
+	stateOpenConfirm = "OpenConfirm"
+	stateEstablished = "Established"
+)
+
+// journal is what one session knows of its switch: from dials, probes, and the messages of its
+// connections. Goroutines of all of these write to it.
 type journal struct {
+	notify func() // must not block
+
 	mu       sync.Mutex // guards all below
 	peer     Peer
-	state    bgp.FSMState
+	state    string
 	since    time.Time // of being Established, or of not being so
 	flaps    int
-	reset    Reset // the last time that it left Established
-	last     cause // evidence so far of why it is not Established
-	hint     cause // of the next change of state
+	reset    Reset         // the last time that it left Established
+	lifetime time.Duration // of the last connection, in Established
+	causes   causes
 	evidence evidence
-	dialled  time.Time     // since when dials have ended as the last one did
 	probing  bool          // a probe is under way
-	probeAt  time.Time     // not probed before
+	probeAt  time.Time     // no probe before
 	pause    time.Duration // after the last probe
-	lost     bool          // left Established, and nobody has taken note yet
-	farewell bool          // the switch ended it for good, and nobody has taken note yet
-	down     chan struct{}
-	notify   func() // must not block
-	lifetime time.Duration
+	dialled  time.Time     // since when dials have ended as the last one did
+	offer    offer
+	heard    hearing
+
+	// Of this connection:
+	connected bool
+	alive     [2]bool      // a KEEPALIVE was sent, received
+	word      notification // the first one, if code is not 0
+	theirs    bool         // the switch sent it
 }
 
 // newJournal returns the journal of a session that has not been Established since then.
 func newJournal(p Peer, since time.Time, notify func()) *journal {
-	down := make(chan struct{})
-	close(down)
-	return &journal{
-		peer:   p,
-		since:  since,
-		last:   cause{reason: reasonConnecting},
-		down:   down,
-		notify: notify,
-	}
+	return &journal{notify: notify, peer: p, state: stateIdle, since: since,
+		causes: causes{first: cause{reason: reasonConnecting}}, heard: hearing{since: since}}
 }
 
-// forgetDials starts the search for a cause anew. Callers hold mu.
-func (j *journal) forgetDials() { j.evidence, j.probeAt, j.pause = evidence{}, time.Time{}, 0 }
+// causes are why a session is not Established. A NOTIFICATION stays the first one until the session is
+// Established or another NOTIFICATION comes: what follows from it, such as a refused connection, does
+// not hide it.
+type causes struct {
+	first, then cause
+	sure        bool // first is from a NOTIFICATION
+}
 
-// established reports whether the session is up, and a channel that is closed when it is not.
-func (j *journal) established() (bool, <-chan struct{}) {
+func (c *causes) add(next cause, sure bool) {
+	if c.sure && !sure {
+		c.then = next
+		return
+	}
+	*c = causes{first: next, sure: sure}
+}
+
+func (c causes) detail() string {
+	if c.then.reason == "" {
+		return c.first.detail
+	}
+	return c.first.detail + "; since then: " + c.then.detail
+}
+
+// dialling records that a dial begins.
+func (j *journal) dialling() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.state == bgp.BGP_FSM_ESTABLISHED, j.down
+	j.state = stateConnect
 }
 
-// takeLoss reports once after each loss of the session, with how long it had lived.
-func (j *journal) takeLoss() (time.Duration, bool) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	lost := j.lost
-	j.lost = false
-	return j.lifetime, lost
-}
-
-// takeFarewell reports once that the switch said that it is done with us: it has withdrawn all.
-func (j *journal) takeFarewell() bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	farewell := j.farewell
-	j.farewell = false
-	return farewell
-}
-
-// session returns the number of the established session, and whether there is one.
-func (j *journal) session() (int, bool) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.flaps, j.state == bgp.BGP_FSM_ESTABLISHED
-}
-
-// stateChanged follows GoBGP's state machine.
-func (j *journal) stateChanged(next bgp.FSMState, why string) {
-	j.mu.Lock()
-	old := j.state
-	if old != next && next == bgp.BGP_FSM_IDLE {
-		if c := j.explain(old, why); c.reason != "" {
-			j.last = c
-		}
-		j.hint = cause{}
-	}
-	switch next {
-	case bgp.BGP_FSM_OPENSENT:
-		j.forgetDials()
-	case bgp.BGP_FSM_ESTABLISHED:
-		j.last, j.hint = cause{}, cause{}
-	}
-	if old == bgp.BGP_FSM_ESTABLISHED && next != old {
-		j.lost = true
-		j.reset = Reset{time.Now(), j.last.reason, j.last.detail}
-	}
-	j.moved(next)
-	j.mu.Unlock()
-	j.notify()
-}
-
-// moved sets the state. Callers hold mu.
-func (j *journal) moved(next bgp.FSMState) {
-	old := j.state
-	j.state = next
-	switch {
-	case next == bgp.BGP_FSM_ESTABLISHED && old != next:
-		j.since = time.Now()
-		j.down = make(chan struct{})
-	case old == bgp.BGP_FSM_ESTABLISHED && next != old:
-		j.lifetime = time.Since(j.since)
-		j.since = time.Now()
-		j.flaps++
-		close(j.down)
-	}
-}
-
-// explain says why a session fell back to Idle from old. Callers hold mu.
-func (j *journal) explain(old bgp.FSMState, why string) cause {
-	if j.hint.reason != "" {
-		return j.hint
-	}
-	switch old {
-	case bgp.BGP_FSM_OPENSENT:
-		return cause{reasonUnknownToSwitch, unknown(j.peer)}
-	case bgp.BGP_FSM_OPENCONFIRM:
-		if why == "read-failed" {
-			return cause{reasonConnectionLost, "the switch ended the connection after both OPENs, without a NOTIFICATION: look at the switch's log"}
-		}
-		return openRefusedThere(j.peer)
-	case bgp.BGP_FSM_ESTABLISHED:
-		return cause{reasonConnectionLost, fmt.Sprintf("the connection to the switch ended without a NOTIFICATION (%s): look whether the switch restarted or a filter cut it", why)}
-	}
-	return cause{}
-}
-
-// dialFailed notes why the last attempt to connect failed.
+// dialFailed records why a dial failed.
 func (j *journal) dialFailed(err error) {
 	j.mu.Lock()
+	j.state, j.lifetime = stateActive, 0
 	if !isTimeout(err) || !isTimeout(j.evidence.err) {
 		j.dialled = time.Now()
 	}
@@ -151,31 +96,16 @@ func (j *journal) dialFailed(err error) {
 	if !j.evidence.puzzles(j.peer) {
 		j.evidence.reply = reply{}
 	}
-	news := j.conclude() || j.probeDue(time.Now())
+	j.causes.add(dialCause(j.peer, j.evidence), false)
 	j.mu.Unlock()
-	if news {
-		j.notify()
-	}
+	j.notify()
 }
 
-// conclude says what the dials and the last probe mean, and reports whether that is news. Callers
-// hold mu.
-func (j *journal) conclude() bool {
-	old := j.last
-	j.last = dialCause(j.peer, j.evidence)
-	return j.last != old
-}
-
-// probeDue reports whether it is time for a probe. Callers hold mu.
-func (j *journal) probeDue(now time.Time) bool {
-	return j.evidence.puzzles(j.peer) && !j.probing && !now.Before(j.probeAt)
-}
-
-// takeProbe reports once that a probe is due. Each dial that fails looks at the time.
+// takeProbe reports once that a probe is due.
 func (j *journal) takeProbe(now time.Time) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	due := j.probeDue(now)
+	due := j.evidence.puzzles(j.peer) && !j.probing && !now.Before(j.probeAt)
 	if due {
 		j.probing = true
 		j.pause = min(max(2*j.pause, probePause), probeRarest)
@@ -184,121 +114,223 @@ func (j *journal) takeProbe(now time.Time) bool {
 	return due
 }
 
-// probed notes what the switch said to a probe, if that still matters.
+// probed records the result of a probe, if it still matters.
 func (j *journal) probed(r reply) {
 	j.mu.Lock()
 	j.probing = false
-	news := false
 	if j.evidence.puzzles(j.peer) {
 		j.evidence.reply = r
-		news = j.conclude()
+		j.causes.add(dialCause(j.peer, j.evidence), false)
 	}
 	j.mu.Unlock()
-	if news {
-		j.notify()
-	}
+	j.notify()
 }
 
-// suspect notes evidence that explains the change of state that follows.
-func (j *journal) suspect(c cause) {
+// begun records that GoBGP is connected to the switch.
+func (j *journal) begun() {
+	j.mu.Lock()
+	j.state, j.connected, j.lifetime = stateOpenSent, true, 0
+	j.alive, j.word, j.theirs, j.offer = [2]bool{}, notification{}, false, offer{}
+	j.evidence, j.probeAt, j.pause = evidence{}, time.Time{}, 0
+	j.heard.begin(time.Now())
+	j.mu.Unlock()
+	j.notify()
+}
+
+// sent records a message that is sent to the switch.
+func (j *journal) sent(m message) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.hint.reason == "" {
-		j.hint = c
+	switch m.kind() {
+	case bgp.BGP_MSG_KEEPALIVE:
+		j.alive[0] = true
+		j.proceed()
+	case bgp.BGP_MSG_NOTIFICATION:
+		j.notified(notificationOf(m), false)
 	}
 }
 
-// logger is what a GoBGP server logs to: the journal of its session. Nothing is ever written anywhere.
-type logger struct{ journal *journal }
-
-// GetLevel asks for debug lines only while they can tell something: GoBGP prints every UPDATE
-// at that level.
-func (l *logger) GetLevel() log.LogLevel {
-	if up, _ := l.journal.established(); up {
-		return log.InfoLevel
-	}
-	return log.DebugLevel
-}
-
-func (l *logger) SetLevel(log.LogLevel) {}
-
-func (l *logger) Debug(msg string, f log.Fields) {
-	j := l.journal
-	switch msg {
-	case "state changed":
-		if next, ok := stateNamed(f["new"]); ok {
-			j.stateChanged(next, fmt.Sprint(f["reason"]))
+// received records a message from the switch. It reports whether GoBGP needs the message. Its error is a
+// refusal.
+func (j *journal) received(m message) (pass bool, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch kind := m.kind(); {
+	case kind == bgp.BGP_MSG_NOTIFICATION:
+		j.notified(notificationOf(m), true)
+		return true, nil
+	case kind == bgp.BGP_MSG_OPEN && !j.offer.known:
+		j.offer = offerOf(m)
+		if j.offer.hold < minHoldTime && j.offer.known {
+			return false, refusal{2, 6, nil}
 		}
-	case "failed to connect":
-		if err, ok := f["Error"].(error); ok {
-			j.dialFailed(err)
-		}
+		return true, nil
+	case kind == bgp.BGP_MSG_OPEN || !j.offer.known || !j.alive[1] && kind != bgp.BGP_MSG_KEEPALIVE:
+		return false, refusal{5, map[string]uint8{stateOpenSent: 1, stateOpenConfirm: 2, stateEstablished: 3}[j.state], []byte{kind}}
+	case kind == bgp.BGP_MSG_KEEPALIVE:
+		j.alive[1] = true
+		j.proceed()
+		return true, nil
+	case kind == bgp.BGP_MSG_UPDATE:
+		return j.heard.update(j.peer, j.offer, m, time.Now())
+	}
+	return true, nil // ROUTE-REFRESH: GoBGP sends its table again
+}
+
+// proceed sets the state after a KEEPALIVE.
+func (j *journal) proceed() {
+	switch {
+	case j.alive == [2]bool{true, true} && j.state != stateEstablished:
+		j.state, j.since, j.causes = stateEstablished, time.Now(), causes{}
+		j.notify()
+	case j.alive[0] && j.state == stateOpenSent:
+		j.state = stateOpenConfirm
 	}
 }
 
-func (l *logger) Info(string, log.Fields) {}
+func (j *journal) notified(n notification, theirs bool) {
+	if j.word.code == 0 {
+		j.word, j.theirs = n.inner(), theirs
+	}
+}
 
-func (l *logger) Warn(msg string, f log.Fields) {
-	j := l.journal
-	switch msg {
-	case "received notification":
-		code, ok1 := f["Code"].(uint8)
-		subcode, ok2 := f["Subcode"].(uint8)
-		data, _ := f["Data"].([]byte)
-		said, _ := f["Communicated-Reason"].(string)
-		if ok1 && ok2 {
-			n := notification{code, subcode, said}.opened(data)
-			j.suspect(notified(j.peer, n))
-			if n.leaves() {
-				j.mu.Lock()
-				j.farewell = true
-				j.mu.Unlock()
+// ended records that the connection is over. Only the first call for a connection counts.
+func (j *journal) ended(byThem bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !j.connected {
+		return
+	}
+	now := time.Now()
+	switch {
+	case j.word.code == 0:
+		j.causes.add(lostCause(j.peer, j.state, byThem), false)
+	case j.theirs:
+		j.causes.add(receivedCause(j.peer, j.word), true)
+	default:
+		j.causes.add(sentCause(j.peer, j.word, j.offer), true)
+	}
+	if j.state == stateEstablished {
+		j.lifetime, j.since = now.Sub(j.since), now
+		j.flaps++
+		j.reset = Reset{now, j.causes.first.reason, j.causes.first.detail}
+	}
+	j.state, j.connected, j.offer = stateIdle, false, offer{}
+	j.heard.end(now)
+	if j.theirs && j.word.leaves() {
+		j.heard.forget()
+	}
+	j.notify()
+}
+
+// wait returns how long to wait before the next dial. After a session that had been Established it is
+// nothing, unless the session did not last: then *backoff, which doubles from 1 s to maxBackoff.
+func (j *journal) wait(backoff *time.Duration) time.Duration {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case j.lifetime == 0: // RFC 4271, section 10: 3/4 to all of ConnectRetryTime
+		return connectRetry - rand.N(connectRetry/4)
+	case j.lifetime >= steady:
+		*backoff = 0
+	default:
+		*backoff = min(max(2**backoff, time.Second), maxBackoff)
+	}
+	return *backoff
+}
+
+// up reports whether the session is Established, and what the switch offered.
+func (j *journal) up() (bool, offer) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.state == stateEstablished, j.offer
+}
+
+// offer is what the switch offers in its OPEN.
+type offer struct {
+	known     bool // the OPEN has been read
+	asn       uint32
+	as4       bool // AS numbers have four octets (RFC 6793)
+	hold      time.Duration
+	restart   bool // graceful restart: the switch keeps our paths (RFC 4724)
+	longLived bool // long-lived graceful restart (RFC 9494)
+	// notification: the switch also keeps our paths at a NOTIFICATION, except a Hard Reset (RFC 8538)
+	notification bool
+	ipv4         bool
+	ipv6         bool
+	refresh      bool // RFC 2918
+}
+
+// offerOf reads an OPEN. GoBGP refuses an OPEN that cannot be read.
+func offerOf(m message) offer {
+	parsed, err := bgp.ParseBGPMessage(m)
+	if err != nil {
+		return offer{}
+	}
+	open := parsed.Body.(*bgp.BGPOpen)
+	o := offer{known: true, asn: uint32(open.MyAS), hold: time.Duration(open.HoldTime) * time.Second}
+	multiprotocol := false
+	for _, p := range open.OptParams {
+		p, ok := p.(*bgp.OptionParameterCapability)
+		if !ok {
+			continue
+		}
+		for _, c := range p.Capability {
+			switch c := c.(type) {
+			case *bgp.CapGracefulRestart:
+				o.restart = true
+				o.notification = o.notification || c.Flags&0x04 != 0 // RFC 8538, section 2
+			case *bgp.CapLongLivedGracefulRestart:
+				// Without a tuple the switch helps others (BIRD). With a time of 0 it keeps nothing (FRR
+				// without its stale-time, which is the longest that FRR keeps paths).
+				o.longLived = len(c.Tuples) == 0 || slices.ContainsFunc(c.Tuples, func(t *bgp.CapLongLivedGracefulRestartTuple) bool { return t.RestartTime > 0 })
+			case *bgp.CapMultiProtocol:
+				multiprotocol = true
+				o.ipv4 = o.ipv4 || c.CapValue == bgp.RF_IPv4_UC
+				o.ipv6 = o.ipv6 || c.CapValue == bgp.RF_IPv6_UC
+			case *bgp.CapFourOctetASNumber:
+				o.asn, o.as4 = c.CapValue, true
+			case *bgp.CapRouteRefresh:
+				o.refresh = true
 			}
 		}
-	case "sent notification":
-		if e, ok := f["Data"].(*bgp.MessageError); ok {
-			j.suspect(openRefusedHere(j.peer, e))
-		}
-	case "hold timer expired":
-		j.suspect(cause{reasonHoldTimer, "nothing heard from the switch for the hold time: check the link and the switch"})
-	case "Session will be reset due to malformed BGP Header", "Session will be reset due to malformed BGP message",
-		"Session will be reset due to malformed BGP update message":
-		err := f["Error"]
-		if err == nil {
-			err = f["error"]
-		}
-		j.suspect(cause{reasonMalformed, fmt.Sprintf("the switch sent what cannot be parsed: %v; update the switch's software", err)})
 	}
+	o.ipv4 = o.ipv4 || !multiprotocol // RFC 4760, section 8
+	return o
 }
 
-func (l *logger) Error(string, log.Fields) {}
-
-// Fatal and Panic end the process, as GoBGP expects: it has found itself in a state that it cannot be in.
-func (l *logger) Fatal(msg string, f log.Fields) { l.Panic(msg, f) }
-func (l *logger) Panic(msg string, f log.Fields) { panic(fmt.Sprintf("%s: %v", msg, f["Data"])) }
-
-func stateNamed(v any) (bgp.FSMState, bool) {
-	for s := bgp.BGP_FSM_IDLE; s <= bgp.BGP_FSM_ESTABLISHED; s++ {
-		if v == s.String() {
-			return s, true
-		}
+func (o offer) takes(p netip.Prefix) bool {
+	if p.Addr().Is4() {
+		return o.ipv4
 	}
-	return 0, false
+	return o.ipv6
 }
 
-// stateName is the name of RFC 4271, section 8.2.2.
-func stateName(s bgp.FSMState) string {
-	switch s {
-	case bgp.BGP_FSM_CONNECT:
-		return "Connect"
-	case bgp.BGP_FSM_ACTIVE:
-		return "Active"
-	case bgp.BGP_FSM_OPENSENT:
-		return "OpenSent"
-	case bgp.BGP_FSM_OPENCONFIRM:
-		return "OpenConfirm"
-	case bgp.BGP_FSM_ESTABLISHED:
-		return "Established"
-	}
-	return "Idle"
+// view is the part of a session's status whose change is news.
+type view struct {
+	state  string
+	flaps  int
+	causes causes
+	offer  offer
+	heard  int
+}
+
+// urgent reports whether a change is worth news at once. The steps of an attempt to stateConnect, and learned
+// paths, can wait until the next tick.
+func (v view) urgent(was view) bool {
+	return (v.state == stateEstablished) != (was.state == stateEstablished) || v.flaps != was.flaps || v.causes != was.causes
+}
+
+func (j *journal) view() view {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return view{j.state, j.flaps, j.causes, j.offer, j.heard.edition}
+}
+
+// status returns what the journal knows for Status.
+func (j *journal) status() (Status, offer) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	first := j.causes.first
+	return Status{State: cmp.Or(j.state, stateIdle), Since: j.since, Flaps: j.flaps, LastReset: j.reset, Reason: first.reason, Detail: j.causes.detail()}, j.offer
 }

@@ -2,23 +2,18 @@ package bgp
 
 import (
 	"cmp"
-	"context"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
 
-	"github.com/osrg/gobgp/v3/pkg/apiutil"
 	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
-
-	api "github.com/osrg/gobgp/v3/api"
 )
 
 const (
-	// learnEvery is how often a session that learns reads what the switch has sent.
-	learnEvery = 2 * time.Second
 	// quietFor is how long a switch that sends no End-of-RIB must be silent before all its paths count
 	// as received.
-	quietFor = 8 * time.Second
+	quietFor = 6 * time.Second
 	// learnMost bounds the paths that are learned from one switch.
 	learnMost = 10000
 )
@@ -44,191 +39,160 @@ func (p LearnedPath) Compare(other LearnedPath) int {
 	return cmp.Or(p.Prefix.Compare(other.Prefix), cmp.Compare(kept(p), kept(other)), p.From.Compare(other.From), p.NextHop.Compare(other.NextHop))
 }
 
-// hearing holds the switch's own paths. The contents of its slices never change.
+// hearing holds the switch's own paths, as far as they are to be learned.
 //
 //	session lost: told -> kept       session back: told grows, kept stays       End-of-RIB, or restart time over: kept is dropped
 type hearing struct {
-	told  []LearnedPath // in this session
-	kept  []LearnedPath // in the one before
-	whole bool          // told and kept together hold all paths of the switch
+	learn []netip.Prefix
+	told  map[netip.Prefix]LearnedPath // in this session
+	kept  map[netip.Prefix]LearnedPath // of earlier sessions
+	whole bool                         // told and kept together hold all paths of the switch
 
-	session int       // number of the session, by its losses; -1: none
-	all     bool      // the switch has sent all its paths in this session
-	since   time.Time // since when it has not
-	updates uint64    // UPDATEs received in this session
-	quiet   time.Time // when the last one was noticed
-	looked  time.Time // when hear last read
-	edition int       // grows with each change of paths or whole
+	up         bool      // there is a session
+	all        bool      // the switch has sent all its paths in it
+	since      time.Time // since when there was none that had
+	updates    int       // UPDATEs received in it
+	quiet      time.Time // when the last one came
+	eor4, eor6 bool      // its End-of-RIB of the family came
+	edition    int       // grows with each change of paths or whole
 }
 
-func newHearing(since time.Time) hearing { return hearing{session: -1, since: since} }
-
-// paths returns the paths of this session, and those of earlier sessions whose prefix is not among them.
-func (h hearing) paths() []LearnedPath {
-	if len(h.kept) == 0 {
-		return h.told
-	}
-	again := make(map[netip.Prefix]bool, len(h.told))
-	for _, p := range h.told {
-		again[p.Prefix] = true
-	}
-	out := slices.Clone(h.told)
-	for _, p := range h.kept {
-		if !again[p.Prefix] {
+// paths returns the paths of this session, and those of earlier sessions whose prefix is not among
+// them, sorted, at most the first learnMost.
+func (h *hearing) paths() []LearnedPath {
+	out := slices.Collect(maps.Values(h.told))
+	for prefix, p := range h.kept {
+		if _, again := h.told[prefix]; !again {
 			p.Kept = true
 			out = append(out, p)
 		}
 	}
-	return out
+	slices.SortFunc(out, LearnedPath.Compare)
+	return slices.Clip(out[:min(len(out), learnMost)])
 }
 
-// lost records that the session ended.
-func (h *hearing) lost(now time.Time) {
-	if h.session >= 0 && h.all {
+// begin records that there is a session again.
+func (h *hearing) begin(now time.Time) {
+	h.up, h.all, h.updates, h.quiet, h.eor4, h.eor6 = true, false, 0, now, false, false
+	h.told = make(map[netip.Prefix]LearnedPath)
+}
+
+// end records that the session ended.
+func (h *hearing) end(now time.Time) {
+	if h.all {
 		h.since = now
 	}
-	h.kept, h.told, h.session, h.all = h.paths(), nil, -1, false
+	if h.kept == nil {
+		h.kept = make(map[netip.Prefix]LearnedPath)
+	}
+	maps.Copy(h.kept, h.told)
+	h.told, h.up, h.all = nil, false, false
+	h.edition++
 }
 
 // forget drops the kept paths: the switch has withdrawn them, or their time is over.
-func (h *hearing) forget() { h.kept, h.whole = nil, true }
-
-// listen sets which prefixes the session learns.
-func (t *talk) listen(prefixes []netip.Prefix) {
-	if slices.Equal(t.learn, prefixes) {
-		return
+func (h *hearing) forget() {
+	if len(h.kept) > 0 || !h.whole {
+		h.edition++
 	}
-	t.learn = prefixes
-	t.heard.updates, t.heard.quiet, t.heard.looked = 0, time.Now(), time.Time{}
-	t.poke()
+	h.kept, h.whole = nil, true
 }
 
-// hear reads the switch's paths. It reads the table only while the table changes, as a switch may send a
-// hundred thousand paths.
-func (t *talk) hear() {
-	now, h, was := time.Now(), &t.heard, t.heard
-	if len(t.learn) == 0 || now.Sub(h.looked) < learnEvery {
-		return
-	}
-	h.looked = now
-	session, up := t.journal.session()
-	if h.session >= 0 && (!up || h.session != session) {
-		h.lost(now)
-	}
-	if h.session < 0 && t.journal.takeFarewell() { // not before its session has ended
+// tick looks whether kept paths have had their time.
+func (h *hearing) tick(p Peer, o offer, now time.Time) {
+	// A switch that restarts sends nothing until it knows its own paths.
+	if h.up && !h.all && now.Sub(h.quiet) >= quietFor && (h.updates > 0 || !o.restart) {
+		h.all = true
 		h.forget()
 	}
-	if up && t.offer.known {
-		t.hearMore(session, now)
-	}
-	if !h.all && now.Sub(h.since) >= t.peer.RestartTime {
+	if !h.all && now.Sub(h.since) >= p.RestartTime {
 		h.forget()
 	}
-	if h.whole != was.whole || !slices.Equal(h.paths(), was.paths()) {
+}
+
+// ask sets which prefixes are learned. It reports whether the switch must send its paths again for it.
+func (h *hearing) ask(learn []netip.Prefix) (again bool) {
+	if slices.Equal(h.learn, learn) {
+		return false
+	}
+	again = h.up && slices.ContainsFunc(learn, func(p netip.Prefix) bool { return !within(p, h.learn) })
+	h.learn, h.quiet = learn, time.Now()
+	for _, paths := range []map[netip.Prefix]LearnedPath{h.told, h.kept} {
+		maps.DeleteFunc(paths, func(p netip.Prefix, _ LearnedPath) bool { return !within(p, learn) })
+	}
+	h.edition++
+	return again
+}
+
+// within reports whether one of the prefixes holds p. A default route holds only itself.
+func within(p netip.Prefix, prefixes []netip.Prefix) bool {
+	return slices.ContainsFunc(prefixes, func(w netip.Prefix) bool {
+		return w == p || w.Bits() > 0 && w.Bits() <= p.Bits() && w.Contains(p.Addr())
+	})
+}
+
+// update reads an UPDATE. Only an End-of-RIB is for GoBGP too: it waits for it after a restart, and all
+// other paths are of no use to it. Nothing is read while nothing is learned.
+func (h *hearing) update(p Peer, o offer, m message, now time.Time) (pass bool, err error) {
+	h.updates++
+	h.quiet = now
+	if eor4, eor6 := m.endOfRIB(); eor4 || eor6 {
+		h.eor4, h.eor6 = h.eor4 || eor4, h.eor6 || eor6
+		if !h.all && o.restart && (h.eor4 || !o.ipv4) && (h.eor6 || !o.ipv6) {
+			h.all = true
+			h.forget()
+		}
+		return true, nil
+	}
+	if len(h.learn) == 0 {
+		return false, nil
+	}
+	u, err := readUpdate(m[bgp.BGP_HEADER_LENGTH:], o.as4)
+	if err != nil {
+		return false, err
+	}
+	for _, prefix := range u.gone {
+		h.drop(prefix)
+	}
+	loop := slices.Contains(u.asPath, p.LocalASN) // RFC 4271, section 9
+	for _, prefix := range u.reach {
+		hop := u.hop4
+		if prefix.Addr().Is6() {
+			hop = u.hop6
+		}
+		if u.withdraw || loop || !hop.IsValid() {
+			h.drop(prefix)
+		} else if within(prefix, h.learn) {
+			h.told[prefix] = LearnedPath{Path: Path{Prefix: prefix, NextHop: hop}, From: p.Address}
+			h.edition++
+		}
+	}
+	return false, nil
+}
+
+func (h *hearing) drop(prefix netip.Prefix) {
+	if _, ok := h.told[prefix]; ok {
+		delete(h.told, prefix)
 		h.edition++
 	}
 }
 
-// hearMore reads the paths of an established session.
-func (t *talk) hearMore(session int, now time.Time) {
-	h := &t.heard
-	if h.session != session {
-		h.session, h.updates, h.quiet = session, 0, now
-	}
-	if t.received.updates != h.updates {
-		h.updates, h.quiet = t.received.updates, now
-	}
-	// GoBGP counts an UPDATE before its paths are in the table: read until the switch has been quiet.
-	if now.Sub(h.quiet) < quietFor {
-		told, err := t.server.adjIn(t.peer, t.learn)
-		if err != nil {
-			return
-		}
-		h.told = told
-	}
-	if !h.all && t.received.all(t.offer, now.Sub(h.quiet)) {
-		h.all = true
-		h.forget()
-	}
+// learn sets which prefixes are learned. It reports whether the switch must send its paths again for it.
+func (j *journal) learn(prefixes []netip.Prefix) (again bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.heard.ask(prefixes)
 }
 
-// received is what GoBGP counts in a session.
-type received struct {
-	updates    uint64
-	eor4, eor6 bool // End-of-RIB of the family
+// learned returns what Speaker.Learned shows of this session.
+func (j *journal) learned() (paths []LearnedPath, complete bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.heard.paths(), j.heard.whole
 }
 
-// all reports whether the switch has sent all its paths. GoBGP's word on the End-of-RIB of a switch that
-// itself restarts is not used: GoBGP counts it as received before it is.
-func (r received) all(o offer, quiet time.Duration) bool {
-	if o.restart && !o.restarting && (r.eor4 || !o.ipv4) && (r.eor6 || !o.ipv6) {
-		return true
-	}
-	// A switch that restarts sends nothing until it knows its own paths.
-	return quiet >= quietFor-learnEvery && (r.updates > 0 || !o.restart)
-}
-
-// adjIn lists the paths that the switch advertises within the given prefixes, sorted, and at most the
-// first learnMost. It leaves out paths that have passed through our autonomous system (RFC 4271,
-// section 9).
-func (s *server) adjIn(p Peer, within []netip.Prefix) ([]LearnedPath, error) {
-	var out []LearnedPath
-	for _, family := range []*api.Family{ipv4, ipv6} {
-		var lookups []*api.TableLookupPrefix
-		for _, w := range within {
-			if w.Addr().Is4() != (family == ipv4) {
-				continue
-			}
-			lookup := &api.TableLookupPrefix{Prefix: w.String(), Type: api.TableLookupPrefix_LONGER}
-			if w.Bits() == 0 {
-				lookup.Type = api.TableLookupPrefix_EXACT
-			}
-			lookups = append(lookups, lookup)
-		}
-		if len(lookups) == 0 {
-			continue
-		}
-		err := s.bgp.ListPath(context.Background(), &api.ListPathRequest{TableType: api.TableType_ADJ_IN, Name: p.Address.String(), Family: family, Prefixes: lookups},
-			func(d *api.Destination) {
-				for _, path := range d.Paths {
-					if l, ok := learnedPath(p, d.Prefix, path); ok {
-						out = append(out, l)
-					}
-				}
-			})
-		if err != nil {
-			return nil, err
-		}
-	}
-	slices.SortFunc(out, LearnedPath.Compare)
-	out = slices.CompactFunc(out, func(a, b LearnedPath) bool { return a.Prefix == b.Prefix })
-	return slices.Clip(out[:min(len(out), learnMost)]), nil
-}
-
-func learnedPath(p Peer, prefix string, path *api.Path) (LearnedPath, bool) {
-	l := LearnedPath{From: p.Address}
-	var err error
-	if l.Prefix, err = netip.ParsePrefix(prefix); err != nil {
-		return l, false
-	}
-	attrs, err := apiutil.GetNativePathAttributes(path)
-	if err != nil {
-		return l, false
-	}
-	for _, a := range attrs {
-		switch a := a.(type) {
-		case *bgp.PathAttributeNextHop:
-			l.NextHop, _ = netip.AddrFromSlice(a.Value)
-		case *bgp.PathAttributeMpReachNLRI:
-			l.NextHop, _ = netip.AddrFromSlice(a.Nexthop)
-		case *bgp.PathAttributeAsPath:
-			for _, segment := range a.Value {
-				if slices.Contains(segment.GetAS(), p.LocalASN) {
-					return l, false
-				}
-			}
-		}
-	}
-	l.Prefix, l.NextHop = l.Prefix.Masked(), l.NextHop.Unmap()
-	return l, l.NextHop.IsValid() && l.NextHop.Is4() == l.Prefix.Addr().Is4()
+func (j *journal) tick(now time.Time) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.heard.tick(j.peer, j.offer, now)
 }

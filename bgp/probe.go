@@ -47,7 +47,7 @@ func probe(p Peer) reply {
 		return reply{kind: unsent}
 	}
 	defer unix.Close(fd)
-	switch err := connect(fd, p); {
+	switch err := handshake(fd, p); {
 	case err == nil:
 		_ = unix.Shutdown(fd, unix.SHUT_WR)
 		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}, int(partTimeout/time.Millisecond))
@@ -97,8 +97,8 @@ func (p Peer) hops() int {
 	return max(1, int(p.MultihopTTL))
 }
 
-// connect waits for the end of the handshake for at most probeTimeout.
-func connect(fd int, p Peer) error {
+// handshake waits for the end of the handshake for at most probeTimeout.
+func handshake(fd int, p Peer) error {
 	err := unix.Connect(fd, sockaddr(netip.AddrPortFrom(p.Address, p.Port)))
 	if err == nil || !errors.Is(err, unix.EINPROGRESS) {
 		return err

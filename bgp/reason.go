@@ -12,27 +12,34 @@ import (
 	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
 )
 
-// The reasons of Status.Reason.
+// The reasons of Status.Reason. docs/operations.md has a line for each.
 const (
-	reasonConnecting        = "connecting"        // just begun
-	reasonRefused           = "refused"           // TCP reset: nobody listens
-	reasonNoRoute           = "noRoute"           // this node has no route there
-	reasonNoNeighbour       = "noNeighbour"       // nobody answers ARP or neighbour discovery
+	reasonConnecting        = "connecting"        // just started
+	reasonRefused           = "refused"           // TCP reset: nothing listens
+	reasonNoRoute           = "noRoute"           // this node has no route to the switch
+	reasonNoNeighbour       = "noNeighbour"       // no answer to ARP or neighbour discovery
 	reasonNoLocalAddress    = "noLocalAddress"    // this node does not have the source address
-	reasonFiltered          = "filtered"          // somebody answers our SYN with ICMP
-	reasonTimeout           = "timeout"           // SYNs vanish: filter, or TCP MD5 mismatch
-	reasonPasswordNotWanted = "passwordNotWanted" // SYNs vanish only with our password
+	reasonFiltered          = "filtered"          // ICMP answers our SYN
+	reasonTimeout           = "timeout"           // no answer to our SYN: filter, or TCP MD5 mismatch
+	reasonPasswordNotWanted = "passwordNotWanted" // no answer to our SYN only with our password
 	reasonDial              = "dial"              // any other error of connect(2)
-	reasonUnknownToSwitch   = "unknownToSwitch"   // closed after our OPEN
-	reasonASNMismatch       = "asnMismatch"       // OPEN refused, by either side
-	reasonOpenRefused       = "openRefused"       // we refuse the switch's OPEN for another cause
+	reasonUnknownToSwitch   = "unknownToSwitch"   // the switch closed the connection before its OPEN
+	reasonASNMismatch       = "asnMismatch"       // either side expects another AS number
+	reasonRouterID          = "routerID"          // either side objects to the other's router ID
+	reasonHoldTime          = "holdTime"          // either side objects to the other's hold time
+	reasonCapability        = "capability"        // the switch requires a capability that we do not offer
+	reasonRole              = "roleMismatch"      // the switch requires a BGP role (RFC 9234)
+	reasonOpenRefused       = "openRefused"       // either side objects to the other's OPEN for another cause
 	reasonHoldTimer         = "holdTimer"         // one side heard nothing for the hold time
-	reasonCeased            = "ceased"            // the switch sent a Cease
+	reasonPrefixLimit       = "prefixLimit"       // the switch takes no more prefixes
+	reasonCollision         = "collision"         // another BGP daemon on this node has a session with the switch
+	reasonCeased            = "ceased"            // the switch sent another Cease
+	reasonUpdateRefused     = "updateRefused"     // the switch objects to an UPDATE of ours
 	reasonNotification      = "notification"      // the switch sent another NOTIFICATION
-	reasonConnectionLost    = "connectionLost"    // TCP ended without a NOTIFICATION
-	reasonMalformed         = "malformed"         // the switch sent what cannot be parsed
-	reasonReset             = "reset"             // we reset it: its settings changed
-	reasonEnded             = "ended"             // we ended it: it was not wanted any more
+	reasonConnectionLost    = "connectionLost"    // the connection ended without a NOTIFICATION
+	reasonMalformed         = "malformed"         // the switch sent a message that cannot be read
+	reasonReset             = "reset"             // we restarted the session: its settings changed
+	reasonEnded             = "ended"             // we ended the session: it was removed
 	reasonCrashed           = "crashed"           // the process of this session ended by itself
 )
 
@@ -133,108 +140,107 @@ func unknown(p Peer) string {
 	return fmt.Sprintf("the switch closed the connection before its OPEN: configure neighbour %s as %d there, or wait if it holds off after an error", p.LocalAddress, p.LocalASN)
 }
 
-// openRefusedHere explains a NOTIFICATION with which we answered the switch's OPEN.
-func openRefusedHere(p Peer, e *bgp.MessageError) cause {
-	if e.TypeCode == bgp.BGP_ERROR_OPEN_MESSAGE_ERROR && e.SubTypeCode == bgp.BGP_ERROR_SUB_BAD_PEER_AS {
-		return cause{reasonASNMismatch, fmt.Sprintf("the switch has another AS number than %d: %s; correct the peer's AS number here", p.ASN, e.Message)}
+// lostCause explains that the connection ended without a NOTIFICATION.
+func lostCause(p Peer, state string, byThem bool) cause {
+	switch {
+	case !byThem:
+		return cause{reasonConnectionLost, "this node closed the connection to the switch without a NOTIFICATION: if this happens again, report it"}
+	case state == stateOpenSent:
+		return cause{reasonUnknownToSwitch, unknown(p)}
+	case state == stateOpenConfirm:
+		return cause{reasonConnectionLost, "the switch closed the connection after both OPENs, without a NOTIFICATION: check the switch's log"}
 	}
-	if e.TypeCode == bgp.BGP_ERROR_OPEN_MESSAGE_ERROR && e.SubTypeCode == bgp.BGP_ERROR_SUB_BAD_BGP_IDENTIFIER {
-		return cause{reasonOpenRefused, fmt.Sprintf("the switch has the router ID %s too: give it, or this node, another one", p.RouterID)}
-	}
-	if e.TypeCode == bgp.BGP_ERROR_HOLD_TIMER_EXPIRED {
+	return cause{reasonConnectionLost, "the connection to the switch ended without a NOTIFICATION: check whether the switch restarted or a filter cut the connection"}
+}
+
+// sentCause explains a NOTIFICATION that we sent to the switch.
+func sentCause(p Peer, n notification, o offer) cause {
+	switch {
+	case n.is(2, 2):
+		return cause{reasonASNMismatch, fmt.Sprintf("the switch has AS number %d, not %d: correct the peer's AS number here", o.asn, p.ASN)}
+	case n.is(2, 3):
+		return cause{reasonRouterID, fmt.Sprintf("the switch has the router ID %s too: give the switch, or this node, another one", p.RouterID)}
+	case n.is(2, 6):
+		return cause{reasonHoldTime, fmt.Sprintf("the switch offers a hold time of %s, and this node accepts %s or more: set a longer hold time for this neighbour on the switch, such as 90 s", o.hold, minHoldTime)}
+	case n.code == 2:
+		return cause{reasonOpenRefused, fmt.Sprintf("this node refuses the switch's OPEN: %s; correct the switch's BGP settings for this neighbour", n)}
+	case n.code == 4 && !o.known:
 		return cause{reasonHoldTimer, "the switch sent no OPEN: check that BGP runs there and knows this node"}
+	case n.code == 4:
+		return cause{reasonHoldTimer, "nothing heard from the switch for the hold time: check the link and the switch"}
+	case n.code == 6:
+		return cause{reasonEnded, "ended here: " + n.String()}
 	}
-	return cause{reasonOpenRefused, fmt.Sprintf("we refuse the switch's OPEN: %s; correct the switch's BGP settings for this neighbour", e.Message)}
+	return cause{reasonMalformed, fmt.Sprintf("the switch sent a message that cannot be read: %s; update the switch's software", n)}
 }
 
-// openRefusedThere explains that the switch sent its OPEN and ended the session on ours. GoBGP
-// keeps the NOTIFICATION's code to itself at this point; Bad Peer AS is what it is in practice.
-func openRefusedThere(p Peer) cause {
-	return cause{reasonASNMismatch, fmt.Sprintf("the switch refuses our OPEN: it expects another AS number than %d from %s, or another node has the router ID %s; compare its neighbour configuration", p.LocalASN, p.LocalAddress, p.RouterID)}
-}
-
-// notification is what the switch ended a session with.
-type notification struct {
-	code, subcode uint8
-	said          string // its operator's own words (RFC 9003)
-}
-
-// opened is the NOTIFICATION that a Hard Reset stands for (RFC 8538, section 3.1); any other is itself.
-func (n notification) opened(data []byte) notification {
-	if n.code != bgp.BGP_ERROR_CEASE || n.subcode != bgp.BGP_ERROR_SUB_HARD_RESET || len(data) < 2 {
-		return n
-	}
-	inner := notification{code: data[0], subcode: data[1]}
-	if rest := data[2:]; inner.speaks() && len(rest) > 0 {
-		inner.said = string(rest[1:min(1+int(rest[0]), len(rest))])
-	}
-	return inner
-}
-
-// speaks reports whether a text can go with it.
-func (n notification) speaks() bool {
-	return n.code == bgp.BGP_ERROR_CEASE && (n.subcode == bgp.BGP_ERROR_SUB_ADMINISTRATIVE_SHUTDOWN || n.subcode == bgp.BGP_ERROR_SUB_ADMINISTRATIVE_RESET)
-}
-
-// leaves reports whether it says that the switch does not want this neighbour any more:
-// administrative shutdown or peer de-configured (RFC 4486, section 3).
-func (n notification) leaves() bool {
-	return n.code == bgp.BGP_ERROR_CEASE && (n.subcode == bgp.BGP_ERROR_SUB_ADMINISTRATIVE_SHUTDOWN || n.subcode == bgp.BGP_ERROR_SUB_PEER_DECONFIGURED)
-}
-
-// notified explains a NOTIFICATION that the switch sent in an established session.
-func notified(p Peer, n notification) cause {
-	switch n.code {
-	case bgp.BGP_ERROR_CEASE:
-		text, next := cease(n.subcode)
-		if n.said != "" {
-			text += fmt.Sprintf(", saying %q", n.said)
-		}
-		return cause{reasonCeased, fmt.Sprintf("the switch sent Cease, %s: %s", text, next)}
-	case bgp.BGP_ERROR_HOLD_TIMER_EXPIRED:
+// receivedCause explains a NOTIFICATION that the switch sent.
+func receivedCause(p Peer, n notification) cause {
+	switch {
+	case n.is(2, 2):
+		return cause{reasonASNMismatch, fmt.Sprintf("the switch refuses our OPEN: it expects another AS number than %d from %s; compare its neighbour configuration", p.LocalASN, p.LocalAddress)}
+	case n.is(2, 3):
+		return cause{reasonRouterID, fmt.Sprintf("the switch refuses our router ID %s: the switch, or another neighbour of it, has the same one; give one of them another router ID", p.RouterID)}
+	case n.is(2, 6):
+		return cause{reasonHoldTime, fmt.Sprintf("the switch does not accept our hold time of %s: set bgp.holdTime to what the switch allows, or allow %s there", p.HoldTime, p.HoldTime)}
+	case n.is(2, 7):
+		return cause{reasonCapability, fmt.Sprintf("the switch requires a capability that this node does not offer%s: remove that requirement for this neighbour on the switch", capabilities(n.data))}
+	case n.is(2, 11):
+		return cause{reasonRole, "the switch requires a BGP role (RFC 9234), and this node has none: remove the strict role of this neighbour on the switch"}
+	case n.code == 2:
+		return cause{reasonOpenRefused, fmt.Sprintf("the switch refuses our OPEN: %s; compare its neighbour configuration", n)}
+	case n.code == 3:
+		return cause{reasonUpdateRefused, fmt.Sprintf("the switch refuses an UPDATE of ours: %s; check the switch's log, and report this", n)}
+	case n.code == 4:
 		return cause{reasonHoldTimer, fmt.Sprintf("the switch heard nothing from %s for its hold time: check the link, and the load of this node", p.LocalAddress)}
+	case n.code == 8:
+		return cause{reasonHoldTimer, "the switch could send nothing to this node for its send hold time: check the load of this node"}
+	case n.code == 6:
+		return ceasedCause(n)
 	}
-	return cause{reasonNotification, fmt.Sprintf("the switch ended the session with NOTIFICATION %d/%d: look at the switch's log", n.code, n.subcode)}
+	return cause{reasonNotification, fmt.Sprintf("the switch ended the session with NOTIFICATION %s: check the switch's log", n)}
 }
 
-// shutdownMessage is a NOTIFICATION that the session ends for good, with why in plain words (RFC
-// 9003). A switch that keeps paths through a NOTIFICATION has to get it within a Hard Reset (RFC
-// 8538, section 3.1), which GoBGP cannot send with a text.
-func shutdownMessage(why string, hard bool) ([]byte, error) {
-	const most = 255 // octets, RFC 9003, section 2
-	text := strings.ToValidUTF8(why[:min(len(why), most)], "")
-	code, subcode, data := uint8(bgp.BGP_ERROR_CEASE), uint8(bgp.BGP_ERROR_SUB_ADMINISTRATIVE_SHUTDOWN), append([]byte{byte(len(text))}, text...)
-	if hard {
-		subcode, data = bgp.BGP_ERROR_SUB_HARD_RESET, append([]byte{code, subcode}, data...)
-	}
-	return bgp.NewBGPNotificationMessage(code, subcode, data).Serialize()
-}
-
-// cease gives a Cease's subcode its name (RFC 4486, section 3; RFC 8538, section 3; RFC 9384)
-// and the operator's next step.
-func cease(subcode uint8) (text, next string) {
-	const look = "look at the switch's log"
-	switch subcode {
+// ceasedCause explains a Cease (RFC 4486, section 4; RFC 8538; RFC 9384) with its text.
+func ceasedCause(n notification) cause {
+	const log, back = "check the switch's log", "nothing to do, the session comes back"
+	reason, next := reasonCeased, log
+	switch n.subcode {
 	case 1:
-		return "maximum number of prefixes reached", "raise the switch's prefix limit for this neighbour, or advertise less"
+		reason, next = reasonPrefixLimit, "raise the switch's prefix limit for this neighbour, or advertise fewer prefixes"
 	case 2:
-		return "administrative shutdown", "enable the neighbour on the switch"
+		next = "enable the neighbour on the switch"
 	case 3:
-		return "peer de-configured", "configure the neighbour on the switch"
-	case 4:
-		return "administrative reset", "nothing to do, the session comes back"
+		next = "configure the neighbour on the switch"
 	case 5:
-		return "connection rejected", "configure this node as neighbour on the switch"
-	case 6:
-		return "other configuration change", "nothing to do, the session comes back"
+		next = "configure this node as neighbour on the switch"
+	case 4, 6, 9:
+		next = back
 	case 7:
-		return "connection collision resolution", "nothing to do, the session comes back"
-	case 8:
-		return "out of resources", look
-	case 9:
-		return "hard reset", "nothing to do, the session comes back"
+		reason, next = reasonCollision, "another BGP daemon on this node has a session with the switch; stop it"
 	case 10:
-		return "BFD down", "check the link, or switch BFD off for this neighbour"
+		next = "check the link, or switch BFD off for this neighbour"
 	}
-	return fmt.Sprintf("subcode %d", subcode), look
+	text := codes[6].subcodes[n.subcode]
+	if text == "" {
+		text = fmt.Sprintf("subcode %d", n.subcode)
+	}
+	if said := n.text(); said != "" {
+		text += fmt.Sprintf(", saying %q", said)
+	}
+	return cause{reason, fmt.Sprintf("the switch sent Cease, %s: %s", text, next)}
+}
+
+// capabilities names the capabilities in the data of a NOTIFICATION (RFC 5492, section 5).
+func capabilities(data []byte) string {
+	var names []string
+	for len(data) >= 2 {
+		code := bgp.BGPCapabilityCode(data[0])
+		names = append(names, fmt.Sprintf("%s (%d)", code, code))
+		data = data[min(len(data), 2+int(data[1])):]
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return ", " + strings.Join(names, ", ")
 }

@@ -2,12 +2,11 @@ package bgp
 
 import (
 	"context"
-	"errors"
-	"net/netip"
-	"slices"
+	"fmt"
 	"time"
 
 	"github.com/osrg/gobgp/v3/pkg/apiutil"
+	"github.com/osrg/gobgp/v3/pkg/log"
 	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
 	gobgp "github.com/osrg/gobgp/v3/pkg/server"
 
@@ -15,8 +14,7 @@ import (
 )
 
 const (
-	// connectRetry is how often a switch is dialled. GoBGP's default of 120 s is also its
-	// dial timeout: one lost SYN would cost two minutes.
+	// connectRetry is how often a switch is dialled.
 	connectRetry = 5 * time.Second
 	// deferral is how long the first UPDATE after a restart waits for the switch's
 	// End-of-RIB (RFC 4724, section 4.1). It is short because our paths do not depend on the
@@ -24,15 +22,28 @@ const (
 	deferral = 5 * time.Second
 )
 
-// server is one GoBGP server: one session and one RIB. It never listens. Its calls obey no context, and
-// only stop waits for the switch.
+// server is one GoBGP server: one session and one RIB. It never listens. Its calls obey no context and
+// do not wait for the switch.
 type server struct{ bgp *gobgp.BgpServer }
 
-func newServer(j *journal) *server {
-	s := &server{gobgp.NewBgpServer(gobgp.LoggerOption(&logger{j}))}
+func newServer() *server {
+	s := &server{gobgp.NewBgpServer(gobgp.LoggerOption(silence{}))}
 	go s.bgp.Serve()
 	return s
 }
+
+// silence is a logger that logs nothing: the relay sees what matters. Fatal and Panic end the process,
+// as GoBGP expects: it has found itself in a state that cannot be.
+type silence struct{}
+
+func (silence) Debug(string, log.Fields)       {}
+func (silence) Info(string, log.Fields)        {}
+func (silence) Warn(string, log.Fields)        {}
+func (silence) Error(string, log.Fields)       {}
+func (silence) Fatal(msg string, f log.Fields) { panic(fmt.Sprintf("%s: %v", msg, f["Data"])) }
+func (silence) Panic(msg string, f log.Fields) { panic(fmt.Sprintf("%s: %v", msg, f["Data"])) }
+func (silence) SetLevel(log.LogLevel)          {}
+func (silence) GetLevel() log.LogLevel         { return log.PanicLevel }
 
 // start makes the server speak as p's local side, with an empty RIB. An import policy rejects the
 // switch's paths. It accepts our own, because GoBGP applies the policy to them too.
@@ -63,31 +74,19 @@ func (s *server) start(p Peer) error {
 	}})
 }
 
-// stop ends the session, with a Cease if it is established.
-func (s *server) stop() error {
-	return s.bgp.StopBgp(context.Background(), &api.StopBgpRequest{})
-}
-
-// open dials the switch. Both restart bits of the graceful restart capability are set: our forwarding
-// state has survived, because the routes are in other nodes' kernels.
-func (s *server) open(p Peer) error {
+// open adds the switch as a peer: GoBGP connects to the relay's port. Both restart bits of the graceful
+// restart capability are set: our forwarding state has survived, because the routes are in other nodes'
+// kernels.
+func (s *server) open(p Peer, port uint16) error {
 	peer := &api.Peer{
-		Conf: &api.PeerConf{
-			NeighborAddress: p.Address.String(),
-			PeerAsn:         p.ASN,
-			LocalAsn:        p.LocalASN,
-			AuthPassword:    p.Password,
-		},
+		Conf: &api.PeerConf{NeighborAddress: loopback.String(), PeerAsn: p.ASN, LocalAsn: p.LocalASN},
 		Timers: &api.Timers{Config: &api.TimersConfig{
 			ConnectRetry:      uint64(connectRetry / time.Second),
 			HoldTime:          uint64(p.HoldTime / time.Second),
 			KeepaliveInterval: max(1, uint64(p.HoldTime/time.Second/3)),
 		}},
-		Transport: &api.Transport{
-			LocalAddress: p.LocalAddress.String(),
-			RemotePort:   uint32(p.Port),
-		},
-		AfiSafis: []*api.AfiSafi{afiSafi(ipv4, p), afiSafi(ipv6, p)},
+		Transport: &api.Transport{LocalAddress: loopback.String(), RemotePort: uint32(port)},
+		AfiSafis:  []*api.AfiSafi{afiSafi(ipv4, p), afiSafi(ipv6, p)},
 	}
 	if p.RestartTime > 0 {
 		peer.GracefulRestart = &api.GracefulRestart{
@@ -99,19 +98,18 @@ func (s *server) open(p Peer) error {
 			LonglivedEnabled:    p.LongLivedTime > 0,
 		}
 	}
-	if p.MultihopTTL > 0 && !p.TTLSecurity {
-		peer.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: uint32(p.MultihopTTL)}
+	if err := s.bgp.AddPeer(context.Background(), &api.AddPeerRequest{Peer: peer}); err != nil {
+		return fmt.Errorf("add the peer to GoBGP: %w", err)
 	}
-	if p.TTLSecurity {
-		// The TTL of a packet from n hops away has gone down by n-1 (RFC 5082, section 3).
-		peer.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 256 - uint32(max(1, p.MultihopTTL))}
-	}
-	return s.bgp.AddPeer(context.Background(), &api.AddPeerRequest{Peer: peer})
+	return nil
 }
 
-// close forgets the switch. It sends a Cease if the session is established, else nothing.
-func (s *server) close(p Peer) error {
-	return s.bgp.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: p.Address.String()})
+// close deletes the peer.
+func (s *server) close() error {
+	if err := s.bgp.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: loopback.String()}); err != nil {
+		return fmt.Errorf("delete the peer from GoBGP: %w", err)
+	}
+	return nil
 }
 
 // add puts the path into the RIB, where it replaces the path of the same prefix. GoBGP keeps the next hop
@@ -132,65 +130,6 @@ func (s *server) remove(path Path) error {
 		return err
 	}
 	return s.bgp.DeletePath(context.Background(), &api.DeletePathRequest{TableType: api.TableType_GLOBAL, Path: p})
-}
-
-// offer is what the switch offers in its OPEN.
-type offer struct {
-	known      bool // the OPEN has been read
-	restart    bool // graceful restart: the switch keeps our paths (RFC 4724)
-	restarting bool // the switch has itself just restarted
-	longLived  bool // long-lived graceful restart (RFC 9494)
-	// notification: the switch also keeps our paths at a NOTIFICATION, except a Hard Reset (RFC 8538)
-	notification bool
-	ipv4         bool
-	ipv6         bool
-}
-
-func (o offer) takes(p netip.Prefix) bool {
-	if p.Addr().Is4() {
-		return o.ipv4
-	}
-	return o.ipv6
-}
-
-// offer reads the capabilities of the established session with p, and counts what it has received.
-func (s *server) offer(p Peer) (offer, received, error) {
-	var o offer
-	var r received
-	var inner error
-	err := s.bgp.ListPeer(context.Background(), &api.ListPeerRequest{Address: p.Address.String()}, func(peer *api.Peer) {
-		caps, err := apiutil.UnmarshalCapabilities(peer.GetState().GetRemoteCap())
-		if err != nil {
-			inner = err
-			return
-		}
-		o.known = true
-		for _, c := range caps {
-			switch c := c.(type) {
-			case *bgp.CapGracefulRestart:
-				o.restart = true
-				o.restarting = o.restarting || c.Flags&0x08 != 0     // RFC 4724, section 3
-				o.notification = o.notification || c.Flags&0x04 != 0 // RFC 8538, section 2
-			case *bgp.CapLongLivedGracefulRestart:
-				// Without a tuple the switch helps others (BIRD). With a time of 0 it keeps nothing (FRR
-				// without its stale-time, which is the longest that FRR keeps paths).
-				o.longLived = len(c.Tuples) == 0 || slices.ContainsFunc(c.Tuples, func(t *bgp.CapLongLivedGracefulRestartTuple) bool { return t.RestartTime > 0 })
-			case *bgp.CapMultiProtocol:
-				o.ipv4 = o.ipv4 || c.CapValue == bgp.RF_IPv4_UC
-				o.ipv6 = o.ipv6 || c.CapValue == bgp.RF_IPv6_UC
-			}
-		}
-		r.updates = peer.GetState().GetMessages().GetReceived().GetUpdate()
-		for _, a := range peer.GetAfiSafis() {
-			eor := a.GetMpGracefulRestart().GetState().GetEndOfRibReceived()
-			if a.GetConfig().GetFamily().GetAfi() == api.Family_AFI_IP {
-				r.eor4 = eor
-			} else {
-				r.eor6 = eor
-			}
-		}
-	})
-	return o, r, errors.Join(err, inner)
 }
 
 var ( // read only

@@ -5,13 +5,14 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
 )
 
 func goodPeer() Peer {
@@ -228,7 +229,7 @@ func TestProbesAreRare(t *testing.T) {
 		t.Errorf("%d probes of a switch that refuses", n)
 	}
 	j.dialFailed(os.ErrDeadlineExceeded)
-	j.stateChanged(bgp.BGP_FSM_OPENSENT, "")
+	j.begun()
 	if j.takeProbe(now.Add(time.Hour)) {
 		t.Error("probed while a connection is there")
 	}
@@ -243,22 +244,22 @@ func TestHardResetTellsWhatItStandsFor(t *testing.T) {
 	for _, tt := range []struct {
 		code, subcode uint8
 		data          string
-		said, want    string
+		want          string
 		leaves        bool
 	}{
-		{6, 9, "\x06\x02", "", "the switch sent Cease, administrative shutdown: enable the neighbour on the switch", true},
-		{6, 9, "\x06\x02\x04moveXX", "", `the switch sent Cease, administrative shutdown, saying "move": enable`, true},
-		{6, 9, "\x06\x02\xffmove", "", `saying "move"`, true},
-		{6, 9, "\x06\x02\x00", "", "shutdown: enable", true},
-		{6, 9, "\x06\x03\x04move", "", "the switch sent Cease, peer de-configured: configure", true},
-		{6, 9, "\x04\x00", "", "the switch heard nothing from 10.0.10.11", false},
-		{6, 9, "\x06", "", "the switch sent Cease, hard reset:", false},
-		{6, 9, "", "", "the switch sent Cease, hard reset:", false},
-		{6, 2, "", "till\x1b[31m \xff8", `saying "till\x1b[31m \xff8": enable`, true},
-		{6, 4, "", "upgrade", `administrative reset, saying "upgrade": nothing to do`, false},
+		{6, 9, "\x06\x02", "the switch sent Cease, administrative shutdown: enable the neighbour on the switch", true},
+		{6, 9, "\x06\x02\x04moveXX", `the switch sent Cease, administrative shutdown, saying "move": enable`, true},
+		{6, 9, "\x06\x02\xffmove", `saying "move"`, true},
+		{6, 9, "\x06\x02\x00", "shutdown: enable", true},
+		{6, 9, "\x06\x03\x04move", "the switch sent Cease, peer de-configured: configure", true},
+		{6, 9, "\x04\x00", "the switch heard nothing from 10.0.10.11", false},
+		{6, 9, "\x06", "the switch sent Cease, hard reset:", false},
+		{6, 9, "", "the switch sent Cease, hard reset:", false},
+		{6, 2, "\x0btill\x1b[31m \xff8", `saying "till\x1b[31m \xff": enable`, true},
+		{6, 4, "\x07upgrade", `administrative reset, saying "upgrade": nothing to do`, false},
 	} {
-		n := notification{tt.code, tt.subcode, tt.said}.opened([]byte(tt.data))
-		if got := notified(goodPeer(), n); !strings.Contains(got.detail, tt.want) || n.leaves() != tt.leaves {
+		n := notificationOf(notification{tt.code, tt.subcode, []byte(tt.data)}.message()).inner()
+		if got := receivedCause(goodPeer(), n); !strings.Contains(got.detail, tt.want) || n.leaves() != tt.leaves {
 			t.Errorf("%d/%d %q: got %q, leaves %v; want %q, %v", tt.code, tt.subcode, tt.data, got.detail, n.leaves(), tt.want, tt.leaves)
 		}
 	}
@@ -295,5 +296,29 @@ func TestDiffers(t *testing.T) {
 	b.Password, b.HoldTime = "s3cret", 30*time.Second
 	if got, want := a.differs(b), "another password, hold time 30s, was 1m30s"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// docs/operations.md has a line for each reason, and for no other.
+func TestReasonsAreDocumented(t *testing.T) {
+	found := func(file, pattern string) (out []string) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, part, _ := strings.Cut(string(text), "| `connecting`")
+		if strings.HasSuffix(file, ".go") {
+			part = string(text)
+		} else {
+			part, _, _ = strings.Cut("| `connecting`"+part, "\n\n")
+		}
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(part, -1) {
+			out = append(out, m[1])
+		}
+		slices.Sort(out)
+		return out
+	}
+	if diff := cmp.Diff(found("reason.go", `\n\treason\w+ += "(\w+)"`), found("../docs/operations.md", "(?m)^\\| `(\\w+)` ")); diff != "" {
+		t.Errorf("reason.go and the table (-code +docs):\n%s", diff)
 	}
 }

@@ -244,7 +244,7 @@ func TestReasons(t *testing.T) {
 		run(t, "ip", "netns", "exec", sw.ns, "nft", "add table inet f; add chain inet f in { type filter hook input priority 0; }; add rule inet f in tcp dport 179 ip saddr 10.0.0.11 drop")
 		ip(t, "addr add 10.0.0.11/24 dev eth0")
 		group(t, sw, "switch",
-			row{"other peer ASN", reasonASNMismatch, "expected 64999, received 65000", func(p *Peer) { p.ASN = 64999 }},
+			row{"other peer ASN", reasonASNMismatch, "the switch has AS number 65000, not 64999", func(p *Peer) { p.ASN = 64999 }},
 			row{"other local ASN", reasonASNMismatch, "another AS number than 64999", func(p *Peer) { p.LocalAddress, p.LocalASN = addr("10.0.0.21"), 64999 }},
 			row{"unknown to the switch", reasonUnknownToSwitch, "10.0.0.20 as 65001", from("10.0.0.20")},
 			row{"filtered", reasonTimeout, "a filter drops TCP", from("10.0.0.11")})
@@ -275,6 +275,61 @@ func TestCeased(t *testing.T) {
 		again := becomes(t, s, 30*time.Second, "Established", "")
 		if r := again.LastReset; r.Reason != reasonCeased || r.Detail != st.Detail || r.At.After(again.Since) || again.Flaps != 1 {
 			t.Errorf("%+v", again)
+		}
+	})
+}
+
+// What a switch says of the cause stays the headline while it does not take connections any more.
+func TestFirstCauseStays(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		c := nodeOf(sw)
+		if c.neighbours[0].channel = "import limit 2 action disable;"; sw.kind == "frr" {
+			c.neighbours[0].channel = "  neighbor 10.0.0.10 maximum-prefix 2\n"
+		}
+		sw.start(c)
+		s := newTestSpeaker(t)
+		mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(6)})
+		becomes(t, s, 20*time.Second, "", reasonPrefixLimit)
+		eventually(t, 20*time.Second, func() error {
+			st := s.Status(t.Context())[0]
+			if st.Reason != reasonPrefixLimit {
+				t.Fatalf("%+v", st)
+			}
+			if !strings.Contains(st.Detail, "advertise fewer prefixes; since then: ") {
+				return errors.New(st.Detail)
+			}
+			return nil
+		})
+		t.Log(s.Status(t.Context())[0].Detail)
+	})
+}
+
+// A switch's own terms that do not fit have a reason each.
+func TestTermsThatDoNotFit(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		for _, tt := range []struct {
+			name, reason, detail string
+			bird, frr            string // lines of the neighbour
+		}{
+			{"role", reasonRole, "remove the strict role", " local role provider;\n require roles on;\n", " neighbor 10.0.0.10 local-role provider strict-mode\n"},
+			{"no keepalives", reasonHoldTime, "the switch offers a hold time of 0s", " hold time 0;\n", " neighbor 10.0.0.10 timers 0 0\n"},
+			{"least hold time", reasonHoldTime, "does not accept our hold time of 1m30s", "", " bgp minimum-holdtime 100\n"},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				c := nodeOf(sw)
+				if c.neighbours[0].extra = tt.bird; sw.kind == "frr" {
+					c.neighbours[0].extra = tt.frr
+				}
+				if c.neighbours[0].extra == "" {
+					t.Skipf("%s has no such setting", sw.kind)
+				}
+				sw.start(c)
+				s := newTestSpeaker(t)
+				mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(1)})
+				if st := becomes(t, s, 25*time.Second, "", tt.reason); !strings.Contains(st.Detail, tt.detail) {
+					t.Error(st.Detail)
+				}
+			})
 		}
 	})
 }

@@ -23,6 +23,7 @@ type neighbour struct {
 	multihop int
 	ttlSec   bool
 	only4    bool   // no IPv6 unicast
+	channel  string // more of BIRD's IPv4 channel, or of FRR's IPv4 address family
 	extra    string // more lines of the switch's own syntax
 }
 
@@ -141,7 +142,7 @@ func birdConf(r *router, c swconf) string {
 		if n.ttlSec {
 			b.WriteString(" ttl security on;\n")
 		}
-		b.WriteString(" ipv4 { import all; export all; };\n")
+		fmt.Fprintf(&b, " ipv4 { import all; export all; %s };\n", n.channel)
 		if !n.only4 {
 			b.WriteString(" ipv6 { import all; export all; };\n")
 		}
@@ -177,6 +178,9 @@ func frrConf(r *router, c swconf) string {
 		for _, n := range c.neighbours {
 			if f == "ipv4" || !n.only4 {
 				fmt.Fprintf(&b, "  neighbor %s activate\n", n.addr)
+			}
+			if f == "ipv4" {
+				b.WriteString(n.channel)
 			}
 		}
 		b.WriteString(" exit-address-family\n")

@@ -81,8 +81,8 @@ func TestOrdersConverge(t *testing.T) {
 func TestHalfATableOpensNothing(t *testing.T) {
 	session := newTalk(gob.NewEncoder(io.Discard))
 	half := append(pods(3), Path{Prefix: pfx("10.99.0.0/16")}) // without a next hop
-	if err := session.begin(order{Session: Session{Peer: loopPeer().normal(), Paths: half}}); err == nil || session.opened {
-		t.Errorf("opened %v, error %v", session.opened, err)
+	if err := session.begin(order{Session: Session{Peer: loopPeer().normal(), Paths: half}}); err == nil || session.trying {
+		t.Errorf("dialled %v, error %v", session.trying, err)
 	}
 }
 

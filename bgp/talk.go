@@ -1,22 +1,17 @@
 package bgp
 
 import (
-	"context"
 	"encoding/gob"
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
+	"sync/atomic"
 	"time"
 )
 
 const (
 	// lookEvery is how often a process looks at its session even if nothing happened.
 	lookEvery = time.Second
-	// farewellTimeout bounds the wait for a switch to read all that we sent, and then our Cease.
-	farewellTimeout = time.Second
-	// ceaseTimeout bounds the wait for GoBGP to send a Cease to a switch that may have stopped reading.
-	ceaseTimeout = 2 * time.Second
 	// steady is how long a session must have been Established to be dialled again at once.
 	steady = 10 * time.Second
 	// maxBackoff bounds the pause before a session that was lost earlier is dialled again.
@@ -68,30 +63,28 @@ func ServeSession(link io.ReadWriter) error {
 // talk is one session in its own process. The goroutine of run owns it.
 //
 // After a loss the next OPEN must have both restart bits set, or the switch flushes the paths that it
-// kept (RFC 4724, section 4.2). GoBGP sets the bits only in the first session of a peer. So talk replaces
-// the peer after each loss, within the five seconds for which GoBGP then stays Idle:
+// kept (RFC 4724, section 4.2). GoBGP sets the bits only in the first connection of a peer. So GoBGP gets
+// a new peer for each connection:
 //
-//	open --> Established --loss--> close (sends nothing, as nothing is connected) --backoff--> open
+//	dial --> add the peer --> GoBGP connects to the relay --> OPENs, Established --> end --> delete the peer --pause--> dial
 type talk struct {
 	out     *gob.Encoder
 	wake    chan struct{} // one slot: look again
+	over    chan error    // the attempt ended; not nil: this process cannot go on
 	journal *journal
 	server  *server
+	relay   atomic.Pointer[relay] // of this connection
 
-	peer     Peer
-	told     table // the server's RIB
-	opened   bool  // the server has the peer
-	backoff  time.Duration
-	retryAt  time.Time // not opened before
-	offer    offer
-	received received // of the established session
-	learn    []netip.Prefix
-	heard    hearing
-	said     view // at the last answer
+	peer    Peer
+	told    table // the server's RIB
+	trying  bool  // an attempt is under way
+	retryAt time.Time
+	backoff time.Duration
+	said    view // at the last answer
 }
 
 func newTalk(out *gob.Encoder) *talk {
-	return &talk{out: out, wake: make(chan struct{}, 1), told: table{}}
+	return &talk{out: out, wake: make(chan struct{}, 1), over: make(chan error, 1), told: table{}}
 }
 
 // poke makes run look again. It does not block.
@@ -113,21 +106,25 @@ func (t *talk) run(orders <-chan order) error {
 		ticked := false
 		select {
 		case o := <-orders:
-			err := t.do(o)
-			if err := t.say(o.Number, err); err != nil || o.End != "" {
+			if o.End != "" {
+				t.end(o.End)
+				return t.say(o.Number, nil)
+			}
+			if err := t.say(o.Number, t.do(o)); err != nil {
 				return err
 			}
-			continue
+		case err := <-t.over:
+			if err != nil {
+				return err
+			}
+			t.trying = false
+			t.retryAt = time.Now().Add(t.journal.wait(&t.backoff))
 		case <-tick.C:
 			ticked = true
 		case <-t.wake:
 		}
-		if err := t.look(); err != nil {
-			return err
-		}
-		t.hear()
-		now := t.view()
-		if now.in(t.said.state) != t.said || ticked && now != t.said {
+		t.look()
+		if now := t.journal.view(); now.urgent(t.said) || ticked && now != t.said {
 			if err := t.say(0, nil); err != nil {
 				return err
 			}
@@ -137,28 +134,25 @@ func (t *talk) run(orders <-chan order) error {
 
 // say answers an order, or sends news.
 func (t *talk) say(number int, err error) error {
-	t.said = t.view()
-	a := answer{Number: number, Status: t.status(), Learned: t.heard.paths(), Complete: t.heard.whole}
+	t.said = t.journal.view()
+	a := answer{Number: number, Status: t.status()}
+	a.Learned, a.Complete = t.journal.learned()
 	if err != nil {
 		a.Err = err.Error()
 	}
 	return t.out.Encode(a)
 }
 
-// begin starts the session: first all paths, then the peer, so that the first UPDATEs are complete
+// begin starts the session: first all paths, then a connection, so that the first UPDATEs are complete
 // and the End-of-RIB after them flushes no path that is still desired.
 func (t *talk) begin(o order) error {
 	t.peer = o.Session.Peer
-	t.heard = newHearing(o.Since)
 	t.journal = newJournal(t.peer, o.Since, t.poke)
-	t.server = newServer(t.journal)
+	t.server = newServer()
 	if err := t.server.start(t.peer); err != nil {
 		return fmt.Errorf("start GoBGP: %w", err)
 	}
 	if err := t.do(o); err != nil {
-		return err
-	}
-	if err := t.open(); err != nil {
 		return err
 	}
 	return t.say(o.Number, nil)
@@ -166,10 +160,11 @@ func (t *talk) begin(o order) error {
 
 // do carries out one order.
 func (t *talk) do(o order) error {
-	if o.End != "" {
-		return t.end(o.End)
+	if again := t.journal.learn(o.Session.Learn); again {
+		if r := t.relay.Load(); r != nil {
+			r.refresh()
+		}
 	}
-	t.listen(o.Session.Learn)
 	var errs []error
 	for _, step := range t.told.steps(o.Session.Paths) {
 		do := t.server.add
@@ -185,102 +180,46 @@ func (t *talk) do(o order) error {
 	return errors.Join(errs...)
 }
 
-// look takes the next step of the session: it closes a session that was lost, opens it again when the
-// pause is over, and reads the switch's OPEN.
-func (t *talk) look() error {
-	lifetime, lost := t.journal.takeLoss()
-	up, _ := t.journal.established()
-	switch {
-	case up: // if GoBGP has already repaired a loss, it is too late to replace the peer
-		return t.readOffer()
-	case lost:
-		t.lose(lifetime)
-	case t.opened:
-		t.probe()
+// look takes the next step of the session.
+func (t *talk) look() {
+	now := time.Now()
+	t.journal.tick(now)
+	if !t.trying && !now.Before(t.retryAt) {
+		t.trying = true
+		go func() { t.over <- t.attempt() }()
 	}
-	if t.opened || time.Now().Before(t.retryAt) {
-		return nil
-	}
-	return t.open()
-}
-
-// lose closes the session, and decides when to open it again: at once if it had been Established for
-// steady, else after 1 s, 2 s, 4 s, ... maxBackoff.
-func (t *talk) lose(lifetime time.Duration) {
-	t.offer = offer{}
-	_ = t.server.close(t.peer) // if GoBGP keeps the peer, open fails
-	t.opened = false
-	t.backoff = min(max(2*t.backoff, time.Second), maxBackoff)
-	if lifetime >= steady {
-		t.backoff = 0
-	}
-	t.retryAt = time.Now().Add(t.backoff)
-}
-
-func (t *talk) open() error {
-	if err := t.server.open(t.peer); err != nil {
-		return fmt.Errorf("add the peer to GoBGP: %w", err)
-	}
-	t.opened = true
-	return nil
-}
-
-// probe probes a switch that cannot be connected to, if a probe is due. It does not wait: the journal
-// gets the result.
-func (t *talk) probe() {
-	if due := t.journal.takeProbe(time.Now()); due {
+	if t.journal.takeProbe(now) {
 		go func() { t.journal.probed(probe(t.peer)) }()
 	}
 }
 
-// readOffer reads the switch's OPEN once, and, if paths are learned, counts each time what it has sent.
-func (t *talk) readOffer() (err error) {
-	if !t.offer.known || len(t.learn) > 0 {
-		t.offer, t.received, err = t.server.offer(t.peer)
-	}
-	return err
-}
-
-// end ends the session for good, with a Cease that says why, so that the switch drops the routes at
-// once. If that fails, GoBGP sends a Cease without a text.
-func (t *talk) end(why string) error {
-	if up, _ := t.journal.established(); !up || t.farewell(why) == nil {
+// attempt makes one connection to the switch, and returns when it is over.
+func (t *talk) attempt() error {
+	t.journal.dialling()
+	outer, err := dial(t.peer)
+	if err != nil {
+		t.journal.dialFailed(err)
 		return nil
 	}
-	stopped := make(chan error, 1)
-	go func() { stopped <- t.server.stop() }()
-	select {
-	case err := <-stopped:
-		return err
-	case <-time.After(ceaseTimeout):
-		return nil // the switch does not read; the connection ends with this process
-	}
-}
-
-// farewell sends a Cease that says why, and waits until the switch has closed the connection.
-func (t *talk) farewell(why string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), farewellTimeout)
-	defer cancel()
-	if err := t.readOffer(); err != nil {
-		return err
-	}
-	if !t.offer.known { // a switch that supports RFC 8538 keeps the paths at a plain Cease
-		return errors.New("the switch's capabilities are not known")
-	}
-	message, err := shutdownMessage(why, t.peer.RestartTime > 0 && t.offer.notification)
+	defer outer.Close()
+	inner, err := attach(func(port uint16) error { return t.server.open(t.peer, port) })
 	if err != nil {
 		return err
 	}
-	up, down := t.journal.established()
-	if !up {
-		return nil
+	r := newRelay(t.journal, outer, inner)
+	t.journal.begun()
+	t.relay.Store(r)
+	r.run()
+	t.relay.Store(nil)
+	return t.server.close()
+}
+
+// end ends the session for good, with a Cease that says why, so that the switch drops the routes at
+// once.
+func (t *talk) end(why string) {
+	if r := t.relay.Load(); r != nil {
+		if up, offer := t.journal.up(); up {
+			r.leave(farewell(why, t.peer.RestartTime > 0 && offer.notification))
+		}
 	}
-	if err := sayLast(ctx, t.peer.LocalAddress, netip.AddrPortFrom(t.peer.Address, t.peer.Port), message); err != nil {
-		return err
-	}
-	select {
-	case <-down:
-	case <-ctx.Done(): // the switch does not close its end
-	}
-	return nil
 }

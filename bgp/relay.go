@@ -1,0 +1,274 @@
+package bgp
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// dialTimeout bounds the wait for an answer to a SYN: less than connectRetry.
+	dialTimeout = connectRetry - time.Second
+	// attachTimeout bounds the wait for GoBGP to connect, which it does within 2 s.
+	attachTimeout = 10 * time.Second
+	// farewellTimeout bounds the wait for a switch to read all that we sent and to close its end.
+	farewellTimeout = time.Second
+)
+
+// relay is one connection to the switch. It carries the messages between GoBGP and the switch, and the
+// journal sees each of them.
+//
+//	GoBGP ── inner (loopback) ── relay ── outer (source address, MD5, TTL) ── switch
+//
+// GoBGP v3 does not say why a session failed, does not give its sockets away, and keeps every path that
+// a switch sends. The relay makes all of that visible, and passes on only what GoBGP needs.
+type relay struct {
+	journal *journal
+	outer   *net.TCPConn
+	inner   net.Conn
+	done    chan struct{} // closed when the connection is over
+
+	sending sync.Mutex // guards what follows: messages go out whole
+	out     *bufio.Writer
+	last    bool // the last message has gone out, or half of one
+}
+
+func newRelay(j *journal, outer *net.TCPConn, inner net.Conn) *relay {
+	return &relay{journal: j, outer: outer, inner: inner, done: make(chan struct{}), out: bufio.NewWriterSize(outer, 64<<10)}
+}
+
+// run carries messages until the connection is over.
+func (r *relay) run() {
+	defer close(r.done)
+	var wg sync.WaitGroup
+	wg.Go(r.outward)
+	r.inward()
+	_ = r.inner.Close()
+	wg.Wait()
+	_ = r.outer.Close()
+}
+
+// inward carries the switch's messages to GoBGP.
+func (r *relay) inward() {
+	in := bufio.NewReaderSize(r.outer, 64<<10)
+	for {
+		m, err := readMessage(in)
+		pass := false
+		if err == nil {
+			pass, err = r.journal.received(m)
+		}
+		var bad refusal
+		if errors.As(err, &bad) {
+			r.send(notification(bad).message(), true)
+		}
+		if err != nil {
+			r.journal.ended(true)
+			break
+		}
+		if pass {
+			_, _ = r.inner.Write(m) // if GoBGP has closed its end, outward ends the connection
+		}
+	}
+	_ = r.inner.Close()
+	for { // until the switch closes its end, or the deadline that comes with the last message
+		if _, err := in.Discard(in.Buffered() + 1); err != nil {
+			return
+		}
+	}
+}
+
+// outward carries GoBGP's messages to the switch.
+func (r *relay) outward() {
+	in := bufio.NewReaderSize(r.inner, 64<<10)
+	for {
+		m, err := readMessage(in)
+		if err != nil {
+			break
+		}
+		if m.kind() == bgp.BGP_MSG_OPEN {
+			m = m.without(bgp.BGP_CAP_EXTENDED_NEXTHOP)
+		}
+		r.send(m, in.Buffered() == 0)
+	}
+	r.journal.ended(false)
+	r.finish()
+}
+
+// send sends a message to the switch, at once or with the next one. After a NOTIFICATION it sends no
+// other message.
+func (r *relay) send(m message, flush bool) {
+	r.sending.Lock()
+	defer r.sending.Unlock()
+	if r.last {
+		return
+	}
+	r.journal.sent(m)
+	_, err := r.out.Write(m)
+	last := m.kind() == bgp.BGP_MSG_NOTIFICATION
+	if err == nil && (flush || last) {
+		err = r.out.Flush()
+	}
+	if err != nil || last {
+		r.close()
+	}
+}
+
+// finish ends our side of the connection.
+func (r *relay) finish() {
+	r.sending.Lock()
+	defer r.sending.Unlock()
+	if !r.last {
+		_ = r.out.Flush()
+		r.close()
+	}
+}
+
+// close is for send and finish.
+func (r *relay) close() {
+	r.last = true
+	_ = r.outer.CloseWrite()
+	_ = r.outer.SetReadDeadline(time.Now().Add(farewellTimeout))
+}
+
+// leave sends a NOTIFICATION as the last message, and waits until the switch has closed the connection.
+func (r *relay) leave(n notification) {
+	deadline := time.Now().Add(farewellTimeout)
+	_ = r.outer.SetWriteDeadline(deadline) // a switch that does not read holds nobody up
+	r.send(n.message(), true)
+	select {
+	case <-r.done:
+	case <-time.After(time.Until(deadline)):
+	}
+}
+
+// refresh asks the switch to send its paths again (RFC 2918). If the switch does not know how, the
+// connection ends silently: the switch sends its paths in the next one.
+func (r *relay) refresh() {
+	up, offer := r.journal.up()
+	switch {
+	case !up:
+	case offer.refresh:
+		for _, afi := range []byte{bgp.AFI_IP, bgp.AFI_IP6} {
+			m := append(append(message{}, marker...), 0, bgp.BGP_HEADER_LENGTH+4, bgp.BGP_MSG_ROUTE_REFRESH, 0, afi, 0, bgp.SAFI_UNICAST)
+			r.send(m, true)
+		}
+	default:
+		r.journal.ended(false)
+		r.finish()
+	}
+}
+
+// dial connects to the switch as the terms of the session say.
+func dial(p Peer) (*net.TCPConn, error) {
+	d := net.Dialer{
+		Timeout:   dialTimeout,
+		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.LocalAddress, 0)),
+		Control: func(_, _ string, c syscall.RawConn) error {
+			var err error
+			return errors.Join(c.Control(func(fd uintptr) { err = p.options(int(fd)) }), err)
+		},
+	}
+	conn, err := d.Dial("tcp", netip.AddrPortFrom(p.Address, p.Port).String())
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// options sets TTL and password of a socket.
+func (p Peer) options(fd int) error {
+	level, ttl, least := unix.IPPROTO_IP, unix.IP_TTL, unix.IP_MINTTL
+	if p.Address.Is6() {
+		level, ttl, least = unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, unix.IPV6_MINHOPCOUNT
+	}
+	err := os.NewSyscallError("set TTL", unix.SetsockoptInt(fd, level, ttl, p.hops()))
+	if p.TTLSecurity {
+		// The TTL of a packet from n hops away has gone down by n-1 (RFC 5082, section 3).
+		err = errors.Join(err, os.NewSyscallError("set least TTL", unix.SetsockoptInt(fd, level, least, 256-max(1, int(p.MultihopTTL)))))
+	}
+	if p.Password != "" {
+		sig := unix.TCPMD5Sig{Keylen: uint16(len(p.Password))}
+		copy(sig.Key[:], p.Password)
+		if a := p.Address; a.Is4() { // a sockaddr has the port before the address, and for IPv6 the flow too
+			sig.Addr.Family = unix.AF_INET
+			copy(sig.Addr.Data[2:], a.AsSlice())
+		} else {
+			sig.Addr.Family = unix.AF_INET6
+			copy(sig.Addr.Data[6:], a.AsSlice())
+		}
+		err = errors.Join(err, os.NewSyscallError("set TCP MD5 password", unix.SetsockoptTCPMD5Sig(fd, unix.IPPROTO_TCP, unix.TCP_MD5SIG, &sig)))
+	}
+	return err
+}
+
+// attach lets GoBGP connect to a loopback port that is open only for that, by open, and returns the
+// connection. Other processes' connections are closed.
+func attach(open func(port uint16) error) (net.Conn, error) {
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false)
+	ln, err := lc.Listen(context.Background(), "tcp4", netip.AddrPortFrom(loopback, 0).String())
+	if err != nil {
+		return nil, fmt.Errorf("listen for GoBGP: %w", err)
+	}
+	defer ln.Close()
+	at := ln.Addr().(*net.TCPAddr).AddrPort()
+	if err := open(at.Port()); err != nil {
+		return nil, err
+	}
+	_ = ln.(*net.TCPListener).SetDeadline(time.Now().Add(attachTimeout))
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return nil, fmt.Errorf("wait for GoBGP to connect: %w", err)
+		}
+		if ours(conn.RemoteAddr().(*net.TCPAddr).AddrPort(), at) {
+			return conn, nil
+		}
+		_ = conn.Close()
+	}
+}
+
+// loopback is GoBGP's address, and the relay's towards GoBGP.
+var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1}) // read only
+
+// ours reports whether the TCP connection from local to remote is one of this process's own.
+func ours(local, remote netip.AddrPort) bool {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return false
+	}
+	for _, entry := range entries {
+		fd, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		if link, err := os.Readlink("/proc/self/fd/" + entry.Name()); err != nil || !strings.HasPrefix(link, "socket:") {
+			continue
+		}
+		self, err1 := unix.Getsockname(fd)
+		peer, err2 := unix.Getpeername(fd)
+		if err1 == nil && err2 == nil && addrPort(self) == local && addrPort(peer) == remote {
+			return true
+		}
+	}
+	return false
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	if sa, ok := sa.(*unix.SockaddrInet4); ok {
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
