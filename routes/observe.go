@@ -135,6 +135,9 @@ func (v *view) observeHosts(scope Scope, want map[routeKey]int, desired []Route)
 func (v *view) match(a netip.Addr, flags uint32) (fibEntry, error) {
 	h := make([]byte, unix.SizeofRtMsg)
 	h[0], h[1] = family(a), uint8(a.BitLen())
+	if a.Is6() { // an IPv6 answer always has the table, and the kernel refuses a request for it
+		flags &^= unix.RTM_F_LOOKUP_TABLE
+	}
 	binary.NativeEndian.PutUint32(h[8:], flags)
 	body, err := v.c.get(newMessage(unix.RTM_GETROUTE, 0, h).attrAddr(unix.RTA_DST, a))
 	if err != nil {
