@@ -56,7 +56,11 @@ func (n *Node) Do(ctx context.Context, call Call) api.Reply {
 }
 
 func (n *Node) run(ctx context.Context, op operation) api.Reply {
-	ctx, cancel := context.WithTimeout(ctx, verbTimeout)
+	limit := verbTimeout
+	if op.cni.Command == "STATUS" {
+		limit = statusPatience
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	reply, err := api.Reply{}, n.agrees(op.request)
 	if err == nil {
