@@ -121,12 +121,15 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 		l.announcer.tell = func(s report.Session) { r.Event(s.Event(d.config.NodeName)) }
 		start("report sessions", r.Run)
 	}
-	start("watch kernel", func(ctx context.Context) error { return d.kernel.Watch(ctx, l.look.fire) })
+	start("watch kernel", func(ctx context.Context) error {
+		return d.kernel.Watch(ctx, routes.Watched{Node: l.look.fire, Pods: l.harmed.fire})
+	})
 	start("watch cluster", func(ctx context.Context) error { return l.source.Watch(ctx, l.reread.fire) })
 	start("serve metrics", d.metrics.serve)
 	start("probe the LAN", func(ctx context.Context) error { return l.probe(ctx, d.kernel) })
 	start("back up the store", every(backupEvery, d.pods.Backup))
 	start("sweep", every(sweepEvery, d.pods.Sweep))
+	start("keep the pods' links", func(ctx context.Context) error { return d.pods.Keep(ctx, l.harmed) })
 
 	wait.Go(func() {
 		defer d.pods.GiveUp()

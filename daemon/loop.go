@@ -103,6 +103,7 @@ type loop struct {
 // shared has the fields of a loop that other goroutines use.
 type shared struct {
 	look, reread trigger
+	harmed       trigger                             // a pod's link may lack something: pods.Keep looks
 	seen         atomic.Pointer[view]                // by the last look; nil before the first
 	silent       atomic.Pointer[map[netip.Addr]bool] // by the last round of probes; nil before the first
 }
@@ -111,7 +112,7 @@ type shared struct {
 func newLoop(c config.Config, log *slog.Logger) *loop {
 	return &loop{
 		config: c, log: log, announcer: announcer{log: log},
-		shared: shared{look: newTrigger(), reread: newTrigger()},
+		shared: shared{look: newTrigger(), reread: newTrigger(), harmed: newTrigger()},
 		save:   func(w cluster.World) error { return cluster.Save(c.WorldFile(), w) },
 	}
 }

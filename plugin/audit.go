@@ -142,6 +142,11 @@ func (n *Node) Repair(ctx context.Context) ([]Finding, error) {
 	if aerr != nil {
 		return nil, errors.Join(err, aerr)
 	}
+	return settled(before, after), err
+}
+
+// settled returns what is left after a repair, and what the repair did.
+func settled(before, after audit) []Finding {
 	out := after.findings
 	for _, f := range before.findings {
 		if !slices.Contains(after.findings, f) {
@@ -149,12 +154,13 @@ func (n *Node) Repair(ctx context.Context) ([]Finding, error) {
 			out = append(out, f)
 		}
 	}
-	return out, err
+	return out
 }
 
-// audit is what one look at everything found.
+// audit is what one look found.
 type audit struct {
 	findings []Finding
+	suspects []ipam.Lease // the leases that findings are about; a lease may occur twice
 	want     routes.State // the host's ends of attachments that live
 	stray    []routes.Route
 	routes   []routes.Route // all of our protocol
@@ -162,15 +168,33 @@ type audit struct {
 
 func (a *audit) found(f Finding) { a.findings = append(a.findings, f) }
 
+// against notes a finding about a lease.
+func (a *audit) against(l ipam.Lease, f Finding) {
+	f.Object = leaseText(l)
+	a.suspects = append(a.suspects, l)
+	a.found(f)
+}
+
 func (n *Node) audit(ctx context.Context, host kernel) (a audit, err error) {
 	all, unowned, err := n.attached(ctx, host)
 	if err != nil {
 		return a, err
 	}
+	for _, link := range unowned {
+		a.found(Finding{Object: "link " + link, Got: "no lease owns it", Repair: "delete it"})
+	}
+	return a, n.auditAttached(ctx, host, &a, all, n.auditPod)
+}
+
+// podAudit looks at a pod's end, and corrects what the wiring says of it.
+type podAudit func(ctx context.Context, a *audit, l ipam.Lease, w *wiring) error
+
+// auditAttached judges attachments, and compares both ends of those that live with what ADD makes.
+func (n *Node) auditAttached(ctx context.Context, host kernel, a *audit, all []Attached, look podAudit) error {
 	var living []ipam.Lease
 	for _, one := range all {
 		l := one.Lease
-		f := Finding{Object: leaseText(l)}
+		f := Finding{}
 		switch {
 		case !one.lives():
 			f.Got, f.Repair = whyDead(one), "release "+addrsText(l.Addrs)+"; the address remembers its pod"
@@ -184,12 +208,9 @@ func (n *Node) audit(ctx context.Context, host kernel) (a audit, err error) {
 			}
 			continue
 		}
-		a.found(f)
+		a.against(l, f)
 	}
-	for _, link := range unowned {
-		a.found(Finding{Object: "link " + link, Got: "no lease owns it", Repair: "delete it"})
-	}
-	return a, n.auditEnds(ctx, host, &a, living)
+	return n.auditEnds(ctx, host, a, living, look)
 }
 
 func whyDead(a Attached) string {
@@ -219,7 +240,10 @@ func addrsText(addrs []netip.Addr) string {
 }
 
 // auditEnds compares both ends of the leases that live with what ADD makes.
-func (n *Node) auditEnds(ctx context.Context, host kernel, a *audit, living []ipam.Lease) error {
+func (n *Node) auditEnds(ctx context.Context, host kernel, a *audit, living []ipam.Lease, look podAudit) error {
+	if len(living) == 0 {
+		return nil
+	}
 	links := make([]string, len(living))
 	owner := map[string]ipam.Lease{}
 	for i, l := range living {
@@ -236,8 +260,8 @@ func (n *Node) auditEnds(ctx context.Context, host kernel, a *audit, living []ip
 		if !isRecovered(l) {
 			w.hostMAC, w.podMAC = macOf(l.Attachment, "host"), macOf(l.Attachment, "pod")
 		}
-		if err := n.auditPod(ctx, a, l, &w); err != nil {
-			a.found(Finding{Object: leaseText(l), Got: err.Error(), Next: "check " + l.Netns})
+		if err := look(ctx, a, l, &w); err != nil {
+			a.against(l, Finding{Got: err.Error(), Next: "check " + l.Netns})
 		}
 		one := w.host(nil)
 		one.Links[0].Peer = nil              // a link that went away meanwhile is not made again
@@ -273,20 +297,22 @@ func (a *audit) difference(c routes.Change, owner map[string]ipam.Lease) {
 		link = l.Name
 	}
 	f := Finding{Object: "host", Repair: fmt.Sprintf("%s %v", c.Op, c.Object), Got: fmt.Sprintf("missing: %v", c.Object)}
-	if l, ok := owner[link]; ok {
-		f.Object = leaseText(l)
-	}
+	l, ofLease := owner[link]
 	if c.Was != nil {
 		f.Got = fmt.Sprintf("want %v, have %v", c.Object, c.Was)
 	}
 	if s, ok := c.Object.(routes.Sysctl); ok {
 		f.Got, f.Repair = s.Key+" is not "+s.Value+": pods reach nothing outside of this node", "set it"
-		if f.Object != "host" && s.Value == "0" {
+		if ofLease && s.Value == "0" {
 			f.Got = s.Key + " is not " + s.Value + ": the pod can change the routes of this node"
 		}
 	}
 	if c.Err != nil {
 		f.Got, f.Repair, f.Next = c.Err.Error(), "", "stop the agent that owns it, or delete it; then check again"
+	}
+	if ofLease {
+		a.against(l, f)
+		return
 	}
 	a.found(f)
 }
@@ -299,11 +325,12 @@ func (a *audit) strays(owner map[string]ipam.Lease) {
 			continue
 		}
 		a.stray = append(a.stray, r)
+		a.suspects = append(a.suspects, l)
 		a.found(Finding{Object: "route " + r.String(), Got: "no address of " + leaseText(l), Repair: "delete it"})
 	}
 }
 
-// auditPod looks at the pod's end, and takes over its MAC, which the runtime may have chosen.
+// auditPod is a podAudit that asks the pod's kernel. It takes over its MAC, which the runtime may have chosen.
 func (n *Node) auditPod(ctx context.Context, a *audit, l ipam.Lease, w *wiring) error {
 	if l.Netns == "" {
 		return nil
@@ -313,7 +340,7 @@ func (n *Node) auditPod(ctx context.Context, a *audit, l ipam.Lease, w *wiring) 
 		return err
 	}
 	differs := func(format string, args ...any) {
-		a.found(Finding{Object: leaseText(l), Got: fmt.Sprintf(format, args...), Next: "delete the pod, so that it is recreated; find out what changed it"})
+		a.against(l, Finding{Got: fmt.Sprintf(format, args...), Next: "delete the pod, so that it is recreated; find out what changed it"})
 	}
 	if absent != "" {
 		differs("%s, its link %s on the host is there", absent, w.hostLink)

@@ -11,7 +11,7 @@ import (
 )
 
 // audited are the findings as text, for a comparison.
-func audited(t *testing.T, look func(context.Context) ([]Finding, error)) []Finding {
+func audited(t testing.TB, look func(context.Context) ([]Finding, error)) []Finding {
 	t.Helper()
 	found, err := look(t.Context())
 	if err != nil {

@@ -21,7 +21,7 @@ func (s *space) watched(changed func()) (stop func()) {
 	s.t.Helper()
 	ctx, cancel := context.WithCancel(s.t.Context())
 	done := make(chan error, 1)
-	go func() { done <- s.k.Watch(ctx, changed) }()
+	go func() { done <- s.k.Watch(ctx, Watched{Node: changed}) }()
 	return func() {
 		s.t.Helper()
 		cancel()
@@ -116,7 +116,8 @@ func (s *space) netlinkDrops() (sum int) {
 func TestArpDoesNotWakeTheWatch(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
-	w := watcher{links: map[int]bool{7: true}, pods: map[int]bool{}}
+	w := newWatcher()
+	w.links[7] = true
 	neigh := func(index int) []byte {
 		m := neighMessage(unix.RTM_NEWNEIGH, 0, unix.AF_INET, index, unix.NUD_REACHABLE, 0)
 		return (&conn{}).stamp(m)
@@ -148,7 +149,7 @@ func TestPodsDoNotWakeTheWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer events.Close()
-	w := watcher{links: map[int]bool{}, pods: map[int]bool{}}
+	w := newWatcher()
 	others := map[int]bool{0: true} // links that are not a pod's; 0: the event names none
 	devices, err := newView(s.k.c).all()
 	if err != nil {
@@ -192,6 +193,11 @@ func TestPodsDoNotWakeTheWatch(t *testing.T) {
 	if ofPods < 3*10 {
 		t.Errorf("%d events of three pods' links: the test proves nothing", ofPods)
 	}
+	for index := range w.harmed {
+		if !others[index] && index != elsewhere {
+			t.Errorf("a pod that came and went left link %d to be repaired", index)
+		}
+	}
 
 	heard := make(chan struct{}, 1)
 	stop := s.watched(func() { signal(heard) })
@@ -206,6 +212,50 @@ func TestPodsDoNotWakeTheWatch(t *testing.T) {
 		case <-heard:
 		case <-time.After(5 * time.Second):
 			t.Errorf("%s was not heard", change)
+		}
+	}
+}
+
+// TestLossOnAPodsLinkWasNotHeard: a pod whose route was deleted, or whose host link was set down, stayed
+// cut off until somebody ran a command.
+func TestLossOnAPodsLinkWasNotHeard(t *testing.T) {
+	s, pod := newSpace(t), newSpace(t)
+	s.wire()
+	onHost, inPod := podStates(pod)
+	s.sync(Scope{}, onHost)
+	pod.sync(Scope{}, inPod)
+	heard := make(chan struct{}, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- s.k.Watch(ctx, Watched{Node: func() {}, Pods: func() { signal(heard) }})
+	}()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	eventually(t, "the watch hears", func() bool {
+		s.run("ip route replace blackhole 10.0.9.9/32 metric 7")
+		select {
+		case <-heard:
+			return true
+		case <-time.After(2 * harmSettles):
+			return false
+		}
+	})
+	s.run("sysctl -qw net.ipv4.conf." + podLink + ".forwarding=1")
+	for _, loss := range []string{
+		"ip route del 10.10.1.5 dev POD", "ip -6 route del fd00:10:1::5 dev POD",
+		"ip neigh replace 10.10.1.5 lladdr 02:00:00:00:00:01 nud permanent dev POD",
+		"sysctl -qw net.ipv4.conf.POD.forwarding=0", "ip addr del 169.254.1.1/32 dev POD", "ip addr del 10.0.0.11/24 dev eth0", "ip link set POD down",
+	} {
+		s.run(strings.ReplaceAll(loss, "POD", podLink))
+		select {
+		case <-heard:
+		case <-time.After(5 * time.Second):
+			t.Errorf("%s was not heard", loss)
 		}
 	}
 }
@@ -338,7 +388,7 @@ func TestNothingIsLeftOpen(t *testing.T) {
 		defer k.Close()
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
-		go func() { done <- k.Watch(ctx, func() {}) }()
+		go func() { done <- k.Watch(ctx, Watched{Node: func() {}}) }()
 		want := nodeRoutes()
 		want.NAT = &NAT{Sources: prefixes("10.10.0.0/16")}
 		want.Sysctls = []Sysctl{{"net/ipv4/ip_forward", "1"}}

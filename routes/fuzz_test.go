@@ -32,7 +32,7 @@ func FuzzKernelAnswers(f *testing.F) {
 		f.Add([]byte(c.stamp(m)))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		w := watcher{links: map[int]bool{}, pods: map[int]bool{}}
+		w := newWatcher()
 		w.counts(b)
 		ourTable(b)
 		eachMessage(b, func(h unix.NlMsghdr, body []byte) {

@@ -11,15 +11,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch calls changed whenever a link, address, route, neighbour or the forwarding of the namespace
-// changes, a next hop object is deleted, or
-// an nftables table of ours, and once whenever the kernel says that it lost events. It returns
-// when ctx ends. It calls changed from several goroutines, and waits for it.
-//
-// Of neighbours it reports those of the daemon's own links (edgeway.*), which are permanent: what
-// ARP learns elsewhere comes and goes all the time. Events of
-// pods' links are ignored: each pod causes dozens, and pods' links are not part of the node's state.
-func (k *Kernel) Watch(ctx context.Context, changed func()) error {
+// harmSettles is how long a pod's link must outlive a loss before the loss is reported: a pod that ends
+// loses everything on its link, and then the link.
+const harmSettles = 150 * time.Millisecond
+
+// Watched says whom Watch calls. It calls from several goroutines, and waits for each call.
+type Watched struct {
+	// Node is called whenever a link, address, route, neighbour or the forwarding of the namespace
+	// changes, a next hop object is deleted, or an nftables table of ours changes. Of neighbours the
+	// daemon's own links (edgeway.*) count, whose entries are permanent: what ARP learns elsewhere comes
+	// and goes all the time. Events of pods' links do not count: each pod causes dozens, and pods' links
+	// are not part of the node's state.
+	Node func()
+	// Pods is called when a pod's link may lack what its wiring needs: it went down, or lost an address,
+	// a route or its forwarding, or another route may have taken the pod's packets. A pod that starts or
+	// ends causes no call. May be nil.
+	Pods func()
+}
+
+// Watch calls back when something changes, and once whenever the kernel says that it lost events. It
+// returns when ctx ends.
+func (k *Kernel) Watch(ctx context.Context, changed Watched) error {
+	if changed.Pods == nil {
+		changed.Pods = func() {}
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	rtnl, err := k.subscribe(unix.NETLINK_ROUTE, nodeGroups()...)
@@ -27,7 +42,7 @@ func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 		return fmt.Errorf("watch links and routes: %w", err)
 	}
 	defer rtnl.Close()
-	w := watcher{links: map[int]bool{}, pods: map[int]bool{}}
+	w := newWatcher()
 	devices, err := newView(k.c).all()
 	if err != nil {
 		return fmt.Errorf("watch: %w", err)
@@ -35,11 +50,11 @@ func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 	for _, d := range devices {
 		w.note(d)
 	}
-	streams := []stream{{rtnl, w.counts}}
+	streams := []stream{{rtnl, w.counts, w.harmed}}
 	// A firewall that restarts flushes every table. A kernel without nftables has no such events.
 	if nft, err := k.subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES); err == nil {
 		defer nft.Close()
-		streams = append(streams, stream{nft, ourTable})
+		streams = append(streams, stream{nft, ourTable, nil})
 	}
 	done := make(chan error, len(streams))
 	for _, s := range streams {
@@ -78,9 +93,11 @@ func (k *Kernel) subscribe(protocol int, groups ...int) (*os.File, error) {
 type stream struct {
 	f      *os.File
 	counts func(datagram []byte) bool
+	harmed map[int]bool // pods' links that counts found to have lost something, until they are reported
 }
 
-func (s stream) read(ctx context.Context, changed func()) error {
+// read reads events until ctx ends.
+func (s stream) read(ctx context.Context, changed Watched) error {
 	stop := context.AfterFunc(ctx, func() { _ = s.f.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	raw, err := s.f.SyscallConn()
@@ -88,7 +105,23 @@ func (s stream) read(ctx context.Context, changed func()) error {
 		return fmt.Errorf("watch: %w", err)
 	}
 	buf := make([]byte, 64<<10)
+	var report time.Time // when the harmed links are reported; zero: there are none
 	for {
+		if len(s.harmed) > 0 && report.IsZero() {
+			report = time.Now().Add(harmSettles)
+			_ = s.f.SetReadDeadline(report)
+		}
+		if !report.IsZero() && !time.Now().Before(report) {
+			if len(s.harmed) > 0 {
+				changed.Pods()
+			}
+			clear(s.harmed)
+			report = time.Time{}
+			_ = s.f.SetReadDeadline(report)
+		}
+		if ctx.Err() != nil { // the deadline that ends the read may just have been moved
+			return nil
+		}
 		var n int
 		var rerr error
 		err := raw.Read(func(fd uintptr) bool {
@@ -98,14 +131,17 @@ func (s stream) read(ctx context.Context, changed func()) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			continue
 		case err != nil:
 			return fmt.Errorf("watch: %w", err)
-		case errors.Is(rerr, unix.ENOBUFS):
-			changed() // events were lost: what changed is not known
+		case errors.Is(rerr, unix.ENOBUFS): // events were lost: what changed is not known
+			changed.Node()
+			changed.Pods()
 		case rerr != nil:
 			return fmt.Errorf("watch: %w", rerr)
 		case s.counts(buf[:n]):
-			changed()
+			changed.Node()
 		}
 	}
 }
@@ -125,8 +161,17 @@ func ourTable(b []byte) (worth bool) {
 }
 
 type watcher struct {
-	links map[int]bool // index to: it is the daemon's own
-	pods  map[int]bool // index to: it is a pod's
+	links  map[int]bool // index to: it is the daemon's own
+	pods   map[int]bool // index to: it is a pod's
+	up     map[int]bool // index to: it is a pod's and up
+	harmed map[int]bool // pods' links that may have lost something; elsewhere stands for any
+}
+
+// elsewhere is no link's index.
+const elsewhere = -1
+
+func newWatcher() watcher {
+	return watcher{links: map[int]bool{}, pods: map[int]bool{}, up: map[int]bool{}, harmed: map[int]bool{}}
 }
 
 // watched reports that a link's neighbours are the daemon's. Those of a pod's link are not: the
@@ -137,6 +182,17 @@ func watched(d device) bool { return ours(d.Name) && d.Kind != "veth" }
 func (w *watcher) note(d device) {
 	w.links[d.index] = watched(d)
 	w.pods[d.index] = ours(d.Name) && d.Kind == "veth"
+	if w.up[d.index] && !d.Up {
+		w.harmed[d.index] = true
+	}
+	w.up[d.index] = w.pods[d.index] && d.Up
+}
+
+// harm notes that a pod's link may have lost something.
+func (w *watcher) harm(index int) {
+	if w.pods[index] {
+		w.harmed[index] = true
+	}
 }
 
 // ofPod reports whether an event is about something on a pod's link that a pod's wiring brings.
@@ -144,17 +200,31 @@ func (w *watcher) ofPod(h unix.NlMsghdr, body []byte) bool {
 	switch h.Type {
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		a, ok := parseAddr(body)
+		switch {
+		case ok && h.Type == unix.RTM_DELADDR && w.pods[a.index]:
+			w.harm(a.index)
+		case ok && !w.pods[a.index]: // the host may have lost its last address, or have one again
+			w.harmed[elsewhere] = true
+		}
 		return ok && w.pods[a.index]
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		if len(body) < unix.SizeofRtMsg {
 			return false
 		}
-		if by := body[5]; by != uint8(ProtoPod) && by != unix.RTPROT_KERNEL { // rtm_protocol
+		by := body[5] // rtm_protocol
+		if by != uint8(ProtoPod) && by != unix.RTPROT_KERNEL {
+			if h.Type == unix.RTM_NEWROUTE && (body[1] == 32 || body[1] == 128) { // rtm_dst_len
+				w.harmed[elsewhere] = true // it may stand in the place of a pod's route
+			}
 			return false
 		}
 		for typ, v := range attrs(body[unix.SizeofRtMsg:]) {
 			if typ == unix.RTA_OIF {
-				return w.pods[int(attrUint32(v))]
+				index := int(attrUint32(v))
+				if h.Type == unix.RTM_DELROUTE && by == uint8(ProtoPod) {
+					w.harm(index)
+				}
+				return w.pods[index]
 			}
 		}
 	}
@@ -164,14 +234,20 @@ func (w *watcher) ofPod(h unix.NlMsghdr, body []byte) bool {
 // forwarding reports whether an event of settings (linux/netconf.h) is about the whole
 // namespace or a link that is known and no pod's. A new link announces its settings before itself.
 func (w *watcher) forwarding(body []byte) bool {
+	index, off := 0, false
 	for typ, v := range attrs(body[min(4, len(body)):]) { // behind struct netconfmsg
-		if typ == netconfIfIndex {
-			index := int(int32(attrUint32(v)))
-			_, known := w.links[index]
-			return index < 0 || known && !w.pods[index]
+		switch typ {
+		case netconfIfIndex:
+			index = int(int32(attrUint32(v)))
+		case netconfForwarding:
+			off = attrUint32(v) == 0
 		}
 	}
-	return false
+	if off && w.up[index] {
+		w.harm(index)
+	}
+	_, known := w.links[index]
+	return index < 0 || known && !w.pods[index]
 }
 
 // counts reports whether one of the events is worth a look.
@@ -190,10 +266,19 @@ func (w *watcher) counts(b []byte) (worth bool) {
 			if ok && body[0] == unix.AF_UNSPEC { // what was on the link went before it
 				delete(w.links, d.index)
 				delete(w.pods, d.index)
+				delete(w.up, d.index)
+				delete(w.harmed, d.index)
 			}
 		case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-			if len(body) >= sizeofNdMsg && w.links[int(binary.NativeEndian.Uint32(body[4:]))] {
+			if len(body) < sizeofNdMsg {
+				break
+			}
+			index := int(binary.NativeEndian.Uint32(body[4:]))
+			if w.links[index] {
 				worth = true
+			}
+			if binary.NativeEndian.Uint16(body[8:])&unix.NUD_PERMANENT != 0 { // ndm_state; ours never is
+				w.harm(index)
 			}
 		case unix.RTM_NEWNEXTHOP:
 			// It has no route yet.

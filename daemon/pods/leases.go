@@ -73,6 +73,7 @@ func (p *Pods) IPAM(ctx context.Context, req api.Request) api.Reply {
 	n.busy.RLock()
 	defer n.busy.RUnlock()
 	out, err := n.answer(ctx, p.config, req.Args)
+	p.lookAgain()
 	if err != nil {
 		return api.Reply{Failed: true, Error: err.Error()}
 	}

@@ -44,13 +44,15 @@ type Pods struct {
 	// Served, when set, is called after each CNI verb.
 	Served func(verb string, failed bool, took time.Duration)
 
-	leases atomic.Pointer[leases] // nil while the store is not open
-	tried  gate                   // lifted when Sync has tried to open the store
+	leases atomic.Pointer[leases]           // nil while the store is not open
+	tried  gate                             // lifted when Sync has tried to open the store
+	broken atomic.Pointer[[]plugin.Finding] // what the last look of Keep could not mend; nil before the first
+	again  chan struct{}                    // one slot: a pod that is broken may have been mended or ended
 }
 
 // New returns the Pods of a daemon that starts now. The store is opened by the first Sync.
 func New(c config.Config, log *slog.Logger) *Pods {
-	return &Pods{config: c, log: log, begun: time.Now(), tried: newGate()}
+	return &Pods{config: c, log: log, begun: time.Now(), tried: newGate(), again: make(chan struct{}, 1)}
 }
 
 // Sync makes this machine ready to start pods: the store open, the pool set, and then the
@@ -160,7 +162,7 @@ func (p *Pods) Status(ctx context.Context) (api.Leases, []cluster.Problem) {
 	if err != nil {
 		return l, []cluster.Problem{{Object: "store", Reason: "storeUnreadable", Got: err.Error(), Next: "see the log"}}
 	}
-	return l, n.full(ctx)
+	return l, append(n.full(ctx), p.unkept()...)
 }
 
 // CNI runs one verb of the plugin, as the plugin itself would without a daemon.
@@ -181,6 +183,7 @@ func (p *Pods) CNI(ctx context.Context, req api.Request, netns *os.File) api.Rep
 	if reply.Error != "" {
 		return reply // the caller goes another way
 	}
+	p.lookAgain()
 	took := time.Since(begin)
 	if p.Served != nil {
 		p.Served(req.CNI.Command, reply.Failed, took)
