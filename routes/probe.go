@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,7 +26,7 @@ type Neighbour struct {
 	IP   netip.Addr
 }
 
-// Listen returns what came of the last Probe of each neighbour and probes them again: the kernel
+// Listen returns what came of the last Probe of each neighbour and probes them anew: the kernel
 // sends up to three ARP requests or neighbour solicitations, a second apart (net/core/neighbour.c:
 // NUD_PROBE, NUD_INCOMPLETE). Traffic to a neighbour under probe goes on. A second Listen not
 // earlier than after three seconds finds the answers.
@@ -33,81 +34,73 @@ func (k *Kernel) Listen(ctx context.Context, neighbours []Neighbour) (map[Neighb
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	v := newView(k.c)
+	h, err := netlink.NewHandleAt(k.ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("probe neighbours: %w", err)
+	}
+	defer h.Close()
 	heard := map[Neighbour]Hearing{}
-	known := map[string]map[netip.Addr]entry{} // by link
-	var msgs []message
-	var asked []Neighbour
+	known := map[string]map[netip.Addr]netlink.Neigh{} // by link
+	index := map[string]int{}
 	var errs []error
 	for _, n := range neighbours {
 		if _, ok := known[n.Link]; !ok {
-			entries, err := v.neighboursOn(n.Link)
-			known[n.Link] = entries
+			index[n.Link], known[n.Link], err = neighboursOn(h, n.Link)
 			errs = append(errs, err)
 		}
-		if known[n.Link] == nil {
+		if index[n.Link] == 0 {
 			continue
 		}
-		e := known[n.Link][n.IP]
-		heard[n] = hearing(e)
-		index, err := v.index(n.Link)
-		errs = append(errs, err)
-		if m, ok := probe(n.IP, e, index); ok && err == nil {
-			msgs, asked = append(msgs, m), append(asked, n)
-		}
-	}
-	for i, err := range k.c.change(msgs...) {
-		// ENETDOWN and EHOSTDOWN: the link is down, which is an answer too.
-		if err != nil && !errors.Is(err, unix.ENETDOWN) && !errors.Is(err, unix.EHOSTDOWN) {
-			errs = append(errs, fmt.Errorf("probe %s on %s: %w", asked[i].IP, asked[i].Link, err))
-		}
+		entry, ok := known[n.Link][n.IP]
+		heard[n] = hearing(entry, ok)
+		errs = append(errs, probe(h, entry, ok, n, index[n.Link]))
 	}
 	return heard, errors.Join(errs...)
 }
 
-// neighboursOn are the entries of a link in any state.
-func (v *view) neighboursOn(link string) (map[netip.Addr]entry, error) {
-	index, err := v.index(link)
+func neighboursOn(h *netlink.Handle, link string) (int, map[netip.Addr]netlink.Neigh, error) {
+	l, err := h.LinkByName(link)
 	if err != nil {
-		return nil, fmt.Errorf("probe neighbours: %w", err)
+		return 0, nil, fmt.Errorf("probe neighbours on %s: %w", link, err)
 	}
-	m := neighMessage(unix.RTM_GETNEIGH, 0, unix.AF_UNSPEC, 0, 0, 0).attr32(unix.NDA_IFINDEX, uint32(index))
-	list, err := dump(v.c, m, 0, func(b []byte) (entry, bool) {
-		e, ok := parseNeigh(b)
-		return e, ok && e.index == index
-	})
+	list, err := h.NeighList(l.Attrs().Index, unix.AF_UNSPEC)
 	if err != nil {
-		return nil, fmt.Errorf("list neighbours on %s: %w", link, err)
+		return 0, nil, fmt.Errorf("list neighbours on %s: %w", link, err)
 	}
-	known := make(map[netip.Addr]entry, len(list))
-	for _, e := range list {
-		known[e.ip] = e
+	known := make(map[netip.Addr]netlink.Neigh, len(list))
+	for _, n := range list {
+		if ip, ok := netip.AddrFromSlice(n.IP); ok {
+			known[ip.Unmap()] = n
+		}
 	}
-	return known, nil
+	return l.Attrs().Index, known, nil
 }
 
-// hearing reads the state of an entry; its zero value stands for none.
-func hearing(e entry) Hearing {
+func hearing(n netlink.Neigh, ok bool) Hearing {
 	switch {
-	case e.state&(unix.NUD_REACHABLE|unix.NUD_PERMANENT|unix.NUD_NOARP) != 0:
+	case !ok:
+		return Unsure
+	case n.State&(unix.NUD_REACHABLE|unix.NUD_PERMANENT|unix.NUD_NOARP) != 0:
 		return Answers
-	case e.state&unix.NUD_FAILED != 0:
+	case n.State&unix.NUD_FAILED != 0:
 		return Silent
 	}
 	return Unsure
 }
 
-// probe makes the kernel ask. An entry with an address is asked at once, however fresh it is; an entry
-// without an address is resolved as a packet to it would do. ok is false where nothing is to ask.
-func probe(ip netip.Addr, e entry, index int) (m message, ok bool) {
-	const use = 1 << 0 // NTF_USE, linux/neighbour.h
+// probe makes the kernel ask. An entry with an address is asked at once, however fresh it is;
+// one without is resolved as a packet to it would do.
+func probe(h *netlink.Handle, entry netlink.Neigh, ok bool, n Neighbour, index int) error {
+	ask := &netlink.Neigh{LinkIndex: index, IP: n.IP.AsSlice(), Family: int(family(n.IP)), State: unix.NUD_NONE, Flags: netlink.NTF_USE}
 	switch {
-	case e.state&(unix.NUD_PERMANENT|unix.NUD_NOARP|unix.NUD_PROBE|unix.NUD_INCOMPLETE) != 0:
-		return nil, false
-	case e.state&(unix.NUD_REACHABLE|unix.NUD_STALE|unix.NUD_DELAY) != 0:
-		mac, err := hardwareAddr(e.mac)
-		m = neighMessage(unix.RTM_NEWNEIGH, createOrSet, family(ip), index, unix.NUD_PROBE, 0)
-		return m.attrAddr(unix.NDA_DST, ip).attr(unix.NDA_LLADDR, mac), err == nil
+	case ok && entry.State&(unix.NUD_PERMANENT|unix.NUD_NOARP|unix.NUD_PROBE|unix.NUD_INCOMPLETE) != 0:
+		return nil
+	case ok && entry.State&(unix.NUD_REACHABLE|unix.NUD_STALE|unix.NUD_DELAY) != 0:
+		ask.State, ask.Flags, ask.HardwareAddr = unix.NUD_PROBE, 0, entry.HardwareAddr
 	}
-	return neighMessage(unix.RTM_NEWNEIGH, createOrSet, family(ip), index, unix.NUD_NONE, use).attrAddr(unix.NDA_DST, ip), true
+	// EHOSTDOWN and the like: the link is down, which is an answer too.
+	if err := h.NeighSet(ask); err != nil && !errors.Is(err, unix.ENETDOWN) && !errors.Is(err, unix.EHOSTDOWN) {
+		return fmt.Errorf("probe %s on %s: %w", n.IP, n.Link, err)
+	}
+	return nil
 }
