@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/routes"
@@ -41,17 +39,12 @@ func (n *Node) add(ctx context.Context, o order) (reply api.Reply, err error) {
 		return reply, fault(codeIO, "enter network namespace %s: %w", rq.cni.Netns, err)
 	}
 	defer pod.Close()
-	socket, err := socketIn(rq.netns)
-	if err != nil {
-		return reply, fault(codeIO, "enter network namespace %s: %w", rq.cni.Netns, err)
-	}
-	defer unix.Close(socket)
 	host, done, err := n.host()
 	if err != nil {
 		return reply, err
 	}
 	defer done()
-	reply, err = n.attach(ctx, o, ends{host: host, pod: pod, socket: socket})
+	reply, err = n.attach(ctx, o, ends{host: host, pod: pod})
 	if errors.Is(err, ipam.ErrHeld) {
 		err = errors.Join(n.vacant(ctx, o, pod), err)
 	}
@@ -100,10 +93,7 @@ func (n *Node) enter(ctx context.Context, rq request) (release func(), err error
 }
 
 // ends are the two namespaces of an attachment.
-type ends struct {
-	host, pod kernel
-	socket    int // in the pod's
-}
+type ends struct{ host, pod kernel }
 
 // attach is the part of ADD that changes something. What it did is undone when it fails.
 func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, err error) {
@@ -111,7 +101,7 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, e
 	if err != nil {
 		return reply, err
 	}
-	g, err := n.obtain(ctx, at.host, o, cookieOf(at.socket))
+	g, err := n.obtain(ctx, at.host, o, at.pod.Cookie())
 	if err != nil {
 		return reply, err
 	}
@@ -209,7 +199,7 @@ func (n *Node) make(ctx context.Context, o order, w wiring, at ends) (metric int
 	} else if err := settle(at, w); err != nil {
 		return 0, fault(codeWiring, "%s: %w", o.attachment, err).next("check ip link and dmesg of the host")
 	}
-	awaitLocal(ctx, at.pod, w.addrs)
+	at.pod.AwaitLocal(ctx, w.addrs)
 	return w.metric, nil
 }
 

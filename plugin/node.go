@@ -115,9 +115,10 @@ type kernel interface {
 	MakePair(ctx context.Context, desired routes.State) (peer int, err error)
 	Fill(ctx context.Context, index int, desired routes.State) error
 	Settle(link string) error
+	AwaitLocal(ctx context.Context, addrs []netip.Addr)
+	Cookie() uint64
 	Host(ctx context.Context) (routes.Host, error)
 	Links(ctx context.Context, prefix string) ([]routes.Link, error)
-	Lookup(ctx context.Context, a netip.Addr) (routes.Route, error)
 	Holder(ctx context.Context, a netip.Addr) (r routes.Route, ok bool, err error)
 	RoutesOn(ctx context.Context, link string) ([]routes.Route, error)
 	FlushConntrack(ctx context.Context, a netip.Addr) error

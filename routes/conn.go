@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 
@@ -39,7 +40,8 @@ type conn struct {
 	fd     int
 	seq    uint32
 	buf    []byte
-	writes atomic.Int64 // requests sent that may change something
+	writes atomic.Int64  // requests sent that may change something
+	local  *[]netip.Addr // local routes of IPv6 that the kernel announced; nil: not listened for
 }
 
 // dial opens a socket of the protocol in the namespace ns.
@@ -269,7 +271,12 @@ func (c *conn) receive(each func(unix.NlMsghdr, []byte)) error {
 		if sa, ok := from.(*unix.SockaddrNetlink); !ok || sa.Pid != 0 {
 			continue // not from the kernel
 		}
-		eachMessage(c.buf[:n], each)
+		eachMessage(c.buf[:n], func(h unix.NlMsghdr, body []byte) {
+			if c.local != nil {
+				c.noteLocal(h, body)
+			}
+			each(h, body)
+		})
 		return nil
 	}
 }

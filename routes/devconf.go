@@ -110,6 +110,9 @@ func (v *view) settingMessage(s Sysctl) (m message, ok bool) {
 
 // forwards asks for the forwarding of the whole namespace.
 func (v *view) forwards(family uint8) (string, bool) {
+	if v.quiet {
+		return "", false
+	}
 	m := newMessage(unix.RTM_GETNETCONF, 0, []byte{family, 0, 0, 0}).attr32(netconfIfIndex, netconfAll)
 	body, err := v.c.get(m)
 	if err != nil || len(body) < 4 {
@@ -125,7 +128,7 @@ func (v *view) forwards(family uint8) (string, bool) {
 
 // linkConf returns a link's settings by family. They are asked for once.
 func (v *view) linkConf(link string) map[string][]byte {
-	if _, ok := v.conf[link]; !ok {
+	if _, ok := v.conf[link]; !ok && !v.quiet {
 		_, _, _ = v.fetch(link) // what cannot be asked for is not known
 	}
 	return v.conf[link]

@@ -5,7 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
+	"slices"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -33,6 +36,7 @@ func (k *Kernel) MakePair(ctx context.Context, desired State) (peer int, err err
 	}
 	if d, ok := parseLink(description); ok {
 		v.put(d)
+		v.noteConf(d.Name, description)
 		for typ, value := range attrs(description[unix.SizeofIfInfomsg:]) {
 			if typ == unix.IFLA_LINK {
 				peer = int(attrUint32(value))
@@ -53,6 +57,11 @@ func (k *Kernel) Fill(ctx context.Context, index int, desired State) error {
 	if len(desired.Links) != 1 || index <= 0 {
 		return errors.New("one link is filled at a time")
 	}
+	if slices.ContainsFunc(desired.Addrs, func(a Addr) bool { return a.Prefix.Addr().Is6() }) {
+		if _, err := k.c.listenLocal(); err != nil {
+			return err
+		}
+	}
 	v := newView(k.c)
 	v.put(device{desired.Links[0], index})
 	return k.furnish(ctx, v, desired)
@@ -60,6 +69,7 @@ func (k *Kernel) Fill(ctx context.Context, index int, desired State) error {
 
 // furnish gives the new link that desired names all that is on it.
 func (k *Kernel) furnish(ctx context.Context, v *view, desired State) error {
+	v.quiet = true
 	link := Change{Op: Add, Object: desired.Links[0]}
 	a := applier{k: k, v: v, ctx: ctx}
 	a.raise(&link)
@@ -105,6 +115,85 @@ func (c *conn) create(m message) (description []byte, err error) {
 		}
 	}
 	return description, err
+}
+
+// localTimeout bounds the wait for a new IPv6 address; on an idle machine it takes 0.1 ms.
+const localTimeout = 200 * time.Millisecond
+
+// AwaitLocal waits until the namespace receives packets for its new IPv6 addresses. The kernel
+// installs their local routes from a work queue, also when there is no duplicate detection to wait
+// for (net/ipv6/addrconf.c: addrconf_dad_work), and announces them. What is not there in time comes
+// soon after.
+func (k *Kernel) AwaitLocal(ctx context.Context, addrs []netip.Addr) {
+	addrs = slices.DeleteFunc(slices.Clone(addrs), netip.Addr.Is4)
+	if len(addrs) == 0 || ctx.Err() != nil {
+		return
+	}
+	since, err := k.c.listenLocal()
+	if err != nil {
+		return
+	}
+	if !since { // Fill did not make them: they may be there already
+		addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
+			way, err := k.Lookup(ctx, a)
+			return err == nil && !way.Via.IsValid()
+		})
+	}
+	k.c.awaitLocal(addrs)
+}
+
+// listenLocal makes the kernel announce new routes of IPv6 to this socket, which was bound when it
+// was opened: a socket that is not hears nothing. It reports whether the kernel did so before.
+func (c *conn) listenLocal() (before bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.local != nil {
+		return true, nil
+	}
+	c.local = &[]netip.Addr{}
+	return false, unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, unix.RTNLGRP_IPV6_ROUTE)
+}
+
+// noteLocal keeps the address of a local route that was announced.
+func (c *conn) noteLocal(h unix.NlMsghdr, body []byte) {
+	if h.Type != unix.RTM_NEWROUTE || len(body) < unix.SizeofRtMsg || body[7] != unix.RTN_LOCAL { // rtm_type
+		return
+	}
+	for typ, v := range attrs(body[unix.SizeofRtMsg:]) {
+		if typ == unix.RTA_DST {
+			*c.local = append(*c.local, attrAddr(v))
+		}
+	}
+}
+
+func (c *conn) awaitLocal(addrs []netip.Addr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	begin := time.Now()
+	for {
+		missing := slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !slices.Contains(*c.local, a) })
+		left := localTimeout - time.Since(begin)
+		if !missing || left <= 0 {
+			break
+		}
+		wait := unix.NsecToTimeval(left.Nanoseconds())
+		if unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait) != nil || c.receive(func(unix.NlMsghdr, []byte) {}) != nil {
+			break
+		}
+	}
+	_ = unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: replyTimeout})
+}
+
+// Cookie is the number of the namespace, which the kernel never uses twice within a boot; 0 before
+// Linux 5.14.
+func (k *Kernel) Cookie() uint64 {
+	k.c.mu.Lock()
+	defer k.c.mu.Unlock()
+	cookie, err := unix.GetsockoptUint64(k.c.fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0
+	}
+	return cookie
 }
 
 // Settle makes an end of a pair work at once. The kernel leaves to a work queue what follows from

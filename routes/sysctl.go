@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 )
 
 const (
@@ -53,13 +54,13 @@ func isRefusal(key string) bool {
 
 // procSys is where the settings are. In a container /proc/sys is read-only, and runtimes mount
 // nothing there; its pod mounts the host's /proc/sys/net below /host.
-func procSys() string {
+var procSys = sync.OnceValue(func() string {
 	const mounted = "/host/proc/sys"
 	if _, err := os.Stat(mounted + "/net"); err == nil {
 		return mounted
 	}
 	return "/proc/sys"
-}
+})
 
 // observeSysctls reads the desired keys; one that cannot be read is left out, and setting it says
 // why.

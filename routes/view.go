@@ -29,6 +29,7 @@ type view struct {
 	holders bool                         // others' routes in the place of desired ones are wanted
 	conf    map[string]map[string][]byte // settings of links, by name and family
 	gapped  bool                         // the pods' chain of nftables lacks rules
+	quiet   bool                         // settings are not asked for: to write them costs less
 }
 
 var errNoLink = errors.New("link does not exist")

@@ -1,0 +1,80 @@
+package routes
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// pairOf is a pod's pair as the plugin wants it.
+func pairOf(pod *space) (host, inside State) {
+	const hostMAC, podMAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
+	host = State{
+		Links:   []Link{{Name: "ew1", Kind: "veth", MAC: hostMAC, MTU: 1400, Up: true, Alias: "pod one", Peer: &Peer{Name: "eth0", MAC: podMAC, MTU: 1400, Netns: pod.f}}},
+		Sysctls: append([]Sysctl{{v4Forwarding, "1"}, {v6Forwarding, "1"}}, Refusals("ew1")...),
+		Addrs:   []Addr{{Link: "ew1", Prefix: pfx("169.254.1.1/32"), HostScope: true}, {Link: "ew1", Prefix: pfx("fe80::1/128")}},
+		Routes:  []Route{{Dst: pfx("10.9.0.1/32"), Link: "ew1", Protocol: ProtoPod}, {Dst: pfx("fd00:9::1/128"), Link: "ew1", Protocol: ProtoPod}},
+		Neighs:  []Neigh{{Link: "ew1", IP: addr("10.9.0.1"), MAC: podMAC, Learns: true}, {Link: "ew1", IP: addr("fd00:9::1"), MAC: podMAC, Learns: true}},
+	}
+	inside = State{
+		Links:   []Link{{Name: "eth0", MAC: podMAC, MTU: 1400, Up: true}},
+		Sysctls: []Sysctl{{"net/ipv4/conf/eth0/arp_notify", "1"}, {"net/ipv6/conf/eth0/accept_dad", "0"}},
+		Addrs:   []Addr{{Link: "eth0", Prefix: pfx("10.9.0.1/32")}, {Link: "eth0", Prefix: pfx("fd00:9::1/128")}},
+		Neighs:  []Neigh{{Link: "eth0", IP: addr("169.254.1.1"), MAC: hostMAC}, {Link: "eth0", IP: addr("fe80::1"), MAC: hostMAC}},
+		Routes: []Route{
+			{Dst: pfx("169.254.1.1/32"), Link: "eth0", Protocol: ProtoPod}, {Dst: pfx("0.0.0.0/0"), Via: addr("169.254.1.1"), Link: "eth0", Protocol: ProtoPod},
+			{Dst: pfx("::/0"), Via: addr("fe80::1"), Link: "eth0", Protocol: ProtoPod},
+		},
+	}
+	return host, inside
+}
+
+// What MakePair and Fill make without asking is what Sync makes: Sync finds nothing to do.
+func TestPairIsWhatSyncMakes(t *testing.T) {
+	for range 10 {
+		s, pod := newSpace(t), newSpace(t)
+		host, inside := pairOf(pod)
+		peer, err := s.k.MakePair(t.Context(), host)
+		if err != nil || peer < 2 {
+			t.Fatalf("peer %d, %v", peer, err)
+		}
+		if err := pod.k.Fill(t.Context(), peer, inside); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(pod.k.Settle("eth0"), s.k.Settle("ew1")); err != nil {
+			t.Fatal(err)
+		}
+		pod.k.AwaitLocal(t.Context(), []netip.Addr{addr("10.9.0.1"), addr("fd00:9::1")})
+		if out := pod.run("ip -6 route show table local"); !strings.Contains(out, "local fd00:9::1") {
+			t.Errorf("no local route: %s", out)
+		}
+		for _, end := range []struct {
+			k    *Kernel
+			want State
+		}{{s.k, host}, {pod.k, inside}} {
+			changes, err := end.k.Sync(t.Context(), Scope{}, end.want)
+			if err != nil || len(changes) > 0 {
+				t.Errorf("Sync finds %v, %v", changes, err)
+			}
+		}
+		s.run("ip addr add 192.0.2.1/32 dev lo")
+		s.run("ping -c1 -W5 10.9.0.1")
+	}
+}
+
+func TestPairIsRefused(t *testing.T) {
+	s, pod := newSpace(t), newSpace(t)
+	host, _ := pairOf(pod)
+	pod.run("ip link add eth0 type veth peer name other")
+	if _, err := s.k.MakePair(t.Context(), host); !errors.Is(err, unix.EEXIST) {
+		t.Errorf("the pod has an eth0: %v", err)
+	}
+	pod.run("ip link del eth0")
+	s.run("ip route add blackhole 10.9.0.1")
+	if _, err := s.k.MakePair(t.Context(), host); !errors.Is(err, ErrForeign) {
+		t.Errorf("another's route: %v", err)
+	}
+}
