@@ -47,6 +47,7 @@ type journal struct {
 	alive     [2]bool      // a KEEPALIVE was sent, received
 	word      notification // the first one, if code is not 0
 	theirs    bool         // the switch sent it
+	deaf      cause        // one side drops the other's packets; see relay.deaf
 }
 
 // newJournal returns the journal of a session that has not been Established since then.
@@ -55,12 +56,12 @@ func newJournal(p Peer, since time.Time, notify func()) *journal {
 		causes: causes{first: cause{reason: reasonConnecting}}, heard: hearing{since: since}}
 }
 
-// causes are why a session is not Established. A NOTIFICATION stays the first one until the session is
-// Established or another NOTIFICATION comes: what follows from it, such as a refused connection, does
+// causes are why a session is not Established. A sure cause stays the first one until the session is
+// Established or another sure cause is found: what follows from it, such as a refused connection, does
 // not hide it.
 type causes struct {
 	first, then cause
-	sure        bool // first is from a NOTIFICATION
+	sure        bool // first is from a NOTIFICATION, or from TTL security on one side
 }
 
 func (c *causes) add(next cause, sure bool) {
@@ -130,7 +131,7 @@ func (j *journal) probed(r reply) {
 func (j *journal) begun() {
 	j.mu.Lock()
 	j.state, j.connected, j.lifetime = stateOpenSent, true, 0
-	j.alive, j.word, j.theirs, j.offer = [2]bool{}, notification{}, false, offer{}
+	j.alive, j.word, j.theirs, j.deaf, j.offer = [2]bool{}, notification{}, false, cause{}, offer{}
 	j.evidence, j.probeAt, j.pause = evidence{}, time.Time{}, 0
 	j.heard.begin(time.Now())
 	j.mu.Unlock()
@@ -203,6 +204,8 @@ func (j *journal) ended(byThem bool) {
 	}
 	now := time.Now()
 	switch {
+	case j.deaf.reason != "":
+		j.causes.add(j.deaf, true)
 	case j.word.code == 0:
 		j.causes.add(lostCause(j.peer, j.state, byThem), false)
 	case j.theirs:
@@ -221,6 +224,14 @@ func (j *journal) ended(byThem bool) {
 		j.heard.forget()
 	}
 	j.notify()
+}
+
+// silent records that the connection ends because none of our octets was ever acknowledged.
+func (j *journal) silent() {
+	j.mu.Lock()
+	j.deaf = deafCause(j.peer)
+	j.mu.Unlock()
+	j.ended(false)
 }
 
 // wait returns how long to wait before the next dial. After a session that had been Established it is

@@ -24,6 +24,7 @@ const (
 	reasonPasswordNotWanted = "passwordNotWanted" // no answer to our SYN only with our password
 	reasonDial              = "dial"              // any other error of connect(2)
 	reasonUnknownToSwitch   = "unknownToSwitch"   // the switch closed the connection before its OPEN
+	reasonTTLSecurity       = "ttlSecurity"       // one side drops the other's packets for their TTL
 	reasonASNMismatch       = "asnMismatch"       // either side expects another AS number
 	reasonRouterID          = "routerID"          // either side objects to the other's router ID
 	reasonHoldTime          = "holdTime"          // either side objects to the other's hold time
@@ -151,6 +152,14 @@ func lostCause(p Peer, state string, byThem bool) cause {
 		return cause{reasonConnectionLost, "the switch closed the connection after both OPENs, without a NOTIFICATION: check the switch's log"}
 	}
 	return cause{reasonConnectionLost, "the connection to the switch ended without a NOTIFICATION: check whether the switch restarted or a filter cut the connection"}
+}
+
+// deafCause explains that one side drops the other's packets because of TTL security (RFC 5082).
+func deafCause(p Peer) cause {
+	if p.TTLSecurity {
+		return cause{reasonTTLSecurity, fmt.Sprintf("packets of the switch arrive with a TTL that is too low: enable TTL security for neighbour %s on the switch, or remove ttlSecurity here", p.LocalAddress)}
+	}
+	return cause{reasonTTLSecurity, fmt.Sprintf("the switch connects, but drops our packets: it expects TTL security from %s; set ttlSecurity here, or remove TTL security for this neighbour on the switch", p.LocalAddress)}
 }
 
 // sentCause explains a NOTIFICATION that we sent to the switch.

@@ -23,6 +23,8 @@ const (
 	dialTimeout = connectRetry - time.Second
 	// attachTimeout bounds the wait for GoBGP to connect, which it does within 2 s.
 	attachTimeout = 10 * time.Second
+	// deafAfter is how many times an octet must have been sent again to count as dropped: it takes 3 s.
+	deafAfter = 4
 	// farewellTimeout bounds the wait for a switch to read all that we sent and to close its end.
 	farewellTimeout = time.Second
 )
@@ -166,6 +168,33 @@ func (r *relay) refresh() {
 		}
 	default:
 		r.journal.ended(false)
+		r.finish()
+	}
+}
+
+// deaf ends a connection on which one side drops the other's packets because of TTL security (RFC
+// 5082): none of our octets is acknowledged, and octets of the switch come in exactly if the switch is
+// the side that drops.
+func (r *relay) deaf(p Peer) {
+	deaf := false
+	raw, err := r.outer.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(socket uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(socket), unix.IPPROTO_TCP, unix.TCP_INFO)
+		acknowledged := err != nil || info.Bytes_acked > 1 // 1 is our SYN
+		if acknowledged || info.Retransmits < deafAfter || p.TTLSecurity != (info.Bytes_received == 0) {
+			return
+		}
+		deaf = true
+		// The switch must take our FIN, and we its acknowledgement: it would wait for us for minutes.
+		p.TTLSecurity, p.Password = true, ""
+		p.MultihopTTL = 255
+		_ = p.options(int(socket))
+	})
+	if deaf {
+		r.journal.silent()
 		r.finish()
 	}
 }

@@ -576,3 +576,39 @@ func TestGarbageFromSwitch(t *testing.T) {
 		return nil
 	})
 }
+
+// TTL security on one side only is named, and the switch is left without a connection that waits for us.
+func TestTTLSecurityOnOneSide(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		for _, ours := range []bool{true, false} {
+			t.Run(fmt.Sprintf("ours %v", ours), func(t *testing.T) {
+				c := nodeOf(sw)
+				c.neighbours[0].ttlSec = !ours
+				sw.start(c)
+				p := peerOf(sw)
+				p.TTLSecurity = ours
+				s := newTestSpeaker(t)
+				mustSync(t, s, Session{Peer: p, Paths: pods(1)})
+				want := map[bool]string{true: "remove ttlSecurity here", false: "set ttlSecurity here"}[ours]
+				if st := becomes(t, s, 25*time.Second, "", reasonTTLSecurity); !strings.Contains(st.Detail, want) {
+					t.Error(st.Detail)
+				}
+				first := ip(t, "netns exec "+sw.ns+" ss -Htn sport = :179 dst 10.0.0.10")
+				eventually(t, 15*time.Second, func() error { // the same reason, and other connections
+					st := s.Status(t.Context())[0]
+					now := ip(t, "netns exec "+sw.ns+" ss -Htn sport = :179 dst 10.0.0.10")
+					if st.Reason != reasonTTLSecurity {
+						t.Fatalf("%+v", st)
+					}
+					if strings.Count(now, "\n") > 1 || now == first {
+						return errors.New(now)
+					}
+					return nil
+				})
+				p.TTLSecurity = !ours // the remedy
+				mustSync(t, s, Session{Peer: p, Paths: pods(1)})
+				sw.hears(25*time.Second, pods(1))
+			})
+		}
+	})
+}

@@ -188,6 +188,9 @@ func (t *talk) look() {
 		t.trying = true
 		go func() { t.over <- t.attempt() }()
 	}
+	if r := t.relay.Load(); r != nil {
+		r.deaf(t.peer)
+	}
 	if t.journal.takeProbe(now) {
 		go func() { t.journal.probed(probe(t.peer)) }()
 	}
