@@ -108,7 +108,7 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, e
 	w := wiring{
 		hostLink: o.hostLink(), hostMAC: macOf(o.attachment, "host"),
 		ifName: o.attachment.IfName, podMAC: macOf(o.attachment, "pod"),
-		mtu: mtu, addrs: g.addrs, routes: g.routes,
+		mtu: mtu, addrs: g.addrs, routes: g.routes, src: g.src,
 		alias: aliasOf(ipam.Lease{Attachment: o.attachment, Network: o.conf.network(), Pod: o.pod}, n.Dir),
 	}
 	if o.mac != "" {

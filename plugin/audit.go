@@ -255,8 +255,12 @@ func (n *Node) auditEnds(ctx context.Context, host kernel, a *audit, living []ip
 		return err
 	}
 	a.routes = have.Routes
+	_, sourceless, err := host.Holders(ctx)
+	if err != nil {
+		return err
+	}
 	for _, l := range living {
-		w := wiring{hostLink: linkOf(l), ifName: l.Attachment.IfName, addrs: l.Addrs}
+		w := wiring{hostLink: linkOf(l), ifName: l.Attachment.IfName, addrs: l.Addrs, src: hostSource(sourceless)}
 		if !isRecovered(l) {
 			w.hostMAC, w.podMAC = macOf(l.Attachment, "host"), macOf(l.Attachment, "pod")
 		}

@@ -228,7 +228,7 @@ func (p *inspection) compare(ctx context.Context, k kernel, end string, w wiring
 		}
 		switch {
 		case missing[linkUnder(c.Object)] || c.Op == routes.Delete: // not ours to judge
-		case p.learns(c):
+		case p.learns(c), otherSource(c):
 		case c.Op == routes.Add:
 			differs("missing %v", c.Object)
 		default:
@@ -274,6 +274,15 @@ func withoutMoved(ctx context.Context, k kernel, link string, changes []routes.C
 			return h.Table != unix.RT_TABLE_MAIN && h.Dst == r.Dst && h.Via == r.Via
 		})
 	}), nil
+}
+
+// otherSource reports that a route differs in its source only: that is right as long as the host has no
+// other address, and the daemon corrects it.
+func otherSource(c routes.Change) bool {
+	want, ok := c.Object.(routes.Route)
+	was, replaced := c.Was.(routes.Route)
+	was.Src, want.Src = netip.Addr{}, netip.Addr{}
+	return ok && replaced && len(routes.Diff(routes.State{Routes: []routes.Route{was}}, routes.State{Routes: []routes.Route{want}})) == 0
 }
 
 // learns reports that a neighbour entry does not count as a difference: the kernel finds one that is missing and

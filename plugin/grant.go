@@ -18,6 +18,7 @@ import (
 // grant is what an attachment may use, from the store or from another IPAM plugin.
 type grant struct {
 	lease    ipam.Lease // zero when delegated
+	src      netip.Addr // the source of the host's routes to addrs; see hostSource
 	addrs    []netip.Addr
 	networks []netip.Prefix // that the addresses are from
 	routes   []podRoute
@@ -84,7 +85,15 @@ func (c conf) routes() (out []podRoute, err error) {
 // obtain gets the addresses of the order. cookie is that of the pod's namespace.
 func (n *Node) obtain(ctx context.Context, k kernel, o order, cookie uint64) (grant, error) {
 	if o.conf.delegated() {
-		return n.delegateAdd(ctx, o.request)
+		g, err := n.delegateAdd(ctx, o.request)
+		if err == nil {
+			var sourceless bool
+			if _, sourceless, err = k.Holders(ctx); err != nil {
+				err = errors.Join(err, n.giveBack(context.WithoutCancel(ctx), o.request))
+			}
+			g.src = hostSource(sourceless)
+		}
+		return g, err
 	}
 	dead := n.dead(ctx, k, o.attachment)
 	if l, ok, err := n.Store.Lookup(recovered(o.attachment)); err != nil {
@@ -100,11 +109,11 @@ func (n *Node) obtain(ctx context.Context, k kernel, o order, cookie uint64) (gr
 		Attachment: o.attachment, Network: o.conf.network(), Pod: o.pod, Pool: o.pool, Addrs: o.addrs,
 		Netns: o.cni.Netns, NetnsCookie: cookie, Dead: dead,
 	}
-	lease, err := n.lease(ctx, k, ask, o.hostLink())
+	lease, src, err := n.lease(ctx, k, ask, o.hostLink())
 	if err != nil {
 		return grant{}, fmt.Errorf("network %s: %w", o.conf.Name, err)
 	}
-	g := grant{lease: lease, addrs: lease.Addrs, routes: podRoutes(o.routes, lease.Addrs), dns: o.conf.DNS}
+	g := grant{lease: lease, src: src, addrs: lease.Addrs, routes: podRoutes(o.routes, lease.Addrs), dns: o.conf.DNS}
 	pool := o.pool
 	if pool == nil && o.conf.IPMasq {
 		stored, _, err := n.storedPool()
@@ -124,11 +133,12 @@ const maxPassedOver = 32
 
 // lease gets addresses that lead nowhere else on this host. An address that the host has itself, or
 // to which a route of another agent or of another store's pod leads, is passed over; asked for by
-// name it is refused. link is the host link to be.
-func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link string) (ipam.Lease, error) {
+// name it is refused. link is the host link to be; src is the source of the host's routes to the
+// addresses (see hostSource).
+func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link string) (lease ipam.Lease, src netip.Addr, err error) {
 	var passed []string
 	for {
-		lease, err := n.Store.Allocate(ctx, ask)
+		lease, err = n.Store.Allocate(ctx, ask)
 		if errors.Is(err, ipam.ErrExhausted) {
 			if some, rerr := n.reclaim(ctx, host); rerr != nil {
 				err = errors.Join(err, rerr)
@@ -140,30 +150,30 @@ func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link st
 			err = fmt.Errorf("%w; passed over: %s", err, strings.Join(passed, ", "))
 		}
 		if err != nil {
-			return lease, err
+			return lease, src, err
 		}
 		var held []netip.Addr
-		for _, a := range lease.Addrs {
-			r, ok, herr := host.Holder(ctx, a)
-			if ok && (r.Type != "" || r.Link != link && !isForeign(lease)) {
-				held = append(held, a)
+		there, sourceless, err := host.Holders(ctx, lease.Addrs...)
+		for _, r := range there {
+			if r.Type != "" || r.Link != link && !isForeign(lease) {
+				held = append(held, r.Dst.Addr())
 				passed = append(passed, r.String())
 			}
-			err = errors.Join(err, herr)
 		}
+		src = hostSource(sourceless)
 		if err == nil && len(held) == 0 {
-			return lease, nil
+			return lease, src, nil
 		}
 		err = errors.Join(err, n.unlearn(context.WithoutCancel(ctx), lease, held))
 		switch {
 		case err != nil:
-			return lease, err
+			return lease, src, err
 		case len(passed) > maxPassedOver || slices.ContainsFunc(held, func(a netip.Addr) bool { return slices.Contains(ask.Addrs, a) }):
-			return lease, fault(codeInUse, "addresses lead elsewhere on this host: %s", strings.Join(passed, ", ")).
+			return lease, src, fault(codeInUse, "addresses lead elsewhere on this host: %s", strings.Join(passed, ", ")).
 				next("delete the routes or addresses, or take them out of the pod's network")
 		}
 		if ask.Pool, err = n.reserve(ask.Pool, held); err != nil {
-			return lease, err
+			return lease, src, err
 		}
 	}
 }

@@ -119,7 +119,7 @@ type kernel interface {
 	Cookie() uint64
 	Host(ctx context.Context) (routes.Host, error)
 	Links(ctx context.Context, prefix string) ([]routes.Link, error)
-	Holder(ctx context.Context, a netip.Addr) (r routes.Route, ok bool, err error)
+	Holders(ctx context.Context, addrs ...netip.Addr) (held []routes.Route, sourceless bool, err error)
 	RoutesOn(ctx context.Context, link string) ([]routes.Route, error)
 	FlushConntrack(ctx context.Context, a netip.Addr) error
 	Close()

@@ -120,6 +120,8 @@ type wiring struct {
 	addrs             []netip.Addr
 	routes            []podRoute
 	masq              []routes.Masq
+	// src is the host's IPv4 address towards the pod; zero where the host has one of its own.
+	src netip.Addr
 	// metric of the pod's routes that ask for none: 0, or secondMetric where another interface
 	// of the pod has such routes already.
 	metric int
@@ -150,7 +152,11 @@ func (w wiring) host(netns *os.File) routes.State {
 	}
 	s.Addrs, s.Masq = w.answers(), w.masq
 	for _, a := range w.addrs {
-		s.Routes = append(s.Routes, routes.Route{Dst: single(a), Link: w.hostLink, Protocol: routes.ProtoPod})
+		r := routes.Route{Dst: single(a), Link: w.hostLink, Protocol: routes.ProtoPod}
+		if a.Is4() {
+			r.Src = w.src
+		}
+		s.Routes = append(s.Routes, r)
 		// Not permanent: a later plugin (tuning), or the pod, may change its MAC.
 		s.Neighs = append(s.Neighs, routes.Neigh{Link: w.hostLink, IP: a, MAC: w.podMAC, Learns: true})
 	}
@@ -159,7 +165,7 @@ func (w wiring) host(netns *os.File) routes.State {
 
 // answers are the addresses of the host's end: the pod's kernel forgets its permanent neighbours
 // when its MAC changes (net/core/neighbour.c: neigh_changeaddr), and asks for the next hop then.
-// Neither address is ever a source: one has host scope, the other is link-local.
+// Neither address is a source by itself: one has host scope, the other is link-local. See hostSource.
 func (w wiring) answers() (out []routes.Addr) {
 	for _, v6 := range []bool{false, true} {
 		if w.has(v6) {
@@ -167,6 +173,18 @@ func (w wiring) answers() (out []routes.Addr) {
 		}
 	}
 	return out
+}
+
+// hostSource is the source that the host's routes to pods name: none while the host has an IPv4 address.
+// A host that lost its last address (no DHCP answer, cable out) would send to its pods from 0.0.0.0, and
+// the kubelet's probes would fail in an outage. It sends from the pods' gateway then, which each pod's link
+// has: the pod knows where it is. A second address would not do: on the pod's link it would always win
+// over the host's, and the order of other links is not ours (net/ipv4/devinet.c: inet_select_addr).
+func hostSource(sourceless bool) (none netip.Addr) {
+	if sourceless {
+		return gateway(false)
+	}
+	return none
 }
 
 // forwarding is what the host needs to route for pods, of the families in use.

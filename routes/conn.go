@@ -167,30 +167,42 @@ func (c *conn) batch(msgs []message, errs []error) error {
 }
 
 // get sends a request that has one answer.
-func (c *conn) get(m message) (answer []byte, err error) {
+func (c *conn) get(m message) ([]byte, error) {
+	answers, errs := c.gets(m)
+	return answers[0], errs[0]
+}
+
+// gets sends requests that have one answer each, in one sendmsg. Each has an answer or an error.
+func (c *conn) gets(msgs ...message) (answers [][]byte, errs []error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.send(c.stamp(m)); err != nil {
-		return nil, err
+	answers, errs = make([][]byte, len(msgs)), make([]error, len(msgs))
+	first := c.seq + 1
+	var out []byte
+	for _, m := range msgs {
+		out = append(out, c.stamp(m)...)
 	}
-	seq, done := c.seq, false
-	for !done {
-		rerr := c.receive(func(h unix.NlMsghdr, body []byte) {
-			if h.Seq != seq {
+	err := c.send(out)
+	for left := len(msgs); left > 0 && err == nil; {
+		err = c.receive(func(h unix.NlMsghdr, body []byte) {
+			i := int(h.Seq - first)
+			if i < 0 || i >= len(msgs) {
 				return
 			}
-			done = true
+			left--
 			if h.Type == unix.NLMSG_ERROR {
-				err = ackError(h, body)
+				errs[i] = ackError(h, body)
 				return
 			}
-			answer = append([]byte(nil), body...)
+			answers[i] = append([]byte(nil), body...)
 		})
-		if rerr != nil {
-			return nil, rerr
+	}
+	if err != nil {
+		for i := range errs {
+			errs[i] = err
 		}
 	}
-	return answer, err
+	return answers, errs
 }
 
 // dump sends a dump request and returns what parse makes of each answer; about expect answers

@@ -111,17 +111,39 @@ func (k *Kernel) Lookup(ctx context.Context, a netip.Addr) (Route, error) {
 	return r, nil
 }
 
-// Holder returns the route of this very address: a host route, or type "local" or "broadcast" for an
-// address of this machine. ok is false where only a wider route leads to a. A host route without a
-// next hop, such as a blackhole, is not seen.
-func (k *Kernel) Holder(ctx context.Context, a netip.Addr) (r Route, ok bool, err error) {
+// loopback is the index of lo in every namespace (linux/if.h: LOOPBACK_IFINDEX).
+const loopback = 1
+
+// Holders returns the routes of these very addresses: host routes, or type "local" or "broadcast" for
+// addresses of this machine. An address to which only a wider route leads has none, and a host route
+// without a next hop, such as a blackhole, is not seen.
+//
+// sourceless reports that this machine has no IPv4 address to send from on a link that has none of its
+// own, such as a pod's: packets leave as 0.0.0.0 unless their route names a source. Where lo is down that
+// is not known, and false. The question is the route of a multicast packet: for it the kernel chooses the
+// source by the link alone, as for a route that names none (net/ipv4/route.c:
+// ip_route_output_key_hash_rcu; net/ipv4/devinet.c: inet_select_addr).
+func (k *Kernel) Holders(ctx context.Context, addrs ...netip.Addr) (held []Route, sourceless bool, err error) {
 	if err := ctx.Err(); err != nil {
-		return Route{}, false, err
+		return nil, false, err
+	}
+	msgs := []message{lookup(netip.AddrFrom4([4]byte{224, 0, 0, 1}), 0).attr32(unix.RTA_OIF, loopback)}
+	for _, a := range addrs {
+		msgs = append(msgs, lookup(a, unix.RTM_F_FIB_MATCH|unix.RTM_F_LOOKUP_TABLE))
 	}
 	v := newView(k.c)
-	e, err := v.match(a, unix.RTM_F_FIB_MATCH|unix.RTM_F_LOOKUP_TABLE)
-	if err != nil || !e.Dst.IsSingleIP() || e.Dst.Addr() != a {
-		return Route{}, false, nil // no route, or one without a next hop
+	answers, errs := k.c.gets(msgs...)
+	if errs[0] == nil {
+		e, err := chosen(answers[0])
+		sourceless = err == nil && (!e.Src.IsValid() || e.Src.IsUnspecified())
 	}
-	return v.route(e), true, nil
+	for i, a := range addrs {
+		if errs[i+1] != nil {
+			continue // no route, or one without a next hop
+		}
+		if e, err := chosen(answers[i+1]); err == nil && e.Dst == netip.PrefixFrom(a, a.BitLen()) {
+			held = append(held, v.route(e))
+		}
+	}
+	return held, sourceless, nil
 }

@@ -412,10 +412,9 @@ func TestHostAndLookup(t *testing.T) {
 	if r, err := s.k.Lookup(t.Context(), addr("10.0.0.11")); err != nil || r.Type != "local" {
 		t.Errorf("lookup of an own address %+v, %v", r, err)
 	}
-	for _, own := range []string{"10.0.0.11", "fd00:10::11"} {
-		if r, ok, err := s.k.Holder(t.Context(), addr(own)); err != nil || !ok || r.Type != "local" {
-			t.Errorf("holder of %s: %+v, %v, %v", own, r, ok, err)
-		}
+	held, sourceless, err := s.k.Holders(t.Context(), addr("10.0.0.11"), addr("10.10.2.7"), addr("fd77::1"), addr("fd00:10::11"))
+	if err != nil || sourceless || len(held) != 2 || held[0].Type != "local" || held[0].Dst != pfx("10.0.0.11/32") || held[1].Type != "local" {
+		t.Errorf("holders %+v, %v, %v", held, sourceless, err)
 	}
 	if _, err := s.k.Lookup(t.Context(), addr("fd77::1")); err == nil {
 		t.Error("lookup without a route succeeded")

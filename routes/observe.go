@@ -133,16 +133,26 @@ func (v *view) observeHosts(scope Scope, want map[routeKey]int, desired []Route)
 
 // match asks for the kernel's own choice of a route to a.
 func (v *view) match(a netip.Addr, flags uint32) (fibEntry, error) {
+	body, err := v.c.get(lookup(a, flags))
+	if err != nil {
+		return fibEntry{}, err
+	}
+	return chosen(body)
+}
+
+// lookup is the question which route the kernel takes to a.
+func lookup(a netip.Addr, flags uint32) message {
 	h := make([]byte, unix.SizeofRtMsg)
 	h[0], h[1] = family(a), uint8(a.BitLen())
 	if a.Is6() { // an IPv6 answer always has the table, and the kernel refuses a request for it
 		flags &^= unix.RTM_F_LOOKUP_TABLE
 	}
 	binary.NativeEndian.PutUint32(h[8:], flags)
-	body, err := v.c.get(newMessage(unix.RTM_GETROUTE, 0, h).attrAddr(unix.RTA_DST, a))
-	if err != nil {
-		return fibEntry{}, err
-	}
+	return newMessage(unix.RTM_GETROUTE, 0, h).attrAddr(unix.RTA_DST, a)
+}
+
+// chosen is the answer to lookup.
+func chosen(body []byte) (fibEntry, error) {
 	if len(body) >= unix.SizeofRtMsg { // a copy of a route, which parseRoute skips, says so
 		flags := binary.NativeEndian.Uint32(body[8:])
 		binary.NativeEndian.PutUint32(body[8:], flags&^unix.RTM_F_CLONED)

@@ -26,12 +26,6 @@ func (d *draft) sharedAddresses() {
 // ownAddresses compares the InternalIPs of this Node with the addresses of this machine.
 func (d *draft) ownAddresses() {
 	self := "Node/" + d.self.Name
-	v4Pods := slices.ContainsFunc(d.self.PodCIDRs, func(c netip.Prefix) bool { return c.Addr().Is4() })
-	if v4Pods && !slices.ContainsFunc(d.Host.Addrs, func(a routes.Addr) bool { return a.Prefix.Addr().Is4() }) {
-		d.problem(self, "noHostAddress", "an IPv4 address on a link of this machine", "none",
-			"connect the link, or add the address by hand; until then the host cannot reach its own pods, and the kubelet's probes fail")
-		return
-	}
 	for _, a := range d.self.Addresses {
 		if !d.hasAddress(a) {
 			d.problem(self, "addressNotHere", "an InternalIP that a link of this machine has", a.String(),
