@@ -191,6 +191,7 @@ func (t *T) lacks(c check, version string) string {
 		{needFresh, t.sharedHost != nil, "needs a fresh host for each check: not with --daemon or --host-netns current"},
 		{needPrivate, t.o.current, "needs a mount namespace of its own: not with --host-netns current"},
 		{needMasq, t.net.plugins[0]["ipMasq"] != true, "the configuration has no ipMasq"},
+		{needDaemon, t.daemon == nil, "no daemon runs beside the plugin, or --daemon does not name it"},
 		{needStrace, noStrace != nil, "strace is not installed"},
 	} {
 		if c.needs&n.need != 0 && n.lacks {

@@ -30,7 +30,8 @@ type call struct {
 	input  io.Reader // instead of stdin
 	wrap   []string  // words in front of the executable: sh -c '... exec "$0"'
 	kill   time.Duration
-	signal unix.Signal // what kill sends; 0: SIGKILL
+	signal unix.Signal   // what kill sends; 0: SIGKILL
+	limit  time.Duration // longest time for the call; 0: --timeout
 }
 
 // reply is the result of a call.
@@ -89,7 +90,7 @@ func (t *T) exec(c call) reply { return t.execIn(t.host, c) }
 func (t *T) execIn(host *space, c call) reply {
 	path, err := t.find(c.kind)
 	t.OK(err, "find plugin")
-	ctx, cancel := context.WithTimeout(t.ctx, t.o.timeout)
+	ctx, cancel := context.WithTimeout(t.ctx, cmp.Or(c.limit, t.o.timeout))
 	defer cancel()
 	argv := append(slices.Clone(c.wrap), path)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)

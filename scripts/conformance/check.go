@@ -29,6 +29,7 @@ const (
 	needMasq                     // ipMasq is on
 	needStrace                   // strace(1) is installed
 	needPrivate                  // a mount namespace of our own
+	needDaemon                   // --daemon
 )
 
 // check is one requirement.
@@ -47,7 +48,7 @@ type check struct {
 func allChecks() []check {
 	return slices.Concat(versionChecks(), envChecks(), errorChecks(), confChecks(), resultChecks(), addChecks(), chainChecks(),
 		delChecks(), checkChecks(), gcChecks(), statusChecks(), delegateChecks(), routeChecks(), libcniChecks(), poolChecks(),
-		concurrencyChecks(), hostChecks(), hostileChecks(), killChecks(), rebootChecks(), stateChecks())
+		concurrencyChecks(), hostChecks(), hostileChecks(), killChecks(), rebootChecks(), stateChecks(), otherChecks())
 }
 
 // outcome of one check in one version.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // fakeIPAM is the plugin type under which this program is an IPAM plugin that notes how it is
@@ -23,7 +24,7 @@ type fakeNote struct {
 const fakeWord = "a word of the ipam plugin on standard error"
 
 // serveFakeIPAM is the fake's main. Its ipam section: log (a file), result (an object for ADD),
-// fail (a list of commands), garbage (standard output of ADD).
+// fail (a list of commands), garbage (standard output of ADD), hang (no answer while the caller lives).
 func serveFakeIPAM(stdin io.Reader, stdout, stderr io.Writer, environ []string) int {
 	in, err := io.ReadAll(stdin)
 	if err != nil {
@@ -47,6 +48,7 @@ func serveFakeIPAM(stdin io.Reader, stdout, stderr io.Writer, environ []string) 
 			Result  object   `json:"result"`
 			Fail    []string `json:"fail"`
 			Garbage string   `json:"garbage"`
+			Hang    bool     `json:"hang"`
 		} `json:"ipam"`
 	}
 	if err := json.Unmarshal(in, &conf); err != nil || conf.IPAM.Log == "" {
@@ -63,6 +65,9 @@ func serveFakeIPAM(stdin io.Reader, stdout, stderr io.Writer, environ []string) 
 	defer f.Close()
 	fmt.Fprintf(f, "%s\n", line)
 	fmt.Fprintln(stderr, fakeWord)
+	for caller := os.Getppid(); conf.IPAM.Hang && os.Getppid() == caller; { // nobody else would end it
+		time.Sleep(100 * time.Millisecond)
+	}
 	for _, c := range conf.IPAM.Fail {
 		if c == command {
 			fmt.Fprintf(stdout, `{"cniVersion":%q,"code":123,"msg":"the fake fails","details":"as it was told"}`, conf.CNIVersion)

@@ -194,6 +194,26 @@ func (n network) small(size, number int) network {
 	return out
 }
 
+// firsts are the first addresses of the ranges of a small pool.
+func (n network) firsts() (out []netip.Addr) {
+	for _, set := range n.plugins[0]["ipam"].(object)["ranges"].([]any) {
+		out = append(out, netip.MustParseAddr(set.([]any)[0].(object)["rangeStart"].(string)))
+	}
+	return out
+}
+
+// ipv4Only is a copy without IPv6 ranges and routes.
+func (n network) ipv4Only() network {
+	n = n.clone()
+	ipam := n.plugins[0]["ipam"].(object)
+	for _, key := range []string{"ranges", "routes"} {
+		if list, ok := ipam[key].([]any); ok {
+			ipam[key] = slices.DeleteFunc(list, func(v any) bool { return strings.Contains(fmt.Sprint(v), "::") })
+		}
+	}
+	return n
+}
+
 func offset(a netip.Addr, by int) netip.Addr {
 	b := a.AsSlice()
 	for i := len(b) - 1; i >= 0 && by > 0; i-- {
