@@ -85,9 +85,10 @@ func (r reply) said() string {
 }
 
 // exec executes a plugin inside the host's namespace.
-func (t *T) exec(c call) reply { return t.execIn(t.host, c) }
-
-func (t *T) execIn(host *space, c call) reply {
+func (t *T) exec(c call) reply {
+	if t.edit != nil {
+		t.edit(&c)
+	}
 	path, err := t.find(c.kind)
 	t.OK(err, "find plugin")
 	ctx, cancel := context.WithTimeout(t.ctx, cmp.Or(c.limit, t.o.timeout))
@@ -106,7 +107,7 @@ func (t *T) execIn(host *space, c call) reply {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	start := time.Now()
-	err = host.Do(cmd.Start)
+	err = t.host.Do(cmd.Start)
 	if err != nil {
 		t.Fatalf("the harness: start %s: %v", path, err)
 	}
@@ -219,9 +220,14 @@ func (t *T) addWith(p *pod, extra object) result {
 	if r := t.tryAddWith(p, extra); !r.ok() {
 		t.Fatalf("%s", r.said())
 	}
-	res, err := parseResult(p.prev)
-	t.OK(err, "decode the result")
-	return res
+	return p.result()
+}
+
+// result is what ADD has printed.
+func (p *pod) result() result {
+	r, err := parseResult(p.prev)
+	p.t.OK(err, "decode the result")
+	return r
 }
 
 // each runs a command on the list: DEL from the end. It stops at a failure.
@@ -348,6 +354,19 @@ func (r result) addrs() (out []netip.Addr) {
 		out = append(out, ip.Address.Addr().Unmap())
 	}
 	return out
+}
+
+// distinct fails when two of the results have an address in common.
+func (t *T) distinct(results ...result) {
+	seen := map[netip.Addr]bool{}
+	for _, r := range results {
+		for _, a := range r.addrs() {
+			if seen[a] {
+				t.Errorf("%s is given twice", a)
+			}
+			seen[a] = true
+		}
+	}
 }
 
 // hostLinks are the interfaces outside of the pod.

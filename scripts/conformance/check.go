@@ -73,6 +73,7 @@ type T struct {
 	state   string // what @STATE@ became; "" without
 	seq     int    // number of the check in this run
 	pods    int
+	edit    func(c *call) // what a check does to each of its calls; nil: nothing
 	failed  []string
 	skipped string
 	noted   []string

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"net"
 	"net/netip"
 	"strings"
 
@@ -57,15 +56,8 @@ func checkBasics() []check {
 			p := t.pod()
 			t.add(p)
 			before := t.snap()
-			pod, err := p.look()
-			t.OK(err, "look")
-			t.check(p)
+			t.unchanged(p, func() { t.check(p) })
 			t.sameAs(before, "CHECK")
-			now, err := p.look()
-			t.OK(err, "look")
-			if diff := append(pod.minus(now), now.minus(pod)...); len(diff) > 0 {
-				t.Errorf("changed: %s", strings.Join(diff, ", "))
-			}
 		}},
 		{id: "check.no-prevresult", level: should, section: "2", asks: "CHECK without prevResult fails: it must be consulted", since: sinceCheck, run: func(t *T) {
 			p := t.pod()
@@ -127,7 +119,7 @@ func checkSees() []check {
 func checkTolerates() []check {
 	return []check{
 		tolerates("check.tolerates-extra-route", "a route that a later plugin added", must, func(t *T, p *pod, r result) {
-			t.OK(p.script(addDeviceRoute(p.ifName, "203.0.113.0/24")), "add a route")
+			t.OK(p.script(addRoute(p.ifName, "203.0.113.0/24", "")), "add a route")
 		}),
 		tolerates("check.tolerates-extra-address", "an address that a later plugin added", must, func(t *T, p *pod, _ result) {
 			t.OK(p.script(addAddr(p.ifName, "203.0.113.9/24")), "add an address")
@@ -158,13 +150,7 @@ func checkTolerates() []check {
 			})
 		}),
 		tolerates("check.tolerates-mtu", "an MTU that a later plugin changed, in prevResult too", must, func(t *T, p *pod, r result) {
-			t.OK(p.script(func(h *netlink.Handle) error {
-				l, err := h.LinkByName(p.ifName)
-				if err != nil {
-					return err
-				}
-				return h.LinkSetMTU(l, 1300)
-			}), "change the MTU")
+			t.OK(p.script(onLink(p.ifName, func(h *netlink.Handle, l netlink.Link) error { return h.LinkSetMTU(l, 1300) })), "change the MTU")
 			p.prev = t.changed(p, func(o object) {
 				for _, i := range o["interfaces"].([]any) {
 					if i := i.(object); i["name"] == p.ifName && i["mtu"] != nil {
@@ -181,34 +167,12 @@ func checkTolerates() []check {
 	}
 }
 
-func (s *space) setDown(name string) error {
-	l, err := s.nl.LinkByName(name)
-	if err != nil {
-		return err
-	}
-	return s.nl.LinkSetDown(l)
-}
-
 func (s *space) dropRoute(dst netip.Prefix) error {
 	r, err := s.route(dst, nil)
 	if err != nil {
 		return err
 	}
 	return s.nl.RouteDel(&r)
-}
-
-func addDeviceRoute(name, dst string) func(*netlink.Handle) error {
-	return func(h *netlink.Handle) error {
-		l, err := h.LinkByName(name)
-		if err != nil {
-			return err
-		}
-		_, to, err := parseCIDR(dst)
-		if err != nil {
-			return err
-		}
-		return h.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: to, Scope: netlink.SCOPE_LINK})
-	}
 }
 
 // detach takes the pod's link off its bridge, or its routes off the host.
@@ -240,19 +204,4 @@ func (t *T) flushRules() {
 	if left := t.snap().rules(); len(left) > 0 {
 		t.OK(errors.New(strings.Join(left, ", ")), "delete nftables")
 	}
-}
-
-// otherMAC is what setMAC sets.
-const otherMAC = "02:00:00:00:00:77"
-
-func (s *space) setMAC(name string) error {
-	l, err := s.nl.LinkByName(name)
-	if err != nil {
-		return err
-	}
-	mac, err := net.ParseMAC(otherMAC)
-	if err != nil {
-		return err
-	}
-	return s.nl.LinkSetHardwareAddr(l, mac)
 }

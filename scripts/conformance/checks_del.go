@@ -8,25 +8,20 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // lost is a DEL after something went missing: DEL must succeed, the host must be clean and the
 // address free.
 func lost(id, asks string, l level, needs need, lose func(t *T, p *pod) reply) check {
 	return check{id: id, level: l, section: "2", asks: asks, needs: needs, run: func(t *T) {
-		if t.net.hasRanges() {
-			t.small(2)
-		}
+		t.trySmall(2)
 		before := t.quiet()
 		p := t.pod()
 		t.add(p)
 		t.wants(lose(t, p), "DEL")
 		t.gone(p)
 		t.nothingNew(before, "DEL")
-		if t.net.hasRanges() {
-			t.room(2)
-		}
+		t.tryRoom(2)
 	}}
 }
 
@@ -40,9 +35,7 @@ func delBasics() []check {
 			p := t.pod()
 			t.add(p)
 			t.del(p)
-			if p.link(p.ifName) != nil {
-				t.Errorf("%s is still there", p.ifName)
-			}
+			t.noInterface(p)
 		}},
 		{id: "del.host-clean", level: must, section: "2", asks: "and undoes what ADD did on the host", each: true, run: func(t *T) {
 			before := t.quiet()
@@ -93,9 +86,7 @@ func delBasics() []check {
 			p := t.pod()
 			t.add(p)
 			t.wants(t.each(p, "DEL", p.env("DEL"), nil), "DEL")
-			if p.link(p.ifName) != nil {
-				t.Errorf("%s is still there", p.ifName)
-			}
+			t.noInterface(p)
 			t.nothingNew(before, "DEL")
 		}},
 	}
@@ -131,13 +122,9 @@ func delLosses() []check {
 			return t.tryDel(p)
 		}),
 		lost("del.iface-renamed", "the interface was renamed inside the container", should, 0, func(t *T, p *pod) reply {
-			t.OK(p.script(func(h *netlink.Handle) error {
-				l, err := h.LinkByName(p.ifName)
-				if err != nil {
-					return err
-				}
+			t.OK(p.script(onLink(p.ifName, func(h *netlink.Handle, l netlink.Link) error {
 				return errors.Join(h.LinkSetDown(l), h.LinkSetName(l, "renamed0"))
-			}), "rename the interface")
+			})), "rename the interface")
 			r := t.tryDel(p)
 			p.remove()
 			return r
@@ -187,9 +174,7 @@ func delOthers() []check {
 			t.add(p)
 			t.emptyState()
 			t.wants(t.tryDel(p), "DEL")
-			if p.link(p.ifName) != nil {
-				t.Errorf("%s is still there", p.ifName)
-			}
+			t.noInterface(p)
 			for _, line := range t.snap().minus(before) {
 				if strings.HasPrefix(line, "link ") || strings.HasPrefix(line, "route ") {
 					t.Errorf("left: %s", line)
@@ -200,14 +185,7 @@ func delOthers() []check {
 			p, q := t.pod(), t.pod()
 			t.add(p)
 			r := t.add(q)
-			before, err := q.look()
-			t.OK(err, "look")
-			t.del(p)
-			now, err := q.look()
-			t.OK(err, "look")
-			if diff := append(before.minus(now), now.minus(before)...); len(diff) > 0 {
-				t.Errorf("changed: %s", strings.Join(diff, ", "))
-			}
+			t.unchanged(q, func() { t.del(p) })
 			t.connected(q, r)
 		}},
 		{id: "del.same-prefix-ids", level: must, section: "2", asks: "DEL tells container ids apart that begin alike", run: func(t *T) {
@@ -255,31 +233,9 @@ func delOthers() []check {
 	}
 }
 
-func (s *space) deleteLink(name string) error {
-	l, err := s.nl.LinkByName(name)
-	if err != nil {
-		return err
-	}
-	return s.nl.LinkDel(l)
-}
-
-// flush removes the addresses of a link.
-func (s *space) flush(name string) error {
-	l, err := s.nl.LinkByName(name)
-	if err != nil {
-		return err
-	}
-	list, err := s.nl.AddrList(l, unix.AF_UNSPEC)
-	for _, a := range list {
-		err = errors.Join(err, s.nl.AddrDel(l, &a))
-	}
-	return err
-}
-
 // hostEnds are the pod's own links on the host: those whose other end is in the pod.
 func (t *T) hostEnds(p *pod) (out []string) {
-	res, err := parseResult(p.prev)
-	t.OK(err, "decode the result")
+	res := p.result()
 	for _, name := range res.hostLinks() {
 		if l := t.host.link(name); l != nil && l.Type() != "bridge" {
 			out = append(out, name)

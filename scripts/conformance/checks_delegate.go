@@ -154,14 +154,8 @@ func delegateChecks() []check {
 			if len(t.fakeNotes("DEL")) == 0 {
 				t.Errorf("it is not")
 			}
-			if p.link(p.ifName) != nil {
-				t.Errorf("%s is left in the pod", p.ifName)
-			}
-			for _, line := range t.snap().minus(before) {
-				if strings.HasPrefix(line, "link veth") {
-					t.Errorf("left on the host: %s", line)
-				}
-			}
+			t.noInterface(p)
+			t.noNewVeth(before)
 		}),
 		delegated("delegate.undone-later", "when ADD fails after it gave an address, it is told DEL", robust, "", nil, func(t *T) {
 			p := t.pod()
@@ -176,17 +170,9 @@ func delegateChecks() []check {
 			p := t.pod()
 			r := t.tryAdd(p)
 			t.refuses(r, "ADD")
-			if _, ok := r.fault(); !r.ok() && !ok {
-				t.Errorf("no error object: %s", r.said())
-			}
-			if p.link(p.ifName) != nil {
-				t.Errorf("%s is left in the pod", p.ifName)
-			}
-			for _, line := range t.snap().minus(before) {
-				if strings.HasPrefix(line, "link veth") {
-					t.Errorf("left on the host: %s", line)
-				}
-			}
+			t.clean(r, "ADD")
+			t.noInterface(p)
+			t.noNewVeth(before)
 		}),
 		delegated("delegate.no-address", "an answer without addresses fails", robust, "", object{"result": object{"ips": []object{}}}, func(t *T) {
 			t.refuses(t.tryAdd(t.pod()), "ADD")

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 )
@@ -77,9 +75,7 @@ func envChecks() []check {
 			if r := t.exec(c); r.ok() && len(r.stdout) > 0 {
 				t.Errorf("%s", r.said())
 			}
-			if p.link(p.ifName) != nil {
-				t.Errorf("%s is in the pod", p.ifName)
-			}
+			t.noInterface(p)
 			t.sameAs(before, "it")
 		}},
 		{id: "env.command-unknown", level: must, section: "2", asks: "an unknown CNI_COMMAND fails", run: func(t *T) {
@@ -127,13 +123,13 @@ func envChecks() []check {
 			t.wants(t.each(p, "DEL", p.envWithout("DEL", "CNI_NETNS"), p.withPrev()), "DEL without CNI_NETNS")
 		}},
 		{id: "env.args-optional", level: must, section: "2", asks: "CNI_ARGS is optional", run: func(t *T) {
-			t.life(func(p *pod, command string) map[string]string { return p.envWithout(command, "CNI_ARGS") })
+			t.lifeEnv(func(env map[string]string) { delete(env, "CNI_ARGS") })
 		}},
 		{id: "env.path-optional", level: robust, section: "2", asks: "CNI_PATH is optional where nothing is delegated", run: func(t *T) {
 			if len(t.net.types()) > len(t.net.plugins) {
 				t.Skipf("the plugin delegates to %s, which it finds by CNI_PATH", t.net.types()[len(t.net.plugins)])
 			}
-			t.life(func(p *pod, command string) map[string]string { return p.envWithout(command, "CNI_PATH") })
+			t.lifeEnv(func(env map[string]string) { delete(env, "CNI_PATH") })
 		}},
 		{id: "env.args-kubelet", level: must, section: "2", asks: "what the kubelet's runtimes put into CNI_ARGS is accepted", run: func(t *T) {
 			t.lifeArgs("K8S_POD_NAME=p1;K8S_POD_INFRA_CONTAINER_ID=64dfdb433c1f;K8S_POD_UID=e60bc00e-1111-2222-3333-444444444444;IgnoreUnknown=1;K8S_POD_NAMESPACE=default")
@@ -150,12 +146,10 @@ func envChecks() []check {
 			}
 		}},
 		{id: "env.large", level: robust, section: "2", asks: "a runtime's large environment does not matter", run: func(t *T) {
-			t.life(func(p *pod, command string) map[string]string {
-				e := p.env(command)
+			t.lifeEnv(func(env map[string]string) {
 				for i := range 300 {
-					e[fmt.Sprintf("SOME_SERVICE_%d_PORT", i)] = strings.Repeat("tcp://10.0.0.1:80 ", 10)
+					env[fmt.Sprintf("SOME_SERVICE_%d_PORT", i)] = strings.Repeat("tcp://10.0.0.1:80 ", 10)
 				}
-				return e
 			})
 		}},
 		{id: "env.host-netns", level: robust, section: "2", asks: "CNI_NETNS that is the host's own namespace leaves nothing on the host", run: func(t *T) {
@@ -230,33 +224,30 @@ func (t *T) names(r reply, variable string) {
 	}
 }
 
-// life runs ADD, CHECK, and DEL of the list with an environment of its own for each.
-func (t *T) life(env func(p *pod, command string) map[string]string) {
+// life runs ADD and DEL of the list with each call edited, and something in between.
+func (t *T) life(edit func(c *call), between func(p *pod)) {
+	t.edit = edit
+	defer func() { t.edit = nil }()
 	p := t.pod()
-	var prev object
-	for i := range t.net.plugins {
-		r := t.exec(call{kind: t.net.plugins[i]["type"].(string), env: env(p, "ADD"), stdin: t.net.request(i, prev)})
-		if !r.ok() {
-			t.Errorf("%s", r.said())
-			t.tryDel(p)
-			return
+	if r := t.tryAdd(p); !r.ok() {
+		t.Errorf("%s", r.said())
+		t.tryDel(p)
+		return
+	}
+	between(p)
+	t.wants(t.tryDel(p), "DEL")
+	t.noInterface(p)
+}
+
+// lifeEnv is a life with CHECK in which each call's environment is edited.
+func (t *T) lifeEnv(edit func(env map[string]string)) {
+	t.life(func(c *call) { edit(c.env) }, func(p *pod) {
+		if !before(t.net.version, sinceCheck) {
+			t.wants(t.check(p), "CHECK")
 		}
-		p.prev = r.stdout
-		prev = p.withPrev()
-	}
-	if !before(t.net.version, "0.4.0") {
-		t.wants(t.each(p, "CHECK", env(p, "CHECK"), prev), "CHECK")
-	}
-	t.wants(t.each(p, "DEL", env(p, "DEL"), prev), "DEL")
-	if p.link(p.ifName) != nil {
-		t.Errorf("%s is still there after DEL", p.ifName)
-	}
+	})
 }
 
 func (t *T) lifeArgs(args string) {
-	t.life(func(p *pod, command string) map[string]string {
-		e := maps.Clone(p.env(command))
-		e["CNI_ARGS"] = cmp.Or(args, p.args)
-		return e
-	})
+	t.lifeEnv(func(env map[string]string) { env["CNI_ARGS"] = args })
 }

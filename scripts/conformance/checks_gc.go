@@ -27,9 +27,7 @@ func collects(id, asks string, l level, valid func(t *T, keep, drop *pod) reply)
 // frees is a GC that must free nothing.
 func freesNothing(id, asks string, l level, gc func(t *T, p *pod)) check {
 	return check{id: id, level: l, section: "2", asks: asks, since: sinceGC, run: func(t *T) {
-		if t.net.hasRanges() {
-			t.small(1)
-		}
+		t.trySmall(1)
 		p := t.pod()
 		r := t.add(p)
 		before := t.snap()

@@ -31,9 +31,7 @@ func (t *T) length(command string) time.Duration {
 
 // killed runs f for each point at which an execution is to be killed.
 func (t *T) killed(command string, f func(i int, after time.Duration)) {
-	if t.net.hasRanges() {
-		t.small(4)
-	}
+	t.trySmall(4)
 	whole := t.length(command)
 	for i := range killRounds {
 		f(i, whole*time.Duration(2*i+1)/time.Duration(2*killRounds-6)+time.Microsecond)
@@ -46,9 +44,7 @@ func (t *T) killed(command string, f func(i int, after time.Duration)) {
 // settled fails unless the host is as before and the pool whole.
 func (t *T) settled(before snapshot, what string) {
 	t.nothingNew(before, what)
-	if t.net.hasRanges() {
-		t.room(4)
-	}
+	t.tryRoom(4)
 }
 
 func (t *T) killAdd(p *pod, after time.Duration, signal unix.Signal) reply {
@@ -143,8 +139,7 @@ func killChecks() []check {
 				t.killAdd(p, after, 0)
 				t.exec(p.main("DEL", nil))
 			})
-			r, err := parseResult(keep.prev)
-			t.OK(err, "decode")
+			r := keep.result()
 			t.connected(keep, r)
 			if !before(t.net.version, sinceCheck) {
 				t.wants(t.check(keep), "CHECK")
@@ -206,9 +201,7 @@ func (t *T) eventually(before snapshot) {
 
 // killSyscalls kills the plugin at the n-th of each system call that writes somewhere.
 func (t *T) killSyscalls(command string) {
-	if t.net.hasRanges() {
-		t.small(4)
-	}
+	t.trySmall(4)
 	before := t.quiet()
 	tried := 0
 	for _, syscall := range []string{"sendto", "sendmsg", "write", "pwrite64", "fdatasync", "fsync", "renameat,rename,renameat2", "unlinkat,unlink", "flock", "setns"} {

@@ -174,7 +174,7 @@ func (t *T) sysctl(key, value string) {
 }
 
 // occupied is a network some of whose addresses lead elsewhere on the host. occupy makes one of them do so.
-func occupied(id, asks string, occupy func(prefix string) func(*netlink.Handle) error) check {
+func occupied(id, asks string, occupy func(prefix string) step) check {
 	return check{id: id, level: robust, section: "2", asks: asks, needs: needRanges | needPrivate, run: func(t *T) {
 		const size, taken = 6, 3
 		t.small(size)
@@ -202,8 +202,7 @@ func occupied(id, asks string, occupy func(prefix string) func(*netlink.Handle) 
 		if !r.ok() {
 			t.Fatalf("the pod never starts: %s", r.said())
 		}
-		res, err := parseResult(p.prev)
-		t.OK(err, "decode the result")
+		res := p.result()
 		t.connected(p, res)
 		t.del(p)
 		if lost := full.minus(t.snap()); len(lost) > 0 {
@@ -220,10 +219,10 @@ const foreignLink = "user0"
 
 func occupiedChecks() []check {
 	return []check{
-		occupied("pool.foreign-route", "a pod starts, at the latest as another container, although the host routes some of the pool's addresses elsewhere", func(prefix string) func(*netlink.Handle) error {
-			return addDeviceRoute(foreignLink, prefix)
+		occupied("pool.foreign-route", "a pod starts, at the latest as another container, although the host routes some of the pool's addresses elsewhere", func(prefix string) step {
+			return addRoute(foreignLink, prefix, "")
 		}),
-		occupied("pool.foreign-address", "a pod starts, at the latest as another container, although some of the pool's addresses are the host's own", func(prefix string) func(*netlink.Handle) error {
+		occupied("pool.foreign-address", "a pod starts, at the latest as another container, although some of the pool's addresses are the host's own", func(prefix string) step {
 			return addAddr(foreignLink, prefix)
 		}),
 	}
@@ -409,15 +408,9 @@ func hangChecks() []check {
 			t.net = works
 			for _, p := range []*pod{fresh, p} {
 				t.wants(t.tryDel(p), "DEL")
-				if p.link(p.ifName) != nil {
-					t.Errorf("%s is still there", p.ifName)
-				}
+				t.noInterface(p)
 			}
-			for _, line := range t.snap().minus(before) {
-				if strings.HasPrefix(line, "link veth") {
-					t.Errorf("left on the host: %s", line)
-				}
-			}
+			t.noNewVeth(before)
 		}),
 		{alone: true, id: "daemon.hangs", level: robust, section: "-", asks: "when the plugin's daemon never answers, STATUS fails within 30 s and the other commands end within two minutes; once it answers again, DEL leaves nothing", needs: needDaemon, run: func(t *T) {
 			before := t.quiet()
@@ -439,9 +432,7 @@ func hangChecks() []check {
 			}
 			for _, p := range []*pod{fresh, p} {
 				t.wants(t.tryDel(p), "DEL")
-				if p.link(p.ifName) != nil {
-					t.Errorf("%s is still there", p.ifName)
-				}
+				t.noInterface(p)
 			}
 			t.nothingNew(before, "all of it")
 		}},

@@ -34,6 +34,16 @@ func (t *T) somePods(n int) (out []*pod) {
 	return out
 }
 
+// attached are the results of the pods whose ADD succeeded.
+func (t *T) attached(pods []*pod) (out []result) {
+	for _, p := range pods {
+		if p.prev != nil {
+			out = append(out, p.result())
+		}
+	}
+	return out
+}
+
 func addOne(t *T, p *pod) reply { return t.tryAdd(p) }
 func delOne(t *T, p *pod) reply { return t.tryDel(p) }
 
@@ -62,9 +72,7 @@ func poolChecks() []check {
 			for range 3 {
 				p := t.pod()
 				t.refuses(t.tryAdd(p), "ADD")
-				if p.link(p.ifName) != nil {
-					t.Errorf("%s is left in the pod", p.ifName)
-				}
+				t.noInterface(p)
 			}
 			t.nothingNew(before, "the refused ADD")
 		}},
@@ -99,8 +107,7 @@ func poolChecks() []check {
 				if r := t.tryAdd(q); !r.ok() {
 					break
 				}
-				r, err := parseResult(q.prev)
-				t.OK(err, "decode")
+				r := q.result()
 				for _, a := range r.addrs() {
 					if !p.Contains(a) || a == p.Addr() || a == offset(p.Addr(), 7) || a == gw {
 						t.Errorf("gives %s of %s, gateway %s", a, p, gw)
@@ -120,20 +127,7 @@ func concurrencyChecks() []check {
 			for i, r := range t.atOnce(pods, addOne) {
 				t.wants(r, fmt.Sprintf("ADD %d", i))
 			}
-			seen := map[netip.Addr]bool{}
-			for _, p := range pods {
-				if p.prev == nil {
-					continue
-				}
-				r, err := parseResult(p.prev)
-				t.OK(err, "decode")
-				for _, a := range r.addrs() {
-					if seen[a] {
-						t.Errorf("%s twice", a)
-					}
-					seen[a] = true
-				}
-			}
+			t.distinct(t.attached(pods)...)
 			for i, r := range t.atOnce(pods, delOne) {
 				t.wants(r, fmt.Sprintf("DEL %d", i))
 			}
@@ -160,24 +154,11 @@ func concurrencyChecks() []check {
 		{alone: true, id: "concurrency.last-addresses", level: must, section: "3", asks: "16 ADD for 6 addresses: no address twice, no address lost", needs: needRanges, run: func(t *T) {
 			t.small(6)
 			pods := t.somePods(16)
-			n := 0
-			seen := map[netip.Addr]bool{}
-			for i, r := range t.atOnce(pods, addOne) {
-				if !r.ok() {
-					continue
-				}
-				n++
-				res, err := parseResult(pods[i].prev)
-				t.OK(err, "decode")
-				for _, a := range res.addrs() {
-					if seen[a] {
-						t.Errorf("%s twice", a)
-					}
-					seen[a] = true
-				}
-			}
-			if n != 6 {
-				t.Errorf("%d of 16 got an address", n)
+			t.atOnce(pods, addOne)
+			all := t.attached(pods)
+			t.distinct(all...)
+			if len(all) != 6 {
+				t.Errorf("%d of 16 got an address", len(all))
 			}
 			for _, p := range pods {
 				t.tryDel(p)

@@ -110,8 +110,7 @@ func rebootChecks() []check {
 				if !r.ok() {
 					t.Skipf("ADD fails: see reboot.nothing")
 				}
-				res, err := parseResult(q.prev)
-				t.OK(err, "decode")
+				res := q.result()
 				t.wants(t.tryDel(p), "DEL of the old one")
 				t.connected(q, res)
 				t.wants(t.check(q), "CHECK of the new one")
@@ -169,15 +168,8 @@ func (t *T) duplicate(running result) {
 			t.clean(r, "ADD")
 			continue
 		}
-		r, err := parseResult(q.prev)
-		t.OK(err, "decode")
-		for _, a := range r.addrs() {
-			for _, b := range running.addrs() {
-				if a == b {
-					t.Errorf("a new pod gets %s, which a running one has", a)
-				}
-			}
-		}
+		r := q.result()
+		t.distinct(running, r)
 	}
 }
 
@@ -225,9 +217,7 @@ func stateChecks() []check {
 			r := t.tryAdd(q)
 			t.refuses(r, "ADD")
 			t.clean(r, "ADD")
-			if q.link(q.ifName) != nil {
-				t.Errorf("%s is left in the pod", q.ifName)
-			}
+			t.noInterface(q)
 			t.readOnly(false)
 			t.del(p)
 			t.tryDel(q)

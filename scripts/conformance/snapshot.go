@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"maps"
-	"net"
 	"slices"
 	"strings"
 
@@ -150,8 +149,6 @@ func (s snapshot) rules() (out []string) {
 	return out
 }
 
-func parseCIDR(s string) (net.IP, *net.IPNet, error) { return net.ParseCIDR(s) }
-
 // snap reads the host.
 func (t *T) snap() snapshot {
 	s, err := t.host.look()
@@ -197,6 +194,34 @@ func (t *T) left(before snapshot) []string {
 		left = t.snap().minus(before)
 	}
 	return left
+}
+
+// noNewVeth fails when the host has a veth that it did not have before; a bridge may stay.
+func (t *T) noNewVeth(before snapshot) {
+	for _, line := range t.snap().minus(before) {
+		if strings.HasPrefix(line, "link veth") {
+			t.Errorf("left on the host: %s", line)
+		}
+	}
+}
+
+// noInterface fails when the pod has its interface.
+func (t *T) noInterface(p *pod) {
+	if p.link(p.ifName) != nil {
+		t.Errorf("%s is in the pod", p.ifName)
+	}
+}
+
+// unchanged fails when f changes the pod.
+func (t *T) unchanged(p *pod, f func()) {
+	before, err := p.look()
+	t.OK(err, "look at the pod")
+	f()
+	now, err := p.look()
+	t.OK(err, "look at the pod")
+	if diff := append(before.minus(now), now.minus(before)...); len(diff) > 0 {
+		t.Errorf("the pod changed: %s", strings.Join(diff, ", "))
+	}
 }
 
 // sameAs fails when the host is not as before.

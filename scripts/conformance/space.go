@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"path/filepath"
 
@@ -68,8 +69,11 @@ func (s *space) addrs(link string) (out []netip.Prefix, err error) {
 	return out, err
 }
 
-// script makes links, addresses and routes.
-func (s *space) script(steps ...func(h *netlink.Handle) error) error {
+// step changes one thing in a namespace.
+type step = func(h *netlink.Handle) error
+
+// script runs all the steps, the later ones even when one fails.
+func (s *space) script(steps ...step) error {
 	var errs []error
 	for i, step := range steps {
 		if err := step(s.nl); err != nil {
@@ -79,22 +83,21 @@ func (s *space) script(steps ...func(h *netlink.Handle) error) error {
 	return errors.Join(errs...)
 }
 
-func setUp(name string) func(*netlink.Handle) error {
+// onLink does something to a link that it finds by name.
+func onLink(name string, f func(h *netlink.Handle, l netlink.Link) error) step {
 	return func(h *netlink.Handle) error {
 		l, err := h.LinkByName(name)
 		if err != nil {
 			return err
 		}
-		return h.LinkSetUp(l)
+		return f(h, l)
 	}
 }
 
-func addAddr(name, prefix string) func(*netlink.Handle) error {
-	return func(h *netlink.Handle) error {
-		l, err := h.LinkByName(name)
-		if err != nil {
-			return err
-		}
+func setUp(name string) step { return onLink(name, (*netlink.Handle).LinkSetUp) }
+
+func addAddr(name, prefix string) step {
+	return onLink(name, func(h *netlink.Handle, l netlink.Link) error {
 		a, err := netlink.ParseAddr(prefix)
 		if err != nil {
 			return err
@@ -103,25 +106,54 @@ func addAddr(name, prefix string) func(*netlink.Handle) error {
 			a.Flags = unix.IFA_F_NODAD
 		}
 		return h.AddrAdd(l, a)
-	}
+	})
 }
 
-func addRoute(name, dst, via string) func(*netlink.Handle) error {
-	return func(h *netlink.Handle) error {
-		l, err := h.LinkByName(name)
+// addRoute adds a route by way of a router; without one dst is on the link.
+func addRoute(name, dst, via string) step {
+	return onLink(name, func(h *netlink.Handle, l netlink.Link) error {
+		_, to, err := net.ParseCIDR(dst)
 		if err != nil {
 			return err
 		}
-		_, to, err := parseCIDR(dst)
-		if err != nil {
-			return err
-		}
-		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: to}
+		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: to, Scope: netlink.SCOPE_LINK}
 		if via != "" {
-			r.Gw = netip.MustParseAddr(via).AsSlice()
+			r.Gw, r.Scope = netip.MustParseAddr(via).AsSlice(), netlink.SCOPE_UNIVERSE
 		}
 		return h.RouteAdd(r)
-	}
+	})
+}
+
+func (s *space) setDown(name string) error {
+	return s.script(onLink(name, (*netlink.Handle).LinkSetDown))
+}
+
+func (s *space) deleteLink(name string) error {
+	return s.script(onLink(name, (*netlink.Handle).LinkDel))
+}
+
+// flush removes the addresses of a link.
+func (s *space) flush(name string) error {
+	return s.script(onLink(name, func(h *netlink.Handle, l netlink.Link) error {
+		list, err := h.AddrList(l, unix.AF_UNSPEC)
+		for _, a := range list {
+			err = errors.Join(err, h.AddrDel(l, &a))
+		}
+		return err
+	}))
+}
+
+// otherMAC is what setMAC sets.
+const otherMAC = "02:00:00:00:00:77"
+
+func (s *space) setMAC(name string) error {
+	return s.script(onLink(name, func(h *netlink.Handle, l netlink.Link) error {
+		mac, err := net.ParseMAC(otherMAC)
+		if err != nil {
+			return err
+		}
+		return h.LinkSetHardwareAddr(l, mac)
+	}))
 }
 
 // The world around a fresh host: one uplink, and somebody beyond it who has no route to pods.
