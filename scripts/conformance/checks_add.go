@@ -45,7 +45,7 @@ func addChecks() []check {
 				}
 			}
 		}},
-		{id: "add.masquerade", level: should, section: "1", asks: "ipMasq: the world beyond the host answers a pod it has no route to", needs: needMasq | needPrivate, run: func(t *T) {
+		{id: "add.masquerade", level: should, section: "1", asks: "with ipMasq a machine beyond the host, which has no route to the pod, answers the pod", needs: needMasq | needPrivate, run: func(t *T) {
 			p := t.pod()
 			for _, a := range t.add(p).addrs() {
 				to, host := netip.MustParseAddr(otherIP), netip.MustParseAddr(hostIP)
@@ -58,12 +58,12 @@ func addChecks() []check {
 				}
 			}
 		}},
-		{id: "add.existing-interface", level: must, section: "2", asks: "a name that exists in the container is an error", run: func(t *T) {
+		{id: "add.existing-interface", level: must, section: "2", asks: "ADD fails when the container has an interface of that name", run: func(t *T) {
 			p := t.pod()
 			t.OK(p.veth(p.ifName, "other"), "make a link in the pod")
 			t.refuses(t.exec(p.main("ADD", nil)), "ADD")
 		}},
-		{id: "add.existing-interface-kept", level: robust, section: "2", asks: "and the one that exists stays as it is, the host too", run: func(t *T) {
+		{id: "add.existing-interface-kept", level: robust, section: "2", asks: "an ADD that fails because the interface's name is taken changes neither pod nor host", run: func(t *T) {
 			before := t.quiet()
 			p := t.pod()
 			t.OK(p.veth(p.ifName, "other"), "make a link in the pod")
@@ -71,10 +71,10 @@ func addChecks() []check {
 			t.unchanged(p, func() { t.exec(p.main("ADD", nil)) })
 			t.nothingNew(before, "the refused ADD")
 		}},
-		{id: "add.two-containers", level: must, section: "2", asks: "two containers get addresses of their own", run: func(t *T) {
+		{id: "add.two-containers", level: must, section: "2", asks: "two containers get different addresses", run: func(t *T) {
 			t.distinct(t.add(t.pod()), t.add(t.pod()))
 		}},
-		{id: "add.two-interfaces", level: must, section: "2", asks: "one container is added twice with different interface names; DEL of one leaves the other", run: func(t *T) {
+		{id: "add.two-interfaces", level: must, section: "2", asks: "one container has two interfaces; DEL of the second leaves the first", run: func(t *T) {
 			p := t.pod()
 			q := p.again("net1")
 			rp, rq := t.add(p), t.add(q)
@@ -90,7 +90,7 @@ func addChecks() []check {
 			}
 			t.del(p)
 		}},
-		{id: "add.two-interfaces-first", level: must, section: "2", asks: "the same, when the first one is deleted", run: func(t *T) {
+		{id: "add.two-interfaces-first", level: must, section: "2", asks: "one container has two interfaces; DEL of the first leaves the second", run: func(t *T) {
 			before := t.quiet()
 			p := t.pod()
 			q := p.again("net1")
@@ -115,7 +115,7 @@ func addChecks() []check {
 			t.connected(p, r)
 			t.del(p)
 		}},
-		{id: "add.ifname", level: robust, section: "2", asks: "'%' in the interface name is a letter or refused, never a template", run: func(t *T) {
+		{id: "add.ifname", level: robust, section: "2", asks: "a '%' in the interface name is kept or refused, and never filled in by the kernel", run: func(t *T) {
 			before := t.quiet()
 			p := t.pod()
 			p.ifName = "eth%d"
@@ -128,8 +128,8 @@ func addChecks() []check {
 			}
 			t.nothingNew(before, "ADD of eth%d")
 		}},
-		{id: "add.no-prevresult-needed", level: must, section: "3", asks: "the first ADD of a chain comes without prevResult", run: func(t *T) { t.add(t.pod()) }},
-		{id: "add.duplicate", level: robust, section: "2", asks: "a second ADD of the same attachment harms the first one in no way", run: func(t *T) {
+		{id: "add.no-prevresult-needed", level: must, section: "3", asks: "the first ADD of a chain works without prevResult", run: func(t *T) { t.add(t.pod()) }},
+		{id: "add.duplicate", level: robust, section: "2", asks: "a second ADD of the same attachment does not harm the first", run: func(t *T) {
 			p := t.pod()
 			r := t.add(p)
 			t.refuses(t.exec(p.main("ADD", nil)), "the second ADD")
@@ -138,7 +138,7 @@ func addChecks() []check {
 				t.wants(t.check(p), "CHECK of the first")
 			}
 		}},
-		{id: "add.retry-new-netns", level: robust, section: "2", asks: "the same id in a new namespace works when the old one is gone (a restart after a crash)", run: func(t *T) {
+		{id: "add.retry-new-netns", level: robust, section: "2", asks: "ADD of the same ID works in a new namespace when the old one is gone (a restart after a crash)", run: func(t *T) {
 			p := t.pod()
 			t.add(p)
 			p.remove()
@@ -150,7 +150,7 @@ func addChecks() []check {
 			t.connected(q, r)
 			t.del(q)
 		}},
-		{id: "add.failed-rolls-back", level: robust, section: "2", asks: "an ADD that fails leaves nothing on the host, and its address is free", needs: needRanges, run: func(t *T) {
+		{id: "add.failed-rolls-back", level: robust, section: "2", asks: "an ADD that fails leaves nothing on the host and frees its address", needs: needRanges, run: func(t *T) {
 			t.small(2)
 			before := t.quiet()
 			for range 4 {
@@ -167,14 +167,14 @@ func addChecks() []check {
 			t.unchanged(p, func() { t.add(t.pod()) })
 			t.connected(p, r)
 		}},
-		{id: "add.host-kept", level: robust, section: "2", asks: "addresses, links and routes that the host had stay", run: func(t *T) {
+		{id: "add.host-kept", level: robust, section: "2", asks: "ADD leaves the host's addresses, links and routes as they were", run: func(t *T) {
 			before := t.snap()
 			t.add(t.pod())
 			if lost := before.minus(t.snap()); len(lost) > 0 {
 				t.Errorf("lost: %s", strings.Join(lost, ", "))
 			}
 		}},
-		{id: "add.pod-kept", level: robust, section: "2", asks: "other links of the pod stay", run: func(t *T) {
+		{id: "add.pod-kept", level: robust, section: "2", asks: "ADD and DEL leave the pod's other links as they were", run: func(t *T) {
 			p := t.pod()
 			t.OK(p.veth("net9", "peer9"), "make a link in the pod")
 			t.OK(p.script(addAddr("net9", "203.0.113.5/24")), "add an address")
@@ -188,7 +188,7 @@ func addChecks() []check {
 				t.Errorf("lost: %s", strings.Join(diff, ", "))
 			}
 		}},
-		{id: "add.ipv6-disabled", level: robust, section: "2", asks: "IPv6 works where the runtime has it switched off by default in new namespaces", run: func(t *T) {
+		{id: "add.ipv6-disabled", level: robust, section: "2", asks: "IPv6 works in a namespace whose default is disable_ipv6=1", run: func(t *T) {
 			p := t.pod()
 			for _, k := range []string{"all", "default"} {
 				t.OK(p.Sysctl("net/ipv6/conf/"+k+"/disable_ipv6", "1"), "sysctl")
@@ -199,7 +199,7 @@ func addChecks() []check {
 			}
 			t.connected(p, r)
 		}},
-		{id: "add.strict-sysctls", level: robust, section: "2", asks: "strict reverse path filter and ARP settings of the host do not matter", needs: needFresh, run: func(t *T) {
+		{id: "add.strict-sysctls", level: robust, section: "2", asks: "ADD works on a host with strict reverse path filter and ARP settings", needs: needFresh, run: func(t *T) {
 			for k, v := range map[string]string{"net/ipv4/conf/all/rp_filter": "1", "net/ipv4/conf/default/rp_filter": "1",
 				"net/ipv4/conf/all/arp_ignore": "1", "net/ipv4/conf/all/arp_announce": "2", "net/ipv6/conf/all/accept_ra": "0"} {
 				t.OK(t.host.Sysctl(k, v), "sysctl")
@@ -224,7 +224,7 @@ func addChecks() []check {
 				return nil
 			})
 		}},
-		{id: "ips.args-before-cni-args", level: should, section: "CONV", asks: "where args.cni.ips is understood, IP in CNI_ARGS must be ignored", needs: needRanges, run: func(t *T) {
+		{id: "ips.args-before-cni-args", level: should, section: "CONV", asks: "args.cni.ips takes precedence over IP in CNI_ARGS", needs: needRanges, run: func(t *T) {
 			t.asksFor(func(p *pod, want string) object {
 				other := offset(netip.MustParsePrefix(want).Addr(), 1)
 				p.args = "IgnoreUnknown=1;IP=" + other.String()

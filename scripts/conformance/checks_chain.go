@@ -47,7 +47,7 @@ func (t *T) chained() (p *pod, r result, raw []byte) {
 
 func chainChecks() []check {
 	return []check{
-		{id: "chain.prevresult-kept", level: must, section: "2,5", asks: "ADD given a prevResult passes on what is in it, or fails", run: func(t *T) {
+		{id: "chain.prevresult-kept", level: must, section: "2,5", asks: "ADD passes on the content of its prevResult, or fails", run: func(t *T) {
 			_, r, raw := t.chained()
 			if raw == nil {
 				return
@@ -56,7 +56,7 @@ func chainChecks() []check {
 				t.Errorf("the earlier interface or address is lost: %s", raw)
 			}
 		}},
-		{id: "chain.indices", level: must, section: "5", asks: "and each address still points to its own interface", run: func(t *T) {
+		{id: "chain.indices", level: must, section: "5", asks: "each address of a passed-on prevResult still points to its own interface", run: func(t *T) {
 			p, r, raw := t.chained()
 			for _, ip := range r.IPs {
 				if ip.Interface == nil || *ip.Interface >= len(r.Interfaces) {
@@ -69,7 +69,7 @@ func chainChecks() []check {
 				}
 			}
 		}},
-		{id: "chain.routes-kept", level: must, section: "5", asks: "routes and dns of the prevResult are kept, or ADD fails", run: func(t *T) {
+		{id: "chain.routes-kept", level: must, section: "5", asks: "ADD keeps routes and dns of its prevResult, or fails", run: func(t *T) {
 			_, r, raw := t.chained()
 			if raw == nil {
 				return
@@ -81,7 +81,7 @@ func chainChecks() []check {
 				t.Errorf("the earlier dns is lost: %s", raw)
 			}
 		}},
-		{id: "chain.loopback-before", level: must, section: "2,5", asks: "the same behind a loopback plugin", run: func(t *T) {
+		{id: "chain.loopback-before", level: must, section: "2,5", asks: "ADD after a loopback plugin passes on its result, or fails", run: func(t *T) {
 			p := t.pod()
 			t.OK(p.script(setUp("lo")), "set lo up")
 			ip := object{"address": "127.0.0.1/8", "interface": 0}
@@ -94,7 +94,7 @@ func chainChecks() []check {
 				t.Errorf("lo is lost: %s", raw)
 			}
 		}},
-		{id: "chain.result-passes", level: must, section: "5", asks: "plugins after the first hand the result on", run: func(t *T) {
+		{id: "chain.result-passes", level: must, section: "5", asks: "the plugins after the first pass on the result", run: func(t *T) {
 			if len(t.net.plugins) < 2 {
 				t.Skipf("the list has one plugin")
 			}
@@ -118,7 +118,7 @@ func chainChecks() []check {
 			t.del(p)
 			t.nothingNew(before, "DEL")
 		}},
-		{id: "chain.mac-changed", level: robust, section: "2", asks: "a pod whose MAC address a later plugin changed (tuning) is still reached", run: func(t *T) {
+		{id: "chain.mac-changed", level: robust, section: "2", asks: "a pod whose MAC address was changed by a later plugin (tuning) can be reached", run: func(t *T) {
 			p := t.pod()
 			r := t.add(p)
 			t.OK(p.setMAC(p.ifName), "change the MAC address")
@@ -127,7 +127,7 @@ func chainChecks() []check {
 				t.OK(err, "host to pod")
 			}
 		}},
-		{id: "chain.mac-changed-in-use", level: robust, section: "2", asks: "a pod whose MAC address changes while it is in use is still reached, and reaches the host", run: func(t *T) {
+		{id: "chain.mac-changed-in-use", level: robust, section: "2", asks: "a pod whose MAC address changes while it is in use can be reached, and reaches the host", run: func(t *T) {
 			p := t.pod()
 			r := t.add(p)
 			for range 2 {
@@ -136,7 +136,7 @@ func chainChecks() []check {
 			}
 			t.connected(p, r)
 		}},
-		{id: "chain.prevresult-old-version", level: robust, section: "3", asks: "DEL and CHECK accept a prevResult whose version the list has left behind", run: func(t *T) {
+		{id: "chain.prevresult-old-version", level: robust, section: "3", asks: "DEL and CHECK accept a prevResult that was made in an older version of the list", run: func(t *T) {
 			if t.net.version != "1.1.0" {
 				t.Skipf("needs 1.1.0")
 			}

@@ -55,7 +55,7 @@ func confChecks() []check {
 				t.refuses(t.exec(t.pod().main("ADD", object{key: value})), key+" of the wrong type", 6, 7)
 			}
 		}},
-		{id: "conf.name-missing", level: should, section: "1", asks: "no network name is code 6 or 7", run: func(t *T) {
+		{id: "conf.name-missing", level: should, section: "1", asks: "a missing network name is code 6 or 7", run: func(t *T) {
 			t.refuses(t.exec(t.pod().main("ADD", object{"name": nil})), "no name", 6, 7)
 		}},
 		{id: "conf.name-invalid", level: should, section: "1", asks: "a network name with disallowed characters is refused with code 7", run: func(t *T) {
@@ -63,7 +63,7 @@ func confChecks() []check {
 				t.refuses(t.exec(t.pod().main("ADD", object{"name": name})), "name "+name, 7)
 			}
 		}},
-		{id: "conf.name-long", level: robust, section: "1", asks: "a network name of 200 characters works, or is refused in full", run: func(t *T) {
+		{id: "conf.name-long", level: robust, section: "1", asks: "a network name of 200 characters works, or is refused and leaves nothing", run: func(t *T) {
 			before := t.quiet()
 			t.net.name = "n" + strings.Repeat("x", 199)
 			p := t.pod()
@@ -75,7 +75,7 @@ func confChecks() []check {
 			}
 			t.nothingNew(before, "a long name")
 		}},
-		{id: "conf.bad-pool", level: should, section: "5", asks: "a pool that cannot be is code 6 or 7", needs: needRanges, run: func(t *T) {
+		{id: "conf.bad-pool", level: should, section: "5", asks: "an impossible pool is code 6 or 7", needs: needRanges, run: func(t *T) {
 			p := t.net.subnets()[0]
 			for what, r := range map[string]object{
 				"subnet 10.0.0.0/99":        {"subnet": "10.0.0.0/99"},
@@ -87,12 +87,12 @@ func confChecks() []check {
 				t.refusesConf(what, t.net.small(4, t.seq).withIPAM("ranges", []any{[]any{r}}), 6, 7)
 			}
 		}},
-		{id: "conf.no-ipam-plugin", level: robust, section: "4", asks: "an ipam.type that is not installed fails with a code of the table or above 99, and leaves nothing", run: func(t *T) {
+		{id: "conf.no-ipam-plugin", level: robust, section: "4", asks: "ADD with an ipam.type that is not installed fails with a code of the table or above 99, and leaves nothing", run: func(t *T) {
 			before := t.quiet()
 			t.refusesConf("ipam.type no-such-plugin", t.net.withIPAM("type", "no-such-plugin"))
 			t.nothingNew(before, "the refused ADD")
 		}},
-		{id: "conf.unknown-key", level: must, section: "1", asks: "an unknown key is ignored, or refused with code 2 naming it", run: func(t *T) {
+		{id: "conf.unknown-key", level: must, section: "1", asks: "an unknown key is ignored, or refused with code 2 and named", run: func(t *T) {
 			n := t.net
 			t.net = t.net.with("xyzzy", object{"a": []int{1}})
 			p := t.pod()
@@ -120,7 +120,7 @@ func confChecks() []check {
 			t.wants(t.exec(c), "ADD")
 			t.exec(p.main("DEL", nil))
 		}},
-		{id: "conf.prevresult-null", level: robust, section: "3", asks: "prevResult null is no prevResult", run: func(t *T) {
+		{id: "conf.prevresult-null", level: robust, section: "3", asks: "prevResult null counts as no prevResult", run: func(t *T) {
 			p := t.pod()
 			c := p.main("ADD", nil)
 			var conf map[string]any
@@ -130,7 +130,7 @@ func confChecks() []check {
 			t.wants(t.exec(c), "ADD")
 			t.exec(p.main("DEL", nil))
 		}},
-		{id: "conf.prevresult-garbage", level: robust, section: "5", asks: "ADD with a prevResult that is no result fails cleanly", run: func(t *T) {
+		{id: "conf.prevresult-garbage", level: robust, section: "5", asks: "ADD with a prevResult that is not a result fails cleanly", run: func(t *T) {
 			before := t.quiet()
 			for _, v := range []any{"a string", 5, []int{1}} {
 				p := t.pod()
@@ -164,7 +164,7 @@ func confChecks() []check {
 		{id: "conf.disable-keys", level: robust, section: "1", asks: "disableCheck, disableGC and loadOnlyInlinedPlugins are accepted", run: func(t *T) {
 			t.accepts("disable keys", object{"disableCheck": false, "disableGC": false, "loadOnlyInlinedPlugins": true})
 		}},
-		{id: "conf.non-ascii", level: robust, section: "1", asks: "text of any script in unknown keys does not matter", run: func(t *T) {
+		{id: "conf.non-ascii", level: robust, section: "1", asks: "unknown keys may hold text in any script", run: func(t *T) {
 			t.accepts("non-ASCII", object{"args": object{"cni": object{"labels": []object{{"key": "où", "value": "端"}}}}})
 		}},
 	}

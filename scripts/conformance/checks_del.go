@@ -37,7 +37,7 @@ func delBasics() []check {
 			t.del(p)
 			t.noInterface(p)
 		}},
-		{id: "del.host-clean", level: must, section: "2", asks: "and undoes what ADD did on the host", each: true, run: func(t *T) {
+		{id: "del.host-clean", level: must, section: "2", asks: "DEL undoes what ADD did on the host", each: true, run: func(t *T) {
 			before := t.quiet()
 			p := t.pod()
 			t.add(p)
@@ -59,7 +59,7 @@ func delBasics() []check {
 				t.del(p)
 			}
 		}},
-		{id: "del.twice", level: must, section: "2", asks: "DEL of the same attachment succeeds again and again", run: func(t *T) {
+		{id: "del.twice", level: must, section: "2", asks: "repeated DEL of the same attachment succeeds", run: func(t *T) {
 			p := t.pod()
 			t.add(p)
 			for range 3 {
@@ -67,11 +67,11 @@ func delBasics() []check {
 			}
 			t.wants(t.each(p, "DEL", p.envWithout("DEL", "CNI_NETNS"), nil), "DEL without anything")
 		}},
-		{id: "del.unknown", level: must, section: "2", asks: "DEL of an attachment that never was succeeds", each: true, run: func(t *T) {
+		{id: "del.unknown", level: must, section: "2", asks: "DEL of an attachment that never existed succeeds", each: true, run: func(t *T) {
 			p := t.pod()
 			t.wants(t.tryDel(p), "DEL")
 		}},
-		{id: "del.unknown-no-netns", level: must, section: "2", asks: "also without namespace", run: func(t *T) {
+		{id: "del.unknown-no-netns", level: must, section: "2", asks: "DEL of an attachment that never existed succeeds without a namespace", run: func(t *T) {
 			p := t.pod()
 			p.netns = ""
 			t.wants(t.tryDel(p), "DEL")
@@ -81,7 +81,7 @@ func delBasics() []check {
 			t.wants(t.tryDel(t.pod()), "DEL")
 			t.nothingNew(before, "DEL")
 		}},
-		{id: "del.no-prevresult", level: must, section: "2", asks: "DEL without prevResult succeeds and removes all the same", run: func(t *T) {
+		{id: "del.no-prevresult", level: must, section: "2", asks: "DEL without prevResult succeeds and removes the attachment", run: func(t *T) {
 			before := t.quiet()
 			p := t.pod()
 			t.add(p)
@@ -94,34 +94,34 @@ func delBasics() []check {
 
 func delLosses() []check {
 	return []check{
-		lost("del.netns-gone", "the namespace is gone, its path too", should, 0, func(t *T, p *pod) reply {
+		lost("del.netns-gone", "DEL cleans up when the namespace and its path are gone", should, 0, func(t *T, p *pod) reply {
 			p.remove()
 			return t.tryDel(p)
 		}),
-		lost("del.netns-empty", "the namespace is gone and CNI_NETNS empty (the kubelet's second DEL)", should, 0, func(t *T, p *pod) reply {
+		lost("del.netns-empty", "DEL cleans up when the namespace is gone and CNI_NETNS is empty (the kubelet's second DEL)", should, 0, func(t *T, p *pod) reply {
 			p.remove()
 			p.netns = ""
 			return t.tryDel(p)
 		}),
-		lost("del.netns-unset", "the namespace is gone and CNI_NETNS not set", should, 0, func(t *T, p *pod) reply {
+		lost("del.netns-unset", "DEL cleans up when the namespace is gone and CNI_NETNS is not set", should, 0, func(t *T, p *pod) reply {
 			p.remove()
 			return t.each(p, "DEL", p.envWithout("DEL", "CNI_NETNS"), p.withPrev())
 		}),
-		lost("del.netns-plain-file", "the namespace was unmounted, its mount point is left as a plain file", should, 0, func(t *T, p *pod) reply {
+		lost("del.netns-plain-file", "DEL cleans up when the namespace's path has become a plain file", should, 0, func(t *T, p *pod) reply {
 			p.remove()
 			t.OK(os.WriteFile(p.netns, nil, 0o444), "leave a file")
 			t.Cleanup(func() { _ = os.Remove(p.netns) })
 			return t.tryDel(p)
 		}),
-		lost("del.no-prevresult-no-netns", "neither namespace nor prevResult", should, 0, func(t *T, p *pod) reply {
+		lost("del.no-prevresult-no-netns", "DEL cleans up without namespace and prevResult", should, 0, func(t *T, p *pod) reply {
 			p.remove()
 			return t.each(p, "DEL", p.envWithout("DEL", "CNI_NETNS"), nil)
 		}),
-		lost("del.iface-gone", "the interface was deleted inside the container", should, 0, func(t *T, p *pod) reply {
+		lost("del.iface-gone", "DEL cleans up when the interface was deleted inside the container", should, 0, func(t *T, p *pod) reply {
 			t.OK(p.deleteLink(p.ifName), "delete the interface")
 			return t.tryDel(p)
 		}),
-		lost("del.iface-renamed", "the interface was renamed inside the container", should, 0, func(t *T, p *pod) reply {
+		lost("del.iface-renamed", "DEL cleans up when the interface was renamed inside the container", should, 0, func(t *T, p *pod) reply {
 			t.OK(p.script(onLink(p.ifName, func(h *netlink.Handle, l netlink.Link) error {
 				return errors.Join(h.LinkSetDown(l), h.LinkSetName(l, "renamed0"))
 			})), "rename the interface")
@@ -129,30 +129,30 @@ func delLosses() []check {
 			p.remove()
 			return r
 		}),
-		lost("del.addresses-gone", "the addresses were taken off the interface", should, 0, func(t *T, p *pod) reply {
+		lost("del.addresses-gone", "DEL cleans up when the addresses were removed from the interface", should, 0, func(t *T, p *pod) reply {
 			t.OK(p.flush(p.ifName), "remove addresses")
 			return t.tryDel(p)
 		}),
-		lost("del.host-tampered", "the host's end was deleted", should, 0, func(t *T, p *pod) reply {
+		lost("del.host-tampered", "DEL cleans up when the host's end was deleted", should, 0, func(t *T, p *pod) reply {
 			for _, name := range t.hostEnds(p) {
 				t.OK(t.host.deleteLink(name), "delete the host's end")
 			}
 			return t.tryDel(p)
 		}),
-		lost("del.foreign-prevresult", "the prevResult is another pod's", robust, 0, func(t *T, p *pod) reply {
+		lost("del.foreign-prevresult", "DEL cleans up when the prevResult belongs to another pod", robust, 0, func(t *T, p *pod) reply {
 			return t.each(p, "DEL", p.env("DEL"), object{"prevResult": t.earlier(p)})
 		}),
-		lost("del.empty-prevresult", "the prevResult has no interfaces and no ips", must, 0, func(t *T, p *pod) reply {
+		lost("del.empty-prevresult", "DEL cleans up when the prevResult has no interfaces and no ips", must, 0, func(t *T, p *pod) reply {
 			return t.each(p, "DEL", p.env("DEL"), object{"prevResult": object{"cniVersion": t.net.version}})
 		}),
-		lost("del.host-side-without-netns", "CNI_NETNS is empty while the namespace lives: the pod is cut off", robust, 0, func(t *T, p *pod) reply {
+		lost("del.host-side-without-netns", "DEL with an empty CNI_NETNS cuts off a pod whose namespace still exists", robust, 0, func(t *T, p *pod) reply {
 			netns := p.netns
 			p.netns = ""
 			r := t.tryDel(p)
 			p.netns = netns
 			return r
 		}),
-		{id: "del.garbage-prevresult", level: robust, section: "2", asks: "a prevResult that is no result does not keep an address for ever", needs: needRanges, run: func(t *T) {
+		{id: "del.garbage-prevresult", level: robust, section: "2", asks: "DEL frees the address although the prevResult is not a result, at the latest when it is repeated without", needs: needRanges, run: func(t *T) {
 			t.small(1)
 			p := t.pod()
 			t.add(p)
@@ -168,7 +168,7 @@ func delLosses() []check {
 
 func delOthers() []check {
 	return []check{
-		{id: "del.state-missing", level: should, section: "2", asks: "the plugin's state was deleted: DEL succeeds and removes the links", needs: needState, run: func(t *T) {
+		{id: "del.state-missing", level: should, section: "2", asks: "DEL removes the links when the plugin's state was deleted", needs: needState, run: func(t *T) {
 			before := t.quiet()
 			p := t.pod()
 			t.add(p)
@@ -188,7 +188,7 @@ func delOthers() []check {
 			t.unchanged(q, func() { t.del(p) })
 			t.connected(q, r)
 		}},
-		{id: "del.same-prefix-ids", level: must, section: "2", asks: "DEL tells container ids apart that begin alike", run: func(t *T) {
+		{id: "del.same-prefix-ids", level: must, section: "2", asks: "DEL tells apart container IDs that begin alike", run: func(t *T) {
 			p, q := t.pod(), t.pod()
 			p.id, q.id = p.id+"-a", p.id+"-ab"
 			t.add(p)
@@ -196,7 +196,7 @@ func delOthers() []check {
 			t.del(p)
 			t.connected(q, r)
 		}},
-		{id: "del.concurrent-same", level: robust, section: "2", asks: "two DELs of one attachment at a time both succeed", run: func(t *T) {
+		{id: "del.concurrent-same", level: robust, section: "2", asks: "two concurrent DELs of one attachment both succeed", run: func(t *T) {
 			before := t.quiet()
 			p := t.pod()
 			t.add(p)
@@ -211,7 +211,7 @@ func delOthers() []check {
 			}
 			t.nothingNew(before, "both")
 		}},
-		{id: "del.changed-pool", level: robust, section: "3", asks: "DEL frees an address that the pool of the configuration no longer has", needs: needRanges, run: func(t *T) {
+		{id: "del.changed-pool", level: robust, section: "3", asks: "DEL frees an address that is no longer in the configured pool", needs: needRanges, run: func(t *T) {
 			before := t.quiet()
 			p := t.pod()
 			t.add(p)

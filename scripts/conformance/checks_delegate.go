@@ -41,7 +41,7 @@ func delegateChecks() []check {
 				t.Errorf("result %v, interface %v", r.addrs(), have)
 			}
 		}),
-		delegated("delegate.environment", "it gets the same environment", must, "", nil, func(t *T) {
+		delegated("delegate.environment", "the IPAM plugin gets the same environment", must, "", nil, func(t *T) {
 			p := t.pod()
 			p.args = "IgnoreUnknown=1;K8S_POD_NAME=p"
 			t.add(p)
@@ -59,7 +59,7 @@ func delegateChecks() []check {
 				}
 			}
 		}),
-		delegated("delegate.configuration", "it gets the complete configuration", must, "", nil, func(t *T) {
+		delegated("delegate.configuration", "the IPAM plugin gets the complete configuration", must, "", nil, func(t *T) {
 			p := t.pod()
 			t.net = t.net.with("xyzzy-args", nil).with("args", object{"cni": object{"labels": []object{{"key": "a", "value": "b"}}}})
 			t.add(p)
@@ -70,13 +70,13 @@ func delegateChecks() []check {
 				t.Errorf("got %.400s", t.fakeNotes("ADD")[0].Stdin)
 			}
 		}),
-		delegated("delegate.stderr", "its standard error goes to the caller's", should, "", nil, func(t *T) {
+		delegated("delegate.stderr", "the IPAM plugin's standard error goes to the caller", should, "", nil, func(t *T) {
 			p := t.pod()
 			if r := t.tryAdd(p); !bytes.Contains(r.stderr, []byte(fakeWord)) {
 				t.Errorf("standard error is %.200q", r.stderr)
 			}
 		}),
-		delegated("delegate.del", "DEL is forwarded", must, "", nil, func(t *T) {
+		delegated("delegate.del", "DEL is forwarded to the IPAM plugin", must, "", nil, func(t *T) {
 			p := t.pod()
 			t.add(p)
 			t.del(p)
@@ -84,7 +84,7 @@ func delegateChecks() []check {
 				t.Errorf("it is not")
 			}
 		}),
-		delegated("delegate.del-netns-gone", "DEL is forwarded also when the namespace is gone", should, "", nil, func(t *T) {
+		delegated("delegate.del-netns-gone", "DEL is forwarded to the IPAM plugin when the namespace is gone", should, "", nil, func(t *T) {
 			p := t.pod()
 			t.add(p)
 			p.remove()
@@ -96,7 +96,7 @@ func delegateChecks() []check {
 				t.Errorf("2 DEL, %d forwarded", n)
 			}
 		}),
-		delegated("delegate.check", "CHECK is forwarded", must, sinceCheck, nil, func(t *T) {
+		delegated("delegate.check", "CHECK is forwarded to the IPAM plugin", must, sinceCheck, nil, func(t *T) {
 			p := t.pod()
 			t.add(p)
 			t.wants(t.check(p), "CHECK")
@@ -104,7 +104,7 @@ func delegateChecks() []check {
 				t.Errorf("it is not")
 			}
 		}),
-		delegated("delegate.forwarded", "GC is forwarded", must, sinceGC, nil, func(t *T) {
+		delegated("delegate.forwarded", "GC is forwarded to the IPAM plugin", must, sinceGC, nil, func(t *T) {
 			t.wants(t.gc(), "GC")
 			notes := t.fakeNotes("GC")
 			if len(notes) == 0 {
@@ -114,26 +114,26 @@ func delegateChecks() []check {
 				t.Errorf("without the list: %s", notes[0].Stdin)
 			}
 		}),
-		delegated("delegate.status", "STATUS is forwarded", must, sinceGC, nil, func(t *T) {
+		delegated("delegate.status", "STATUS is forwarded to the IPAM plugin", must, sinceGC, nil, func(t *T) {
 			t.wants(t.status(), "STATUS")
 			if len(t.fakeNotes("STATUS")) == 0 {
 				t.Errorf("it is not")
 			}
 		}),
-		delegated("delegate.error-del", "its error in DEL is returned", should, "", object{"fail": []string{"DEL"}}, func(t *T) {
+		delegated("delegate.error-del", "DEL returns the IPAM plugin's error", should, "", object{"fail": []string{"DEL"}}, func(t *T) {
 			p := t.pod()
 			t.add(p)
 			t.refuses(t.tryDel(p), "DEL")
 		}),
-		delegated("delegate.error-check", "its error in CHECK is returned", should, sinceCheck, object{"fail": []string{"CHECK"}}, func(t *T) {
+		delegated("delegate.error-check", "CHECK returns the IPAM plugin's error", should, sinceCheck, object{"fail": []string{"CHECK"}}, func(t *T) {
 			p := t.pod()
 			t.add(p)
 			t.refuses(t.check(p), "CHECK")
 		}),
-		delegated("delegate.error-gc", "its error in GC is returned", should, sinceGC, object{"fail": []string{"GC"}}, func(t *T) {
+		delegated("delegate.error-gc", "GC returns the IPAM plugin's error", should, sinceGC, object{"fail": []string{"GC"}}, func(t *T) {
 			t.refuses(t.gc(), "GC")
 		}),
-		delegated("delegate.gc-continues", "GC removes its own although the IPAM plugin fails", should, sinceGC, object{"fail": []string{"GC"}}, func(t *T) {
+		delegated("delegate.gc-continues", "GC removes its own links and rules although the IPAM plugin fails", should, sinceGC, object{"fail": []string{"GC"}}, func(t *T) {
 			p := t.pod()
 			before := t.snap()
 			t.add(p)
@@ -141,13 +141,13 @@ func delegateChecks() []check {
 			t.refuses(t.gc(), "GC")
 			t.nothingNew(before, "GC")
 		}),
-		delegated("delegate.error-status", "its error in STATUS is returned", must, sinceGC, object{"fail": []string{"STATUS"}}, func(t *T) {
+		delegated("delegate.error-status", "STATUS returns the IPAM plugin's error", must, sinceGC, object{"fail": []string{"STATUS"}}, func(t *T) {
 			t.refuses(t.status(), "STATUS")
 		}),
-		delegated("delegate.error-code", "its error in ADD reaches the runtime with its code", robust, "", object{"fail": []string{"ADD"}}, func(t *T) {
+		delegated("delegate.error-code", "ADD returns the IPAM plugin's error with its code", robust, "", object{"fail": []string{"ADD"}}, func(t *T) {
 			t.refuses(t.tryAdd(t.pod()), "ADD", 123)
 		}),
-		delegated("delegate.add-undone", "when its ADD fails it is told DEL", should, "", object{"fail": []string{"ADD"}}, func(t *T) {
+		delegated("delegate.add-undone", "the IPAM plugin is called with DEL when its ADD fails", should, "", object{"fail": []string{"ADD"}}, func(t *T) {
 			before := t.snap()
 			p := t.pod()
 			t.refuses(t.tryAdd(p), "ADD")
@@ -157,7 +157,7 @@ func delegateChecks() []check {
 			t.noInterface(p)
 			t.noNewVeth(before)
 		}),
-		delegated("delegate.undone-later", "when ADD fails after it gave an address, it is told DEL", robust, "", nil, func(t *T) {
+		delegated("delegate.undone-later", "the IPAM plugin is called with DEL when ADD fails later", robust, "", nil, func(t *T) {
 			p := t.pod()
 			t.OK(p.veth(p.ifName, "other"), "take the interface's name")
 			t.refuses(t.exec(p.main("ADD", nil)), "ADD")
@@ -165,7 +165,7 @@ func delegateChecks() []check {
 				t.Errorf("%d ADD, %d DEL", a, d)
 			}
 		}),
-		delegated("delegate.garbage", "an answer that is no result fails, and leaves nothing", robust, "", object{"garbage": "no JSON"}, func(t *T) {
+		delegated("delegate.garbage", "ADD fails and leaves nothing when the IPAM plugin's answer is not a result", robust, "", object{"garbage": "no JSON"}, func(t *T) {
 			before := t.snap()
 			p := t.pod()
 			r := t.tryAdd(p)
@@ -174,7 +174,7 @@ func delegateChecks() []check {
 			t.noInterface(p)
 			t.noNewVeth(before)
 		}),
-		delegated("delegate.no-address", "an answer without addresses fails", robust, "", object{"result": object{"ips": []object{}}}, func(t *T) {
+		delegated("delegate.no-address", "ADD fails when the IPAM plugin's answer has no addresses", robust, "", object{"result": object{"ips": []object{}}}, func(t *T) {
 			t.refuses(t.tryAdd(t.pod()), "ADD")
 		}),
 	}

@@ -67,7 +67,7 @@ func (t *T) badEnv(b badEnv) reply {
 func envChecks() []check {
 	all := func() []badEnv { return slices.Concat(missing(), invalid()) }
 	out := []check{
-		{id: "env.command-missing", level: must, section: "2", asks: "without CNI_COMMAND a plugin does nothing: it fails, or prints what it is on standard error", run: func(t *T) {
+		{id: "env.command-missing", level: must, section: "2", asks: "without CNI_COMMAND a plugin changes nothing: it fails, or describes itself on standard error", run: func(t *T) {
 			before := t.snap()
 			p := t.pod()
 			c := p.main("ADD", nil)
@@ -83,7 +83,7 @@ func envChecks() []check {
 				t.refuses(t.exec(t.pod().main(command, nil)), "CNI_COMMAND "+command)
 			}
 		}},
-		{id: "env.command-code", level: should, section: "5", asks: "with code 4, naming CNI_COMMAND", run: func(t *T) {
+		{id: "env.command-code", level: should, section: "5", asks: "an unknown CNI_COMMAND fails with code 4, and the error names CNI_COMMAND", run: func(t *T) {
 			for _, command := range []string{"UPDATE", "add"} {
 				r := t.exec(t.pod().main(command, nil))
 				t.refuses(r, fmt.Sprintf("CNI_COMMAND %q", command), 4)
@@ -100,7 +100,7 @@ func envChecks() []check {
 				}
 			}
 		}},
-		{id: "env.several-named", level: robust, section: "5", asks: "when several are missing, at least one is named", run: func(t *T) {
+		{id: "env.several-named", level: robust, section: "5", asks: "when several variables are missing, the error names at least one", run: func(t *T) {
 			p := t.pod()
 			c := p.main("ADD", nil)
 			c.env = p.envWithout("ADD", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME")
@@ -110,7 +110,7 @@ func envChecks() []check {
 				t.Errorf("names none: %s", r.said())
 			}
 		}},
-		{id: "env.invalid-leaves-nothing", level: robust, section: "2", asks: "what is refused for its environment leaves nothing on the host", run: func(t *T) {
+		{id: "env.invalid-leaves-nothing", level: robust, section: "2", asks: "a call that is refused for its environment leaves nothing on the host", run: func(t *T) {
 			before := t.snap()
 			for _, b := range all() {
 				t.badEnv(b)
@@ -131,10 +131,10 @@ func envChecks() []check {
 			}
 			t.lifeEnv(func(env map[string]string) { delete(env, "CNI_PATH") })
 		}},
-		{id: "env.args-kubelet", level: must, section: "2", asks: "what the kubelet's runtimes put into CNI_ARGS is accepted", run: func(t *T) {
+		{id: "env.args-kubelet", level: must, section: "2", asks: "the CNI_ARGS of the kubelet's runtimes are accepted", run: func(t *T) {
 			t.lifeArgs("K8S_POD_NAME=p1;K8S_POD_INFRA_CONTAINER_ID=64dfdb433c1f;K8S_POD_UID=e60bc00e-1111-2222-3333-444444444444;IgnoreUnknown=1;K8S_POD_NAMESPACE=default")
 		}},
-		{id: "env.args-ignore-unknown", level: must, section: "CONV", asks: "IgnoreUnknown lets unknown keys pass, also as multus writes it", run: func(t *T) {
+		{id: "env.args-ignore-unknown", level: must, section: "CONV", asks: "with IgnoreUnknown unknown keys are ignored, in the spelling of multus as well", run: func(t *T) {
 			t.lifeArgs("IgnoreUnknown=1;FOO=BAR;ABC=123")
 			t.lifeArgs("IgnoreUnknown=true;FOO=BAR")
 		}},
@@ -152,7 +152,7 @@ func envChecks() []check {
 				}
 			})
 		}},
-		{id: "env.host-netns", level: robust, section: "2", asks: "CNI_NETNS that is the host's own namespace leaves nothing on the host", run: func(t *T) {
+		{id: "env.host-netns", level: robust, section: "2", asks: "a call whose CNI_NETNS is the host's own namespace leaves nothing on the host", run: func(t *T) {
 			if t.o.current {
 				t.Skipf("not on this machine's own namespace")
 			}
@@ -195,7 +195,7 @@ func refusals() (out []check) {
 		cases    []badEnv
 	}{
 		{"missing", "a required variable that is missing fails with code 4", must, missing()},
-		{"invalid", "a value that cannot be is refused with code 4", should, invalid()},
+		{"invalid", "an invalid value is refused with code 4", should, invalid()},
 	} {
 		for _, variable := range []string{"CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"} {
 			cases := slices.DeleteFunc(slices.Clone(group.cases), func(b badEnv) bool { return b.variable != variable })

@@ -80,7 +80,7 @@ func (t *T) provoke(f func(p provocation, r reply)) {
 
 func errorChecks() []check {
 	return []check{
-		{id: "error.exit-status", level: must, section: "2,4", asks: "what fails exits with another status than 0, and not by a signal", run: func(t *T) {
+		{id: "error.exit-status", level: must, section: "2,4", asks: "a call that fails exits with a status other than 0, and not by a signal", run: func(t *T) {
 			t.provoke(func(p provocation, r reply) {
 				if r.status == -1 {
 					t.Errorf("%s: %s", p.what, r.said())
@@ -98,7 +98,7 @@ func errorChecks() []check {
 				}
 			})
 		}},
-		{id: "error.version", level: should, section: "5", asks: "its cniVersion is the protocol version in use", each: true, run: func(t *T) {
+		{id: "error.version", level: should, section: "5", asks: "an error's cniVersion is the protocol version in use", each: true, run: func(t *T) {
 			for _, p := range provocations() {
 				if slices.Contains([]string{"broken JSON", "an array for the configuration", "empty standard input", "an unsupported version", "unknown CNI_COMMAND"}, p.what) {
 					continue // no version in use
@@ -108,14 +108,14 @@ func errorChecks() []check {
 				}
 			}
 		}},
-		{id: "error.single-json", level: should, section: "5", asks: "standard output has one JSON value, and nothing else", run: func(t *T) {
+		{id: "error.single-json", level: should, section: "5", asks: "the standard output of a call that fails is one JSON value", run: func(t *T) {
 			t.provoke(func(p provocation, r reply) {
 				if _, ok := r.fault(); !ok {
 					t.Errorf("%s: %.200q", p.what, r.stdout)
 				}
 			})
 		}},
-		{id: "error.reserved-codes", level: should, section: "5", asks: "codes 0 to 99 are only those of the table", run: func(t *T) {
+		{id: "error.reserved-codes", level: should, section: "5", asks: "codes below 100 are only those of the specification's table", run: func(t *T) {
 			table := []int{1, 2, 3, 4, 5, 6, 7, 11, 50, 51}
 			t.provoke(func(p provocation, r reply) {
 				if c := r.code(); c < 100 && !slices.Contains(table, c) {
@@ -123,7 +123,7 @@ func errorChecks() []check {
 				}
 			})
 		}},
-		{id: "error.right-code", level: should, section: "5", asks: "the code is the one that the table has for the cause", run: func(t *T) {
+		{id: "error.right-code", level: should, section: "5", asks: "the error's code is the one that the table has for the cause", run: func(t *T) {
 			t.provoke(func(p provocation, r reply) {
 				if len(p.codes) > 0 && !slices.Contains(p.codes, r.code()) {
 					t.Errorf("%s: want %v: %s", p.what, p.codes, r.said())
@@ -136,7 +136,7 @@ func errorChecks() []check {
 				t.Errorf("the namespace is not named: %s", r.said())
 			}
 		}},
-		{id: "error.leaves-nothing", level: robust, section: "2", asks: "calls that fail leave nothing on the host", run: func(t *T) {
+		{id: "error.leaves-nothing", level: robust, section: "2", asks: "a call that fails leaves nothing on the host", run: func(t *T) {
 			before := t.quiet()
 			t.provoke(func(p provocation, r reply) { t.nothingNew(before, p.what) })
 		}},

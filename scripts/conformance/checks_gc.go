@@ -59,14 +59,14 @@ func gcChecks() []check {
 		{id: "gc.nothing-there", level: should, section: "2", asks: "GC on a host without attachments succeeds", since: sinceGC, run: func(t *T) {
 			t.wants(t.gc(), "GC")
 		}},
-		freesNothing("gc.valid-kept", "attachments in the list are kept", must, func(t *T, p *pod) {
+		freesNothing("gc.valid-kept", "GC keeps the attachments in the list", must, func(t *T, p *pod) {
 			t.wants(t.gc(p), "GC")
 			t.wants(t.gc(p), "the second GC")
 		}),
-		collects("gc.stale-freed", "the reservation of an attachment that is not in the list is freed", should, func(t *T, keep, drop *pod) reply {
+		collects("gc.stale-freed", "GC frees the address of an attachment that is not in the list", should, func(t *T, keep, drop *pod) reply {
 			return t.gc(keep)
 		}),
-		{id: "gc.by-ifname", level: should, section: "2", asks: "attachments of one container are told apart by interface name", since: sinceGC, needs: needRanges, run: func(t *T) {
+		{id: "gc.by-ifname", level: should, section: "2", asks: "GC tells apart one container's attachments by interface name", since: sinceGC, needs: needRanges, run: func(t *T) {
 			t.small(2)
 			p := t.pod()
 			q := p.again("net1")
@@ -80,7 +80,7 @@ func gcChecks() []check {
 			t.connected(p, r)
 			t.wants(t.check(p), "CHECK of eth0")
 		}},
-		{id: "gc.empty-list", level: should, section: "2", asks: "an empty list frees all", since: sinceGC, needs: needRanges, run: func(t *T) {
+		{id: "gc.empty-list", level: should, section: "2", asks: "GC with an empty list frees all addresses", since: sinceGC, needs: needRanges, run: func(t *T) {
 			t.small(2)
 			for range 2 {
 				p := t.pod()
@@ -91,7 +91,7 @@ func gcChecks() []check {
 			t.wants(t.gc(), "GC")
 			t.room(2)
 		}},
-		{id: "gc.host-side", level: should, section: "2", asks: "links, routes and rules of a stale attachment on the host go, too", since: sinceGC, run: func(t *T) {
+		{id: "gc.host-side", level: should, section: "2", asks: "GC removes the links, routes and rules of a stale attachment from the host", since: sinceGC, run: func(t *T) {
 			before := t.quiet()
 			p := t.pod()
 			t.add(p)
@@ -100,7 +100,7 @@ func gcChecks() []check {
 			t.wants(t.gc(), "GC")
 			t.nothingNew(before, "GC")
 		}},
-		{id: "gc.masquerade", level: should, section: "2", asks: "firewall rules of a stale attachment go", since: sinceGC, needs: needMasq, run: func(t *T) {
+		{id: "gc.masquerade", level: should, section: "2", asks: "GC removes the firewall rules of a stale attachment", since: sinceGC, needs: needMasq, run: func(t *T) {
 			before := t.quiet()
 			p := t.pod()
 			t.add(p)
@@ -115,41 +115,41 @@ func gcChecks() []check {
 		freesNothing("gc.no-list", "GC without a list frees nothing", robust, func(t *T, p *pod) {
 			t.gcWith(nil) // an error is as good
 		}),
-		freesNothing("gc.bad-list", "a list that is none is refused and frees nothing", robust, func(t *T, p *pod) {
+		freesNothing("gc.bad-list", "GC with an invalid list is refused and frees nothing", robust, func(t *T, p *pod) {
 			for _, list := range []any{"x", 5, object{"containerID": p.id}, []string{"x"}, []object{{"containerID": p.id}}} {
 				t.refuses(t.gcWith(object{"cni.dev/valid-attachments": list}), fmt.Sprintf("GC with %v", list))
 			}
 		}),
-		freesNothing("gc.other-network", "attachments of another network are not its business", must, func(t *T, p *pod) {
+		freesNothing("gc.other-network", "GC leaves the attachments of another network alone", must, func(t *T, p *pod) {
 			old := t.net
 			t.net.name += "-other"
 			t.wants(t.gc(), "GC of the other network")
 			t.net = old
 		}),
-		freesNothing("gc.valid-netns-gone", "valid means valid, whatever became of the namespace", robust, func(t *T, p *pod) {
+		freesNothing("gc.valid-netns-gone", "GC keeps an attachment in the list although its namespace is gone", robust, func(t *T, p *pod) {
 			netns := p.netns
 			p.netns = ""
 			t.wants(t.gc(p), "GC")
 			p.netns = netns
 		}),
-		freesNothing("gc.many", "a list of 5000 attachments works", robust, func(t *T, p *pod) {
+		freesNothing("gc.many", "GC with a list of 5000 attachments works", robust, func(t *T, p *pod) {
 			list := []object{p.valid()}
 			for i := range 5000 {
 				list = append(list, object{"containerID": fmt.Sprintf("64dfdb433c1f938a8f7b8757cae02325dca94803231bb3a51a8b593f56d%05d", i), "ifname": "eth0"})
 			}
 			t.wants(t.gcWith(object{"cni.dev/valid-attachments": list}), "GC")
 		}),
-		freesNothing("gc.unknown-in-list", "an attachment in the list that never was does not matter", robust, func(t *T, p *pod) {
+		freesNothing("gc.unknown-in-list", "GC ignores an attachment in the list that never existed", robust, func(t *T, p *pod) {
 			t.wants(t.gc(p, &pod{id: "never-was", ifName: "eth0"}), "GC")
 		}),
-		collects("gc.old-key", "the list under its older name, cni.dev/attachments, is read", robust, func(t *T, keep, drop *pod) reply {
+		collects("gc.old-key", "GC reads the list under its older name, cni.dev/attachments", robust, func(t *T, keep, drop *pod) reply {
 			return t.gcWith(object{"cni.dev/attachments": []object{keep.valid()}})
 		}),
-		collects("gc.both-keys", "the list under both names, as libcni sends it, is read", robust, func(t *T, keep, drop *pod) reply {
+		collects("gc.both-keys", "GC reads the list under both names, as libcni sends it", robust, func(t *T, keep, drop *pod) reply {
 			list := []object{keep.valid()}
 			return t.gcWith(object{"cni.dev/valid-attachments": list, "cni.dev/attachments": list})
 		}),
-		collects("gc.after-garbage", "GC frees what a failed DEL left", should, func(t *T, keep, drop *pod) reply {
+		collects("gc.after-garbage", "GC frees the address that a failed DEL left", should, func(t *T, keep, drop *pod) reply {
 			t.each(drop, "DEL", drop.env("DEL"), object{"prevResult": "garbage"})
 			return t.gc(keep)
 		}),
@@ -211,7 +211,7 @@ func statusChecks() []check {
 			t.add(t.pod())
 			t.wants(t.status(), "STATUS of a full pool")
 		}},
-		{id: "status.error-shape", level: should, section: "2,5", asks: "its error is on standard output, with code 50 or 51", since: sinceGC, run: func(t *T) {
+		{id: "status.error-shape", level: should, section: "2,5", asks: "an error of STATUS is on standard output, with code 50 or 51", since: sinceGC, run: func(t *T) {
 			t.net = t.net.withIPAM("type", "no-such-plugin")
 			r := t.status()
 			if r.ok() {
@@ -219,7 +219,7 @@ func statusChecks() []check {
 			}
 			t.refuses(r, "STATUS", 50, 51)
 		}},
-		{id: "status.limited", level: robust, section: "5", asks: "STATUS says 51 while running pods are cut off: the host forwards no more", since: sinceGC, needs: needFresh, run: func(t *T) {
+		{id: "status.limited", level: robust, section: "5", asks: "STATUS fails with code 51 while the host does not forward, so that running pods are cut off", since: sinceGC, needs: needFresh, run: func(t *T) {
 			p := t.pod()
 			t.add(p)
 			t.OK(t.host.Sysctl("net/ipv4/ip_forward", "0"), "sysctl")
@@ -231,7 +231,7 @@ func statusChecks() []check {
 			t.net = t.net.withIPAM("type", "no-such-plugin")
 			t.refuses(t.status(), "STATUS")
 		}},
-		{id: "status.add-all-the-same", level: must, section: "2", asks: "CHECK and DEL are served when no address is left, and then the next ADD", since: sinceGC, needs: needRanges, run: func(t *T) {
+		{id: "status.add-all-the-same", level: must, section: "2", asks: "CHECK and DEL work when no address is left, and so does the next ADD", since: sinceGC, needs: needRanges, run: func(t *T) {
 			t.small(1)
 			p := t.pod()
 			t.add(p)
@@ -240,7 +240,7 @@ func statusChecks() []check {
 			t.del(p)
 			t.add(p)
 		}},
-		{alone: true, id: "status.quick", level: robust, section: "2", asks: "STATUS takes less than a second: the kubelet asks every five", since: sinceGC, run: func(t *T) {
+		{alone: true, id: "status.quick", level: robust, section: "2", asks: "STATUS takes less than a second: the kubelet asks every five seconds", since: sinceGC, run: func(t *T) {
 			if r := t.status(); r.took.Seconds() > 1 {
 				t.Errorf("took %v", r.took)
 			}

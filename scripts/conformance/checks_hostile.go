@@ -57,16 +57,16 @@ func hostileChecks() []check {
 
 func hostileLives() []check {
 	return []check{
-		hostile("hostile.path-unset", "PATH is not set", func(t *T, c *call) { delete(c.env, "PATH") }),
-		hostile("hostile.path-empty", "PATH is empty", func(t *T, c *call) { c.env["PATH"] = "" }),
-		hostile("hostile.env-empty", "the environment has the CNI variables alone", func(t *T, c *call) {
+		hostile("hostile.path-unset", "ADD and DEL work when PATH is not set", func(t *T, c *call) { delete(c.env, "PATH") }),
+		hostile("hostile.path-empty", "ADD and DEL work when PATH is empty", func(t *T, c *call) { c.env["PATH"] = "" }),
+		hostile("hostile.env-empty", "ADD and DEL work when the environment has only the CNI variables", func(t *T, c *call) {
 			for k := range c.env {
 				if !strings.HasPrefix(k, "CNI_") {
 					delete(c.env, k)
 				}
 			}
 		}),
-		hostile("hostile.tools-shadowed", "PATH finds an ip, iptables and nft that fail", func(t *T, c *call) {
+		hostile("hostile.tools-shadowed", "ADD and DEL work when the ip, iptables and nft in PATH fail", func(t *T, c *call) {
 			dir := filepath.Join(t.dir, "shadow")
 			_ = os.Mkdir(dir, 0o755) // the second time it is there
 			for _, tool := range []string{"ip", "iptables", "ip6tables", "iptables-save", "nft", "sysctl", "conntrack"} {
@@ -74,21 +74,21 @@ func hostileLives() []check {
 			}
 			c.env["PATH"] = dir + ":" + c.env["PATH"]
 		}),
-		hostile("hostile.stderr-closed", "standard error is closed", func(t *T, c *call) { c.wrap = sh("exec 2>&-") }),
-		hostile("hostile.stderr-full", "standard error cannot be written", func(t *T, c *call) { c.wrap = sh("exec 2>/dev/full") }),
-		hostile("hostile.cwd-removed", "the working directory was removed", func(t *T, c *call) {
+		hostile("hostile.stderr-closed", "ADD and DEL work when standard error is closed", func(t *T, c *call) { c.wrap = sh("exec 2>&-") }),
+		hostile("hostile.stderr-full", "ADD and DEL work when standard error cannot be written", func(t *T, c *call) { c.wrap = sh("exec 2>/dev/full") }),
+		hostile("hostile.cwd-removed", "ADD and DEL work when the working directory was removed", func(t *T, c *call) {
 			dir := filepath.Join(t.dir, "cwd")
 			c.wrap = sh("/bin/mkdir -p " + dir + " && cd " + dir + " && /bin/rmdir " + dir)
 		}),
-		hostile("hostile.umask-0777", "the umask is 0777", func(t *T, c *call) { c.wrap = sh("umask 0777") }),
-		hostile("hostile.umask-0", "the umask is 0", func(t *T, c *call) { c.wrap = sh("umask 0") }),
-		hostile("hostile.few-files", "64 files may be open", func(t *T, c *call) { c.wrap = sh("ulimit -n 64") }),
-		hostile("hostile.no-core-home", "HOME and TMPDIR do not exist", func(t *T, c *call) {
+		hostile("hostile.umask-0777", "ADD and DEL work when the umask is 0777", func(t *T, c *call) { c.wrap = sh("umask 0777") }),
+		hostile("hostile.umask-0", "ADD and DEL work when the umask is 0", func(t *T, c *call) { c.wrap = sh("umask 0") }),
+		hostile("hostile.few-files", "ADD and DEL work when at most 64 files may be open", func(t *T, c *call) { c.wrap = sh("ulimit -n 64") }),
+		hostile("hostile.no-core-home", "ADD and DEL work when HOME and TMPDIR do not exist", func(t *T, c *call) {
 			c.env["HOME"], c.env["TMPDIR"] = "/nonexistent", "/nonexistent"
 		}),
-		hostile("hostile.stdin-slow", "standard input comes in small pieces", func(t *T, c *call) { c.input = &slowReader{b: c.stdin} }),
-		{id: "hostile.stdout-closed", level: robust, section: "2", asks: "an ADD that cannot print its result leaves nothing that DEL does not remove", run: func(t *T) { t.undelivered("exec 1>&-") }},
-		{id: "hostile.stdout-full", level: robust, section: "2", asks: "the same when standard output is full; and ADD does not claim success", run: func(t *T) { t.undelivered(stdoutFull) }},
+		hostile("hostile.stdin-slow", "ADD and DEL work when standard input arrives in small pieces", func(t *T, c *call) { c.input = &slowReader{b: c.stdin} }),
+		{id: "hostile.stdout-closed", level: robust, section: "2", asks: "DEL removes everything that an ADD with a closed standard output leaves", run: func(t *T) { t.undelivered("exec 1>&-") }},
+		{id: "hostile.stdout-full", level: robust, section: "2", asks: "ADD fails when it cannot write its result, and DEL removes everything that it leaves", run: func(t *T) { t.undelivered(stdoutFull) }},
 	}
 }
 
@@ -152,7 +152,7 @@ func hostileInput() []check {
 			c.stdin = append(bytes.TrimSuffix(c.stdin, []byte("}")), deep...)
 			t.clean(t.exec(c), "ADD")
 		}},
-		{id: "hostile.stdin-binary", level: must, section: "2", asks: "standard input that is no text fails cleanly", run: func(t *T) {
+		{id: "hostile.stdin-binary", level: must, section: "2", asks: "a call with binary standard input fails cleanly", run: func(t *T) {
 			for _, b := range [][]byte{{0}, {0xff, 0xfe, 0}, bytes.Repeat([]byte{0xd8}, 4096), []byte("null"), []byte(`"x"`), []byte("{}")} {
 				c := t.pod().main("ADD", nil)
 				c.stdin = b
@@ -161,14 +161,14 @@ func hostileInput() []check {
 				t.clean(r, fmt.Sprintf("%.10q", b))
 			}
 		}},
-		{id: "hostile.stdin-closed", level: robust, section: "5", asks: "standard input that is closed fails cleanly", run: func(t *T) {
+		{id: "hostile.stdin-closed", level: robust, section: "5", asks: "a call with a closed standard input fails cleanly", run: func(t *T) {
 			c := t.pod().main("ADD", nil)
 			c.wrap = sh("exec 0<&-")
 			r := t.exec(c)
 			t.refuses(r, "ADD")
 			t.clean(r, "ADD")
 		}},
-		{id: "hostile.format-verbs", level: robust, section: "5", asks: "'%' in what is wrong comes back as it was", run: func(t *T) {
+		{id: "hostile.format-verbs", level: robust, section: "5", asks: "a '%' in a wrong value is repeated as it was in the error", run: func(t *T) {
 			r := t.exec(t.pod().main("ADD", object{"name": "%s%d%n"}))
 			if bytes.Contains(r.stdout, []byte("MISSING")) || bytes.Contains(r.stdout, []byte("(EXTRA")) {
 				t.Errorf("%s", r.said())
@@ -179,7 +179,7 @@ func hostileInput() []check {
 				t.Errorf("%s", r.said())
 			}
 		}},
-		{id: "hostile.args-long", level: robust, section: "2", asks: "100 KiB of CNI_ARGS work", run: func(t *T) {
+		{id: "hostile.args-long", level: robust, section: "2", asks: "CNI_ARGS of 100 KiB work", run: func(t *T) {
 			t.lifeArgs("IgnoreUnknown=1;LABELS=" + strings.Repeat("abcdefgh", 12800))
 		}},
 	}
@@ -187,7 +187,7 @@ func hostileInput() []check {
 
 func hostileNames() []check {
 	return []check{
-		{id: "hostile.id-200", level: robust, section: "3", asks: "container ids of 200 characters work, or are refused with code 4", run: func(t *T) {
+		{id: "hostile.id-200", level: robust, section: "3", asks: "container IDs of 200 characters work, or are refused with code 4", run: func(t *T) {
 			before := t.quiet()
 			p := t.pod()
 			p.id = strings.Repeat("a", 200)
@@ -199,7 +199,7 @@ func hostileNames() []check {
 			}
 			t.nothingNew(before, "both")
 		}},
-		{id: "hostile.id-64-alike", level: must, section: "3", asks: "ids of 64 characters that differ in the last one are two containers", run: func(t *T) {
+		{id: "hostile.id-64-alike", level: must, section: "3", asks: "container IDs of 64 characters that differ in the last character are two containers", run: func(t *T) {
 			p, q := t.pod(), t.pod()
 			p.id, q.id = strings.Repeat("a", 63)+"0", strings.Repeat("a", 63)+"1"
 			a, b := t.add(p), t.add(q)
@@ -207,7 +207,7 @@ func hostileNames() []check {
 			t.del(p)
 			t.connected(q, b)
 		}},
-		{id: "hostile.id-forms", level: must, section: "3", asks: "ids of one character, and with '_', '.' and '-' work", run: func(t *T) {
+		{id: "hostile.id-forms", level: must, section: "3", asks: "container IDs of one character, and with '_', '.' and '-' work", run: func(t *T) {
 			for _, id := range []string{"x", "0", "a_b.c-D", "A..b--c__"} {
 				p := t.pod()
 				p.id = id
@@ -215,7 +215,7 @@ func hostileNames() []check {
 				t.del(p)
 			}
 		}},
-		{id: "hostile.id-ifname-border", level: must, section: "3", asks: "(a, bc) and (ab, c) are two attachments, also with separators", run: func(t *T) {
+		{id: "hostile.id-ifname-border", level: must, section: "3", asks: "(a, bc) and (ab, c) are two attachments, with separators as well", run: func(t *T) {
 			base := fmt.Sprintf("c%d", t.seq)
 			var all []result
 			for _, x := range [][2]string{{base, "1a"}, {base + "1", "a"}, {base + "-1", "a"}, {base, "-1a"}, {base + "_1", "a"}, {base, "_1a"}, {base + ".1", "a"}} {

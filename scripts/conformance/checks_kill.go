@@ -55,9 +55,9 @@ func (t *T) killAdd(p *pod, after time.Duration, signal unix.Signal) reply {
 
 func killChecks() []check {
 	return []check{
-		{id: "kill.add", level: robust, section: "3", asks: "ADD killed at any point, then DEL: nothing is left", run: func(t *T) { t.killAdds(unix.SIGKILL) }},
-		{id: "kill.add-term", level: robust, section: "3", asks: "the same with SIGTERM", run: func(t *T) { t.killAdds(unix.SIGTERM) }},
-		{id: "kill.add-del-late", level: robust, section: "3", asks: "ADD killed, the namespace gone, then DEL: nothing is left", run: func(t *T) {
+		{id: "kill.add", level: robust, section: "3", asks: "DEL after an ADD that was killed at any point leaves nothing", run: func(t *T) { t.killAdds(unix.SIGKILL) }},
+		{id: "kill.add-term", level: robust, section: "3", asks: "DEL after an ADD that was ended by SIGTERM at any point leaves nothing", run: func(t *T) { t.killAdds(unix.SIGTERM) }},
+		{id: "kill.add-del-late", level: robust, section: "3", asks: "DEL after an ADD that was killed leaves nothing when the namespace is gone", run: func(t *T) {
 			before := t.quiet()
 			t.killed("ADD", func(i int, after time.Duration) {
 				p := t.pod()
@@ -69,7 +69,7 @@ func killChecks() []check {
 			t.eventually(before)
 			t.settled(before, "all of it")
 		}},
-		{id: "kill.add-gc", level: should, section: "2", asks: "ADD killed, the namespace gone, then GC: nothing is left", since: sinceGC, run: func(t *T) {
+		{id: "kill.add-gc", level: should, section: "2", asks: "GC after an ADD that was killed leaves nothing when the namespace is gone", since: sinceGC, run: func(t *T) {
 			before := t.quiet()
 			t.killed("ADD", func(i int, after time.Duration) {
 				p := t.pod()
@@ -80,7 +80,7 @@ func killChecks() []check {
 			t.eventually(before)
 			t.settled(before, "all of it")
 		}},
-		{id: "kill.add-retry", level: robust, section: "3", asks: "ADD killed, then ADD of the same id in a new namespace works (a crashed runtime's restart)", run: func(t *T) {
+		{id: "kill.add-retry", level: robust, section: "3", asks: "after an ADD that was killed, ADD of the same ID works in a new namespace (a crashed runtime's restart)", run: func(t *T) {
 			links := t.links()
 			t.killed("ADD", func(i int, after time.Duration) {
 				p := t.pod()
@@ -100,16 +100,16 @@ func killChecks() []check {
 				t.exec(q.main("DEL", nil))
 			})
 		}},
-		{id: "kill.del", level: robust, section: "2", asks: "DEL killed at any point, then DEL: nothing is left", run: func(t *T) {
+		{id: "kill.del", level: robust, section: "2", asks: "DEL after a DEL that was killed at any point leaves nothing", run: func(t *T) {
 			t.killDels(func(*pod) {})
 		}},
-		{id: "kill.del-late", level: robust, section: "2", asks: "DEL killed, the namespace gone, then DEL without anything: nothing is left", run: func(t *T) {
+		{id: "kill.del-late", level: robust, section: "2", asks: "DEL after a DEL that was killed leaves nothing when namespace and prevResult are gone", run: func(t *T) {
 			t.killDels(func(p *pod) {
 				p.remove()
 				p.netns, p.prev = "", nil
 			})
 		}},
-		{id: "kill.gc", level: robust, section: "2", asks: "GC killed at any point, then GC: the valid attachment lives, the stale one is gone", since: sinceGC, needs: needRanges, run: func(t *T) {
+		{id: "kill.gc", level: robust, section: "2", asks: "GC after a GC that was killed keeps the valid attachment and removes the stale one", since: sinceGC, needs: needRanges, run: func(t *T) {
 			t.small(4)
 			keep := t.pod()
 			t.add(keep)
@@ -127,9 +127,9 @@ func killChecks() []check {
 			t.del(keep)
 			t.room(4)
 		}},
-		{id: "kill.syscalls-add", level: robust, section: "3", asks: "ADD killed at each writing system call, then DEL: nothing is left", needs: needStrace, run: func(t *T) { t.killSyscalls("ADD") }},
-		{id: "kill.syscalls-del", level: robust, section: "2", asks: "DEL killed at each writing system call, then DEL: nothing is left", needs: needStrace, run: func(t *T) { t.killSyscalls("DEL") }},
-		{id: "kill.others-untouched", level: must, section: "3", asks: "a pod lives on while ADD and DEL of others are killed", run: func(t *T) {
+		{id: "kill.syscalls-add", level: robust, section: "3", asks: "DEL after an ADD that was killed at each writing system call leaves nothing", needs: needStrace, run: func(t *T) { t.killSyscalls("ADD") }},
+		{id: "kill.syscalls-del", level: robust, section: "2", asks: "DEL after a DEL that was killed at each writing system call leaves nothing", needs: needStrace, run: func(t *T) { t.killSyscalls("DEL") }},
+		{id: "kill.others-untouched", level: must, section: "3", asks: "a running pod is not harmed when ADD and DEL of others are killed", run: func(t *T) {
 			keep := t.pod()
 			t.killed("ADD", func(i int, after time.Duration) {
 				if i == 0 {

@@ -39,7 +39,7 @@ func (t *T) libraryAdd(p *pod) {
 
 func libcniChecks() []check {
 	return []check{
-		{id: "libcni.life", level: must, section: "3", asks: "ADD, CHECK and DEL through libcni", each: true, run: func(t *T) {
+		{id: "libcni.life", level: must, section: "3", asks: "ADD, CHECK and DEL work through libcni", each: true, run: func(t *T) {
 			p := t.pod()
 			t.libraryAdd(p)
 			t.withLibrary("CHECK", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
@@ -56,13 +56,13 @@ func libcniChecks() []check {
 			})
 			t.noInterface(p)
 		}},
-		{id: "libcni.validate", level: must, section: "3", asks: "libcni's validation of the list", run: func(t *T) {
+		{id: "libcni.validate", level: must, section: "3", asks: "libcni accepts the list", run: func(t *T) {
 			t.withLibrary("validate", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
 				_, err := c.ValidateNetworkList(t.ctx, list)
 				return err
 			})
 		}},
-		{id: "libcni.version", level: must, section: "2", asks: "libcni's version probe", run: func(t *T) {
+		{id: "libcni.version", level: must, section: "2", asks: "libcni's version probe works", run: func(t *T) {
 			t.withLibrary("version", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
 				for _, kind := range t.net.types() {
 					if _, err := c.GetVersionInfo(t.ctx, kind); err != nil {
@@ -72,12 +72,12 @@ func libcniChecks() []check {
 				return nil
 			})
 		}},
-		{id: "libcni.status", level: must, section: "2", asks: "STATUS through libcni", since: sinceGC, run: func(t *T) {
+		{id: "libcni.status", level: must, section: "2", asks: "STATUS works through libcni", since: sinceGC, run: func(t *T) {
 			t.withLibrary("STATUS", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
 				return c.GetStatusNetworkList(t.ctx, list)
 			})
 		}},
-		{id: "libcni.gc", level: must, section: "2", asks: "GC through libcni keeps what is valid and removes the rest", since: sinceGC, run: func(t *T) {
+		{id: "libcni.gc", level: must, section: "2", asks: "GC through libcni keeps the valid attachments and removes the others", since: sinceGC, run: func(t *T) {
 			keep, drop := t.pod(), t.pod()
 			for _, p := range []*pod{keep, drop} {
 				t.libraryAdd(p)
@@ -95,7 +95,7 @@ func libcniChecks() []check {
 				return c.CheckNetworkList(t.ctx, list, keep.runtimeConf())
 			})
 		}},
-		{id: "libcni.upgrade", level: robust, section: "3", asks: "a list whose cniVersion was raised checks and deletes older attachments through libcni's cache", run: func(t *T) {
+		{id: "libcni.upgrade", level: robust, section: "3", asks: "after the list's cniVersion was raised, CHECK and DEL of older attachments work through libcni's cache", run: func(t *T) {
 			if t.net.version != "1.1.0" {
 				t.Skipf("needs 1.1.0")
 			}

@@ -32,16 +32,16 @@ const (
 
 func podChecks() []check {
 	return []check{
-		{id: "pod.router-advertisement", level: robust, section: "-", asks: "a pod's router advertisement changes nothing on a host with the kernel's defaults (accept_ra 1, no IPv6 forwarding)", needs: needPrivate, run: func(t *T) {
+		{id: "pod.router-advertisement", level: robust, section: "-", asks: "a pod's router advertisement changes nothing on a host with the kernel's defaults (accept_ra=1, no IPv6 forwarding)", needs: needPrivate, run: func(t *T) {
 			if t.net.hasRanges() {
 				t.net = t.net.ipv4Only() // IPv6 would make the host forward, and a host that forwards ignores the advertisement
 			}
 			t.advertised("1")
 		}},
-		{id: "pod.router-advertisement-2", level: robust, section: "-", asks: "a pod's router advertisement changes nothing on a host that takes them although it forwards (accept_ra 2)", needs: needPrivate, run: func(t *T) {
+		{id: "pod.router-advertisement-2", level: robust, section: "-", asks: "a pod's router advertisement changes nothing on a host with accept_ra=2", needs: needPrivate, run: func(t *T) {
 			t.advertised("2")
 		}},
-		{id: "pod.redirect", level: robust, section: "-", asks: "a pod's ICMP redirect in the name of the host's router changes no route of a host that accepts redirects", needs: needFresh, run: func(t *T) {
+		{id: "pod.redirect", level: robust, section: "-", asks: "a pod's forged ICMP redirect changes no route of a host that accepts redirects", needs: needFresh, run: func(t *T) {
 			p := t.pod()
 			from := t.add(p).addrs()
 			if !slices.ContainsFunc(from, netip.Addr.Is4) {
@@ -219,10 +219,10 @@ const foreignLink = "user0"
 
 func occupiedChecks() []check {
 	return []check{
-		occupied("pool.foreign-route", "a pod starts, at the latest as another container, although the host routes some of the pool's addresses elsewhere", func(prefix string) step {
+		occupied("pool.foreign-route", "a pod starts, after a few new containers at most, although the host routes some of the pool's addresses elsewhere", func(prefix string) step {
 			return addRoute(foreignLink, prefix, "")
 		}),
-		occupied("pool.foreign-address", "a pod starts, at the latest as another container, although some of the pool's addresses are the host's own", func(prefix string) step {
+		occupied("pool.foreign-address", "a pod starts, after a few new containers at most, although the host itself has some of the pool's addresses", func(prefix string) step {
 			return addAddr(foreignLink, prefix)
 		}),
 	}
@@ -256,7 +256,7 @@ func otherStateChecks() []check {
 			t.wants(t.check(p), "CHECK")
 			t.refuses(t.tryAdd(t.pod()), "ADD while the only address is in use")
 		}},
-		{id: "state.other-no-duplicate", level: robust, section: "2", asks: "a network with another state directory does not give a pod an address that a running pod has", needs: needRanges | needState, run: func(t *T) {
+		{id: "state.other-no-duplicate", level: robust, section: "2", asks: "ADD never gives an address that a running pod has from a network with another state directory", needs: needRanges | needState, run: func(t *T) {
 			one, other := t.net.small(4, t.seq), t.beside().small(4, t.seq)
 			t.net = one
 			p := t.pod()

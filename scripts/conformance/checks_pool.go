@@ -55,7 +55,7 @@ func poolChecks() []check {
 			t.add(t.pod())
 			t.refuses(t.tryAdd(t.pod()), "the third ADD")
 		}},
-		{id: "pool.exhausted-code", level: should, section: "5", asks: "with a code of the table that fits (11, 50), or above 99", needs: needRanges, run: func(t *T) {
+		{id: "pool.exhausted-code", level: should, section: "5", asks: "ADD on a full pool fails with a code of the table that fits (11, 50), or above 99", needs: needRanges, run: func(t *T) {
 			t.small(1)
 			t.add(t.pod())
 			r := t.tryAdd(t.pod())
@@ -63,7 +63,7 @@ func poolChecks() []check {
 				t.Errorf("%s", r.said())
 			}
 		}},
-		{id: "pool.exhausted-clean", level: robust, section: "2", asks: "and leaves nothing, neither on the host nor in the pod", needs: needRanges, run: func(t *T) {
+		{id: "pool.exhausted-clean", level: robust, section: "2", asks: "ADD on a full pool leaves nothing, neither on the host nor in the pod", needs: needRanges, run: func(t *T) {
 			t.small(2)
 			t.quiet()
 			t.add(t.pod())
@@ -80,7 +80,7 @@ func poolChecks() []check {
 			t.small(5)
 			t.room(5)
 		}},
-		{id: "pool.freed-after-full", level: should, section: "2", asks: "after a DEL a full pool serves again", needs: needRanges, run: func(t *T) {
+		{id: "pool.freed-after-full", level: should, section: "2", asks: "a full pool serves ADD again after a DEL", needs: needRanges, run: func(t *T) {
 			t.small(2)
 			p := t.pod()
 			t.add(p)
@@ -89,7 +89,7 @@ func poolChecks() []check {
 			t.del(p)
 			t.add(t.pod())
 		}},
-		{id: "pool.reuse-late", level: robust, section: "2", asks: "an address that was freed is not given out at once while others are free", needs: needRanges, run: func(t *T) {
+		{id: "pool.reuse-late", level: robust, section: "2", asks: "a freed address is not given out again at once while others are free", needs: needRanges, run: func(t *T) {
 			t.small(4)
 			p := t.pod()
 			a := t.add(p).addrs()
@@ -98,7 +98,7 @@ func poolChecks() []check {
 				t.Errorf("%s again", a[0])
 			}
 		}},
-		{id: "pool.inside", level: must, section: "2", asks: "addresses come from the range, and never are a subnet's first or last IPv4 address or its gateway", needs: needRanges, run: func(t *T) {
+		{id: "pool.inside", level: must, section: "2", asks: "addresses come from the range, and are never a subnet's first or last IPv4 address or its gateway", needs: needRanges, run: func(t *T) {
 			p := netip.MustParsePrefix("10.223.0.0/29")
 			gw := netip.MustParseAddr("10.223.0.3")
 			t.net = t.net.small(1, 0).withIPAM("ranges", []any{[]any{object{"subnet": p.String(), "gateway": gw.String()}}})
@@ -120,7 +120,7 @@ func poolChecks() []check {
 
 func concurrencyChecks() []check {
 	return []check{
-		{alone: true, id: "concurrency.64", level: must, section: "3", asks: "64 ADD at once succeed with addresses of their own; 64 DEL at once leave nothing", run: func(t *T) {
+		{alone: true, id: "concurrency.64", level: must, section: "3", asks: "64 concurrent ADDs succeed with different addresses, and 64 concurrent DELs leave nothing", run: func(t *T) {
 			const n = 64
 			before := t.quiet()
 			pods := t.somePods(n)
@@ -133,7 +133,7 @@ func concurrencyChecks() []check {
 			}
 			t.nothingNew(before, "all of it")
 		}},
-		{alone: true, id: "concurrency.churn", level: must, section: "3", asks: "ADD and DEL of different containers mix: 16 workers, 4 rounds", run: func(t *T) {
+		{alone: true, id: "concurrency.churn", level: must, section: "3", asks: "concurrent ADDs and DELs of different containers succeed (16 workers, 4 rounds) and leave nothing", run: func(t *T) {
 			before := t.quiet()
 			pods := t.somePods(16)
 			for i, r := range t.atOnce(pods, func(t *T, p *pod) (r reply) {
@@ -151,7 +151,7 @@ func concurrencyChecks() []check {
 			}
 			t.nothingNew(before, "the churn")
 		}},
-		{alone: true, id: "concurrency.last-addresses", level: must, section: "3", asks: "16 ADD for 6 addresses: no address twice, no address lost", needs: needRanges, run: func(t *T) {
+		{alone: true, id: "concurrency.last-addresses", level: must, section: "3", asks: "16 concurrent ADDs for 6 addresses: each address is given once, and none is lost", needs: needRanges, run: func(t *T) {
 			t.small(6)
 			pods := t.somePods(16)
 			t.atOnce(pods, addOne)
@@ -165,7 +165,7 @@ func concurrencyChecks() []check {
 			}
 			t.room(6)
 		}},
-		{alone: true, id: "concurrency.fast", level: robust, section: "3", asks: "16 ADD at once take less than 10 s", run: func(t *T) {
+		{alone: true, id: "concurrency.fast", level: robust, section: "3", asks: "16 concurrent ADDs take less than 10 s", run: func(t *T) {
 			pods := t.somePods(16)
 			start := time.Now()
 			t.atOnce(pods, addOne)
@@ -196,11 +196,11 @@ func (t *T) quicklyReached(from *space, p *pod, r result) {
 
 func hostChecks() []check {
 	return []check{
-		{alone: true, id: "host.reused-address", level: robust, section: "2", asks: "the host reaches the next pod of an address within a second: no stale neighbour, no wait", needs: needRanges, run: func(t *T) {
+		{alone: true, id: "host.reused-address", level: robust, section: "2", asks: "the host reaches the next pod that gets the same address within a second", needs: needRanges, run: func(t *T) {
 			t.small(1)
 			t.reused(t.host)
 		}},
-		{alone: true, id: "host.reused-address-pod", level: robust, section: "2", asks: "another pod does so, too", needs: needRanges, run: func(t *T) {
+		{alone: true, id: "host.reused-address-pod", level: robust, section: "2", asks: "another pod reaches the next pod that gets the same address within a second", needs: needRanges, run: func(t *T) {
 			t.small(2)
 			other := t.pod()
 			t.add(other)

@@ -88,22 +88,22 @@ func rebootChecks() []check {
 		t.room(2)
 	}
 	return []check{
-		rebooted("reboot.del", "after a reboot DEL of the old attachments frees their addresses", should, "2", "", true, del),
-		rebooted("reboot.readd", "after a reboot the same ids are added again, without DEL", robust, "3", "", true, renew),
-		rebooted("reboot.nothing", "after a reboot new ids are added, without DEL or GC of the old: no address is lost", robust, "3", "", true, fresh),
-		rebooted("reboot.gc", "after a reboot GC with an empty list frees all", should, "2", sinceGC, true, func(t *T, old []*pod) {
+		rebooted("reboot.del", "DEL of the old attachments after a reboot frees their addresses", should, "2", "", true, del),
+		rebooted("reboot.readd", "ADD of the same IDs works after a reboot, without DEL", robust, "3", "", true, renew),
+		rebooted("reboot.nothing", "ADD of new IDs gets every address after a reboot, without DEL or GC of the old IDs", robust, "3", "", true, fresh),
+		rebooted("reboot.gc", "GC with an empty list frees all addresses after a reboot", should, "2", sinceGC, true, func(t *T, old []*pod) {
 			t.wants(t.gc(), "GC")
 			t.room(2)
 		}),
-		rebooted("reboot.status", "after a reboot STATUS agrees with ADD", should, "2", sinceGC, true, func(t *T, old []*pod) {
+		rebooted("reboot.status", "STATUS agrees with ADD after a reboot", should, "2", sinceGC, true, func(t *T, old []*pod) {
 			status := t.status()
 			if add := t.tryAdd(t.pod()); add.ok() != status.ok() {
 				t.Errorf("STATUS: %s; ADD: %s", status.said(), add.said())
 			}
 		}),
-		rebooted("reboot.same-boot-id", "all namespaces gone, the boot ID untouched: the same ids are added again", robust, "3", "", false, renew),
-		rebooted("reboot.same-boot-id-new", "all namespaces gone, the boot ID untouched: new ids are added", robust, "3", "", false, fresh),
-		rebooted("reboot.late-del", "DEL of an old attachment that comes after new pods were added harms none of them", must, "2", "", true, func(t *T, old []*pod) {
+		rebooted("reboot.same-boot-id", "ADD of the same IDs works when all namespaces are gone and the boot ID is the same", robust, "3", "", false, renew),
+		rebooted("reboot.same-boot-id-new", "ADD of new IDs works when all namespaces are gone and the boot ID is the same", robust, "3", "", false, fresh),
+		rebooted("reboot.late-del", "a late DEL of an attachment from before the reboot does not harm new pods", must, "2", "", true, func(t *T, old []*pod) {
 			for _, p := range old {
 				q := t.pod()
 				r := t.tryAdd(q)
@@ -176,7 +176,7 @@ func (t *T) duplicate(running result) {
 func stateChecks() []check {
 	garbage := []byte("garbage: neither JSON nor anything else \x00\xff\n")
 	lossy := func(id, asks string, damage func(t *T)) check {
-		return check{id: id, level: robust, section: "2", asks: asks + ": DEL succeeds, no address is lost", needs: needRanges | needState, run: func(t *T) {
+		return check{id: id, level: robust, section: "2", asks: "DEL succeeds and no address is lost when " + asks, needs: needRanges | needState, run: func(t *T) {
 			t.small(2)
 			p := t.pod()
 			t.add(p)
@@ -186,7 +186,7 @@ func stateChecks() []check {
 		}}
 	}
 	double := func(id, asks string, damage func(t *T)) check {
-		return check{id: id, level: robust, section: "2", asks: asks + ": a running pod's address is not given out again", needs: needRanges | needState, run: func(t *T) {
+		return check{id: id, level: robust, section: "2", asks: "a running pod's address is not given out again when " + asks, needs: needRanges | needState, run: func(t *T) {
 			t.small(4)
 			p := t.pod()
 			r := t.add(p)
@@ -196,19 +196,19 @@ func stateChecks() []check {
 		}}
 	}
 	return []check{
-		lossy("state.empty", "state files of zero bytes, as a power cut leaves them", func(t *T) { t.damaged(nil) }),
-		lossy("state.garbage", "state files with garbage", func(t *T) { t.damaged(garbage) }),
+		lossy("state.empty", "the state files are empty, as after a power cut", func(t *T) { t.damaged(nil) }),
+		lossy("state.garbage", "the state files hold garbage", func(t *T) { t.damaged(garbage) }),
 		lossy("state.removed", "the state directory was emptied", func(t *T) { t.emptyState() }),
-		double("state.empty-no-duplicate", "state files of zero bytes", func(t *T) { t.damaged(nil) }),
-		double("state.garbage-no-duplicate", "state files with garbage", func(t *T) { t.damaged(garbage) }),
+		double("state.empty-no-duplicate", "the state files are empty", func(t *T) { t.damaged(nil) }),
+		double("state.garbage-no-duplicate", "the state files hold garbage", func(t *T) { t.damaged(garbage) }),
 		double("state.removed-no-duplicate", "the state directory was emptied", func(t *T) { t.emptyState() }),
-		{id: "state.directory-missing", level: robust, section: "2", asks: "a state directory that does not exist is made", needs: needState, run: func(t *T) {
+		{id: "state.directory-missing", level: robust, section: "2", asks: "ADD creates a missing state directory", needs: needState, run: func(t *T) {
 			t.OK(os.RemoveAll(t.state), "remove it")
 			p := t.pod()
 			t.add(p)
 			t.del(p)
 		}},
-		{id: "state.read-only", level: robust, section: "2", asks: "state on a read-only file system: ADD fails cleanly, DEL removes what it can", needs: needState | needPrivate, run: func(t *T) {
+		{id: "state.read-only", level: robust, section: "2", asks: "with state on a read-only file system ADD fails cleanly, and leaves nothing after DEL", needs: needState | needPrivate, run: func(t *T) {
 			before := t.quiet()
 			p := t.pod()
 			t.add(p)
@@ -223,14 +223,14 @@ func stateChecks() []check {
 			t.tryDel(q)
 			t.nothingNew(before, "all of it")
 		}},
-		{id: "state.read-only-status", level: robust, section: "2", asks: "and STATUS fails with code 50", since: sinceGC, needs: needState | needPrivate, run: func(t *T) {
+		{id: "state.read-only-status", level: robust, section: "2", asks: "STATUS fails with code 50 while the state is on a read-only file system", since: sinceGC, needs: needState | needPrivate, run: func(t *T) {
 			t.quiet()
 			t.readOnly(true)
 			t.refuses(t.status(), "STATUS", 50)
 			t.readOnly(false)
 			t.wants(t.status(), "STATUS when it can be written again")
 		}},
-		{id: "state.full", level: robust, section: "2", asks: "state on a full file system: ADD works or fails cleanly, DEL succeeds, and nothing is lost after", needs: needState | needPrivate | needRanges, run: func(t *T) {
+		{id: "state.full", level: robust, section: "2", asks: "on a full file system ADD works or fails cleanly, DEL succeeds, and no address is lost", needs: needState | needPrivate | needRanges, run: func(t *T) {
 			t.mounted(2 << 20)
 			t.small(2)
 			before := t.quiet()

@@ -31,18 +31,18 @@ func resultChecks() []check {
 				}
 			}
 		}),
-		resultCheck("result.shape", must, "keys and their types are those of the version", "0.3.0", resultShape),
+		resultCheck("result.shape", must, "the result has the keys and types of its version", "0.3.0", resultShape),
 		resultCheck("result.library", must, "the CNI library decodes the result", "0.3.0", func(t *T, p *pod, _ result) {
 			_, err := create.Create(t.net.version, p.prev)
 			t.OK(err, "decode")
 		}),
-		resultCheck("result.stdout", must, "standard output is one JSON value, without logs", "0.3.0", func(t *T, p *pod, r result) {
+		resultCheck("result.stdout", must, "the standard output of ADD is one JSON value, without logs", "0.3.0", func(t *T, p *pod, r result) {
 			for _, raw := range p.results {
 				_, err := parseResult(raw)
 				t.OK(err, "decode")
 			}
 		}),
-		resultCheck("result.interface", must, "interfaces has CNI_IFNAME once, its sandbox is CNI_NETNS", "0.3.0", func(t *T, p *pod, r result) {
+		resultCheck("result.interface", must, "interfaces has CNI_IFNAME once, and its sandbox is CNI_NETNS", "0.3.0", func(t *T, p *pod, r result) {
 			n := 0
 			for _, i := range r.Interfaces {
 				if i.Name == p.ifName && i.Sandbox == p.netns {
@@ -84,7 +84,7 @@ func resultChecks() []check {
 				}
 			}
 		}),
-		resultCheck("result.ips-interface", must, "ips[].interface is an index of interfaces, of the pod's one", "0.3.0", func(t *T, p *pod, r result) {
+		resultCheck("result.ips-interface", must, "ips[].interface is the index of the pod's interface", "0.3.0", func(t *T, p *pod, r result) {
 			for _, ip := range r.IPs {
 				switch {
 				case ip.Interface == nil:
@@ -99,7 +99,7 @@ func resultChecks() []check {
 				t.Errorf("no ips")
 			}
 		}),
-		resultCheck("result.ips-installed", must, "each of ips is on the pod's interface, with its prefix length", "0.3.0", func(t *T, p *pod, r result) {
+		resultCheck("result.ips-installed", must, "each address of ips is on the pod's interface, with its prefix length", "0.3.0", func(t *T, p *pod, r result) {
 			have, err := p.addrs(p.ifName)
 			t.OK(err, "list addresses")
 			for _, ip := range r.IPs {
@@ -117,7 +117,7 @@ func resultChecks() []check {
 				}
 			}
 		}),
-		resultCheck("result.gateway", must, "a gateway is an address of the family of its ip", "0.3.0", func(t *T, p *pod, r result) {
+		resultCheck("result.gateway", must, "a gateway has the address family of its ip", "0.3.0", func(t *T, p *pod, r result) {
 			for _, ip := range r.IPs {
 				if ip.Gateway == "" {
 					continue
@@ -127,14 +127,14 @@ func resultChecks() []check {
 				}
 			}
 		}),
-		resultCheck("result.routes-installed", must, "each of routes is in the pod", "0.3.0", func(t *T, p *pod, r result) {
+		resultCheck("result.routes-installed", must, "each route of routes is in the pod", "0.3.0", func(t *T, p *pod, r result) {
 			for _, want := range r.Routes {
 				if _, err := p.route(want.Dst, want.Table); err != nil {
 					t.Errorf("%v", err)
 				}
 			}
 		}),
-		resultCheck("result.routes-complete", should, "a default route that the pod got is in routes", "0.3.0", func(t *T, p *pod, r result) {
+		resultCheck("result.routes-complete", should, "the pod's default route is in routes", "0.3.0", func(t *T, p *pod, r result) {
 			for _, dst := range []string{"0.0.0.0/0", "::/0"} {
 				dst := netip.MustParsePrefix(dst)
 				_, err := p.route(dst, nil)

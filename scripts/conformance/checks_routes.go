@@ -58,7 +58,7 @@ func routeChecks() []check {
 			}
 			t.Errorf("not in the result: %s", p.prev)
 		}),
-		routed("routes.v6", "the same for IPv6", should, "", object{"dst": "2001:db8:7::/48"}, none),
+		routed("routes.v6", "an IPv6 route of the configuration is in the pod", should, "", object{"dst": "2001:db8:7::/48"}, none),
 		routed("routes.mtu-advmss-priority", "mtu, advmss and priority of a route are in the kernel", should, "1.1.0",
 			object{"dst": "203.0.113.0/24", "mtu": 1300, "advmss": 1200, "priority": 77}, func(t *T, p *pod, r result, have netlink.Route) {
 				if have.MTU != 1300 || have.AdvMSS != 1200 || have.Priority != 77 {
@@ -71,12 +71,12 @@ func routeChecks() []check {
 				t.Errorf("scope %v via %v", have.Scope, have.Gw)
 			}
 		}),
-		{id: "routes.bad-field", level: should, section: "5", asks: "a route that cannot be is code 6 or 7", needs: needRanges, run: func(t *T) {
+		{id: "routes.bad-field", level: should, section: "5", asks: "an invalid route is code 6 or 7", needs: needRanges, run: func(t *T) {
 			for _, route := range []object{{"dst": "nonsense"}, {"dst": "203.0.113.0/24", "gw": "nonsense"}, {"dst": "203.0.113.0/99"}} {
 				t.refusesConf("a route", t.net.withIPAM("routes", []object{route}), 6, 7)
 			}
 		}},
-		{id: "routes.gateway-outside", level: robust, section: "5", asks: "a route via an address that cannot be reached fails and leaves nothing, or works", needs: needRanges, run: func(t *T) {
+		{id: "routes.gateway-outside", level: robust, section: "5", asks: "ADD with a route via an unreachable address fails and leaves nothing, or works", needs: needRanges, run: func(t *T) {
 			if !t.family(false) {
 				t.Skipf("the network has no IPv4")
 			}

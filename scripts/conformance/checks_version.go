@@ -39,13 +39,13 @@ func versionChecks() []check {
 			}
 		}},
 		{id: "version.echo", level: must, section: "5", asks: "VERSION's cniVersion is the value specified on input", each: true, since: "1.0.0", run: versionEcho},
-		{id: "version.echo-old", level: should, section: "5", asks: "the same under versions before 1.0.0", run: func(t *T) {
+		{id: "version.echo-old", level: should, section: "5", asks: "VERSION's cniVersion is the value specified on input, in versions before 1.0.0 as well", run: func(t *T) {
 			for _, v := range []string{"0.3.1", "0.4.0"} {
 				t.net.version = v
 				versionEcho(t)
 			}
 		}},
-		{id: "version.supported", level: must, section: "5", asks: "supportedVersions lists versions, each once, and keeps to them", run: func(t *T) {
+		{id: "version.supported", level: must, section: "5", asks: "supportedVersions lists valid versions, each of them once", run: func(t *T) {
 			for _, kind := range t.net.types() {
 				v, _ := t.versionOf(kind, `{"cniVersion":"1.0.0"}`)
 				seen := map[string]bool{}
@@ -57,7 +57,7 @@ func versionChecks() []check {
 				}
 			}
 		}},
-		{id: "version.same-always", level: robust, section: "5", asks: "the list does not depend on the version asked in", run: func(t *T) {
+		{id: "version.same-always", level: robust, section: "5", asks: "supportedVersions does not depend on the version of the request", run: func(t *T) {
 			for _, kind := range t.net.types() {
 				a, _ := t.versionOf(kind, `{"cniVersion":"0.4.0"}`)
 				b, _ := t.versionOf(kind, `{"cniVersion":"1.1.0"}`)
@@ -81,7 +81,7 @@ func versionChecks() []check {
 				}
 			}
 		}},
-		{id: "version.bad-stdin", level: robust, section: "5", asks: "VERSION with broken or no JSON on input answers, or fails as the others do", run: func(t *T) {
+		{id: "version.bad-stdin", level: robust, section: "5", asks: "VERSION with broken or missing JSON on input answers, or fails with an error object", run: func(t *T) {
 			for _, stdin := range []string{"", "{", "null", `"1.1.0"`, `{"cniVersion":1}`} {
 				r := t.exec(call{kind: t.net.types()[0], env: t.netEnv("VERSION"), stdin: []byte(stdin)})
 				if _, fault := r.fault(); r.ok() == fault {
@@ -113,7 +113,7 @@ func versionChecks() []check {
 			}
 			t.nothingNew(before, "the refused ADD")
 		}},
-		{id: "version.unsupported-code", level: should, section: "5", asks: "and says code 1", run: func(t *T) {
+		{id: "version.unsupported-code", level: should, section: "5", asks: "ADD in a version that is not supported fails with code 1", run: func(t *T) {
 			t.refuses(t.exec(t.pod().main("ADD", object{"cniVersion": "99.0.0"})), "ADD with cniVersion 99.0.0", 1)
 		}},
 		{id: "version.check-before-0.4", level: should, section: "2", asks: "CHECK before 0.4.0 is refused with code 1", run: func(t *T) {
