@@ -43,6 +43,7 @@ func (t trigger) fire() {
 // kernel is routes.Kernel as the loop uses it.
 type kernel interface {
 	Host(ctx context.Context) (routes.Host, error)
+	Ruled(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]routes.Way, error)
 	Sync(ctx context.Context, scope routes.Scope, desired routes.State) ([]routes.Change, error)
 }
 
@@ -173,6 +174,9 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	}
 	l.failed(&o, "clusterUnreadable", l.unread, "the last known cluster state still applies; edgewayd reads it again on its own")
 	w := policy.World{Cluster: l.last, Self: l.config.NodeName, Config: l.config, Host: host}
+	if hostErr == nil {
+		w.Host.Ruled, hostErr = l.kernel.Ruled(ctx, w.Asks())
+	}
 	if silent := l.silent.Load(); silent != nil {
 		w.Silent = *silent
 	}

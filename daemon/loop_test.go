@@ -66,6 +66,10 @@ func (m *machine) Host(context.Context) (routes.Host, error) {
 	return routes.Host{Addrs: []routes.Addr{{Link: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")}}}, nil
 }
 
+func (m *machine) Ruled(context.Context, []netip.Addr) (map[netip.Addr]routes.Way, error) {
+	return nil, nil
+}
+
 func (m *machine) Sync(_ context.Context, s routes.Scope, desired routes.State) ([]routes.Change, error) {
 	if s.Protocol == 0 || s.Protocol == routes.ProtoLearned {
 		m.learned, m.deletes = desired, s.Protocol != 0

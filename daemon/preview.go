@@ -32,7 +32,11 @@ func Preview(ctx context.Context, c config.Config) (text string, problems []clus
 		return "", nil, err
 	}
 	next, found := policy.Admit(last, next, host)
-	plan := policy.Decide(policy.World{Cluster: next, Self: c.NodeName, Config: c, Host: host})
+	w := policy.World{Cluster: next, Self: c.NodeName, Config: c, Host: host}
+	if w.Host.Ruled, err = k.Ruled(ctx, w.Asks()); err != nil {
+		return "", nil, err
+	}
+	plan := policy.Decide(w)
 	problems = policy.Sorted(plan.Problems, found, next.Problems)
 	var b strings.Builder
 	b.WriteString(plan.String())

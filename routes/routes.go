@@ -212,6 +212,8 @@ type Host struct {
 	Addrs  []Addr  `json:"addrs"`  // global addresses with their on-link prefix, also of links that are down
 	Routes []Route `json:"routes"` // the main table without our own routes
 	Links  []Link  `json:"links"`
+	// Ruled has what Kernel.Ruled says of the addresses that the policy asks about.
+	Ruled map[netip.Addr]Way `json:"ruled,omitempty"`
 }
 
 // LinkAddr formats a hardware address as Link.MAC wants it.

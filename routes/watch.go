@@ -17,7 +17,7 @@ const harmSettles = 150 * time.Millisecond
 
 // Watched says whom Watch calls. It calls from several goroutines, and waits for each call.
 type Watched struct {
-	// Node is called whenever a link, address, route, neighbour or the forwarding of the namespace
+	// Node is called whenever a link, address, route, policy rule, neighbour or the forwarding of the namespace
 	// changes, a next hop object is deleted, or an nftables table of ours changes. Of neighbours the
 	// daemon's own links (edgeway.*) count, whose entries are permanent: what ARP learns elsewhere comes
 	// and goes all the time. Events of pods' links do not count: each pod causes dozens, and pods' links
@@ -73,7 +73,7 @@ func (k *Kernel) Watch(ctx context.Context, changed Watched) error {
 func nodeGroups() []int {
 	return []int{unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_NEXTHOP,
 		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
-		unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF}
+		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF}
 }
 
 // subscribe opens the socket of events, in the runtime's poller so that a deadline ends reads.

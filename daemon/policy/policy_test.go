@@ -87,7 +87,7 @@ func worldOf(t *testing.T, a *txtar.Archive, node string) World {
 }
 
 // hostOf parses lines such as "addr 10.0.10.11/24 dev eth0", "link eth0 mtu 1500" or "link eth0 down", "route
-// 0.0.0.0/0 via 10.0.10.1 dev eth0", "blackhole 10.0.0.0/8", and "silent 10.0.10.12": that one answers no more. What the
+// 0.0.0.0/0 via 10.0.10.1 dev eth0", "blackhole 10.0.0.0/8", "rule 100 10.10.4.0 via 10.0.10.9 dev eth1" or "rule 100 10.10.4.0 prohibit", and "silent 10.0.10.12": that one answers no more. What the
 // switches announce is "learned 192.168.5.0/24 via 10.0.10.1 from 10.0.10.1", with "kept" after it
 // when that session is down.
 func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]bool, learned []bgp.LearnedPath) {
@@ -119,6 +119,19 @@ func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]boo
 			learned = append(learned, bgp.LearnedPath{Path: path, From: netip.MustParseAddr(f[5]), Kept: len(f) == 7})
 		case len(f) == 2 && (f[0] == "blackhole" || f[0] == "unreachable"):
 			h.Routes = append(h.Routes, routes.Route{Dst: netip.MustParsePrefix(f[1]), Type: f[0], Protocol: 12})
+		case len(f) >= 4 && f[0] == "rule":
+			priority, err := strconv.Atoi(f[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			way := routes.Way{Priority: priority, Rule: f[1] + ": from all lookup 7"}
+			if way.Route.Type = f[3]; len(f) == 7 {
+				way.Route = routes.Route{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr(f[4]), Link: f[6], Protocol: 4, Table: 7}
+			}
+			if h.Ruled == nil {
+				h.Ruled = map[netip.Addr]routes.Way{}
+			}
+			h.Ruled[netip.MustParseAddr(f[2])] = way
 		case len(f) == 2 && f[0] == "silent":
 			silent[netip.MustParseAddr(f[1])] = true
 		case len(f) > 0:

@@ -62,6 +62,10 @@ func (d *draft) routeTo(n cluster.Node, cidr netip.Prefix) {
 	}
 	// The host's own routes must carry the packets to the switch, by a link with an address of this Node.
 	r, ok := d.lookup(cidr.Addr())
+	way, ruled := d.Host.Ruled[cidr.Addr()]
+	if ruled {
+		r, ok = way.Route, true
+	}
 	if r.Type != "" || !d.isUnderlay(d.self, r.Link) && !d.lostUnderlay() {
 		got := "no route"
 		if ok {
@@ -74,8 +78,33 @@ func (d *draft) routeTo(n cluster.Node, cidr netip.Prefix) {
 		if r.Type != "" {
 			next = "stop the agent that owns it, or remove it: ip route del " + r.String()
 		}
+		if ruled {
+			got, next = byRule(way)
+		}
 		d.problem(object, "noRouteToLAN", "a route to the switch, for "+cidr.String(), got, next)
 	}
+}
+
+// Asks returns an address of each pod CIDR of another node: Host.Ruled is about them.
+func (w World) Asks() (out []netip.Addr) {
+	for _, n := range w.Cluster.Nodes {
+		if n.Name == w.Self {
+			continue
+		}
+		for _, cidr := range n.PodCIDRs {
+			out = append(out, cidr.Addr())
+		}
+	}
+	return out
+}
+
+// byRule says what a policy rule does with packets, and what to do about it.
+func byRule(way routes.Way) (got, next string) {
+	got = fmt.Sprintf("%s, by the policy rule %q", way.Route, way.Rule)
+	if way.Route.Table == 0 {
+		got = fmt.Sprintf("%s: the policy rule %q", way.Route.Type, way.Rule)
+	}
+	return got, fmt.Sprintf("stop the agent that owns the rule, or remove it: ip rule del pref %d", way.Priority)
 }
 
 // lookup finds the route that a packet to addr takes without our routes to other nodes.

@@ -11,12 +11,18 @@ import (
 const kernelMade routes.Protocol = 2
 
 // shadows finds the routes of other owners that win over ours and do not stand in the same place: a route
-// to a part of a node's pod CIDR, or to all of it with a lower metric.
+// to a part of a node's pod CIDR, or to all of it with a lower metric, or one in a table to which a policy
+// rule leads.
 func (d *draft) shadows() {
 	ours := map[netip.Prefix]routes.Route{}
 	for _, r := range d.plan.Routes.Routes {
-		if r.Via.IsValid() && r.Protocol == routes.ProtoNode {
-			ours[r.Dst] = r
+		if !r.Via.IsValid() || r.Protocol != routes.ProtoNode {
+			continue
+		}
+		ours[r.Dst] = r
+		if way, ok := d.Host.Ruled[r.Dst.Addr()]; ok && (way.Route.Via != r.Via || way.Route.Link != r.Link) {
+			got, next := byRule(way)
+			d.problem("route "+r.Dst.String(), "shadowed", r.String(), "packets take "+got, next)
 		}
 	}
 	for _, h := range d.Host.Routes {

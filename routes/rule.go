@@ -1,0 +1,228 @@
+package routes
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// Way is where packets go because a policy rule (ip rule) says so.
+type Way struct {
+	// Route is the route that takes them, with its Table. A rule that drops packets is a Route of its
+	// type without a table.
+	Route Route
+	// Rule is the rule as ip rule prints it, and Priority the number by which it is deleted.
+	Rule     string
+	Priority int
+}
+
+// rule is one policy rule (linux/fib_rules.h).
+type rule struct {
+	from, to netip.Prefix
+	priority int
+	table    int
+	action   uint8
+	special  bool // it asks for more than addresses: a mark, a link, a port, an exception
+}
+
+const (
+	ruleHeader    = 12 // sizeof(struct fib_rule_hdr)
+	ruleInverted  = 2  // FIB_RULE_INVERT
+	localTable    = 255
+	defaultTable  = 253
+	ruleToTable   = 1 // FR_ACT_TO_TBL
+	waysAtOnce    = 64
+	ruleAttrDst   = 1  // FRA_DST
+	ruleAttrSrc   = 2  // FRA_SRC
+	ruleAttrPref  = 6  // FRA_PRIORITY
+	ruleAttrTable = 15 // FRA_TABLE
+	ruleSuppress  = 14 // FRA_SUPPRESS_PREFIXLEN
+	ruleGroup     = 13 // FRA_SUPPRESS_IFGROUP
+	ruleAttrPad   = 18 // FRA_PAD
+	ruleL3        = 19 // FRA_L3MDEV
+	ruleProtocol  = 21 // FRA_PROTOCOL
+)
+
+func parseRule(b []byte) (r rule, ok bool) {
+	if len(b) < ruleHeader {
+		return r, false
+	}
+	r.table, r.action = int(b[4]), b[7]
+	r.special = b[3] != 0 || binary.NativeEndian.Uint32(b[8:])&ruleInverted != 0
+	for typ, v := range attrs(b[ruleHeader:]) {
+		switch typ {
+		case ruleAttrDst:
+			r.to = netip.PrefixFrom(attrAddr(v), int(b[1]))
+		case ruleAttrSrc:
+			r.from = netip.PrefixFrom(attrAddr(v), int(b[2]))
+		case ruleAttrPref:
+			r.priority = int(attrUint32(v))
+		case ruleAttrTable:
+			r.table = int(attrUint32(v))
+		case ruleSuppress, ruleGroup:
+			r.special = r.special || attrUint32(v) != 0xffffffff
+		case ruleL3:
+			r.special = r.special || len(v) > 0 && v[0] != 0
+		case ruleProtocol, ruleAttrPad:
+		default:
+			r.special = true
+		}
+	}
+	return r, true
+}
+
+// usual reports whether the kernel made the rule, or one like it.
+func (r rule) usual() bool {
+	everything := !r.from.IsValid() && !r.to.IsValid() && !r.special && r.action == ruleToTable
+	return everything && (r.table == localTable || r.table == mainTable || r.table == defaultTable)
+}
+
+func (r rule) String() string {
+	from, to := "all", ""
+	if r.from.IsValid() {
+		from = r.from.String()
+	}
+	if r.to.IsValid() {
+		to = " to " + r.to.String()
+	}
+	does := fmt.Sprintf(" lookup %d", r.table)
+	if kind := r.drops(); kind != "" {
+		does = " " + kind
+	}
+	return fmt.Sprintf("%d: from %s%s%s", r.priority, from, to, does)
+}
+
+// drops is the type of route that the rule stands for; "" when it looks into a table.
+func (r rule) drops() string {
+	switch r.action {
+	case 6, 7, 8: // FR_ACT_BLACKHOLE, FR_ACT_UNREACHABLE, FR_ACT_PROHIBIT
+		return routeTypeText(r.action)
+	}
+	return ""
+}
+
+// covers reports whether the rule is for packets from src, if that is known, to dst.
+func (r rule) covers(src, dst netip.Addr) bool {
+	return !r.special && (!r.to.IsValid() || r.to.Contains(dst)) && (!r.from.IsValid() || r.from.Contains(src))
+}
+
+// Ruled asks the kernel which way packets to addrs take, and returns the ways that a policy rule of
+// another owner decides: main is not asked, or in vain. Where a pod runs, they are the ways of a pod's
+// packets. Without such rules it asks nothing.
+func (k *Kernel) Ruled(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]Way, error) {
+	v := newView(k.c)
+	out := map[netip.Addr]Way{}
+	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		header := make([]byte, ruleHeader)
+		header[0] = fam
+		rules, err := dump(v.c, newMessage(unix.RTM_GETRULE, 0, header), 0, parseRule)
+		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list policy rules: %w", err)
+		}
+		rules = slices.DeleteFunc(rules, rule.usual)
+		slices.SortStableFunc(rules, func(a, b rule) int { return cmp.Compare(a.priority, b.priority) })
+		if len(rules) == 0 {
+			continue
+		}
+		src, link, err := v.somePod(fam)
+		if err != nil {
+			return nil, err
+		}
+		of := slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return family(a) != fam })
+		for some := range slices.Chunk(of, waysAtOnce) {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			if err := v.ruled(out, rules, src, link, some); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
+}
+
+// somePod is the address of a pod and the index of its link; zero where there is none.
+func (v *view) somePod(fam uint8) (src netip.Addr, link int, err error) {
+	entries, err := v.fib(fam, mainTable, ProtoPod, 0)
+	if err != nil || len(entries) == 0 {
+		return src, 0, err
+	}
+	return entries[0].Dst.Addr(), entries[0].index, nil
+}
+
+// ruled asks about addresses of one family. src and link are those of a pod.
+func (v *view) ruled(out map[netip.Addr]Way, rules []rule, src netip.Addr, link int, addrs []netip.Addr) error {
+	var msgs []message
+	for _, a := range addrs {
+		m := lookup(a, unix.RTM_F_FIB_MATCH|unix.RTM_F_LOOKUP_TABLE)
+		if link != 0 {
+			m[unix.SizeofNlMsghdr+2] = uint8(src.BitLen()) // rtm_src_len
+			m = m.attrAddr(unix.RTA_SRC, src).attr32(unix.RTA_IIF, uint32(link))
+		}
+		msgs = append(msgs, m)
+	}
+	answers, errs := v.c.gets(msgs...)
+	for i, a := range addrs {
+		if errs[i] == nil {
+			e, err := chosen(answers[i])
+			if err != nil || e.Table == mainTable || e.Table == localTable {
+				continue
+			}
+			at := slices.IndexFunc(rules, func(r rule) bool {
+				return r.table == e.Table && r.action == ruleToTable && (r.special || r.covers(src, a))
+			})
+			if at >= 0 {
+				out[a] = Way{v.route(e), rules[at].String(), rules[at].priority}
+			}
+			continue
+		}
+		way, ok, err := v.dropped(rules, src, a)
+		if err != nil {
+			return err
+		}
+		if ok {
+			out[a] = way
+		}
+	}
+	return nil
+}
+
+// dropped finds the rule because of which packets to dst are dropped: the kernel's answer is an error,
+// which does not name it.
+func (v *view) dropped(rules []rule, src, dst netip.Addr) (Way, bool, error) {
+	for _, r := range rules {
+		if !r.covers(src, dst) {
+			continue
+		}
+		if kind := r.drops(); kind != "" {
+			to := r.to
+			if !to.IsValid() {
+				to = netip.PrefixFrom(dst, 0).Masked()
+			}
+			return Way{Route{Dst: to, Type: kind}, r.String(), r.priority}, true, nil
+		}
+		entries, err := v.fib(family(dst), r.table, 0, 0)
+		if err != nil {
+			return Way{}, false, err
+		}
+		best := -1
+		for i, e := range entries {
+			if e.Dst.Contains(dst) && (best < 0 || e.Dst.Bits() > entries[best].Dst.Bits()) {
+				best = i
+			}
+		}
+		if best >= 0 {
+			return Way{v.route(entries[best]), r.String(), r.priority}, drops(entries[best].Type), nil
+		}
+	}
+	return Way{}, false, nil
+}
