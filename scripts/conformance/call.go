@@ -184,9 +184,14 @@ func (t *T) netEnv(command string) map[string]string {
 	return e
 }
 
+// call is a call of a plugin of the list.
+func (n network) call(i int, env map[string]string, extra object) call {
+	return call{kind: n.plugins[i]["type"].(string), env: env, stdin: n.request(i, extra)}
+}
+
 // main is a call of the first plugin.
 func (p *pod) main(command string, extra object) call {
-	return call{kind: p.t.net.plugins[0]["type"].(string), env: p.env(command), stdin: p.t.net.request(0, extra)}
+	return p.t.net.call(0, p.env(command), extra)
 }
 
 // tryAdd runs ADD of the whole list, in order; the reply is the last one.
@@ -195,13 +200,13 @@ func (t *T) tryAdd(p *pod) reply { return t.tryAddWith(p, nil) }
 func (t *T) tryAddWith(p *pod, extra object) (r reply) {
 	var prev json.RawMessage
 	p.results = nil
-	for i, conf := range t.net.plugins {
+	for i := range t.net.plugins {
 		all := object{}
 		maps.Copy(all, extra)
 		if prev != nil {
 			all["prevResult"] = prev
 		}
-		r = t.exec(call{kind: conf["type"].(string), env: p.env("ADD"), stdin: t.net.request(i, all)})
+		r = t.exec(t.net.call(i, p.env("ADD"), all))
 		if !r.ok() {
 			return r
 		}
@@ -215,6 +220,12 @@ func (t *T) tryAddWith(p *pod, extra object) (r reply) {
 
 // add runs ADD, which must succeed, and returns the result.
 func (t *T) add(p *pod) result { return t.addWith(p, nil) }
+
+// addPod is a new pod that ADD has attached.
+func (t *T) addPod() (*pod, result) {
+	p := t.pod()
+	return p, t.add(p)
+}
 
 func (t *T) addWith(p *pod, extra object) result {
 	if r := t.tryAddWith(p, extra); !r.ok() {
@@ -236,7 +247,7 @@ func (t *T) each(p *pod, command string, env map[string]string, extra object) (r
 		if command == "DEL" {
 			i = len(t.net.plugins) - 1 - i
 		}
-		r = t.exec(call{kind: t.net.plugins[i]["type"].(string), env: env, stdin: t.net.request(i, extra)})
+		r = t.exec(t.net.call(i, env, extra))
 		if !r.ok() {
 			return r
 		}
@@ -269,11 +280,16 @@ func (p *pod) valid() object { return object{"containerID": p.id, "ifname": p.if
 
 // gc runs GC with a list of valid attachments.
 func (t *T) gc(valid ...*pod) reply {
+	return t.gcWith(onlyValid(valid...))
+}
+
+// onlyValid is the list of the valid attachments as extra of a request.
+func onlyValid(pods ...*pod) object {
 	list := []object{}
-	for _, p := range valid {
+	for _, p := range pods {
 		list = append(list, p.valid())
 	}
-	return t.gcWith(object{"cni.dev/valid-attachments": list})
+	return object{"cni.dev/valid-attachments": list}
 }
 
 func (t *T) gcWith(extra object) reply { return t.each(nil, "GC", t.netEnv("GC"), extra) }

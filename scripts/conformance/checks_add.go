@@ -14,8 +14,7 @@ import (
 func addChecks() []check {
 	return []check{
 		{id: "add.interface", level: must, section: "2", asks: "ADD makes CNI_IFNAME inside CNI_NETNS", each: true, run: func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			if p.link(p.ifName) == nil {
 				t.Errorf("%s is not there", p.ifName)
 			}
@@ -24,8 +23,7 @@ func addChecks() []check {
 			}
 		}},
 		{id: "add.interface-up", level: should, section: "2", asks: "the interface is up when ADD returns", run: func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			if l := p.link(p.ifName); l == nil || l.Attrs().RawFlags&1 == 0 {
 				t.Errorf("it is down")
 			}
@@ -130,8 +128,7 @@ func addChecks() []check {
 		}},
 		{id: "add.no-prevresult-needed", level: must, section: "3", asks: "the first ADD of a chain works without prevResult", run: func(t *T) { t.add(t.pod()) }},
 		{id: "add.duplicate", level: robust, section: "2", asks: "a second ADD of the same attachment does not harm the first", run: func(t *T) {
-			p := t.pod()
-			r := t.add(p)
+			p, r := t.addPod()
 			t.refuses(t.exec(p.main("ADD", nil)), "the second ADD")
 			t.connected(p, r)
 			if !before(t.net.version, "0.4.0") {
@@ -139,8 +136,7 @@ func addChecks() []check {
 			}
 		}},
 		{id: "add.retry-new-netns", level: robust, section: "2", asks: "ADD of the same ID works in a new namespace when the old one is gone (a restart after a crash)", run: func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			p.remove()
 			q := t.pod()
 			q.id = p.id
@@ -162,14 +158,13 @@ func addChecks() []check {
 			t.room(2)
 		}},
 		{id: "add.others-untouched", level: must, section: "2", asks: "ADD of one pod leaves another as it is", run: func(t *T) {
-			p := t.pod()
-			r := t.add(p)
+			p, r := t.addPod()
 			t.unchanged(p, func() { t.add(t.pod()) })
 			t.connected(p, r)
 		}},
 		{id: "add.host-kept", level: robust, section: "2", asks: "ADD leaves the host's addresses, links and routes as they were", run: func(t *T) {
 			before := t.snap()
-			t.add(t.pod())
+			t.addPod()
 			if lost := before.minus(t.snap()); len(lost) > 0 {
 				t.Errorf("lost: %s", strings.Join(lost, ", "))
 			}

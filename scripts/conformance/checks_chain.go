@@ -98,8 +98,7 @@ func chainChecks() []check {
 			if len(t.net.plugins) < 2 {
 				t.Skipf("the list has one plugin")
 			}
-			p := t.pod()
-			last := t.add(p)
+			p, last := t.addPod()
 			first, err := parseResult(p.results[0])
 			t.OK(err, "decode")
 			if !slices.Equal(first.addrs(), last.addrs()) || len(first.Interfaces) > len(last.Interfaces) {
@@ -108,8 +107,7 @@ func chainChecks() []check {
 		}},
 		{id: "chain.later-changes", level: must, section: "2", asks: "DEL accepts a prevResult that a later plugin has changed", run: func(t *T) {
 			before := t.quiet()
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			p.prev = t.changed(p, func(r object) {
 				r["routes"] = []object{{"dst": "203.0.113.0/24"}}
 				ifs := r["interfaces"].([]any)
@@ -119,8 +117,7 @@ func chainChecks() []check {
 			t.nothingNew(before, "DEL")
 		}},
 		{id: "chain.mac-changed", level: robust, section: "2", asks: "a pod whose MAC address was changed by a later plugin (tuning) can be reached", run: func(t *T) {
-			p := t.pod()
-			r := t.add(p)
+			p, r := t.addPod()
 			t.OK(p.setMAC(p.ifName), "change the MAC address")
 			for _, a := range r.addrs() {
 				_, err := reach(t.host, p.space, a)
@@ -128,8 +125,7 @@ func chainChecks() []check {
 			}
 		}},
 		{id: "chain.mac-changed-in-use", level: robust, section: "2", asks: "a pod whose MAC address changes while it is in use can be reached, and reaches the host", run: func(t *T) {
-			p := t.pod()
-			r := t.add(p)
+			p, r := t.addPod()
 			for range 2 {
 				t.connected(p, r)
 				t.OK(p.setMAC(p.ifName), "change the MAC address")

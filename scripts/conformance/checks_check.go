@@ -14,8 +14,7 @@ const sinceCheck = "0.4.0"
 // sees is a CHECK that has to fail after something was broken.
 func sees(id, asks string, l level, needs need, breaks func(t *T, p *pod, r result)) check {
 	return check{id: id, level: l, section: "2", asks: "CHECK reports that " + asks, since: sinceCheck, needs: needs, run: func(t *T) {
-		p := t.pod()
-		r := t.add(p)
+		p, r := t.addPod()
 		t.wants(t.check(p), "CHECK before")
 		breaks(t, p, r)
 		t.refuses(t.check(p), "CHECK")
@@ -25,8 +24,7 @@ func sees(id, asks string, l level, needs need, breaks func(t *T, p *pod, r resu
 // tolerates is a CHECK that has to pass after something was changed that is not its business.
 func tolerates(id, asks string, l level, changes func(t *T, p *pod, r result)) check {
 	return check{id: id, level: l, section: "2", asks: "CHECK allows for " + asks, since: sinceCheck, run: func(t *T) {
-		p := t.pod()
-		r := t.add(p)
+		p, r := t.addPod()
 		changes(t, p, r)
 		t.wants(t.check(p), "CHECK")
 	}}
@@ -39,29 +37,25 @@ func checkChecks() []check {
 func checkBasics() []check {
 	return []check{
 		{id: "check.passes", level: must, section: "2", asks: "CHECK right after ADD succeeds", each: true, since: sinceCheck, run: func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			for range 3 {
 				t.wants(t.check(p), "CHECK")
 			}
 		}},
 		{id: "check.no-output", level: robust, section: "2", asks: "CHECK prints nothing when it succeeds", since: sinceCheck, run: func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			if r := t.check(p); r.ok() && len(r.stdout) > 0 {
 				t.Errorf("%.200q", r.stdout)
 			}
 		}},
 		{id: "check.changes-nothing", level: robust, section: "2", asks: "CHECK changes neither host nor pod", since: sinceCheck, run: func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			before := t.snap()
 			t.unchanged(p, func() { t.check(p) })
 			t.sameAs(before, "CHECK")
 		}},
 		{id: "check.no-prevresult", level: should, section: "2", asks: "CHECK without prevResult fails: it must be consulted", since: sinceCheck, run: func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			t.refuses(t.each(p, "CHECK", p.env("CHECK"), nil), "CHECK")
 		}},
 	}

@@ -16,8 +16,7 @@ func lost(id, asks string, l level, needs need, lose func(t *T, p *pod) reply) c
 	return check{id: id, level: l, section: "2", asks: asks, needs: needs, run: func(t *T) {
 		t.trySmall(2)
 		before := t.quiet()
-		p := t.pod()
-		t.add(p)
+		p, _ := t.addPod()
 		t.wants(lose(t, p), "DEL")
 		t.gone(p)
 		t.nothingNew(before, "DEL")
@@ -32,21 +31,18 @@ func delChecks() []check {
 func delBasics() []check {
 	return []check{
 		{id: "del.interface", level: must, section: "2", asks: "DEL removes CNI_IFNAME from the container", each: true, run: func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			t.del(p)
 			t.noInterface(p)
 		}},
 		{id: "del.host-clean", level: must, section: "2", asks: "DEL undoes what ADD did on the host", each: true, run: func(t *T) {
 			before := t.quiet()
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			t.del(p)
 			t.nothingNew(before, "DEL")
 		}},
 		{id: "del.no-output", level: robust, section: "2", asks: "DEL prints nothing when it succeeds", run: func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			if r := t.tryDel(p); r.ok() && len(r.stdout) > 0 {
 				t.Errorf("%.200q", r.stdout)
 			}
@@ -54,14 +50,12 @@ func delBasics() []check {
 		{id: "del.frees-address", level: should, section: "2", asks: "DEL frees the address", needs: needRanges, run: func(t *T) {
 			t.small(1)
 			for range 3 {
-				p := t.pod()
-				t.add(p)
+				p, _ := t.addPod()
 				t.del(p)
 			}
 		}},
 		{id: "del.twice", level: must, section: "2", asks: "repeated DEL of the same attachment succeeds", run: func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			for range 3 {
 				t.del(p)
 			}
@@ -83,8 +77,7 @@ func delBasics() []check {
 		}},
 		{id: "del.no-prevresult", level: must, section: "2", asks: "DEL without prevResult succeeds and removes the attachment", run: func(t *T) {
 			before := t.quiet()
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			t.wants(t.each(p, "DEL", p.env("DEL"), nil), "DEL")
 			t.noInterface(p)
 			t.nothingNew(before, "DEL")
@@ -154,8 +147,7 @@ func delLosses() []check {
 		}),
 		{id: "del.garbage-prevresult", level: robust, section: "2", asks: "DEL frees the address although the prevResult is not a result, at the latest when it is repeated without", needs: needRanges, run: func(t *T) {
 			t.small(1)
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			r := t.each(p, "DEL", p.env("DEL"), object{"prevResult": "garbage"})
 			if !r.ok() {
 				t.Notef("refused: %s", r.said())
@@ -170,8 +162,7 @@ func delOthers() []check {
 	return []check{
 		{id: "del.state-missing", level: should, section: "2", asks: "DEL removes the links when the plugin's state was deleted", needs: needState, run: func(t *T) {
 			before := t.quiet()
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			t.emptyState()
 			t.wants(t.tryDel(p), "DEL")
 			t.noInterface(p)
@@ -198,8 +189,7 @@ func delOthers() []check {
 		}},
 		{id: "del.concurrent-same", level: robust, section: "2", asks: "two concurrent DELs of one attachment both succeed", run: func(t *T) {
 			before := t.quiet()
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			var wg sync.WaitGroup
 			replies := make([]reply, 2)
 			for i := range replies {
@@ -213,8 +203,7 @@ func delOthers() []check {
 		}},
 		{id: "del.changed-pool", level: robust, section: "3", asks: "DEL frees an address that is no longer in the configured pool", needs: needRanges, run: func(t *T) {
 			before := t.quiet()
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			old := t.net
 			t.net = t.net.small(2, t.seq+1)
 			t.wants(t.tryDel(p), "DEL")
@@ -222,8 +211,7 @@ func delOthers() []check {
 			t.nothingNew(before, "DEL")
 		}},
 		{alone: true, id: "del.quick", level: robust, section: "2", asks: "DEL of an attachment whose namespace is gone takes less than 5 s", run: func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			p.remove()
 			r := t.tryDel(p)
 			if r.took.Seconds() > 5 {

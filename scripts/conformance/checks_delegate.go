@@ -32,8 +32,7 @@ func delegated(id, asks string, l level, since string, extra object, judge func(
 func delegateChecks() []check {
 	return []check{
 		delegated("delegate.result-applied", "the address that the IPAM plugin gives is on the interface and in the result", must, "", nil, func(t *T) {
-			p := t.pod()
-			r := t.add(p)
+			p, r := t.addPod()
 			want := netip.MustParseAddr("10.222.0.7")
 			have, err := p.addrs(p.ifName)
 			t.OK(err, "list addresses")
@@ -77,16 +76,14 @@ func delegateChecks() []check {
 			}
 		}),
 		delegated("delegate.del", "DEL is forwarded to the IPAM plugin", must, "", nil, func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			t.del(p)
 			if len(t.fakeNotes("DEL")) == 0 {
 				t.Errorf("it is not")
 			}
 		}),
 		delegated("delegate.del-netns-gone", "DEL is forwarded to the IPAM plugin when the namespace is gone", should, "", nil, func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			p.remove()
 			for _, netns := range []string{p.netns, ""} {
 				p.netns = netns
@@ -97,8 +94,7 @@ func delegateChecks() []check {
 			}
 		}),
 		delegated("delegate.check", "CHECK is forwarded to the IPAM plugin", must, sinceCheck, nil, func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			t.wants(t.check(p), "CHECK")
 			if len(t.fakeNotes("CHECK")) == 0 {
 				t.Errorf("it is not")
@@ -121,13 +117,11 @@ func delegateChecks() []check {
 			}
 		}),
 		delegated("delegate.error-del", "DEL returns the IPAM plugin's error", should, "", object{"fail": []string{"DEL"}}, func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			t.refuses(t.tryDel(p), "DEL")
 		}),
 		delegated("delegate.error-check", "CHECK returns the IPAM plugin's error", should, sinceCheck, object{"fail": []string{"CHECK"}}, func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			t.refuses(t.check(p), "CHECK")
 		}),
 		delegated("delegate.error-gc", "GC returns the IPAM plugin's error", should, sinceGC, object{"fail": []string{"GC"}}, func(t *T) {

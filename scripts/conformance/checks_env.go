@@ -118,8 +118,7 @@ func envChecks() []check {
 			t.nothingNew(before, "the refused calls")
 		}},
 		{id: "env.del-without-netns", level: must, section: "2", asks: "CNI_NETNS is optional for DEL", run: func(t *T) {
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			t.wants(t.each(p, "DEL", p.envWithout("DEL", "CNI_NETNS"), p.withPrev()), "DEL without CNI_NETNS")
 		}},
 		{id: "env.args-optional", level: must, section: "2", asks: "CNI_ARGS is optional", run: func(t *T) {

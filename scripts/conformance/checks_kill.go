@@ -111,16 +111,14 @@ func killChecks() []check {
 		}},
 		{id: "kill.gc", level: robust, section: "2", asks: "GC after a GC that was killed keeps the valid attachment and removes the stale one", since: sinceGC, needs: needRanges, run: func(t *T) {
 			t.small(4)
-			keep := t.pod()
-			t.add(keep)
+			keep, _ := t.addPod()
 			whole := t.length("DEL")
 			for i := range killRounds / 2 {
-				p := t.pod()
-				t.add(p)
+				p, _ := t.addPod()
 				p.remove()
-				e := call{kind: t.net.plugins[0]["type"].(string), env: t.netEnv("GC"),
-					stdin: t.net.request(0, object{"cni.dev/valid-attachments": []object{keep.valid()}}), kill: whole*time.Duration(i+1)/10 + time.Microsecond}
-				t.exec(e)
+				c := t.net.call(0, t.netEnv("GC"), onlyValid(keep))
+				c.kill = whole*time.Duration(i+1)/10 + time.Microsecond
+				t.exec(c)
 				t.wants(t.gc(keep), "GC after the killed one")
 			}
 			t.wants(t.check(keep), "CHECK of the valid one")
@@ -152,8 +150,7 @@ func killChecks() []check {
 func (t *T) killDels(between func(p *pod)) {
 	before := t.quiet()
 	t.killed("DEL", func(i int, after time.Duration) {
-		p := t.pod()
-		t.add(p)
+		p, _ := t.addPod()
 		c := p.main("DEL", p.withPrev())
 		c.kill = after
 		t.exec(c)

@@ -51,13 +51,13 @@ func poolChecks() []check {
 	return []check{
 		{id: "pool.exhausted", level: must, section: "2,5", asks: "ADD on a full pool fails", needs: needRanges, run: func(t *T) {
 			t.small(2)
-			t.add(t.pod())
-			t.add(t.pod())
+			t.addPod()
+			t.addPod()
 			t.refuses(t.tryAdd(t.pod()), "the third ADD")
 		}},
 		{id: "pool.exhausted-code", level: should, section: "5", asks: "ADD on a full pool fails with a code of the table that fits (11, 50), or above 99", needs: needRanges, run: func(t *T) {
 			t.small(1)
-			t.add(t.pod())
+			t.addPod()
 			r := t.tryAdd(t.pod())
 			if c := r.code(); c != 11 && c != 50 && c < 100 {
 				t.Errorf("%s", r.said())
@@ -66,8 +66,8 @@ func poolChecks() []check {
 		{id: "pool.exhausted-clean", level: robust, section: "2", asks: "ADD on a full pool leaves nothing, neither on the host nor in the pod", needs: needRanges, run: func(t *T) {
 			t.small(2)
 			t.quiet()
-			t.add(t.pod())
-			t.add(t.pod())
+			t.addPod()
+			t.addPod()
 			before := t.snap()
 			for range 3 {
 				p := t.pod()
@@ -82,12 +82,11 @@ func poolChecks() []check {
 		}},
 		{id: "pool.freed-after-full", level: should, section: "2", asks: "a full pool serves ADD again after a DEL", needs: needRanges, run: func(t *T) {
 			t.small(2)
-			p := t.pod()
-			t.add(p)
-			t.add(t.pod())
+			p, _ := t.addPod()
+			t.addPod()
 			t.refuses(t.tryAdd(t.pod()), "ADD")
 			t.del(p)
-			t.add(t.pod())
+			t.addPod()
 		}},
 		{id: "pool.reuse-late", level: robust, section: "2", asks: "a freed address is not given out again at once while others are free", needs: needRanges, run: func(t *T) {
 			t.small(4)
@@ -202,8 +201,7 @@ func hostChecks() []check {
 		}},
 		{alone: true, id: "host.reused-address-pod", level: robust, section: "2", asks: "another pod reaches the next pod that gets the same address within a second", needs: needRanges, run: func(t *T) {
 			t.small(2)
-			other := t.pod()
-			t.add(other)
+			other, _ := t.addPod()
 			t.reused(other.space)
 		}},
 		{alone: true, id: "host.first-packet", level: robust, section: "2", asks: "the first packet after ADD arrives within a second", run: func(t *T) {

@@ -178,8 +178,7 @@ func stateChecks() []check {
 	lossy := func(id, asks string, damage func(t *T)) check {
 		return check{id: id, level: robust, section: "2", asks: "DEL succeeds and no address is lost when " + asks, needs: needRanges | needState, run: func(t *T) {
 			t.small(2)
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			damage(t)
 			t.wants(t.tryDel(p), "DEL")
 			t.room(2)
@@ -188,8 +187,7 @@ func stateChecks() []check {
 	double := func(id, asks string, damage func(t *T)) check {
 		return check{id: id, level: robust, section: "2", asks: "a running pod's address is not given out again when " + asks, needs: needRanges | needState, run: func(t *T) {
 			t.small(4)
-			p := t.pod()
-			r := t.add(p)
+			p, r := t.addPod()
 			damage(t)
 			t.duplicate(r)
 			t.connected(p, r)
@@ -204,14 +202,12 @@ func stateChecks() []check {
 		double("state.removed-no-duplicate", "the state directory was emptied", func(t *T) { t.emptyState() }),
 		{id: "state.directory-missing", level: robust, section: "2", asks: "ADD creates a missing state directory", needs: needState, run: func(t *T) {
 			t.OK(os.RemoveAll(t.state), "remove it")
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			t.del(p)
 		}},
 		{id: "state.read-only", level: robust, section: "2", asks: "with state on a read-only file system ADD fails cleanly, and leaves nothing after DEL", needs: needState | needPrivate, run: func(t *T) {
 			before := t.quiet()
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			t.readOnly(true)
 			q := t.pod()
 			r := t.tryAdd(q)
@@ -234,8 +230,7 @@ func stateChecks() []check {
 			t.mounted(2 << 20)
 			t.small(2)
 			before := t.quiet()
-			p := t.pod()
-			t.add(p)
+			p, _ := t.addPod()
 			free := t.fill()
 			q := t.pod()
 			t.clean(t.tryAdd(q), "ADD")

@@ -16,8 +16,7 @@ import (
 // each version's result is read from a pod that ADD has made.
 func resultCheck(id string, l level, asks, since string, judge func(t *T, p *pod, r result)) check {
 	return check{id: id, level: l, section: "5", asks: asks, since: since, each: true, run: func(t *T) {
-		p := t.pod()
-		r := t.add(p)
+		p, r := t.addPod()
 		judge(t, p, r)
 	}}
 }

@@ -22,8 +22,7 @@ func routed(id, asks string, l level, since string, route object, judge func(t *
 			}
 		}
 		t.net = t.net.withIPAM("routes", all)
-		p := t.pod()
-		r := t.add(p)
+		p, r := t.addPod()
 		var table *int
 		if n, ok := route["table"].(int); ok {
 			table = &n

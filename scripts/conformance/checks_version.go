@@ -145,7 +145,7 @@ func (t *T) tooOld(command, version string) {
 	c := p.main(command, p.withPrev())
 	if command != "CHECK" {
 		c.env = t.netEnv(command)
-		c.stdin = t.net.request(0, object{"cni.dev/valid-attachments": []object{p.valid()}})
+		c.stdin = t.net.request(0, onlyValid(p))
 	}
 	t.refuses(t.exec(c), command+" in "+version, 1)
 }

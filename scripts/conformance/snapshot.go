@@ -159,8 +159,7 @@ func (t *T) snap() snapshot {
 // quiet attaches and detaches one pod, so that everything is there that a network keeps for all its
 // pods, and returns a snapshot of the host.
 func (t *T) quiet() snapshot {
-	p := t.pod()
-	t.add(p)
+	p, _ := t.addPod()
 	t.del(p)
 	s := t.snap()
 	if t.daemon != nil {
