@@ -33,6 +33,7 @@ type options struct {
 	run    *regexp.Regexp
 	quick  bool
 	output string
+	plot   string // the file of the SVG; "": none
 	bin    string // the directory of edgeway and edgewayd
 	dir    string // where stores are written: a file system whose fsync means something
 	peers  string // the directory of the reference plugins; not "": this process is inside
@@ -76,6 +77,7 @@ func parseFlags() (options, error) {
 	})
 	flag.BoolVar(&o.quick, "quick", false, "fewer samples: under two minutes instead of eight")
 	flag.StringVar(&o.output, "o", "text", "text, markdown or json")
+	flag.StringVar(&o.plot, "plot", "", "write the pods' table as an SVG to `file`")
 	flag.StringVar(&o.bin, "bin", "bin", "`directory` of edgeway and edgewayd")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "`directory` for the stores; its file system is what fsync is measured on")
 	flag.StringVar(&o.peers, "inside", "", "internal: this process is in its own namespaces")
@@ -90,7 +92,10 @@ func parseFlags() (options, error) {
 	if o.run == nil {
 		o.run = regexp.MustCompile("")
 	}
-	for _, p := range []*string{&o.bin, &o.dir} {
+	for _, p := range []*string{&o.bin, &o.dir, &o.plot} {
+		if *p == "" {
+			continue
+		}
 		if *p, err = filepath.Abs(*p); err != nil {
 			return o, err
 		}
@@ -125,7 +130,7 @@ func outside(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	args := []string{"-run", o.run.String(), "-o", o.output, "-bin", o.bin, "-dir", dir, "-inside", peers}
+	args := []string{"-run", o.run.String(), "-o", o.output, "-bin", o.bin, "-dir", dir, "-plot", o.plot, "-inside", peers}
 	if o.quick {
 		args = append(args, "-quick")
 	}
@@ -209,6 +214,11 @@ func inside(ctx context.Context, o options) error {
 		fmt.Fprintf(os.Stderr, "bench: %s took %s\n", s.name, time.Since(start).Round(100*time.Millisecond))
 	}
 	b.goals()
+	if o.plot != "" {
+		if err := b.out.plot(o.plot); err != nil {
+			return errors.Join(err, b.out.end())
+		}
+	}
 	return b.out.end()
 }
 

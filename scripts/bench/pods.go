@@ -73,6 +73,7 @@ func (b *bench) podRows(t *table, a *arena, f family, at int, cells []verbs) {
 	b.out.keep(key("add-p99"), float64(o.add.p99())/float64(p.add.p99()))
 	b.out.keep(key("add-cpu"), float64(o.add.cpuEach())/float64(p.add.cpuEach()))
 	b.out.keep(key("add-rate"), p.add.rate()/o.add.rate())
+	b.out.keep(key("alone-rate"), p.add.rate()/cells[1].add.rate())
 	b.out.keep(key("del"), float64(o.del.p50())/float64(p.del.p50()))
 	b.out.keep(key("del-rate"), p.del.rate()/o.del.rate())
 }
