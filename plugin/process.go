@@ -80,6 +80,12 @@ func (c *caller) run(ctx context.Context, p Process) (version string, reply api.
 	if call.Stdin, err = readStdin(ctx, p.Stdin); err != nil {
 		return "", reply, err
 	}
+	if call.Command == "VERSION" { // it needs no namespace
+		if c.op, err = plan(call, nil); err == nil {
+			reply = new(Node).run(ctx, c.op)
+		}
+		return c.op.version, reply, err
+	}
 	if c.node, err = NewNode(nil, ""); err != nil {
 		return "", reply, err
 	}
@@ -89,9 +95,6 @@ func (c *caller) run(ctx context.Context, p Process) (version string, reply api.
 	}
 	if c.op, err = plan(call, c.node.home); err != nil {
 		return c.op.version, reply, err
-	}
-	if call.Command == "VERSION" {
-		return c.op.version, c.node.run(ctx, c.op), nil
 	}
 	reply, err = c.serve(ctx)
 	return c.op.version, reply, unavailable(call.Command, err)

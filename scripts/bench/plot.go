@@ -71,4 +71,12 @@ func (t *table) bars(b *strings.Builder, y, p50, ratio int) int {
 	return y
 }
 
-func short(v any) string { return fmt.Sprintf("%.2g", v) }
+// short is a number as a person says it.
+func short(v any) string {
+	if n := v.(float64); n >= 10 {
+		return fmt.Sprintf("%.0f", n)
+	} else if n >= 1 {
+		return fmt.Sprintf("%.1f", n)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
