@@ -135,6 +135,8 @@ func (a *applier) messages(c *Change) (msgs []message, alone func() error, err e
 		return nil, func() error { return a.k.setNAT(c.Op, o) }, nil
 	case Senders:
 		return nil, func() error { return a.k.setSenders(c.Op, o) }, nil
+	case SourceCheck:
+		return nil, func() error { return a.k.setSourceCheck(c.Op, o) }, nil
 	case Masq:
 		return nil, func() error { return a.setMasq(c.Op, o) }, nil
 	case Route:
@@ -321,11 +323,14 @@ func absent(err error) bool {
 func nextStep(object any, err error) string {
 	_, masq := object.(Masq)
 	_, senders := object.(Senders)
+	_, check := object.(SourceCheck)
 	switch {
 	case masq && unsupported(err):
 		return "; load the kernel module nf_tables, or switch masquerade off"
 	case senders && unsupported(err):
 		return "; load the kernel module nf_tables, or set vxlan.acceptAll"
+	case check && (unsupported(err) || errors.Is(err, unix.ENOENT)): // ENOENT: no such expression
+		return "; load the kernel modules nf_tables and nft_fib_inet, or set cni.sourceCheck to false"
 	case errors.Is(err, unix.EPERM):
 		return "; run as root or with CAP_NET_ADMIN"
 	case errors.Is(err, unix.ENETDOWN):

@@ -36,7 +36,7 @@ func Diff(observed, desired State) []Change {
 	if desired.Senders == nil {
 		limit, unlimit = nil, limit
 	}
-	return slices.Concat(limit, links, sysctls, addrs, neighs, fdb, routes, masq, dropMasq, diffNAT(observed.NAT, desired.NAT),
+	return slices.Concat(diffSourceCheck(observed.SourceCheck, desired.SourceCheck), limit, links, sysctls, addrs, neighs, fdb, routes, masq, dropMasq, diffNAT(observed.NAT, desired.NAT),
 		dropRoutes, dropFDB, dropNeighs, dropAddrs, unlimit, dropLinks)
 }
 

@@ -96,6 +96,7 @@ func (k *Kernel) observe(ctx context.Context, v *view, scope Scope, desired Stat
 		func() (err error) { s.Sysctls, err = k.observeSysctls(v, desired.Sysctls); return err },
 		func() error { s.NAT = k.observeNAT(scope, desired); return nil },
 		func() error { s.Senders = k.observeSenders(scope, desired.Senders); return nil },
+		func() error { s.SourceCheck = k.observeSourceCheck(scope, desired.SourceCheck); return nil },
 		func() (err error) { s.Masq, err = k.observeMasq(v, scope.Masq, desired.Masq); return err },
 	}
 	for _, read := range parts {
@@ -113,6 +114,13 @@ func (k *Kernel) observe(ctx context.Context, v *view, scope Scope, desired Stat
 // The error joins the errors of the changes: siblings are all tried.
 func (k *Kernel) Sync(ctx context.Context, scope Scope, desired State) ([]Change, error) {
 	v := newView(k.c)
+	if desired.SourceCheck != nil {
+		others, err := v.otherAddrs()
+		if err != nil {
+			return nil, err
+		}
+		desired.SourceCheck = &SourceCheck{others: others}
+	}
 	observed, err := k.observe(ctx, v, scope, desired)
 	if err != nil {
 		return nil, err

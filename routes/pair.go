@@ -63,7 +63,7 @@ func (k *Kernel) Fill(ctx context.Context, index int, desired State) error {
 		}
 	}
 	v := newView(k.c)
-	v.put(device{desired.Links[0], index})
+	v.put(device{Link: desired.Links[0], index: index})
 	return k.furnish(ctx, v, desired)
 }
 

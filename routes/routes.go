@@ -1,6 +1,7 @@
 // Package routes makes a network namespace look like a [State]: links, addresses, routes,
-// neighbours, forwarding entries, sysctls, and the nftables tables edgeway and edgeway-vxlan. It owns
-// rtnetlink, nftables and connection tracking: no other package of this module speaks to them.
+// neighbours, forwarding entries, sysctls, and the nftables tables edgeway, edgeway-vxlan and
+// edgeway-source. It owns rtnetlink, nftables and connection tracking: no other package of this module
+// speaks to them.
 //
 // There is one verb, [Kernel.Sync]. It asks the kernel what exists, computes [Diff], and applies the
 // difference. When everything is right it writes nothing. Sync remembers nothing: a route is ours by
@@ -151,15 +152,16 @@ type Masq struct {
 
 // State is what a namespace should look like, as far as it is ours.
 type State struct {
-	Links   []Link
-	Addrs   []Addr
-	Routes  []Route
-	Neighs  []Neigh
-	FDB     []FDB
-	Sysctls []Sysctl
-	NAT     *NAT // nil: no node-level source NAT
-	Masq    []Masq
-	Senders *Senders // nil: any machine may send to the VXLAN port
+	Links       []Link
+	Addrs       []Addr
+	Routes      []Route
+	Neighs      []Neigh
+	FDB         []FDB
+	Sysctls     []Sysctl
+	NAT         *NAT // nil: no node-level source NAT
+	Masq        []Masq
+	Senders     *Senders     // nil: any machine may send to the VXLAN port
+	SourceCheck *SourceCheck // nil: a pod may send from any address
 }
 
 // Scope says what is ours, and so what Sync may delete when the State does not name it.
@@ -174,6 +176,8 @@ type Scope struct {
 	NAT bool
 	// Senders: the nftables table "edgeway-vxlan" is ours.
 	Senders bool
+	// SourceCheck: the nftables table "edgeway-source" is ours.
+	SourceCheck bool
 	// Masq: the masquerade of addresses in these prefixes is ours.
 	Masq []netip.Prefix
 }
@@ -201,7 +205,7 @@ const (
 // Change is one difference between the observed and the desired state, and the result of applying it.
 type Change struct {
 	Op     Op
-	Object any // Link, Addr, Route, Neigh, FDB, Sysctl, NAT, Masq or Senders
+	Object any // Link, Addr, Route, Neigh, FDB, Sysctl, NAT, Masq, Senders or SourceCheck
 	Was    any // of a Replace: the object that is there now
 	Err    error
 	Took   time.Duration

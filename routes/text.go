@@ -175,6 +175,14 @@ func (s Senders) String() string {
 	return text
 }
 
+func (s SourceCheck) String() string {
+	text := "table inet " + sourceTable + ": pods send from their own addresses alone"
+	if s.Damaged {
+		text += ", damaged"
+	}
+	return text
+}
+
 func (m Masq) String() string {
 	s := "masquerade of " + m.Addr.String()
 	if len(m.Networks) > 0 {
@@ -234,6 +242,9 @@ func (s State) String() string {
 	}
 	if s.Senders != nil {
 		fmt.Fprintln(&b, s.Senders.String())
+	}
+	if s.SourceCheck != nil {
+		fmt.Fprintln(&b, s.SourceCheck.String())
 	}
 	list("", len(s.Masq), func(i int) string { return s.Masq[i].String() })
 	return b.String()

@@ -14,7 +14,8 @@ import (
 // device is a link with its index of this moment.
 type device struct {
 	Link
-	index int
+	index  int
+	peerNS int // of a veth whose peer is in another network namespace: that namespace's number, from 1 on
 }
 
 // view is what one call has learned of links: indexes are looked up in it and forgotten with it.
@@ -163,6 +164,8 @@ func parseLink(b []byte) (device, bool) {
 			d.Alias = attrName(v)
 		case unix.IFLA_LINKINFO:
 			d.Kind, d.VXLAN = parseKind(v)
+		case unix.IFLA_LINK_NETNSID:
+			d.peerNS = int(int32(attrUint32(v))) + 1
 		}
 	}
 	return d, d.Name != ""

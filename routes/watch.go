@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +22,7 @@ type Watched struct {
 	// changes, a next hop object is deleted, or an nftables table of ours changes. Of neighbours the
 	// daemon's own links (edgeway.*) count, whose entries are permanent: what ARP learns elsewhere comes
 	// and goes all the time. Events of pods' links do not count: each pod causes dozens, and pods' links
-	// are not part of the node's state.
+	// are not part of the node's state, except the routes of a pod with several links (see SourceCheck).
 	Node func()
 	// Pods is called when a pod's link may lack what its wiring needs: it went down, or lost an address,
 	// a route or its forwarding, or another route may have taken the pod's packets. A pod that starts or
@@ -154,7 +155,7 @@ func ourTable(b []byte) (worth bool) {
 			return
 		}
 		for typ, v := range attrs(body[4:]) { // behind struct nfgenmsg
-			worth = worth || (typ == 1 && (attrName(v) == tableName || attrName(v) == sendersTable))
+			worth = worth || (typ == 1 && slices.Contains([]string{tableName, sendersTable, sourceTable}, attrName(v)))
 		}
 	})
 	return worth
@@ -165,13 +166,14 @@ type watcher struct {
 	pods   map[int]bool // index to: it is a pod's
 	up     map[int]bool // index to: it is a pod's and up
 	harmed map[int]bool // pods' links that may have lost something; elsewhere stands for any
+	peerNS map[int]int  // index of a pod's link to the number of the pod's namespace
 }
 
 // elsewhere is no link's index.
 const elsewhere = -1
 
 func newWatcher() watcher {
-	return watcher{links: map[int]bool{}, pods: map[int]bool{}, up: map[int]bool{}, harmed: map[int]bool{}}
+	return watcher{links: map[int]bool{}, pods: map[int]bool{}, up: map[int]bool{}, harmed: map[int]bool{}, peerNS: map[int]int{}}
 }
 
 // watched reports that a link's neighbours are the daemon's. Those of a pod's link are not: the
@@ -186,6 +188,21 @@ func (w *watcher) note(d device) {
 		w.harmed[d.index] = true
 	}
 	w.up[d.index] = w.pods[d.index] && d.Up
+	if w.pods[d.index] {
+		w.peerNS[d.index] = d.peerNS
+	}
+}
+
+// oneOfSeveral reports whether the link's pod has other links. Then its routes matter to the node's
+// SourceCheck.
+func (w *watcher) oneOfSeveral(index int) bool {
+	ns := w.peerNS[index]
+	for other, its := range w.peerNS {
+		if ns != 0 && its == ns && other != index {
+			return true
+		}
+	}
+	return false
 }
 
 // harm notes that a pod's link may have lost something.
@@ -224,7 +241,7 @@ func (w *watcher) ofPod(h unix.NlMsghdr, body []byte) bool {
 				if h.Type == unix.RTM_DELROUTE && by == uint8(ProtoPod) {
 					w.harm(index)
 				}
-				return w.pods[index]
+				return w.pods[index] && !w.oneOfSeveral(index)
 			}
 		}
 	}
@@ -262,11 +279,12 @@ func (w *watcher) counts(b []byte) (worth bool) {
 			worth = worth || !ok || !w.pods[d.index]
 		case unix.RTM_DELLINK:
 			d, ok := parseLink(body)
-			worth = worth || !ok || !w.pods[d.index]
+			worth = worth || !ok || !w.pods[d.index] || w.oneOfSeveral(d.index)
 			if ok && body[0] == unix.AF_UNSPEC { // what was on the link went before it
 				delete(w.links, d.index)
 				delete(w.pods, d.index)
 				delete(w.up, d.index)
+				delete(w.peerNS, d.index)
 				delete(w.harmed, d.index)
 			}
 		case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:

@@ -104,6 +104,8 @@ type CNI struct {
 	BinDir  string
 	Chain   []string // plugins after ours; nil: portmap where it is installed
 	MTU     int      // bytes, of the pods' links; 0: what the underlay carries
+	// SourceCheck drops what a pod sends from an address that is not its own.
+	SourceCheck bool
 }
 
 // Defaults returns the configuration of an empty file, without the node's name.
@@ -112,7 +114,7 @@ func Defaults() Config {
 		Mode:     Underlay,
 		VXLAN:    VXLAN{VNI: 1, Port: 8472},
 		BGP:      BGP{Port: bgp.DefaultPort, RestartTime: 600 * time.Second, HoldTime: 90 * time.Second, WithdrawAfter: 15 * time.Second, LearnMost: 100},
-		CNI:      CNI{ConfDir: "/etc/cni/net.d", BinDir: "/opt/cni/bin"},
+		CNI:      CNI{ConfDir: "/etc/cni/net.d", BinDir: "/opt/cni/bin", SourceCheck: true},
 		StateDir: "/var/lib/edgeway",
 		Socket:   api.DefaultSocket,
 		Metrics:  "127.0.0.1:9475",
@@ -218,6 +220,7 @@ func (c *Config) read(s section) {
 		s.text("binDir", &c.CNI.BinDir)
 		s.texts("chain", &c.CNI.Chain)
 		number(s, "mtu", &c.CNI.MTU, 1280, 65535, "an MTU from 1280 to 65535 bytes") // RFC 8200, section 5: no IPv6 link is smaller
+		s.flag("sourceCheck", &c.CNI.SourceCheck)
 	})
 	s.text("stateDir", &c.StateDir)
 	s.text("socket", &c.Socket)

@@ -43,7 +43,8 @@ type World struct {
 	Learned []bgp.LearnedPath
 }
 
-// Plan says what this node does. The zero Plan belongs to a node that the cluster does not know.
+// Plan says what this node does. The Plan of a node that the cluster does not know has the
+// source check alone.
 type Plan struct {
 	Routes  routes.State // what the kernel should have, in Scope
 	Learned routes.State // the routes that the switches announce, of routes.ProtoLearned
@@ -79,7 +80,7 @@ const VXLANLink = "edgeway.1"
 
 // Scope returns the part of the host's network namespace that Plan.Routes describes.
 func Scope() routes.Scope {
-	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{VXLANLink}, NAT: true, Senders: true}
+	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{VXLANLink}, NAT: true, Senders: true, SourceCheck: true}
 }
 
 // String prints the plan in an operator's words: the lines of ip route, and a table for each session.
@@ -97,6 +98,9 @@ func (p Plan) String() string {
 // Decide is the whole policy.
 func Decide(w World) Plan {
 	d := &draft{World: w}
+	if w.Config.CNI.SourceCheck { // also for the pods of a node that the cluster does not know
+		d.plan.Routes.SourceCheck = &routes.SourceCheck{}
+	}
 	if !d.findSelf() {
 		return d.plan
 	}

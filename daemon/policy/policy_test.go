@@ -216,3 +216,15 @@ func TestAddressAwayForAMomentKeepsItsSession(t *testing.T) {
 		}
 	}
 }
+
+// The check of source addresses waits for no cluster state: pods run on a node that was deleted from it.
+func TestSourceCheckOfAnUnknownNode(t *testing.T) {
+	w := World{Self: "node-1", Config: config.Defaults()}
+	if Decide(w).Routes.SourceCheck == nil {
+		t.Error("no check by default")
+	}
+	w.Config.CNI.SourceCheck = false
+	if Decide(w).Routes.SourceCheck != nil {
+		t.Error("a check although sourceCheck is false")
+	}
+}

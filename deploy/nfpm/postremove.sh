@@ -32,6 +32,7 @@ ip link del edgeway.1 2>/dev/null || true
 if command -v nft >/dev/null; then
 	nft delete table inet edgeway 2>/dev/null || true
 	nft delete table inet edgeway-vxlan 2>/dev/null || true
+	nft delete table inet edgeway-source 2>/dev/null || true
 elif [ -e /proc/net/netfilter ]; then
 	echo "edgeway: left the nftables table inet edgeway, if there is one: there is no nft to look with; a reboot removes it"
 fi
