@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strings"
@@ -273,4 +274,78 @@ func TestCheckedPodWithTwoInterfaces(t *testing.T) {
 		c.verb = "DEL"
 		h.must(t, c)
 	}
+}
+
+// The source check drops nothing of a pod whose packets other plugins shape, translate or send back to it.
+func TestCheckedPodInAChain(t *testing.T) {
+	kernelTest(t)
+	need(t, "nft", "tc")
+	h := newHost(t)
+	lan := neighbourOf(t, h)
+	h.sh(t, "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0")
+	c := newChain(t, h, h.conf("1.1.0", `"ipMasq":true`), `{"type":"tuning","mac":"02:00:00:00:00:d1"}`,
+		`{"type":"portmap","backend":"nftables","snat":true,"capabilities":{"portMappings":true}}`,
+		`{"type":"bandwidth","ingressRate":100000000,"ingressBurst":100000000,"egressRate":100000000,"egressBurst":100000000}`)
+	c.rt.CapabilityArgs = map[string]any{"portMappings": []map[string]any{{"hostPort": 18080, "containerPort": 8080, "protocol": "tcp"}}}
+	h.checkSources(t, &routes.SourceCheck{})
+	c.add(t)
+	for _, at := range []string{"10.99.0.1:8080", "[fd00:99::1]:8080"} {
+		c.pod.run(t, func() error { return tellClients(t, at) })
+	}
+	// seen is the client's address as the pod's server sees it.
+	seen := func(from *space, to string) (saw string) {
+		t.Helper()
+		from.run(t, func() error {
+			conn, err := net.DialTimeout("tcp", to, 5*time.Second)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			b, err := io.ReadAll(conn)
+			saw = string(b)
+			return err
+		})
+		return saw
+	}
+	for _, tt := range []struct {
+		name     string
+		from     *space
+		to, want string
+	}{
+		{"host port, from the LAN", lan, "192.0.2.1:18080", "198.51.100.2"},
+		{"host port, IPv6, from the LAN", lan, "[2001:db8::1]:18080", "2001:db8:1::2"},
+		{"own host port", c.pod, "192.0.2.1:18080", "192.0.2.1"}, // portmap masquerades it
+		{"from the LAN", lan, "10.99.0.1:8080", "198.51.100.2"},
+		{"from the node", h.space, "10.99.0.1:8080", "169.254.1.1"}, // portmap sets route_localnet (net/ipv4/devinet.c: inet_select_addr)
+		{"from the node, IPv6", h.space, "[fd00:99::1]:8080", "2001:db8::1"},
+	} {
+		if got := seen(tt.from, tt.to); got != tt.want {
+			t.Errorf("%s: the pod saw %q, want %q", tt.name, got, tt.want)
+		}
+	}
+	lan.sh(t, "ip route del default; ip -6 route del default") // an answer proves the masquerade
+	lan.sh(t, "ip route add 192.0.2.0/24 via 198.51.100.1; ip -6 route add 2001:db8::/64 via 2001:db8:1::1")
+	c.pod.sh(t, "ping -c1 -W5 198.51.100.2; ping -c1 -W5 2001:db8:1::2")
+	c.must(t, "CHECK")
+	c.must(t, "DEL")
+}
+
+// tellClients listens on a TCP address, and tells each client its address.
+func tellClients(t *testing.T, at string) error {
+	server, err := net.Listen("tcp", at)
+	if err != nil {
+		return err
+	}
+	t.Cleanup(func() { server.Close() })
+	go func() {
+		for {
+			conn, err := server.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprint(conn, conn.RemoteAddr().(*net.TCPAddr).IP)
+			conn.Close()
+		}
+	}()
+	return nil
 }
