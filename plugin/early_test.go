@@ -47,3 +47,23 @@ func TestDaemonKilledBeforeAcknowledgement(t *testing.T) {
 		h.whole(t)
 	}
 }
+
+// What the daemon allocates for one pod's ADD and DEL does not grow unnoticed.
+func TestAllocations(t *testing.T) {
+	kernelTest(t)
+	h, pod := newHost(t), newSpace(t)
+	n := h.node(t)
+	c := call{id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+	got := testing.AllocsPerRun(50, func() {
+		for _, c.verb = range []string{"ADD", "DEL"} {
+			if reply := c.do(t, n); reply.Failed {
+				t.Fatalf("%s: %s", c.verb, reply.Output)
+			}
+		}
+	})
+	const most = 1500 // what was measured, and a little more
+	t.Logf("%.0f allocations", got)
+	if got > most {
+		t.Errorf("%.0f allocations for an ADD and a DEL, at most %v", got, most)
+	}
+}

@@ -61,11 +61,11 @@ func (t *table) bars(b *strings.Builder, y, p50, ratio int) int {
 		colour := colours[i%len(colours)]
 		label := fmt.Sprintf("%s  %s ms, %s of ptp", row[1], short(row[p50]), short(times))
 		fmt.Fprintf(b, "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" fill=\"%s\"/>\n", labelWidth, y, max(1, width), barHeight, colour)
-		x, anchor, fill := labelWidth+width+6, "start", "black"
-		if width > barWidth*2/3 {
-			x, anchor, fill = labelWidth+width-6, "end", "white"
+		x, anchor := labelWidth+width+6, "start"
+		if width > barWidth*2/3 { // inside the bar, which is a peer's and light
+			x, anchor = labelWidth+width-6, "end"
 		}
-		fmt.Fprintf(b, "<text x=\"%d\" y=\"%d\" text-anchor=\"%s\" fill=\"%s\">%s</text>\n", x, y+barHeight-4, anchor, fill, html.EscapeString(label))
+		fmt.Fprintf(b, "<text x=\"%d\" y=\"%d\" text-anchor=\"%s\">%s</text>\n", x, y+barHeight-4, anchor, html.EscapeString(label))
 		y += barHeight + barGap
 	}
 	return y

@@ -147,7 +147,8 @@ func (b *bench) podCounts(ctx context.Context) error {
 }
 
 func (b *bench) countFamily(ctx context.Context, f family, t *table) error {
-	const pods = 6 // the first is not counted: it makes what all share, such as the bridge
+	// The first is not counted: it makes what all share, such as the bridge.
+	const pods = 1 + 2*countedPods
 	a, err := b.newArena(ctx, f, pods)
 	if a != nil {
 		defer a.close()
@@ -157,7 +158,7 @@ func (b *bench) countFamily(ctx context.Context, f family, t *table) error {
 	}
 	for _, c := range a.contenders {
 		results := make([]json.RawMessage, pods)
-		faults, err := c.faults(ctx, 3*pods)
+		faults, err := c.faults(ctx, 20)
 		if err != nil {
 			return err
 		}
@@ -168,7 +169,7 @@ func (b *bench) countFamily(ctx context.Context, f family, t *table) error {
 			}
 			faults := faults[verb]
 			slices.Sort(faults)
-			each := func(n int) float64 { return float64(n) / (pods - 1) }
+			each := func(n int) float64 { return float64(n) / countedPods }
 			t.row(string(f), c.name, verb, each(plugin.execs), each(plugin.syscalls), faults[len(faults)/2], each(daemon.syscalls),
 				each(plugin.sends+daemon.sends), each(plugin.requests+daemon.requests), each(plugin.fsyncs+daemon.fsyncs))
 			if c.node != nil {
@@ -212,6 +213,10 @@ func (c *contender) faults(ctx context.Context, n int) (map[string][]int, error)
 	return out, nil
 }
 
+// countedPods is how many calls are traced of the plugin, and as many others of the daemon: a traced
+// daemon answers later, and the plugin that waits for it makes more calls.
+const countedPods = 5
+
 // counted makes one verb's calls, traces all but the first, and keeps the results of an ADD for the DEL.
 func (c *contender) counted(ctx context.Context, dir, verb string, results []json.RawMessage) (plugin, daemon counts, err error) {
 	name := fmt.Sprintf("%s-%s-%p", verb, filepath.Base(c.exe), c)
@@ -233,27 +238,30 @@ func (c *contender) counted(ctx context.Context, dir, verb string, results []jso
 	if err := one(0); err != nil {
 		return plugin, daemon, err
 	}
-	// The plugin's and the daemon's calls are counted in separate rounds of halves no longer than
-	// needed: a traced daemon answers later, but makes the same calls.
+	for i := 1; i <= countedPods; i++ {
+		log := filepath.Join(dir, fmt.Sprintf("%s-%d", name, i))
+		if err := one(i, append([]string{"strace"}, straceArgs(log)...)...); err != nil {
+			return plugin, daemon, err
+		}
+		got, err := countCalls(log)
+		if err != nil {
+			return plugin, daemon, err
+		}
+		plugin.add(got)
+		if err := os.Remove(log); err != nil {
+			return plugin, daemon, err
+		}
+	}
 	rest := func() error {
-		for i := range results[1:] {
-			log := filepath.Join(dir, fmt.Sprintf("%s-%d", name, i))
-			if err := one(i+1, append([]string{"strace"}, straceArgs(log)...)...); err != nil {
-				return err
-			}
-			got, err := countCalls(log)
-			if err != nil {
-				return err
-			}
-			plugin.add(got)
-			if err := os.Remove(log); err != nil {
+		for i := countedPods + 1; i < len(results); i++ {
+			if err := one(i); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
 	if c.node == nil {
-		return plugin, daemon, rest()
+		return plugin, daemon, rest() // so that there are as many to delete
 	}
 	daemon, err = traceProcess(ctx, filepath.Join(dir, name+"-daemon"), c.node.PID(), rest)
 	return plugin, daemon, err
