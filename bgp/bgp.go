@@ -8,7 +8,8 @@
 // message costs its own session at most.
 //
 // A switch keeps the paths while this process is away (RFC 4724): after a kill, a stop, a cut
-// connection, or a change of the session's settings. It drops them at once when a session is removed,
+// connection, or a change of the session's settings. New settings that fail are taken back: the session
+// returns to the settings that worked, and Status.Refused says why. It drops them at once when a session is removed,
 // because this package then sends a Cease. It also drops them when the hold time passes in silence,
 // unless it supports RFC 8538, and when a session is lost twice within the second or so that it takes
 // to send the paths again. The switch must help a restarting neighbour. BIRD and FRR do by default; FRR
@@ -108,12 +109,15 @@ type Change struct {
 
 // Status of one session, as `edgewayd status` shows it.
 type Status struct {
-	Peer        Peer          `json:"-"` // its password is never shown
-	State       string        // RFC 4271 section 8.2.2: Idle, Connect, Active, OpenSent, OpenConfirm, Established
-	Since       time.Time     // when it became Established, or ceased to be
-	Reason      string        // why it is not Established: an identifier, "" when it is
-	Detail      string        // one sentence with the next step
-	Advertised  []Path        // in this session, sorted
+	Peer       Peer      `json:"-"` // its password is never shown
+	State      string    // RFC 4271 section 8.2.2: Idle, Connect, Active, OpenSent, OpenConfirm, Established
+	Since      time.Time // when it became Established, or ceased to be
+	Reason     string    // why it is not Established: an identifier, "" when it is
+	Detail     string    // one sentence with the next step
+	Advertised []Path    // in this session, sorted
+	// Refused is why the settings of Peer failed while others worked: the session runs on the earlier
+	// ones. Its Detail says what differs. At is zero if that did not happen.
+	Refused     Reset
 	Flaps       int           // times the session left Established since this Speaker began
 	LastReset   Reset         // the most recent of those times
 	Restart     bool          // graceful restart was negotiated

@@ -41,14 +41,17 @@ type relay struct {
 	outer   *net.TCPConn
 	inner   net.Conn
 	done    chan struct{} // closed when the connection is over
+	// quiet: an OPEN that we refuse ends the connection without a NOTIFICATION, so that the switch
+	// keeps our paths. BIRD drops them at an OPEN error, and rejects us for its error wait time.
+	quiet bool
 
 	sending sync.Mutex // guards what follows: messages go out whole
 	out     *bufio.Writer
 	last    bool // the last message has gone out, or half of one
 }
 
-func newRelay(j *journal, outer *net.TCPConn, inner net.Conn) *relay {
-	return &relay{journal: j, outer: outer, inner: inner, done: make(chan struct{}), out: bufio.NewWriterSize(outer, 64<<10)}
+func newRelay(j *journal, outer *net.TCPConn, inner net.Conn, quiet bool) *relay {
+	return &relay{journal: j, outer: outer, inner: inner, quiet: quiet, done: make(chan struct{}), out: bufio.NewWriterSize(outer, 64<<10)}
 }
 
 // run carries messages until the connection is over.
@@ -117,8 +120,12 @@ func (r *relay) send(m message, flush bool) {
 		return
 	}
 	r.journal.sent(m)
-	_, err := r.out.Write(m)
 	last := m.kind() == bgp.BGP_MSG_NOTIFICATION
+	if last && r.quiet && notificationOf(m).code == 2 {
+		r.close()
+		return
+	}
+	_, err := r.out.Write(m)
 	if err == nil && (flush || last) {
 		err = r.out.Flush()
 	}

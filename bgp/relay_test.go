@@ -37,7 +37,7 @@ func relayed(t *testing.T) (r *relay, gobgp, sw *net.TCPConn) {
 	inner, gobgp := connected(t)
 	j := newJournal(goodPeer().normal(), time.Now(), func() {})
 	j.begun()
-	r = newRelay(j, outer, inner)
+	r = newRelay(j, outer, inner, false)
 	go r.run()
 	return r, gobgp, sw
 }

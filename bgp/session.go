@@ -6,13 +6,32 @@ import (
 	"time"
 )
 
+const (
+	// leastTrial and mostTrial bound how long new terms are tried: well below the restart time.
+	leastTrial = 20 * time.Second
+	mostTrial  = time.Minute
+)
+
 // session is what a Speaker knows of one session. Callers of its methods hold Speaker.mu.
+//
+// New terms of an Established session are tried without a Cease, so that the switch keeps the paths. If
+// the new terms fail, the session goes back to the terms that worked:
+//
+//	runs on its terms ──new terms──> trial ──Established──────────────────────> runs on the new terms
+//	                                       ──NOTIFICATION, or time is over────> runs on the old terms, refused
+//	refused ──other terms──> trial        refused ──old terms fail, too────────> trial
 type session struct {
 	key    Key
-	want   Session  // normal; proc was started on its terms
+	want   Session  // normal
+	terms  Peer     // proc was started on them: want.Peer, or good after a trial that failed
 	proc   *process // nil: none runs
 	last   answer   // the last one from proc
 	before Status   // of the time before proc; it counts while there is no proc
+
+	good    Peer      // terms that worked, during a trial and after one that failed
+	trial   time.Time // the end of a trial; zero: there is none
+	refused Peer      // of the last trial that failed
+	failure Reset     // why it failed
 
 	whole    bool // proc has done all of want
 	told     table
@@ -21,17 +40,62 @@ type session struct {
 
 	backoff time.Duration // the pause after the last crash
 	retryAt time.Time
+	wake    *time.Timer // calls Options.Changed
 }
 
 // newSession returns a session that was just asked for. past is the status that an earlier session of
 // the same Key ended with.
-func newSession(want Session, past Status) *session {
+func newSession(want Session, past Status, changed func()) *session {
 	p := want.Peer
-	return &session{key: p.Key(), want: want, told: table{}, before: Status{
-		State: "Idle", Since: time.Now(), Flaps: past.Flaps, LastReset: past.LastReset,
+	s := &session{key: p.Key(), want: want, terms: p, told: table{}, wake: time.AfterFunc(time.Hour, changed), before: Status{
+		State: stateIdle, Since: time.Now(), Flaps: past.Flaps, LastReset: past.LastReset,
 		Reason: reasonConnecting, Detail: fmt.Sprintf("connecting to %s port %d", p.Address, p.Port),
 	}}
+	s.wake.Stop()
+	return s
 }
+
+// decide decides the terms of the process. It returns why another process is necessary; "" if it is not.
+func (s *session) decide(now time.Time) (why string) {
+	st := s.status()
+	wanted, up := s.terms == s.want.Peer, st.State == stateEstablished
+	span := trialTime(s.want.Peer)
+	switch {
+	case wanted && up:
+		s.good, s.trial, s.refused, s.failure = Peer{}, noTime, Peer{}, Reset{}
+		return ""
+	case wanted && s.trial.IsZero():
+		return ""
+	case wanted && now.Before(s.trial) && !s.last.Sure:
+		s.wake.Reset(s.trial.Sub(now))
+		return ""
+	case wanted: // the trial failed
+		s.refused, s.failure, s.trial = s.want.Peer, Reset{now, st.Reason, s.good.differs(s.terms) + ": " + st.Detail}, noTime
+		s.terms = s.good
+		return "the new settings failed (" + st.Reason + "), back to the earlier ones"
+	case s.refused == s.want.Peer && (up || now.Sub(st.Since) < span || now.Sub(s.failure.At) < span):
+		s.wake.Reset(span) // if the old terms fail too, the new ones are next
+		return ""
+	}
+	if why = s.terms.differs(s.want.Peer); why == "" {
+		s.terms = s.want.Peer // the name
+		return ""
+	}
+	if up {
+		s.good = s.terms
+	}
+	s.terms, s.trial = s.want.Peer, noTime
+	if s.good != (Peer{}) && s.good != s.terms {
+		s.trial = now.Add(span)
+		s.wake.Reset(span)
+	}
+	return why
+}
+
+var noTime time.Time // read only
+
+// trialTime is how long new terms are tried.
+func trialTime(p Peer) time.Duration { return max(leastTrial, min(mostTrial, p.RestartTime/4)) }
 
 // status combines the process's own status with what happened before the process began.
 func (s *session) status() Status {
@@ -46,7 +110,10 @@ func (s *session) status() Status {
 		}
 		st = now
 	}
-	st.Peer = s.want.Peer
+	st.Peer, st.Refused = s.want.Peer, Reset{}
+	if s.refused == s.want.Peer {
+		st.Refused = s.failure
+	}
 	return st
 }
 
@@ -93,6 +160,9 @@ func (s *session) did(proc *process) []Change {
 	s.reported, s.whole = proc, true
 	return out
 }
+
+// hurry forgets the pause after a crash.
+func (s *session) hurry() { s.backoff, s.retryAt = 0, noTime }
 
 func (s Session) equal(other Session) bool {
 	return s.Peer == other.Peer && slices.Equal(s.Paths, other.Paths) && slices.Equal(s.Learn, other.Learn)

@@ -80,8 +80,18 @@ func (s *Speaker) Sync(ctx context.Context, desired State) ([]Change, error) {
 	named, valid := byKey(desired)
 	var work []func() ([]Change, error)
 	for _, one := range s.all() {
-		if !named[one.key] {
+		if named[one.key] {
+			continue
+		}
+		next, ok := s.successor(one, valid)
+		switch {
+		case !ok:
 			work = append(work, func() ([]Change, error) { return s.end(ctx, one, desired) })
+		case next.Peer.Key().Address == one.key.Address:
+			s.rename(one, next.Peer.Key())
+		default:
+			next.Peer = one.want.Peer
+			work = append(work, func() ([]Change, error) { return s.sync(ctx, next) })
 		}
 	}
 	for _, want := range valid {
@@ -97,6 +107,40 @@ func (s *Speaker) Sync(ctx context.Context, desired State) ([]Change, error) {
 	s.synced = s.synced || ctx.Err() == nil
 	s.mu.Unlock()
 	return slices.Concat(results...), errors.Join(append(errs, desired.Validate())...)
+}
+
+// successor returns the session that takes the place of an Established one that is no longer desired:
+// its resource now names another switch, or another AS number of ours. Until the successor is Established
+// the old session stays.
+func (s *Speaker) successor(one *session, desired []Session) (next Session, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if one.status().State != stateEstablished {
+		return Session{}, false
+	}
+	for _, want := range desired {
+		running := s.sessions[want.Peer.Key()]
+		if want.Peer.Name != one.want.Peer.Name || running != nil && running.status().State == stateEstablished {
+			continue
+		}
+		if want.Peer.Key().Address == one.key.Address {
+			return want.normal(), running == nil
+		}
+		if ok {
+			return Session{}, false // which one is not clear
+		}
+		next, ok = want.normal(), true
+	}
+	return next, ok
+}
+
+// rename gives a session another Key: it is the same session with the switch, on other terms.
+func (s *Speaker) rename(one *session, key Key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.sessions, one.key)
+	one.key = key
+	s.sessions[key] = one
 }
 
 // byKey returns all keys that desired names, and the valid sessions, sorted by Key.
@@ -153,17 +197,17 @@ func (s *Speaker) expect(want Session) (one *session, old *process) {
 	defer s.mu.Unlock()
 	one, ok := s.sessions[want.Peer.Key()]
 	if !ok {
-		one = newSession(want, s.past[want.Peer.Key()])
+		one = newSession(want, s.past[want.Peer.Key()], s.changed)
 		s.sessions[one.key] = one
-	}
-	if one.proc != nil {
-		if why := one.want.Peer.differs(want.Peer); why != "" {
-			old = one.proc
-			one.ended(reasonReset, "restarted: "+why, why)
-		}
 	}
 	one.whole = one.whole && one.want.equal(want)
 	one.want = want
+	if why := one.decide(time.Now()); why != "" {
+		if old = one.proc; old != nil {
+			one.ended(reasonReset, "restarted: "+why, why)
+		}
+		one.hurry()
+	}
 	return one, old
 }
 
@@ -185,7 +229,9 @@ func (s *Speaker) serve(one *session) (*process, order, error) {
 		one.proc = proc
 		go s.follow(one, proc)
 	}
-	return one.proc, order{Session: one.want, Since: one.before.Since}, nil
+	o := order{Session: one.want, Since: one.before.Since, Trial: !one.trial.IsZero()}
+	o.Session.Peer = one.terms
+	return one.proc, o, nil
 }
 
 // follow records the answers of a process until the process ends.

@@ -283,6 +283,7 @@ func (p Peer) differs(q Peer) string {
 		}
 	}
 	diff("as", p.ASN, q.ASN)
+	diff("local as", p.LocalASN, q.LocalASN)
 	diff("source address", p.LocalAddress, q.LocalAddress)
 	diff("router ID", p.RouterID, q.RouterID)
 	if p.Password != q.Password {

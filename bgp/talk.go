@@ -23,6 +23,7 @@ type order struct {
 	Number  int
 	Session Session   // to make true; all orders have the same terms
 	Since   time.Time // in the first order: since when the session has not been Established
+	Trial   bool      // in the first order: refuse the switch's OPEN silently; see relay.quiet
 	End     string    // if not empty: end the session with a Cease of this text
 }
 
@@ -30,6 +31,7 @@ type order struct {
 type answer struct {
 	Number   int
 	Err      string
+	Sure     bool   // the Status's Reason is not a guess
 	Status   Status // without the Peer
 	Learned  []LearnedPath
 	Complete bool
@@ -76,6 +78,7 @@ type talk struct {
 	relay   atomic.Pointer[relay] // of this connection
 
 	peer    Peer
+	trial   bool
 	told    table // the server's RIB
 	trying  bool  // an attempt is under way
 	retryAt time.Time
@@ -135,7 +138,7 @@ func (t *talk) run(orders <-chan order) error {
 // say answers an order, or sends news.
 func (t *talk) say(number int, err error) error {
 	t.said = t.journal.view()
-	a := answer{Number: number, Status: t.status()}
+	a := answer{Number: number, Status: t.status(), Sure: t.said.causes.sure}
 	a.Learned, a.Complete = t.journal.learned()
 	if err != nil {
 		a.Err = err.Error()
@@ -146,7 +149,7 @@ func (t *talk) say(number int, err error) error {
 // begin starts the session: first all paths, then a connection, so that the first UPDATEs are complete
 // and the End-of-RIB after them flushes no path that is still desired.
 func (t *talk) begin(o order) error {
-	t.peer = o.Session.Peer
+	t.peer, t.trial = o.Session.Peer, o.Trial
 	t.journal = newJournal(t.peer, o.Since, t.poke)
 	t.server = newServer()
 	if err := t.server.start(t.peer); err != nil {
@@ -209,7 +212,7 @@ func (t *talk) attempt() error {
 	if err != nil {
 		return err
 	}
-	r := newRelay(t.journal, outer, inner)
+	r := newRelay(t.journal, outer, inner, t.trial)
 	t.journal.begun()
 	t.relay.Store(r)
 	r.run()

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -12,6 +13,16 @@ import (
 
 // connecting is the reason of a session that was just started, as package bgp has it.
 const connecting = "connecting"
+
+// settingsRefused is the reason of a session that runs on earlier settings, as the resource's failed.
+const (
+	settingsRefused = "settingsRefused"
+	refusedNext     = "correct the resource, or the switch"
+)
+
+func refusedGot(s bgp.Status) string {
+	return fmt.Sprintf("the settings failed (%s: %s), and the session runs on the earlier ones", s.Refused.Reason, s.Refused.Detail)
+}
 
 // reports returns a report for each switch that a resource gives this node, for the status of the resource.
 // A session that two resources share is reported under both. A session that is held down is reported with
@@ -37,6 +48,9 @@ func sessionReport(want policy.Session, sessions []bgp.Status) report.Session {
 	}
 	s := sessions[i]
 	out.State, out.Since, out.Reason, out.Message = s.State, s.Since, s.Reason, s.Detail
+	if r := s.Refused; !r.At.IsZero() {
+		out.Since, out.Reason, out.Message = r.At, settingsRefused, refusedGot(s)+"; "+refusedNext
+	}
 	if s.Restart {
 		out.RestartTime = s.RestartTime
 	}

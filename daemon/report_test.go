@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -75,5 +76,24 @@ func TestReports(t *testing.T) {
 	want[2].Since, want[3].Since = now, now
 	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Errorf("want (-) and got (+):\n%s", d)
+	}
+}
+
+// A session that runs on earlier settings is a problem, and not what the resource asks for.
+func TestRefusedSettings(t *testing.T) {
+	at := time.Unix(1e9, 0)
+	key := bgp.Key{Address: netip.MustParseAddr("10.0.0.1"), Port: 179, LocalASN: 65010}
+	st := bgp.Status{Peer: bgp.Peer{Name: "BGPPeer/peer", Address: key.Address, ASN: 64999, LocalASN: 65010}, State: "Established", Since: at.Add(-time.Hour),
+		Refused: bgp.Reset{At: at, Reason: "asnMismatch", Detail: "as 64999, was 65001: the switch has AS number 65001, not 64999"}}
+	problems := sessionProblems([]bgp.Status{st})
+	if len(problems) != 1 || problems[0].Reason != "settingsRefused" || !strings.Contains(problems[0].Got, "the switch has AS number 65001") {
+		t.Errorf("problems %+v", problems)
+	}
+	got := sessionReport(policy.Session{Resource: "BGPPeer/peer", Peer: cluster.Peer{Address: key.Address, ASN: 64999}, Key: key}, []bgp.Status{st})
+	if got.Established() || got.Reason != "settingsRefused" || !got.Since.Equal(at) {
+		t.Errorf("report %+v", got)
+	}
+	if s := sessionStatus([]bgp.Status{st}); s[0].Refused == nil || s[0].State != "Established" {
+		t.Errorf("status %+v", s[0])
 	}
 }

@@ -131,6 +131,9 @@ func sessionStatus(sessions []bgp.Status) []api.Session {
 		if r := st.LastReset; !r.At.IsZero() {
 			s.LastReset = &api.Reset{At: r.At, Reason: r.Reason, Detail: r.Detail}
 		}
+		if r := st.Refused; !r.At.IsZero() {
+			s.Refused = &api.Reset{At: r.At, Reason: r.Reason, Detail: r.Detail}
+		}
 		if st.Restart {
 			s.GracefulRestart = int(st.RestartTime / time.Second)
 			s.LongLived = int(st.LongLived / time.Second)
@@ -143,13 +146,18 @@ func sessionStatus(sessions []bgp.Status) []api.Session {
 	return out
 }
 
-// sessionProblems returns a problem for each session that is down, except those that were just started.
+// sessionProblems returns a problem for each session that is down, except those that were just started,
+// and for each session that runs on earlier settings.
 func sessionProblems(sessions []bgp.Status) []cluster.Problem {
 	var out []cluster.Problem
 	for _, s := range sessions {
 		if s.Reason != "" && s.Reason != connecting {
 			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: s.Reason, Want: "an established session with " + s.Peer.Address.String(),
 				Got: s.State, Next: s.Detail})
+		}
+		if !s.Refused.At.IsZero() {
+			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: settingsRefused, Want: "the settings of the resource in the session with " + s.Peer.Address.String(),
+				Got: refusedGot(s), Next: refusedNext})
 		}
 	}
 	return out

@@ -131,7 +131,10 @@ type Session struct {
 	Flaps    int       `json:"flaps"`
 	// LastReset is when and why the session last left Established; nil: it never left it since the
 	// daemon started.
-	LastReset  *Reset `json:"lastReset,omitempty"`
+	LastReset *Reset `json:"lastReset,omitempty"`
+	// Refused is when and why the settings of the resource failed, while the session runs on the earlier
+	// settings; nil: it runs on the settings of the resource.
+	Refused    *Reset `json:"refused,omitempty"`
 	Advertised []Path `json:"advertised"`
 	// GracefulRestart is the restart time in seconds that was negotiated; 0: none.
 	GracefulRestart int `json:"gracefulRestart"`

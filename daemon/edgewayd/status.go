@@ -180,6 +180,9 @@ func (p *page) sessions(s api.Status) {
 	}
 	p.table.Flush()
 	for _, b := range s.Sessions {
+		if r := b.Refused; r != nil {
+			fmt.Fprintf(p.out, "  %s: runs on earlier settings since %s: the settings of %s failed: %s: %s\n", b.Peer, age(s.Now.Sub(r.At)), b.Resource, r.Reason, r.Detail)
+		}
 		if r := b.LastReset; r != nil {
 			fmt.Fprintf(p.out, "  %s: resets since the daemon started: %d, last %s ago: %s: %s\n", b.Peer, b.Flaps, age(s.Now.Sub(r.At)), r.Reason, r.Detail)
 		}

@@ -39,8 +39,8 @@ type Session struct {
 	RestartTime time.Duration // graceful restart as negotiated, 0: not
 }
 
-// Established reports whether the session is up.
-func (s Session) Established() bool { return s.State == established }
+// Established reports whether the session is up on the settings of the resource.
+func (s Session) Established() bool { return s.State == established && s.Reason == "" }
 
 // Reporter writes this node's BGP sessions where `kubectl get`, `describe` and `wait` show them:
 // into the status of each BGPPeer and BGPClusterConfig that has them, and as events beside it.
