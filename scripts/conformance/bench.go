@@ -187,7 +187,7 @@ func (t *T) lacks(c check, version string) string {
 		why   string
 	}{
 		{needRanges, !t.net.hasRanges(), "the configuration has no ipam.ranges or ipam.subnet in host-local's syntax"},
-		{needState, t.state == "" || t.sharedHost != nil, "the configuration has no " + placeholder + " of each check, so it is not known where state lies"},
+		{needState, t.state == "" || t.sharedHost != nil, "needs a state directory for each check: " + placeholder + " in the configuration, and no daemon"},
 		{needFresh, t.sharedHost != nil, "needs a fresh host for each check: not with --daemon or --host-netns current"},
 		{needPrivate, t.o.current, "needs a mount namespace of its own: not with --host-netns current"},
 		{needMasq, t.net.plugins[0]["ipMasq"] != true, "the configuration has no ipMasq"},
