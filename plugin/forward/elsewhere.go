@@ -2,11 +2,11 @@
 
 package forward
 
-// Rest is nothing: on this architecture the program asks the daemon itself.
+// Rest is empty: on this architecture the program asks the daemon itself.
 type Rest struct {
 	Stdin         []byte
 	Begun, Silent bool
 }
 
-// Left returns nothing.
+// Left returns an empty Rest.
 func Left() Rest { return Rest{} }

@@ -1,20 +1,20 @@
 //go:build amd64 || arm64
 
-// Package forward passes a call of the plugin to the node's daemon before anything else of the
-// program has run. It owns that one exchange: it sends the runtime's variables, standard input and
-// the pod's network namespace, prints the answer, and ends the process. It never decodes JSON and
-// it knows of verbs only that VERSION needs no daemon and STATUS is quick. A call that is unusual in any way is left to the rest of the program, which
-// asks the daemon again, serves the call itself, or explains why nobody can:
+// Package forward passes a call of the plugin to the node's daemon before anything else of the program
+// has run. It owns that one exchange: it sends the runtime's variables, standard input and the pod's
+// network namespace, prints the answer, and ends the process. It never decodes JSON. Of the verbs it
+// knows only that VERSION needs no daemon and that STATUS is quick. An unusual call is left to the rest
+// of the program, which asks the daemon again, serves the call itself, or explains why nobody can:
 //
 //	left := forward.Left() // reached only when the call was not served
 //	plugin.Process{Begun: left.Begun, ...}.Run(ctx)
 //
-// The executable links all that it needs to serve a call without a daemon. To initialise those
-// packages costs more than half of a forwarded ADD. The Go specification ("Program execution")
-// sorts packages by import path, and initialises again and again the first one whose imports are
-// initialised. This package imports nothing but runtime and unsafe, so it is ready from the start, and
-// "github.com" sorts before "internal", "net", "os", "reflect", "sync", "syscall" and "time". So it
-// does its work while its variables are initialised. A test holds the order.
+// The executable links all that it needs to serve a call without a daemon. Initialising those packages
+// costs more than half of a forwarded ADD. The Go specification ("Program execution") sorts packages by
+// import path, and repeatedly initialises the first package whose imports are initialised. This package
+// imports nothing but runtime and unsafe, so it is ready from the start, and "github.com" sorts before
+// "internal", "net", "os", "reflect", "sync", "syscall" and "time". So it does its work while its
+// variables are initialised. A test checks the order.
 //
 // On the wire (numbers are big endian; daemon/api has the other end):
 //
@@ -24,7 +24,7 @@
 //	                                         <---- length, exit status (0 or 1), standard output
 //	  0x06, once that is printed ---------------------------> end of file instead: it is undone
 //
-// Any other first byte than an exit status is a refusal: the daemon did nothing.
+// An answer with another first byte than 0 or 1 is a refusal: the daemon did nothing.
 package forward
 
 import (
@@ -33,7 +33,7 @@ import (
 )
 
 const (
-	// mark is the first byte of a forwarded call. JSON begins with another byte.
+	// mark is the first byte of a forwarded call. JSON never begins with this byte.
 	mark = 0x01
 	// acknowledged is sent once the answer is printed (ASCII ACK).
 	acknowledged = 0x06
@@ -42,7 +42,8 @@ const (
 	// maxAnswer bounds the daemon's answer in bytes (daemon/api: MaxMessage).
 	maxAnswer = 8 << 20
 
-	// soon is how long the answer is waited for without preparing for a longer wait, in nanoseconds.
+	// soon is how long the plugin waits for the answer, in nanoseconds, before it prepares for a longer
+	// wait.
 	soon = 1_000_000
 
 	defaultSocket = "/run/edgeway/edgewayd.sock" // daemon/api: DefaultSocket
@@ -50,29 +51,29 @@ const (
 	socketKey = `"socket"`
 )
 
-// usual is how long each step may wait, in seconds, all its waits together.
+// usual is the limit of all waits of a step together, in seconds.
 var usual = patience{
 	stdin:  2,  // the rest of the program waits for a slower runtime
-	answer: 90, // a verb has a minute (plugin: verbTimeout), and to undo one that failed 20 seconds
-	print:  10, // the reader of a pipe that is full
+	answer: 90, // a verb has a minute (plugin: verbTimeout), and the undo of a failed verb 20 seconds
+	print:  10, // the pipe may be full
 }
 
-// statusAnswer is the limit of an answer to STATUS, in seconds: runtimes ask every few seconds.
+// statusAnswer is the limit of an answer to STATUS, in seconds: runtimes call STATUS every few seconds.
 const statusAnswer = 5
 
 type patience struct{ stdin, answer, print int64 }
 
-// Rest is what the rest of the program must know about a call that was not served.
+// Rest tells the rest of the program about a call that was not served.
 type Rest struct {
 	// Stdin is what was read from standard input.
 	Stdin []byte
-	// Begun: a daemon took the call and did not answer. What it did is not known.
+	// Begun: a daemon took the call and did not answer. The effect of the call is not known.
 	Begun bool
-	// Silent: it is still connected, and has not answered in time.
+	// Silent: that daemon is still connected, and has not answered in time.
 	Silent bool
 }
 
-// Left returns what is left of the process's call.
+// Left returns the Rest of this process's call.
 func Left() Rest { return left }
 
 // left is never written to afterwards.
@@ -85,9 +86,9 @@ var left = func() Rest {
 	return process.Rest
 }()
 
-// process is the call of this process. It lies in memory that the program has anyway, and so does
-// all that a step leaves for the next: with larger frames the goroutine would need a larger stack,
-// and that costs eleven page faults.
+// process is the call of this process. It lies in memory that the program has anyway, as does all that
+// one step leaves for the next. With larger frames the goroutine would need a larger stack, which costs
+// eleven page faults.
 var process call
 
 // call is one exchange.
@@ -96,20 +97,20 @@ type call struct {
 	in, out   int // standard input and output
 	limit     patience
 	request   []byte
-	socket    []byte // the daemon's, in the request or in this program
+	socket    []byte // path of the daemon's socket, in the request or in this program
 	namespace *byte  // the path of the pod's network namespace with a final NUL; nil: none
 	netns     int    // the open namespace, or -1
 	daemon    int    // the connection, or -1
 	answer    []byte
 	status    int
-	// processors is what the rest of the program has to be given back; 0: it has them.
+	// processors is the GOMAXPROCS to restore for the rest of the program; 0: it was not changed.
 	processors int
 	kernel
-	// buffer holds the whole of a usual call and of its answer. It costs the pages that are used.
+	// buffer holds the whole of a usual call and of its answer. Only the pages that are used cost memory.
 	buffer [64 << 10]byte
 }
 
-// serve reports whether the daemon served the call and its answer was printed, or could not be.
+// serve reports whether the daemon served the call and the answer was printed or could not be printed.
 // environ is the path of the process's environment, with a final NUL.
 func (c *call) serve(environ string) bool {
 	c.netns, c.daemon = -1, -1
@@ -124,9 +125,9 @@ func (c *call) close() {
 	closeFile(c.daemon)
 }
 
-// variables begins the request with the variables that belong to CNI. Without a verb a person
-// calls, and VERSION needs no daemon. The environment is read as the kernel has it (proc(5)): package
-// syscall makes a map of it.
+// variables starts the request with the CNI variables. A call without a verb comes from a person, and
+// VERSION needs no daemon. The environment is read as the kernel has it (proc(5)), since package syscall
+// makes a map of it.
 func (c *call) variables(environ string) bool {
 	fd, errno := open(unsafe.StringData(environ))
 	if errno != 0 {
@@ -145,7 +146,7 @@ func (c *call) variables(environ string) bool {
 		rest = rest[len(v):]
 		if hasPrefix(v, "CNI_") {
 			at := len(c.request)
-			c.request = append(c.request, v...) // to where v is, or before it
+			c.request = append(c.request, v...) // writes at v's place or before it
 			verb = c.notice(c.request[at:]) || verb
 		}
 	}
@@ -153,7 +154,8 @@ func (c *call) variables(environ string) bool {
 	return verb && (c.namespace == nil || *c.namespace == '/') // the program explains a relative path
 }
 
-// notice takes what is needed here of a variable, which ends in NUL. It reports a verb.
+// notice records what this package needs of one variable, which ends in NUL. It reports whether the
+// variable is a verb for the daemon.
 func (c *call) notice(variable []byte) (verb bool) {
 	const command, namespace = "CNI_COMMAND=", "CNI_NETNS="
 	if c.namespace == nil && hasPrefix(variable, namespace) && len(variable) > len(namespace)+1 {
@@ -165,8 +167,8 @@ func (c *call) notice(variable []byte) (verb bool) {
 	return hasPrefix(variable, command) && len(variable) > len(command)+1 && !hasPrefix(variable, command+"VERSION\x00")
 }
 
-// printable reports that standard output is not /dev/null: the Go runtime opens that in the place
-// of a descriptor that was closed (runtime/fds_unix.go), and the program tells them apart.
+// printable reports that standard output is not /dev/null. The Go runtime opens /dev/null in the place of
+// a closed descriptor (runtime/fds_unix.go), and the program tells the two apart.
 func (c *call) printable() bool {
 	major, minor, device, errno := c.device(c.out)
 	return errno == 0 && !(device && major == 1 && minor == 3) // linux/Documentation/admin-guide/devices.txt
@@ -193,9 +195,9 @@ func (c *call) readStdin() bool {
 	}
 }
 
-// findSocket finds the daemon's socket by the bytes of its key alone. What it finds may be another
-// key's: the daemon, which decodes the configuration, refuses a call that came by a socket which
-// the configuration does not name. Anything but one plain absolute path is left to the program.
+// findSocket finds the daemon's socket by the bytes of its key alone, so the value may belong to another
+// key. The daemon decodes the configuration, and refuses a call that came by a socket which the
+// configuration does not name. Anything but one plain absolute path is left to the program.
 func (c *call) findSocket() bool {
 	at := index(c.Stdin, socketKey)
 	if at < 0 {
@@ -222,7 +224,7 @@ func (c *call) findSocket() bool {
 	return false
 }
 
-// connect finishes the request and opens what it needs.
+// connect completes the request and opens the namespace and the connection.
 func (c *call) connect() bool {
 	if len(c.request)+1+len(c.socket) > len(c.buffer) {
 		return false
@@ -241,8 +243,8 @@ func (c *call) connect() bool {
 	return errno == 0
 }
 
-// send sends the whole request; the namespace goes with its first byte. The daemon never acts on
-// a part of a request.
+// send sends the whole request; the namespace goes with the first byte. The daemon never acts on part of
+// a request.
 func (c *call) send() bool {
 	c.patience.seconds = c.limit.answer
 	for message, netns := c.request, c.netns; len(message) > 0; {
@@ -262,8 +264,9 @@ func (c *call) send() bool {
 // receive reads the daemon's answer.
 func (c *call) receive() bool {
 	if c.patience.seconds, c.patience.nanoseconds = 0, soon; !c.wait(c.daemon, pollIn) {
-		// With one processor, and that in a system call, the runtime's monitor sleeps. With another
-		// it wakes up every 20 microseconds to look for something to do (runtime/proc.go: sysmon).
+		// With one processor, blocked in a system call, the runtime's monitor sleeps. With a second
+		// processor the monitor wakes up every 20 microseconds to look for work (runtime/proc.go:
+		// sysmon).
 		c.processors = runtime.GOMAXPROCS(1)
 	}
 	c.patience.seconds = c.limit.answer
@@ -304,8 +307,8 @@ func (c *call) receive() bool {
 	return true
 }
 
-// print writes the answer to standard output and says so. A daemon that is not told undoes what
-// it did.
+// print writes the answer to standard output and acknowledges it. Without that the daemon undoes what it
+// did.
 func (c *call) print() bool {
 	c.patience.seconds = c.limit.print
 	for len(c.answer) > 0 {
@@ -320,14 +323,13 @@ func (c *call) print() bool {
 			c.answer = c.answer[n:]
 		}
 	}
-	// Lost when the daemon is gone by now, and then nobody waits for it.
+	// Lost if the daemon is gone by now, and then nobody waits for it.
 	c.buffer[0] = acknowledged
 	_, _ = c.sendmsg(c.daemon, c.buffer[:1], -1)
 	return true
 }
 
-// hangUp ends the call without the word that the answer is printed, and waits until the daemon has
-// undone what it did.
+// hangUp ends the call without the acknowledgement, and waits until the daemon has undone what it did.
 func (c *call) hangUp() {
 	shutdown(c.daemon)
 	c.patience.seconds = c.limit.answer
@@ -338,13 +340,13 @@ func (c *call) hangUp() {
 	}
 }
 
-// Packages strings and bytes would be initialised first.
+// Importing strings or bytes would initialise those packages first.
 
 func hasPrefix(b []byte, prefix string) bool {
 	return len(b) >= len(prefix) && string(b[:len(prefix)]) == prefix
 }
 
-// index is where s begins in b, or -1.
+// index returns the offset of s in b, or -1.
 func index(b []byte, s string) int {
 	for i := 0; i+len(s) <= len(b); i++ {
 		if string(b[i:i+len(s)]) == s {
@@ -354,7 +356,7 @@ func index(b []byte, s string) int {
 	return -1
 }
 
-// skip drops the white space of JSON (RFC 8259, section 2).
+// skip drops leading JSON white space (RFC 8259, section 2).
 func skip(b []byte) []byte {
 	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t' || b[0] == '\n' || b[0] == '\r') {
 		b = b[1:]

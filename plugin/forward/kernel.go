@@ -4,14 +4,13 @@ package forward
 
 import "unsafe"
 
-// syscall6 is syscall.Syscall6, which package syscall offers to be linked to. To import the package
-// would bring what it imports, and all that sorts before it, in front of this one.
+// syscall6 is syscall.Syscall6, which package syscall lets other packages link to. Importing syscall
+// would initialise its imports, and everything that sorts before it, ahead of this package.
 //
 //go:linkname syscall6 syscall.Syscall6
 func syscall6(number, a1, a2, a3, a4, a5, a6 uintptr) (r1, r2, errno uintptr)
 
-// Values that both architectures share (linux/include/uapi). A test compares them with package
-// syscall's.
+// Values that both architectures share (linux/include/uapi). A test compares them with package syscall.
 const (
 	eintr, eagain       = 4, 11
 	oNonblock, oCloexec = 0x800, 0x80000
@@ -25,15 +24,15 @@ const (
 	atEmptyPath         = 0x1000
 	statxType           = 0x1
 	sIFMT, sIFCHR       = 0xf000, 0x2000
-	// maxPath is the longest path of a socket in bytes, with its final NUL (linux/un.h).
+	// maxPath is the longest path of a socket in bytes, with the final NUL (linux/un.h).
 	maxPath = 108
 )
 
-// kernel is the memory that system calls read and write. A page of the heap, or a larger stack,
-// costs a page fault or ten; this lies beside the buffer.
+// kernel is the memory that system calls read and write. It lies beside the buffer: a page of the heap
+// costs a page fault, and a larger stack costs ten.
 type kernel struct {
-	// patience is what is left of the present step's time: the kernel counts it down in each
-	// wait (ppoll(2), "C library/kernel differences").
+	// patience is the time that is left for the present step. The kernel counts it down in each wait
+	// (ppoll(2), "C library/kernel differences").
 	patience struct{ seconds, nanoseconds int64 } // struct timespec
 	poll     struct {                             // struct pollfd (asm-generic/poll.h)
 		fd              int32
@@ -66,13 +65,12 @@ type kernel struct {
 		_            [28]byte
 		mode         uint16
 		_            [98]byte
-		major, minor uint32 // of the device that the file is
+		major, minor uint32 // of the device itself (rdev)
 		_            [120]byte
 	}
 }
 
-// open opens a file for reading, without waiting for a FIFO's writer; path ends in NUL and is
-// absolute.
+// open opens a file for reading, and does not wait for a FIFO's writer. path is absolute and ends in NUL.
 func open(path *byte) (fd int, errno uintptr) {
 	n, _, errno := syscall6(sysOpenat, 0, uintptr(unsafe.Pointer(path)), oNonblock|oCloexec, 0, 0, 0)
 	return int(n), errno
@@ -92,14 +90,14 @@ func write(fd int, b []byte) (n int, errno uintptr) {
 
 func exit(status int) { _, _, _ = syscall6(sysExitGroup, uintptr(status), 0, 0, 0, 0, 0) }
 
-// device returns the numbers of the character device that a file is; ok is false for any other file.
+// device returns the numbers of the character device behind a descriptor; ok is false for any other file.
 func (k *kernel) device(fd int) (major, minor uint32, ok bool, errno uintptr) {
 	_, _, errno = syscall6(sysStatx, uintptr(fd), uintptr(unsafe.Pointer(unsafe.StringData("\x00"))), atEmptyPath, statxType, uintptr(unsafe.Pointer(&k.stat)), 0)
 	return k.stat.major, k.stat.minor, k.stat.mode&sIFMT == sIFCHR, errno
 }
 
-// wait waits until the descriptor is ready, or broken, which the next call on it tells; false is
-// the end of the patience.
+// wait waits until the descriptor is ready or broken; the next call on it tells which. It returns false
+// when the patience is used up.
 func (k *kernel) wait(fd int, events int16) bool {
 	k.poll.fd, k.poll.events = int32(fd), events
 	for {
@@ -110,7 +108,8 @@ func (k *kernel) wait(fd int, events int16) bool {
 	}
 }
 
-// dial connects to a socket, and returns the descriptor also where that fails. It does not wait: a daemon that accepts nobody is noticed at once.
+// dial connects to a socket, and returns the descriptor even if that fails. It does not wait, so a daemon
+// that accepts nobody is noticed at once.
 func (k *kernel) dial(path []byte) (fd int, errno uintptr) {
 	n, _, errno := syscall6(sysSocket, afUnix, sockStream|oNonblock|oCloexec, 0, 0, 0, 0)
 	if errno != 0 {
@@ -127,10 +126,10 @@ func (k *kernel) dial(path []byte) (fd int, errno uintptr) {
 	return int(n), errno
 }
 
-// shutdown ends what this side sends.
+// shutdown closes the sending side.
 func shutdown(fd int) { _, _, _ = syscall6(sysShutdown, uintptr(fd), shutWR, 0, 0, 0, 0) }
 
-// sendmsg sends bytes, and a descriptor unless it is negative.
+// sendmsg sends bytes, and also the descriptor unless it is negative.
 func (k *kernel) sendmsg(fd int, b []byte, descriptor int) (n int, errno uintptr) {
 	k.vector.base, k.vector.size = unsafe.SliceData(b), uint64(len(b))
 	m := &k.message
