@@ -1,6 +1,5 @@
-// Edgeway is the CNI plugin: container runtimes execute it with the CNI_ variables in the
-// environment and a network configuration on standard input (CNI SPEC 1.1.0). Operators use
-// edgewayd.
+// Edgeway is the CNI plugin. Container runtimes execute it with the CNI_ variables in the environment and
+// a network configuration on standard input (CNI SPEC 1.1.0). Operators use edgewayd.
 package main
 
 import (
@@ -23,7 +22,7 @@ var (
 )
 
 func main() {
-	// A runtime passes no arguments: this is a person.
+	// A runtime passes no arguments, so a person called this.
 	if len(os.Args) == 2 && os.Args[1] == "--version" {
 		fmt.Printf("edgeway version %s (commit %s)\n", version, commit)
 		return
@@ -32,21 +31,21 @@ func main() {
 }
 
 func run() int {
-	// A reader that went away is an error of the write, not the end of the process: what an ADD
-	// made is undone then.
+	// If the reader went away, the write must fail instead of ending the process: the failure makes an
+	// ADD undo itself.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	left := forward.Left() // of a call that forward has not passed to the daemon
+	left := forward.Left() // a call that forward has not passed to the daemon
 	return plugin.Process{
 		Getenv: os.Getenv, Stdin: io.MultiReader(bytes.NewReader(left.Stdin), os.Stdin), Stdout: stdout(), Stderr: os.Stderr,
 		Begun: left.Begun, Silent: left.Silent,
 	}.Run(ctx)
 }
 
-// stdout is standard output, or an error where it was closed: the Go runtime opens /dev/null for
-// reading and writing in its place (runtime/fds_unix.go), and a result written there reaches
-// nobody.
+// stdout returns standard output, or a writer that always fails if standard output was closed. In place
+// of a closed descriptor the Go runtime opens /dev/null for reading and writing (runtime/fds_unix.go),
+// and a result written there reaches nobody.
 func stdout() io.Writer {
 	var out, null syscall.Stat_t
 	flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, os.Stdout.Fd(), syscall.F_GETFL, 0)
