@@ -9,9 +9,9 @@ import (
 )
 
 // Check reads the whole file and reports every contradiction: in bbolt's pages, in the checksums, and
-// between leases, addresses, indexes and counts. It takes some fifteen microseconds of processor time per
-// lease. Commits wait while it looks at the pages, a few milliseconds beside 60,000 leases. A store that
-// fails it refuses to lease; the next Open rebuilds the file (see Options.Recover).
+// between leases, addresses, indexes and counts. It takes about fifteen microseconds of processor time
+// per lease. Commits wait while it checks the pages: a few milliseconds for 60,000 leases. A store that
+// fails the check refuses to lease, and the next Open rebuilds the file (see Options.Recover).
 func (s *Store) Check() error {
 	err := s.do(context.Background(), func(*txn) error { return inspect(s.db.f) })
 	if err == nil {
@@ -52,7 +52,7 @@ type checker struct {
 	t       *txn
 	entries map[netip.Addr]entry
 	errs    []error
-	more    int // than maxReported
+	more    int // contradictions beyond maxReported
 
 	leases, held, named, free, queued, pods, remembered uint64
 }
@@ -111,7 +111,7 @@ func (c *checker) checkLeases() error {
 	})
 }
 
-// checkIndex reads an index, whose records say nothing but their keys: head bytes, then an address.
+// checkIndex reads an index, whose records have no value. A key is head bytes and then an address.
 func (c *checker) checkIndex(tab table, head int, n *uint64, key func(e entry, addr []byte) []byte) error {
 	return tab.each(nil, func(k, v []byte) (bool, error) {
 		*n++

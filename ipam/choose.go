@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// ask is the answer of an Allocate that must first know whether these leases are dead. It has
-// written nothing; the caller judges them on its own time and tries again.
+// ask is the answer of an Allocate that must first know whether these leases are dead. Nothing is written
+// by then; the caller judges the leases outside the transaction and tries again.
 type ask struct{ leases []held }
 
 func (ask) Error() string { return "asks for verdicts" }
@@ -19,7 +19,7 @@ func (ask) Error() string { return "asks for verdicts" }
 // verdicts are Request.Dead's answers, by the lease's sequence number.
 type verdicts map[uint64]bool
 
-// choice collects what an Allocate will do; nothing is written until all sets have an address.
+// choice collects what an Allocate will do. Nothing is written until all sets have an address.
 type choice struct {
 	req    Request
 	layout layout
@@ -66,7 +66,6 @@ func (t *txn) allocate(req Request, pool layout, dead verdicts) (Lease, error) {
 	return l, t.take(c, l)
 }
 
-// take writes what was chosen.
 func (t *txn) take(c *choice, l Lease) error {
 	ended := make([]held, 0, len(c.ended))
 	for _, h := range c.ended {
@@ -81,7 +80,7 @@ func (t *txn) take(c *choice, l Lease) error {
 	return t.begin(l)
 }
 
-// isDead judges a lease; known is false when the caller has to be asked.
+// isDead judges a lease; known is false when the caller must be asked.
 func (t *txn) isDead(c *choice, h held) (dead, known bool) {
 	if h.Lease.BootID != t.bootID {
 		return true, true
@@ -93,7 +92,7 @@ func (t *txn) isDead(c *choice, h held) (dead, known bool) {
 	return dead, known
 }
 
-// requested sorts the addresses asked for by set.
+// requested sorts the requested addresses by set.
 func (c *choice) requested() (map[int]netip.Addr, error) {
 	out := map[int]netip.Addr{}
 	for _, a := range c.req.Addrs {
@@ -110,9 +109,9 @@ func (c *choice) requested() (map[int]netip.Addr, error) {
 	return out, nil
 }
 
-// choose picks an address of one set: the requested one, the one of the attachment's own dead
-// lease, the one that the pod had last, never used, longest free, longest dead. While the store knows
-// maxFree free addresses, longest free comes before never used.
+// choose picks an address of one set. In this order: the requested address, the address of the
+// attachment's own dead lease, the pod's last address, never used, longest free, longest dead. While the
+// store knows maxFree free addresses, longest free comes before never used.
 func (t *txn) choose(c *choice, set int, asked netip.Addr) (netip.Addr, error) {
 	if asked.IsValid() {
 		return asked, t.claim(c, asked)
@@ -139,8 +138,9 @@ func (t *txn) choose(c *choice, set int, asked netip.Addr) (netip.Addr, error) {
 	return netip.Addr{}, t.exhausted(c, set)
 }
 
-// claim checks that a requested address can be taken. A live holder keeps it, and so does one
-// of this boot whose pod is another: only the same pod's ADD proves that it is not in the making.
+// claim checks that a requested address can be taken. A live holder keeps its address. So does a holder
+// of this boot that serves another pod: only an ADD of the same pod proves that the holder is not being
+// made right now.
 func (t *txn) claim(c *choice, a netip.Addr) error {
 	e, ok, err := t.entry(a)
 	if err != nil || !ok || !e.held {
@@ -171,16 +171,16 @@ func (t *txn) claim(c *choice, a netip.Addr) error {
 	return nil
 }
 
-// maxAsked bounds how many holders of a pod's addresses one Allocate asks whether they live, and
-// maxSeen at how many of its addresses it looks, of those that are free and of those that are held:
-// many leases under one name must not cost each other.
+// maxAsked bounds how many holders of a pod's addresses one Allocate asks about. maxSeen bounds how many
+// free and how many held addresses of the pod it reads. Many leases under one name must not slow each
+// other down.
 const (
 	maxAsked = 16
 	maxSeen  = 64
 )
 
-// lastOf is the address of a set that the request's pod had last, of those that are free or
-// whose holder is dead.
+// lastOf is the address of a set that the request's pod leased last and that is free or has a dead
+// holder.
 func (t *txn) lastOf(c *choice, set int) (addr netip.Addr, ok bool, err error) {
 	memory := memoryKey(c.req.Network, c.req.Pod, c.req.Attachment.IfName)
 	if memory == "" {
@@ -214,8 +214,7 @@ func (t *txn) lastOf(c *choice, set int) (addr netip.Addr, ok bool, err error) {
 	return addr, ok, err
 }
 
-// eachMemory calls fn with the addresses that have this memory, the last lease first; at most
-// maxSeen.
+// eachMemory calls fn with at most maxSeen addresses that have this memory, the last lease first.
 func (t *txn) eachMemory(memory string, state byte, fn func(netip.Addr, entry) (more bool, err error)) error {
 	prefix := append(podPrefix(memory), state)
 	seen := 0
@@ -235,13 +234,13 @@ func (t *txn) eachMemory(memory string, state byte, fn func(netip.Addr, entry) (
 			return false, t.pods.damaged(k, "the address says otherwise")
 		}
 		if e.memory != memory {
-			return true, nil // of equal hash
+			return true, nil // another memory with the same hash
 		}
 		return fn(a, e)
 	})
 }
 
-// vacant reports whether the holder of a remembered address is dead: then its lease gives way.
+// vacant reports whether the holder of a remembered address is dead. A dead lease gives way.
 func (t *txn) vacant(c *choice, a netip.Addr, e entry) (bool, error) {
 	h, err := t.holder(a, e)
 	if err != nil {
@@ -258,8 +257,9 @@ func (t *txn) vacant(c *choice, a netip.Addr, e entry) (bool, error) {
 	return dead, nil
 }
 
-// hints say for ranges from where on an unknown address is looked for: all before are known. The committer
-// keeps them while the store is open, so that what lies before is walked once. Nil: nothing is kept.
+// hints say where in each range the search for an unknown address starts: all addresses before it are
+// known. The committer keeps the hints while the store is open, so the known part is walked once. Nil:
+// nothing is kept.
 type hints map[string]hint
 
 type hint struct {
@@ -267,7 +267,7 @@ type hint struct {
 	from netip.Addr
 }
 
-// maxHints bounds the ranges that have a hint: pools change.
+// maxHints bounds the ranges that have a hint, since pools change.
 const maxHints = 16
 
 func (h hints) set(a area, from netip.Addr) {
@@ -279,12 +279,12 @@ func (h hints) set(a area, from netip.Addr) {
 	}
 }
 
-// back notes that a is not known any more.
+// back notes that a is no longer known.
 func (h hints) back(a netip.Addr) {
 	maps.DeleteFunc(h, func(_ string, x hint) bool { return x.contains(a) && (a.Less(x.from) || !x.from.IsValid()) })
 }
 
-// neverUsed is the lowest address of a set that was never leased, as far as it is known.
+// neverUsed is the lowest address of a set that is not known to have been leased.
 func (t *txn) neverUsed(c *choice, set int) (netip.Addr, bool, error) {
 	for _, x := range c.layout[set] {
 		from := x.first
@@ -309,21 +309,21 @@ func (t *txn) neverUsed(c *choice, set int) (netip.Addr, bool, error) {
 			at = netip.Addr{}
 		}
 		if t.hints.set(x, at); ok {
-			_, _, err := t.entry(at) // proves that it is not known
+			_, _, err := t.entry(at) // proves that the address is not known
 			return at, true, err
 		}
 	}
 	return netip.Addr{}, false, nil
 }
 
-// longestFree is the address of a set that was released first.
+// longestFree is the free address of a set that was released first.
 func (t *txn) longestFree(c *choice, set int) (netip.Addr, bool, error) {
 	a, _, ok, err := t.firstFree(addrKey(c.layout[set][0].first)[0], func(a netip.Addr) bool { return c.layout.inSet(set, a) })
 	return a, ok, err
 }
 
-// longestDead is the address of the oldest lease of an earlier boot; its lease gives way. It walks the
-// set, which has no free address then.
+// longestDead is the address of the oldest lease of an earlier boot, and that lease gives way. It walks
+// the set, which has no free address by then.
 func (t *txn) longestDead(c *choice, set int) (addr netip.Addr, ok bool, err error) {
 	var oldest held
 	err = t.eachHeld(c.layout[set], func(a netip.Addr, h held) bool {

@@ -9,25 +9,25 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// maxBatch bounds how many calls one commit takes: enough that the two fdatasync(2) of a commit
-// weigh nothing per call. A commit for hundreds of calls leaves as many free pages behind, and every
-// later commit writes the list of them.
+// maxBatch bounds how many calls one commit takes: enough to make the two fdatasync(2) of a commit cheap
+// per call. A commit for hundreds of calls leaves as many free pages behind, and every later commit
+// writes the list of free pages.
 const maxBatch = 64
 
-// call is one caller's change. run decides first and writes last: an error of it before its
-// first write leaves nothing behind, so that it does not fail its neighbours.
+// call is one caller's change. run must decide before its first write. An error before that write leaves
+// nothing behind, so the other calls of the batch do not fail.
 type call struct {
 	run   func(*txn) error
 	err   error
-	taken atomic.Bool // by the committer, or back by the caller
+	taken atomic.Bool // by the committer, or taken back by the caller
 	done  chan struct{}
 }
 
-// errAbandoned: the caller stopped waiting. The variables that run sets must not be read then.
+// errAbandoned: the caller stopped waiting. The caller must not read the variables that run sets.
 var errAbandoned = errors.New("gave up waiting")
 
-// do queues run and waits until it is committed. When ctx ends first and the commit has begun,
-// the outcome is not known.
+// do queues run and waits until it is committed. If ctx ends after the commit started, the outcome is not
+// known.
 func (s *Store) do(ctx context.Context, run func(*txn) error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", errAbandoned, context.Cause(ctx))
@@ -55,8 +55,8 @@ func (s *Store) do(ctx context.Context, run func(*txn) error) error {
 	return fmt.Errorf("%w during the commit: %w; it may have been written: look it up or release it", errAbandoned, context.Cause(ctx))
 }
 
-// commits is the committer: the one goroutine that writes. It takes what is queued at once, with
-// no timer (bbolt's Batch would add its 10 ms to each lone call).
+// commits is the committer: the one goroutine that writes. It takes all queued calls at once, without a
+// timer (bbolt's Batch adds 10 ms to each lone call).
 func (s *Store) commits() {
 	defer close(s.finished)
 	for {
@@ -88,7 +88,7 @@ func (s *Store) commit(batch []*call) {
 		}
 	}
 	if err := s.update(live); err != nil && len(live) > 1 {
-		// Not known whose fault it is: each one alone.
+		// The failing call is not known, so run each call alone.
 		for _, c := range live {
 			if err := s.update([]*call{c}); err != nil {
 				c.err = err
@@ -102,10 +102,10 @@ func (s *Store) commit(batch []*call) {
 	}
 }
 
-// errNoChange ends a transaction that wrote nothing without a commit.
+// errNoChange ends, without a commit, a transaction that wrote nothing.
 var errNoChange = errors.New("no change")
 
-// update runs calls in one transaction. The error is of the transaction, not of a call.
+// update runs calls in one transaction. It returns the error of the transaction, not of a call.
 func (s *Store) update(calls []*call) error {
 	if err := s.Damage(); err != nil {
 		return err
@@ -135,7 +135,7 @@ func (s *Store) update(calls []*call) error {
 	if errors.Is(err, errNoChange) {
 		err = nil
 	} else if err != nil {
-		clear(s.hints) // they know of what is not written
+		clear(s.hints) // they may describe changes that were not written
 	}
 	var p panicked
 	if errors.As(err, &p) {

@@ -13,21 +13,21 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// mapSize is how much address space is mapped ahead: a file that grows below it is not mapped
-// again, for which bbolt would wait until all readers are done.
+// mapSize is how many bytes of address space are mapped ahead. A file that stays below this size is never
+// mapped again, for which bbolt would wait until all readers are done.
 const mapSize = 64 << 20
 
-// allocSize is by how much the file grows at once, and with it each copy of the file.
+// allocSize is the step in bytes by which the file and each copy of it grow.
 const allocSize = 256 << 10
 
 // file is an open bbolt file.
 type file struct {
 	*bbolt.DB
-	f      *os.File // bbolt's own
+	f      *os.File // owned by bbolt
 	broken bool     // bbolt panicked: its locks may be held for ever
 }
 
-// openFile opens the bbolt file at path after an inspection. It must exist: an empty one is one
+// openFile opens the bbolt file at path after an inspection. The file must exist: an empty file is a file
 // that lost its content.
 func openFile(path string) (*file, error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -50,7 +50,7 @@ func newFile(path string) (*file, error) {
 	return mapFile(path, f)
 }
 
-// mapFile hands f to bbolt. The store's lock is held, so nobody else should have bbolt's: it is
+// mapFile hands f to bbolt. The caller holds the store's lock, so bbolt's own lock should be free: it is
 // tried once.
 func mapFile(path string, f *os.File) (*file, error) {
 	db := &file{f: f}
@@ -77,11 +77,11 @@ func mapFile(path string, f *os.File) (*file, error) {
 	return nil, err
 }
 
-// close unmaps and unlocks the file. A broken one stays mapped until the process ends: readers
-// may still look at it, and bbolt's Close would wait for a lock that nobody gives back.
+// close unmaps and unlocks the file. A broken file stays mapped until the process ends: readers may still
+// use it, and bbolt's Close would wait for a lock that is never released.
 func (f *file) close() error {
 	if f.broken {
-		// The mapping keeps the open file, and with it the lock, beyond the descriptor.
+		// The mapping keeps the file open, and with it the lock, after the descriptor is closed.
 		return errors.Join(syscall.Flock(int(f.f.Fd()), syscall.LOCK_UN), f.f.Close())
 	}
 	return guarded(f.DB.Close)
@@ -100,7 +100,7 @@ func (f *file) read(bootID string, fn func(*txn) error) error {
 	})
 }
 
-// change calls fn in a transaction of its own, before the committer runs.
+// change calls fn in its own transaction, before the committer runs.
 func (f *file) change(bootID string, fn func(*txn) error) error {
 	return guarded(func() error {
 		return f.Update(func(tx *bbolt.Tx) error {
@@ -116,8 +116,8 @@ func (f *file) change(bootID string, fn func(*txn) error) error {
 	})
 }
 
-// named makes the name of a new file durable before anything is leased from it, also when
-// whoever gave the name was killed before install was done.
+// named makes the name of a new file durable before anything is leased from the file. The process that
+// gave the name may have been killed before install was done.
 func (f *file) named(bootID string) error {
 	if err := syncPath(filepath.Dir(f.Path())); err != nil {
 		return err
@@ -125,7 +125,7 @@ func (f *file) named(bootID string) error {
 	return f.change(bootID, func(t *txn) error { return t.meta.delete([]byte(keyUnnamed)) })
 }
 
-// guarded turns a panic of bbolt or a page fault in its mapping into an error: it trusts what it
+// guarded turns a panic of bbolt, or a page fault in bbolt's mapping, into an error: bbolt trusts what it
 // reads.
 func guarded(fn func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
@@ -137,7 +137,6 @@ func guarded(fn func() error) (err error) {
 	return fn()
 }
 
-// panicked is an error that was a panic.
 type panicked struct{ error }
 
 func (p panicked) Unwrap() error { return p.error }
@@ -152,8 +151,9 @@ func syncDir(dir string) error {
 	return errors.Join(err, d.Close())
 }
 
-// syncPath makes a new file in dir durable, with the directories above it: whoever made them may
-// have been killed before it synced them. Those above that cannot be synced were not made by us.
+// syncPath makes a new file in dir durable, together with the directories above it: the process that made
+// the directories may have been killed before it synced them. A directory above that cannot be synced was
+// not made by us.
 func syncPath(dir string) error {
 	if err := syncDir(dir); err != nil {
 		return err

@@ -29,8 +29,8 @@ type Attachment struct {
 
 func (a Attachment) String() string { return a.ContainerID + "/" + a.IfName }
 
-// Pod names the pod that an attachment serves. An address remembers its last pod, so that a pod that
-// comes back under the same name gets the address it had. No address remembers the zero Pod.
+// Pod names the pod that an attachment serves. An address remembers its last pod, so a pod that comes
+// back under the same name gets its old address. No address remembers the zero Pod.
 type Pod struct {
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name,omitempty"`
@@ -44,10 +44,9 @@ func (p Pod) String() string {
 	return p.Namespace + "/" + p.Name
 }
 
-// Range is a run of addresses inside a subnet, as host-local's configuration writes it.
-// The zero First and Last mean the first and last host address of the subnet; an IPv4
-// subnet's network and broadcast address, an IPv6 subnet's router anycast address, and
-// Gateway are never leased.
+// Range is a run of addresses inside a subnet, written as in host-local's configuration. The zero First
+// and Last mean the first and last host address of the subnet. Never leased are an IPv4 subnet's network
+// and broadcast address, an IPv6 subnet's router anycast address, and Gateway.
 type Range struct {
 	Subnet  netip.Prefix `json:"subnet"`
 	First   netip.Addr   `json:"rangeStart,omitzero"`
@@ -55,13 +54,13 @@ type Range struct {
 	Gateway netip.Addr   `json:"gateway,omitzero"`
 }
 
-// RangeSet is a list of ranges of one family of which a lease takes exactly one address.
+// RangeSet is a list of ranges of one family. A lease takes exactly one address of the set.
 type RangeSet []Range
 
-// Pool is what addresses are taken from: one address of each set, or none at all.
+// Pool is where leases take addresses from: one address of each set, or none at all.
 type Pool struct {
 	Sets []RangeSet `json:"sets"`
-	// Reserved addresses are never leased, not even on request.
+	// Reserved addresses are never leased, even on request.
 	Reserved []netip.Prefix `json:"reserved,omitempty"`
 }
 
@@ -72,19 +71,19 @@ type Request struct {
 	Pod        Pod
 	// Pool to take from; nil means the pool that SetPool stored last.
 	Pool *Pool
-	// Addrs are the requested addresses; a set that contains none of them chooses freely.
+	// Addrs are the requested addresses. A set that contains none of them chooses freely.
 	Addrs []netip.Addr
-	// Netns is the network namespace's path, kept for people and for garbage collection.
+	// Netns is the namespace's path, kept for people and for garbage collection.
 	Netns string
-	// NetnsCookie identifies that namespace within this boot; 0 when it is not known. See Lease.
+	// NetnsCookie identifies the namespace within this boot; 0: not known. See Lease.
 	NetnsCookie uint64
-	// Dead reports whether the holder of a lease is gone (its link does not exist any more).
-	// A dead lease of the same pod is taken over with its address. Nil: every lease of this
-	// boot is alive. Leases of an earlier boot are always dead.
+	// Dead reports whether the holder of a lease is gone (its link no longer exists). An ADD of the same
+	// pod takes over a dead lease with its address. Nil: every lease of this boot is alive. Leases of an
+	// earlier boot are always dead.
 	Dead func(Lease) bool
 }
 
-// Lease is the durable record that an attachment holds addresses, one of each set of its pool.
+// Lease is the durable record that an attachment holds one address of each set of its pool.
 type Lease struct {
 	Attachment Attachment   `json:"attachment"`
 	Network    string       `json:"network,omitempty"`
@@ -93,11 +92,11 @@ type Lease struct {
 	Since      time.Time    `json:"since"`
 	BootID     string       `json:"bootID,omitempty"`
 	Netns      string       `json:"netns,omitempty"`
-	// NetnsCookie is the kernel's number of the namespace (SO_NETNS_COOKIE, Linux 5.14), which is
-	// never used twice within a boot: a path may name another namespace later. 0: not known.
+	// NetnsCookie is the kernel's number of the namespace (SO_NETNS_COOKIE, Linux 5.14); 0: not known.
+	// The number is never reused within a boot, while a path may later name another namespace.
 	NetnsCookie uint64 `json:"netnsCookie,omitempty"`
-	// RememberAs is the network under which the addresses remember the pod, where that is not
-	// Network: of an imported lease the one that serves the pod when it comes back.
+	// RememberAs is the network under which the addresses remember the pod, if it differs from Network.
+	// An imported lease names the network that serves the pod when the pod comes back.
 	RememberAs string `json:"rememberAs,omitempty"`
 }
 
@@ -107,25 +106,25 @@ type Usage struct {
 	Used       uint64 `json:"used"`       // held by a lease
 	Remembered uint64 `json:"remembered"` // free, but the address of a pod that may come back
 	Free       uint64 `json:"free"`       // Total - Used
-	Outside    uint64 `json:"outside"`    // leased addresses outside the pool: it changed since
+	Outside    uint64 `json:"outside"`    // leased addresses outside the pool, which has changed since
 }
 
 // Options of a store.
 type Options struct {
 	// BootID identifies this boot of the machine (/proc/sys/kernel/random/boot_id).
 	BootID string
-	// LockTimeout bounds the wait for the store's file lock; zero means two seconds.
-	// Open returns an error that wraps ErrLocked when it runs out.
+	// LockTimeout bounds the wait for the store's file lock; zero means two seconds. When it runs out,
+	// Open's error wraps ErrLocked.
 	LockTimeout time.Duration
 	// Recover returns the leases that the links of the node show. It is called only when a file is
 	// damaged or new, so that no address is leased twice. Nil: a damaged file is an error that wraps
 	// ErrDamaged.
 	Recover func() ([]Lease, error)
-	// FoundAs returns the attachment that Recover reports for a given one, when a link does not tell
-	// its attachment. Nil: the given one.
+	// FoundAs maps an attachment to the attachment that Recover reports in its place, when a link does
+	// not name its attachment. Nil: the same attachment.
 	FoundAs func(Attachment) Attachment
-	// Lives reports whether the holder of a lease of the last good copy lives, though Recover does
-	// not see it: another program made its link. Nil: no such holder lives.
+	// Lives reports whether a holder lives that the last good copy lists but Recover does not see, since
+	// another program made its link. Nil: no such holder lives.
 	Lives func(Lease) bool
 }
 
@@ -136,16 +135,17 @@ var (
 	ErrExhausted = errors.New("no address left")
 	// ErrInUse is returned by Allocate when a requested address is held by another attachment.
 	ErrInUse = errors.New("address is in use")
-	// ErrNotInPool is returned by Allocate when a requested address can never be leased:
-	// no range contains it, or it is reserved.
+	// ErrNotInPool is returned by Allocate when a requested address can never be leased: no range
+	// contains the address, or it is reserved.
 	ErrNotInPool = errors.New("address is not in the pool")
-	// ErrHeld is returned by Allocate, with the existing lease, when the attachment holds a
-	// lease already and is not dead.
+	// ErrHeld is returned by Allocate, with the existing lease, when the attachment already holds a lease
+	// and is not dead.
 	ErrHeld = errors.New("attachment holds a lease already")
-	// ErrNoPool is returned by Allocate when the request names no pool and none was ever set.
+	// ErrNoPool is returned by Allocate when the request names no pool and no pool was ever set.
 	ErrNoPool = errors.New("no pool")
-	// ErrDamaged is wrapped by errors about a file whose content contradicts itself. Nothing is
-	// leased from it, since the held addresses cannot be known. The next Open rebuilds it, see Options.Recover.
+	// ErrDamaged is wrapped by errors about a file whose content contradicts itself. Nothing is leased
+	// from such a file, since the held addresses are not known. The next Open rebuilds it, see
+	// Options.Recover.
 	ErrDamaged = errors.New("store is damaged")
 	// ErrClosed is returned by calls after Close.
 	ErrClosed = errors.New("store is closed")

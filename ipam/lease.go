@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// maxKey bounds the names of a request, in bytes: several times what the CNI specification,
+// maxKey bounds the names of a request, in bytes. It is several times what the CNI specification,
 // Kubernetes and path lengths need, and far below bbolt's limit for a key.
 const maxKey = 4096
 
@@ -65,7 +65,7 @@ func (t *txn) putLease(h held) error {
 	return t.leases.put(h.Lease.Attachment.key(), data)
 }
 
-// end removes a lease; its addresses become free and remember its pod.
+// end removes a lease. The addresses become free and remember the lease's pod.
 func (t *txn) end(h held) error {
 	key := h.Lease.Attachment.key()
 	for _, a := range h.Lease.Addrs {

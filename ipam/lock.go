@@ -14,12 +14,12 @@ import (
 // minutes, a kubelet retries after seconds.
 const defaultLockTimeout = 2 * time.Second
 
-// lockFile takes an exclusive flock(2) on the file at path, which is never removed: removing a
-// lock file lets two processes hold two files of one name. It is the one queue for the store: bbolt's own
-// lock, which is polled, is free for whoever has this one.
+// lockFile takes an exclusive flock(2) on the file at path. The file is never removed: otherwise two
+// processes could hold two files of one name. This lock is the only queue for the store: bbolt's own
+// lock, which is polled, is then always free.
 //
-// The kernel keeps the line: a waiter waits for the one before it, and the end of a lock wakes the first
-// (fs/locks.c).
+// The kernel keeps the queue: each waiter waits for the one before it, and an unlock wakes the first
+// waiter (fs/locks.c).
 func lockFile(ctx context.Context, path string, timeout time.Duration) (*os.File, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("waited %v", timeout))
 	defer cancel()
@@ -32,13 +32,13 @@ func lockFile(ctx context.Context, path string, timeout time.Duration) (*os.File
 	})
 }
 
-// Claim keeps other processes off an attachment of the store at path, without holding the store: an ADD
+// Claim keeps other processes off an attachment of the store at path, without holding the store. An ADD
 // wires a pod after its lease is on disk, and a DEL of the same attachment must not release the lease
-// before the ADD is done. It waits until ctx ends; the error wraps ErrLocked then. The claims of one
+// before the ADD is done. Claim waits until ctx ends; the error wraps ErrLocked then. The claims of one
 // process exclude each other too. The directory of the store must exist.
 //
-// The claim is a lock of one byte of the store's lock file (fcntl(2), F_OFD_SETLKW), which ends with the
-// process. Of two attachments with the same 62 bits of a hash one waits for the other.
+// The claim is a lock on one byte of the store's lock file (fcntl(2), F_OFD_SETLKW), and ends with the
+// process. Two attachments with the same 62 bits of hash wait for each other.
 func Claim(ctx context.Context, path string, a Attachment) (release func() error, err error) {
 	at := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(binary.BigEndian.Uint64(a.key()) >> 2), Len: 1}
 	f, err := lockIn(ctx, path+suffixLock, func(f *os.File, wait bool) error {
@@ -54,8 +54,8 @@ func Claim(ctx context.Context, path string, a Attachment) (release func() error
 	return f.Close, nil
 }
 
-// lockIn opens the file at path and takes a lock in it, which lasts until the file is closed. A wait cannot
-// be interrupted: when ctx ends it, the lock is let go once it comes.
+// lockIn opens the file at path and locks it until the file is closed. The wait cannot be interrupted: if
+// ctx ends first, the lock is released as soon as it is granted.
 func lockIn(ctx context.Context, path string, lock func(f *os.File, wait bool) error) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

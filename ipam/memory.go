@@ -48,8 +48,8 @@ func (s *Store) Remembered() ([]Memory, error) {
 	return out, nil
 }
 
-// Forget drops the memory of a free address: the next pod that finds no address that was never used
-// gets it. A held address is ErrInUse; an unknown address is not an error.
+// Forget drops the memory of a free address. The next pod that finds no never used address gets it. A
+// held address is ErrInUse; an unknown address is not an error.
 func (s *Store) Forget(ctx context.Context, a netip.Addr) error {
 	a = a.Unmap()
 	return s.do(ctx, func(t *txn) error {
@@ -68,10 +68,10 @@ func (s *Store) Forget(ctx context.Context, a netip.Addr) error {
 	})
 }
 
-// Import takes over leases that were given elsewhere: all of them or, with an error, none. A
-// lease that is held already with the same addresses is left as it is; an attachment with other
-// addresses is ErrHeld, an address of another attachment ErrInUse. Addresses outside the pool
-// are taken as they are (see Usage.Outside). Zero Since and BootID mean now and this boot.
+// Import takes over leases that were given elsewhere: all of them or, with an error, none. A lease that
+// is already held with the same addresses is left as it is. An attachment that holds other addresses is
+// ErrHeld; an address of another attachment is ErrInUse. Addresses outside the pool are taken as they are
+// (see Usage.Outside). A zero Since means now, a zero BootID this boot.
 func (s *Store) Import(ctx context.Context, leases []Lease) error {
 	taken := map[netip.Addr]Attachment{}
 	for _, l := range leases {
@@ -124,7 +124,7 @@ func (s *Store) Import(ctx context.Context, leases []Lease) error {
 	})
 }
 
-// give begins a lease as it is, wherever its addresses lie.
+// give begins a lease as it is, even with addresses outside the pool.
 func (t *txn) give(l Lease) error {
 	if l.Since.IsZero() {
 		l.Since = t.now.UTC()

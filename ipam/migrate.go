@@ -11,12 +11,12 @@ import (
 )
 
 // Schemas 1 and 2 had the buckets meta, areas, leases, addrs, queue, dead and pods. Schema 2 also had a
-// journal, whose records list the changes of the other buckets since those were last written. Leases and
-// addresses are read from them, and the indexes are built from those. Each record of leases and addrs also
-// had the checksum of the key that follows; the key oldHead came first.
+// journal of the other buckets' changes since those buckets were last written. Leases and addresses are
+// read from them, and the indexes are built from the leases and addresses. Each record of leases and
+// addrs also had the checksum of the next key; the key oldHead came first.
 var (
 	oldBuckets = [...]string{"areas", "journal", "leases", "addrs", "queue", "dead", "pods"}
-	oldTrees   = [...]string{"leases", "addrs", "queue", "dead", "pods"} // by their numbers in the journal
+	oldTrees   = [...]string{"leases", "addrs", "queue", "dead", "pods"} // indexed by the bucket numbers of the journal
 )
 
 const (
@@ -29,7 +29,7 @@ const (
 	oldHeldAddress = 1 // flag
 )
 
-// migrate makes a file of an earlier schema one of this schema, in one commit: all of it or nothing.
+// migrate brings a file of an earlier schema to this schema in one commit: all of it or nothing.
 func (f *file) migrate(bootID string) error {
 	return guarded(func() error {
 		var found uint64
@@ -71,7 +71,7 @@ func decodeOldState(b []byte) (oldState, error) {
 	return s, nil
 }
 
-// migrate does nothing to a file of this schema.
+// migrate leaves a file of this schema as it is.
 func migrate(tx *bbolt.Tx, bootID string) error {
 	found, err := schemaOf(tx)
 	if err != nil || found == schema {
@@ -119,7 +119,7 @@ func migrate(tx *bbolt.Tx, bootID string) error {
 	if err := t.finish(); err != nil {
 		return err
 	}
-	return t.check() // also what the earlier schema said against itself
+	return t.check() // also finds contradictions in the earlier schema
 }
 
 func dropOldMeta(meta table) error {
@@ -138,7 +138,7 @@ func dropOldMeta(meta table) error {
 	return err
 }
 
-// oldRecords returns the records of a bucket, the journal's changes included.
+// oldRecords returns the records of a bucket, with the journal's changes applied.
 func oldRecords(tx *bbolt.Tx, tree int) (map[string][]byte, error) {
 	tab := table{name: oldTrees[tree], b: tx.Bucket([]byte(oldTrees[tree]))}
 	if tab.b == nil {
@@ -176,7 +176,7 @@ func oldRecords(tx *bbolt.Tx, tree int) (map[string][]byte, error) {
 	return out, nil
 }
 
-// oldChanges does to stored what the journal says of a bucket.
+// oldChanges applies the journal's changes of one bucket to stored.
 func oldChanges(tx *bbolt.Tx, tree int, stored map[string][]byte) error {
 	meta := newTxn(tx, "").meta
 	raw, ok, err := meta.get([]byte(oldKeyJournal))
@@ -243,7 +243,7 @@ func (t *txn) fill(leases, addrs map[string][]byte) error {
 		holder := r.string()
 		e.memory = r.string()
 		if e.held && len(holder) > 1 {
-			e.holder = holder[1:] // the first byte was the same for all
+			e.holder = holder[1:] // the first byte was the same for all holders
 		}
 		if !ok || r.bad || len(r.b) > 0 || !e.known() || e.held != (e.holder != "") {
 			return fmt.Errorf("address %x: %w: malformed", k, ErrDamaged)

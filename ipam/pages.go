@@ -12,11 +12,11 @@ import (
 )
 
 // bbolt trusts the lengths and page numbers that it reads (its internal/common: page.go, meta.go,
-// inode.go): a branch that leads to itself makes a cursor's stack grow for ever, and a number of overflow
-// pages or free pages, or the length of a value, is allocated as it is. No recover helps against the end of
-// the memory. So every page is looked at before bbolt maps the file: its lengths fill the page, and
-// each page in use is the child of exactly one other, which makes them a tree. The keys of a tree are in
-// order, on which table.get counts. Values are not read: it takes some 40 microseconds beside 250 leases.
+// inode.go). A branch that leads to itself makes a cursor's stack grow for ever. A number of overflow or
+// free pages, or the length of a value, is allocated as read. No recover helps when memory runs out. So
+// every page is checked before bbolt maps the file: its lengths fill the page, and each page in use is
+// the child of exactly one other page, so the pages form a tree. The keys of a tree are in order, as
+// table.get requires. Values are not read. The check takes some 40 microseconds for 250 leases.
 const (
 	pageHead     = 16 // id uint64, flags, count uint16, overflow uint32
 	elementSize  = 16 // branch: pos, ksize uint32, id uint64; leaf: flags, pos, ksize, vsize uint32
@@ -34,8 +34,8 @@ const (
 	countFollows = 0xFFFF // free list: the first number is the count
 )
 
-// inspect reports whether bbolt can read f within its bounds. Its errors wrap ErrDamaged when the content
-// is at fault. Nobody may write to f.
+// inspect reports whether bbolt can read f safely. Its errors wrap ErrDamaged when the content is at
+// fault. Nobody may write to f meanwhile.
 func inspect(f *os.File) error {
 	info, err := f.Stat()
 	if err != nil {
@@ -63,13 +63,13 @@ func u16(b []byte) uint64 { return uint64(binary.NativeEndian.Uint16(b)) }
 func u32(b []byte) uint64 { return uint64(binary.NativeEndian.Uint32(b)) }
 func u64(b []byte) uint64 { return binary.NativeEndian.Uint64(b) }
 
-// pages is what an inspection knows of each page.
+// pages records what an inspection found out about each page.
 type pages struct {
 	data []byte
 	size uint64 // of a page
 	free []bool
 	kept []bool // a meta page or part of the free list
-	refs []bool // is the child of a page
+	refs []bool // the child of a page
 
 	roots []uint64 // of buckets
 }
@@ -109,8 +109,9 @@ func inspectPages(data []byte) error {
 	return nil
 }
 
-// order checks that the keys below page id lie from low to below high; nil: anywhere. The pages are a tree
-// by then. A key below a wrong branch is never found, and its address would be leased again.
+// order checks that the keys below page id lie from low to below high; nil: no limit. The pages are known
+// to be a tree by then. A key below the wrong branch is never found, and its address would be leased
+// again.
 func (p *pages) order(id uint64, low, high []byte) error {
 	b, err := p.body(id)
 	if err != nil {
@@ -144,9 +145,9 @@ func (p *pages) order(id uint64, low, high []byte) error {
 	return nil
 }
 
-// readMeta returns the newer meta page's body. bbolt goes back to the other one when the last is damaged;
-// that would take back a commit that was acknowledged, so both must be whole: a meta page fills less than a
-// disk's sector and is not torn by a power cut.
+// readMeta returns the body of the newer meta page. bbolt would go back to the older page when the newer
+// is damaged, and so undo a commit that was acknowledged. Both pages must therefore be whole: a meta page
+// is smaller than a disk sector, and a power cut does not tear it.
 func readMeta(data []byte) ([]byte, error) {
 	first, err := metaAt(data, 0, 0)
 	if err != nil {
@@ -187,7 +188,7 @@ func metaAt(data []byte, at, id uint64) ([]byte, error) {
 	return m, nil
 }
 
-// body returns the content of page id, its overflow pages included.
+// body returns the content of page id, including its overflow pages.
 func (p *pages) body(id uint64) ([]byte, error) {
 	n := uint64(len(p.free))
 	if id < 2 || id >= n {
@@ -241,8 +242,8 @@ func (p *pages) refer(id, by uint64) error {
 	return nil
 }
 
-// page checks one page in use and returns its last overflow page. Whether a page is a child is known at the
-// end only when its parent comes later, so a page without parent is harmless: nothing leads to it.
+// page checks one page in use and returns its last overflow page. A parent may come after its child, so a
+// page without a parent is not noticed. Such a page is harmless: nothing leads to it.
 func (p *pages) page(id uint64) (last uint64, err error) {
 	b, err := p.body(id)
 	if err != nil {
@@ -253,7 +254,7 @@ func (p *pages) page(id uint64) (last uint64, err error) {
 		if p.free[x] || p.kept[x] || p.refs[x] {
 			return 0, damagedf("page %d: its overflow page %d is used otherwise", id, x)
 		}
-		p.kept[x] = true // no child of another page
+		p.kept[x] = true // not the child of another page
 	}
 	switch flags, n := u16(b[8:]), u16(b[10:]); {
 	case flags == flagLeaf:
@@ -276,7 +277,7 @@ func (p *pages) page(id uint64) (last uint64, err error) {
 }
 
 // keys reads the elements of a page one after the other. bbolt writes keys and values behind the elements
-// without gaps, so a count or a length that changed shows.
+// without gaps, so a changed count or length shows.
 type keys struct {
 	page []byte
 	next uint64 // where the next key must begin
@@ -287,7 +288,7 @@ func keysOf(page []byte) keys {
 	return keys{page: page, next: pageHead + u16(page[10:])*elementSize}
 }
 
-// read checks element i with its key at pos from the element and a value behind it.
+// read checks element i. Its key lies at pos bytes from the element, and its value follows the key.
 func (k *keys) read(i, pos, ksize, vsize uint64) error {
 	at := k.next
 	k.next += ksize + vsize
@@ -302,7 +303,7 @@ func (k *keys) read(i, pos, ksize, vsize uint64) error {
 	return nil
 }
 
-// leaf checks a leaf page, or one inside the value of an inline bucket, and goes down into its buckets.
+// leaf checks a leaf page, or a leaf inside the value of an inline bucket, and the buckets below it.
 func (p *pages) leaf(id uint64, b []byte) error {
 	n := u16(b[10:])
 	if pageHead+n*elementSize > uint64(len(b)) {

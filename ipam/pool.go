@@ -61,7 +61,7 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// area is a range made concrete: the addresses of it that can be leased, in ascending order.
+// area is a range made concrete: its addresses that can be leased, in ascending order.
 type area struct {
 	span          // from the first to the last address, holes included
 	subnet string // for messages
@@ -73,8 +73,8 @@ func (a area) contains(addr netip.Addr) bool {
 	return i < len(a.spans) && a.spans[i].contains(addr)
 }
 
-// from returns the first address at or after x that can be leased. The address after the last of all is
-// invalid.
+// from returns the first address at or after x that can be leased. x is invalid after the highest address
+// of the family.
 func (a area) from(x netip.Addr) (netip.Addr, bool) {
 	if !x.IsValid() {
 		return netip.Addr{}, false
@@ -89,7 +89,7 @@ func (a area) from(x netip.Addr) (netip.Addr, bool) {
 	return x, true
 }
 
-// key tells areas apart: the ends of what can be leased.
+// key tells areas apart by the ends of their spans.
 func (a area) key() string {
 	var b []byte
 	for _, s := range a.spans {
@@ -119,11 +119,10 @@ func (l layout) inSet(set int, addr netip.Addr) bool {
 
 // Validate reports what is wrong with p: an error that wraps ErrInvalid and names the range.
 //
-// The rules are those of host-local (plugins/ipam/host-local/backend/allocator/range.go): a set
-// has one family and ranges that do not overlap, sets do not overlap, subnets have no host bits
-// set and at least two host bits (no /31, /32, /127, /128), rangeStart, rangeEnd and gateway
-// lie in the subnet. Stricter than host-local: the gateway must lie in the subnet, and
-// rangeStart must not lie behind rangeEnd.
+// The rules follow host-local (plugins/ipam/host-local/backend/allocator/range.go). A set has one family
+// and ranges that do not overlap. Sets do not overlap. Subnets have no host bits set and at least two
+// host bits (no /31, /32, /127, /128). rangeStart, rangeEnd and gateway lie in the subnet. Edgeway is
+// stricter in two rules: the gateway must lie in the subnet, and rangeStart must not lie behind rangeEnd.
 func (p Pool) Validate() error {
 	_, err := p.layout()
 	return err
@@ -176,8 +175,8 @@ func (p Pool) layout() (layout, error) {
 	return out, nil
 }
 
-// area checks one range and trims what is never leased: the network and broadcast address of an
-// IPv4 subnet (RFC 1122 section 3.2.1.3), the Subnet-Router anycast address of an IPv6 subnet
+// area checks one range and trims the addresses that are never leased: the network and broadcast address
+// of an IPv4 subnet (RFC 1122 section 3.2.1.3), and the Subnet-Router anycast address of an IPv6 subnet
 // (RFC 4291 section 2.6.1).
 func (r Range) area() (area, error) {
 	bad := func(format string, args ...any) (area, error) {
@@ -238,10 +237,10 @@ func without(s span, holes []span) []span {
 	return append(out, span{at, s.last})
 }
 
-// ParsePool reads a pool in host-local's syntax: the "ipam" object with "ranges" (a list of
-// lists of ranges), or with one range's keys in the object itself, or the list of lists alone.
-// As in host-local, a range without gateway reserves the subnet's first address for one.
-// Other keys of the object are ignored. Errors wrap ErrInvalid.
+// ParsePool reads a pool in host-local's syntax: the "ipam" object with "ranges" (a list of lists of
+// ranges), the same object with the keys of one range in it, or only the list of lists. As in host-local,
+// a range without a gateway reserves the subnet's first address for the gateway. Other keys of the object
+// are ignored. Errors wrap ErrInvalid.
 func ParsePool(data []byte) (Pool, error) {
 	var sets []RangeSet
 	if trimmed := bytes.TrimSpace(data); len(trimmed) > 0 && trimmed[0] == '[' {

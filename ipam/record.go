@@ -32,7 +32,7 @@ func parseAddrKey(k []byte) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// key of an attachment in leases: a hash, since container IDs are long and each page of the
+// key is the attachment's key in leases. It is a hash, since container IDs are long and each page of the
 // tree above the records holds such keys. The record names the attachment (txn.leaseOf compares).
 func (a Attachment) key() []byte {
 	h := fnv.New128a()
@@ -42,8 +42,8 @@ func (a Attachment) key() []byte {
 	return h.Sum(nil)
 }
 
-// memoryKey is under which an address remembers its last pod: the same pod on another network
-// or interface is another key. Empty: remembered by nobody.
+// memoryKey is the key under which an address remembers its last pod. The same pod on another network or
+// interface has another key. Empty: nobody is remembered.
 func memoryKey(network string, p Pod, ifName string) string {
 	if p.Name == "" {
 		return ""
@@ -51,21 +51,20 @@ func memoryKey(network string, p Pod, ifName string) string {
 	return strings.Join([]string{network, p.Namespace, p.Name, ifName}, "\x00")
 }
 
-// freeKey orders the free addresses of a family by release.
+// freeKey orders the free addresses of a family by their release.
 func freeKey(freed uint64, addr []byte) []byte {
 	k := append(make([]byte, 0, freeKeyHead+len(addr)), addr[0])
 	return append(binary.BigEndian.AppendUint64(k, freed), addr...)
 }
 
-// freeKeyHead and podKeyHead are the bytes before the address.
+// freeKeyHead and podKeyHead count the bytes before the address.
 const (
 	freeKeyHead = 1 + 8
 	podKeyHead  = 8 + 1 + 8
 )
 
-// podKey lists an address under its memory: those that are free before those that are held, and
-// the last lease first. The memory is hashed: names are long, and what is found is compared with
-// the entry anyway.
+// podKey lists an address under its memory: free addresses before held ones, and the last lease first.
+// The memory is hashed, since names are long and each hit is compared with the entry anyway.
 func podKey(e entry, addr []byte) []byte {
 	k := append(podPrefix(e.memory), e.podState())
 	k = binary.BigEndian.AppendUint64(k, ^e.leased)
@@ -78,7 +77,7 @@ func podPrefix(memory string) []byte {
 	return h.Sum(make([]byte, 0, podKeyHead+17))
 }
 
-// podFree and podHeld stand in podKey.
+// podFree and podHeld are the states in podKey.
 const podFree, podHeld = 0, 1
 
 func (e entry) podState() byte {
@@ -88,7 +87,7 @@ func (e entry) podState() byte {
 	return podFree
 }
 
-// held is a lease as it is stored.
+// held is a lease as stored.
 type held struct {
 	Seq   uint64 `json:"seq"` // order of allocation
 	Lease Lease  `json:"lease"`
@@ -115,16 +114,16 @@ func decodeStrict(data []byte, to any) error {
 	return nil
 }
 
-// entry is what is known of one address: it is held, or was held and is free.
+// entry describes one known address: it is held, or it was held and is free.
 type entry struct {
 	held   bool
-	leased uint64 // sequence number of its last lease
-	freed  uint64 // free: sequence number of its release, 0 when its memory was dropped
-	holder string // held: key of the attachment
-	memory string // memoryKey of its last pod
+	leased uint64 // sequence number of the last lease
+	freed  uint64 // if free: sequence number of the release, 0 when the memory was dropped
+	holder string // if held: key of the attachment
+	memory string // memoryKey of the last pod
 }
 
-// known tells an entry from the zero one.
+// known tells an entry from the zero entry.
 func (e entry) known() bool { return e.leased != 0 }
 
 const entryHeld = 1
@@ -154,7 +153,7 @@ func decodeEntry(b []byte) (entry, error) {
 	return e, nil
 }
 
-// reader takes values off a record; bad is set when one was not there.
+// reader takes values off a record; bad is set when a value is missing.
 type reader struct {
 	b   []byte
 	bad bool

@@ -32,10 +32,10 @@ const (
 // Rebuild describes how a damaged file was replaced.
 type Rebuild struct {
 	Cause     error    `json:"-"`
-	Kept      string   `json:"kept,omitempty"`      // where the damaged file is; empty: it was missing
-	Copied    int      `json:"copied"`              // leases of the last good copy that the node confirmed as they are
+	Kept      string   `json:"kept,omitempty"`      // path of the damaged file; empty: the file was missing
+	Copied    int      `json:"copied"`              // leases of the last good copy that the node confirmed unchanged
 	Found     int      `json:"found"`               // leases that are new or different on the node
-	Ended     int      `json:"ended"`               // leases of the last good copy without a link: their addresses are remembered
+	Ended     int      `json:"ended"`               // leases of the last good copy without a link; their addresses remember the pods
 	Conflicts []string `json:"conflicts,omitempty"` // links of the node that contradict each other
 }
 
@@ -75,9 +75,9 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// tryOpen opens the file when its pages pass their inspection. A suspect one is checked record by record,
-// and so is one to which this boot wrote nothing: a power cut may have come between, and a disk
-// that says too early that it wrote may have lost pages of the last commits.
+// tryOpen opens the file when its pages pass their inspection. A suspect file is checked record by
+// record. So is a file to which this boot has not written: after a power cut, a disk that acknowledges
+// writes too early may have lost pages of the last commits.
 func (s *Store) tryOpen() error {
 	db, err := openFile(s.path)
 	if err != nil {
@@ -106,7 +106,7 @@ func (s *Store) tryOpen() error {
 	return nil
 }
 
-// createNew makes the first file, with the leases that the node has already.
+// createNew makes the first file, with the leases that the node already has.
 func (s *Store) createNew() error {
 	var found []Lease
 	if s.opts.Recover != nil {
@@ -128,8 +128,8 @@ func (s *Store) createNew() error {
 	return s.tryOpen()
 }
 
-// rebuild replaces a damaged file. The node's links are the truth; the last good copy adds who had
-// which address. The damaged file keeps its name until the new one is whole.
+// rebuild replaces a damaged file. The node's links are the truth; the last good copy adds who had which
+// address. The damaged file keeps its name until the new file is whole.
 func (s *Store) rebuild(cause error) error {
 	found, err := s.opts.Recover()
 	if err != nil {
@@ -138,14 +138,14 @@ func (s *Store) rebuild(cause error) error {
 	report := &Rebuild{Cause: cause}
 	good := s.path + suffixGood
 	if verify(good) != nil {
-		good = "" // missing or damaged itself: the node alone
+		good = "" // the copy is missing or damaged too: use the node alone
 	}
 	if err := s.build(good, found, report); err != nil {
 		return err
 	}
 	if exists(s.path) {
 		report.Kept = s.path + suffixBad + time.Now().UTC().Format("20060102T150405.000000000Z")
-		// A second name first, so that the path always names a file.
+		// First a second name, so that the path always names a file.
 		if err := os.Link(s.path, report.Kept); err != nil {
 			if err := os.Rename(s.path, report.Kept); err != nil {
 				return err
@@ -162,7 +162,7 @@ func (s *Store) rebuild(cause error) error {
 	return nil
 }
 
-// install gives the new file its name, durably.
+// install gives the new file its name and makes the name durable.
 func (s *Store) install() error {
 	if err := os.Rename(s.path+suffixNew, s.path); err != nil {
 		return err
@@ -170,8 +170,8 @@ func (s *Store) install() error {
 	return syncDir(filepath.Dir(s.path))
 }
 
-// build makes PATH.new: the content of the copy at good ("" for none), corrected to the leases
-// that were found on the node.
+// build makes PATH.new: the content of the copy at good ("" for none), corrected to the leases that were
+// found on the node.
 func (s *Store) build(good string, found []Lease, report *Rebuild) (err error) {
 	db, err := newFile(s.path + suffixNew)
 	if err != nil {
@@ -210,8 +210,8 @@ func (s *Store) build(good string, found []Lease, report *Rebuild) (err error) {
 	})
 }
 
-// correct makes the leases those that were found. A lease of the copy that the node does not
-// confirm is over: its Release finds none.
+// correct changes the leases to the found ones. A lease of the copy that the node does not confirm has
+// ended: Release does not find it.
 func (t *txn) correct(opts Options, found []Lease, copied bool, report *Rebuild) error {
 	truth := map[Attachment]Lease{}
 	taken := map[netip.Addr]Attachment{}
@@ -239,7 +239,7 @@ func (t *txn) correct(opts Options, found []Lease, copied bool, report *Rebuild)
 				report.Copied++
 				continue
 			}
-			known := h.Lease // who it is; the node says what it has, and that it lives in this boot
+			known := h.Lease // the copy says who it is; the node says its addresses, and that it lives in this boot
 			known.BootID = cmp.Or(l.BootID, t.bootID)
 			if !sameAddrs(l.Addrs, known.Addrs) {
 				known.Addrs = l.Addrs
@@ -309,8 +309,8 @@ func sameAddrs(a, b []netip.Addr) bool {
 	return true
 }
 
-// verify checks a closed file page by page and record by record. It writes nothing: a copy of an earlier
-// schema passes when its pages do, and is read when it is needed.
+// verify checks a closed file page by page and record by record. It writes nothing. A copy of an earlier
+// schema passes when its pages pass; its records are read when they are needed.
 func verify(path string) error {
 	db, err := openFile(path)
 	if err != nil {
@@ -331,9 +331,9 @@ func verify(path string) error {
 	return errors.Join(err, db.close())
 }
 
-// Backup writes a copy of the store to PATH.good, from which Open rebuilds a damaged file: who
-// had which address survives, what is held is asked of the node. The copy replaces the last one
-// only after it passed a full check. Writers wait only when the file outgrows its mapping.
+// Backup writes a copy of the store to PATH.good, from which Open rebuilds a damaged file. The copy keeps
+// who had which address; the node says which are held. The copy replaces the last one only after passing
+// a full check. Writers wait only when the file outgrows its mapping.
 func (s *Store) Backup(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
@@ -384,7 +384,7 @@ func (s *Store) Backup(ctx context.Context) (err error) {
 	return syncDir(filepath.Dir(s.path))
 }
 
-// failing remembers the error of a write, which bbolt's WriteTo reports as text only.
+// failing keeps the error of a write, which bbolt's WriteTo reports as text only.
 type failing struct {
 	f   *os.File
 	err error

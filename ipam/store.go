@@ -12,8 +12,8 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// Store is the bbolt file that holds all leases of a node. One process holds it at a time;
-// inside that process any number of goroutines may call it.
+// Store is the bbolt file that holds all leases of a node. One process holds it at a time; inside that
+// process any number of goroutines may call it.
 type Store struct {
 	path string
 	opts Options
@@ -21,23 +21,23 @@ type Store struct {
 	db   *file
 
 	wake     chan struct{} // one slot: look at the queue
-	finished chan struct{} // closed when the committer is gone
+	finished chan struct{} // closed when the committer ends
 	rebuilt  *Rebuild
 	backup   sync.Mutex // held by a running Backup
 
-	parsed     layout // of the stored pool, parsedFrom; the committer's own, as are the next
+	parsed     layout // of the stored pool parsedFrom; only the committer uses this and the next three
 	parsedFrom string
 	hints      hints
-	maxFree    uint64 // a test's may be smaller
+	maxFree    uint64 // smaller in tests
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards the rest
 	queue  []*call
 	closed bool
-	cause  error // the damage that was met
+	cause  error // the first damage found
 }
 
-// Open opens or creates the store at path. A file that does not open or fails its check is
-// kept aside, never deleted.
+// Open opens or creates the store at path. A file that does not open or fails its check is kept under
+// another name, never deleted.
 func Open(ctx context.Context, path string, opts Options) (s *Store, err error) {
 	defer func() {
 		if err != nil {
@@ -79,8 +79,8 @@ func (s *Store) view(fn func(*txn) error) error {
 	return err
 }
 
-// suspect remembers the first damage that was met: nothing is leased from then on, and the next
-// Open checks every record.
+// suspect records the first damage found. Nothing is leased from then on, and the next Open checks every
+// record.
 func (s *Store) suspect(cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -88,19 +88,19 @@ func (s *Store) suspect(cause error) {
 		return
 	}
 	s.cause = fmt.Errorf("%w; nothing is leased until the store is opened again, which rebuilds it", cause)
-	// Without the mark the damage is found when it is met again.
+	// Without this mark the damage is found when it is read again.
 	_ = os.WriteFile(s.path+suffixSuspect, []byte(cause.Error()+"\n"), 0o600)
 }
 
-// Damage returns the first damage that was met since the store was opened, nil if there was none. A
-// damaged store leases nothing any more and must be closed and opened again.
+// Damage returns the first damage found since the store was opened, or nil. A damaged store leases
+// nothing any more and must be closed and opened again.
 func (s *Store) Damage() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.cause
 }
 
-// Path is where the store lies.
+// Path is the path of the store's file.
 func (s *Store) Path() string { return s.path }
 
 // Close releases the file and its lock. Calls in flight finish first.
@@ -120,8 +120,8 @@ func (s *Store) Close() error {
 	return errors.Join(s.db.close(), s.lock.Close())
 }
 
-// Allocate leases one address of each set to the attachment, and returns when that is on disk.
-// Order of choice: the addresses asked for, the ones the pod had last, never used, longest free.
+// Allocate leases one address of each set to the attachment, and returns when the lease is on disk. Order
+// of choice: the requested addresses, the pod's last addresses, never used, longest free.
 func (s *Store) Allocate(ctx context.Context, req Request) (Lease, error) {
 	if err := req.check(); err != nil {
 		return Lease{}, err
@@ -159,8 +159,7 @@ func (s *Store) Allocate(ctx context.Context, req Request) (Lease, error) {
 	}
 }
 
-// Release ends the attachment's lease and returns it; ok is false when there was none, which is
-// not an error.
+// Release ends the attachment's lease and returns it. A missing lease is not an error; ok is false then.
 func (s *Store) Release(ctx context.Context, a Attachment) (lease Lease, ok bool, err error) {
 	err = s.do(ctx, func(t *txn) (err error) {
 		lease, ok, err = t.release(a)
@@ -199,7 +198,7 @@ func (s *Store) Leases() ([]Lease, error) {
 	return out, nil
 }
 
-// SetPool makes p the pool of requests that name none. Leases outside p stay valid.
+// SetPool makes p the pool of requests that name no pool. Leases outside p stay valid.
 func (s *Store) SetPool(ctx context.Context, p Pool) error {
 	if err := p.Validate(); err != nil {
 		return fmt.Errorf("set %w", err)
@@ -216,7 +215,7 @@ func (s *Store) SetPool(ctx context.Context, p Pool) error {
 	})
 }
 
-// Pool returns what SetPool stored last; ok is false when it never did.
+// Pool returns the pool that SetPool stored last; ok is false when none was stored.
 func (s *Store) Pool() (p Pool, ok bool, err error) {
 	err = s.view(func(t *txn) (err error) {
 		p, ok, err = t.pool()
@@ -236,7 +235,7 @@ func (t *txn) pool() (p Pool, ok bool, err error) {
 	return p, true, nil
 }
 
-// storedLayout is the layout of what SetPool stored, parsed once. Only the committer calls it.
+// storedLayout is the layout of the stored pool, parsed once. Only the committer calls it.
 func (s *Store) storedLayout(t *txn) (layout, error) {
 	raw, ok, err := t.meta.get([]byte(keyPool))
 	switch {

@@ -11,8 +11,8 @@ import (
 
 func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) } // made once by hash/crc32
 
-// table is a bbolt bucket whose records start with a checksum over bucket name, key and value:
-// bbolt has none on its pages.
+// table is a bbolt bucket whose records start with a checksum over bucket name, key and value, since
+// bbolt's pages have none.
 type table struct {
 	name string
 	b    *bbolt.Bucket
@@ -37,9 +37,8 @@ func (t table) open(key, stored []byte) ([]byte, error) {
 	return stored[4:], nil
 }
 
-// get returns the record of key. Its neighbours prove that a record is absent: the keys of a page are in
-// order (inspect), so a record whose key is damaged lies beside the place where it belongs, and its checksum
-// differs.
+// get returns the record of key. The neighbours prove that a record is absent: the keys of a page are in
+// order (inspect), so a record with a damaged key lies beside its right place, and its checksum differs.
 func (t table) get(key []byte) (payload []byte, ok bool, err error) {
 	cur := t.b.Cursor()
 	k, v := cur.Seek(key)
@@ -52,7 +51,8 @@ func (t table) get(key []byte) (payload []byte, ok bool, err error) {
 			return nil, false, err
 		}
 	}
-	// Also behind the last record. Cursor.Last does not end when this transaction emptied all leaves.
+	// This covers a key behind the last record too. Cursor.Last does not end when this transaction
+	// emptied all leaves.
 	k, v = cur.Prev()
 	if k != nil {
 		if _, err := t.open(k, v); err != nil {
@@ -76,7 +76,7 @@ func (t table) delete(key []byte) error {
 	return t.b.Delete(key)
 }
 
-// each calls fn with the records from key on, in order; nil: all of them. A fn that returns false ends it.
+// each calls fn with the records from key on, in order; nil: all records. It stops when fn returns false.
 func (t table) each(from []byte, fn func(key, payload []byte) (more bool, err error)) error {
 	cur := t.b.Cursor()
 	k, v := cur.First()

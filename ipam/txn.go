@@ -29,8 +29,8 @@ const (
 // schema is the version of this layout.
 const schema = 3
 
-// The records of meta. Schema and state are there in every schema, so that an older program says that
-// it is too old.
+// The records of meta. Every schema has schema and state, so that an older program says that it is too
+// old.
 const (
 	keySchema  = "schema"
 	keyState   = "state"
@@ -38,12 +38,12 @@ const (
 	keyUnnamed = "unnamed" // a new file, whose name may not be on disk yet
 )
 
-// maxFree is how many free addresses the store knows, of all pools and both families together. When it
-// knows more, it forgets the longest free ones. While it knows that many, a pod gets the longest free
-// address and not one that was never used: an IPv6 /64 would give each pod a new one for ever.
+// maxFree is how many free addresses the store knows, of all pools and both families together. Above this
+// number it forgets the longest free addresses. At this number a pod gets the longest free address and
+// not one that was never used: an IPv6 /64 would give each pod a new address for ever.
 //
 // A free address takes some 200 bytes of the file. A node of 250 pods with two families can replace each
-// of its pods eight times before the store forgets one.
+// pod eight times before the store forgets an address.
 const maxFree = 4096
 
 // txn is one bbolt transaction with the buckets open.
@@ -59,7 +59,7 @@ type txn struct {
 	hints   hints
 }
 
-// state counts what must not be counted by walking.
+// state holds the counts, which would cost a walk otherwise.
 type state struct {
 	seq    uint64 // last sequence number given out
 	leases uint64 // records in leases
@@ -86,8 +86,8 @@ func decodeState(b []byte) (state, error) {
 	return s, nil
 }
 
-// begin opens the buckets of tx and reads the state. A state that was not written by the last commit shows
-// that its root page never reached the disk: an older root page stands there, whole in itself.
+// begin opens the buckets of tx and reads the state. A state that the last commit did not write shows
+// that its root page never reached the disk: an older, intact root page is there.
 func begin(tx *bbolt.Tx, bootID string) (*txn, error) {
 	t, err := beginCopy(tx, bootID)
 	if err != nil {
@@ -103,7 +103,7 @@ func begin(tx *bbolt.Tx, bootID string) (*txn, error) {
 	return t, nil
 }
 
-// beginCopy is begin in a file whose commits were counted elsewhere.
+// beginCopy is begin for a file whose commits were counted elsewhere.
 func beginCopy(tx *bbolt.Tx, bootID string) (*txn, error) {
 	t := newTxn(tx, bootID)
 	for _, tab := range t.tables() {
@@ -174,7 +174,7 @@ func format(tx *bbolt.Tx, bootID string) error {
 	return t.finish()
 }
 
-// finish writes the state back; the transaction can be committed then.
+// finish writes the state back. The transaction can then be committed.
 func (t *txn) finish() error {
 	if !t.dirty {
 		return nil
@@ -212,7 +212,7 @@ func (t *txn) lease(key []byte) (held, bool, error) {
 	return h, true, nil
 }
 
-// holder returns the lease that holds an address; it must be there.
+// holder returns the lease that holds an address; the lease must exist.
 func (t *txn) holder(a netip.Addr, e entry) (held, error) {
 	h, ok, err := t.lease([]byte(e.holder))
 	if err == nil && !ok {
@@ -251,8 +251,8 @@ func (t *txn) eachEntry(s span, fn func(netip.Addr, entry) (more bool, err error
 	})
 }
 
-// store writes next as what is known of a, in place of last, and keeps free, pods and the counts in
-// step: it is the only writer of the four. The zero entry means that nothing is known.
+// store replaces what is known of a, last, with next, and updates free, pods and the counts: only store
+// writes these four. The zero entry means that nothing is known.
 func (t *txn) store(a netip.Addr, last, next entry) error {
 	key := addrKey(a)
 	if err := t.index(key, last, table.delete); err != nil {
@@ -279,7 +279,7 @@ func (t *txn) store(a netip.Addr, last, next entry) error {
 	return t.addrs.put(key, next.encode())
 }
 
-// index calls do with the records by which an address is found.
+// index calls do with the index records of an address.
 func (t *txn) index(key []byte, e entry, do func(table, []byte) error) error {
 	if e.memory != "" {
 		if err := do(t.pods, podKey(e, key)); err != nil {
@@ -317,7 +317,7 @@ func (t *txn) forgetOldest() error {
 	return nil
 }
 
-// firstFree is the address of a family that was released first, of those that in accepts.
+// firstFree is the address of a family that was released first, among those that in accepts.
 func (t *txn) firstFree(family byte, in func(netip.Addr) bool) (addr netip.Addr, e entry, ok bool, err error) {
 	err = t.free.each([]byte{family}, func(k, _ []byte) (bool, error) {
 		if k[0] != family {
