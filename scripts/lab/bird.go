@@ -8,10 +8,10 @@ import (
 // bird plays a switch with BIRD 2 (Debian package bird2).
 type bird struct{}
 
-// birdConfig is what an operator would write: sessions keep routes through a restart of the neighbor,
-// and every learned route goes into the kernel. Connected and fixed routes are announced only to
-// neighbors with Announce. The two timers spare laboratories the default waits of 5 s and 120 s
-// between switches.
+// birdConfig is the configuration that an operator would write. A session keeps its routes while the
+// neighbor restarts, and every learned route goes into the kernel. Connected and fixed routes are
+// advertised only to neighbors with Announce. The two timers replace the default waits of 5 s and 120 s
+// between switches, which would slow a laboratory down.
 const birdConfig = `router id {{.RouterID}};
 log stderr { info, remote, warning, error, auth, fatal, bug };
 protocol device {}
@@ -63,8 +63,8 @@ func (bird) tables(s *Switch) (sessions, routes []string) {
 	return append(show[:5:5], "protocols"), append(show[:5:5], "route", "where", "source", "=", "RTS_BGP")
 }
 
-// sessions reads `show protocols`: name, proto, table, state, since, and what the protocol says of
-// itself, which for BGP is the state of RFC 4271 and maybe the last error.
+// sessions reads `show protocols`: name, protocol, table, state, since, and the protocol's own information.
+// For BGP that information is the state of RFC 4271, sometimes followed by the last error.
 func (bird) sessions(ctx context.Context, s *Switch) ([]Session, error) {
 	out, err := s.Console(ctx, "show", "protocols")
 	if err != nil {

@@ -14,35 +14,35 @@ import (
 // boxTimeout bounds the start of a program such as containerd on a busy machine.
 const boxTimeout = 60 * time.Second
 
-// Box is a node with namespaces of its own also for mounts and the host name, in which programs find
-// their default paths, and a cgroup for its pods. All of its mounts end with the last of its processes.
-// The process IDs and the cgroup hierarchies are the whole machine's.
+// Box is a node that also has mount and UTS (host name) namespaces, so that programs find their default
+// paths in it, and a cgroup for its pods. The mounts disappear with the last process of the box. Process
+// IDs and cgroup hierarchies are shared with the whole machine.
 type Box struct {
 	*Node
 	Cgroup Cgroup
-	Env    []string // of its programs; nil: this process's
+	Env    []string // environment of the box's programs; nil: this process's environment
 
 	holder *Process // keeps the namespaces
-	runs   []run    // in the order of their start
+	runs   []run    // in start order
 }
 
-// run is a program of a box.
 type run struct {
 	name string
 	*Process
 }
 
-// NewBox prepares the box of a node: nothing runs yet.
+// NewBox prepares the box of a node without starting anything.
 func (l *Lab) NewBox(name string) *Box {
 	return &Box{Node: l.Node(name), Cgroup: NewCgroup(l.Prefix, name, os.Getpid())}
 }
 
-// bootedWord is what a boot script prints at its end.
+// bootedWord is the last word that a boot script prints.
 const bootedWord = "booted"
 
-// Boot switches the box on. The script mounts what is new at each boot and what stays on the node's
-// disk (DIR in it is the node's directory, NAME its name); pretend PATH CONTENT in it covers a file of /proc/sys. A boot is told from another
-// by its boot ID (drivers/char/random.c), which every box has of its own.
+// Boot switches the box on. The script mounts the directories that are new at each boot and those that stay
+// on the node's disk. In the script, DIR is the node's directory, NAME is its name, and pretend PATH
+// CONTENT covers a file of /proc/sys. Each box has a boot ID of its own (drivers/char/random.c), which
+// changes at each boot.
 func (b *Box) Boot(ctx context.Context, script string) error {
 	script = strings.NewReplacer("DIR", b.Dir, "NAME", b.Name).Replace(`set -e
 pretend() { mkdir -p /run/sys; echo "$2" >/run/sys/$(basename $1); mount --bind /run/sys/$(basename $1) /proc/sys/$1; }
@@ -52,7 +52,7 @@ echo ` + bootedWord + `
 exec sleep infinity
 `)
 	log := b.file("mounts.log")
-	if err := os.RemoveAll(log); err != nil { // of an earlier boot
+	if err := os.RemoveAll(log); err != nil { // left by an earlier boot
 		return fmt.Errorf("%s: %w", b.Name, err)
 	}
 	var err error
@@ -71,19 +71,19 @@ exec sleep infinity
 	})
 }
 
-// InsidePath is a file of the running box, as this process finds it.
+// InsidePath is the path under which this process finds a file of the running box.
 func (b *Box) InsidePath(name string) string {
 	return fmt.Sprintf("/proc/%d/root%s", b.holder.PID(), name)
 }
 
-// inside is argv in the namespaces for mounts and the host name. nsenter becomes the program: it keeps
-// its process ID.
+// inside is the command line that runs argv in the box's mount and UTS namespaces. nsenter executes the
+// program in its own process, so the process ID stays the same.
 func (b *Box) inside(argv []string) []string {
 	ns := fmt.Sprintf("/proc/%d/ns/", b.holder.PID())
 	return append([]string{"nsenter", "--uts=" + ns + "uts", "--mount=" + ns + "mnt", "--"}, argv...)
 }
 
-// StartProgram starts a program of the box and waits until it serves. Its log is NAME.log.
+// StartProgram starts a program in the box and waits until it serves. Its log is NAME.log.
 func (b *Box) StartProgram(ctx context.Context, argv []string, serves func() error) error {
 	name := filepath.Base(argv[0])
 	p, err := Program{Argv: b.inside(argv), Log: b.file(name + ".log"), Env: b.Env, Space: b.Space}.Start()
@@ -99,7 +99,7 @@ func (b *Box) StartProgram(ctx context.Context, argv []string, serves func() err
 	})
 }
 
-// Program is a started program of the box; nil when it was not started.
+// Program returns a started program of the box, or nil if it was not started.
 func (b *Box) Program(name string) *Process {
 	for _, r := range b.runs {
 		if r.name == name {
@@ -109,7 +109,7 @@ func (b *Box) Program(name string) *Process {
 	return nil
 }
 
-// RunInside runs a command of the box and returns its standard output.
+// RunInside runs a command in the box and returns its standard output.
 func (b *Box) RunInside(ctx context.Context, argv ...string) (string, error) {
 	inside := b.inside(argv)
 	out, err := b.run(ctx, b.Env, "", inside[0], inside[1:]...)
@@ -119,8 +119,8 @@ func (b *Box) RunInside(ctx context.Context, argv ...string) (string, error) {
 	return out, err
 }
 
-// PowerOff ends every program of the box and its pods as a power cut does, those first that start
-// others. It does so however few of them run.
+// PowerOff kills every program of the box and its pods, as a power cut does. Programs that start others are
+// killed first. PowerOff also works when only some of them run.
 func (b *Box) PowerOff(ctx context.Context) error {
 	var errs []error
 	for _, r := range slices.Backward(b.runs) {
@@ -134,8 +134,8 @@ func (b *Box) PowerOff(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// ContainerdConfig is a configuration of version 2, which containerd 1.6 and 2.x read. Where a test runs
-// there is perhaps no AppArmor, and no CAP_SYS_RESOURCE, without which runc cannot lower an OOM score.
+// ContainerdConfig is a configuration of version 2, which containerd 1.6 and 2.x read. A test machine may
+// have no AppArmor. It may also lack CAP_SYS_RESOURCE, without which runc cannot lower an OOM score.
 func ContainerdConfig(image, confDir, binDir string) string {
 	return strings.NewReplacer("IMAGE", image, "CNI_CONF", confDir, "CNI_BIN", binDir).Replace(`version = 2
 [plugins."io.containerd.internal.v1.opt"]

@@ -15,24 +15,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Cgroups is where the machine has its hierarchies: several of version 1, or the one of version 2.
+// Cgroups is where the machine mounts its cgroup hierarchies: several of version 1, or the single one of
+// version 2.
 const Cgroups = "/sys/fs/cgroup"
 
-// Cgroup is the parent of a node's pods, "/ew-4f2a-n1-owner1234". It tells their processes from all
-// others: these live in namespaces of their own, whose parents may have ended. It also names the
-// process whose laboratory the node belongs to, which may have ended without a word.
+// Cgroup is the parent cgroup of a node's pods, "/ew-4f2a-n1-owner1234". It is the only way to find their
+// processes, which live in namespaces of their own and whose parents may have ended. The name also contains
+// the PID of the process that owns the laboratory, because that process may die without cleaning up.
 type Cgroup string
 
-// NewCgroup names the group of a node in the laboratory of this prefix. It does not make it.
+// NewCgroup names the group of a node in the laboratory with this prefix. It does not create the group.
 func NewCgroup(prefix, node string, owner int) Cgroup {
 	return Cgroup(fmt.Sprintf("/%s-%s-owner%d", prefix, strings.ReplaceAll(node, "-", ""), owner))
 }
 
-// owned is what NewCgroup returns.
+// owned matches the names that NewCgroup returns.
 var owned = regexp.MustCompile(`^/ew-[0-9a-f]{4}-\w+-owner([1-9][0-9]*)$`)
 
-// sweepCgroups kills the pods whose owner has ended, removes their cgroups and returns the names of
-// these. Where another process has the owner's PID now, they stay for as long as that one lives.
+// sweepCgroups kills the pods whose owner has ended, removes their cgroups and returns the names of the
+// cgroups. If another process now has the owner's PID, the pods stay as long as that process lives.
 func sweepCgroups() (gone []string, err error) {
 	var errs []error
 	for _, pattern := range []string{Cgroups + "/ew-*", Cgroups + "/*/ew-*"} {
@@ -53,9 +54,9 @@ func sweepCgroups() (gone []string, err error) {
 	return gone, errors.Join(errs...)
 }
 
-// Make makes the group in each hierarchy, for a kubelet, which wants to find it; containerd makes
-// its own. In version 1 a new group of cpuset has no processors and no memory, and so could not hold a
-// process: it gets its parent's.
+// Make creates the group in each hierarchy. A kubelet expects to find the group; containerd creates its
+// own. In version 1 a new cpuset group has no processors and no memory, so it could not hold a process.
+// Make copies both from the parent.
 func (g Cgroup) Make() error {
 	hierarchies := []string{Cgroups}
 	if _, err := os.Stat(filepath.Join(Cgroups, "cgroup.controllers")); err != nil {
@@ -72,7 +73,7 @@ func (g Cgroup) Make() error {
 		for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
 			text, err := os.ReadFile(filepath.Join(h, name))
 			if err != nil {
-				continue // not this hierarchy
+				continue // the hierarchy has no cpuset
 			}
 			if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
 				return fmt.Errorf("cgroup: %w", err)
@@ -82,15 +83,15 @@ func (g Cgroup) Make() error {
 	return nil
 }
 
-// dirs are the group's directories, innermost first: one tree in each hierarchy of version 1, or a
-// single one of version 2.
+// dirs are the group's directories, innermost first: one tree in each hierarchy of version 1, or a single
+// tree in version 2.
 func (g Cgroup) dirs() []string {
 	var all []string
 	for _, root := range []string{Cgroups, Cgroups + "/*"} {
 		tops, _ := filepath.Glob(root + string(g)) // the pattern is valid
 		for _, top := range tops {
 			_ = filepath.WalkDir(top, func(path string, e fs.DirEntry, err error) error {
-				if err == nil && e.IsDir() { // what is gone meanwhile needs no removal
+				if err == nil && e.IsDir() { // a directory that is gone by now needs no removal
 					all = append(all, path)
 				}
 				return nil
@@ -101,13 +102,13 @@ func (g Cgroup) dirs() []string {
 	return all
 }
 
-// PIDs of the processes in the group.
+// PIDs returns the processes in the group.
 func (g Cgroup) PIDs() []int {
 	var all []int
 	for _, dir := range g.dirs() {
 		text, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		if err != nil {
-			continue // removed meanwhile
+			continue // removed in the meantime
 		}
 		for word := range strings.FieldsSeq(string(text)) {
 			if pid, err := strconv.Atoi(word); err == nil && pid > 0 && !slices.Contains(all, pid) {
@@ -118,8 +119,8 @@ func (g Cgroup) PIDs() []int {
 	return all
 }
 
-// Remove kills every process of the group, waits for their end, and removes the group. One that is
-// not there is success.
+// Remove kills every process of the group, waits for their end, and removes the group. A missing group is
+// not an error.
 func (g Cgroup) Remove(ctx context.Context) error {
 	return Wait(ctx, closeTimeout, func() error {
 		if err := kill(g.PIDs()); err != nil {
@@ -135,8 +136,9 @@ func (g Cgroup) Remove(ctx context.Context) error {
 	})
 }
 
-// KillIn kills what runs in a machine's network namespace, but for this process and another, and waits
-// for the end. Of a node these are containerd's shims, and what they started outside of a pod.
+// KillIn kills the processes in a machine's network namespace, except this process and the process with the
+// PID but, and waits for their end. On a node these are containerd's shims and the programs that they
+// started outside of a pod.
 func KillIn(ctx context.Context, m *Machine, but int) error {
 	return Wait(ctx, closeTimeout, func() error {
 		pids, err := inSpaces(m.Path)
@@ -150,9 +152,9 @@ func KillIn(ctx context.Context, m *Machine, but int) error {
 	})
 }
 
-// inSpaces are the processes, but this one, in the network namespaces with these paths.
+// inSpaces returns the processes in the network namespaces with these paths, except this process.
 func inSpaces(paths ...string) (pids []int, err error) {
-	ours := map[uint64]bool{} // inode numbers of nsfs tell namespaces apart
+	ours := map[uint64]bool{} // nsfs gives each namespace its own inode number
 	for _, path := range paths {
 		var st unix.Stat_t
 		if unix.Stat(path, &st) == nil {
@@ -166,7 +168,7 @@ func inSpaces(paths ...string) (pids []int, err error) {
 	for _, proc := range procs {
 		var st unix.Stat_t
 		pid, err := strconv.Atoi(filepath.Base(proc))
-		// A process that has just ended has no namespace to look at.
+		// A process that has just ended has no namespace.
 		if err == nil && pid != os.Getpid() && unix.Stat(filepath.Join(proc, "ns/net"), &st) == nil && ours[st.Ino] {
 			pids = append(pids, pid)
 		}
@@ -174,7 +176,8 @@ func inSpaces(paths ...string) (pids []int, err error) {
 	return pids, nil
 }
 
-// kill kills processes. It is nil when there are none: a killed one takes a moment to end.
+// kill kills the processes. It returns nil only when the list is empty, because a killed process takes a
+// moment to end.
 func kill(pids []int) error {
 	for _, pid := range pids {
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {

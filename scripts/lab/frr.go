@@ -9,12 +9,12 @@ import (
 // frr plays a switch with FRR's zebra and bgpd (Debian package frr).
 type frr struct{}
 
-// frrDir is where Debian keeps FRR's daemons.
+// frrDir is where Debian installs FRR's daemons.
 const frrDir = "/usr/lib/frr"
 
-// frrConfig does the same as birdConfig. The stale-path time is FRR's own cap on how long it keeps
-// the routes of a restarting neighbor; its default of 360 s would undercut the neighbor's 600 s. GLOBAL makes the
-// next hops between switches readable: FRR takes the link-local ones otherwise.
+// frrConfig has the same effect as birdConfig. The stale-path time is FRR's own limit for keeping the
+// routes of a restarting neighbor. Its default of 360 s is shorter than the neighbor's 600 s. GLOBAL makes
+// the next hops between switches readable; without it FRR takes the link-local addresses.
 const frrConfig = `hostname {{.Spec.Name}}
 router bgp {{.Spec.ASN}}
  bgp router-id {{.RouterID}}

@@ -15,18 +15,19 @@ import (
 	"time"
 )
 
-// Image is a container image that is made of files alone: no container tool, no registry. The same
-// image gives the same bytes.
+// Image is a container image that is made of files alone, without a container tool or a registry. The same
+// image always gives the same bytes.
 type Image struct {
 	Name  string   // without a tag
 	Tags  []string // one or more
-	Arch  string   // as Go names it
-	Files []File   // in its root
-	// Config says how it runs: the key "config" of the OCI Image Format Specification 1.1, config.md.
+	Arch  string   // Go's name of the architecture
+	Files []File   // in the image's root directory
+	// Config says how the image runs: the key "config" of the OCI Image Format Specification 1.1,
+	// config.md.
 	Config map[string]any
 }
 
-// File is a file of an image, owned by root; a symbolic link when Link is set; a directory when its
+// File is a file of an image, owned by root. It is a symbolic link if Link is set, and a directory if its
 // name ends with a slash.
 type File struct {
 	Name string
@@ -37,7 +38,7 @@ type File struct {
 
 type object = map[string]any
 
-// blob is a file of the archive that is named by its content.
+// blob is a file of the archive that is named by the digest of its content.
 type blob struct {
 	mediaType string
 	body      []byte
@@ -54,9 +55,9 @@ func (b blob) descriptor() object {
 	return object{"mediaType": b.mediaType, "digest": b.digest(), "size": len(b.body)}
 }
 
-// Archive is the image as both kinds of tools know it: an OCI image layout (OCI Image Format
-// Specification 1.1, image-layout.md), and beside its index the manifest.json of `docker save`,
-// which names the same blobs.
+// Archive returns the image in both common formats: an OCI image layout (OCI Image Format Specification
+// 1.1, image-layout.md), and beside its index the manifest.json of `docker save`, which names the same
+// blobs.
 func (i Image) Archive() ([]byte, error) {
 	content, err := archive(i.Files)
 	if err != nil {
@@ -104,7 +105,7 @@ func (i Image) Archive() ([]byte, error) {
 	})
 }
 
-// archive is a tar file. Its entries have no particular time.
+// archive returns a tar file. Every entry has the same fixed time.
 func archive(files []File) ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
@@ -138,17 +139,16 @@ func encode(mediaType string, v any) blob {
 	return blob{mediaType, body}
 }
 
-// BusyboxImage is the one image of the laboratories' pods: a static busybox. It is the sandboxes' pause
-// container, and the web server of the pods.
+// BusyboxImage is the only image of the laboratories' pods: a static busybox. It is both the pause
+// container of the sandboxes and the web server of the pods.
 const BusyboxImage = "edgeway.test/busybox:1"
 
-// whoScript answers a request for /cgi-bin/who with the pod's name and the address that the request
-// came from.
+// whoScript answers a request for /cgi-bin/who with the pod's name and the source address of the request.
 const whoScript = `#!/bin/sh
 printf 'Content-Type: text/plain\r\n\r\n%s %s\n' "$(hostname)" "$REMOTE_ADDR"
 `
 
-// WriteBusybox writes BusyboxImage to a file, made of this machine's busybox.
+// WriteBusybox builds BusyboxImage from this machine's busybox and writes it to a file.
 func WriteBusybox(path string) error {
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {

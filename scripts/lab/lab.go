@@ -1,13 +1,13 @@
 // Package lab builds laboratories out of network namespaces: LANs, switches that are real BIRD, FRR or
-// OpenBGPD, nodes that run a real edgewayd, and pods that the real plugin wires. The demonstration and
-// the LAN tests play on them.
+// OpenBGPD, nodes that run a real edgewayd, and pods that the real plugin wires. The demonstration and the
+// LAN tests run in them.
 //
-// It is also the ground floor of the other scripts and of tests: it owns namespaces (Space), processes
-// (Program), nodes with mounts of their own (Box), cgroups and container images.
+// It is also the common base of the other scripts and of tests: it owns namespaces (Space), processes
+// (Program), nodes with their own mounts (Box), cgroups and container images.
 //
-// The package surrounds the programs under test, so it shares no code with them: it configures links
-// with iproute2, speaks CNI through libcni as a container runtime does, and sends its own packets. It
-// needs root, and never touches anything outside of the namespaces that it made.
+// The package surrounds the programs under test, so it shares no code with them. It configures links with
+// iproute2, speaks CNI through libcni as a container runtime does, and sends its own packets. It needs
+// root, and never touches anything outside of the namespaces that it made.
 //
 //	l, err := lab.New(lab.Options{Bin: "bin"})
 //	defer l.Close()
@@ -40,13 +40,13 @@ import (
 const (
 	// netnsDir is where iproute2 keeps named network namespaces (ip-netns(8)).
 	netnsDir = "/run/netns"
-	// closeTimeout bounds taking a laboratory down, which happens after the caller's context ended.
+	// closeTimeout bounds taking a laboratory down, which happens after the caller's context has ended.
 	closeTimeout = 20 * time.Second
-	// maxSocketPath is sun_path of unix(7) without its final zero.
+	// maxSocketPath is the size of sun_path (unix(7)) without the final zero.
 	maxSocketPath = 107
 )
 
-// Options of a laboratory.
+// Options are the options of a laboratory.
 type Options struct {
 	// Bin is the directory of the programs under test: edgeway and edgewayd.
 	Bin string
@@ -54,22 +54,22 @@ type Options struct {
 	Cluster string
 }
 
-// Lab is one laboratory. Its namespaces' names begin with Prefix, its files lie below Dir: any
-// number of laboratories stand side by side.
+// Lab is one laboratory. The names of its namespaces begin with Prefix and its files are below Dir, so any
+// number of laboratories can stand side by side.
 type Lab struct {
 	Prefix string // "ew-4f2a"
 	Dir    string
 	// ClusterDir is the directory of manifests that every node reads.
 	ClusterDir string
 	bin        string
-	lock       *os.File // flock(2) held while the owner lives
+	lock       *os.File // flock(2), held while the owner lives
 
-	mu       sync.Mutex // guards the maps: pods come and go from several goroutines
+	mu       sync.Mutex // guards the maps: several goroutines add and remove pods
 	machines map[string]*Machine
 	switches map[string]*Switch
 	nodes    map[string]*Node
 	pods     []*Pod
-	cables   int               // made so far
+	cables   int               // number of cables made so far
 	bridges  map[string]string // by LAN, in the namespace "wire"
 }
 
@@ -89,7 +89,7 @@ func New(o Options) (*Lab, error) {
 		dir := filepath.Join(os.TempDir(), prefix)
 		err := os.Mkdir(dir, 0o755)
 		if errors.Is(err, fs.ErrExist) {
-			continue // another laboratory's
+			continue // the name is taken by another laboratory
 		}
 		if err != nil {
 			return nil, fmt.Errorf("laboratory: %w", err)
@@ -103,36 +103,36 @@ func New(o Options) (*Lab, error) {
 	}
 }
 
-// Machine returns the machine of that name, nil when there is none.
+// Machine returns the machine with that name, or nil if there is none.
 func (l *Lab) Machine(name string) *Machine {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.machines[name]
 }
 
-// Switch returns the switch of that name, nil when there is none.
+// Switch returns the switch with that name, or nil if there is none.
 func (l *Lab) Switch(name string) *Switch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.switches[name]
 }
 
-// Node returns the node of that name, nil when there is none.
+// Node returns the node with that name, or nil if there is none.
 func (l *Lab) Node(name string) *Node {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.nodes[name]
 }
 
-// Nodes are all nodes, by name.
+// Nodes returns all nodes by name.
 func (l *Lab) Nodes() map[string]*Node {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return maps.Clone(l.nodes)
 }
 
-// Keep leaves the laboratory standing when this process ends: Sweep passes it over, Down takes it
-// down. Close must not be called any more.
+// Keep leaves the laboratory standing when this process ends. Sweep ignores a kept laboratory; Down removes
+// it. Close must not be called after Keep.
 func (l *Lab) Keep() error {
 	if err := os.WriteFile(filepath.Join(l.Dir, keptName), nil, 0o644); err != nil {
 		return fmt.Errorf("keep laboratory %s: %w", l.Prefix, err)
@@ -140,8 +140,8 @@ func (l *Lab) Keep() error {
 	return l.lock.Close()
 }
 
-// Close ends every process of the laboratory and removes its namespaces and files, also of one that
-// was built in part. It may be called twice.
+// Close ends every process of the laboratory and removes its namespaces and files, even if the laboratory
+// was only partly built. It may be called twice.
 func (l *Lab) Close() error {
 	err := remove(l.Prefix, l.Dir)
 	l.lock.Close()
@@ -165,8 +165,8 @@ func own(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// Sweep removes laboratories, and then pods' cgroups, whose owner died without taking them down, and
-// returns their names. Laboratories that were kept stay.
+// Sweep removes laboratories, and then the cgroups of pods, whose owner died without taking them down. It
+// returns their names. Kept laboratories stay.
 func Sweep() (gone []string, err error) {
 	labs, err := takeDown(func(dir string) bool {
 		_, err := os.Stat(filepath.Join(dir, keptName))
@@ -176,17 +176,17 @@ func Sweep() (gone []string, err error) {
 	return append(labs, pods...), errors.Join(err, err2)
 }
 
-// Down removes laboratories that were kept, and returns their names.
+// Down also removes kept laboratories. It returns the names of those that it removed.
 func Down() ([]string, error) { return takeDown(func(string) bool { return true }) }
 
-// takeDown removes the wanted ones of the laboratories that no process owns.
+// takeDown removes the wanted laboratories that no process owns.
 func takeDown(wanted func(dir string) bool) (gone []string, err error) {
 	locks, _ := filepath.Glob(filepath.Join(os.TempDir(), "ew-????", lockName)) // the pattern is valid
 	for _, path := range locks {
 		dir := filepath.Dir(path)
 		lock, owned := own(dir)
 		if owned != nil {
-			continue // its owner lives
+			continue // the owner lives
 		}
 		if wanted(dir) {
 			err = errors.Join(err, remove(filepath.Base(dir), dir))
@@ -223,7 +223,7 @@ func remove(prefix, dir string) error {
 	return nil
 }
 
-// ipNetns runs one command of ip-netns(8), which names namespaces so that `ip netns exec` finds them.
+// ipNetns runs one command of ip-netns(8), which gives namespaces the names that `ip netns exec` finds.
 func ipNetns(ctx context.Context, command string) error {
 	out, err := exec.CommandContext(ctx, "ip", append([]string{"netns"}, strings.Fields(command)...)...).CombinedOutput()
 	if err != nil {
@@ -232,11 +232,11 @@ func ipNetns(ctx context.Context, command string) error {
 	return nil
 }
 
-// pollInterval is short against everything that is waited for, and long against one look at it.
+// pollInterval is short compared with every event that is waited for, and long compared with one check.
 const pollInterval = 20 * time.Millisecond
 
-// Wait calls f until it returns nil, for as long as limit and ctx allow, and not after a process
-// that f looks at has ended. Its error is f's last one.
+// Wait calls f until it returns nil, limit passes or ctx ends. It also stops when f reports ErrEnded,
+// because a process that has ended does not come back. Wait returns f's last error.
 func Wait(ctx context.Context, limit time.Duration, f func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

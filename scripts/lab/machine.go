@@ -10,20 +10,21 @@ import (
 	"strings"
 )
 
-// Machine is a network namespace that plays a machine: a host, a router, a switch, a node or a pod.
+// Machine is a network namespace that plays the part of a host, a router, a switch, a node or a pod.
 type Machine struct {
 	*Space
 	Name  string
-	Addrs []netip.Addr // in the order of its configuration
-	Dir   string       // its files
+	Addrs []netip.Addr // in the order of the configuration
+	Dir   string       // the machine's files
 
-	outlives bool // its programs may outlive this process: Sweep or Down ends them
+	outlives bool // programs may outlive this process; Sweep or Down ends them
 }
 
-// Netns is the name of the machine's network namespace as `ip netns exec` wants it: "ew-4f2a-Node-1".
+// Netns is the name of the machine's network namespace for `ip netns exec`: "ew-4f2a-Node-1".
 func (m *Machine) Netns() string { return filepath.Base(m.Path) }
 
-// Addr returns the machine's first address of the family of like; it is invalid when there is none.
+// Addr returns the machine's first address of the same family as like, or an invalid address if there is
+// none.
 func (m *Machine) Addr(like netip.Addr) netip.Addr {
 	for _, a := range m.Addrs {
 		if a.Is4() == like.Is4() {
@@ -42,8 +43,8 @@ func (m *Machine) Run(ctx context.Context, name string, args ...string) (string,
 	return out, err
 }
 
-// Spawn starts a program inside the machine, in the directory of its files. On a machine of a laboratory
-// it may outlive this process.
+// Spawn starts a program inside the machine, in the machine's directory. In a laboratory the program may
+// outlive this process.
 func (m *Machine) Spawn(log string, argv ...string) (*Process, error) {
 	p, err := Program{Argv: argv, Log: log, Dir: m.Dir, Space: m.Space, Outlives: m.outlives}.Start()
 	if err != nil {
@@ -52,14 +53,14 @@ func (m *Machine) Spawn(log string, argv ...string) (*Process, error) {
 	return p, err
 }
 
-// Route is a route as the kernel of a machine has it.
+// Route is a route in the kernel of a machine.
 type Route struct {
 	Dst netip.Prefix
-	Via []netip.Addr // sorted; several when the route is multipath, none when it is on the link
+	Via []netip.Addr // sorted; several for a multipath route, none for a route on the link
 	Dev string
 }
 
-// String writes what matters between machines: "10.10.1.0/24 via 10.0.0.11".
+// String leaves out the device of a route with a next hop: "10.10.1.0/24 via 10.0.0.11".
 func (r Route) String() string {
 	s := r.Dst.String()
 	for _, via := range r.Via {
@@ -71,8 +72,8 @@ func (r Route) String() string {
 	return s
 }
 
-// Routes lists the routes of the main table that `ip route show FILTER` selects: of both families,
-// or of the family of a prefix in the filter.
+// Routes lists the routes of the main table that `ip route show FILTER` selects. If the filter contains a
+// prefix, only its family is listed; otherwise both families are.
 func (m *Machine) Routes(ctx context.Context, filter ...string) ([]Route, error) {
 	var all []Route
 	for _, family := range families(filter) {
@@ -92,7 +93,7 @@ func (m *Machine) Routes(ctx context.Context, filter ...string) ([]Route, error)
 	return all, nil
 }
 
-// families are iproute2's options for the families that a filter can speak of.
+// families are iproute2's options for the families that a filter can select.
 func families(filter []string) []string {
 	for _, word := range filter {
 		if p, err := netip.ParsePrefix(word); err == nil && p.Addr().Is4() {
@@ -149,7 +150,7 @@ func parseRoutes(out string) ([]Route, error) {
 	return routes, nil
 }
 
-// parseDst reads a destination as iproute2 writes it: "default", a host address or a prefix.
+// parseDst reads a destination in iproute2's format: "default", a host address or a prefix.
 func parseDst(s string, via []netip.Addr) (netip.Prefix, error) {
 	if s == "default" {
 		if len(via) > 0 && via[0].Is6() {

@@ -9,26 +9,26 @@ import (
 	"time"
 )
 
-// Monitor is `ip monitor route` on one machine: it sees each change of the kernel's routes.
+// Monitor is `ip monitor route` on one machine: it records each change of the kernel's routes.
 type Monitor struct {
 	Machine *Machine
 	proc    *Process
 	proto   string
-	from    int               // events before are of the monitor's own start
-	begin   map[string]string // the routes at the start, by destination, as `ip` prints them
+	from    int               // events before this index come from the monitor's own start
+	begin   map[string]string // routes at the start, by destination, as `ip` prints them
 }
 
-// The probe is a route in a table that nobody looks at: its coming and going shows that the monitor
-// listens, and that all earlier events have been written.
+// The probe is a route in a table that nothing uses. When its events appear in the log, the monitor listens
+// and all earlier events have been written.
 const (
 	probeAddr  = "203.0.113.77" // RFC 5737
 	probeRoute = "blackhole " + probeAddr + " proto static table 7777"
 )
 
-// monitorTimeout bounds how long an event of the kernel takes to reach the file.
+// monitorTimeout bounds the time in which an event of the kernel reaches the file.
 const monitorTimeout = 5 * time.Second
 
-// Monitor watches the routes of an origin, given as `ip route` names it.
+// Monitor watches the routes of one origin, which is named as in `ip route`.
 func (m *Machine) Monitor(ctx context.Context, proto string) (*Monitor, error) {
 	log, err := os.CreateTemp(m.Dir, "monitor-*.log")
 	if err != nil {
@@ -45,7 +45,8 @@ func (m *Machine) Monitor(ctx context.Context, proto string) (*Monitor, error) {
 		return nil, err
 	}
 	mon.from = len(mon.all())
-	// Read while it listens: what changes in between is seen twice, which does not count as a change.
+	// Read the routes while the monitor listens. A change in between is seen twice, which does not count as
+	// a change.
 	if mon.begin, err = m.printed(ctx, proto); err != nil {
 		_ = p.Kill()
 		return nil, err
@@ -53,7 +54,7 @@ func (m *Machine) Monitor(ctx context.Context, proto string) (*Monitor, error) {
 	return mon, nil
 }
 
-// printed are the machine's routes of an origin by destination, as `ip` prints them.
+// printed returns the machine's routes of an origin by destination, as `ip` prints them.
 func (m *Machine) printed(ctx context.Context, proto string) (map[string]string, error) {
 	routes := map[string]string{}
 	for _, family := range []string{"-4", "-6"} {
@@ -75,8 +76,8 @@ func destination(line string) string {
 	return dst
 }
 
-// changes leaves out what was written again as it was: a switch whose best path is another
-// speaker's now, with the same next hop, does that.
+// changes leaves out routes that were written again without a change. A switch writes such a route when its
+// best path moves to another speaker with the same next hop.
 func changes(events []string, routes map[string]string) []string {
 	routes = maps.Clone(routes)
 	var out []string
@@ -95,7 +96,7 @@ func changes(events []string, routes map[string]string) []string {
 	return out
 }
 
-// sync returns when everything that happened so far is in the log.
+// sync returns when every event so far is in the log.
 func (mon *Monitor) sync(ctx context.Context) error {
 	before := strings.Count(mon.text(), probeAddr)
 	return Wait(ctx, monitorTimeout, func() error {
@@ -112,7 +113,7 @@ func (mon *Monitor) sync(ctx context.Context) error {
 	})
 }
 
-// Events are the changes of routes seen so far, as `ip monitor` prints them.
+// Events returns the changes of routes seen so far, as `ip monitor` prints them.
 func (mon *Monitor) Events(ctx context.Context) ([]string, error) {
 	if err := mon.sync(ctx); err != nil {
 		return nil, err
@@ -130,7 +131,7 @@ func (mon *Monitor) Stop(ctx context.Context) ([]string, error) {
 }
 
 func (mon *Monitor) text() string {
-	b, _ := os.ReadFile(mon.proc.log) // a missing file says nothing, which Sync reports
+	b, _ := os.ReadFile(mon.proc.log) // a missing file gives no text, which sync reports
 	return string(b)
 }
 

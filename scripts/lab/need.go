@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// Need skips a test that makes namespaces, and that cannot run here: without root, without one of the
-// tools (commands, or paths of files), or in short mode. Where CI is set it fails instead, and it does
-// so by the function that it returns, for what else is missing.
+// Need skips a test that makes namespaces and cannot run here: without root, without one of the tools
+// (commands, or paths of files), or in short mode. If CI is set, Need fails the test for a missing root or
+// tool. The returned function skips or fails in the same way, for other things that are missing.
 func Need(t testing.TB, tools ...string) (fail func(format string, args ...any)) {
 	t.Helper()
 	if testing.Short() {
@@ -28,7 +28,7 @@ func Need(t testing.TB, tools ...string) (fail func(format string, args ...any))
 	return fail
 }
 
-// Missing says which of the tools are not on this machine.
+// Missing returns the tools that are not on this machine.
 func Missing(tools ...string) (missing []string) {
 	for _, name := range tools {
 		if _, err := exec.LookPath(name); err != nil {

@@ -21,13 +21,13 @@ import (
 // Node is a machine that runs edgewayd and pods.
 type Node struct {
 	*Machine
-	Config string // path of its daemon's configuration
+	Config string // path of the daemon's configuration
 	lab    *Lab
 	spec   NodeSpec
 	daemon *Process
 }
 
-// addNode turns a wired machine into a node; its daemon is not started.
+// addNode turns a wired machine into a node. It does not start the daemon.
 func (l *Lab) addNode(spec NodeSpec) error {
 	n := &Node{Machine: l.Machine(spec.Name), lab: l, spec: spec}
 	n.Config = n.file("edgewayd.yaml")
@@ -73,7 +73,7 @@ func (n *Node) file(name string) string { return filepath.Join(n.Dir, name) }
 // Program is the path of the daemon's executable.
 func (n *Node) Program() string { return filepath.Join(n.lab.bin, "edgewayd") }
 
-// Start starts the daemon, and returns when it answers on its socket and pods can be added.
+// Start starts the daemon. It returns when the daemon answers on its socket and pods can be added.
 func (n *Node) Start(ctx context.Context) error {
 	if n.daemon.Err() == nil {
 		return fmt.Errorf("%s: its daemon runs already", n.Name)
@@ -107,7 +107,7 @@ func (n *Node) stop(sig syscall.Signal) error {
 	return nil
 }
 
-// PID of the daemon; 0 when it does not run.
+// PID returns the daemon's process ID, or 0 if the daemon does not run.
 func (n *Node) PID() int {
 	if n.daemon.Err() != nil {
 		return 0
@@ -115,12 +115,12 @@ func (n *Node) PID() int {
 	return n.daemon.PID()
 }
 
-// Command runs the daemon's executable as an operator's command line.
+// Command runs the daemon's executable as an operator does on the command line.
 func (n *Node) Command(ctx context.Context, args ...string) (string, error) {
 	return n.Run(ctx, n.Program(), append(args, "--config", n.Config)...)
 }
 
-// Status asks the daemon.
+// Status asks the daemon for its status.
 func (n *Node) Status(ctx context.Context) (api.Status, error) {
 	var status api.Status
 	if _, err := os.Stat(n.Socket()); errors.Is(err, fs.ErrNotExist) {
@@ -137,7 +137,7 @@ func (n *Node) Status(ctx context.Context) (api.Status, error) {
 }
 
 // Reboot ends the daemon and every pod, and gives the node a fresh network namespace with its fixed
-// addresses and routes: what stays is what is on disk. The daemon is not started.
+// addresses and routes. Only the files on disk stay. The daemon is not started.
 func (n *Node) Reboot(ctx context.Context) error {
 	if err := n.Kill(); err != nil {
 		return err
@@ -153,7 +153,7 @@ func (n *Node) Reboot(ctx context.Context) error {
 	if err := n.lab.removeMachine(ctx, n.Machine); err != nil {
 		return err
 	}
-	// The other ends of the namespace's links go in the kernel's own time; wire makes new ones.
+	// The kernel removes the other ends of the namespace's links later; wire makes new links.
 	if err := n.lab.wire(ctx, []HostSpec{n.spec.HostSpec}); err != nil {
 		return fmt.Errorf("%s: reboot: %w", n.Name, err)
 	}
@@ -161,7 +161,7 @@ func (n *Node) Reboot(ctx context.Context) error {
 	return nil
 }
 
-// WaitSession waits until the node's every BGP session is established, and there is one.
+// WaitSession waits until the node has at least one BGP session and all of its sessions are established.
 func (n *Node) WaitSession(ctx context.Context, limit time.Duration) error {
 	return Wait(ctx, limit, func() error {
 		status, err := n.Status(ctx)

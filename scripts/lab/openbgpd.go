@@ -12,14 +12,14 @@ import (
 // openbgpd plays a switch with OpenBGPD (Debian package openbgpd).
 type openbgpd struct{}
 
-// openbgpdDir is where Debian keeps bgpd. FRR has a program of the same name elsewhere.
+// openbgpdDir is where Debian installs bgpd. FRR has a program of the same name elsewhere.
 const openbgpdDir = "/usr/sbin"
 
-// openbgpdConfig does the same as birdConfig. OpenBGPD does not read the kernel's table on Linux, so
-// the connected and fixed routes that it announces are named, and it announces none of the other
-// family than the session's: it would give them the next hop ::1. It keeps the routes of a neighbor
-// that restarts, and says of itself that it sends the End-of-RIB marker: bgpd.conf(5), "announce
-// restart".
+// openbgpdConfig has the same effect as birdConfig. OpenBGPD does not read the kernel's table on Linux, so
+// the configuration names the connected and fixed routes to advertise. It advertises only routes of the
+// session's own family, because OpenBGPD would give the other family the next hop ::1. OpenBGPD keeps the
+// routes of a neighbor that restarts. For itself it only announces that it sends the End-of-RIB marker:
+// bgpd.conf(5), "announce restart".
 const openbgpdConfig = `AS {{.Spec.ASN}}
 router-id {{.RouterID}}
 socket "{{.Socket}}"
@@ -53,8 +53,8 @@ func (o openbgpd) files(s *Switch) (map[string]string, error) {
 
 func (o openbgpd) socket(s *Switch) string { return s.file("bgpd.sock") }
 
-// programs starts bgpd where it finds the directory that it confines itself to (chroot(2)), which is
-// its user's home, /run/openbgpd: a /run of its own, so that the machine's is left alone.
+// programs starts bgpd in a mount namespace with its own /run, so that the machine's /run is not touched.
+// bgpd confines itself (chroot(2)) to its user's home, /run/openbgpd, which must exist.
 func (o openbgpd) programs(s *Switch) []program {
 	script := fmt.Sprintf("mount -t tmpfs -o mode=755 tmpfs /run && mkdir /run/openbgpd && chmod 600 %[1]s && exec %[2]s/bgpd -d -f %[1]s", s.file("bgpd.conf"), openbgpdDir)
 	return []program{{
@@ -76,7 +76,6 @@ func (o openbgpd) tables(s *Switch) (sessions, routes []string) {
 	return o.console(s, []string{"show"}), o.console(s, []string{"show", "rib", "in"})
 }
 
-// bgpctl asks the running bgpd for an object.
 func (o openbgpd) bgpctl(ctx context.Context, s *Switch, into any, words ...string) error {
 	out, err := s.Console(ctx, append([]string{"-j", "show"}, words...)...)
 	if err != nil {
@@ -105,7 +104,7 @@ func (o openbgpd) sessions(ctx context.Context, s *Switch) ([]Session, error) {
 	return s.sessionsOf(func(n NeighborSpec) string { return states[n.Address] })
 }
 
-// learned reads the routes in the routing table: the best of each prefix, and not its own.
+// learned reads the best route of each prefix from the routing table, without the switch's own routes.
 func (o openbgpd) learned(ctx context.Context, s *Switch) ([]Route, error) {
 	var reply struct {
 		RIB []struct {

@@ -18,12 +18,12 @@ import (
 type Pod struct {
 	*Machine
 	Node      *Node
-	Namespace string        // Kubernetes'
-	Took      time.Duration // the whole ADD, as a runtime sees it
+	Namespace string        // the Kubernetes namespace
+	Took      time.Duration // duration of the whole ADD, as a runtime sees it
 	rt        *libcni.RuntimeConf
 }
 
-// podIfName is what the kubelet's container runtimes call a pod's interface.
+// podIfName is the pod interface name that the kubelet's container runtimes use.
 const podIfName = "eth0"
 
 // network reads the network configuration that the daemon wrote, as a container runtime does.
@@ -42,13 +42,13 @@ func (n *Node) network() (*libcni.NetworkConfigList, error) {
 	return list, nil
 }
 
-// cni is a container runtime's view of the plugins: their directory, and its own cache.
+// cni is a container runtime's access to the plugins: their directory, and the runtime's cache.
 func (n *Node) cni() *libcni.CNIConfig {
 	return libcni.NewCNIConfigWithCacheDir([]string{n.lab.bin}, n.file("cni-cache"), nil)
 }
 
-// AddPod makes a pod's sandbox and has it wired: ADD with the arguments that the kubelet's
-// container runtimes send. When that does not succeed they send DEL, and so does AddPod.
+// AddPod makes a pod's sandbox and calls ADD with the arguments that the kubelet's container runtimes send.
+// If ADD fails, AddPod sends DEL, as the runtimes do.
 func (n *Node) AddPod(ctx context.Context, namespace, name string) (*Pod, error) {
 	list, err := n.network()
 	if err != nil {
@@ -96,14 +96,14 @@ func (n *Node) AddPod(ctx context.Context, namespace, name string) (*Pod, error)
 	return p, nil
 }
 
-// Check has the plugin compare what is with what it made.
+// Check has the plugin compare the pod's wiring with the result of ADD.
 func (p *Pod) Check(ctx context.Context) error {
 	return p.verb("CHECK", func(list *libcni.NetworkConfigList) error {
 		return p.Node.cni().CheckNetworkList(ctx, list, p.rt)
 	})
 }
 
-// Delete has the pod's wiring removed, then its sandbox.
+// Delete has the plugin remove the pod's wiring, then removes the sandbox.
 func (p *Pod) Delete(ctx context.Context) error {
 	err := p.verb("DEL", func(list *libcni.NetworkConfigList) error {
 		return p.Node.cni().DelNetworkList(ctx, list, p.rt)
@@ -132,7 +132,7 @@ func (p *Pod) verb(name string, f func(*libcni.NetworkConfigList) error) error {
 // Conflist is the path of the network configuration that the daemon writes.
 func (n *Node) Conflist() string { return filepath.Join(n.file("net.d"), "10-edgeway.conflist") }
 
-// Pod returns the pod of that name, nil when there is none.
+// Pod returns the pod with that name, or nil if there is none.
 func (l *Lab) Pod(name string) *Pod {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -166,7 +166,7 @@ func without(pods []*Pod, gone *Pod) []*Pod {
 	return rest
 }
 
-// randomID is a container ID as containerd makes them.
+// randomID returns a container ID in containerd's format.
 func randomID() string {
 	var b [32]byte
 	rand.Read(b[:])

@@ -12,16 +12,16 @@ import (
 	"time"
 )
 
-// Program is what becomes a Process.
+// Program describes a process to start.
 type Program struct {
 	Argv []string
-	Log  string   // its output is appended to this file
-	Env  []string // nil: this process's
-	Dir  string   // it starts here; "": in this process's directory
-	// Space is the network namespace that it runs in; nil: this process's.
+	Log  string   // output is appended to this file
+	Env  []string // nil: this process's environment
+	Dir  string   // working directory; "": this process's
+	// Space is the network namespace of the program; nil: this process's.
 	Space *Space
-	// Outlives lets it go on when this process ends. Otherwise the kernel kills it then; what it
-	// started itself lives on.
+	// Outlives lets the program continue when this process ends. Otherwise the kernel kills the program
+	// then, but not the processes that the program started.
 	Outlives bool
 }
 
@@ -29,7 +29,7 @@ type Program struct {
 type Process struct {
 	cmd  *exec.Cmd
 	log  string
-	done chan struct{} // closed when it ended
+	done chan struct{} // closed when the process has ended
 }
 
 // Start starts the program.
@@ -40,13 +40,14 @@ func (p Program) Start() (*Process, error) {
 	}
 	proc := &Process{cmd: exec.Command(p.Argv[0], p.Argv[1:]...), log: p.Log, done: make(chan struct{})}
 	proc.cmd.Stdout, proc.cmd.Stderr, proc.cmd.Env, proc.cmd.Dir = f, f, p.Env, p.Dir
-	proc.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is for this process alone
+	proc.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C must reach this process only
 	start := proc.cmd.Start
 	if p.Space != nil {
 		start = func() error { return andHome(func() error { return p.Space.enter(proc.cmd.Start) }) }
 	}
 	if !p.Outlives {
-		// PR_SET_PDEATHSIG watches the thread that made the program: that thread waits for its end.
+		// PR_SET_PDEATHSIG depends on the thread that started the program, so that thread waits for its
+		// end.
 		proc.cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	}
 	started := make(chan error)
@@ -59,7 +60,7 @@ func (p Program) Start() (*Process, error) {
 		err := start()
 		started <- err
 		if err == nil {
-			_ = proc.cmd.Wait() // its result stands in ProcessState
+			_ = proc.cmd.Wait() // the result is in ProcessState
 			close(proc.done)
 		}
 	}()
@@ -69,15 +70,15 @@ func (p Program) Start() (*Process, error) {
 	return proc, nil
 }
 
-// PID of the program.
+// PID returns the process ID.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
 func (p *Process) name() string { return filepath.Base(p.cmd.Path) }
 
-// ErrEnded is wrapped by the error of a process that has ended: waiting longer does not help.
+// ErrEnded is wrapped by the error of a process that has ended. Waiting longer does not help.
 var ErrEnded = errors.New("ended")
 
-// Err is nil while the process lives, and otherwise says how it ended.
+// Err is nil while the process lives. Afterwards it says how the process ended.
 func (p *Process) Err() error {
 	if p == nil {
 		return errors.New("was not started")
@@ -90,10 +91,10 @@ func (p *Process) Err() error {
 	}
 }
 
-// endTimeout bounds the end of a process that got a signal, on a busy machine.
+// endTimeout bounds the time from a signal to the end of a process, on a busy machine.
 const endTimeout = 20 * time.Second
 
-// End sends sig and waits for the end. A process that has ended, or was never started, is success.
+// End sends sig and waits for the end. A process that has ended, or was never started, is not an error.
 func (p *Process) End(sig os.Signal) error {
 	if p.Err() != nil {
 		return nil
@@ -112,7 +113,7 @@ func (p *Process) End(sig os.Signal) error {
 // Kill ends the process at once.
 func (p *Process) Kill() error { return p.End(syscall.SIGKILL) }
 
-// Tail returns the last lines of a file, for messages.
+// Tail returns the last lines of a file, for use in messages.
 func Tail(path string, lines int) string {
 	b, err := os.ReadFile(path)
 	if err != nil {

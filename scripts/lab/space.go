@@ -18,13 +18,13 @@ import (
 
 // Space is a network namespace.
 type Space struct {
-	// Path is where other processes find it: a mount, or a file descriptor of this process.
+	// Path is the path for other processes: a mount, or a file descriptor of this process.
 	Path string
-	// File holds the namespace; nil: it is opened by its path whenever it is entered.
+	// File holds the namespace. If it is nil, each entry opens Path.
 	File *os.File
 }
 
-// NewSpace makes a network namespace and mounts it at path. Without a path it lives for as long as
+// NewSpace makes a network namespace and mounts it at path. Without a path the namespace lives as long as
 // its file is open. Its loopback link is down.
 func NewSpace(path string) (*Space, error) {
 	s := &Space{Path: path}
@@ -54,7 +54,7 @@ func NewSpace(path string) (*Space, error) {
 	return s, nil
 }
 
-// OpenSpace opens a namespace that exists.
+// OpenSpace opens an existing namespace.
 func OpenSpace(path string) (*Space, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -63,15 +63,15 @@ func OpenSpace(path string) (*Space, error) {
 	return &Space{Path: path, File: f}, nil
 }
 
-// Close lets go of the namespace. It may be called twice.
+// Close closes the namespace's file. It may be called twice.
 func (s *Space) Close() {
 	if s.File != nil {
 		s.File.Close()
 	}
 }
 
-// Remove closes the namespace and removes its mount, or whatever else lies there now. The namespace
-// ends when nothing is inside any more.
+// Remove closes the namespace and removes its mount, or any other file at that path. The namespace ends
+// when no process and no socket uses it.
 func (s *Space) Remove() {
 	s.Close()
 	if !strings.HasPrefix(s.Path, "/proc/") {
@@ -80,13 +80,13 @@ func (s *Space) Remove() {
 	}
 }
 
-// Do calls f on a thread inside the namespace. Sockets that f opens and processes that it starts
-// stay in there. A panic of f becomes an error: the caller has a laboratory to take down.
+// Do calls f on a thread inside the namespace. Sockets that f opens and processes that f starts stay in the
+// namespace. A panic of f becomes an error, because the caller must still take its laboratory down.
 func (s *Space) Do(f func() error) error {
 	return onThread(func() error { return s.enter(f) })
 }
 
-// enter calls f after it has moved the thread into the namespace.
+// enter moves the thread into the namespace and calls f.
 func (s *Space) enter(f func() error) error {
 	there := s.File
 	if there == nil {
@@ -106,7 +106,7 @@ func (s *Space) enter(f func() error) error {
 func onThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		err := errors.New("ended inside of a network namespace") // by runtime.Goexit, as testing.T's FailNow calls it
+		err := errors.New("ended inside of a network namespace") // by runtime.Goexit, which testing.T's FailNow calls
 		defer func() {
 			if p := recover(); p != nil {
 				err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
@@ -118,8 +118,8 @@ func onThread(f func() error) error {
 	return <-done
 }
 
-// andHome calls f, which may change the thread's network namespace, and goes back. A thread that
-// cannot go back stays locked, and so ends with its goroutine.
+// andHome calls f, which may change the thread's network namespace, and returns to the old namespace. A
+// thread that cannot return stays locked, and so ends with its goroutine.
 func andHome(f func() error) error {
 	runtime.LockOSThread()
 	home, err := os.Open("/proc/thread-self/ns/net")
@@ -135,7 +135,7 @@ func andHome(f func() error) error {
 	return f()
 }
 
-// Loopback takes the loopback link up, as the start of a machine does.
+// Loopback sets the loopback link up, as a machine does at its start.
 func (s *Space) Loopback() error { return s.Do(loopbackUp) }
 
 func loopbackUp() error {
@@ -152,13 +152,13 @@ func loopbackUp() error {
 	return os.NewSyscallError("set lo up", unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo))
 }
 
-// Run runs a command inside the namespace and returns its standard output. The error has what the
-// command wrote to standard error.
+// Run runs a command inside the namespace and returns its standard output. The error contains the command's
+// standard error.
 func (s *Space) Run(ctx context.Context, name string, args ...string) (string, error) {
 	return s.run(ctx, nil, "", name, args...)
 }
 
-// IP runs a script of iproute2 commands, one a line, inside the namespace.
+// IP runs a script of iproute2 commands inside the namespace, one command a line.
 func (s *Space) IP(ctx context.Context, script string) error {
 	if script == "" {
 		return nil
@@ -171,7 +171,7 @@ func (s *Space) run(ctx context.Context, env []string, stdin, name string, args 
 	cmd := exec.CommandContext(ctx, name, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr, cmd.Stdin, cmd.Env = &stdout, &stderr, strings.NewReader(stdin), env
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is for this process alone
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C must reach this process only
 	err := s.Do(cmd.Start)
 	if err == nil {
 		err = cmd.Wait()
@@ -182,7 +182,7 @@ func (s *Space) run(ctx context.Context, env []string, stdin, name string, args 
 	return stdout.String(), err
 }
 
-// Sysctl sets one kernel setting of the namespace; key is a path below /proc/sys.
+// Sysctl sets one kernel setting of the namespace. The key is a path below /proc/sys.
 func (s *Space) Sysctl(key, value string) error {
 	return s.Do(func() error { return os.WriteFile("/proc/sys/"+key, []byte(value), 0o644) })
 }

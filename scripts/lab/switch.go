@@ -25,12 +25,12 @@ type Flavour string
 const (
 	BIRD Flavour = "bird"
 	FRR  Flavour = "frr"
-	// OpenBGPD speaks BGP but forwards nothing that it learns: on Linux it does not write to the
-	// kernel's table.
+	// OpenBGPD speaks BGP but does not forward by its routes: on Linux it does not write to the kernel's
+	// table.
 	OpenBGPD Flavour = "openbgpd"
 )
 
-// startTimeout is for a routing daemon on a busy machine.
+// startTimeout is enough for a routing daemon on a busy machine.
 const startTimeout = 10 * time.Second
 
 // Switch is a router that speaks BGP.
@@ -46,42 +46,42 @@ type Session struct {
 	Neighbor netip.Addr
 	Name     string
 	ASN      uint32
-	State    string // "Established", or what the switch says instead
+	State    string // "Established", or the switch's own word for another state
 }
 
-// String is the session as a line: "10.0.10.11 as 65010 Established".
+// String returns the session as a line: "10.0.10.11 as 65010 Established".
 func (s Session) String() string { return fmt.Sprintf("%s as %d %s", s.Neighbor, s.ASN, s.State) }
 
-// suite is what differs between the flavours.
+// suite is the part of a switch that differs between the flavours.
 type suite interface {
-	// files are the configuration files that the programs need, by name.
+	// files returns the configuration files of the programs, by name.
 	files(s *Switch) (map[string]string, error)
-	// user is whom the programs become, who makes sockets in the switch's directory; "" is root.
+	// user is the user that the programs switch to, and that creates sockets in the switch's directory. ""
+	// is root.
 	user() string
-	// programs are in the order of their start.
+	// programs returns the programs in start order.
 	programs(s *Switch) []program
-	// sessions asks the running switch.
+	// sessions asks the running switch for its sessions.
 	sessions(ctx context.Context, s *Switch) ([]Session, error)
-	// proto is the kernel's name for the origin of the routes learned by BGP; "" when they do not
-	// reach the kernel.
+	// proto is the kernel's name for the origin of the routes learned by BGP. It is "" if they do not reach
+	// the kernel.
 	proto() string
-	// learned asks the running switch for its best routes, where they do not reach the kernel.
+	// learned asks the running switch for its best routes, if they do not reach the kernel.
 	learned(ctx context.Context, s *Switch) ([]Route, error)
-	// console is the command line that gives an operator's words to the switch.
+	// console is the command line that sends an operator's words to the switch.
 	console(s *Switch, words []string) []string
-	// tables are the command lines that show an operator sessions and routes.
+	// tables are the command lines that show sessions and routes to an operator.
 	tables(s *Switch) (sessions, routes []string)
 }
 
-// program is one routing daemon: its command line, and the unix socket on which it listens once it
-// can be talked to.
+// program is one routing daemon: its command line, and the unix socket on which it listens once it is
+// ready.
 type program struct {
 	name   string // of its log
 	argv   []string
 	socket string
 }
 
-// suiteOf is where a flavour becomes programs.
 func suiteOf(f Flavour) (suite, error) {
 	switch f {
 	case BIRD, "":
@@ -106,7 +106,7 @@ func (l *Lab) addSwitch(ctx context.Context, spec SwitchSpec) error {
 	return s.Start(ctx)
 }
 
-// NewSwitch is a switch outside of a laboratory. Its routing daemons do not outlive this process.
+// NewSwitch makes a switch outside of a laboratory. Its routing daemons do not outlive this process.
 func NewSwitch(m *Machine, spec SwitchSpec) (*Switch, error) {
 	suite, err := suiteOf(spec.Flavour)
 	return &Switch{Machine: m, Spec: spec, suite: suite}, err
@@ -127,8 +127,9 @@ func (s *Switch) Start(ctx context.Context) error {
 	})
 }
 
-// StartWith starts the routing daemons with these configuration files, each daemon when the one before
-// listens: a bgpd that misses zebra tries again after ten seconds. It returns when they listen.
+// StartWith starts the routing daemons with these configuration files. It starts each daemon when the one
+// before listens, because a bgpd that does not find zebra tries again only after ten seconds. It returns
+// when all daemons listen.
 func (s *Switch) StartWith(ctx context.Context, files map[string]string) error {
 	for name, text := range files {
 		if err := os.WriteFile(s.file(name), []byte(text), 0o644); err != nil {
@@ -139,7 +140,7 @@ func (s *Switch) StartWith(ctx context.Context, files map[string]string) error {
 		return fmt.Errorf("%s: %w", s.Name, err)
 	}
 	for _, prog := range s.suite.programs(s) {
-		if err := os.Remove(prog.socket); err != nil && !errors.Is(err, fs.ErrNotExist) { // a killed one's
+		if err := os.Remove(prog.socket); err != nil && !errors.Is(err, fs.ErrNotExist) { // left by a killed daemon
 			return fmt.Errorf("%s: %w", s.Name, err)
 		}
 		p, err := s.Spawn(s.file(prog.name+".log"), prog.argv...)
@@ -164,7 +165,7 @@ func (s *Switch) StartWith(ctx context.Context, files map[string]string) error {
 	return nil
 }
 
-// giveDir gives the switch's directory to a user; "" leaves it as it is.
+// giveDir makes a user the owner of the switch's directory. "" leaves the directory as it is.
 func (s *Switch) giveDir(name string) error {
 	if name == "" {
 		return nil
@@ -180,8 +181,8 @@ func (s *Switch) giveDir(name string) error {
 	return os.Chown(s.Dir, uid, -1)
 }
 
-// Console gives an operator's words to the running switch, several commands of FRR's vtysh one after
-// another, and returns the answer.
+// Console sends an operator's words to the running switch and returns the answer. For FRR's vtysh each word
+// is a command.
 func (s *Switch) Console(ctx context.Context, words ...string) (string, error) {
 	argv := s.suite.console(s, words)
 	return s.Run(ctx, argv[0], argv[1:]...)
@@ -202,10 +203,10 @@ func (s *Switch) end(sig unix.Signal) error {
 	return errors.Join(errs...)
 }
 
-// Sessions lists the BGP sessions in the order of the configuration.
+// Sessions lists the BGP sessions in configuration order.
 func (s *Switch) Sessions(ctx context.Context) ([]Session, error) { return s.suite.sessions(ctx, s) }
 
-// Learned lists the routes that BGP put into the switch's kernel, or into its own table where it does
+// Learned lists the routes that BGP put into the switch's kernel, or into the switch's own table if it does
 // not write to the kernel's.
 func (s *Switch) Learned(ctx context.Context) ([]Route, error) {
 	if s.suite.proto() == "" {
@@ -222,11 +223,11 @@ func (s *Switch) Proto() string { return s.suite.proto() }
 
 func (s *Switch) file(name string) string { return filepath.Join(s.Dir, name) }
 
-// routerID is the first IPv4 address.
+// routerID is the switch's first IPv4 address.
 func (s *Switch) routerID() netip.Addr { return s.Addr(netip.IPv4Unspecified()) }
 
-// sessionsOf lists the configured sessions with the state of each; "" is one that the switch does not
-// know.
+// sessionsOf lists the configured sessions with their states. The state "" means that the switch does not
+// know the session, which is an error.
 func (s *Switch) sessionsOf(state func(NeighborSpec) string) ([]Session, error) {
 	var all []Session
 	for _, n := range s.Spec.Neighbors {
@@ -252,7 +253,6 @@ func (s *Switch) networks() (all []netip.Prefix) {
 	return all
 }
 
-// config renders a configuration template.
 func (s *Switch) config(text string) (string, error) {
 	t, err := template.New(s.Name).Parse(text)
 	if err != nil {
@@ -264,7 +264,7 @@ func (s *Switch) config(text string) (string, error) {
 	return out.String(), err
 }
 
-// Tools are the programs that laboratories with these switches need.
+// Tools returns the programs that laboratories with these switches need.
 func Tools(flavours ...Flavour) []string {
 	all := []string{"ip"}
 	for _, f := range flavours {

@@ -13,8 +13,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Topology says which machines there are and how they are wired. LANs need no declaration: two
-// links with the same LAN are on the same wire.
+// Topology lists the machines and their wiring. LANs need no declaration: two links with the same LAN are
+// on the same wire.
 type Topology struct {
 	Switches []SwitchSpec `json:"switches,omitempty"`
 	Nodes    []NodeSpec   `json:"nodes,omitempty"`
@@ -26,10 +26,10 @@ type HostSpec struct {
 	Name    string      `json:"name"`
 	Links   []LinkSpec  `json:"links"`
 	Routes  []RouteSpec `json:"routes,omitempty"`
-	Forward bool        `json:"forward,omitempty"` // it is a router
+	Forward bool        `json:"forward,omitempty"` // the machine is a router
 }
 
-// LinkSpec is one network card. Its name is eth0, or the name of its LAN when the machine has several.
+// LinkSpec is one network card. Its name is eth0, or the name of its LAN if the machine has several cards.
 type LinkSpec struct {
 	LAN   string         `json:"lan"`
 	Addrs []netip.Prefix `json:"addrs"`
@@ -56,14 +56,14 @@ type NeighborSpec struct {
 	Address  netip.Addr `json:"address"`
 	ASN      uint32     `json:"asn"`
 	Password string     `json:"password,omitempty"`
-	// Announce has the switch advertise everything that it knows. It advertises nothing to a node.
+	// Announce has the switch advertise all of its routes to the neighbor. Towards a node it stays off.
 	Announce bool `json:"announce,omitempty"`
 }
 
-// NodeSpec is a machine with an edgewayd.
+// NodeSpec is a machine that runs edgewayd.
 type NodeSpec struct {
 	HostSpec
-	// Config is laid over the daemon configuration that the laboratory writes.
+	// Config overrides keys of the daemon configuration that the laboratory writes.
 	Config map[string]any `json:"config,omitempty"`
 }
 
@@ -76,11 +76,11 @@ func ParseTopology(text []byte) (Topology, error) {
 	return t, nil
 }
 
-// wireName is the machine that holds the LANs.
+// wireName is the name of the machine that holds the LANs.
 const wireName = "wire"
 
-// Build makes the machines, wires them, and starts the switches. The nodes' daemons are not
-// started, and the cluster directory is empty.
+// Build makes the machines, wires them, and starts the switches. It does not start the nodes' daemons, and
+// leaves the cluster directory empty.
 func (l *Lab) Build(ctx context.Context, t Topology) error {
 	specs := append([]HostSpec(nil), t.Hosts...)
 	for _, s := range t.Switches {
@@ -108,7 +108,8 @@ func (l *Lab) Build(ctx context.Context, t Topology) error {
 	return errors.Join(append(errs, os.MkdirAll(l.ClusterDir, 0o755))...)
 }
 
-// wire makes the machines' namespaces and connects them in one more, where a bridge plays each LAN.
+// wire makes the machines' namespaces and connects them through another namespace, where each LAN is a
+// bridge.
 //
 //	[ Node-1  eth0 ]---p1 | br1 | p2---[ switch-a  lan-a ]
 //	                      wire
@@ -125,7 +126,7 @@ func (l *Lab) wire(ctx context.Context, specs []HostSpec) error {
 			if !ok {
 				bridge = fmt.Sprintf("br%d", len(l.bridges)+1)
 				l.bridges[link.LAN] = bridge
-				// Without snooping a bridge passes neighbour solicitations from its first moment.
+				// Without snooping a bridge forwards neighbour solicitations from its first moment.
 				fmt.Fprintf(&plug, "link add name %s type bridge mcast_snooping 0 forward_delay 0\nlink set dev %s up\n", bridge, bridge)
 			}
 			l.cables++
@@ -144,7 +145,7 @@ func (l *Lab) wire(ctx context.Context, specs []HostSpec) error {
 	return nil
 }
 
-// mac is the hardware address of a machine's card. It stays the same when the machine reboots:
+// mac is the hardware address of a machine's card. It stays the same when the machine reboots, because
 // neighbours remember it.
 func mac(machine string, card int) string {
 	h := fnv.New32a()
@@ -153,7 +154,7 @@ func mac(machine string, card int) string {
 	return fmt.Sprintf("02:00:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3]) // locally administered
 }
 
-// addWire makes the namespace of the LANs' bridges, which need no addresses.
+// addWire makes the namespace of the LANs' bridges. The bridges need no addresses.
 func (l *Lab) addWire(ctx context.Context) error {
 	wire, err := l.addMachine(ctx, wireName)
 	if err != nil {
@@ -162,7 +163,6 @@ func (l *Lab) addWire(ctx context.Context) error {
 	return wire.Sysctl("net/ipv6/conf/default/disable_ipv6", "1")
 }
 
-// addMachine makes an empty namespace.
 func (l *Lab) addMachine(ctx context.Context, name string) (*Machine, error) {
 	m := &Machine{Space: &Space{Path: filepath.Join(netnsDir, l.Prefix+"-"+name)}, Name: name, Dir: filepath.Join(l.Dir, name), outlives: true}
 	l.mu.Lock()
@@ -183,7 +183,7 @@ func (l *Lab) addMachine(ctx context.Context, name string) (*Machine, error) {
 	return m, m.Loopback()
 }
 
-// removeMachine removes a namespace with all that is in it.
+// removeMachine removes a namespace with everything in it.
 func (l *Lab) removeMachine(ctx context.Context, m *Machine) error {
 	l.mu.Lock()
 	delete(l.machines, m.Name)
@@ -191,7 +191,6 @@ func (l *Lab) removeMachine(ctx context.Context, m *Machine) error {
 	return ipNetns(ctx, "del "+m.Netns())
 }
 
-// configure gives a wired machine its addresses and routes.
 func (m *Machine) configure(ctx context.Context, spec HostSpec) error {
 	if spec.Forward {
 		for _, key := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
@@ -203,7 +202,7 @@ func (m *Machine) configure(ctx context.Context, spec HostSpec) error {
 	var script strings.Builder
 	for i, link := range spec.Links {
 		name := spec.ifName(i)
-		// The link-local address counts at once; detection of duplicates takes a second.
+		// The link-local address is usable at once; duplicate address detection would take a second.
 		if err := m.Sysctl("net/ipv6/conf/"+name+"/accept_dad", "0"); err != nil {
 			return err
 		}

@@ -14,14 +14,14 @@ import (
 )
 
 const (
-	// packetTimeout is how long a packet or a connection may take on a network of one machine.
+	// packetTimeout bounds a packet or a connection on a network inside one machine.
 	packetTimeout = time.Second
-	// drainTime is how long Flow.Stop waits for answers that are under way.
+	// drainTime is how long Flow.Stop waits for outstanding answers.
 	drainTime = time.Second
 )
 
-// icmp is what differs between ICMP (RFC 792) and ICMPv6 (RFC 4443): how the standard library
-// names the raw socket, and the types of an echo.
+// icmp holds the differences between ICMP (RFC 792) and ICMPv6 (RFC 4443): the standard library's name of
+// the raw socket, and the types of an echo.
 type icmp struct {
 	network        string
 	request, reply byte
@@ -34,8 +34,8 @@ func icmpFor(to netip.Addr) icmp {
 	return icmp{"ip6:ipv6-icmp", 128, 129}
 }
 
-// echo is the request with this sequence number. The kernel computes the checksum of ICMPv6 itself
-// (RFC 3542, section 3.1).
+// echo returns the request with this sequence number. The kernel computes the checksum of ICMPv6 (RFC 3542,
+// section 3.1).
 func (i icmp) echo(id, seq uint16) []byte {
 	p := make([]byte, 16)
 	p[0] = i.request
@@ -53,7 +53,7 @@ func (i icmp) echo(id, seq uint16) []byte {
 	return p
 }
 
-// seq returns the sequence number of an answer to one of our requests.
+// seq returns the sequence number of an answer to a request with this id.
 func (i icmp) seq(p []byte, id uint16) (uint16, bool) {
 	if len(p) < 8 || p[0] != i.reply || binary.BigEndian.Uint16(p[4:]) != id {
 		return 0, false
@@ -74,19 +74,19 @@ type Flow struct {
 
 	mu      sync.Mutex // guards pings
 	pings   []ping
-	sendErr error // the last one
+	sendErr error // the last send error
 }
 
 // ping is one packet of a flow.
 type ping struct {
-	at, back time.Time // back is zero while it is not
+	at, back time.Time // back is zero until the answer arrives
 }
 
-// Lost says how many packets a Flow lost.
+// Lost is the packet count of a Flow.
 type Lost struct {
 	Sent, Lost int
-	Longest    time.Duration // from the first to the last of the longest run of lost packets
-	Err        error         // of the last packet that could not even be sent
+	Longest    time.Duration // from the first to the last packet of the longest run of lost packets
+	Err        error         // error of the last packet that could not even be sent
 }
 
 func (l Lost) String() string {
@@ -100,7 +100,7 @@ func (l Lost) String() string {
 	return s
 }
 
-// StartFlow pings to from the machine, every interval, until Stop.
+// StartFlow sends a ping from the machine to the address to every interval, until Stop.
 func (m *Machine) StartFlow(to netip.Addr, interval time.Duration) (*Flow, error) {
 	f := &Flow{From: m.Name, Addr: to, icmp: icmpFor(to),
 		stop: make(chan struct{}), sent: make(chan struct{}), received: make(chan struct{})}
@@ -111,7 +111,7 @@ func (m *Machine) StartFlow(to netip.Addr, interval time.Duration) (*Flow, error
 	if err != nil {
 		return nil, fmt.Errorf("%s: ping %s: %w", m.Name, to, err)
 	}
-	// Raw sockets see each other's answers: the identifier tells flows of one machine apart.
+	// Raw sockets see each other's answers, so the identifier tells the flows of one machine apart.
 	f.id = binary.BigEndian.Uint16([]byte(randomID()))
 	go f.send(interval)
 	go f.receive()
@@ -148,7 +148,7 @@ func (f *Flow) receive() {
 			return
 		}
 		if err != nil {
-			continue // an ICMP error about one packet, which is lost
+			continue // an ICMP error about one packet, which counts as lost
 		}
 		if seq, ok := f.icmp.seq(buf[:n], f.id); ok {
 			f.mu.Lock()
@@ -160,11 +160,11 @@ func (f *Flow) receive() {
 	}
 }
 
-// Stop ends the flow, waits for what is under way, and counts.
+// Stop ends the flow, waits up to drainTime for outstanding answers, and counts.
 func (f *Flow) Stop() Lost {
 	close(f.stop)
 	<-f.sent
-	Wait(context.Background(), drainTime, func() error { // what is not back by then is lost
+	Wait(context.Background(), drainTime, func() error { // a ping without an answer by then is lost
 		if f.count().Lost > 0 {
 			return errors.New("under way")
 		}
@@ -175,14 +175,14 @@ func (f *Flow) Stop() Lost {
 	return f.count()
 }
 
-// Sent is how many packets were sent so far.
+// Sent returns the number of packets sent so far.
 func (f *Flow) Sent() int { return f.count().Sent }
 
 func (f *Flow) count() Lost {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	l := Lost{Sent: len(f.pings), Err: f.sendErr}
-	var first time.Time // of the present run
+	var first time.Time // start of the present run
 	for _, p := range f.pings {
 		if !p.back.IsZero() {
 			first = time.Time{}
@@ -222,13 +222,13 @@ func (m *Machine) Ping(ctx context.Context, to netip.Addr) (rtt time.Duration, e
 	return rtt, nil
 }
 
-// Mirror is a TCP server that tells each caller the address that it saw.
+// Mirror is a TCP server that tells each client the source address of its connection.
 type Mirror struct {
 	listener net.Listener
 	done     chan struct{}
 }
 
-// Serve starts a mirror on a free port of all the machine's addresses.
+// Serve starts a mirror on a free port of all of the machine's addresses.
 func (m *Machine) Serve() (*Mirror, error) {
 	s := &Mirror{done: make(chan struct{})}
 	err := m.Do(func() (err error) {
@@ -247,7 +247,7 @@ func (m *Machine) Serve() (*Mirror, error) {
 			}
 			saw, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
 			conn.SetDeadline(time.Now().Add(packetTimeout))
-			fmt.Fprintln(conn, saw.Addr().Unmap().WithZone("")) // one that hangs up early misses it
+			fmt.Fprintln(conn, saw.Addr().Unmap().WithZone("")) // a client that hangs up early misses the answer
 			conn.Close()
 		}
 	}()
@@ -263,8 +263,8 @@ func (s *Mirror) Close() {
 	<-s.done
 }
 
-// Seen connects from the machine to a mirror and returns the address that the mirror saw: the
-// machine's own unless something on the way translated it.
+// Seen connects from the machine to a mirror and returns the address that the mirror saw. This is the
+// machine's own address unless the network translated it.
 func (m *Machine) Seen(ctx context.Context, to netip.AddrPort) (saw netip.Addr, err error) {
 	ctx, cancel := context.WithTimeout(ctx, packetTimeout)
 	defer cancel()
