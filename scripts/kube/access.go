@@ -22,19 +22,19 @@ const (
 	commandTimeout = 2 * time.Minute
 )
 
-// credential is the user of a kubeconfig.
+// credential is the user entry of a kubeconfig.
 type credential struct {
 	Token string `json:"token,omitempty"`
 	Cert  []byte `json:"client-certificate-data,omitempty"`
 	Key   []byte `json:"client-key-data,omitempty"`
 }
 
-// AdminKubeconfig is the path of a kubeconfig that may do everything.
+// AdminKubeconfig is the path of the administrator's kubeconfig, which has every permission.
 func (c *ControlPlane) AdminKubeconfig() string { return c.file("admin.kubeconfig") }
 
-// Kubeconfig writes a kubeconfig for any user, also for one that the API server has never seen, and
-// returns its path. Group "system:masters" may do everything; user "system:node:NAME" in group
-// "system:nodes" is a kubelet; RBAC decides about all others.
+// Kubeconfig writes a kubeconfig for any user and returns its path. The API server need not know the user.
+// Group "system:masters" has every permission. User "system:node:NAME" in group "system:nodes" is a
+// kubelet. RBAC decides about all other users.
 func (c *ControlPlane) Kubeconfig(user string, groups ...string) (string, error) {
 	cert, key, err := c.ca.client(user, groups)
 	if err != nil {
@@ -43,7 +43,7 @@ func (c *ControlPlane) Kubeconfig(user string, groups ...string) (string, error)
 	return c.writeKubeconfig(user, credential{Cert: cert, Key: key})
 }
 
-// ServiceAccount writes a kubeconfig with a token of a service account, which must exist.
+// ServiceAccount writes a kubeconfig with a token of an existing service account.
 func (c *ControlPlane) ServiceAccount(namespace, name string) (string, error) {
 	token, err := c.Kubectl("create", "token", "-n", namespace, name)
 	if err != nil {
@@ -70,8 +70,8 @@ func (c *ControlPlane) writeKubeconfig(name string, user credential) (string, er
 	return path, nil
 }
 
-// Kubectl runs kubectl, as the administrator unless the arguments say --kubeconfig, and returns
-// its output. Its error has the standard error of kubectl.
+// Kubectl runs kubectl and returns its output. The user is the administrator unless the arguments contain
+// --kubeconfig. The error contains kubectl's standard error.
 func (c *ControlPlane) Kubectl(args ...string) (string, error) { return c.kubectl("", args) }
 
 // Apply applies a file or a directory of manifests.
@@ -91,7 +91,7 @@ func (c *ControlPlane) kubectl(stdin string, args []string) (string, error) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, Program(kubectl), args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.AdminKubeconfig(), "KUBECACHEDIR="+c.file("kubectl-cache"), "KUBERC=off")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is for the test alone
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C must reach the test only
 	cmd.Stdin = strings.NewReader(stdin)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -105,7 +105,7 @@ func (c *ControlPlane) kubectl(stdin string, args []string) (string, error) {
 	return stdout.String(), nil
 }
 
-// get is nil when the API server answers a path with OK.
+// get returns nil if the API server answers a path with OK.
 func (c *ControlPlane) get(ctx context.Context, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -125,7 +125,7 @@ func (c *ControlPlane) get(ctx context.Context, path string) error {
 	return nil
 }
 
-// connect prepares the administrator's requests to the port that the API server is to have.
+// connect prepares the administrator's requests to the API server's future port.
 func (c *ControlPlane) connect() error {
 	cert, key, err := c.ca.client("admin", []string{"system:masters"})
 	if err != nil {

@@ -15,7 +15,7 @@ type Request struct {
 	Verb, URI   string
 	Code        int
 	At          time.Time
-	// Open says that it is a watch that has not ended.
+	// Open is true for a watch that has not ended.
 	Open bool
 }
 
@@ -23,8 +23,8 @@ func (r Request) String() string {
 	return fmt.Sprintf("%s (%s) %s %s: %d", r.User, r.Agent, r.Verb, r.URI, r.Code)
 }
 
-// Requests are the requests so far that the filter selects, in the order of their arrival; nil selects
-// all. The latest may be missing: the API server writes its log after it has answered.
+// Requests returns the requests so far that the filter selects, in order of arrival. A nil filter selects
+// all. The latest requests may be missing, because the API server answers before it writes its log.
 func (c *ControlPlane) Requests(filter func(Request) bool) ([]Request, error) {
 	text, err := os.ReadFile(c.file("audit.log"))
 	if err != nil {
@@ -42,7 +42,7 @@ func (c *ControlPlane) Requests(filter func(Request) bool) ([]Request, error) {
 		if err := json.Unmarshal(line, &e); err != nil {
 			var syntax *json.SyntaxError
 			if errors.As(err, &syntax) && !bytes.HasSuffix(line, []byte("\n")) {
-				continue // the last line, half written
+				continue // the last line is only half written
 			}
 			return nil, fmt.Errorf("audit log: %w: %.200s", err, line)
 		}

@@ -52,15 +52,15 @@ func template(subject pkix.Name) *x509.Certificate {
 	}
 }
 
-// client is the certificate of a user: Kubernetes takes the common name for the user's name, and
-// the organizations for groups.
+// client returns the certificate of a user. Kubernetes takes the common name as the user's name and the
+// organizations as the user's groups.
 func (a *authority) client(user string, groups []string) (cert, key []byte, err error) {
 	t := template(pkix.Name{CommonName: user, Organization: groups})
 	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	return a.sign(t)
 }
 
-// server is the certificate of a server with these names.
+// server returns the certificate of a server with these addresses and names.
 func (a *authority) server(addrs []net.IP, names []string) (cert, key []byte, err error) {
 	t := template(pkix.Name{CommonName: apiServer})
 	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
@@ -96,14 +96,13 @@ func pemOf(kind string, der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 }
 
-// auditPolicy logs every request when it is answered, and a watch also when it begins.
+// auditPolicy logs every request when it is answered. A watch is also logged when it begins.
 const auditPolicy = `apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
 rules: [{level: Metadata}]
 `
 
-// writeFiles writes what the programs read.
 func (c *ControlPlane) writeFiles() (err error) {
 	if c.ca, err = newAuthority(); err != nil {
 		return err

@@ -1,6 +1,6 @@
-// Package kube runs a real Kubernetes control plane for tests: etcd and kube-apiserver, and where a
-// test wants them kube-controller-manager and kube-scheduler, as build.sh built them. It never
-// fakes an answer, and shares no code with what is tested.
+// Package kube runs a real Kubernetes control plane for tests: etcd and kube-apiserver, and on request
+// kube-controller-manager and kube-scheduler, all built by build.sh. It never fakes an answer, and shares
+// no code with the program under test.
 //
 //	cp := kube.Start(t, kube.Options{PodCIDRs: []string{"10.244.0.0/16", "fd00:244::/48"}})
 //	err := cp.ApplyText(`{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}`)
@@ -8,8 +8,8 @@
 //	config, err := cp.Kubeconfig("system:node:n1", "system:nodes") // a file, for the program under test
 //	err = cp.StopAPIServer()                                       // and StartAPIServer: same port, same data
 //
-// All programs end with the test, also with a test that is killed. They need no root, except to run in
-// another network namespace.
+// All programs end with the test, even if the test is killed. They need root only to run in another network
+// namespace.
 package kube
 
 import (
@@ -34,36 +34,36 @@ import (
 // startTimeout bounds the start of one program: an API server takes 3 s on an idle machine.
 const startTimeout = 90 * time.Second
 
-// Options of a control plane. The zero value is etcd and an API server on 127.0.0.1.
+// Options are the options of a control plane. The zero value is etcd and an API server on 127.0.0.1.
 type Options struct {
-	// PodCIDRs has the controller manager give each node a pod CIDR out of these, one of each family.
+	// PodCIDRs has the controller manager give each node one pod CIDR of each family from these ranges.
 	PodCIDRs []string
-	// Programs are more to run: "kube-controller-manager", "kube-scheduler".
+	// Programs lists additional programs: "kube-controller-manager", "kube-scheduler".
 	Programs []string
-	// Space is the network namespace to run in; nil is the caller's.
+	// Space is the network namespace of the programs; nil is the caller's.
 	Space *lab.Space
-	// Addr is where the API server is reached; the zero value is 127.0.0.1.
+	// Addr is the address of the API server; the zero value is 127.0.0.1.
 	Addr netip.Addr
-	// ServiceCIDRs hold the addresses of Services; the default is 10.96.0.0/16 and fd00:96::/112.
+	// ServiceCIDRs are the ranges of Service addresses; the default is 10.96.0.0/16 and fd00:96::/112.
 	ServiceCIDRs []string
-	// Args are more command line arguments, by program.
+	// Args are additional command line arguments, by program.
 	Args map[string][]string
 }
 
 // ControlPlane is a running control plane.
 type ControlPlane struct {
-	// Dir holds its files; Dir/PROGRAM.log is a program's log.
+	// Dir holds the files; Dir/PROGRAM.log is a program's log.
 	Dir string
 	o   Options
 	ca  *authority
-	// ports are chosen at the first start and stay.
+	// The ports are chosen at the first start and do not change.
 	etcdPort, etcdPeerPort, apiPort int
 	running                         map[string]*lab.Process
 	client                          *http.Client
 }
 
-// Start starts a control plane that ends with the test. Where its programs are not built the test
-// is skipped, or fails when the environment says EDGEWAY_KUBE=required.
+// Start starts a control plane that ends with the test. If programs are not built, the test is skipped, or
+// fails if EDGEWAY_KUBE=required is set in the environment.
 func Start(t testing.TB, o Options) *ControlPlane {
 	t.Helper()
 	if testing.Short() {
@@ -93,8 +93,8 @@ func Start(t testing.TB, o Options) *ControlPlane {
 	return c
 }
 
-// New starts a control plane with its files in dir, which must exist. When both results are set, it did
-// not start, but must be closed.
+// New starts a control plane with its files in the existing directory dir. If it returns a control plane
+// and an error, the start failed, but the control plane must be closed.
 func New(ctx context.Context, dir string, o Options) (*ControlPlane, error) {
 	if !o.Addr.IsValid() {
 		o.Addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
@@ -120,7 +120,7 @@ func New(ctx context.Context, dir string, o Options) (*ControlPlane, error) {
 	return c, c.settle(ctx)
 }
 
-// programs of a control plane with these options; the first three are in all.
+// programs returns the programs of a control plane with these options. The first three are always there.
 func (o Options) programs() []string {
 	all := []string{etcd, apiServer, kubectl}
 	if len(o.PodCIDRs) > 0 || slices.Contains(o.Programs, controllerManager) {
@@ -132,7 +132,7 @@ func (o Options) programs() []string {
 	return all
 }
 
-// settle waits for the service account that pods use, which the controllers make.
+// settle waits until the controllers have created the service account that pods use.
 func (c *ControlPlane) settle(ctx context.Context) error {
 	if !slices.Contains(c.o.programs(), controllerManager) {
 		return nil
@@ -142,7 +142,7 @@ func (c *ControlPlane) settle(ctx context.Context) error {
 	})
 }
 
-// startStore starts etcd. Another process may take its ports between their choice and their use.
+// startStore starts etcd. It tries again if another process takes a port after freePorts chose it.
 func (c *ControlPlane) startStore(ctx context.Context) error {
 	var err error
 	for range 3 {
@@ -166,8 +166,7 @@ func (c *ControlPlane) startStore(ctx context.Context) error {
 	return err
 }
 
-// StartAPIServer starts the API server and returns when it is ready: with the port and the data
-// that it had before.
+// StartAPIServer starts the API server and returns when it is ready. Port and data are the same as before.
 func (c *ControlPlane) StartAPIServer() error { return c.startAPIServer(context.Background()) }
 
 func (c *ControlPlane) startAPIServer(ctx context.Context) error {
@@ -195,8 +194,8 @@ func (c *ControlPlane) startAPIServer(ctx context.Context) error {
 	}
 }
 
-// StopAPIServer kills the API server: connections to it end, and new ones are refused. After SIGTERM it
-// would serve its watches for some seconds more.
+// StopAPIServer kills the API server: connections to it end, and new connections are refused. After SIGTERM
+// the API server would serve its watches for some more seconds.
 func (c *ControlPlane) StopAPIServer() error {
 	if c.client != nil {
 		c.client.CloseIdleConnections()
@@ -207,7 +206,7 @@ func (c *ControlPlane) StopAPIServer() error {
 // Stop ends one of the programs.
 func (c *ControlPlane) Stop(name string) error { return c.running[name].End(syscall.SIGTERM) }
 
-// Close ends everything. It may be called twice; the files stay.
+// Close ends all programs. It may be called twice; the files stay.
 func (c *ControlPlane) Close() error {
 	var errs []error
 	for _, name := range []string{scheduler, controllerManager, apiServer, etcd} {
@@ -219,7 +218,7 @@ func (c *ControlPlane) Close() error {
 	return errors.Join(errs...)
 }
 
-// URL of the API server.
+// URL returns the URL of the API server.
 func (c *ControlPlane) URL() string {
 	return "https://" + net.JoinHostPort(c.o.Addr.String(), fmt.Sprint(c.apiPort))
 }
@@ -235,7 +234,7 @@ func (c *ControlPlane) logTails(t testing.TB) {
 	}
 }
 
-// wait calls f until it returns nil, and not after the program that f asks has ended.
+// wait calls f until it returns nil. It stops when the program that f asks has ended.
 func (c *ControlPlane) wait(ctx context.Context, program string, f func() error) error {
 	err := lab.Wait(ctx, startTimeout, func() error {
 		if err := c.running[program].Err(); err != nil {

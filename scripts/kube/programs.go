@@ -14,7 +14,7 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// Version of Kubernetes; build/go.mod says the same.
+// Version is the version of Kubernetes. It must match build/go.mod.
 const Version = "v1.36.3"
 
 const (
@@ -33,7 +33,7 @@ func Missing(programs ...string) []string {
 	})
 }
 
-// Program is the path of an executable. etcd may be the machine's own.
+// Program is the path of an executable. If build.sh built no etcd, it is the machine's etcd.
 func Program(name string) string {
 	path := filepath.Join(Dir(), name)
 	if _, err := os.Stat(path); err != nil && name == etcd {
@@ -43,11 +43,11 @@ func Program(name string) string {
 }
 
 func lookPath(name string) string {
-	path, _ := exec.LookPath(name) // "" when there is none
+	path, _ := exec.LookPath(name) // "" if there is none
 	return path
 }
 
-// Run starts one of the programs with the arguments that it has in this control plane.
+// Run starts one of the control plane's programs with its arguments.
 func (c *ControlPlane) Run(name string) error {
 	args := map[string]func() []string{
 		etcd: c.etcdArgs, apiServer: c.apiServerArgs, controllerManager: c.controllerManagerArgs, scheduler: c.schedulerArgs,
@@ -89,7 +89,7 @@ func (c *ControlPlane) apiServerArgs() []string {
 		args = append(args, "--endpoint-reconciler-type=none") // Endpoints must not be loopback addresses
 	}
 	if !slices.Contains(c.o.programs(), controllerManager) {
-		args = append(args, "--disable-admission-plugins=ServiceAccount") // nobody makes pods' accounts
+		args = append(args, "--disable-admission-plugins=ServiceAccount") // nothing else creates the accounts of pods
 	}
 	return args
 }
@@ -110,8 +110,8 @@ func (c *ControlPlane) schedulerArgs() []string {
 	return []string{"--kubeconfig=" + c.AdminKubeconfig(), "--leader-elect=false", "--secure-port=0", "--profiling=false", "--v=1"}
 }
 
-// freePorts finds two free ports. They are below the range from which the kernel chooses ports for
-// outgoing connections (ip_local_port_range): an API server must find its port free when it comes back.
+// freePorts finds two free ports. They are below the kernel's port range for outgoing connections
+// (ip_local_port_range), so that an API server finds its port free after a restart.
 func freePorts() (a, b int, err error) {
 	const from, to = 20000, 32000
 	var found []int
@@ -131,7 +131,7 @@ func freePorts() (a, b int, err error) {
 	return 0, 0, fmt.Errorf("no free port between %d and %d: %w", from, to, err)
 }
 
-// portTaken says whether a program ended because another had its port.
+// portTaken reports whether a program ended because its port was in use.
 func (c *ControlPlane) portTaken(program string) bool {
 	return c.running[program].Err() != nil && strings.Contains(lab.Tail(c.Log(program), 40), "address already in use")
 }
