@@ -1,6 +1,6 @@
 package main
 
-// topology is a shop with a LAN behind a switch, and the cluster's control plane beyond it.
+// topology is a shop with a LAN behind a switch, and the cluster's control plane beyond the switch.
 //
 //	node-1  node-2  node-3            node-1 and node-2 are speakers
 //	  .11     .12     .13
@@ -39,7 +39,7 @@ const (
 	nodeLabel        = "alibabacloud.com/nodepool-id=npxxx"
 )
 
-// bgpPeer is a BGPPeer as a user of Terway Edge writes it.
+// bgpPeer is a BGPPeer in the form in which a user of Terway Edge writes it.
 const bgpPeer = `
 apiVersion: network.openyurt.io/v1alpha1
 kind: BGPPeer
@@ -70,8 +70,8 @@ data:
   password: bXlTZWNyZXRWYWx1ZQ==
 `
 
-// workloads are pods of the three kinds that keep their names: of a DaemonSet, of a StatefulSet,
-// and, see staticPod, pods that a kubelet starts without an API server.
+// workloads are pods that keep their names: those of a DaemonSet and of a StatefulSet. The third kind is
+// staticPod.
 const workloads = `
 apiVersion: apps/v1
 kind: DaemonSet
@@ -97,7 +97,7 @@ spec:
         {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "till"}}}]}}, CONTAINER}
 `
 
-// staticPod is a file in a directory that the kubelet reads.
+// staticPod is a file in a directory that the kubelet reads. The kubelet starts it without an API server.
 const staticPod = `
 apiVersion: v1
 kind: Pod
@@ -105,14 +105,14 @@ metadata: {name: door}
 spec: {CONTAINER}
 `
 
-// container is the same in all pods. It is the first process of its namespace, and so ignores SIGTERM.
+// container is the same in all pods. It is the first process of its PID namespace, so it ignores SIGTERM.
 const container = `"dnsPolicy": "Default", "terminationGracePeriodSeconds": 1,
   "containers": [{"name": "web", "image": "edgeway.test/busybox:1", "imagePullPolicy": "Never",
     "command": ["/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/www"],
     "readinessProbe": {"httpGet": {"path": "/cgi-bin/who", "port": 80}, "periodSeconds": 2, "timeoutSeconds": 5}}]`
 
-// kubeletConfig keeps a kubelet from changing what lies outside of its namespaces: iptables rules, the
-// OOM score. Only this run reaches its port.
+// kubeletConfig stops the kubelet from changing settings outside of its namespaces: iptables rules, the OOM
+// score. Only this run can reach the kubelet's port.
 const kubeletConfig = `apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
@@ -131,7 +131,7 @@ authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
 authorization: {mode: AlwaysAllow}
 `
 
-// proxyConfig does not change the settings of connection tracking, which belong to the whole machine.
+// proxyConfig leaves the settings of connection tracking alone, because they belong to the whole machine.
 const proxyConfig = `apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: nftables
@@ -139,9 +139,9 @@ clientConnection: {kubeconfig: /etc/kubernetes/kube-proxy.conf}
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 `
 
-// bootScript mounts the node's own directories and what is new at each boot, see lab.Box. /sys is
-// mounted again, because it shows the network of the namespace that mounts it. The kubelet wants some
-// settings of the whole machine changed: it sees files in their place.
+// bootScript mounts the node's own directories and those that are new at each boot, see lab.Box. It mounts
+// /sys again, because /sys shows the network namespace in which it was mounted. The kubelet wants to change
+// some settings of the whole machine. It sees files in their place.
 const bootScript = `
 hostname NAME
 mkdir -p DIR/cgroup

@@ -1,8 +1,8 @@
-// Command e2e plays a shop's day on a real Kubernetes: an API server and its controllers, a switch
-// that is BIRD, and three nodes with a real kubelet, containerd and edgewayd each, in network and
-// mount namespaces of their own. The API server goes away, pods restart, the power fails, and each
-// pod must have the address that it had. It needs root and some minutes, and removes what it made,
-// also when it is interrupted; when it fails it keeps the programs' logs.
+// Command e2e plays a shop's day on a real Kubernetes: an API server and its controllers, a BIRD switch,
+// and three nodes, each with a real kubelet, containerd and edgewayd in network and mount namespaces of its
+// own. The API server goes away, pods restart, the power fails, and each pod must keep its address. The
+// command needs root and some minutes. It removes what it made, even after an interrupt, and keeps the
+// programs' logs after a failure.
 //
 //	make e2e
 //	go run ./scripts/e2e -install daemonset   # edgewayd as pods, instead of a program of the node
@@ -27,7 +27,7 @@ func main() {
 	deploy := flag.String("deploy", "deploy/kubernetes", "directory of the manifests that a cluster needs for edgewayd")
 	install := flag.String("install", string(byPackage), "how edgewayd comes onto the nodes: package or daemonset")
 	flag.Parse()
-	// SIGPIPE: whoever read the output has gone, and the nodes must go too.
+	// SIGPIPE means that the reader of the output has gone. The nodes must be taken down then too.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	s := &stage{deploy: *deploy, install: installation(*install)}
@@ -37,7 +37,7 @@ func main() {
 	}
 }
 
-// run plays the story, and takes everything down afterwards, also after an error.
+// run plays the story and takes everything down afterwards, even after an error.
 func run(ctx context.Context, st *stage, bin string) (err error) {
 	if st.install != byPackage && st.install != byDaemonSet {
 		return fmt.Errorf("-install %s: want %s or %s", st.install, byPackage, byDaemonSet)

@@ -17,23 +17,23 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// closeTimeout bounds the end of all nodes.
+// closeTimeout bounds taking down all nodes.
 const closeTimeout = time.Minute
 
 // node is a box in which a real kubelet, containerd and edgewayd run with their default paths.
 type node struct {
 	*lab.Box
 	install  installation
-	images   []string // archives
+	images   []string // archives of container images
 	edgewayd string   // path of the daemon's executable
 }
 
-// installation is how edgewayd comes onto the nodes.
+// installation is the way in which edgewayd is installed on the nodes.
 type installation string
 
 const (
-	byPackage   installation = "package"   // a program of the node, as its packages install it
-	byDaemonSet installation = "daemonset" // pods, as kubectl apply -k deploy/kubernetes installs them
+	byPackage   installation = "package"   // a program of the node, installed like the deb and rpm packages do
+	byDaemonSet installation = "daemonset" // pods, installed like kubectl apply -k deploy/kubernetes does
 )
 
 // newNode writes the disk of a node that was never switched on.
@@ -83,7 +83,7 @@ func copyFile(from, to string) error {
 
 func (n *node) file(name string) string { return filepath.Join(n.Dir, name) }
 
-// Start switches the node on: namespaces, then its programs.
+// Start boots the node, then starts its programs.
 func (n *node) Start(ctx context.Context) error {
 	if err := n.Cgroup.Make(); err != nil {
 		return err
@@ -96,7 +96,7 @@ func (n *node) Start(ctx context.Context) error {
 	}
 	second := n.startEdgewayd
 	if n.install == byDaemonSet {
-		second = n.startProxy // a pod finds the API server by a Service
+		second = n.startProxy // a pod reaches the API server through a Service
 	}
 	if err := second(ctx); err != nil {
 		return err
@@ -142,7 +142,7 @@ func (n *node) startKubelet(ctx context.Context) error {
 		func() error { return nil })
 }
 
-// status asks the daemon, as an operator on the node does.
+// status asks the daemon for its status, as an operator on the node does.
 func (n *node) status(ctx context.Context) (api.Status, error) {
 	var status api.Status
 	out, err := n.RunInside(ctx, n.edgewayd, "status", "-o", "json")
@@ -152,7 +152,7 @@ func (n *node) status(ctx context.Context) (api.Status, error) {
 	return status, err
 }
 
-// PowerOn boots the node with what is on its disk: new namespaces, a new boot ID, no link of a pod.
+// PowerOn boots the node from its disk: new namespaces, a new boot ID, no link of a pod.
 func (n *node) PowerOn(ctx context.Context) error {
 	if err := n.Node.Reboot(ctx); err != nil {
 		return err
@@ -160,7 +160,7 @@ func (n *node) PowerOn(ctx context.Context) error {
 	return n.Start(ctx)
 }
 
-// machine is a pod's network namespace, found by an address that it has.
+// machine returns the network namespace of the pod that has the address.
 func (n *node) machine(ctx context.Context, addr netip.Addr) (*lab.Machine, error) {
 	paths, err := filepath.Glob(n.InsidePath("/run/netns/*"))
 	if err != nil {
@@ -175,7 +175,7 @@ func (n *node) machine(ctx context.Context, addr netip.Addr) (*lab.Machine, erro
 	return nil, fmt.Errorf("%s: no pod has %s", n.Name, addr)
 }
 
-// killSandbox kills the pause process of the pod that has an address.
+// killSandbox kills the pause process of the pod that has the address.
 func (n *node) killSandbox(ctx context.Context, addr netip.Addr) error {
 	m, err := n.machine(ctx, addr)
 	if err != nil {
@@ -184,7 +184,7 @@ func (n *node) killSandbox(ctx context.Context, addr netip.Addr) error {
 	return n.kill(m, "sleep")
 }
 
-// kill kills the process, in a pod's network namespace, whose command line has a word.
+// kill kills the process in a pod's network namespace whose command line contains a word.
 func (n *node) kill(m *lab.Machine, word string) error {
 	var want unix.Stat_t
 	if err := unix.Stat(m.Path, &want); err != nil {

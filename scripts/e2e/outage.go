@@ -13,7 +13,7 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// apiServerGoes: from here on the nodes are alone.
+// apiServerGoes: the control plane stops, and the nodes are on their own.
 func (s *story) apiServerGoes(ctx context.Context) (err error) {
 	if s.monitor, err = s.switchA.Monitor(ctx, s.switchA.Proto()); err != nil {
 		return err
@@ -25,14 +25,14 @@ func (s *story) apiServerGoes(ctx context.Context) (err error) {
 	return nil
 }
 
-// sandboxDies: a pod's sandbox is killed. The kubelet makes a new one, which gets the address of the
-// old one, and nobody else loses a packet.
+// sandboxDies: a pod's sandbox is killed. The kubelet makes a new sandbox with the same address, and no
+// other pod loses a packet.
 func (s *story) sandboxDies(ctx context.Context) error {
 	return s.restartQuietly(ctx, s.podOf("till", "node-2"), "without API server")
 }
 
-// daemonIsAwayToo: the same without the node's daemon. The plugin serves alone, and the switch waits
-// for the daemon's return (RFC 4724). The kubelet restarts a daemon that is a pod.
+// daemonIsAwayToo: the same happens without the node's daemon. The plugin works alone, and the switch waits
+// for the daemon's return (RFC 4724). If the daemon is a pod, the kubelet restarts it.
 func (s *story) daemonIsAwayToo(ctx context.Context) error {
 	n := s.node("node-1")
 	if s.install == byDaemonSet {
@@ -57,8 +57,8 @@ func (s *story) daemonIsAwayToo(ctx context.Context) error {
 	return s.wantNoRouteEvents(ctx)
 }
 
-// restartQuietly restarts a pod's sandbox. It fails when a packet between other pods is lost, or when
-// the switch's table changes.
+// restartQuietly restarts a pod's sandbox. It fails if a packet between other pods is lost, or if the
+// switch's table changes.
 func (s *story) restartQuietly(ctx context.Context, p pod, when string) error {
 	flows, err := s.startFlows(ctx, p.Name, pingEvery)
 	if err != nil {
@@ -78,8 +78,8 @@ func (s *story) restartQuietly(ctx context.Context, p pod, when string) error {
 	return s.wantNoRouteEvents(ctx)
 }
 
-// restartSandbox kills a pod's sandbox and waits until the pod answers at the same addresses from a
-// new one.
+// restartSandbox kills a pod's sandbox and waits until the pod answers at the same addresses from a new
+// sandbox.
 func (s *story) restartSandbox(ctx context.Context, p pod) error {
 	n := s.node(p.Node)
 	before, err := n.machine(ctx, p.Addrs[0])
@@ -101,7 +101,7 @@ func (s *story) restartSandbox(ctx context.Context, p pod) error {
 	})
 }
 
-// wantAnswers is nil when the switch gets a pod's page at both its addresses.
+// wantAnswers returns nil if the switch gets a pod's page at both of the pod's addresses.
 func (s *story) wantAnswers(ctx context.Context, p pod) error {
 	for _, addr := range p.Addrs {
 		if err := wantAnswer(ctx, s.switchA.Machine, p, addr); err != nil {
@@ -111,7 +111,7 @@ func (s *story) wantAnswers(ctx context.Context, p pod) error {
 	return nil
 }
 
-// podOf is the pod of a workload on a node.
+// podOf returns the pod of a workload on a node.
 func (s *story) podOf(workload, node string) pod {
 	for _, p := range s.pods {
 		if strings.HasPrefix(p.Name, workload+"-") && p.Node == node {
@@ -130,7 +130,7 @@ func (s *story) pod(name string) pod {
 	return pod{Name: name}
 }
 
-// startFlows pings all pods but one: from the switch, and from the DaemonSet's pods on other nodes.
+// startFlows pings all pods except one: from the switch, and from the DaemonSet's pods on other nodes.
 func (s *story) startFlows(ctx context.Context, but string, every time.Duration) (flows []*lab.Flow, err error) {
 	start := func(m *lab.Machine, to pod) error {
 		for _, addr := range to.Addrs {
@@ -169,13 +169,13 @@ func (s *story) startFlows(ctx context.Context, but string, every time.Duration)
 	return flows, nil
 }
 
-// stopFlows returns how many pings were sent; its error names the flows that lost some.
+// stopFlows returns the number of pings sent. The error names the flows that lost pings.
 func stopFlows(flows []*lab.Flow) (sent int, err error) {
 	var errs []error
 	results := make(chan error)
 	counts := make(chan int)
 	for _, f := range flows {
-		go func() { // each waits for its last answers
+		go func() { // each flow waits for its last answers
 			lost := f.Stop()
 			counts <- lost.Sent
 			if lost.Lost > 0 || lost.Err != nil {
@@ -192,7 +192,7 @@ func stopFlows(flows []*lab.Flow) (sent int, err error) {
 	return sent, errors.Join(errs...)
 }
 
-// wantNoRouteEvents is nil when the switch's table has not changed since the API server went.
+// wantNoRouteEvents returns nil if the switch's table has not changed since the monitor started.
 func (s *story) wantNoRouteEvents(ctx context.Context) error {
 	events, err := s.monitor.Events(ctx)
 	if err != nil {
@@ -205,8 +205,8 @@ func (s *story) wantNoRouteEvents(ctx context.Context) error {
 	return nil
 }
 
-// powerFails: all nodes at once lose power and come back, the API server is still away. The static
-// pods, which need no API server, come up with the addresses that they had; the switch keeps every route.
+// powerFails: all nodes lose power at once and come back while the API server is still away. The static
+// pods need no API server and start with their old addresses. The switch keeps every route.
 func (s *story) powerFails(ctx context.Context) error {
 	if err := s.each(ctx, (*node).PowerOff); err != nil {
 		return err
@@ -236,7 +236,7 @@ func (s *story) powerFails(ctx context.Context) error {
 			}
 		}
 	}
-	if s.install == byDaemonSet { // the kubelets do not know its pods before the API server is back
+	if s.install == byDaemonSet { // the kubelets do not know the daemon's pods before the API server is back
 		s.pass("they reach each other without edgewayd: the switch, which has kept the routes, sends on")
 		return s.wantNoRouteEvents(ctx)
 	}
@@ -253,7 +253,7 @@ func (s *story) powerFails(ctx context.Context) error {
 	return s.wantNoRouteEvents(ctx)
 }
 
-// wantSessions waits until both speakers' sessions with the switch are up again.
+// wantSessions waits until the sessions of both speakers with the switch are up again.
 func (s *story) wantSessions(ctx context.Context) error {
 	return lab.Wait(ctx, readyLimit, func() error {
 		sessions, err := s.switchA.Sessions(ctx)
@@ -278,7 +278,7 @@ func (s *story) wantSessions(ctx context.Context) error {
 	})
 }
 
-// apiServerComesBack: the kubelets see the other pods again, and these pods have their addresses too.
+// apiServerComesBack: the kubelets see the other pods again, and these pods also keep their addresses.
 func (s *story) apiServerComesBack(ctx context.Context) error {
 	begin := time.Now()
 	if err := s.control.StartAPIServer(); err != nil {
@@ -293,7 +293,7 @@ func (s *story) apiServerComesBack(ctx context.Context) error {
 		if after, err = s.waitPods(ctx, podCount, readyLimit); err != nil {
 			return err
 		}
-		for _, p := range after { // the API server says what was before, until the kubelets have told it
+		for _, p := range after { // until the kubelets report, the API server returns the state before the power cut
 			if err := s.wantAnswers(ctx, p); err != nil {
 				return err
 			}
@@ -320,7 +320,7 @@ func (s *story) apiServerComesBack(ctx context.Context) error {
 	return s.wantLearned(ctx, routeLimit)
 }
 
-// podIsReplaced: a pod of a StatefulSet is deleted. The new one has the old one's name, and so its
+// podIsReplaced: a pod of a StatefulSet is deleted. The new pod has the same name, and so the same
 // addresses.
 func (s *story) podIsReplaced(ctx context.Context) error {
 	p := s.pod("till-1")
@@ -338,7 +338,8 @@ func (s *story) podIsReplaced(ctx context.Context) error {
 	return nil
 }
 
-// nodeLeaves: a node is switched off and taken out of the cluster. Its routes go, and no other does.
+// nodeLeaves: a node is switched off and removed from the cluster. The switch loses this node's routes and
+// no others.
 func (s *story) nodeLeaves(ctx context.Context) error {
 	gone := s.node("node-3")
 	status, err := gone.status(ctx)
@@ -348,7 +349,7 @@ func (s *story) nodeLeaves(ctx context.Context) error {
 	if err := gone.PowerOff(ctx); err != nil {
 		return err
 	}
-	if err := s.wantNoRouteEvents(ctx); err != nil { // a node that is off keeps its routes
+	if err := s.wantNoRouteEvents(ctx); err != nil { // a switched-off node keeps its routes
 		return err
 	}
 	begin := time.Now()
@@ -363,8 +364,8 @@ func (s *story) nodeLeaves(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// One speaker is first to withdraw a route: the switch then writes the other speaker's route, with
-	// the same next hop, and deletes it when that speaker has withdrawn it too.
+	// One speaker withdraws a route first. The switch then writes the other speaker's route with the same
+	// next hop, and deletes it when the other speaker withdraws it too.
 	for _, event := range events {
 		if !slices.ContainsFunc(status.PodCIDRs, func(cidr string) bool { return strings.Contains(event, cidr+" via ") }) {
 			return fmt.Errorf("%s left, and at the switch: %s", gone.Name, event)

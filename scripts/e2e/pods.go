@@ -15,7 +15,7 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// pod is a pod as the API server has it.
+// pod is a pod as the API server shows it.
 type pod struct {
 	Name, Node string
 	Ready      bool
@@ -24,7 +24,7 @@ type pod struct {
 
 func (p pod) String() string { return fmt.Sprintf("%s on %s %v", p.Name, p.Node, p.Addrs) }
 
-// object has the fields that are read of a Node or a Pod.
+// object holds the fields that are read from a Node or a Pod.
 type object struct {
 	Metadata struct{ Name string }
 	Spec     struct {
@@ -38,7 +38,7 @@ type object struct {
 	}
 }
 
-// ready returns the condition Ready, and its reason.
+// ready returns the condition Ready and its reason.
 func (o object) ready() (bool, string) {
 	for _, c := range o.Status.Conditions {
 		if c.Type == "Ready" {
@@ -48,7 +48,7 @@ func (o object) ready() (bool, string) {
 	return false, "no condition Ready yet"
 }
 
-// internalIP is a node's address of the family of like.
+// internalIP returns a node's address of the same family as like.
 func (o object) internalIP(like netip.Addr) netip.Addr {
 	for _, a := range o.Status.Addresses {
 		if addr, err := netip.ParseAddr(a.Address); err == nil && a.Type == "InternalIP" && addr.Is4() == like.Is4() {
@@ -68,7 +68,7 @@ func (s *stage) list(kind string) ([]object, error) {
 	return list.Items, err
 }
 
-// pods lists those of the namespace "default", by name.
+// pods lists the pods of the namespace "default", by name.
 func (s *stage) pods() ([]pod, error) {
 	items, err := s.list("pods")
 	var all []pod
@@ -104,7 +104,7 @@ func (s *stage) waitPods(ctx context.Context, count int, limit time.Duration) (a
 	return all, err
 }
 
-// sameAddrs is nil when pods of the same names, on the same nodes, have the same addresses.
+// sameAddrs returns nil if every pod of before is in after with the same name, node and addresses.
 func sameAddrs(before, after []pod) error {
 	var errs []error
 	for _, b := range before {
@@ -118,7 +118,7 @@ func sameAddrs(before, after []pod) error {
 	return errors.Join(errs...)
 }
 
-// who reads a pod's answer to a request: its name, and the client's address that it saw.
+// who parses a pod's answer to a request: the pod's name, and the client address that the pod saw.
 func who(answer string) (name string, saw netip.Addr, err error) {
 	name, addr, _ := strings.Cut(strings.TrimSpace(answer), " ")
 	saw, err = netip.ParseAddr(strings.Trim(addr, "[]"))
@@ -129,7 +129,8 @@ func url(addr netip.Addr) string {
 	return "http://" + netip.AddrPortFrom(addr, 80).String() + "/cgi-bin/who"
 }
 
-// wantAnswer is nil when the machine reaches the pod at an address, and is seen there with its own.
+// wantAnswer returns nil if the machine reaches the pod at an address and the pod sees the machine's own
+// address.
 func wantAnswer(ctx context.Context, m *lab.Machine, p pod, addr netip.Addr) error {
 	out, err := m.Run(ctx, "busybox", "timeout", "5", "busybox", "wget", "-qO-", url(addr))
 	if err != nil {
@@ -142,8 +143,8 @@ func wantAnswer(ctx context.Context, m *lab.Machine, p pod, addr netip.Addr) err
 	return nil
 }
 
-// wantAllPairs is nil when each pod reaches each at both addresses, and is seen there with its own.
-// It returns the number of requests.
+// wantAllPairs returns nil if each pod reaches each pod at both addresses and is seen there with its own
+// address. It also returns the number of requests.
 func (s *stage) wantAllPairs(ctx context.Context, pods []pod) (count int, err error) {
 	var script strings.Builder
 	for _, to := range pods {
@@ -165,7 +166,7 @@ func (s *stage) wantAllPairs(ctx context.Context, pods []pod) (count int, err er
 	return len(pods) * len(pods) * 2, group.Wait()
 }
 
-// saw reads what the script of wantAllPairs printed on a pod.
+// saw reads the output of wantAllPairs' script on a pod.
 func (p pod) saw(out string) error {
 	var errs []error
 	for line := range strings.Lines(out) {

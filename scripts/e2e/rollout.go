@@ -7,17 +7,15 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// rolloutLimit is for three daemons one after another, each with the 30 s that the DaemonSet gives
-// to its BGP sessions.
+// rolloutLimit covers three daemons one after another. The DaemonSet gives each 30 s for its BGP sessions.
 const rolloutLimit = 8 * time.Minute
 
-// daemonsAreReplaced: a new version of the DaemonSet, or an unchanged one, replaces the daemons node
-// by node.
+// daemonsAreReplaced: a rollout, even of an unchanged DaemonSet, replaces the daemons node by node.
 func (s *story) daemonsAreReplaced(ctx context.Context) (err error) {
 	if s.install != byDaemonSet {
 		return nil
 	}
-	if err := s.waitRollout(ctx); err != nil { // those that are young may be replaced at once
+	if err := s.waitRollout(ctx); err != nil { // a rollout may replace daemons that are not ready yet all at once
 		return err
 	}
 	if s.monitor, err = s.switchA.Monitor(ctx, s.switchA.Proto()); err != nil {
@@ -50,8 +48,8 @@ func (s *story) daemonsAreReplaced(ctx context.Context) (err error) {
 	return err
 }
 
-// waitRollout waits until every node's daemon is of the version that the DaemonSet wants, and has
-// been ready for as long as it wants.
+// waitRollout waits until every node's daemon has the DaemonSet's version and has been ready for the
+// required time.
 func (s *story) waitRollout(ctx context.Context) error {
 	return lab.Wait(ctx, rolloutLimit, func() error {
 		_, err := s.control.Kubectl("-n", "kube-system", "rollout", "status", "daemonset/edgewayd", "--timeout=5s")

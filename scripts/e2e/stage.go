@@ -18,22 +18,22 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// stage has the machines that the story plays on.
+// stage holds the machines of the story.
 type stage struct {
 	lab     *lab.Lab
-	bin     string // the programs of the nodes
+	bin     string // programs of the nodes
 	deploy  string // directory of the cluster's manifests
 	install installation
 	control *kube.ControlPlane
 	switchA *lab.Switch
-	vpc     *lab.Machine // where the control plane stands
+	vpc     *lab.Machine // machine of the control plane
 	nodes   []*node
 }
 
 // nodeNames are the names of the topology's nodes.
 var nodeNames = []string{"node-1", "node-2", "node-3"}
 
-// missing says what this machine lacks.
+// missing returns an error that names the tools and programs that this machine lacks.
 func missing(bin string) error {
 	tools := []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox", "nsenter", "unshare", "ping"}
 	if all := lab.Missing(append(tools, lab.Tools(lab.BIRD)...)...); len(all) > 0 {
@@ -50,8 +50,8 @@ func missing(bin string) error {
 	return nil
 }
 
-// collect copies the programs of the nodes, so that a build does not change them under the run, and
-// builds the reference plugins that stand beside ours.
+// collect copies the nodes' programs, so that a build does not change them during the run. It also builds
+// the reference plugins that run beside ours.
 func collect(ctx context.Context, bin, into string) error {
 	if err := os.MkdirAll(into, 0o755); err != nil {
 		return err
@@ -74,7 +74,7 @@ func collect(ctx context.Context, bin, into string) error {
 	return lab.WriteBusybox(filepath.Join(into, "busybox.tar"))
 }
 
-// build makes machines, switch and control plane; the nodes are not switched on.
+// build makes machines, switch and control plane. The nodes stay switched off.
 func (s *stage) build(ctx context.Context, bin string) error {
 	s.bin = filepath.Join(s.lab.Dir, "bin")
 	if err := collect(ctx, bin, s.bin); err != nil {
@@ -103,8 +103,8 @@ func (s *stage) build(ctx context.Context, bin string) error {
 	return err
 }
 
-// admit installs what a cluster needs for edgewayd, and gives the nodes their credentials. Where it
-// is installed by a package it uses the kubelet's.
+// admit installs the cluster's part of edgewayd and gives the nodes their credentials. An edgewayd from a
+// package uses the kubelet's credentials.
 func (s *stage) admit() error {
 	parts := []string{"."}
 	if s.install == byPackage {
@@ -136,7 +136,7 @@ func (s *stage) admit() error {
 	return nil
 }
 
-// each does the same on all nodes at once.
+// each calls do for all nodes at once.
 func (s *stage) each(ctx context.Context, do func(*node, context.Context) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, n := range s.nodes {
@@ -145,7 +145,6 @@ func (s *stage) each(ctx context.Context, do func(*node, context.Context) error)
 	return group.Wait()
 }
 
-// node of that name.
 func (s *stage) node(name string) *node {
 	for _, n := range s.nodes {
 		if n.Name == name {
@@ -155,7 +154,7 @@ func (s *stage) node(name string) *node {
 	return nil
 }
 
-// close ends everything, also of a stage that was built in part. Its error names what is left.
+// close takes everything down, even if the stage was only partly built. The error names what is left.
 func (s *stage) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
@@ -167,7 +166,7 @@ func (s *stage) close() error {
 	return errors.Join(errs...)
 }
 
-// left is nil when the run has left nothing on the machine.
+// left returns nil if the run has left nothing on the machine.
 func (s *stage) left() error {
 	var left []string
 	for _, pattern := range []string{"/run/netns/" + s.lab.Prefix + "*", lab.Cgroups + "/" + s.lab.Prefix + "*", lab.Cgroups + "/*/" + s.lab.Prefix + "*", s.lab.Dir} {
@@ -203,7 +202,7 @@ func (s *stage) keepLogs() (dir string, err error) {
 			return fs.SkipDir
 		}
 		if err != nil || filepath.Ext(name) != ".log" {
-			return nil // what cannot be read cannot be kept
+			return nil // a file that cannot be read cannot be kept
 		}
 		flat := strings.ReplaceAll(strings.TrimPrefix(path, s.lab.Dir+"/"), "/", "-")
 		return copyFile(path, filepath.Join(dir, flat))

@@ -16,11 +16,11 @@ import (
 )
 
 const (
-	readyLimit = 3 * time.Minute // a pod or a node, on a busy machine
+	readyLimit = 3 * time.Minute // for a pod or a node, on a busy machine
 	routeLimit = time.Minute
-	podCount   = 9 // of three workloads, one a node each
+	podCount   = 9 // three workloads with one pod on each node
 	pingEvery  = 20 * time.Millisecond
-	pingLong   = 100 * time.Millisecond // in an act of a minute and more
+	pingLong   = 100 * time.Millisecond // for an act that takes a minute or more
 )
 
 // story is the stage with the observations so far.
@@ -28,10 +28,10 @@ type story struct {
 	*stage
 	begin   time.Time
 	pods    []pod
-	monitor *lab.Monitor // of what the switch has learned
+	monitor *lab.Monitor // of the routes that the switch has learned
 }
 
-// acts in their order. Between apiServerGoes and apiServerComesBack the nodes are on their own.
+// acts lists the acts in order. Between apiServerGoes and apiServerComesBack the nodes are on their own.
 func (s *story) acts() []func(context.Context) error {
 	return []func(context.Context) error{
 		s.nodesBecomeReady, s.podsRun, s.podsReachEachOther, s.switchKnowsTheWay, s.resourceTells,
@@ -46,7 +46,7 @@ func (s *story) pass(format string, args ...any) {
 	fmt.Printf("PASS  %6.1fs  %s\n", time.Since(s.begin).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// show prints what a program printed.
+// show prints the output of a program.
 func show(out string) {
 	for line := range strings.Lines(strings.TrimSpace(out)) {
 		fmt.Print("              | ", strings.TrimRight(line, "\n"), "\n")
@@ -62,8 +62,8 @@ func (s *story) version() string {
 	return version
 }
 
-// nodesBecomeReady: a node is ready once edgewayd knows its pod CIDRs, for then it writes the network
-// configuration that containerd waits for.
+// nodesBecomeReady: containerd waits for the network configuration. edgewayd writes it as soon as it knows
+// the node's pod CIDRs, and then the node becomes ready.
 func (s *story) nodesBecomeReady(ctx context.Context) error {
 	if err := s.admit(); err != nil {
 		return err
@@ -89,7 +89,6 @@ func (s *story) nodesBecomeReady(ctx context.Context) error {
 	return nil
 }
 
-// waitNodes waits until all nodes are ready.
 func (s *story) waitNodes(ctx context.Context) error {
 	return lab.Wait(ctx, readyLimit, func() error {
 		nodes, err := s.list("nodes")
@@ -108,7 +107,8 @@ func (s *story) waitNodes(ctx context.Context) error {
 	})
 }
 
-// podsRun: pods of a DaemonSet, a StatefulSet and static ones, each with addresses of its node.
+// podsRun: the pods of a DaemonSet and of a StatefulSet and the static pods run, each with addresses of its
+// node.
 func (s *story) podsRun(ctx context.Context) (err error) {
 	begin := time.Now()
 	if err := s.control.ApplyText(strings.ReplaceAll(workloads, "CONTAINER", container)); err != nil {
@@ -142,7 +142,7 @@ func (s *story) showPods() error {
 	return err
 }
 
-// podsReachEachOther: all pairs, both families; also the switch and the network beyond it.
+// podsReachEachOther: all pairs of pods, both families; also the switch and the network beyond it.
 func (s *story) podsReachEachOther(ctx context.Context) error {
 	var count int
 	err := lab.Wait(ctx, routeLimit, func() (err error) {
@@ -168,7 +168,8 @@ func (s *story) podsReachEachOther(ctx context.Context) error {
 	return nil
 }
 
-// switchKnowsTheWay: from two speakers it has learned the way to all three nodes, each by itself.
+// switchKnowsTheWay: the switch has learned from two speakers a route to each of the three nodes, with that
+// node as next hop.
 func (s *story) switchKnowsTheWay(ctx context.Context) error {
 	if err := s.wantLearned(ctx, routeLimit); err != nil {
 		return err
@@ -215,7 +216,8 @@ func (s *story) switchKnowsTheWay(ctx context.Context) error {
 	return nil
 }
 
-// wantLearned is nil when the switch has learned exactly the nodes' pod CIDRs, each by its node.
+// wantLearned returns nil if the switch has learned exactly the nodes' pod CIDRs, each with its node as
+// next hop.
 func (s *story) wantLearned(ctx context.Context, limit time.Duration) error {
 	nodes, err := s.list("nodes")
 	if err != nil {
@@ -245,8 +247,8 @@ func (s *story) wantLearned(ctx context.Context, limit time.Duration) error {
 	})
 }
 
-// wantHop is nil when the n-th router on the way to a pod is its node: a packet that may take no
-// more hops ends there, and that router says so.
+// wantHop returns nil if the n-th router on the way to a pod is the pod's node. A packet with n hops left
+// ends at that router, which reports it.
 func (s *story) wantHop(ctx context.Context, from *lab.Machine, n int, to pod, addr netip.Addr) error {
 	want := s.node(to.Node).Addr(addr).String()
 	return lab.Wait(ctx, routeLimit, func() error {
@@ -275,7 +277,7 @@ func (s *story) resourceTells(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if !strings.Contains(up, `"node-1"`) || !strings.Contains(up, `"node-2"`) { // a set: in any order
+		if !strings.Contains(up, `"node-1"`) || !strings.Contains(up, `"node-2"`) { // the order is not fixed
 			return fmt.Errorf("status.established of the BGPPeer is %q; want both speakers", up)
 		}
 		if out, err = s.control.Kubectl("describe", "bgppeer", "peer"); err != nil {

@@ -8,11 +8,11 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// noticeLimit is for a client to see that a connection leads nowhere, or that it does again.
+// noticeLimit bounds the time in which a client notices that a connection is dead, or that it works again.
 const noticeLimit = 3 * time.Minute
 
-// newNode9 is a node that comes while the WAN is cut. No kubelet runs it, and pods of workloads
-// stay away.
+// newNode9 is a node that joins while the WAN is cut. It has no kubelet, and its taint keeps the pods of
+// workloads away.
 const newNode9 = `
 apiVersion: v1
 kind: Node
@@ -25,8 +25,8 @@ status:
   addresses: [{type: InternalIP, address: 172.16.0.19}, {type: InternalIP, address: "fd00:172::19"}]
 `
 
-// cut drops every packet between the nodes and the control plane silently: connections stay open at
-// both ends.
+// cut silently drops every packet between the nodes and the control plane. Connections stay open at both
+// ends.
 const cut = `table inet wan_is_cut {
 	chain forward {
 		type filter hook forward priority 0
@@ -35,8 +35,8 @@ const cut = `table inet wan_is_cut {
 	}
 }`
 
-// wanIsCut: the control plane runs on, but no packet reaches it. The daemons notice, lose nothing,
-// and learn the changes of that time soon after the packets flow again.
+// wanIsCut: the control plane keeps running, but no packet reaches it. The daemons notice, lose nothing,
+// and learn the missed changes soon after packets flow again.
 func (s *story) wanIsCut(ctx context.Context) error {
 	flows, err := s.startFlows(ctx, "", pingLong)
 	if err != nil {
@@ -89,7 +89,8 @@ func (s *story) wanIsCut(ctx context.Context) error {
 	return s.waitNodes(ctx)
 }
 
-// waitProblem waits until a node's daemon has one problem, for this reason, or none when it is "".
+// waitProblem waits until a node's daemon reports exactly one problem, with this reason, or no problem if
+// reason is "".
 func (s *story) waitProblem(ctx context.Context, n *node, reason string) error {
 	return lab.Wait(ctx, noticeLimit, func() error {
 		status, err := n.status(ctx)
