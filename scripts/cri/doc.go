@@ -1,6 +1,6 @@
 // Package cri tests edgeway under a real container runtime. It speaks the Kubernetes container runtime
 // interface (runtime.v1) to containerd, which calls the CNI plugins of the network configuration that
-// edgewayd wrote. The test is the story of two such nodes; there is no kubelet.
+// edgewayd wrote. The test is the story of two such nodes. It never runs a kubelet.
 //
 //	test --CRI--> containerd --CNI--> edgeway, portmap, bandwidth
 //	                  |                  |
