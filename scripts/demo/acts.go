@@ -19,26 +19,26 @@ var files embed.FS
 
 // act is one scenario of the documents.
 type act struct {
-	name    string // of its files
+	name    string // name of the act's files
 	title   string
 	picture string
 	pods    []podSpec
-	guests  []guest             // machines that take part in the traffic beside the pods
-	expect  map[string][]string // by switch: routes that it must learn
-	speaker string              // whose status is shown, and who is restarted
-	restart [][2]string         // pairs with traffic while the speaker restarts; none: no restart
+	guests  []guest             // machines that take part in the traffic besides the pods
+	expect  map[string][]string // by switch: routes that the switch must learn
+	speaker string              // node whose status is shown and whose daemon is restarted
+	restart [][2]string         // pairs with traffic during the restart; empty: no restart
 }
 
 type podSpec struct{ node, name string }
 
-// guest is a machine of the topology with its part.
+// guest is a machine of the topology and its part.
 type guest struct{ machine, part string }
 
 // end is one end of a pair.
 type end struct {
 	name string
 	part string // "pod", "node", "host" or "VPC"
-	node string // of a pod
+	node string // the node of a pod
 	lan  string
 	m    *lab.Machine
 }
@@ -115,11 +115,11 @@ var acts = []act{
 	},
 }
 
-// kindOf names the kind of traffic that a pair shows.
+// kindOf names the kind of traffic between two ends.
 func kindOf(from, to end) string {
 	if from.part != "pod" || to.part != "pod" {
 		if from.part != "pod" && to.part != "pod" {
-			return "" // the network as it is without us
+			return "" // traffic that edgeway does not touch
 		}
 		return from.part + " to " + to.part
 	}
@@ -133,7 +133,7 @@ func kindOf(from, to end) string {
 	}
 }
 
-// topology reads the act's machines, and the cloud behind them.
+// topology reads the act's machines and the cloud behind them.
 func (a act) topology() (lab.Topology, error) {
 	var all lab.Topology
 	for _, name := range []string{a.name, "cloud"} {
@@ -152,10 +152,10 @@ func (a act) topology() (lab.Topology, error) {
 	return all, nil
 }
 
-// manifests names the act's manifests.
+// manifests lists the act's manifests.
 func (a act) manifests() ([]fs.DirEntry, error) { return files.ReadDir("manifests/" + a.name) }
 
-// copyManifests puts the act's manifests where the daemons read them.
+// copyManifests copies the act's manifests to the directory that the daemons read.
 func (a act) copyManifests(dir string) error {
 	entries, err := a.manifests()
 	if err != nil {

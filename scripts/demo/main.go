@@ -1,6 +1,6 @@
-// Command demo shows what edgeway is for, on real network namespaces with real BIRD switches: the
-// documents' two scenarios with their manifests as written, then restarts of the only speaker of a
-// LAN under traffic. It needs root, and removes what it made, also when it is interrupted.
+// Command demo shows the purpose of edgeway, with real network namespaces and real BIRD switches. It plays
+// the documents' two scenarios with their manifests as written, then restarts the only speaker of a LAN
+// under traffic. It needs root, and removes what it made, even after an interrupt.
 //
 //	go run ./scripts/demo          play, and take everything down
 //	go run ./scripts/demo -keep    leave the laboratories standing to look around
@@ -29,7 +29,7 @@ func main() {
 	bin := flag.String("bin", "bin", "directory of edgeway and edgewayd")
 	flag.Parse()
 
-	// SIGPIPE: whoever read the output has gone, and the laboratory must go too.
+	// SIGPIPE means that the reader of the output has gone. The laboratory must be taken down then too.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	out := newPage(os.Stdout)
@@ -45,8 +45,8 @@ func main() {
 	}
 }
 
-// run plays the acts and gives the verdict. It takes the laboratories down, also after an error, unless
-// keep is set.
+// run plays the acts and prints the verdict. Unless keep is set, it takes the laboratories down, even after
+// an error.
 func run(ctx context.Context, out *page, bin string, keep bool) error {
 	if err := ready(bin); err != nil {
 		return err
@@ -78,7 +78,7 @@ func run(ctx context.Context, out *page, bin string, keep bool) error {
 	return errors.Join(verdict.print(out, time.Since(start)), leave(out, kept))
 }
 
-// perform plays the act in a laboratory of its own, and takes the laboratory down unless keep is set.
+// perform plays the act in its own laboratory. Unless keep is set, it takes the laboratory down.
 func (s *stage) perform(ctx context.Context, bin string, keep bool) (err error) {
 	if s.lab, err = lab.New(lab.Options{Bin: bin}); err != nil {
 		return err
@@ -101,7 +101,7 @@ func takenDown(kept []*stage) (err error) {
 	return err
 }
 
-// ready is nil when nothing is missing. Its error says how to get what is.
+// ready returns nil if nothing is missing. The error says how to get the missing part.
 func ready(bin string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root to make network namespaces; run 'sudo make demo'")
@@ -118,7 +118,7 @@ func ready(bin string) error {
 }
 
 func birdVersion() string {
-	text, err := exec.Command("bird", "--version").CombinedOutput() // it answers on standard error
+	text, err := exec.Command("bird", "--version").CombinedOutput() // bird prints its version on standard error
 	if err != nil {
 		return "BIRD"
 	}
@@ -136,7 +136,7 @@ func takeDown(out *page) error {
 	return err
 }
 
-// leave keeps the laboratories, and says how to look around in them.
+// leave keeps the laboratories and says how to look around in them.
 func leave(out *page, kept []*stage) error {
 	if len(kept) == 0 {
 		return nil

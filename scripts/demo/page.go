@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// width is the number of columns that every line fits in.
+// width is the maximum number of columns of a line.
 const width = 100
 
-// page prints the demonstration: plain text, coloured on a terminal only.
+// page prints the demonstration as plain text, with colours only on a terminal.
 type page struct {
 	w      io.Writer
 	colour bool
@@ -42,18 +42,18 @@ func (p *page) paint(code, s string) string {
 	return "\x1b[" + code + "m" + s + "\x1b[0m"
 }
 
-// title begins an act.
+// title starts an act.
 func (p *page) title(s string) {
 	p.printf("\n%s\n%s\n", p.paint(bold, s), strings.Repeat("=", min(width, len(s))))
 }
 
-// heading begins a scene of an act.
+// heading starts a scene of an act.
 func (p *page) heading(s string) { p.printf("\n%s\n", p.paint(cyan, "-- "+s)) }
 
-// command shows what an operator types; its output follows.
+// command shows a command line of an operator; its output follows.
 func (p *page) command(s string) { p.printf("  %s\n", p.paint(bold, "$ "+s)) }
 
-// block prints a text indented; what does not fit in the width goes on in the next line.
+// block prints indented text and wraps lines that are longer than width.
 func (p *page) block(text string) {
 	for line := range strings.Lines(strings.Trim(text, "\n") + "\n") {
 		line = strings.TrimRight(strings.ReplaceAll(line, "\t", "    "), " \n")
@@ -69,7 +69,7 @@ func (p *page) block(text string) {
 	}
 }
 
-// ok is a check's result as a word.
+// ok returns the result of a check as a word.
 func (p *page) ok(good bool) string {
 	if good {
 		return p.paint(green, "pass")
@@ -77,7 +77,7 @@ func (p *page) ok(good bool) string {
 	return p.paint(red, "FAIL")
 }
 
-// table prints rows in columns, the first row as their heads.
+// table prints rows in columns. The first row is the header.
 func (p *page) table(rows [][]string) {
 	var widths []int
 	for _, row := range rows {
@@ -104,7 +104,7 @@ func (p *page) table(rows [][]string) {
 	}
 }
 
-// visible is how many columns s takes: colours take none.
+// visible returns the number of columns of s, without colour codes.
 func visible(s string) int {
 	n := utf8.RuneCountInString(s)
 	for i := strings.Index(s, "\x1b["); i >= 0; i = strings.Index(s, "\x1b[") {

@@ -19,7 +19,7 @@ type pair struct {
 	failed   []error
 }
 
-// pairs tries every pair that a pod is part of.
+// pairs tests every pair with at least one pod.
 func (s *stage) pairs(ctx context.Context) error {
 	mirrors := map[string]*lab.Mirror{}
 	for _, e := range s.ends {
@@ -65,8 +65,8 @@ func (s *stage) pairs(ctx context.Context) error {
 	return nil
 }
 
-// try runs the pair's checks. A first packet may come before the neighbours know each other, so each
-// check has a few seconds to succeed.
+// try runs the pair's checks. The first packet may be sent before neighbour resolution has finished, so
+// each check may take a few seconds.
 func try(ctx context.Context, p *pair, port uint16) (tried int, failed []error) {
 	for _, to := range p.to.m.Addrs {
 		checks := []func() error{

@@ -13,21 +13,21 @@ import (
 
 const (
 	pingInterval = 50 * time.Millisecond
-	// away is how long the speaker's daemon stays dead: long enough for a switch to act on it.
+	// away is how long the speaker's daemon stays dead. A switch has enough time to react.
 	away = 2 * time.Second
-	// settle is how long traffic goes on after the session is back: BIRD sweeps stale routes at
-	// the End-of-RIB marker, and that is when a broken restart shows.
+	// settle is how long traffic continues after the session is back. BIRD removes stale routes at the
+	// End-of-RIB marker, which is when a broken restart shows.
 	settle = 2 * time.Second
 )
 
-// stream is a flow with the pair that it belongs to.
+// stream is a flow and its pair.
 type stream struct {
 	pair [2]string
 	flow *lab.Flow
 }
 
-// restarts kills the only speaker of a LAN, then stops it, each time with traffic on the way and
-// an eye on every switch's routing table.
+// restarts kills the only speaker of a LAN, then stops it, each time under traffic and with a monitor on
+// every switch's routing table.
 func (s *stage) restarts(ctx context.Context) error {
 	n := s.lab.Node(s.act.speaker)
 	s.out.heading(fmt.Sprintf("%s is LAN A's only speaker. Its daemon is killed, then stopped; pings at %d/s go on",
@@ -79,7 +79,7 @@ func (s *stage) restart(ctx context.Context, n *lab.Node, how string, stop func(
 	return s.events(ctx, how, monitors)
 }
 
-// meanwhile shows that a node without its daemon still serves pods, and how the switch sees it.
+// meanwhile shows that a node without its daemon still adds pods, and how the switches see the session.
 func (s *stage) meanwhile(ctx context.Context, n *lab.Node) error {
 	begin := time.Now()
 	p, err := n.AddPod(ctx, "default", "newcomer")
@@ -124,7 +124,7 @@ func (s *stage) end(name string) end {
 	return s.ends[i]
 }
 
-// losses stops the flows and counts.
+// losses stops the flows and counts their lost packets.
 func (s *stage) losses(how string, streams []stream) {
 	rows := [][]string{{"PAIR", "IPv4", "IPv6"}}
 	for i, st := range streams {
@@ -166,7 +166,7 @@ func (s *stage) monitors(ctx context.Context) ([]watch, error) {
 	return all, nil
 }
 
-// events stops the monitors and counts.
+// events stops the monitors and counts their route changes.
 func (s *stage) events(ctx context.Context, how string, monitors []watch) error {
 	var counts []string
 	for _, w := range monitors {

@@ -18,14 +18,14 @@ import (
 )
 
 const (
-	// sessionTimeout is how long a switch may take to learn the routes: it includes the
-	// daemons' first dial and BIRD's own delays.
+	// sessionTimeout bounds the time in which a switch learns the routes. It includes the daemons' first
+	// dial and BIRD's own delays.
 	sessionTimeout = 20 * time.Second
-	// convergeTimeout is how long first packets may take once the routes are there.
+	// convergeTimeout bounds the first packets after the routes are there.
 	convergeTimeout = 5 * time.Second
 )
 
-// stage is where an act is played.
+// stage is one act with its laboratory.
 type stage struct {
 	act     act
 	lab     *lab.Lab
@@ -33,7 +33,7 @@ type stage struct {
 	verdict *verdict
 	nodes   []*lab.Node
 	ends    []end
-	owners  map[netip.Addr]string // machines by address, to say whose next hop it is
+	owners  map[netip.Addr]string // machine names by address, to label next hops
 }
 
 // play builds the act's laboratory and plays its scenes.
@@ -87,7 +87,7 @@ func (s *stage) build(ctx context.Context) error {
 	return s.act.copyManifests(s.lab.ClusterDir)
 }
 
-// daemons starts edgewayd on every node, all at once.
+// daemons starts edgewayd on every node at once.
 func (s *stage) daemons(ctx context.Context) error {
 	entries, err := s.act.manifests()
 	if err != nil {
@@ -148,7 +148,7 @@ func (s *stage) pods(ctx context.Context) error {
 	return nil
 }
 
-// lanOf is the subnet of a node's first address.
+// lanOf is the /24 of a node's first address.
 func (s *stage) lanOf(node string) string {
 	prefix, err := s.lab.Machine(node).Addrs[0].Prefix(24)
 	if err != nil {
@@ -157,7 +157,7 @@ func (s *stage) lanOf(node string) string {
 	return prefix.String()
 }
 
-// switches waits until the switches have learned what they should, and shows it.
+// switches waits until the switches have learned the expected routes, and shows them.
 func (s *stage) switches(ctx context.Context) error {
 	start := time.Now()
 	for _, name := range s.switchNames() {
@@ -179,7 +179,7 @@ func (s *stage) switches(ctx context.Context) error {
 	return nil
 }
 
-// missing is an error that names the wanted routes that are not in the switch's kernel.
+// missing returns an error that names the wanted routes that the switch has not learned.
 func (s *stage) missing(ctx context.Context, name string, want []string) error {
 	routes, err := s.lab.Switch(name).Learned(ctx)
 	if err != nil {
@@ -201,7 +201,7 @@ func (s *stage) missing(ctx context.Context, name string, want []string) error {
 	return nil
 }
 
-// down is an error that names the switch's sessions that are not established.
+// down returns an error that names the switch's sessions that are not established.
 func (s *stage) down(ctx context.Context, name string) error {
 	sessions, err := s.lab.Switch(name).Sessions(ctx)
 	if err != nil {
@@ -215,8 +215,8 @@ func (s *stage) down(ctx context.Context, name string) error {
 	return err
 }
 
-// show prints a switch's sessions and routes as birdc does; the routes with the machine whose
-// address the next hop is.
+// show prints a switch's sessions and routes as birdc does. Each route also shows the machine that has the
+// next hop's address.
 func (s *stage) show(ctx context.Context, sw *lab.Switch) error {
 	sessions, routes := sw.Tables()
 	text, err := sw.Run(ctx, sessions[0], sessions[1:]...)
@@ -289,7 +289,7 @@ func heard(text string) []hearsay {
 			}
 		} else if f := strings.Fields(line); len(f) > 1 && f[0] == "via" && len(all) > 0 {
 			if last := &all[len(all)-1]; !last.via.IsValid() {
-				last.via, _ = netip.ParseAddr(f[1]) // what is not an address shows as invalid
+				last.via, _ = netip.ParseAddr(f[1]) // anything but an address shows as invalid
 			}
 		}
 	}
@@ -297,7 +297,7 @@ func heard(text string) []hearsay {
 	return all
 }
 
-// status shows what the daemon of the speaker says.
+// status shows the status of the speaker's daemon.
 func (s *stage) status(ctx context.Context) error {
 	n := s.lab.Node(s.act.speaker)
 	text, err := n.Command(ctx, "status")
@@ -310,12 +310,12 @@ func (s *stage) status(ctx context.Context) error {
 	return nil
 }
 
-// lookAround says how to look around in a laboratory that was kept.
+// lookAround says how to look around in a kept laboratory.
 func (s *stage) lookAround() {
 	out := s.out
 	out.heading("look around: " + s.act.name + "  (" + s.lab.Prefix + ", files in " + s.lab.Dir + ")")
 	speaker := s.lab.Node(s.act.speaker)
-	if speaker == nil { // it was not built that far
+	if speaker == nil { // the build did not get that far
 		return
 	}
 	first, last := s.lab.Pod(s.act.pods[0].name), s.lab.Pod(s.act.pods[len(s.act.pods)-1].name)
@@ -354,5 +354,5 @@ func millis(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Mi
 
 func since(start time.Time) string { return fmt.Sprintf("%.1f s", time.Since(start).Seconds()) }
 
-// workers bounds the checks under way at once.
+// workers is the number of checks that run at once.
 func workers() int { return 4 * runtime.GOMAXPROCS(0) }

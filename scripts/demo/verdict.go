@@ -6,7 +6,6 @@ import (
 	"time"
 )
 
-// verdict counts what was checked.
 type verdict struct {
 	lines []line
 }
@@ -18,10 +17,10 @@ type line struct {
 	errs          []error
 }
 
-// maxErrors is how many errors of one kind are printed.
+// maxErrors is how many errors of one kind of check are printed.
 const maxErrors = 3
 
-// check counts one thing that was tried; err tells why it failed.
+// check counts one check; err says why it failed.
 func (v *verdict) check(act, what string, err error) {
 	failed := 0
 	if err != nil {
@@ -30,7 +29,7 @@ func (v *verdict) check(act, what string, err error) {
 	v.count(act, what, 1, failed, err)
 }
 
-// count counts things that were tried, and those of them that failed.
+// count counts several checks and how many of them failed.
 func (v *verdict) count(act, what string, tried, failed int, err error) {
 	var l *line
 	for i := range v.lines {
@@ -49,7 +48,7 @@ func (v *verdict) count(act, what string, tried, failed int, err error) {
 	}
 }
 
-// print shows the table and returns an error when anything failed.
+// print prints the table. It returns an error if any check failed.
 func (v *verdict) print(out *page, took time.Duration) error {
 	out.title("Verdict")
 	rows := [][]string{{"ACT", "WHAT", "CHECKED", "FAILED", ""}}
