@@ -1,7 +1,6 @@
-// Command package writes the container images: edgeway for the nodes, edgeway-controller for the
-// control plane. Each is an archive that `ctr images import`,
-// `docker load` and `podman load` read, from the programs alone. It needs no container tool and no
-// registry, and writes the same bytes for the same programs.
+// Command package writes the container images: edgeway for the nodes, edgeway-controller for the control
+// plane. Each image is an archive for `ctr images import`, `docker load` and `podman load`. The command
+// never needs a container tool or a registry, and writes the same bytes for the same programs.
 //
 //	go run ./scripts/package -name edgeway -version v0.1.0 -arch arm64 -bin dist/arm64 -out dist/edgeway-v0.1.0-arm64.tar
 package main
@@ -18,11 +17,11 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// images are the programs of each image, by the image's name; an image runs the first of them.
+// images lists the programs of each image by the image's name. The image runs the first program.
 var images = map[string][]string{"edgeway": {"edgewayd", "edgeway"}, "edgeway-controller": {"edgeway-controller"}} // read only
 
-// registry is in front of an image's name. Nobody serves it: the name is one that no runtime looks
-// for elsewhere, and that an operator who has a registry replaces.
+// registry is the prefix of an image's name. No registry serves it and no runtime looks it up elsewhere. An
+// operator with a registry replaces it.
 const registry = "localhost/"
 
 func main() {
@@ -42,13 +41,13 @@ func main() {
 	fmt.Println(out)
 }
 
-// programs are those of one image, for one architecture.
+// programs are the programs of one image for one architecture.
 type programs struct {
 	name, version, arch, dir string
 }
 
-// write writes the image. It writes beside and then renames: whoever copies the archive to a node has
-// it whole.
+// write writes the image to a new file beside out and renames it, so that nobody copies a partial archive
+// to a node.
 func (p programs) write(license, out string) error {
 	if images[p.name] == nil {
 		return fmt.Errorf("image: name %q: want edgeway or edgeway-controller", p.name)
@@ -77,8 +76,8 @@ func (p programs) write(license, out string) error {
 	return os.Rename(out+".new", out)
 }
 
-// image has the files in its root. /var/run leads to /run, as on the nodes: container runtimes name
-// pods' namespaces by it.
+// image returns the image with the files in its root directory. /var/run is a link to /run, as on the
+// nodes, because container runtimes name pods' namespaces by it.
 func (p programs) image(files []lab.File) lab.Image {
 	root := []lab.File{{Name: "etc/", Mode: 0o755}, {Name: "run/", Mode: 0o755}, {Name: "tmp/", Mode: 0o1777}, {Name: "var/", Mode: 0o755},
 		{Name: "var/run", Link: "../run", Mode: 0o777}}
@@ -101,14 +100,14 @@ func (p programs) image(files []lab.File) lab.Image {
 	}
 }
 
-// tagged is what a tag may be (OCI Distribution Specification 1.1, "Pulling manifests").
+// tagged matches a valid tag (OCI Distribution Specification 1.1, "Pulling manifests").
 const tagged = `^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`
 
-// machines are the architectures as ELF names them.
+// machines maps Go's architectures to ELF's.
 var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64} // read only
 
-// check keeps programs of another architecture, or that need a dynamic loader, out of the image:
-// it would start nowhere.
+// check rejects a program for another architecture or with a dynamic loader. It would not start in the
+// image.
 func (p programs) check(files []lab.File) error {
 	if ok, _ := regexp.MatchString(tagged, p.version); !ok { // the pattern is valid
 		return fmt.Errorf("image: version %q: want letters, digits, '.', '_' and '-', 128 at most", p.version)
