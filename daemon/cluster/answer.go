@@ -9,20 +9,20 @@ import (
 	"strings"
 )
 
-// maxObject bounds what is held of one object while it is read. etcd takes 1.5 MB.
+// maxObject bounds how much of one object is held while it is read. etcd accepts 1.5 MB.
 const maxObject = 16 << 20
 
 // errTooLarge ends an answer that would fill the memory.
 var errTooLarge = fmt.Errorf("an object of more than %d MB", maxObject>>20)
 
-// errCut says that a list ended before its end.
+// errCut says that an answer stopped in the middle of a list.
 var errCut = errors.New("the answer ended in its middle")
 
 // bounded is a reader that gives at most maxObject bytes between two calls of next.
 type bounded struct {
 	io.Reader
 	left int
-	err  error // of the Reader; nil: it goes on
+	err  error // the Reader's last error
 }
 
 func (b *bounded) next() { b.left = maxObject }
@@ -36,12 +36,12 @@ func (b *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// listMeta is the metadata of a list. Continue is set when the server gave only a part of the list,
-// unasked: it is where the next part begins.
+// listMeta is the metadata of a list. Continue is set when the server gave only a part of the list without
+// being asked to: the next part begins there.
 type listMeta struct{ ResourceVersion, Continue string }
 
-// readList reads a list item by item, so that 5,000 Nodes never lie in memory as they come: they
-// are 100 MB. A list counts only when all of it was read.
+// readList reads a list item by item, so that memory never holds the raw 100 MB of 5,000 Nodes. A list counts
+// only when all of it was read.
 func readList(r io.Reader, k kind, each func(item)) (listMeta, error) {
 	var meta listMeta
 	var named string
@@ -97,7 +97,7 @@ func members(d *json.Decoder, do func(key string) error) error {
 	return err
 }
 
-// elements calls do at each value of the JSON array that comes next; null is an empty one.
+// elements calls do at each value of the JSON array that comes next. null is an empty array.
 func elements(d *json.Decoder, do func() error) error {
 	open, err := d.Token()
 	if err != nil || open == nil {
@@ -121,8 +121,8 @@ const (
 	eventError    = "ERROR"
 )
 
-// readEvents reads a watch until it ends. each decodes the event's object. The error is nil for an
-// end without reason: a watch lives some minutes, and a server that restarts cuts it short.
+// readEvents reads a watch until it ends. each decodes the event's object. A watch that ends without a reason
+// is not an error: a watch lives some minutes, and a server that restarts cuts it short.
 func readEvents(r io.Reader, each func(event string, object func(any) error) error) error {
 	body := &bounded{Reader: r, left: maxObject}
 	d := json.NewDecoder(body)
@@ -135,7 +135,7 @@ func readEvents(r io.Reader, each func(event string, object func(any) error) err
 				return d.Decode(&event)
 			case key != "object":
 				return d.Decode(&other)
-			case event == "": // a proxy that sorts the keys; an API server writes the type first
+			case event == "": // a proxy may sort the keys; an API server writes the type first
 				return d.Decode(&object)
 			}
 			return each(event, d.Decode)
@@ -153,8 +153,8 @@ func readEvents(r io.Reader, each func(event string, object func(any) error) err
 	}
 }
 
-// older reports whether version a comes before b. Versions are numbers that grow; what is no
-// number cannot tell.
+// older reports whether version a comes before b. Versions are numbers that grow. Text that is not a number
+// is never older.
 func older(a, b string) bool {
 	x, errX := strconv.ParseUint(a, 10, 64)
 	y, errY := strconv.ParseUint(b, 10, 64)
@@ -164,8 +164,8 @@ func older(a, b string) bool {
 // resource is a kind's name in paths.
 func (k kind) resource() string { return strings.ToLower(k.kind) + "s" }
 
-// Path is where a kind that is read is listed: "apis/network.openyurt.io/v1alpha1/bgppeers". An
-// object's path is its name after that and a slash.
+// Path is the path under which a kind is listed: "apis/network.openyurt.io/v1alpha1/bgppeers". The path of an
+// object appends a slash and its name.
 func Path(name string) string { return kind{APIVersion(name), name}.path() }
 
 func (k kind) path() string {

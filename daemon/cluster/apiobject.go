@@ -9,21 +9,21 @@ import (
 	"strings"
 )
 
-// item is one object as an API server told it.
+// item is one object as an API server sent it.
 type item struct {
 	name    string
 	version string // its resourceVersion
 	sum     digest // of text: items with equal sums say the same
 	text    []byte // the part of the object that we use, as JSON
-	wrong   error  // a value has a type that Kubernetes does not have there; nil: none
+	wrong   error  // a value has a type that Kubernetes does not allow there; nil: all types are right
 }
 
-// errNoObject says that the text is JSON but not an object of Kubernetes.
+// errNoObject says that the text is JSON but not a Kubernetes object.
 var errNoObject = errors.New("something that is not a Kubernetes object")
 
-// readItem takes from an object the part that we use. A Node has 20 KB, most of it the status that
-// its kubelet writes every five minutes; the 1 KB that is left is what can change anything here.
-// decode decodes it: into what is used, at once, as to scan 20 KB again costs as much as all the rest.
+// readItem keeps the part of an object that we use. A Node has 20 KB, most of it the status that its kubelet
+// writes every five minutes; only the remaining 1 KB can change anything here. decode decodes straight into
+// the used fields: a second scan of 20 KB costs as much as everything else.
 func readItem(k kind, decode func(any) error) (item, error) {
 	var it item
 	var used any
@@ -44,7 +44,7 @@ func readItem(k kind, decode func(any) error) (item, error) {
 			return item{}, err
 		}
 		var meta struct{ Name, ResourceVersion string }
-		_ = json.Unmarshal(all["metadata"], &meta) // without a name it is no object
+		_ = json.Unmarshal(all["metadata"], &meta) // an object without a name is refused below
 		it.name, it.version = meta.Name, meta.ResourceVersion
 		delete(all, "status") // ours, written by other nodes
 		if all != nil {
@@ -61,7 +61,7 @@ func readItem(k kind, decode func(any) error) (item, error) {
 	return it, nil
 }
 
-// usedNode is what we use of a Node.
+// usedNode holds the fields of a Node that we use.
 type usedNode struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"`
@@ -105,7 +105,7 @@ func only(entries []typed, name string) []typed {
 	return kept
 }
 
-// mustJSON is the JSON of texts and of JSON that was read, which cannot fail.
+// mustJSON returns v as JSON. v holds only text, or JSON that was read, which always marshals.
 func mustJSON(v any) json.RawMessage {
 	text, err := json.Marshal(v)
 	if err != nil {
@@ -114,7 +114,7 @@ func mustJSON(v any) json.RawMessage {
 	return text
 }
 
-// statement reads the item by the rules that manifests are read by.
+// statement reads the item by the same rules as a manifest.
 func (it item) statement(k kind) statement {
 	ref := k.kind + "/" + it.name
 	edit := "kubectl edit " + strings.ToLower(k.kind) + " " + it.name
@@ -130,7 +130,7 @@ func (it item) statement(k kind) statement {
 		}}}
 	}
 	m.readObject(d.at("", n, n.Line).mapping(), k)
-	if len(m.statements) == 0 { // a name that no object of ours has
+	if len(m.statements) == 0 { // the name is not valid
 		return statement{ref: ref, file: edit, problems: m.problems}
 	}
 	return m.statements[0]

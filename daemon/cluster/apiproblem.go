@@ -12,18 +12,18 @@ import (
 
 // Reasons of the problems with an API server.
 const (
-	apiServerUnreachable = "apiServerUnreachable" // no answer, or none that can be read
-	unauthorized         = "unauthorized"         // 401: who we are
-	forbidden            = "forbidden"            // 403: what we may
-	notInstalled         = "notInstalled"         // 404: the kind's CustomResourceDefinition
-	emptyCluster         = "emptyCluster"         // nothing where there was something
-	badKubeconfig        = "badKubeconfig"        // no connection by the files as they are now
+	apiServerUnreachable = "apiServerUnreachable" // no answer, or an answer that cannot be read
+	unauthorized         = "unauthorized"         // 401: the server does not know us
+	forbidden            = "forbidden"            // 403: the server knows us and does not allow it
+	notInstalled         = "notInstalled"         // 404: the kind has no CustomResourceDefinition
+	emptyCluster         = "emptyCluster"         // no Node, where there were Nodes before
+	badKubeconfig        = "badKubeconfig"        // the present files give no connection
 )
 
 const stays = "; until then the last known state counts, and edgewayd tries again by itself"
 
-// problems says what is wrong with the server, for the operator who should act; k.mu is held. A
-// fault that all feeds share is one problem: the server cannot be reached, or does not know us.
+// problems returns the problems with the server, for the operator who should act; k.mu is held. A fault that
+// all feeds share is one problem: the server cannot be reached, or does not know us.
 func (k *kubernetes) problems(last World) []Problem {
 	object := "API server " + k.server
 	var all []Problem
@@ -66,8 +66,8 @@ func (k *kubernetes) problems(last World) []Problem {
 	return all
 }
 
-// problem says what is wrong with the one feed; it has no reason when nothing is lost by it. own
-// is false when what is wrong is not the feed's alone.
+// problem returns the problem of this feed. It has no reason when nothing is lost by it. own is false when
+// all feeds share the fault.
 func (f *feed) problem(last World) (p Problem, own bool) {
 	p = Problem{Want: "to list and watch " + f.kind.resource()}
 	switch code := code(f.failure); {
@@ -76,7 +76,7 @@ func (f *feed) problem(last World) (p Problem, own bool) {
 	case code == http.StatusForbidden:
 		p.Reason, p.Next = forbidden, f.rule()+stays
 	case code == http.StatusNotFound:
-		// Without such a resource the kind is not missed: whoever wants to write one is told.
+		// Nobody misses a kind that has no resource: a client that tries to write one gets an error.
 		if last.has(f.kind.kind) {
 			p.Reason, p.Next = notInstalled, "install the CustomResourceDefinition of "+f.kind.kind+stays
 		}
@@ -90,7 +90,7 @@ func (f *feed) problem(last World) (p Problem, own bool) {
 	return p, true
 }
 
-// emptied is the problem of a server that has no Node any more.
+// emptied is the problem of a server that no longer has any Node.
 func (k *kubernetes) emptied() Problem {
 	return Problem{
 		Object: "API server " + k.server, Reason: emptyCluster, Want: "Nodes, as there were before", Got: "none",
@@ -98,7 +98,7 @@ func (k *kubernetes) emptied() Problem {
 	}
 }
 
-// rule says what RBAC has to grant for the feed.
+// rule names the RBAC rule that the feed needs.
 func (f *feed) rule() string {
 	group, _, _ := strings.Cut(f.kind.apiVersion, "/")
 	if group == f.kind.apiVersion {
@@ -111,7 +111,7 @@ func (f *feed) rule() string {
 	return "grant that user in a ClusterRole " + rule
 }
 
-// credentials says where they come from.
+// credentials says where the credentials come from.
 func (k *kubernetes) credentials() string {
 	if k.options.Kubeconfig == "" {
 		return "the pod's service account"

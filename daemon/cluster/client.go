@@ -9,23 +9,23 @@ import (
 )
 
 const (
-	// requestsPerSecond and requestBurst bound what this node asks of the API server; the
-	// server's own fairness (429) bounds all nodes together.
+	// requestsPerSecond and requestBurst bound this node's requests to the API server. The server's own
+	// fairness (429) bounds all nodes together.
 	requestsPerSecond, requestBurst = 10, 20
 )
 
-// KubernetesOptions say which API server, and on whose behalf it is asked.
+// KubernetesOptions say which API server is asked, and with whose credentials.
 type KubernetesOptions struct {
-	// Kubeconfig is a file; it need not exist yet. Empty: the service account of the pod that
-	// this process runs in.
+	// Kubeconfig is a file. It need not exist yet. Empty: the service account of the pod that this process
+	// runs in.
 	Kubeconfig string
 	Node       string // the name of this node
 	UserAgent  string // "edgewayd/1.4.0": OpenYurt's yurthub caches by the part before the slash
 }
 
-// ClientConfig says how to reach the API server: by a kubeconfig file, or, when its name is empty,
-// by the service account of the pod that this process runs in. Nothing is sent. The credentials'
-// files (client certificate, token) are read again when they change, as those of a kubelet do.
+// ClientConfig says how to reach the API server: by a kubeconfig file, or, when its name is empty, by the
+// service account of the pod that this process runs in. It sends nothing. Credential files (client
+// certificate, token) are read again when they change, like a kubelet's.
 func ClientConfig(kubeconfig, userAgent string) (*rest.Config, error) {
 	var c *rest.Config
 	var err error
@@ -42,6 +42,6 @@ func ClientConfig(kubeconfig, userAgent string) (*rest.Config, error) {
 	}
 	c.UserAgent = userAgent
 	c.QPS, c.Burst = requestsPerSecond, requestBurst
-	c.WarningHandler = rest.NoWarnings{} // its default writes to stderr, which is nobody's log
+	c.WarningHandler = rest.NoWarnings{} // the default writes to stderr, which no log collects
 	return c, nil
 }

@@ -1,30 +1,31 @@
-// Package cluster says what the cluster says: the [World], and the sources it comes from.
+// Package cluster owns what the cluster says: the [World], and the sources that it is read from. It never
+// decides what follows from a World.
 //
-// A source is a directory of Kubernetes manifests or an API server. Both give the same World.
-// An object that is not valid never enters the World: its last valid version stays, and a
-// [Problem] names the object, the cause and the next step.
+// A source is a directory of Kubernetes manifests or an API server. Both give the same World. An object that
+// is not valid never enters the World: its last valid version stays, and a [Problem] names the object, the
+// cause and the next step.
 //
 //	src := cluster.Manifests("/etc/edgeway/cluster.d")
 //	last, _ := cluster.Load("/var/lib/edgeway/world.json")
 //	world, err := src.World(ctx, last) // err: nothing could be read, last still counts
 //
-// An API server is followed by [Kubernetes]: a kind counts when all of it was read once, and while
-// the server is away what was known counts. So the World only ever loses an object for which the
-// server, or the directory, said that it is gone.
+// [Kubernetes] follows an API server. A kind counts once all of it has been read. While the server is away,
+// the last known state counts. So the World loses an object only when the server, or the directory, said that
+// the object is gone.
 //
 // # Objects
 //
-// Read are Node and Secret (v1), BGPPeer (network.openyurt.io/v1alpha1) and BGPClusterConfig
-// (network.alibabacloud.com/v1beta1). Of the last two every key must be known, as a key that
-// nobody reads is a typing error; Node and Secret carry more than is read here. Keys that are
-// ours alone, all optional, stand in BGPPeer.spec and in BGPClusterConfig.spec.bgpSpeakers[].peers[]:
+// The kinds read are Node and Secret (v1), BGPPeer (network.openyurt.io/v1alpha1) and BGPClusterConfig
+// (network.alibabacloud.com/v1beta1). In the last two every key must be known, because a key that nobody
+// reads is a typing error. Node and Secret carry more than is read here. These optional keys are edgeway's
+// own, in BGPPeer.spec and in BGPClusterConfig.spec.bgpSpeakers[].peers[]:
 //
 //	peerPort: 1179     # TCP port of the switch, 1 to 65535
 //	ebgpMultihop: 3    # the switch is that many hops away at most, 2 to 255
 //	ttlSecurity: true  # RFC 5082; excludes ebgpMultihop
 //
-// Both kinds take spec.gateway, and spec.nodeSelector as text or as matchLabels and
-// matchExpressions. A selector that selects every node says all(); an empty one is a mistake.
+// Both kinds accept spec.gateway. Both accept spec.nodeSelector as text or as matchLabels and
+// matchExpressions. A selector for every node is all(); an empty selector is a mistake.
 package cluster
 
 import (
@@ -33,23 +34,23 @@ import (
 	"time"
 )
 
-// World is all that the cluster says. Lists are sorted by name, so that equal Worlds are equal
-// byte for byte when saved.
+// World is everything that the cluster says. Lists are sorted by name, so that equal Worlds are saved as
+// equal bytes.
 type World struct {
 	Nodes    []Node    `json:"nodes"`
 	Peerings []Peering `json:"peerings"`
 	Secrets  []Secret  `json:"secrets"`
-	// Problems are what the source could not accept. They are not saved.
+	// Problems say which objects the source could not accept. They are not saved.
 	Problems []Problem `json:"-"`
-	// Source is where it came from, for people: "manifests /etc/edgeway/cluster.d".
+	// Source names the source for people: "manifests /etc/edgeway/cluster.d".
 	Source string `json:"source"`
-	// ReadAt is when the source was last read with success.
+	// ReadAt is when the source was last read successfully.
 	ReadAt time.Time `json:"readAt"`
-	// FromDisk says that this World was loaded and no source has confirmed it since.
+	// FromDisk says that this World was loaded from disk and that no source has confirmed it since.
 	FromDisk bool `json:"-"`
 }
 
-// Node is what we use of a Kubernetes Node.
+// Node holds the fields of a Kubernetes Node that we use.
 type Node struct {
 	Name      string            `json:"name"`
 	Labels    map[string]string `json:"labels,omitempty"`
@@ -57,12 +58,12 @@ type Node struct {
 	PodCIDRs  []netip.Prefix    `json:"podCIDRs,omitempty"`
 	Ready     bool              `json:"ready"`
 	Origin    string            `json:"origin,omitempty"` // file it was read from, or the command that edits it
-	// Since is when this node's addresses or pod CIDRs were first seen as they are. It is saved,
-	// so that what is old news stays so over a restart. A source leaves it zero.
+	// Since is when this node's present addresses and pod CIDRs were first seen. It is saved, so that they do
+	// not look new after a restart. A source leaves it zero.
 	Since time.Time `json:"since,omitzero"`
 }
 
-// Peering is a BGPPeer (network.openyurt.io/v1alpha1) or BGPClusterConfig
+// Peering is a BGPPeer (network.openyurt.io/v1alpha1) or a BGPClusterConfig
 // (network.alibabacloud.com/v1beta1), in one form.
 type Peering struct {
 	Kind     string     `json:"kind"`
@@ -107,8 +108,8 @@ type Secret struct {
 	Origin string            `json:"origin,omitempty"`
 }
 
-// Problem is a misconfiguration as a value: an operator reads it in `edgewayd status`. Where the
-// place is known, Next names file and line. No field shows a value of a Secret.
+// Problem is a misconfiguration as a value. An operator reads it in `edgewayd status`. Where the place is
+// known, Next names the file and the line. No field shows a value of a Secret.
 type Problem struct {
 	Object string `json:"object"`         // "BGPPeer/peer-a", "Node/Node-5", "file /etc/.../x.yaml"
 	Reason string `json:"reason"`         // an identifier: noPodCIDR, badManifest
@@ -119,9 +120,9 @@ type Problem struct {
 
 // Source gives the World.
 type Source interface {
-	// World reads what the cluster says now. What cannot be read or is not valid keeps its
-	// version in last. An error means that nothing at all could be read: last still counts, and
-	// nothing may be deleted for it.
+	// World reads what the cluster says now. An object that cannot be read or is not valid keeps its version
+	// in last. An error means that nothing at all could be read: last still counts, and the caller must
+	// delete nothing.
 	World(ctx context.Context, last World) (World, error)
 	// Watch calls changed when World may say something new, until ctx ends.
 	Watch(ctx context.Context, changed func()) error

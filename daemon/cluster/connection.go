@@ -22,25 +22,25 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// maxAnswer bounds what is read of an answer that is an error.
+// maxAnswer bounds how much of an error answer is read.
 const maxAnswer = 64 << 10
 
-// Connection is one way to an API server, with the credentials as the files said when it was made.
-// It is edgewayd's only client of an API server: package report writes through it too.
+// Connection is one way to an API server, with the credentials that the files held when it was made. It is
+// edgewayd's only client of an API server: package report writes through it too.
 //
-// It is not client-go's rest.Request: that reads all of an answer that is an error, however long it
-// is, waits and asks again by itself, shows what a proxy's page says, and logs to stderr.
+// It is not client-go's rest.Request. rest.Request reads all of an error answer, however long it is, waits
+// and asks again by itself, shows the text of a proxy's page, and logs to stderr.
 type Connection struct {
 	server string // "https://10.0.0.1:6443"
 	base   *url.URL
 	client *http.Client
-	files  []string // that it was made from
-	print  digest   // of their content
+	files  []string // the connection was made from them
+	print  digest   // of the files' content
 }
 
-// Connect makes a connection of the configuration as it is now. Nothing is sent. The files are
-// read here and not by client-go's own reloading, which outlives its client and writes to stderr:
-// when one of them changes, Stale says so, and the caller makes another connection.
+// Connect makes a connection from the configuration as it is now. It sends nothing. Connect reads the files
+// itself: client-go's reloading outlives its client and writes to stderr. When a file changes, Stale says so,
+// and the caller makes another connection.
 func Connect(o KubernetesOptions) (*Connection, error) { return connectWith(o, defaultPatience) }
 
 func connectWith(o KubernetesOptions, p patience) (*Connection, error) {
@@ -49,7 +49,7 @@ func connectWith(o KubernetesOptions, p patience) (*Connection, error) {
 		return nil, err
 	}
 	c := &Connection{files: []string{o.Kubeconfig, config.CAFile, config.CertFile, config.KeyFile, config.BearerTokenFile}}
-	c.print = c.fingerprint() // before they are read: a change in between is found later
+	c.print = c.fingerprint() // before the files are read: a change in between is found later
 	if config, err = ClientConfig(o.Kubeconfig, o.UserAgent); err != nil {
 		return nil, err
 	}
@@ -67,8 +67,7 @@ func connectWith(o KubernetesOptions, p patience) (*Connection, error) {
 	return c, nil
 }
 
-// clientFor is rest.HTTPClientFor with a transport of its own, so that it can be closed and that
-// its time limits are ours.
+// clientFor is rest.HTTPClientFor with a transport of its own, which can be closed and has our time limits.
 func clientFor(config *rest.Config, p patience) (*http.Client, error) {
 	tls, err := rest.TLSConfigFor(config)
 	if err != nil {
@@ -96,12 +95,12 @@ func clientFor(config *rest.Config, p patience) (*http.Client, error) {
 	}
 	return &http.Client{
 		Transport: &closing{authorized, t},
-		// A redirect, as of a portal that wants to be logged in to, would get the credentials too.
+		// A redirect, such as to a portal that wants a login, would receive the credentials too.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}, nil
 }
 
-// closing is a transport that can be closed under what wraps it.
+// closing is a transport whose idle connections can be closed through its wrappers.
 type closing struct {
 	http.RoundTripper
 	transport *http.Transport
@@ -109,10 +108,10 @@ type closing struct {
 
 func (c *closing) CloseIdleConnections() { c.transport.CloseIdleConnections() }
 
-// Close closes its idle connections.
+// Close closes the idle connections.
 func (c *Connection) Close() { c.client.CloseIdleConnections() }
 
-// Stale reports whether the files say something else than when the connection was made.
+// Stale reports whether the files have changed since the connection was made.
 func (c *Connection) Stale() bool { return c.print != c.fingerprint() }
 
 // fingerprint is the digest of the files' content.
@@ -130,15 +129,14 @@ func (c *Connection) fingerprint() (sum digest) {
 	return sum
 }
 
-// Get asks for a path and returns the body of a good answer. An error wraps an
-// *apierrors.StatusError when the server refused.
+// Get asks for a path and returns the body of a good answer. When the server refused, the error wraps an
+// *apierrors.StatusError.
 func (c *Connection) Get(ctx context.Context, path string, query url.Values) (io.ReadCloser, error) {
 	return c.send(ctx, http.MethodGet, path, query, nil)
 }
 
-// Apply is a server-side apply: the field manager owns of the object what text says, and nothing
-// else. It never conflicts (force). It returns the object as the server has it then; its errors are
-// those of Get.
+// Apply is a server-side apply: the field manager owns exactly the fields that text sets. It never conflicts
+// (force). It returns the object as the server then has it. Its errors are the same as Get's.
 func (c *Connection) Apply(ctx context.Context, path, manager string, text []byte) ([]byte, error) {
 	body, err := c.send(ctx, http.MethodPatch, path, url.Values{"fieldManager": {manager}, "force": {"true"}}, text)
 	if err != nil {
@@ -162,7 +160,7 @@ func (c *Connection) send(ctx context.Context, method, path string, query url.Va
 	resp, err := c.client.Do(req)
 	if err != nil {
 		if of := (*url.Error)(nil); errors.As(err, &of) {
-			err = of.Err // its own text repeats the whole URL
+			err = of.Err // the outer text repeats the whole URL
 		}
 		if errors.Is(err, io.EOF) {
 			err = fmt.Errorf("connection closed without an answer: %w", err)
@@ -176,13 +174,12 @@ func (c *Connection) send(ctx context.Context, method, path string, query url.Va
 	return nil, refused(resp)
 }
 
-// unreached: there was no answer.
+// unreached says that there was no answer.
 type unreached struct{ error }
 
 func (u *unreached) Unwrap() error { return u.error }
 
-// refused reads an answer that is an error. Text that is not a metav1.Status, such as a proxy's page,
-// is not shown.
+// refused reads an error answer. Text that is not a metav1.Status, such as a proxy's page, is not shown.
 func refused(resp *http.Response) error {
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
@@ -195,8 +192,8 @@ func refused(resp *http.Response) error {
 	return refusal(text, resp.StatusCode, seconds)
 }
 
-// refusal is the error of a metav1.Status. The HTTP status and its Retry-After header, in seconds,
-// are 0 in a watch's event; they win over what the text says.
+// refusal is the error of a metav1.Status. code is the HTTP status, retryAfter the Retry-After header in
+// seconds. Both are 0 in a watch's event. They win over the text.
 func refusal(text []byte, code, retryAfter int) error {
 	var s metav1.Status
 	if json.Unmarshal(text, &s) != nil {
@@ -216,10 +213,9 @@ func refusal(text []byte, code, retryAfter int) error {
 	return &apierrors.StatusError{ErrStatus: s}
 }
 
-// expired reports whether the version that was asked from is gone, or of another history: the
-// kind must be listed again. An old version is gone after five minutes (410), one that is too large
-// comes from before etcd was restored (504), and one that is refused (400) or unknown (404) from
-// another server.
+// expired reports whether the requested version is gone, or belongs to another history: the kind must be
+// listed again. An old version is gone after five minutes (410). A version that is too large comes from
+// before etcd was restored (504). A version that is refused (400) or unknown (404) comes from another server.
 func expired(err error) bool {
 	switch code(err) {
 	case http.StatusGone, http.StatusBadRequest, http.StatusNotFound:
@@ -228,7 +224,7 @@ func expired(err error) bool {
 	return code(err) != 0 && strings.Contains(err.Error(), "Too large resource version")
 }
 
-// code is the HTTP status of a refusal, 0 for all other errors.
+// code is the HTTP status of a refusal, or 0 for any other error.
 func code(err error) int {
 	if status := (*apierrors.StatusError)(nil); errors.As(err, &status) {
 		return int(status.ErrStatus.Code)
@@ -236,7 +232,7 @@ func code(err error) int {
 	return 0
 }
 
-// RetryAfter is how long the server asks to wait before the next request; 0: it does not ask.
+// RetryAfter is how long the server asks the client to wait before the next request; 0: it does not ask.
 func RetryAfter(err error) time.Duration {
 	status := (*apierrors.StatusError)(nil)
 	if !errors.As(err, &status) || status.ErrStatus.Details == nil {

@@ -14,29 +14,28 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
-// patience says how long is waited for an API server.
+// patience holds the waits for an API server.
 type patience struct {
-	// least and most bound the wait before an attempt, which doubles from one to the next: a WAN
-	// that is back after seconds is used within seconds, and 5,000 nodes that wait for a server
-	// ask it 250 times a second.
+	// least and most bound the wait before an attempt. The wait doubles with each attempt. A WAN that is back
+	// after seconds is used within seconds, and 5,000 nodes that wait for a server ask it 250 times a second.
 	least, most time.Duration
-	// steady is how long an attempt has to last for the next wait to be the least again.
+	// steady is how long an attempt must last for the next wait to be the least again.
 	steady time.Duration
-	// watch is how long the server is asked to let a watch live, at least: up to twice that.
+	// watch is the shortest life that is asked for a watch. The longest is twice that.
 	watch time.Duration
 	// silence is how long a list may bring nothing.
 	silence time.Duration
-	// first is how long a World is held back for feeds that were not answered at all so far.
+	// first is how long a World is held back for feeds that have had no answer yet.
 	first time.Duration
-	// files is the time between looks whether the kubeconfig and its files changed.
+	// files is the time between two checks of the kubeconfig and its files.
 	files time.Duration
 	// dial is enough for three tries of TCP's SYN (1, 2 and 4 seconds).
 	dial time.Duration
 	// answer is longer than an API server lets a request wait for its turn (a minute).
 	answer time.Duration
-	// ping is the silence after which HTTP/2 is pinged; without an answer in half of that again
-	// the connection is dead. TCP is probed after half of it, and is dead at its end, for what
-	// speaks HTTP/1. A WAN that swallows packets sends no RST: this is how it is noticed.
+	// ping is the silence after which HTTP/2 is pinged. The connection is dead when half of that time again
+	// passes without an answer. For HTTP/1, TCP is probed after half of ping, and is dead at its end. A WAN
+	// that swallows packets sends no RST; these probes notice it.
 	ping time.Duration
 }
 
@@ -46,47 +45,46 @@ var defaultPatience = patience{
 	dial: 10 * time.Second, answer: 70 * time.Second, ping: 30 * time.Second,
 }
 
-// maxRetryAfter bounds what a server can ask for.
+// maxRetryAfter bounds the wait that a server can ask for.
 const maxRetryAfter = 5 * time.Minute
 
-// feed is what an API server says of one kind, or of one object. A goroutine lists the kind and then
+// feed is what an API server says about one kind, or about one object. A goroutine lists the kind and then
 // follows its changes from the version that it knows.
 //
-// client-go has two such loops, and neither keeps what is promised here. Its Reflector lists again
-// after a cut of the WAN: 100 MB for 5,000 Nodes. Its RetryWatcher goes on from its version, but asks
-// every second for as long as a fault lasts (3,600 requests an hour for each kind, of at most 840 for
-// all that are promised), asks for ever from a version that the server refused (410 as an answer, 504
-// after etcd was restored) instead of listing, takes versions that run backwards, and waits for ever
-// for a server that hangs.
+// client-go has two such loops, and neither keeps the promises made here. Its Reflector lists again after a
+// cut of the WAN: 100 MB for 5,000 Nodes. Its RetryWatcher resumes at its version, but asks every second
+// while a fault lasts: 3,600 requests an hour for each kind, where at most 840 are promised for all kinds. It
+// asks for ever from a version that the server refused (410 as an answer, 504 after etcd was restored)
+// instead of listing. It takes versions that run backwards, and waits for ever for a server that hangs.
 type feed struct {
 	kind kind
-	name string // of the one object; "": all
-	// created is when it was first needed.
+	name string // of the one object; "": all objects
+	// created is when the feed was first needed.
 	created time.Time
 
 	// Guarded by kubernetes.mu:
 	items  map[string]told
-	synced bool // items are all there are
-	asked  bool // at least one attempt has ended, or is a watch that is open
-	open   bool // a watch is
-	// failure is why the last attempt did not work, since when none did; nil: it works.
+	synced bool // items are complete
+	asked  bool // at least one attempt has ended, or a watch is open
+	open   bool // a watch is open
+	// failure is why the last attempt failed; nil: it works. since is when the first failed.
 	failure   error
 	since     time.Time
-	confirmed time.Time // when the server last said something
+	confirmed time.Time // when the server last answered
 
-	// Of its goroutine alone:
-	version string // that items are; "": list again
-	server  string // that told them
-	lost    bool   // the server's history is not the one that version is of
+	// Used by the feed's goroutine alone:
+	version string // of the items; "": list again
+	server  string // that sent the items
+	lost    bool   // version belongs to another history than the server's
 }
 
-// told is an object as it was told last.
+// told is the last version of an object that the server sent.
 type told struct {
 	sum       digest
 	statement statement
 }
 
-// ref is what the feed speaks of, as in messages: "Node", "Secret/bgp".
+// ref names the feed's kind or object as messages do: "Node", "Secret/bgp".
 func (f *feed) ref() string {
 	if f.name != "" {
 		return f.kind.kind + "/" + f.name
@@ -94,18 +92,18 @@ func (f *feed) ref() string {
 	return f.kind.kind
 }
 
-// errEmptied: nothing where there should be something.
+// errEmptied is a list that is empty and should not be.
 var errEmptied = errors.New("an empty list, and this node is not known either")
 
-// errUnconfirmed: nothing, and the question about it was not answered.
+// errUnconfirmed is an empty list that could not be confirmed.
 var errUnconfirmed = errors.New("an empty list, and no answer whether this node is known")
 
-// errNoVersion: an API server gives each list a version; a cache that has nothing cannot.
+// errNoVersion is an empty list without a version. An API server versions each list; an empty cache cannot.
 var errNoVersion = errors.New("an empty list without a version, as of a cache that was never filled")
 
 // follow lists the kind and follows it until ctx ends.
 func (k *kubernetes) follow(ctx context.Context, c *Connection, f *feed) {
-	if f.server != c.server { // it has another history
+	if f.server != c.server { // another server has another history
 		f.server, f.version, f.lost = c.server, "", false
 	}
 	wait := k.patience.least
@@ -134,7 +132,7 @@ func (k *kubernetes) attempt(ctx context.Context, c *Connection, f *feed) error 
 	err := k.watch(ctx, c, f)
 	if expired(err) {
 		f.version, f.lost = "", code(err) != http.StatusNotFound
-		return nil // no failure: it is listed next
+		return nil // not a failure: the next attempt lists
 	}
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", f.kind.resource(), err)
@@ -142,8 +140,8 @@ func (k *kubernetes) attempt(ctx context.Context, c *Connection, f *feed) error 
 	return nil
 }
 
-// query is what both list and watch ask for. A Secret is selected by its name, so that RBAC can
-// grant that one alone (resourceNames).
+// query holds the parameters of both list and watch. A Secret is selected by its name, so that RBAC can grant
+// that Secret alone (resourceNames).
 func (f *feed) query(name string) url.Values {
 	q := url.Values{}
 	if name != "" {
@@ -152,8 +150,8 @@ func (f *feed) query(name string) url.Values {
 	return q
 }
 
-// list reads all there are. Any version will do at first, which the server has in memory; after
-// its history changed it must be the newest.
+// list reads all objects. Any version that the server has in memory will do, unless the server's history
+// changed: then list needs the newest version.
 func (k *kubernetes) list(ctx context.Context, c *Connection, f *feed) error {
 	q := f.query(f.name)
 	if !f.lost {
@@ -184,7 +182,7 @@ func (k *kubernetes) list(ctx context.Context, c *Connection, f *feed) error {
 	return nil
 }
 
-// told reads the item, unless it is what it was.
+// told reads the item, unless the item has not changed.
 func (it item) told(k kind, was map[string]told) told {
 	if old, ok := was[it.name]; ok && old.sum == it.sum {
 		return old
@@ -192,11 +190,11 @@ func (it item) told(k kind, was map[string]told) told {
 	return told{it.sum, it.statement(k)}
 }
 
-// page reads one list, or the part of it that the server gives at once.
+// page reads one list, or the part of a list that the server gives at once.
 func (k *kubernetes) page(ctx context.Context, c *Connection, of kind, q url.Values, each func(item)) (listMeta, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	// From before there is an answer on: one that is an error can stop in its middle too.
+	// The alarm starts before there is an answer: an error answer can stop in its middle too.
 	alarm := time.AfterFunc(2*k.patience.dial+k.patience.answer+k.patience.silence, func() {
 		cancel(fmt.Errorf("the answer stopped in its middle for %v", k.patience.silence))
 	})
@@ -214,21 +212,21 @@ func (k *kubernetes) page(ctx context.Context, c *Connection, of kind, q url.Val
 	return meta, err
 }
 
-// confirm doubts a list that is empty. An etcd that was restored empty answers so, and a caching
-// proxy that has nothing; both would take away all that is known. A server that knows this node
-// is believed. (A list of one Node with limit=1 would do too, but yurthub would then take its
-// whole cache of Nodes to be that one.)
+// confirm doubts an empty list. An etcd that was restored empty gives one, and so does a caching proxy
+// without content; both would remove everything that is known. A server that knows this node is believed. (A
+// list of one Node with limit=1 would do too, but yurthub would then replace its whole cache of Nodes with
+// that one Node.)
 func (k *kubernetes) confirm(ctx context.Context, c *Connection, f *feed, meta listMeta) error {
 	if meta.ResourceVersion == "" {
 		return errNoVersion
 	}
 	if f.kind.kind == kindNode {
-		return nil // World sees it
+		return nil // World checks for it
 	}
 	found := false
 	node := kind{APIVersion(kindNode), kindNode}
 	if _, err := k.page(ctx, c, node, f.query(k.options.Node), func(it item) { found = found || it.name == k.options.Node }); err != nil {
-		return fmt.Errorf("%w: ask for Node/%s: %v", errUnconfirmed, k.options.Node, err) // not a failure of this kind's own
+		return fmt.Errorf("%w: ask for Node/%s: %v", errUnconfirmed, k.options.Node, err) // not wrapped: the failure is not this kind's
 	}
 	if !found {
 		return errEmptied
@@ -239,7 +237,7 @@ func (k *kubernetes) confirm(ctx context.Context, c *Connection, f *feed, meta l
 // watch follows the changes until the watch ends.
 func (k *kubernetes) watch(ctx context.Context, c *Connection, f *feed) error {
 	lives := k.patience.watch + rand.N(k.patience.watch)
-	// A server that does not end it, or a proxy that lost the server behind it, is left.
+	// The timeout ends a watch that the server does not end, or whose proxy lost the server.
 	ctx, cancel := context.WithTimeout(ctx, lives+k.patience.silence)
 	defer cancel()
 	q := f.query(f.name)
@@ -256,7 +254,7 @@ func (k *kubernetes) watch(ctx context.Context, c *Connection, f *feed) error {
 	return readEvents(body, func(event string, object func(any) error) error { return k.event(f, event, object) })
 }
 
-// event takes one change.
+// event applies one change.
 func (k *kubernetes) event(f *feed, event string, object func(any) error) error {
 	if event == eventError {
 		var text json.RawMessage
@@ -286,7 +284,7 @@ func (k *kubernetes) event(f *feed, event string, object func(any) error) error 
 	return nil
 }
 
-// noticed is a reader that says when it brought something.
+// noticed is a reader that calls notice whenever it read something.
 type noticed struct {
 	r      interface{ Read([]byte) (int, error) }
 	notice func()

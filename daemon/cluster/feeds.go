@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// This file holds everything that connections and feeds tell the source, under its lock.
+// This file holds all state that connections and feeds give the source, under the source's lock.
 
 // wanted returns the feeds that should run.
 func (k *kubernetes) wanted() []*feed {
@@ -18,7 +18,7 @@ func (k *kubernetes) wanted() []*feed {
 	return slices.Collect(maps.Values(k.feeds))
 }
 
-// update changes the state, and then tells whoever watches when the change counts.
+// update changes the state, and then calls the watcher when the change counts.
 func (k *kubernetes) update(do func() (news bool)) {
 	k.mu.Lock()
 	news, changed := do(), k.changed
@@ -28,7 +28,7 @@ func (k *kubernetes) update(do func() (news bool)) {
 	}
 }
 
-// connected notes a connection, or the reason why there is not one.
+// connected notes a connection, or why there is no connection.
 func (k *kubernetes) connected(c *Connection, err error) {
 	k.update(func() bool {
 		news := (err == nil) != (k.fault == nil) || c == nil && k.server == ""
@@ -39,7 +39,7 @@ func (k *kubernetes) connected(c *Connection, err error) {
 	})
 }
 
-// replaced notes all there are.
+// replaced notes the complete items of a feed.
 func (k *kubernetes) replaced(f *feed, items map[string]told) {
 	k.update(func() bool {
 		news := !f.synced || !maps.EqualFunc(f.items, items, func(a, b told) bool { return a.sum == b.sum })
@@ -48,7 +48,7 @@ func (k *kubernetes) replaced(f *feed, items map[string]told) {
 	})
 }
 
-// heard notes one object; nil: it is gone.
+// heard notes one object; nil: the object is gone.
 func (k *kubernetes) heard(f *feed, name string, now *told) {
 	k.update(func() bool {
 		was, there := f.items[name]
@@ -78,7 +78,7 @@ func (k *kubernetes) opened(f *feed) {
 	})
 }
 
-// ended notes the end of an attempt; err is why it did not come as far as it should.
+// ended notes the end of an attempt. err is why the attempt failed.
 func (k *kubernetes) ended(f *feed, err error) {
 	k.update(func() bool {
 		if f.open {
@@ -99,16 +99,16 @@ func (k *kubernetes) ended(f *feed, err error) {
 	})
 }
 
-// unanswered reports whether the server was not reached, which is the same for all feeds.
+// unanswered reports whether the server could not be reached, a fault that all feeds share.
 func unanswered(err error) bool {
 	u := (*unreached)(nil)
 	return errors.As(err, &u)
 }
 
-// pause waits before the next attempt: for a random part of wait, so that 5,000 nodes do not come
-// at once, or as long as the server asked for. When the server could not be reached, the first feed
-// that reaches it wakes the others. What wakes is rare, also when a server flaps: who reached it
-// and lost it waits without being woken.
+// pause waits before the next attempt: for a random part of wait, so that 5,000 nodes do not come at once, or
+// for as long as the server asked. When the server could not be reached, the first feed that reaches it wakes
+// the others. Wake-ups stay rare when a server flaps: a feed that reached the server and lost it waits
+// without being woken.
 func (k *kubernetes) pause(ctx context.Context, err error, wait time.Duration) {
 	wait = wait/2 + rand.N(wait/2+1)
 	if asked := min(RetryAfter(err), maxRetryAfter); asked > 0 {
@@ -131,8 +131,8 @@ func (k *kubernetes) pause(ctx context.Context, err error, wait time.Duration) {
 	}
 }
 
-// confirmed is since when the server may have changed without our knowing, or was when there was
-// nothing of it; k.mu is held. An open watch would have told of a change.
+// confirmed returns the time since when the server may have changed without our knowledge, or was when
+// nothing has been read; k.mu is held. An open watch would have reported a change.
 func (k *kubernetes) confirmed(was time.Time) time.Time {
 	var oldest time.Time
 	for _, f := range k.feeds {

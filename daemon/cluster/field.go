@@ -9,23 +9,23 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// mergeBudget bounds the keys that "<<" merges bring into one document: aliases of aliases
-// would grow them exponentially.
+// mergeBudget bounds the keys that "<<" merges bring into one document: aliases of aliases would grow them
+// exponentially.
 const mergeBudget = 10_000
 
-// maxProblems bounds what is said of one object: nobody reads more before correcting some.
+// maxProblems bounds the problems of one object: nobody reads more before correcting some.
 const maxProblems = 50
 
-// document is one object of a manifest while it is read, and what is wrong with it.
+// document is one object of a manifest while it is read, with its problems.
 type document struct {
 	file     string
-	edit     string // the command that corrects it; "": it is in a file
+	edit     string // the command that corrects the object; "": the object is in a file
 	object   string // "BGPPeer/peer-a"
 	merged   int
 	problems []Problem
 }
 
-// field is a place in a document. Its node is nil where there is nothing.
+// field is a place in a document. Its node is nil where the document has nothing.
 type field struct {
 	doc  *document
 	path string // "spec.bgpSpeakers[0].name"
@@ -40,7 +40,7 @@ type mapping struct {
 	values map[string]*yaml.Node
 }
 
-// at returns the field of doc at path that holds n, with aliases followed and null as absent.
+// at returns the field at path that holds n. It follows aliases, and null counts as absent.
 func (d *document) at(path string, n *yaml.Node, line int) field {
 	for n != nil && n.Kind == yaml.AliasNode {
 		n = n.Alias
@@ -53,7 +53,7 @@ func (d *document) at(path string, n *yaml.Node, line int) field {
 
 func (f field) absent() bool { return f.node == nil }
 
-// bad records what is wrong with the field.
+// bad records a problem of the field.
 func (f field) bad(reason, want, got string) {
 	p := Problem{
 		Object: f.doc.object, Reason: reason, Want: want, Got: got,
@@ -67,7 +67,7 @@ func (f field) bad(reason, want, got string) {
 	}
 }
 
-// badText records that the field holds something else than want; it shows the text.
+// badText records that the field holds something other than want, and shows the text.
 func (f field) badText(reason, want string) {
 	f.bad(reason, want+" in "+f.path, f.shown())
 }
@@ -108,14 +108,14 @@ func (f field) form() string {
 	return "a scalar (" + f.node.Tag + ")"
 }
 
-// mapping reads the field as a mapping. Given keys are all that it may have.
+// mapping reads the field as a mapping. If known is given, the mapping may have no other keys.
 func (f field) mapping(known ...string) mapping {
 	m := mapping{field: f, values: map[string]*yaml.Node{}}
 	if f.absent() {
 		return m
 	}
 	if f.node.Kind != yaml.MappingNode {
-		f.bad(badValue, "a mapping"+f.inPath(), f.form()) // not its content: it may be a password
+		f.bad(badValue, "a mapping"+f.inPath(), f.form()) // not the content, which may be a password
 		return m
 	}
 	m.add(f.node, 0)
@@ -135,8 +135,8 @@ func (f field) mapping(known ...string) mapping {
 	return m
 }
 
-// require records each of the keys that is absent. It is silent when the mapping itself is:
-// that is one problem, recorded where the mapping is required.
+// require records each of the keys that is absent. It records nothing when the mapping itself is absent: that
+// is one problem, recorded where the mapping is required.
 func (m mapping) require(keys ...string) {
 	if m.absent() || m.node.Kind != yaml.MappingNode {
 		return
@@ -148,7 +148,7 @@ func (m mapping) require(keys ...string) {
 	}
 }
 
-// add takes the keys of n, and then those that its merge keys ("<<") bring and it lacks itself.
+// add takes the keys of n, and then the keys that n lacks and its merge keys ("<<") bring.
 func (m *mapping) add(n *yaml.Node, depth int) {
 	own := map[string]bool{}
 	var merges []*yaml.Node
@@ -215,7 +215,7 @@ func (m mapping) at(key string) field {
 	return m.doc.at(path, m.values[key], m.line)
 }
 
-// items reads the field as a list that may be absent but not empty; noun is what it is of.
+// items reads the field as a list, which may be absent but not empty. noun names an item.
 func (f field) items(noun string) []field {
 	items := f.list()
 	if !f.absent() && f.node.Kind == yaml.SequenceNode && len(items) == 0 {
@@ -240,11 +240,11 @@ func (f field) list() []field {
 	return items
 }
 
-// nearest returns the word of known that s was probably meant to be.
+// nearest returns the known word that s probably stands for.
 func nearest(s string, known []string) (string, bool) {
 	best, least := "", 4
 	for _, k := range known {
-		// Two edits (letters swapped), or one in three letters; more is another word.
+		// Two edits (swapped letters), or one edit in three letters; more edits make another word.
 		if d := edits(strings.ToLower(s), strings.ToLower(k)); d < least && d <= max(2, len(k)/3) && d < len(k)-1 {
 			best, least = k, d
 		}

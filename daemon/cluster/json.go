@@ -14,8 +14,8 @@ import (
 // maxDepth bounds the nesting of a JSON document; a Kubernetes object has about ten levels.
 const maxDepth = 1000
 
-// jsonDocuments reads the JSON values of text as YAML nodes, with their lines. YAML's own parser
-// does not do: it refuses the escapes \/ and \ud83d\ude00.
+// jsonDocuments reads the JSON values of text as YAML nodes, with their lines. YAML's own parser will not do:
+// it refuses the escapes \/ and \ud83d\ude00.
 type jsonDocuments struct {
 	text    []byte
 	decoder *json.Decoder
@@ -30,7 +30,7 @@ func newJSONDocuments(text []byte) *jsonDocuments {
 	return d
 }
 
-// next returns the next value; its error is io.EOF at the end.
+// next returns the next value, or io.EOF at the end.
 func (d *jsonDocuments) next() (*yaml.Node, error) {
 	token, err := d.decoder.Token()
 	if errors.Is(err, io.EOF) {

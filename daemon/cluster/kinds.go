@@ -24,8 +24,8 @@ const (
 	secretNamespace = "kube-system"
 )
 
-// Keys of every object. A key outside is a typing error in our kinds; Node and Secret come from
-// an API server and carry more than we read.
+// Keys of every object. In our kinds any other key is a typing error. Node and Secret come from an API server
+// and carry more keys than we read.
 var (
 	objectKeys   = []string{"apiVersion", "kind", "metadata", "spec", "status"}
 	metadataKeys = []string{
@@ -35,7 +35,7 @@ var (
 	}
 )
 
-// readNode reads what we use of a v1 Node.
+// readNode reads the fields of a v1 Node that we use.
 func readNode(root mapping, name string) Node {
 	n := Node{Name: name}
 	labels := root.at("metadata").mapping().at("labels").mapping()
@@ -56,7 +56,7 @@ func readNode(root mapping, name string) Node {
 		if !p.IsValid() {
 			continue
 		}
-		// One of each family: what kube-controller-manager hands out, and validates.
+		// kube-controller-manager gives out, and accepts, one CIDR of each family.
 		if slices.ContainsFunc(n.PodCIDRs, func(q netip.Prefix) bool { return q.Addr().Is4() == p.Addr().Is4() }) {
 			f.badText(badCIDR, "one pod CIDR of each family")
 			continue
@@ -82,8 +82,7 @@ func readNode(root mapping, name string) Node {
 	return n
 }
 
-// readSecret reads a v1 Secret. stringData wins over data, as in the API server. Problems never
-// show a value.
+// readSecret reads a v1 Secret. stringData wins over data, as in the API server. Problems never show a value.
 func readSecret(root mapping, name string) Secret {
 	s := Secret{Name: name, Data: map[string][]byte{}}
 	encoded := root.at("data").mapping()
@@ -131,7 +130,7 @@ func readPeer(root mapping, name string) Peering {
 	return p
 }
 
-// readCluster reads a BGPClusterConfig: each speaker with switches of its own.
+// readCluster reads a BGPClusterConfig: each speaker has its own switches.
 func readCluster(root mapping, name string) Peering {
 	spec := strictSpec(root, "localASN", "nodeSelector", "bgpSpeakers", "gateway")
 	spec.require("localASN", "nodeSelector", "bgpSpeakers")
@@ -176,7 +175,7 @@ func readPeers(list field) []Peer {
 	return peers
 }
 
-// readSession reads what both kinds say of one switch; only two keys differ in name.
+// readSession reads the settings of one switch, in either kind. Only two keys have different names.
 func readSession(m mapping, addressKey, asnKey string) Peer {
 	p := Peer{
 		Address:     m.at(addressKey).addr(),

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// ErrNotRead is wrapped by the error of World while the API server did not answer so far and
-// still may: there is nothing to report yet.
+// ErrNotRead is wrapped by the error of World while the API server has not answered yet and still may: there
+// is nothing to report.
 var ErrNotRead = errors.New("not read yet")
 
 // kubernetes is an API server.
@@ -33,22 +33,21 @@ type kubernetes struct {
 	named    chan struct{} // one slot: World names other Secrets than before
 
 	mu      sync.Mutex
-	server  string           // to which the feeds connect; "" so far none
-	fault   error            // why there is no connection, or none by the files as they are now
+	server  string           // that the feeds connect to; "": none yet
+	fault   error            // why there is no connection, or why the present files give none
 	started time.Time        // when the first attempt began
-	feeds   map[string]*feed // by what they speak of
-	given   bool             // a World was given
+	feeds   map[string]*feed // by ref
+	given   bool             // World has returned one
 	changed func()
-	silent  bool          // the server could not be reached last
-	back    chan struct{} // closed when it is reached again
+	silent  bool          // the last attempt did not reach the server
+	back    chan struct{} // closed when the server is reached again
 }
 
-// Kubernetes is the source that asks an API server: through any URL that a kubeconfig can name, such
-// as that of OpenYurt's yurthub on this node. Nothing is asked before Watch runs.
+// Kubernetes is the source that asks an API server, through any URL that a kubeconfig can name, such as that
+// of OpenYurt's yurthub on this node. It asks nothing before Watch runs.
 //
-// A kind counts when all of it was read once; until then, and whenever the server is away, what
-// was known counts. Secrets are read one by one, and only those that hold a password of a session
-// of this node.
+// A kind counts once all of it has been read. Until then, and whenever the server is away, the last known
+// state counts. Secrets are read one by one, and only those that hold a password for a session of this node.
 func Kubernetes(o KubernetesOptions) Source { return newKubernetes(o, defaultPatience) }
 
 func newKubernetes(o KubernetesOptions, p patience) *kubernetes {
@@ -62,8 +61,8 @@ func newKubernetes(o KubernetesOptions, p patience) *kubernetes {
 	return k
 }
 
-// Watch reads the API server until ctx ends. It calls changed when something was read that counts,
-// or when a Problem came or went; what kubelets write every few minutes does neither.
+// Watch reads the API server until ctx ends. It calls changed when it read something that counts, or when a
+// Problem came or went. The status that kubelets write every few minutes does not count.
 func (k *kubernetes) Watch(ctx context.Context, changed func()) error {
 	k.mu.Lock()
 	k.changed = changed
@@ -87,7 +86,7 @@ func (k *kubernetes) Watch(ctx context.Context, changed func()) error {
 	return nil
 }
 
-// serve follows everything over one connection, until ctx ends or another can be made.
+// serve runs all feeds over one connection, until ctx ends or the files give a new connection.
 func (k *kubernetes) serve(ctx context.Context, c *Connection) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wait sync.WaitGroup
@@ -104,7 +103,7 @@ func (k *kubernetes) serve(ctx context.Context, c *Connection) {
 		case <-k.named:
 		case <-files.C:
 			if !c.Stale() {
-				k.connected(c, nil) // also after they were something else for a while
+				k.connected(c, nil) // also after the files were different for a while
 				continue
 			}
 			next, err := k.connect()
@@ -112,12 +111,12 @@ func (k *kubernetes) serve(ctx context.Context, c *Connection) {
 				next.Close()
 				return
 			}
-			k.connected(nil, err) // the old one serves on
+			k.connected(nil, err) // the old connection stays in use
 		}
 	}
 }
 
-// run starts the feeds that are wanted and do not run, and stops those that are not.
+// run starts the wanted feeds that do not run, and stops the feeds that are no longer wanted.
 func (k *kubernetes) run(ctx context.Context, c *Connection, running map[*feed]context.CancelFunc, wait *sync.WaitGroup) {
 	wanted := k.wanted()
 	for f, stop := range running {
@@ -135,7 +134,7 @@ func (k *kubernetes) run(ctx context.Context, c *Connection, running map[*feed]c
 	}
 }
 
-// World says what is known. It asks nobody.
+// World returns the known state. It sends no request.
 func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -168,9 +167,9 @@ func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 	return w, nil
 }
 
-// unread says why there is no World yet; k.mu is held. At the start it is held back for a moment,
-// until each feed was answered: a World of Nodes without the BGP resources is another network. One
-// without any Node does not count.
+// unread returns why there is no World yet; k.mu is held. At the start a World is held back for a moment,
+// until each feed has had an answer: Nodes without the BGP resources are another network. A World without any
+// Node does not count.
 func (k *kubernetes) unread(last World) error {
 	if k.given {
 		return nil
@@ -200,7 +199,7 @@ func (k *kubernetes) unread(last World) error {
 	return nil
 }
 
-// passwords returns the names of the Secrets that hold passwords of the node's sessions.
+// passwords returns the names of the Secrets that hold passwords for the node's sessions.
 func (w World) passwords(node string) []string {
 	var names []string
 	for _, p := range w.Peerings {
@@ -211,7 +210,7 @@ func (w World) passwords(node string) []string {
 	return slices.Compact(names)
 }
 
-// need makes feeds of the Secrets of those names, and of no others; k.mu is held.
+// need keeps one feed for each of the named Secrets, and no other Secret feed; k.mu is held.
 func (k *kubernetes) need(secrets []string) {
 	news := false
 	for ref, f := range k.feeds {
@@ -235,8 +234,8 @@ func (k *kubernetes) need(secrets []string) {
 	}
 }
 
-// awaits reports whether a Secret was just asked for; k.mu is held. The resource that names it
-// counts when it was answered: in between its sessions would have no password, and end.
+// awaits reports whether a Secret was requested just now; k.mu is held. The resource that names the Secret
+// counts once the Secret was answered: until then its sessions would have no password, and end.
 func (k *kubernetes) awaits() bool {
 	for _, f := range k.feeds {
 		if !f.asked && f.name != "" && k.clock().Sub(f.created) < k.patience.first {
@@ -246,8 +245,8 @@ func (k *kubernetes) awaits() bool {
 	return false
 }
 
-// says is what the server said of a kind or an object so far; k.mu is held. What it did not say
-// is not known to be gone.
+// says returns what the server has said of a kind or an object; k.mu is held. An object that the server did
+// not mention is not known to be gone.
 func (k *kubernetes) says(about string) manifest {
 	f := k.feeds[about]
 	m := manifest{about: about, broken: !f.synced}

@@ -19,11 +19,11 @@ type object struct {
 	secret  *Secret
 }
 
-// statement is what a source says of one object. A statement without object is not valid:
-// its problems say why.
+// statement is what a source says about one object. A statement without an object is not valid: its problems
+// say why.
 type statement struct {
 	ref      string // "BGPPeer/peer-a"
-	file     string // where it stands, or the command that edits it
+	file     string // file that it is in, or the command that edits it
 	line     int
 	object   object
 	problems []Problem
@@ -31,20 +31,20 @@ type statement struct {
 
 func (s statement) valid() bool { return s.object != object{} }
 
-// manifest is what one file says, or an API server of one kind.
+// manifest is what one file says, or what an API server says about one kind.
 type manifest struct {
 	file string
-	// about is what an API server speaks of here: a kind, or one object ("Secret/bgp"). It is
-	// empty for a file, which speaks of what came from it.
+	// about is the kind, or the one object ("Secret/bgp"), that an API server speaks of here. It is empty for
+	// a file, which speaks of the objects that came from it.
 	about      string
 	statements []statement
-	// strays are Secrets of other namespaces than kube-system.
+	// strays are Secrets outside the namespace kube-system.
 	strays   []stray
 	problems []Problem
-	// broken: nothing in the file counts, what it said before does.
+	// broken: nothing in the file counts now; its earlier objects do.
 	broken bool
-	// unsure: a document of the file names no object, so that what is missing in the file may
-	// be meant to be there.
+	// unsure: a document of the file names no object, so an object that seems to be missing may be meant by
+	// it.
 	unsure bool
 	items  int // of Lists, so far
 }
@@ -54,7 +54,7 @@ type stray struct{ name, namespace, place string }
 // kind is the type of an object as manifests name it.
 type kind struct{ apiVersion, kind string }
 
-// maxListDepth bounds Lists in Lists: with an alias one can be its own item.
+// maxListDepth bounds Lists in Lists: an alias can make a List its own item.
 const maxListDepth = 4
 
 // maxItems bounds the items of all Lists of a file, for the same reason: four Lists of a
@@ -92,8 +92,7 @@ func readManifest(file string, text []byte) manifest {
 
 func isJSON(file string) bool { return filepath.Ext(file) == ".json" }
 
-// yamlDocuments returns the function that gives the next document of text; its error is io.EOF
-// at the end.
+// yamlDocuments returns a function that gives the next document of text, or io.EOF at the end.
 func yamlDocuments(text []byte) func() (*yaml.Node, error) {
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	return func() (*yaml.Node, error) {
@@ -124,7 +123,7 @@ func syntaxProblem(file string, err error) Problem {
 		}
 	}
 	if strings.HasPrefix(message, "unknown anchor") {
-		message = "an alias (*) of no anchor" // its name may be the begin of a password
+		message = "an alias (*) of no anchor" // its name may be the beginning of a password
 	}
 	want := "YAML"
 	if isJSON(file) {
@@ -191,7 +190,7 @@ func (m *manifest) readList(top mapping, item kind, depth int) {
 		return
 	}
 	for _, f := range items {
-		if m.items > maxItems { // an item was a List that went over it
+		if m.items > maxItems { // an item was a List that exceeded the bound
 			return
 		}
 		f.path, f.doc = "", &document{file: m.file, object: "file " + m.file}
@@ -199,7 +198,7 @@ func (m *manifest) readList(top mapping, item kind, depth int) {
 	}
 }
 
-// readObject reads an object of a kind that is ours to read.
+// readObject reads an object of one of our kinds.
 func (m *manifest) readObject(top mapping, k kind) {
 	d := top.doc
 	meta := top.at("metadata").mapping()
@@ -213,7 +212,7 @@ func (m *manifest) readObject(top mapping, k kind) {
 		m.problems = append(m.problems, d.problems...)
 		return
 	}
-	d.problems = nil // found again below, under the object's name
+	d.problems = nil // they are found again below, under the object's name
 	d.object = k.kind + "/" + name
 	s := statement{ref: d.object, file: m.file, line: top.line}
 	switch k.kind {
@@ -245,7 +244,7 @@ func (m *manifest) readObject(top mapping, k kind) {
 	m.statements = append(m.statements, s)
 }
 
-// APIVersion returns the apiVersion under which a kind is read, "" for a kind that is not.
+// APIVersion returns the apiVersion under which a kind is read, or "" for a kind that is not read.
 func APIVersion(name string) string {
 	switch name {
 	case kindNode, kindSecret:
@@ -271,9 +270,9 @@ func (k kind) listItem() (kind, bool) {
 	return item, ok && item.ours()
 }
 
-// meant returns which kind an object probably is that is not read: its group is ours, or its
-// kind and nearly its group are. close reports whether it is near to one of our kinds; "" means
-// that it is something else, which a directory may hold too.
+// meant guesses the intended kind of an object whose kind is not read: the group is ours, or the kind is ours
+// and the group nearly is. close reports whether the kind is near one of ours. "" means that the object is
+// something else, which a directory may hold too.
 func (k kind) meant() (want string, close bool) {
 	if k.ours() {
 		return "", false

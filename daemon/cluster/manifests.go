@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// maxReadings bounds how often a directory that changes all the time is read again.
+// maxReadings bounds how often a directory that keeps changing is read again.
 const maxReadings = 10
 
 // manifests is a directory of Kubernetes manifests.
@@ -27,26 +27,26 @@ type manifests struct {
 	parsed map[string]parsed // by path, as of the last reading; guarded by mu
 }
 
-// parsed is what a file said, and the digest of its text: to parse YAML costs ten times what
-// reading it does. Time and size of a file would tell less than its text.
+// parsed is what a file said, and the digest of its text: parsing YAML costs ten times as much as reading it.
+// The time and the size of a file tell less than its text.
 type parsed struct {
 	sum      digest
 	manifest manifest
 }
 
-// Manifests is the source that reads the directory's *.yaml, *.yml and *.json files. Hidden
-// files, editors' backups and sub-directories are ignored; symbolic links are followed, so that
-// the directory may be a mounted ConfigMap.
+// Manifests is the source that reads the directory's *.yaml, *.yml and *.json files. It ignores hidden files,
+// editors' backups and sub-directories. It follows symbolic links, so that the directory may be a mounted
+// ConfigMap.
 //
-// A file that is empty, unreadable or no YAML keeps the objects that it gave before. Deleting
-// a file, or a document of a file that is otherwise valid, removes its objects. An empty
-// directory is taken for a file system that is not mounted, and keeps everything.
+// A file that is empty, unreadable or not YAML keeps the objects that it gave before. Deleting a file, or a
+// document of a file that is otherwise valid, removes its objects. An empty directory is taken for a file
+// system that is not mounted, and keeps everything.
 func Manifests(dir string) Source {
 	return &manifests{dir: filepath.Clean(dir), pace: defaultPace, clock: time.Now}
 }
 
-// World reads the directory. Before it forgets an object it waits and reads again until two
-// readings agree: an editor may be in the middle of replacing a file.
+// World reads the directory. Before it forgets an object, it waits and reads again until two readings agree:
+// an editor may be in the middle of replacing a file.
 func (m *manifests) World(ctx context.Context, last World) (World, error) {
 	content, files, err := m.read(ctx)
 	if err != nil {
@@ -98,7 +98,7 @@ func (m *manifests) read(ctx context.Context) (digest, []manifest, error) {
 		}
 		p := parsed{sum: sha256.Sum256(text)}
 		if old, ok := m.parsed[path]; ok && old.sum == p.sum {
-			p = old // merge changes nothing in it
+			p = old // merge does not change it
 		} else {
 			p.manifest = readManifest(path, text)
 		}
@@ -113,10 +113,10 @@ func (m *manifests) read(ctx context.Context) (digest, []manifest, error) {
 	return content, files, nil
 }
 
-// digest stands for all that the directory says: equal digests, equal Worlds.
+// digest stands for the directory's whole content: equal digests mean equal Worlds.
 type digest [sha256.Size]byte
 
-// each reads the manifests, sorted by name, and returns the digest of them.
+// each reads the manifests, sorted by name, and returns their digest.
 func (m *manifests) each(do func(path string, text []byte, err error) error) (sum digest, err error) {
 	hash := sha256.New()
 	paths, err := m.paths()

@@ -7,18 +7,18 @@ import (
 	"sync"
 )
 
-// merge decides what the World is, from what the files say now and what it was: pure, and the
-// only place that keeps or forgets an object.
+// merge decides the new World from the present files and the last World. It is pure, and the only place that
+// keeps or forgets an object.
 //
 //	the object is ...                          then
-//	stated by a valid document                 it is that
+//	stated by a valid document                 it is as stated
 //	stated by a document that is not valid     its last version stays
 //	stated twice                               the file it was read from before counts, else the first by name
 //	not stated, its file is broken or empty    its last version stays
 //	not stated, its file is unsure             its last version stays
 //	not stated, its file is gone or valid      it is gone
 func merge(files []manifest, last World) World {
-	// The old World is only searched when an object is not valid: that is seldom, and the search is long.
+	// The last World is searched only when an object is not valid: that is rare, and the search is slow.
 	m := merging{now: map[string]statement{}, was: sync.OnceValue(func() map[string]object { return objects(last) })}
 	before := sync.OnceValue(func() map[subject][]statement { return bySubject(m.was()) })
 	slices.SortStableFunc(files, func(a, b manifest) int { return strings.Compare(a.file, b.file) })
@@ -51,7 +51,7 @@ type merging struct {
 	problems []Problem
 }
 
-// keep takes the statements of objects that nothing states so far.
+// keep takes the statements about objects that no other statement is about.
 func (m *merging) keep(statements []statement) {
 	for _, s := range statements {
 		if _, ok := m.now[s.ref]; !ok {
@@ -60,11 +60,11 @@ func (m *merging) keep(statements []statement) {
 	}
 }
 
-// add takes a statement unless another one of the same object counts.
+// add takes a statement unless another statement about the same object counts.
 func (m *merging) add(s statement) {
 	if first, ok := m.now[s.ref]; ok {
 		counts, other := first, s
-		// A copy of a manifest must not replace the object that is in force, whatever the name of the copy.
+		// A copy of a manifest must not replace the object in force, whatever the name of the copy.
 		if old, ok := m.was()[s.ref]; ok && old.origin() == s.file && first.file != s.file {
 			counts, other = s, first
 		}
@@ -92,8 +92,8 @@ func (m *merging) add(s statement) {
 	m.now[s.ref] = s
 }
 
-// world collects what counts now. Of the Secrets only those are kept that a peering names: the
-// World is saved, and no other password belongs there.
+// world collects the statements that count. It keeps only the Secrets that a peering names: the World is
+// saved, and no other password belongs there.
 func (m *merging) world(files []manifest) World {
 	w := World{Problems: m.problems}
 	named := map[string]string{} // Secret: the first peering that names it
@@ -134,7 +134,7 @@ func (m *merging) world(files []manifest) World {
 	return w
 }
 
-// secretNames returns the Secrets that the peering's passwords are in.
+// secretNames returns the names of the Secrets that hold the peering's passwords.
 func (p Peering) secretNames() []string {
 	var names []string
 	for _, s := range p.Speakers {
@@ -147,7 +147,7 @@ func (p Peering) secretNames() []string {
 	return names
 }
 
-// objects returns what the World holds, by reference.
+// objects returns the World's objects by reference.
 func objects(w World) map[string]object {
 	all := make(map[string]object, len(w.Nodes)+len(w.Peerings)+len(w.Secrets))
 	for _, n := range w.Nodes {
@@ -162,7 +162,7 @@ func objects(w World) map[string]object {
 	return all
 }
 
-// subject is what a manifest speaks of: the objects that it keeps when it is broken.
+// subject is the part of the World that a manifest speaks of. A broken manifest keeps those objects.
 type subject struct{ file, about string }
 
 func (m manifest) subject() subject {
@@ -172,8 +172,8 @@ func (m manifest) subject() subject {
 	return subject{file: m.file}
 }
 
-// bySubject returns the objects by what speaks of them: the file that they were read from, their
-// kind, and they themselves.
+// bySubject returns each object under everything that speaks of it: the file that it was read from, its kind,
+// and its own reference.
 func bySubject(was map[string]object) map[subject][]statement {
 	all := map[subject][]statement{}
 	for ref, o := range was {
@@ -198,8 +198,8 @@ func (o object) origin() string {
 	return ""
 }
 
-// from returns a copy of the object with that origin: the file that now speaks of it, so that
-// it stays when next the whole file is broken.
+// from returns a copy of the object with the given origin: the file that now speaks of the object, so that
+// the object stays when that file is broken later.
 func (o object) from(file string) object {
 	switch {
 	case o.node != nil:

@@ -9,9 +9,9 @@ import (
 // Reasons of the problems that a source finds.
 const (
 	badManifest     = "badManifest"     // the file does not parse
-	emptyFile       = "emptyFile"       // nothing in it, or comments only
-	emptyDirectory  = "emptyDirectory"  // no manifest where there were some
-	unreadableFile  = "unreadableFile"  // permissions, a dangling link
+	emptyFile       = "emptyFile"       // an empty file, or comments only
+	emptyDirectory  = "emptyDirectory"  // no manifest, where there were some before
+	unreadableFile  = "unreadableFile"  // missing permissions, or a dangling link
 	unknownKind     = "unknownKind"     // our group, but not our kind or version
 	unknownKey      = "unknownKey"      // a key that the kind does not have
 	duplicateKey    = "duplicateKey"    // a key twice in one mapping
@@ -27,7 +27,7 @@ const (
 	wrongNamespace  = "wrongNamespace"
 )
 
-// String says the problem in one line: object, what was expected, what is there, the next step.
+// String returns the problem in one line: object, what was expected, what is there, the next step.
 func (p Problem) String() string {
 	s := p.Object + ": "
 	switch {

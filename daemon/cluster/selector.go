@@ -9,14 +9,14 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// allNodes is the selector text that selects every node. An empty selector does not: it is
+// allNodes is the selector text that selects every node. An empty selector does not: an empty selector is
 // what a forgotten value looks like.
 const allNodes = "all()"
 
 // Selector selects nodes by their labels: a Kubernetes label selector, or all(). The zero
 // Selector selects nothing. Selectors with the same text are the same.
 type Selector struct {
-	_    [0]func() // no ==: see Equal
+	_    [0]func() // no ==; use Equal
 	text string
 	set  labels.Selector // nil selects nothing
 }

@@ -22,8 +22,8 @@ func (f field) text() string {
 	return f.node.Value
 }
 
-// scalar reads any scalar as it is written: what kubectl refuses for a label, ASN: 65010, can
-// only mean the text "65010".
+// scalar reads any scalar as it is written. kubectl refuses the label ASN: 65010, but it can only mean the
+// text "65010".
 func (f field) scalar() string {
 	if f.absent() {
 		return ""
@@ -35,8 +35,7 @@ func (f field) scalar() string {
 	return f.node.Value
 }
 
-// name reads the name of an object. It is stricter than nothing and weaker than RFC 1123, as
-// node names with capitals exist.
+// name reads the name of an object. It is weaker than RFC 1123, because node names with capitals exist.
 func (f field) name() string {
 	s := f.text()
 	if s == "" {
@@ -77,7 +76,7 @@ func (f field) number(reason string, low, high uint64) uint64 {
 	}
 	if f.node.Kind == yaml.ScalarNode && f.node.Tag == "!!int" {
 		n, err := strconv.ParseUint(f.node.Value, 10, 64)
-		// A leading zero is octal in YAML 1.1 and decimal in 1.2: ask.
+		// A leading zero means octal in YAML 1.1 and decimal in 1.2, so the operator must decide.
 		if err == nil && n >= low && n <= high && (n == 0 || f.node.Value[0] != '0') {
 			return n
 		}
@@ -155,8 +154,8 @@ func (f field) nodeName() string {
 	return f.name()
 }
 
-// selector reads a selector: its text form, or matchLabels and matchExpressions
-// (k8s.io/apimachinery meta/v1 LabelSelector), which become text.
+// selector reads a selector in its text form, or matchLabels and matchExpressions (k8s.io/apimachinery
+// meta/v1 LabelSelector), which it converts to text.
 func (f field) selector() Selector {
 	if f.absent() {
 		return Selector{}

@@ -11,12 +11,12 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// pace says how a directory is watched.
+// pace holds the times of a directory's watch.
 type pace struct {
-	quiet  time.Duration // without an event before changed is called: an editor is done by then
-	limit  time.Duration // the longest that events can put that off
-	poll   time.Duration // between looks whether the directory is still the one we watch
-	safety time.Duration // between readings for what inotify(7) does not report (NFS, FUSE)
+	quiet  time.Duration // without an event before changed is called: an editor has finished by then
+	limit  time.Duration // the longest that further events can delay the call
+	poll   time.Duration // between checks that the directory is still the one we watch
+	safety time.Duration // between readings for changes that inotify(7) does not report (NFS, FUSE)
 	settle time.Duration // between the readings that must agree before an object is forgotten
 }
 
@@ -28,12 +28,12 @@ var defaultPace = pace{
 	settle: 100 * time.Millisecond,
 }
 
-// Watch calls changed once at the start, so that nothing is lost between a World and its Watch,
-// and then whenever the directory may say something else. Without inotify (no instance left,
-// no directory yet) it compares the content at every poll instead.
+// Watch calls changed once at the start, so that nothing is lost between World and Watch. Then it calls
+// changed whenever the directory may say something else. Without inotify (no instance left, no directory yet)
+// it compares the content at every poll instead.
 func (m *manifests) Watch(ctx context.Context, changed func()) error {
 	w := watching{dir: m.dir, content: m.content()}
-	// An error leaves notify nil: the polls do.
+	// After an error notify is nil, and the polls find the changes.
 	if notify, err := fsnotify.NewWatcher(); err == nil {
 		w.notify = notify
 		defer notify.Close()
@@ -46,8 +46,8 @@ func (m *manifests) Watch(ctx context.Context, changed func()) error {
 // watching is the state of one Watch.
 type watching struct {
 	dir     string
-	notify  *fsnotify.Watcher // nil: inotify is not there
-	watched fs.FileInfo       // the directory that notify is on; nil: none
+	notify  *fsnotify.Watcher // nil: no inotify
+	watched fs.FileInfo       // the directory that notify watches; nil: none
 	content digest
 }
 
@@ -59,7 +59,7 @@ func (w *watching) run(ctx context.Context, m *manifests, changed func()) error 
 	quiet := time.NewTimer(time.Hour)
 	quiet.Stop()
 	defer quiet.Stop()
-	var first time.Time // of the events since changed was called last
+	var first time.Time // the first event since changed was last called
 	event := func() {
 		now := m.clock()
 		if first.IsZero() {
@@ -87,7 +87,7 @@ func (w *watching) run(ctx context.Context, m *manifests, changed func()) error 
 			if relevant(filepath.Base(e.Name)) {
 				event()
 			}
-		case <-faults: // the kernel's queue ran over: look
+		case <-faults: // the kernel's queue overflowed: look
 			event()
 		case <-quiet.C:
 			first = time.Time{}
@@ -106,7 +106,7 @@ func (w *watching) run(ctx context.Context, m *manifests, changed func()) error 
 	}
 }
 
-// channels returns nil channels, which never deliver, without inotify.
+// channels returns nil channels, which never deliver, when there is no inotify.
 func (w *watching) channels() (chan fsnotify.Event, chan error) {
 	if w.notify == nil {
 		return nil, nil
@@ -114,13 +114,13 @@ func (w *watching) channels() (chan fsnotify.Event, chan error) {
 	return w.notify.Events, w.notify.Errors
 }
 
-// relevant reports whether an event on that name can change what the directory says. A mounted
-// ConfigMap changes by renaming its link "..data".
+// relevant reports whether an event on that name can change the directory's content. A mounted ConfigMap
+// changes by renaming its link "..data".
 func relevant(name string) bool { return isManifest(name) || strings.HasPrefix(name, "..") }
 
-// attach puts notify on the directory that now has the name: that may have been
-// removed, come back, been mounted over, or be a link that points elsewhere since. It reports
-// whether it put notify on another one.
+// attach makes notify watch the directory that now has the name. The earlier directory may have been removed,
+// recreated or mounted over, or its link may point elsewhere. attach reports whether notify now watches
+// another directory.
 func (w *watching) attach() (moved bool) {
 	st, err := os.Stat(w.dir)
 	if err == nil && w.watched != nil && os.SameFile(st, w.watched) {
@@ -138,8 +138,8 @@ func (w *watching) attach() (moved bool) {
 	return true
 }
 
-// isDirectory reports whether the event says that the directory itself is gone. Its inode number
-// cannot tell: the next directory may get the same.
+// isDirectory reports whether the event says that the directory itself is gone. The inode number cannot tell:
+// the next directory may get the same number.
 func (w *watching) isDirectory(e fsnotify.Event) bool {
 	return e.Name == w.dir && (e.Has(fsnotify.Remove) || e.Has(fsnotify.Rename))
 }
@@ -147,13 +147,13 @@ func (w *watching) isDirectory(e fsnotify.Event) bool {
 func (w *watching) detach() {
 	if w.watched != nil {
 		w.watched = nil
-		_ = w.notify.Remove(w.dir) // mostly gone with the directory
+		_ = w.notify.Remove(w.dir) // usually gone with the directory
 	}
 }
 
-// content is the digest of what World would read.
+// content is the digest of everything that World would read.
 func (m *manifests) content() digest {
-	// Without a directory it is the zero digest, which no directory has.
+	// A missing directory gives the zero digest, which no directory has.
 	sum, _ := m.each(func(string, []byte, error) error { return nil })
 	return sum
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/durable"
 )
 
-// worldFormat is the version of the saved form. A World saved in another one is not read: a
-// field that changed its meaning must never become a route.
+// worldFormat is the version of the saved form. A World saved in another version is not read: a field whose
+// meaning changed must never become a route.
 const worldFormat = 1
 
 type savedWorld struct {
@@ -24,7 +24,7 @@ type savedWorld struct {
 	World  *World `json:"world"`
 }
 
-// Node returns the node of that name.
+// Node returns the node with that name.
 func (w World) Node(name string) (Node, bool) {
 	for _, n := range w.Nodes {
 		if n.Name == name {
@@ -34,14 +34,14 @@ func (w World) Node(name string) (Node, bool) {
 	return Node{}, false
 }
 
-// Equal reports whether both say the same. When they were read, whether they came from disk, and
-// their Problems do not matter.
+// Equal reports whether both Worlds hold the same objects. The time of reading, FromDisk and the Problems do
+// not matter.
 func Equal(a, b World) bool {
 	a, b = canonical(a), canonical(b)
 	if !slices.EqualFunc(a.Nodes, b.Nodes, Node.equal) {
 		return false
 	}
-	a.Nodes, b.Nodes = nil, nil // thousands, unlike the rest
+	a.Nodes, b.Nodes = nil, nil // compared above: there are thousands of them
 	x, errX := json.Marshal(a)
 	y, errY := json.Marshal(b)
 	return errX == nil && errY == nil && bytes.Equal(x, y)
@@ -71,7 +71,7 @@ func (w *World) sort() {
 	sortProblems(w.Problems)
 }
 
-// String leaves the values out, so that a printed World shows no password.
+// String leaves out the values, so that a printed World shows no password.
 func (s Secret) String() string { return "Secret/" + s.Name }
 
 // Save writes the World for Load, atomically and durably, mode 0600.
@@ -88,8 +88,8 @@ func Save(path string, w World) error {
 	return nil
 }
 
-// Load reads a saved World; it has FromDisk set. An error wraps fs.ErrNotExist when there is
-// none. Any other error means a file that holds no usable World.
+// Load reads a saved World and sets FromDisk. The error of a missing file wraps fs.ErrNotExist. Any other
+// error means a file that holds no usable World.
 func Load(path string) (World, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -99,7 +99,7 @@ func Load(path string) (World, error) {
 		return World{}, fmt.Errorf("load cluster state: %w", err)
 	}
 	const next = "delete the file, it is written again when the cluster is next read"
-	// The format is read alone first: another version may not fit our types.
+	// The format is read first, alone: another version may not fit our types.
 	var head struct {
 		Format int `json:"format"`
 	}
