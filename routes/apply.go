@@ -11,16 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// applier makes changes in their order. Changes of what is attached to links are collected and
-// sent together, until one comes that they may depend on; so are settings, which take a visit to
-// the namespace.
+// applier makes changes in order. It collects changes of objects on links, and sends them together before
+// a change that may depend on them. It collects settings too: they need a visit to the namespace.
 type applier struct {
 	k        *Kernel
 	v        *view
-	ctx      context.Context // of the one call that it serves
+	ctx      context.Context // of one call
 	pending  []step
 	settings []*Change
-	raised   []step // links to set up once their settings are written
+	raised   []step // links to set up after their settings are written
 }
 
 // step is one message of a change.
@@ -48,7 +47,7 @@ func (a *applier) apply(changes []Change) {
 		}
 		if s, ok := c.Object.(Sysctl); ok {
 			if value, known := a.v.told(s.Key); known && value == s.Value {
-				continue // a link that was just made has it by default
+				continue // a link that was just made has the value by default
 			}
 			if m, ok := a.v.settingMessage(s); ok {
 				a.pending = append(a.pending, step{c, m})
@@ -82,7 +81,7 @@ func (a *applier) apply(changes []Change) {
 	a.flush()
 }
 
-// dyingLinks are the deletions of links at the end, when there are several.
+// dyingLinks returns the deletions of links at the end, if there are at least two.
 func dyingLinks(changes []Change) (dying []*Change) {
 	for i := len(changes) - 1; i >= 0; i-- {
 		if _, ok := changes[i].Object.(Link); !ok || changes[i].Op != Delete || changes[i].Err != nil {
@@ -96,7 +95,7 @@ func dyingLinks(changes []Change) (dying []*Change) {
 	return dying
 }
 
-// end deletes the links that are left for last.
+// end deletes the dying links.
 func (a *applier) end(dying []*Change) {
 	if len(dying) == 0 {
 		return
@@ -114,8 +113,8 @@ func (a *applier) end(dying []*Change) {
 	}
 }
 
-// messages are the requests that make c. alone is set instead where the requests depend on answers of
-// the kernel.
+// messages returns the requests that make c. It returns alone instead where the requests depend on answers
+// of the kernel.
 func (a *applier) messages(c *Change) (msgs []message, alone func() error, err error) {
 	if err := possible(c.Object); err != nil {
 		return nil, nil, err
@@ -166,8 +165,8 @@ func (a *applier) messages(c *Change) (msgs []message, alone func() error, err e
 	return nil, nil, fmt.Errorf("type %T is not part of a State", c.Object)
 }
 
-// possible refuses objects whose zero fields the kernel would read as something else: a route
-// without Dst is a default route.
+// possible refuses objects whose zero fields the kernel would read as something else: a route without Dst
+// is a default route.
 func possible(object any) error {
 	proper := func(what string, a netip.Addr) error {
 		if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
@@ -212,8 +211,8 @@ func raises(c *Change) bool {
 	return ok && c.Op == Replace && l.Up && !was.Up
 }
 
-// set writes the settings that were collected, and then lets the links up that they may be of: a
-// link that is up hears its neighbours at once.
+// set writes the collected settings, and then sets up the links that the settings may belong to: a link
+// that is up hears its neighbours at once.
 func (a *applier) set() {
 	if changes := a.settings; len(changes) > 0 {
 		a.settings = nil
@@ -235,13 +234,11 @@ func (a *applier) set() {
 	a.pending, a.raised = append(a.pending, a.raised...), nil
 }
 
-// flush makes all changes that were collected.
 func (a *applier) flush() {
 	a.set()
 	a.send()
 }
 
-// send sends what is pending.
 func (a *applier) send() {
 	if len(a.pending) == 0 {
 		return
@@ -260,13 +257,12 @@ func (a *applier) send() {
 	a.pending = nil
 }
 
-// conclude records the result of c.
 func (a *applier) conclude(c *Change, err error) {
 	if err == nil || (c.Op == Delete && absent(err)) {
 		return
 	}
 	if s, ok := c.Object.(Sysctl); ok && isRefusal(s.Key) && absent(err) {
-		return // the link went away meanwhile
+		return // the link disappeared meanwhile
 	}
 	if r, ok := c.Object.(Route); ok {
 		if errors.Is(err, unix.EINVAL) && r.Onlink && r.Via.Is6() {
@@ -275,7 +271,7 @@ func (a *applier) conclude(c *Change, err error) {
 			}
 		}
 		if held, found := a.v.holder(r, err); found && normal(held) == normal(r) {
-			return // somebody of ours made it meanwhile
+			return // another process of ours made the route meanwhile
 		} else if found && held.Protocol != r.Protocol {
 			c.Err = &foreignError{r, held}
 			return
@@ -284,11 +280,10 @@ func (a *applier) conclude(c *Change, err error) {
 	c.Err = fmt.Errorf("%v: %w%s", c, err, nextStep(c.Object, err))
 }
 
-// onlink makes an IPv6 route whose next hop another link's route covers, which the kernel refuses
-// although the route says that the next hop is on the link (net/ipv6/route.c:
-// ip6_route_check_nh_onlink). That is so whenever a pod CIDR moves from the underlay to the
-// overlay, since the next hop lies in it. A host route to the next hop stands in while the route
-// is replaced, so the destination always has a route.
+// onlink makes an IPv6 route whose next hop is covered by a route over another link. The kernel refuses such
+// a route although it says that the next hop is on the link (net/ipv6/route.c: ip6_route_check_nh_onlink).
+// This happens whenever a pod CIDR moves from the underlay to the overlay, because the next hop lies in the
+// CIDR. A host route to the next hop stands in meanwhile, so the destination always has a route.
 func (a *applier) onlink(op Op, r Route) error {
 	step := Route{Dst: netip.PrefixFrom(r.Via, r.Via.BitLen()), Link: r.Link, Protocol: r.Protocol, Table: r.Table}
 	there, err := a.v.newRoute(step, Add)
@@ -303,13 +298,13 @@ func (a *applier) onlink(op Op, r Route) error {
 	if err != nil {
 		return err
 	}
-	if a.k.c.change(there)[0] != nil { // a route to the next hop was there, and stays
+	if a.k.c.change(there)[0] != nil { // a route to the next hop exists already, and stays
 		return a.k.c.change(route)[0]
 	}
 	return a.k.c.change(route, gone)[0]
 }
 
-// absent: the object of a delete is gone already, perhaps with its link.
+// absent reports that the object of a delete is already gone, perhaps with its link.
 func absent(err error) bool {
 	for _, gone := range []error{unix.ESRCH, unix.ENOENT, unix.EADDRNOTAVAIL, unix.ENODEV, unix.ENXIO, errNoLink} {
 		if errors.Is(err, gone) {
@@ -319,7 +314,7 @@ func absent(err error) bool {
 	return false
 }
 
-// nextStep says what an operator can do about an error that has an outside cause.
+// nextStep says what an operator can do about an error with an outside cause.
 func nextStep(object any, err error) string {
 	_, masq := object.(Masq)
 	_, senders := object.(Senders)
@@ -343,8 +338,8 @@ func nextStep(object any, err error) string {
 	return ""
 }
 
-// holder finds what stands in the place of r, when err says that something does: r itself before
-// others, others' before ours.
+// holder finds the route in the place of r, if err says that there is one. It prefers r itself, then
+// other owners' routes, then ours.
 func (v *view) holder(r Route, err error) (Route, bool) {
 	if !errors.Is(err, unix.EEXIST) {
 		return Route{}, false

@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Addresses, neighbours and forwarding entries: the objects that are attached to a link.
+// Addresses, neighbours and forwarding entries: the objects on a link.
 
-// ifaPermanentNoDAD: no duplicate address detection (RFC 4862 section 5.4 takes a second or two,
-// and our addresses are leased), no prefix route for a single address.
+// addrMessage switches off duplicate address detection, which takes a second or two (RFC 4862 section
+// 5.4): our addresses are leased. A single address gets no prefix route.
 func addrMessage(typ uint16, flags int, a Addr, index int) message {
 	ip := a.Prefix.Addr()
 	h := make([]byte, unix.SizeofIfAddrmsg)
@@ -60,13 +60,13 @@ func parseAddr(b []byte) (ifAddr, bool) {
 		}
 	}
 	if local.IsValid() {
-		address = local // IFA_ADDRESS is the other end's on a point-to-point link
+		address = local // on a point-to-point link, IFA_ADDRESS is the address of the other end
 	}
 	a.prefix = netip.PrefixFrom(address, int(b[1]))
 	return a, a.prefix.IsValid()
 }
 
-// addrs reads the addresses of a link; index 0 is every link.
+// addrs reads the addresses of a link; index 0 means every link.
 func (v *view) addrs(index int) ([]ifAddr, error) {
 	h := make([]byte, unix.SizeofIfAddrmsg)
 	binary.NativeEndian.PutUint32(h[4:], uint32(index))
@@ -80,8 +80,8 @@ func (v *view) addrs(index int) ([]ifAddr, error) {
 	return addrs, nil
 }
 
-// neighMessage: AF_BRIDGE is the forwarding table, else the neighbour table (struct ndmsg,
-// linux/neighbour.h).
+// neighMessage has a struct ndmsg (linux/neighbour.h). AF_BRIDGE means the forwarding table, any other
+// family the neighbour table.
 func neighMessage(typ uint16, flags int, family uint8, index int, state uint16, ntf uint8) message {
 	h := make([]byte, sizeofNdMsg)
 	h[0] = family
@@ -99,9 +99,9 @@ const (
 	createOrSet  = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 )
 
-// messages makes an entry that learns NUD_STALE: the kernel uses it at once and checks it later. The
-// flag NTF_EXT_LEARNED keeps the kernel from dropping it when the tables, which all namespaces
-// share, run full (net/core/neighbour.c: neigh_update_gc_list).
+// messages makes an entry that learns as NUD_STALE: the kernel uses the entry at once and checks it later.
+// All namespaces share the neighbour tables. The flag NTF_EXT_LEARNED keeps the kernel from dropping the
+// entry when a table is full (net/core/neighbour.c: neigh_update_gc_list).
 func (n Neigh) messages(typ uint16, index int) ([]message, error) {
 	if typ == unix.RTM_DELNEIGH {
 		return []message{neighMessage(typ, 0, family(n.IP), index, 0, 0).attrAddr(unix.NDA_DST, n.IP)}, nil
@@ -129,10 +129,10 @@ const (
 	ndtpaMcastReprobe = 17
 )
 
-// patience makes the kernel ask for a neighbour of the link that it knows by broadcast at once, and
-// never give it up while it asks (net/core/neighbour.c: neigh_timer_handler, neigh_max_probes). By
-// default it asks the old MAC first, and drops an entry that does not answer three times: a pod
-// whose rp_filter refuses the host's address answers no ARP, and is reached all the same.
+// patience makes the kernel ask for a known neighbour of the link by broadcast at once, and never give the
+// neighbour up while it asks (net/core/neighbour.c: neigh_timer_handler, neigh_max_probes). By default the
+// kernel asks the old MAC first, and drops an entry that does not answer three times. A pod whose rp_filter
+// refuses the host's address answers no ARP, but is reachable all the same.
 func patience(family uint8, index int) message {
 	table := "arp_cache"
 	if family == unix.AF_INET6 {
@@ -185,7 +185,7 @@ func parseNeigh(b []byte) (entry, bool) {
 	return e, e.ip.IsValid()
 }
 
-// usable are the states in which a packet is sent to the entry's MAC.
+// usable are the states in which the kernel sends packets to the entry's MAC.
 const usable = unix.NUD_PERMANENT | unix.NUD_REACHABLE | unix.NUD_STALE | unix.NUD_DELAY | unix.NUD_PROBE
 
 // entries reads the entries of a link that have a MAC.
@@ -204,7 +204,7 @@ func (v *view) entries(family uint8, index int) ([]entry, error) {
 	return entries, nil
 }
 
-// observeAddrs reads the addresses of the links that are ours, and the desired ones elsewhere.
+// observeAddrs reads all addresses of our links, and the desired addresses of other links.
 func (v *view) observeAddrs(scope Scope, desired []Addr) (out []Addr, err error) {
 	want := map[Addr]bool{}
 	links := slices.Clone(scope.Links)
@@ -227,8 +227,8 @@ func (v *view) observeAddrs(scope Scope, desired []Addr) (out []Addr, err error)
 	})
 }
 
-// observeNeighs reads the neighbours of the links that are ours, and the desired ones elsewhere.
-// An entry that the kernel found by itself has no owner.
+// observeNeighs reads all neighbours of our links, and the desired neighbours of other links. An entry that
+// the kernel found by itself has no owner.
 func (v *view) observeNeighs(scope Scope, desired []Neigh) ([]Neigh, error) {
 	want := map[Neigh]bool{}
 	links := slices.Clone(scope.Links)
@@ -275,7 +275,7 @@ func (v *view) observeFDB(scope Scope, desired []FDB) ([]FDB, error) {
 	})
 }
 
-// eachLink collects what read finds on each of the named links that exist.
+// eachLink collects the results of read for each named link that exists.
 func eachLink[T any](v *view, names []string, read func(device) ([]T, error)) (out []T, err error) {
 	slices.Sort(names)
 	var errs []error

@@ -13,16 +13,16 @@ import (
 )
 
 const (
-	// receiveBuffer holds the errors of a whole batch, and a burst of events.
+	// receiveBuffer holds the errors of a whole batch, and a burst of events, in bytes.
 	receiveBuffer = 4 << 20
-	// batchBytes and batchMessages bound one sendmsg: when all of a batch fails, the errors queue up
-	// while the kernel works on it (af_netlink.c: netlink_rcv_skb).
+	// batchBytes and batchMessages bound one sendmsg. If every message of a batch fails, the errors
+	// queue up while the kernel works on the batch (af_netlink.c: netlink_rcv_skb).
 	batchBytes    = 32 << 10
 	batchMessages = 100
-	// replyTimeout bounds the wait for an answer. The kernel answers inside sendmsg, so that
-	// this runs out only when the kernel lost an answer for want of memory.
+	// replyTimeout bounds the wait for an answer, in seconds. The kernel answers inside sendmsg, so
+	// the timeout expires only when the kernel lost an answer for want of memory.
 	replyTimeout = 10
-	// dumpRetries: a dump that a change interrupted (NLM_F_DUMP_INTR) is read again.
+	// dumpRetries is how often a dump that a change interrupted (NLM_F_DUMP_INTR) is read.
 	dumpRetries = 20
 )
 
@@ -30,18 +30,18 @@ var errInterrupted = errors.New("dump was interrupted by changes; try again")
 
 // conn is one netlink socket. A request and its answers are one exchange.
 //
-// It is written by hand although mdlayher/netlink is linked (by google/nftables): that library returns
-// an error answer without its sequence number, so in a batch nobody knows which message failed. Its
-// dump of 5,000 routes makes 2,650 allocations (1.9 MB) where ours makes 30 (1.0 MB), in the same time.
-// The messages are ours too: no library that we know has veth peers in place, RTM_SETNEIGHTBL,
-// RTM_F_FIB_MATCH, netconf and next hop objects, and the others are short beside them.
+// It is written by hand although mdlayher/netlink is linked (by google/nftables): that library returns an
+// error answer without its sequence number, so the sender of a batch cannot tell which message failed. Its
+// dump of 5,000 routes makes 2,650 allocations (1.9 MB); ours makes 30 (1.0 MB), in the same time. The
+// messages are ours too: no library that we know has veth peers in place, RTM_SETNEIGHTBL, RTM_F_FIB_MATCH,
+// netconf and next hop objects. The other messages are short.
 type conn struct {
 	mu     sync.Mutex // guards fd's exchange, seq and buf
 	fd     int
 	seq    uint32
 	buf    []byte
 	writes atomic.Int64  // requests sent that may change something
-	local  *[]netip.Addr // local routes of IPv6 that the kernel announced; nil: not listened for
+	local  *[]netip.Addr // local IPv6 routes that the kernel announced; nil: not subscribed
 }
 
 // dial opens a socket of the protocol in the namespace ns.
@@ -55,8 +55,8 @@ func dial(ns netns.NsHandle, protocol int) (*conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
-	// Strict checks make dumps filter in the kernel (Linux 4.20); without them every filter
-	// still holds here, later. Extended acknowledgements carry the kernel's own sentence.
+	// Strict checks let the kernel filter dumps (Linux 4.20). Without them our code still applies every
+	// filter. Extended acknowledgements carry the kernel's error text.
 	_ = unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
 	_ = unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
 	_ = unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
@@ -67,8 +67,8 @@ func dial(ns netns.NsHandle, protocol int) (*conn, error) {
 	return c, nil
 }
 
-// socket opens a netlink socket of the protocol (NETLINK_ROUTE, NETLINK_NETFILTER) in the calling
-// thread's namespace, and joins the multicast groups.
+// socket opens a netlink socket of the protocol (NETLINK_ROUTE, NETLINK_NETFILTER) in the calling thread's
+// namespace, and joins the multicast groups.
 func socket(protocol, flags int, groups ...int) (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|flags, protocol)
 	if err != nil {
@@ -97,7 +97,7 @@ func (c *conn) close() {
 	}
 }
 
-// replyError is a refusal by the kernel, with its own sentence when it gave one.
+// replyError is a refusal by the kernel, with the kernel's text if it gave one.
 type replyError struct {
 	errno unix.Errno
 	text  string
@@ -112,7 +112,7 @@ func (e *replyError) Error() string {
 
 func (e *replyError) Unwrap() error { return e.errno }
 
-// change sends requests that change something and returns one error each, nil for success.
+// change sends requests that change something. It returns one error for each request, nil for success.
 func (c *conn) change(msgs ...message) []error {
 	errs := make([]error, len(msgs))
 	c.mu.Lock()
@@ -134,9 +134,9 @@ func (c *conn) change(msgs ...message) []error {
 	return errs
 }
 
-// batch sends msgs in one sendmsg. The kernel works on them in their order, and answers each that
-// fails (net/netlink/af_netlink.c: netlink_rcv_skb), so that only the last one asks for an
-// acknowledgement: it says that all are done.
+// batch sends msgs in one sendmsg. The kernel works on them in order and answers each that fails
+// (net/netlink/af_netlink.c: netlink_rcv_skb). So only the last message asks for an acknowledgement, which
+// says that all are done.
 func (c *conn) batch(msgs []message, errs []error) error {
 	first := c.seq + 1
 	var out []byte
@@ -172,7 +172,7 @@ func (c *conn) get(m message) ([]byte, error) {
 	return answers[0], errs[0]
 }
 
-// gets sends requests that have one answer each, in one sendmsg. Each has an answer or an error.
+// gets sends requests that have one answer each, in one sendmsg. Each request gets an answer or an error.
 func (c *conn) gets(msgs ...message) (answers [][]byte, errs []error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -205,8 +205,7 @@ func (c *conn) gets(msgs ...message) (answers [][]byte, errs []error) {
 	return answers, errs
 }
 
-// dump sends a dump request and returns what parse makes of each answer; about expect answers
-// are expected.
+// dump sends a dump request and returns the results of parse. expect is the likely number of answers.
 func dump[T any](c *conn, m message, expect int, parse func(body []byte) (T, bool)) ([]T, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -253,7 +252,6 @@ func dumpOnce[T any](c *conn, m message, out []T, parse func(body []byte) (T, bo
 	return out, err
 }
 
-// stamp gives m its length and the next sequence number.
 func (c *conn) stamp(m message) message {
 	c.seq++
 	binary.NativeEndian.PutUint32(m, uint32(len(m)))
@@ -270,7 +268,7 @@ func (c *conn) send(b []byte) error {
 	}
 }
 
-// receive reads one datagram and hands out its messages. The bodies are valid until it returns.
+// receive reads one datagram and calls each for its messages. The bodies are valid until receive returns.
 func (c *conn) receive(each func(unix.NlMsghdr, []byte)) error {
 	for {
 		n, from, err := unix.Recvfrom(c.fd, c.buf, 0)
@@ -293,7 +291,6 @@ func (c *conn) receive(each func(unix.NlMsghdr, []byte)) error {
 	}
 }
 
-// eachMessage walks the messages of one datagram.
 func eachMessage(b []byte, each func(unix.NlMsghdr, []byte)) {
 	for len(b) >= unix.SizeofNlMsghdr {
 		h := unix.NlMsghdr{
@@ -312,7 +309,7 @@ func eachMessage(b []byte, each func(unix.NlMsghdr, []byte)) {
 	}
 }
 
-// ackError reads NLMSG_ERROR and NLMSG_DONE: an errno, then perhaps the kernel's sentence
+// ackError reads NLMSG_ERROR and NLMSG_DONE: an errno, then perhaps the kernel's error text
 // (linux/netlink.h: nlmsgerr_attrs).
 func ackError(h unix.NlMsghdr, body []byte) error {
 	if len(body) < 4 {

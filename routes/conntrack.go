@@ -26,11 +26,11 @@ const (
 	ctaIPv6Src = 3
 )
 
-// FlushConntrack forgets the tracked connections that have a as source or destination, in either
+// FlushConntrack deletes the tracked connections that have a as source or destination, in either
 // direction, so that the next holder of the address does not inherit them. A kernel without
-// connection tracking has none.
+// connection tracking is not an error.
 //
-// The kernel filters (Linux 5.8, CTA_FILTER): a table of many thousand entries is not copied.
+// The kernel filters (Linux 5.8, CTA_FILTER), so a table of many thousand entries is not copied.
 func (k *Kernel) FlushConntrack(ctx context.Context, a netip.Addr) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -57,12 +57,12 @@ func (k *Kernel) FlushConntrack(ctx context.Context, a netip.Addr) error {
 
 func ifTracked(a netip.Addr, err error) error {
 	if unsupported(err) {
-		return nil // no nf_conntrack_netlink in this kernel
+		return nil // the kernel has no nf_conntrack_netlink
 	}
 	return fmt.Errorf("forget connections of %v: %w", a, err)
 }
 
-// unsupported: the kernel lacks a part of netfilter (net/netfilter/nfnetlink.c: nfnetlink_rcv_msg).
+// unsupported reports that the kernel lacks a part of netfilter (net/netfilter/nfnetlink.c: nfnetlink_rcv_msg).
 func unsupported(err error) bool {
 	return slices.ContainsFunc([]error{unix.EPROTONOSUPPORT, unix.EOPNOTSUPP, unix.EINVAL, unix.EAFNOSUPPORT}, func(none error) bool { return errors.Is(err, none) })
 }
@@ -71,7 +71,7 @@ func ctMessage(typ uint16, a netip.Addr) message {
 	return newMessage(typ, 0, []byte{family(a), unix.NFNETLINK_V0, 0, 0})
 }
 
-// flowsOf asks for the flows that have a at one end (0: source, 1: destination) of one tuple.
+// flowsOf requests the flows that have a at one end (0: source, 1: destination) of one tuple.
 func flowsOf(a netip.Addr, tuple, end uint16) message {
 	ip := ctaIPv4Src + end
 	if a.Is6() {
@@ -81,7 +81,7 @@ func flowsOf(a netip.Addr, tuple, end uint16) message {
 	m = m.nest(tuple|unix.NLA_F_NESTED, func(m message) message {
 		return m.nest(ctaTupleIP|unix.NLA_F_NESTED, func(m message) message { return m.attrAddr(ip, a) })
 	})
-	// The flags of a tuple say which of its fields count; the attribute's number is the tuple's.
+	// An attribute's number names a tuple, and its flags say which fields of the tuple count.
 	return m.nest(ctaFilter|unix.NLA_F_NESTED, func(m message) message {
 		for t := uint16(ctaTupleOrig); t <= ctaTupleReply; t++ {
 			flags := uint32(0)
@@ -94,14 +94,14 @@ func flowsOf(a netip.Addr, tuple, end uint16) message {
 	})
 }
 
-// flowDeletion is the request that deletes the flow in b if a is in it. An old kernel, which does
-// not filter, lists every flow.
+// flowDeletion returns the request that deletes the flow in b, if the flow contains a. An old kernel does
+// not filter and lists every flow.
 func flowDeletion(b []byte, a netip.Addr) (message, bool) {
 	if len(b) < 4 {
 		return nil, false
 	}
 	m, has := ctMessage(ctDelete, a), false
-	for typ, v := range attrs(b[4:]) { // behind struct nfgenmsg
+	for typ, v := range attrs(b[4:]) { // after struct nfgenmsg
 		switch typ {
 		case ctaTupleOrig:
 			m = m.attr(typ|unix.NLA_F_NESTED, v)

@@ -12,30 +12,30 @@ import (
 )
 
 const (
-	// maxDying bounds the deletions that wait for the kernel's acknowledgement, each with a thread.
+	// maxDying bounds the deletions that wait for the kernel's acknowledgement. Each blocks a thread.
 	maxDying = 64
 	// idleDeletions is how many sockets stay open for the next deletions.
 	idleDeletions = 8
 )
 
-// Deletions deletes links of one network namespace, and answers when the kernel has announced a
-// link gone. The kernel acknowledges a deletion some 20 ms after that: the sender waits until all
-// processors have let go of the device (net/core/dev.c: netdev_run_todo, rcu_barrier).
+// Deletions deletes links of one network namespace, and returns when the kernel has announced that a
+// link is gone. The acknowledgement follows some 20 ms later: the sender waits until all processors
+// have released the device (net/core/dev.c: netdev_run_todo, rcu_barrier).
 //
-// With the announcement a link, the other end of its pair and all that was on them are gone for
-// everybody who looks, and their names and addresses are free: the kernel announces under the lock of
-// rtnetlink, after it has unlisted both ends and taken their addresses and routes
-// (net/core/dev.c: unregister_netdevice_many_notify), and whoever makes a link waits for that lock.
-// A kernel before Linux 6.2 does not announce to the sender (NLM_F_ECHO), which waits for the
-// acknowledgement then.
+// After the announcement nobody sees the link, the other end of its pair, or anything that was on them.
+// Their names and addresses are free. The kernel announces under the rtnetlink lock, after it has
+// unlisted both ends and removed their addresses and routes (net/core/dev.c:
+// unregister_netdevice_many_notify), and making a link takes that lock.
+// A kernel before Linux 6.2 does not announce to the sender (NLM_F_ECHO). Then Deletions waits for the
+// acknowledgement.
 //
 //	d, err := routes.OpenDeletions(netns)
 //	existed, err := d.Delete(ctx, "ew81f3a2c04d5")
-//	err = d.Close() // waits for the acknowledgements
+//	d.Close() // waits for the acknowledgements
 type Deletions struct {
-	k       *Kernel       // of the namespace
-	idle    chan *conn    // sockets that wait for nothing
-	dying   chan struct{} // holds a token for each deletion that is not acknowledged
+	k       *Kernel
+	idle    chan *conn    // sockets that wait for no answer
+	dying   chan struct{} // holds a token for each unacknowledged deletion
 	pending sync.WaitGroup
 }
 
@@ -48,7 +48,7 @@ func OpenDeletions(ns *os.File) (*Deletions, error) {
 	return &Deletions{k: k, idle: make(chan *conn, idleDeletions), dying: make(chan struct{}, maxDying)}, nil
 }
 
-// Close waits for the acknowledgements of what was deleted. No Delete may run.
+// Close waits for the acknowledgements of all deletions. No Delete may be running.
 func (d *Deletions) Close() {
 	d.pending.Wait()
 	close(d.idle)
@@ -58,8 +58,8 @@ func (d *Deletions) Close() {
 	d.k.Close()
 }
 
-// Delete deletes the link of that name with all that is on it, and reports whether there was one. It
-// returns when the kernel has announced the link gone.
+// Delete deletes the named link with everything on it, and reports whether the link existed. It
+// returns when the kernel has announced that the link is gone.
 func (d *Deletions) Delete(ctx context.Context, link string) (existed bool, err error) {
 	select {
 	case d.dying <- struct{}{}:
@@ -75,7 +75,7 @@ func (d *Deletions) Delete(ctx context.Context, link string) (existed bool, err 
 	announced, err := e.await(true)
 	if announced {
 		d.pending.Go(func() {
-			_, _ = e.await(false) // after the announcement it can only succeed
+			_, _ = e.await(false) // after the announcement the deletion can only succeed
 			d.release(c)
 		})
 		return true, nil
@@ -109,12 +109,12 @@ func (d *Deletions) release(c *conn) {
 	<-d.dying
 }
 
-// ending is one deletion under way. Its socket is its own until the kernel has acknowledged it.
+// ending is one deletion under way. It owns its socket until the kernel has acknowledged the deletion.
 type ending struct {
 	c    *conn
 	seq  uint32
-	sent chan error // the kernel keeps the sender until it acknowledges
-	over error      // what sent said; errSending before that
+	sent chan error // the kernel blocks the sender until it acknowledges
+	over error      // result of sent; errSending until then
 }
 
 var errSending = errors.New("the kernel has not taken it yet")
@@ -129,7 +129,7 @@ func newEnding(c *conn, link string) *ending {
 	return e
 }
 
-// await reads until the kernel acknowledges the deletion, or, if that is enough, announces it.
+// await reads until the kernel acknowledges the deletion or, if announcement is set, announces it.
 func (e *ending) await(announcement bool) (announced bool, err error) {
 	for done := false; !done && !announced; {
 		rerr := e.c.receive(func(h unix.NlMsghdr, body []byte) {
@@ -151,21 +151,19 @@ func (e *ending) await(announcement bool) (announced bool, err error) {
 	return announced, err
 }
 
-// sending reports whether the kernel still has the sender: a read that timed out meanwhile is tried
-// again.
+// sending reports whether the kernel still blocks the sender. If so, a read that timed out is repeated.
 func (e *ending) sending(rerr error) bool {
 	if e.over != errSending || !errors.Is(rerr, unix.EAGAIN) {
 		return false
 	}
 	select {
 	case e.over = <-e.sent:
-		return e.over == nil // the answer is there now
+		return e.over == nil // the answer has arrived now
 	default:
 		return true
 	}
 }
 
-// end waits for the sender.
 func (e *ending) end() error {
 	if e.over == errSending {
 		e.over = <-e.sent

@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Most settings that are asked for can be read from answers of rtnetlink, for a tenth of what it
-// takes to enter the namespace and to open a file for each: in a new namespace the kernel makes
-// the whole directory for the first that opens one (fs/proc/proc_sysctl.c).
+// Most settings can be read from rtnetlink answers. That takes a tenth of the time of entering the
+// namespace and opening a file for each: in a new namespace the kernel creates the whole directory
+// when the first file is opened (fs/proc/proc_sysctl.c).
 
 // Attributes and indexes of linux/netconf.h, linux/if_link.h, linux/ip.h and linux/ipv6.h.
 const (
@@ -18,11 +18,11 @@ const (
 	netconfForwarding = 2 // NETCONFA_FORWARDING
 	netconfAll        = 0xffffffff
 
-	inetConf  = 1 // IFLA_INET_CONF: one number each, from the second on (net/ipv4/devinet.c)
+	inetConf  = 1 // IFLA_INET_CONF: one number for each setting, from the second on (net/ipv4/devinet.c)
 	inet6Conf = 2 // IFLA_INET6_CONF
 )
 
-// linkSettings are the settings of a link that its description has: family and place.
+// linkSettings returns the place of a setting in a link's description, by family and name.
 func linkSettings(family, name string) (at int, ok bool) {
 	switch family + " " + name {
 	case "ipv4 forwarding":
@@ -47,8 +47,8 @@ func linkSettings(family, name string) (at int, ok bool) {
 	return 0, false
 }
 
-// told reads a setting without opening its file. known is false where only the file can tell. The
-// value is "" where the link does not exist, so that it has no settings.
+// told reads a setting without opening its file. known is false if only the file has the value. The value
+// is "" if the link does not exist and so has no settings.
 func (v *view) told(key string) (value string, known bool) {
 	switch key {
 	case v4Forwarding:
@@ -74,8 +74,8 @@ func (v *view) told(key string) (value string, known bool) {
 	return strconv.Itoa(int(int32(binary.NativeEndian.Uint32(values[4*at:])))), true
 }
 
-// linkSetting takes a key like net/ipv6/conf/LINK/accept_ra apart. ok is false for a setting that
-// a link's description does not have, or whose place in it is not known here.
+// linkSetting splits a key like net/ipv6/conf/LINK/accept_ra. ok is false if a link's description does not
+// have the setting, or linkSettings does not know its place.
 func linkSetting(key string) (family, link string, at int, ok bool) {
 	parts := strings.Split(key, "/")
 	if len(parts) != 5 || parts[2] != "conf" {
@@ -85,9 +85,9 @@ func linkSetting(key string) (family, link string, at int, ok bool) {
 	return parts[1], parts[3], at, ok
 }
 
-// settingMessage sets an IPv4 setting of a link by netlink, which takes no visit to the namespace
-// (net/ipv4/devinet.c: inet_set_link_af). IPv6 has no such message. It is right only for settings
-// that have no other effect when their file is written, as those in linkSettings but forwarding.
+// settingMessage sets an IPv4 setting of a link by netlink, without a visit to the namespace
+// (net/ipv4/devinet.c: inet_set_link_af). IPv6 has no such message. The message is right only for settings
+// whose file has no other effect when it is written: all in linkSettings but forwarding.
 func (v *view) settingMessage(s Sysctl) (m message, ok bool) {
 	family, link, at, ok := linkSetting(s.Key)
 	if !ok || family != "ipv4" || strings.HasSuffix(s.Key, "/forwarding") {
@@ -108,7 +108,7 @@ func (v *view) settingMessage(s Sysctl) (m message, ok bool) {
 	}), true
 }
 
-// forwards asks for the forwarding of the whole namespace.
+// forwards reads the forwarding setting of the whole namespace.
 func (v *view) forwards(family uint8) (string, bool) {
 	if v.quiet {
 		return "", false
@@ -118,7 +118,7 @@ func (v *view) forwards(family uint8) (string, bool) {
 	if err != nil || len(body) < 4 {
 		return "", false
 	}
-	for typ, value := range attrs(body[4:]) { // behind struct netconfmsg
+	for typ, value := range attrs(body[4:]) { // after struct netconfmsg
 		if typ == netconfForwarding {
 			return strconv.Itoa(int(int32(attrUint32(value)))), true
 		}
@@ -126,15 +126,15 @@ func (v *view) forwards(family uint8) (string, bool) {
 	return "", false
 }
 
-// linkConf returns a link's settings by family. They are asked for once.
+// linkConf returns a link's settings by family. It asks the kernel once.
 func (v *view) linkConf(link string) map[string][]byte {
 	if _, ok := v.conf[link]; !ok && !v.quiet {
-		_, _, _ = v.fetch(link) // what cannot be asked for is not known
+		_, _, _ = v.fetch(link) // after an error the settings are not known
 	}
 	return v.conf[link]
 }
 
-// noteConf keeps the settings that the description of a link has.
+// noteConf keeps the settings in a link's description.
 func (v *view) noteConf(link string, description []byte) {
 	for typ, value := range attrs(description[unix.SizeofIfInfomsg:]) {
 		if typ == unix.IFLA_AF_SPEC {

@@ -12,16 +12,16 @@ const (
 	defaultMetric = 1024 // IP6_RT_PRIO_USER, net/ip6_route.h
 )
 
-// Diff returns what turns observed into desired, in an order that can be applied. It is pure:
-// Diff(x, x) is empty, and applying Diff(a, b) to a gives b. Objects of observed that desired
-// does not name are deleted, but for sysctls; Observe puts only what is in scope there.
+// Diff returns the changes that turn observed into desired, in an order that can be applied. It is pure:
+// Diff(x, x) is empty, and applying Diff(a, b) to a gives b. Observed objects that desired does not name
+// are deleted, except sysctls; Observe returns only objects in scope.
 //
-// Order: links come before what stands on them, sysctls before addresses, addresses before
-// neighbours and routes; deletions come last, so that a route that changes its metric or its
-// link has no gap, and end with the links. A link that has to be deleted and created again
-// loses everything on it, which is then added again.
+// Links come before the objects on them, sysctls before addresses, addresses before neighbours and
+// routes. Deletions come last, so that a route that changes its metric or its link has no gap, and end
+// with the links. A link that must be deleted and created again loses everything on it, which is then
+// added again.
 //
-// A Change that must not be made has its Err set already.
+// A Change that must not be made already has its Err set.
 func Diff(observed, desired State) []Change {
 	links, dropLinks := diffLinks(observed.Links, desired.Links)
 	observed = withoutRemade(observed, links)
@@ -31,7 +31,7 @@ func Diff(observed, desired State) []Change {
 	fdb, dropFDB := diff(observed.FDB, desired.FDB, fdbByMAC())
 	routes, dropRoutes := diff(observed.Routes, desired.Routes, routesByKey())
 	masq, dropMasq := diff(observed.Masq, desired.Masq, masqByAddr())
-	// Senders are limited before the link that they are for is up, and until it is about to go.
+	// Senders are limited before their link is up, and until the link is about to be deleted.
 	limit, unlimit := diffSenders(observed.Senders, desired.Senders), []Change(nil)
 	if desired.Senders == nil {
 		limit, unlimit = nil, limit
@@ -40,16 +40,16 @@ func Diff(observed, desired State) []Change {
 		dropRoutes, dropFDB, dropNeighs, dropAddrs, unlimit, dropLinks)
 }
 
-// identity says when two objects of one kind stand in the same place, when the one that stands
-// there is right, and whether it may be replaced.
+// identity says when two objects of one kind stand in the same place, when the observed object is right,
+// and whether it may be replaced.
 type identity[T any, K comparable] struct {
 	key     func(T) K
 	right   func(got, want T) bool
 	foreign func(got, want T) error // nil: nothing is foreign
 }
 
-// diff compares the objects of one kind. Several observed objects may share a key (IPv4 routes
-// that were appended): the kernel replaces the first of them.
+// diff compares the objects of one kind. Several observed objects may share a key (appended IPv4 routes):
+// the kernel replaces the first of them.
 func diff[T any, K comparable](observed, desired []T, id identity[T, K]) (set, drop []Change) {
 	first := make(map[K]int, len(observed)) // key to index in observed
 	more := map[K][]int{}
@@ -102,8 +102,8 @@ func diff[T any, K comparable](observed, desired []T, id identity[T, K]) (set, d
 	return set, drop
 }
 
-// settle compares what stands in one place with d: nil and the index of what is right, or the
-// change that makes it right.
+// settle compares the objects in one place with d. It returns nil and the index of the right object, or
+// the change that makes the place right.
 func (id identity[T, K]) settle(observed []T, group []int, d T) (*Change, int) {
 	for _, j := range group {
 		if id.right(observed[j], d) {
@@ -129,7 +129,7 @@ func keyOfRoute(r Route) routeKey {
 	return routeKey{r.Dst, r.Table, r.Metric}
 }
 
-// normal writes out what the zero fields mean.
+// normal replaces zero fields by the values that they stand for.
 func normal(r Route) Route {
 	r.Dst = r.Dst.Masked()
 	if r.Table == 0 {
@@ -207,7 +207,7 @@ func foreignRoute(got, want Route) error {
 	return &foreignError{want, got}
 }
 
-// keyOfFDB: a MAC has one VTEP, but the all-zero MAC floods to any number of them
+// keyOfFDB returns the place of f. A MAC has one VTEP, but the all-zero MAC floods to any number of VTEPs
 // (drivers/net/vxlan/vxlan_core.c: vxlan_fdb_append).
 func keyOfFDB(f FDB) FDB {
 	k := FDB{Link: f.Link, MAC: strings.ToLower(f.MAC)}
@@ -217,8 +217,8 @@ func keyOfFDB(f FDB) FDB {
 	return k
 }
 
-// diffAddrs: an IPv6 address stands on a link once, whatever its prefix length
-// (net/ipv6/addrconf.c: ipv6_add_addr), so that a wrong length goes before the right one comes.
+// diffAddrs compares addresses. A link has an IPv6 address once, whatever the prefix length
+// (net/ipv6/addrconf.c: ipv6_add_addr), so a wrong length is deleted before the right one is added.
 func diffAddrs(observed, desired []Addr) (set, drop []Change) {
 	adds, drops := diff(observed, desired, identity[Addr, Addr]{
 		key:   func(a Addr) Addr { return a },
@@ -268,7 +268,7 @@ func sameVXLAN(got, want Link) bool {
 	return want.VXLAN == nil || (got.VXLAN != nil && *got.VXLAN == *want.VXLAN)
 }
 
-// foreignLink: a link of our name but another kind was not made by us.
+// foreignLink returns an error for a link of our name but another kind: we did not make it.
 func foreignLink(got, want Link) error {
 	if want.Kind == "" || got.Kind == want.Kind {
 		return nil
@@ -280,7 +280,7 @@ func foreignLink(got, want Link) error {
 	return fmt.Errorf("link %s: want type %s, there is one of type %s: %w; delete or rename it", want.Name, want.Kind, kind, ErrForeign)
 }
 
-// withoutRemade removes the objects that are lost with the links that are deleted and created again.
+// withoutRemade removes the objects that are lost with links that are deleted and created again.
 func withoutRemade(s State, links []Change) State {
 	remade := map[string]bool{}
 	for _, c := range links {
@@ -312,7 +312,7 @@ func diffNAT(observed, desired *NAT) []Change {
 	})
 }
 
-// diffOne compares what there is at most one of.
+// diffOne compares objects of which a namespace has at most one.
 func diffOne[T any](observed, desired *T, right func(got, want T) bool) []Change {
 	switch {
 	case observed == nil && desired == nil:

@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host reads what the policy needs to know of the machine. Our own links (ew*, edgeway.*), their
-// addresses and routes, and routes of our protocols are left out. The routes of others that drop packets
-// (blackhole, unreachable, prohibit) are read too.
+// Host reads the state of the machine that the policy needs. It leaves out our own links (ew*, edgeway.*),
+// their addresses and routes, and routes of our protocols. It includes other owners' routes that drop
+// packets (blackhole, unreachable, prohibit).
 func (k *Kernel) Host(ctx context.Context) (Host, error) {
 	var h Host
 	if err := ctx.Err(); err != nil {
@@ -51,7 +51,7 @@ func drops(kind string) bool {
 	return kind == "blackhole" || kind == "unreachable" || kind == "prohibit"
 }
 
-// hostRoutes gives each next hop of a multipath route a Route.
+// hostRoutes returns one Route for each next hop of a multipath route.
 func (v *view) hostRoutes(e fibEntry) (out []Route) {
 	hops := e.hops
 	if len(hops) == 0 {
@@ -67,7 +67,7 @@ func (v *view) hostRoutes(e fibEntry) (out []Route) {
 	return out
 }
 
-// RoutesOn returns the routes of all tables that leave by the link.
+// RoutesOn returns the routes over the link, from all tables.
 func (k *Kernel) RoutesOn(ctx context.Context, link string) (out []Route, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -91,9 +91,9 @@ func (k *Kernel) RoutesOn(ctx context.Context, link string) (out []Route, err er
 	return out, nil
 }
 
-// Lookup returns the route by which the kernel sends a packet to a: Dst is a itself, Src the source
-// address it would take; Type is local for an address of this machine. The error wraps ENETUNREACH when
-// there is no route.
+// Lookup returns the route by which the kernel sends a packet to a. Dst is a itself, and Src is the source
+// address that the kernel would choose. Type is local for an address of this machine. The error wraps
+// ENETUNREACH if there is no route.
 func (k *Kernel) Lookup(ctx context.Context, a netip.Addr) (Route, error) {
 	if err := ctx.Err(); err != nil {
 		return Route{}, err
@@ -114,14 +114,14 @@ func (k *Kernel) Lookup(ctx context.Context, a netip.Addr) (Route, error) {
 // loopback is the index of lo in every namespace (linux/if.h: LOOPBACK_IFINDEX).
 const loopback = 1
 
-// Holders returns the routes of these very addresses: host routes, or type "local" or "broadcast" for
-// addresses of this machine. An address to which only a wider route leads has none, and a host route
-// without a next hop, such as a blackhole, is not seen.
+// Holders returns the routes of exactly these addresses: host routes, or type "local" or "broadcast" for
+// addresses of this machine. An address that only a wider route covers has none. Holders does not see a host
+// route without a next hop, such as a blackhole.
 //
-// sourceless reports that this machine has no IPv4 address to send from on a link that has none of its
-// own, such as a pod's: packets leave as 0.0.0.0 unless their route names a source. Where lo is down that
-// is not known, and false. The question is the route of a multicast packet: for it the kernel chooses the
-// source by the link alone, as for a route that names none (net/ipv4/route.c:
+// sourceless reports that this machine has no IPv4 source address for a link without addresses, such as a
+// pod's link: packets leave as 0.0.0.0 unless their route names a source. If lo is down, this is not known,
+// and sourceless is false. Holders asks for the route of a multicast packet, because the kernel then chooses
+// the source by the link alone, as for a route that names no source (net/ipv4/route.c:
 // ip_route_output_key_hash_rcu; net/ipv4/devinet.c: inet_select_addr).
 func (k *Kernel) Holders(ctx context.Context, addrs ...netip.Addr) (held []Route, sourceless bool, err error) {
 	if err := ctx.Err(); err != nil {
@@ -139,7 +139,7 @@ func (k *Kernel) Holders(ctx context.Context, addrs ...netip.Addr) (held []Route
 	}
 	for i, a := range addrs {
 		if errs[i+1] != nil {
-			continue // no route, or one without a next hop
+			continue // no route, or a route without a next hop
 		}
 		if e, err := chosen(answers[i+1]); err == nil && e.Dst == netip.PrefixFrom(a, a.BitLen()) {
 			held = append(held, v.route(e))

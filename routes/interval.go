@@ -10,10 +10,10 @@ import (
 
 // Prefixes as the interval sets of nftables hold them.
 
-// samePrefixes compares as sets of addresses.
+// samePrefixes reports whether a and b cover the same addresses.
 func samePrefixes(a, b []netip.Prefix) bool { return slices.Equal(canonical(a), canonical(b)) }
 
-// canonical is the shortest list that covers the same addresses, sorted.
+// canonical returns the shortest sorted list that covers the same addresses.
 func canonical(in []netip.Prefix) (out []netip.Prefix) {
 	sorted := make([]netip.Prefix, 0, len(in))
 	for _, p := range in {
@@ -26,7 +26,7 @@ func canonical(in []netip.Prefix) (out []netip.Prefix) {
 	})
 	for _, p := range sorted {
 		if n := len(out); n > 0 && out[n-1].Overlaps(p) {
-			continue // inside the one before
+			continue // inside the previous prefix
 		}
 		out = append(out, p)
 		for len(out) > 1 && halves(out[len(out)-2], out[len(out)-1]) {
@@ -38,7 +38,7 @@ func canonical(in []netip.Prefix) (out []netip.Prefix) {
 	return out
 }
 
-// halves reports whether a and b, a first, are the two halves of one prefix.
+// halves reports whether a and b are the first and second half of one prefix.
 func halves(a, b netip.Prefix) bool {
 	if a.Bits() != b.Bits() || a.Bits() == 0 || a == b {
 		return false
@@ -47,7 +47,7 @@ func halves(a, b netip.Prefix) bool {
 	return whole.Addr() == a.Addr() && whole.Contains(b.Addr())
 }
 
-// intervals are the elements of an interval set: a first address and the one behind the last.
+// intervals returns the elements of an interval set: a first address and the address after the last.
 func intervals(in []netip.Prefix, v6 bool) (out []nftables.SetElement) {
 	for _, p := range canonical(in) {
 		if p.Addr().Is6() != v6 {
@@ -70,7 +70,7 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return last
 }
 
-// prefixesOf reads the elements of an interval set back. The kernel lists them in any order.
+// prefixesOf reads back the elements of an interval set. The kernel lists them in any order.
 func prefixesOf(elements []nftables.SetElement) (out []netip.Prefix) {
 	type edge struct {
 		at  netip.Addr
@@ -87,7 +87,7 @@ func prefixesOf(elements []nftables.SetElement) (out []netip.Prefix) {
 			return c
 		}
 		if a.end {
-			return -1 // one interval ends where the next begins
+			return -1 // one interval ends where the next starts
 		}
 		return 1
 	})
@@ -104,7 +104,7 @@ func prefixesOf(elements []nftables.SetElement) (out []netip.Prefix) {
 	return canonical(out)
 }
 
-// cover splits the addresses from first to last into prefixes; an invalid last is the end of the
+// cover splits the addresses from first to last into prefixes; an invalid last means the end of the
 // address space.
 func cover(first, last netip.Addr) (out []netip.Prefix) {
 	for first.IsValid() && (!last.IsValid() || first.Compare(last) <= 0) {

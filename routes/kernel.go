@@ -12,14 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Kernel speaks to one network namespace over sockets that stay open. Its methods may be called
+// Kernel talks to one network namespace over sockets that stay open. Its methods may be called
 // from any goroutine.
 type Kernel struct {
 	c  *conn
 	ns netns.NsHandle
 
 	filter   sync.Mutex // guards filtered
-	filtered *conn      // to nftables and connection tracking; nil until it is needed
+	filtered *conn      // socket for nftables and connection tracking; nil until it is needed
 }
 
 // Open returns the Kernel of the calling thread's network namespace.
@@ -32,7 +32,7 @@ func Open() (*Kernel, error) {
 }
 
 // OpenNetns returns the Kernel of the namespace that the open file names
-// (/proc/PID/ns/net or a bind mount of one). The file may be closed afterwards.
+// (/proc/PID/ns/net or a bind mount of such a file). The file may be closed afterwards.
 func OpenNetns(ns *os.File) (*Kernel, error) {
 	fd, err := dup(ns)
 	if err != nil {
@@ -45,7 +45,7 @@ func OpenNetns(ns *os.File) (*Kernel, error) {
 	return k, nil
 }
 
-// open takes ns over.
+// open takes ownership of ns.
 func open(ns netns.NsHandle) (*Kernel, error) {
 	c, err := dial(ns, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -64,7 +64,7 @@ func (k *Kernel) Close() {
 	k.ns.Close()
 }
 
-// netfilter is the socket to nftables and connection tracking.
+// netfilter returns the socket for nftables and connection tracking.
 func (k *Kernel) netfilter() (*conn, error) {
 	k.filter.Lock()
 	defer k.filter.Unlock()
@@ -78,7 +78,7 @@ func (k *Kernel) netfilter() (*conn, error) {
 	return c, err
 }
 
-// Observe reads what the namespace has inside scope, and what it has in the place of each
+// Observe reads the objects that the namespace has in scope, and the objects in the place of each
 // object that desired names.
 func (k *Kernel) Observe(ctx context.Context, scope Scope, desired State) (State, error) {
 	v := newView(k.c)
@@ -110,8 +110,8 @@ func (k *Kernel) observe(ctx context.Context, v *view, scope Scope, desired Stat
 	return s, nil
 }
 
-// Sync makes the namespace look like desired and returns what it changed or could not change.
-// The error joins the errors of the changes: siblings are all tried.
+// Sync makes the namespace look like desired. It returns the changes that it made or could not make.
+// The error joins the errors of the changes: one error does not stop the other changes.
 func (k *Kernel) Sync(ctx context.Context, scope Scope, desired State) ([]Change, error) {
 	v := newView(k.c)
 	if desired.SourceCheck != nil {
@@ -135,7 +135,7 @@ func (k *Kernel) Sync(ctx context.Context, scope Scope, desired State) ([]Change
 	return changes, errors.Join(errs...)
 }
 
-// Links returns the links that exist and whose names start with prefix.
+// Links returns the links whose names start with prefix.
 func (k *Kernel) Links(ctx context.Context, prefix string) ([]Link, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err

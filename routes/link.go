@@ -17,7 +17,7 @@ func hardwareAddr(text string) ([]byte, error) {
 	return mac, nil
 }
 
-// linkMessage creates a link (flags NLM_F_CREATE|NLM_F_EXCL, index 0) or changes one. A link is
+// linkMessage creates a link (flags NLM_F_CREATE|NLM_F_EXCL, index 0) or changes a link. A link is
 // created down: see raise.
 func linkMessage(l Link, index, flags int) (message, error) {
 	header := make([]byte, unix.SizeofIfInfomsg)
@@ -26,7 +26,7 @@ func linkMessage(l Link, index, flags int) (message, error) {
 		if l.Up {
 			binary.NativeEndian.PutUint32(header[8:], unix.IFF_UP)
 		}
-		binary.NativeEndian.PutUint32(header[12:], unix.IFF_UP) // the flags that count
+		binary.NativeEndian.PutUint32(header[12:], unix.IFF_UP) // the mask of flags to change
 	}
 	m := newMessage(unix.RTM_NEWLINK, flags, header)
 	if index == 0 {
@@ -76,14 +76,14 @@ func commonAttrs(m message, mac string, mtu int) (message, error) {
 	return m, nil
 }
 
-// oneQueue: veth's default is one queue per possible CPU at each end; they cost milliseconds on
-// big machines and do nothing without XDP (drivers/net/veth.c is lockless on transmit).
+// oneQueue sets one queue. By default a veth has one queue per possible CPU at each end; they cost
+// milliseconds on big machines and do nothing without XDP (drivers/net/veth.c is lockless on transmit).
 func oneQueue(m message) message {
 	return m.attr32(unix.IFLA_NUM_TX_QUEUES, 1).attr32(unix.IFLA_NUM_RX_QUEUES, 1)
 }
 
-// peerAttrs describes the other end. It cannot be set up here: veth_newlink configures it before
-// the pair is joined, and the kernel answers ENOTCONN.
+// peerAttrs describes the other end. The message cannot set the peer up: veth_newlink configures the
+// peer before it joins the pair, and the kernel answers ENOTCONN.
 func peerAttrs(m message, l Link) (message, error) {
 	p := *l.Peer
 	if p.MTU == 0 {
@@ -110,11 +110,11 @@ func vxlanAttrs(m message, vx VXLAN) message {
 	return m.attrAddr(unix.IFLA_VXLAN_LOCAL6, vx.Local)
 }
 
-// doomed is the group that links are put in to be deleted together.
+// doomed is the group of links that are deleted together.
 const doomed = 0x65770001
 
-// delLinks deletes links in one go. A deletion waits for all processors to let go of the device
-// (net/core/dev.c: netdev_run_todo, rcu_barrier), some 20 ms; a group waits once.
+// delLinks deletes links together. A deletion waits some 20 ms until all processors have released the
+// device (net/core/dev.c: netdev_run_todo, rcu_barrier); a group waits once.
 func (a *applier) delLinks(changes []*Change) {
 	var marked []*Change
 	var msgs []message
@@ -144,8 +144,8 @@ func (a *applier) delLinks(changes []*Change) {
 	}
 }
 
-// raise sets a link up that was just made, and gives it its alias: the kernel takes no alias of one
-// that is in the making (net/core/rtnetlink.c: rtnl_create_link).
+// raise sets a new link up and gives it its alias: the kernel takes no alias while it creates a link
+// (net/core/rtnetlink.c: rtnl_create_link).
 func (a *applier) raise(c *Change) {
 	l, ok := c.Object.(Link)
 	if !ok || c.Op != Add || c.Err != nil || !l.Up && l.Alias == "" {

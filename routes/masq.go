@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// observeMasq reads the masquerade of the addresses that are ours and of the desired ones. It asks
-// for single addresses one by one: each DEL asks, and most pods have none.
+// observeMasq reads the masquerade of our addresses and of the desired addresses. It asks for single
+// addresses one by one: each DEL asks, and most pods have no masquerade.
 func (k *Kernel) observeMasq(v *view, scope []netip.Prefix, desired []Masq) ([]Masq, error) {
 	if len(scope)+len(desired) == 0 {
 		return nil, nil
@@ -61,7 +61,7 @@ func (k *Kernel) observeMasq(v *view, scope []netip.Prefix, desired []Masq) ([]M
 	return found, k.readNetworks(found)
 }
 
-// readNetworks fills in the networks of what was found.
+// readNetworks fills in the networks of each Masq.
 func (k *Kernel) readNetworks(found []Masq) error {
 	sets := map[bool][]nftables.SetElement{} // by family
 	for i, m := range found {
@@ -83,7 +83,7 @@ func (k *Kernel) readNetworks(found []Masq) error {
 	return nil
 }
 
-// networks are those of the address's family.
+// networks returns the networks of the address's family.
 func (m Masq) networks() (out []netip.Prefix) {
 	for _, n := range m.Networks {
 		if n.Addr().Is6() == m.Addr.Is6() {
@@ -93,8 +93,8 @@ func (m Masq) networks() (out []netip.Prefix) {
 	return out
 }
 
-// setMasq changes the masquerade of one address. All elements of the address are added, or deleted, in
-// one transaction. Another process may create or delete the table between two requests.
+// setMasq changes the masquerade of one address. It adds or deletes all elements of the address in one
+// transaction. Another process may create or delete the table between two requests.
 func (a *applier) setMasq(op Op, m Masq) error {
 	if op != Add {
 		if err := a.k.delMasq(m.Addr); err != nil || op == Delete {
@@ -104,8 +104,8 @@ func (a *applier) setMasq(op Op, m Masq) error {
 	return a.k.addMasq(m, a.v.gapped)
 }
 
-// addMasq adds the elements of one address. When the table or the pods' chain is missing, or gapped,
-// it writes all of them.
+// addMasq adds the elements of one address. If the table or the pods' chain is missing, or the chain is
+// gapped, it writes all of them.
 func (k *Kernel) addMasq(m Masq, gapped bool) error {
 	c, err := k.natConn()
 	if err != nil {
@@ -140,7 +140,6 @@ func addElements(c *nftables.Conn, m Masq) error {
 
 func pair(a, b netip.Addr) []byte { return append(a.AsSlice(), b.AsSlice()...) }
 
-// delMasq deletes what there is of one address's elements.
 func (k *Kernel) delMasq(a netip.Addr) error {
 	c, err := k.natConn()
 	if err != nil {
@@ -163,8 +162,8 @@ func (k *Kernel) delMasq(a netip.Addr) error {
 	return c.Flush()
 }
 
-// hasMasq reports whether any element of the address's masquerade exists, also when somebody deleted
-// the others. A pod's own address is always in its network, so one request finds an element of kept.
+// hasMasq reports whether any element of the address's masquerade exists, even if somebody deleted the
+// others. A pod's address is always in the pod's network, so one request finds an element of kept.
 func (k *Kernel) hasMasq(a netip.Addr) (bool, error) {
 	there, err := k.hasElement(natPods, a, a.AsSlice())
 	if there || err != nil {
@@ -190,7 +189,7 @@ func (k *Kernel) masqueraded(p netip.Prefix) (out []netip.Addr, err error) {
 	return out, nil
 }
 
-// keptOf are the elements that say in which networks a keeps its address.
+// keptOf returns the elements that say in which networks a keeps its address.
 func keptOf(elements []nftables.SetElement, a netip.Addr) (out []nftables.SetElement) {
 	for _, e := range elements {
 		if bytes.HasPrefix(e.Key, a.AsSlice()) {
@@ -200,7 +199,7 @@ func keptOf(elements []nftables.SetElement, a netip.Addr) (out []nftables.SetEle
 	return out
 }
 
-// elements lists a set; one that is missing has none.
+// elements lists a set; a missing set has no elements.
 func (k *Kernel) elements(set *nftables.Set) ([]nftables.SetElement, error) {
 	c, err := k.natConn()
 	if err != nil {
@@ -228,7 +227,7 @@ const (
 	nftaDataValue  = 1
 )
 
-// hasElement asks for one element of an address's set. It is one request over the socket that stays
+// hasElement looks up one element of an address's set. It is one request over the socket that stays
 // open; the library lists the whole set.
 func (k *Kernel) hasElement(kind int, of netip.Addr, key []byte) (bool, error) {
 	nest := func(m message, typ uint16, fill func(message) message) message {
@@ -244,12 +243,11 @@ func (k *Kernel) hasElement(kind int, of netip.Addr, key []byte) (bool, error) {
 	return k.hasNFT(m)
 }
 
-// hasChain asks for one chain of the table.
 func (k *Kernel) hasChain(name string) (bool, error) {
 	return k.hasNFT(nftMessage(unix.NFT_MSG_GETCHAIN).attrString(unix.NFTA_CHAIN_TABLE, tableName).attrString(unix.NFTA_CHAIN_NAME, name))
 }
 
-// hasNFT asks for one object. No table, no set and no element are one answer.
+// hasNFT looks up one object. It returns false for a missing table, set or element alike.
 func (k *Kernel) hasNFT(m message) (bool, error) {
 	c, err := k.netfilter()
 	if err != nil {
@@ -263,8 +261,7 @@ func nftMessage(typ uint16) message {
 	return newMessage(unix.NFNL_SUBSYS_NFTABLES<<8|typ, 0, binary.BigEndian.AppendUint16([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0}, 0))
 }
 
-// ifThere ignores the errors by which the kernel says that the object, or nftables itself, does not
-// exist.
+// ifThere ignores the errors that say that the object, or nftables itself, does not exist.
 func ifThere(err error) error {
 	if missing(err) || unsupported(err) {
 		return nil
@@ -272,8 +269,8 @@ func ifThere(err error) error {
 	return err
 }
 
-// missing reports whether the kernel has no such object. The library keeps of an error of its lists
-// the text alone.
+// missing reports whether the kernel has no such object. The library keeps only the text of an error
+// from a list.
 func missing(err error) bool {
 	return errors.Is(err, unix.ENOENT) || err != nil && strings.HasSuffix(err.Error(), unix.ENOENT.Error())
 }

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// message is one netlink request under construction: nlmsghdr, the family's own header,
+// message is one netlink request under construction: nlmsghdr, the family's header,
 // attributes (rtnetlink(7)).
 type message []byte
 
@@ -45,7 +45,7 @@ func (m message) attrString(typ uint16, s string) message {
 
 func (m message) attrAddr(typ uint16, a netip.Addr) message { return m.attr(typ, a.AsSlice()) }
 
-// nest wraps what fill appends in one attribute.
+// nest puts the attributes that fill appends into one attribute.
 func (m message) nest(typ uint16, fill func(message) message) message {
 	start := len(m)
 	m = fill(m.attr(typ, nil))
@@ -53,7 +53,7 @@ func (m message) nest(typ uint16, fill func(message) message) message {
 	return m
 }
 
-// attrs walks the attributes in b. What is malformed ends the walk: the kernel wrote it.
+// attrs walks the attributes in b. A malformed attribute ends the walk: the kernel wrote b.
 func attrs(b []byte) iter.Seq2[uint16, []byte] {
 	return func(yield func(uint16, []byte) bool) {
 		for len(b) >= unix.SizeofRtAttr {

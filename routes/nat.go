@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The table, as nft prints it, for one family of two:
+// The table, as nft prints it, for one of two families:
 //
 //	table inet edgeway {
 //		set sources4 { type ipv4_addr; flags interval; }  # of the NAT: pod CIDRs
@@ -28,24 +28,24 @@ import (
 //			ip saddr @sources4 masquerade
 //		}
 //		chain pods {                                      # of each Masq
-//			the same, but the last
+//			the same rules, except the last:
 //			ip saddr @pods4 masquerade
 //		}
 //	}
 //
-// Each chain and each set has one writer, the daemon's Sync or the verbs of the plugin, perhaps in
-// another process. A transaction that makes one of them makes all that is missing, and writes its
-// whole chain, so that two at the same time do no harm. Nobody deletes what another needs: see setNAT.
+// Each chain and each set has one writer: the daemon's Sync or the plugin's verbs, perhaps in another
+// process. A transaction that makes a chain or set makes everything that is missing, and writes its whole
+// chain, so two transactions at the same time do no harm. Neither deletes what the other needs: see setNAT.
 //
 // Only the first packet of a connection passes here (nft(8), chain type nat).
 const (
 	tableName = "edgeway"
 	natChain  = "postrouting"
 	masqChain = "pods"
-	// rulesVersion is written into each rule's comment. A chain with other rules is written again.
-	// Version 1 had the rules of both chains in postrouting.
+	// rulesVersion is in each rule's comment. A chain with other rules is rewritten. Version 1 had the
+	// rules of both chains in postrouting.
 	rulesVersion = "edgeway 2"
-	// setChunk keeps a list of elements below the 64 KiB that a netlink attribute can hold.
+	// setChunk is a number of elements that fits the 64 KiB of a netlink attribute.
 	setChunk = 500
 )
 
@@ -54,7 +54,7 @@ type natSet struct {
 	name     string
 	v6       bool
 	interval bool
-	pair     bool // of source and destination
+	pair     bool // source and destination
 }
 
 const (
@@ -65,7 +65,7 @@ const (
 	natKinds
 )
 
-// natSets are all sets; the set of kind k and family f is at k+natKinds*f.
+// natSets returns all sets; the set of kind k and family f is at k+natKinds*f.
 func natSets() []natSet {
 	return []natSet{
 		{"sources4", false, true, false}, {"exclude4", false, true, false}, {"pods4", false, false, false}, {"kept4", false, true, true},
@@ -75,7 +75,7 @@ func natSets() []natSet {
 
 func natTable() *nftables.Table { return inetTable(tableName) }
 
-// set is s in the library's words. IDs are fixed: they count inside one transaction only.
+// set returns s as a set of the library. IDs are fixed: they count inside one transaction only.
 func (s natSet) set(id int) *nftables.Set {
 	out := &nftables.Set{Table: natTable(), ID: uint32(id + 1), Name: s.name, KeyType: nftables.TypeIPAddr, Interval: s.interval}
 	if s.v6 {
@@ -87,28 +87,27 @@ func (s natSet) set(id int) *nftables.Set {
 	return out
 }
 
-// natConn opens a connection for each exchange and closes it after: NAT changes are rare.
+// natConn opens a connection for each exchange: NAT changes are rare.
 func (k *Kernel) natConn() (*nftables.Conn, error) {
 	return nftables.New(nftables.WithNetNSFd(int(k.ns)))
 }
 
-// natContent is what the table has.
 type natContent struct {
 	NAT
 	exists bool
 	sets   []int           // indexes in natSets
-	chains map[string]bool // our chains that are there: they are whole
+	chains map[string]bool // our chains that exist; true: the chain is whole
 	pods   bool            // an address is masqueraded
 }
 
-// observeNAT leaves a table out that exists for the pods' masquerade alone.
+// observeNAT ignores a table that exists only for the pods' masquerade.
 func (k *Kernel) observeNAT(scope Scope, desired State) *NAT {
 	if !scope.NAT && desired.NAT == nil {
 		return nil
 	}
 	content, err := k.readNAT()
 	if err != nil || !content.exists {
-		return nil // a kernel without nftables has no table; making one tells what is wrong
+		return nil // a kernel without nftables has no table; the error comes when the table is made
 	}
 	n := content.NAT
 	n.Whole = scope.everyMasq() && len(desired.Masq) == 0
@@ -122,7 +121,7 @@ func (k *Kernel) observeNAT(scope Scope, desired State) *NAT {
 
 func (k *Kernel) readNAT() (content natContent, err error) {
 	defer func() {
-		if missing(err) { // the table went away meanwhile
+		if missing(err) { // the table disappeared meanwhile
 			content, err = natContent{}, nil
 		}
 		if err != nil {
@@ -172,8 +171,8 @@ func (k *Kernel) readNAT() (content natContent, err error) {
 	return content, err
 }
 
-// ourChains are those of our chains that exist. They are whole where they hang where they should and
-// have our rules and no others.
+// ourChains returns our chains that exist. A chain is whole if it has the right hook and exactly our
+// rules.
 func ourChains(c *nftables.Conn) (whole map[string]bool, err error) {
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
@@ -199,7 +198,7 @@ func sameHook(have, want *nftables.Chain) bool {
 		have.Priority != nil && *have.Priority == *want.Priority
 }
 
-// sameRules compares the rules' comments, which say what they are, and their lengths.
+// sameRules compares the rules' comments, which identify the rules, and their lengths.
 func sameRules(have, want []*nftables.Rule) bool {
 	return slices.EqualFunc(have, want, func(have, want *nftables.Rule) bool {
 		return slices.Equal(have.UserData, want.UserData) && len(have.Exprs) == len(want.Exprs)
@@ -213,7 +212,7 @@ func chainOf(name string) *nftables.Chain {
 	}
 }
 
-// rulesOf are the rules of a chain in order.
+// rulesOf returns the rules of a chain in order.
 func rulesOf(chain string) (rules []*nftables.Rule) {
 	sets := natSets()
 	from := natSources
@@ -248,7 +247,7 @@ func rulesOf(chain string) (rules []*nftables.Rule) {
 	return rules
 }
 
-// ipField loads the source and destination address: offsets 12 and 16 of the IPv4 header
+// ipField loads the source or destination address: offsets 12 and 16 of the IPv4 header
 // (RFC 791), 8 and 24 of the IPv6 header (RFC 8200).
 func ipField(v6 bool) (saddr, daddr expr.Any) {
 	at := func(offset, size uint32) expr.Any {
@@ -260,8 +259,8 @@ func ipField(v6 bool) (saddr, daddr expr.Any) {
 	return at(12, 4), at(16, 4)
 }
 
-// second loads into the register behind the first address's (nf_tables.h: enum nft_registers; an
-// IPv4 address takes one of 4 bytes, an IPv6 address one of 16).
+// second loads into the register after the first address (nf_tables.h: enum nft_registers; an IPv4
+// address takes a register of 4 bytes, an IPv6 address a register of 16).
 func second(field expr.Any) expr.Any {
 	p := *field.(*expr.Payload)
 	p.DestRegister = unix.NFT_REG32_01
@@ -287,9 +286,9 @@ func multicast(daddr expr.Any, v6 bool) []expr.Any {
 
 // setNAT writes the NAT's sets and chain in one transaction.
 //
-// A Delete deletes the table when nothing else is in it. The kernel decides that: a set that a rule
-// of the pods' chain names is not deleted (EBUSY), and then nothing is. An element in pods4 without
-// that chain is of version 1, or of a Masq that is being made: the chain is made for it.
+// A Delete deletes the table if nothing else is in it. The kernel decides: it refuses to delete a set that a
+// rule of the pods' chain names (EBUSY), and then deletes nothing. An element in pods4 without that chain is
+// from version 1, or from a Masq in the making: setNAT makes the chain for it.
 func (k *Kernel) setNAT(op Op, n NAT) error {
 	content, err := k.readNAT()
 	if err != nil {
@@ -354,18 +353,18 @@ func (k *Kernel) setNAT(op Op, n NAT) error {
 	return nil
 }
 
-// natFrame adds the table and the sets that are missing.
+// natFrame adds the table and the missing sets.
 func natFrame(c *nftables.Conn) (sets []*nftables.Set) {
 	c.AddTable(natTable())
 	for i, s := range natSets() {
 		set := s.set(i)
-		_ = c.AddSet(set, nil) // an error is kept by c until Flush
+		_ = c.AddSet(set, nil) // c keeps the error until Flush
 		sets = append(sets, set)
 	}
 	return sets
 }
 
-// natWrite writes a chain as a whole, whatever it was.
+// natWrite rewrites a whole chain.
 func natWrite(c *nftables.Conn, name string) {
 	c.AddChain(chainOf(name))
 	c.FlushChain(chainOf(name))

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inside runs do on a thread that is in the namespace ns, and returns when it is done. The
-// caller's own thread never moves.
+// inside runs do on a thread in the namespace ns, and returns when do returns. The
+// caller's thread never moves.
 func inside(ns netns.NsHandle, do func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -25,7 +25,7 @@ func inside(ns netns.NsHandle, do func() error) error {
 	return <-done
 }
 
-// visit moves the thread to ns and back; home is false when it could not be moved back.
+// visit moves the thread to ns and back; home is false if moving back failed.
 func visit(ns netns.NsHandle, do func() error) (home bool, err error) {
 	from, err := netns.Get()
 	if err != nil {
@@ -39,7 +39,7 @@ func visit(ns netns.NsHandle, do func() error) (home bool, err error) {
 	return netns.Set(from) == nil, err
 }
 
-// dup returns a descriptor of its own for f.
+// dup returns a new descriptor for f.
 func dup(f *os.File) (fd int, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {

@@ -8,21 +8,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Next hop objects (Linux 5.3, net/ipv4/nexthop.c) make many IPv4 routes cheap. A plain route
-// looks for an equal fib_info in a hash that leaves the gateway out (net/ipv4/fib_semantics.c:
-// fib_find_info), so that N routes over one link cost N². A route that names an object does not
-// look. One object stands for one next hop; it carries our protocol number, and goes when no
-// route uses it.
+// Next hop objects (Linux 5.3, net/ipv4/nexthop.c) make many IPv4 routes cheap. For a plain route the
+// kernel searches for an equal fib_info in a hash that ignores the gateway (net/ipv4/fib_semantics.c:
+// fib_find_info), so N routes over one link cost N². A route that names an object needs no search. One
+// object stands for one next hop. The object carries our protocol number, and is deleted when no route
+// uses it.
 
-// bulk is how many routes one Sync must add before it makes objects for their next hops: below
-// it plain routes are as quick and print plainly.
+// bulk is how many routes one Sync must add before it makes objects for their next hops. Fewer plain
+// routes are as quick, and print plainly.
 const bulk = 512
 
-// firstObject is the lowest number that an object of ours has: far from the ones that routing
-// daemons count up from 1. Ownership is the protocol number, not this.
+// firstObject is the lowest number of our objects, far from the numbers that routing daemons count up
+// from 1. The protocol number decides ownership, not this number.
 const firstObject = 0x65770000
 
-// nextHop is what an object stands for.
+// nextHop is the next hop that an object stands for.
 type nextHop struct {
 	via    netip.Addr
 	index  int
@@ -79,7 +79,7 @@ func (v *view) nexthops() ([]nexthopObject, error) {
 	return objects, nil
 }
 
-// reveal fills in the next hops of routes that the kernel lists by their object's number only
+// reveal fills in the next hops of routes that the kernel lists only by their object's number
 // (sysctl net.ipv4.nexthop_compat_mode = 0).
 func (v *view) reveal(entries []fibEntry) error {
 	objects, err := v.nexthops()
@@ -99,7 +99,7 @@ func (v *view) reveal(entries []fibEntry) error {
 	return nil
 }
 
-// nextHopOf tells whether r is a route whose next hop can be an object, and which.
+// nextHopOf returns the next hop of r, and whether it can be an object.
 func (v *view) nextHopOf(r Route) (nextHop, bool) {
 	if !r.Dst.Addr().Is4() || !r.Via.Is4() || r.Type != "" || r.Link == "" {
 		return nextHop{}, false
@@ -108,9 +108,9 @@ func (v *view) nextHopOf(r Route) (nextHop, bool) {
 	return nextHop{r.Via, index, r.Onlink}, err == nil
 }
 
-// objects returns the object of each next hop that many of the changes add a route over; nil
-// when they are few, or the kernel has no objects. What cannot be made is left out: its routes
-// are plain, and tell what is wrong.
+// objects returns the objects of the next hops of added routes, or nil if there are few routes or the
+// kernel has no objects. An object that cannot be made is left out: its routes are plain, and report the
+// error.
 func (a *applier) objects(changes []Change) map[nextHop]uint32 {
 	want := map[nextHop]Protocol{}
 	n := 0
@@ -127,7 +127,7 @@ func (a *applier) objects(changes []Change) map[nextHop]uint32 {
 	if n < bulk {
 		return nil
 	}
-	a.flush() // objects are made over links that are up
+	a.flush() // an object needs a link that is up
 	there, err := a.v.nexthops()
 	if err != nil {
 		return nil
@@ -162,8 +162,8 @@ func (a *applier) objects(changes []Change) map[nextHop]uint32 {
 	return ids
 }
 
-// sweep deletes the objects that no route uses any more, when changes took routes from some.
-// Deleting an object that is used would delete its routes, so that the tables are read again.
+// sweep deletes unused objects, if changes took routes from some objects. Deleting an object in use would
+// delete its routes, so sweep reads the tables again.
 func (a *applier) sweep(changes []Change) error {
 	ours := map[Protocol]bool{}
 	for _, c := range changes {

@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// observeRoutes reads the routes that are ours by their protocol, and what stands in the place
-// of each desired one. Others' routes are read only when one of ours is not what it should be, or
-// one is missing and the caller wants to know who is there instead: the kernel refuses to add a
-// route where there is one (NLM_F_EXCL), so that Sync need not know in advance.
+// observeRoutes reads our routes by their protocol, and the routes in the place of desired ones. It reads
+// other owners' routes only if one of ours is wrong, or if one is missing and the caller wants to know the
+// holder of its place. Sync need not know in advance: the kernel refuses to add a route where there is one
+// (NLM_F_EXCL).
 func (v *view) observeRoutes(scope Scope, desired []Route) ([]Route, error) {
 	var out []Route
 	var errs []error
@@ -23,7 +23,7 @@ func (v *view) observeRoutes(scope Scope, desired []Route) ([]Route, error) {
 	return out, errors.Join(errs...)
 }
 
-// owner is what a dump of our own routes is filtered by.
+// owner is the filter of a dump of our routes.
 type owner struct {
 	table    int
 	protocol Protocol
@@ -75,8 +75,8 @@ func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, 
 	return v.observeTables(fam, scope, want, owners)
 }
 
-// observeTables reads the whole tables, so that what others put in the place of our routes is
-// seen in the kernel's order with ours.
+// observeTables reads whole tables, so that other owners' routes in the place of ours are
+// seen in the kernel's order.
 func (v *view) observeTables(fam uint8, scope Scope, want map[routeKey]int, owners []owner) ([]Route, error) {
 	var tables []int
 	for _, o := range owners {
@@ -100,11 +100,11 @@ func (v *view) observeTables(fam uint8, scope Scope, want map[routeKey]int, owne
 	return out, nil
 }
 
-// hostRoutesAtOnce is how many routes are asked for one by one before a dump is cheaper.
+// hostRoutesAtOnce is how many routes are looked up one by one before a dump is cheaper.
 const hostRoutesAtOnce = 4
 
 // observeHosts looks up the few host routes of one attachment, without reading those of all others:
-// the longest match of a whole address is its host route, if there is one. ok is false where
+// the longest match of a whole address is its host route, if there is one. ok is false if
 // only a dump can tell.
 func (v *view) observeHosts(scope Scope, want map[routeKey]int, desired []Route) (out []Route, ok bool) {
 	if scope.Protocol != 0 || v.holders || len(want) > hostRoutesAtOnce {
@@ -131,7 +131,7 @@ func (v *view) observeHosts(scope Scope, want map[routeKey]int, desired []Route)
 	return out, true
 }
 
-// match asks for the kernel's own choice of a route to a.
+// match returns the kernel's choice of a route to a.
 func (v *view) match(a netip.Addr, flags uint32) (fibEntry, error) {
 	body, err := v.c.get(lookup(a, flags))
 	if err != nil {
@@ -140,7 +140,7 @@ func (v *view) match(a netip.Addr, flags uint32) (fibEntry, error) {
 	return chosen(body)
 }
 
-// lookup is the question which route the kernel takes to a.
+// lookup asks which route the kernel takes to a.
 func lookup(a netip.Addr, flags uint32) message {
 	h := make([]byte, unix.SizeofRtMsg)
 	h[0], h[1] = family(a), uint8(a.BitLen())
@@ -151,9 +151,9 @@ func lookup(a netip.Addr, flags uint32) message {
 	return newMessage(unix.RTM_GETROUTE, 0, h).attrAddr(unix.RTA_DST, a)
 }
 
-// chosen is the answer to lookup.
+// chosen parses the answer to lookup.
 func chosen(body []byte) (fibEntry, error) {
-	if len(body) >= unix.SizeofRtMsg { // a copy of a route, which parseRoute skips, says so
+	if len(body) >= unix.SizeofRtMsg { // the answer is marked as a copy of a route, which parseRoute skips
 		flags := binary.NativeEndian.Uint32(body[8:])
 		binary.NativeEndian.PutUint32(body[8:], flags&^unix.RTM_F_CLONED)
 	}

@@ -14,12 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MakePair makes the veth pair that is desired.Links[0], and gives its end in this namespace all that
-// desired has on it. It asks nothing first: what is on a link that was just made is known. So it
-// takes two messages to the kernel where Sync takes ten. peer is the index of the other end, or 0
-// where the kernel does not tell (before Linux 6.2).
+// MakePair makes the veth pair desired.Links[0], and gives the end in this namespace all objects that desired
+// has on it. It asks nothing first, because the content of a new link is known. So it takes two messages to
+// the kernel where Sync takes ten. peer is the index of the other end, or 0 if the kernel does not report it
+// (before Linux 6.2).
 //
-// After an error the pair may be there in part; Sync says what is wrong.
+// After an error the pair may exist in part; Sync says what is wrong.
 func (k *Kernel) MakePair(ctx context.Context, desired State) (peer int, err error) {
 	if len(desired.Links) != 1 || desired.Links[0].Peer == nil {
 		return 0, errors.New("a pair is one link with its peer")
@@ -43,16 +43,16 @@ func (k *Kernel) MakePair(ctx context.Context, desired State) (peer int, err err
 			}
 		}
 	}
-	// The kernel still has to notice that the new link has no carrier, and then forgets what the
-	// link's neighbours are (net/core/neighbour.c: neigh_carrier_down).
+	// The kernel has yet to notice that the new link has no carrier, and then forgets the link's
+	// neighbours (net/core/neighbour.c: neigh_carrier_down).
 	if err := k.Settle(l.Name); err != nil {
 		return 0, err
 	}
 	return peer, k.furnish(ctx, v, desired)
 }
 
-// Fill gives the link with that index, which has nothing yet, all that desired has on it, and sets
-// it up. It asks nothing first.
+// Fill gives the empty link with that index all objects that desired has on it, and sets the link up. It
+// asks nothing first.
 func (k *Kernel) Fill(ctx context.Context, index int, desired State) error {
 	if len(desired.Links) != 1 || index <= 0 {
 		return errors.New("one link is filled at a time")
@@ -67,7 +67,7 @@ func (k *Kernel) Fill(ctx context.Context, index int, desired State) error {
 	return k.furnish(ctx, v, desired)
 }
 
-// furnish gives the new link that desired names all that is on it.
+// furnish gives the new link that desired names all its objects.
 func (k *Kernel) furnish(ctx context.Context, v *view, desired State) error {
 	v.quiet = true
 	link := Change{Op: Add, Object: desired.Links[0]}
@@ -88,8 +88,8 @@ func (k *Kernel) furnish(ctx context.Context, v *view, desired State) error {
 	return errors.Join(errs...)
 }
 
-// create sends a request that makes something, and returns the kernel's description of what was
-// made; nil before Linux 6.2.
+// create sends a request that makes an object, and returns the kernel's description of the object;
+// nil before Linux 6.2.
 func (c *conn) create(m message) (description []byte, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -117,13 +117,12 @@ func (c *conn) create(m message) (description []byte, err error) {
 	return description, err
 }
 
-// localTimeout bounds the wait for a new IPv6 address; on an idle machine it takes 0.1 ms.
+// localTimeout bounds the wait for a new IPv6 address. The wait takes 0.1 ms on an idle machine.
 const localTimeout = 200 * time.Millisecond
 
-// AwaitLocal waits until the namespace receives packets for its new IPv6 addresses. The kernel
-// installs their local routes from a work queue, also when there is no duplicate detection to wait
-// for (net/ipv6/addrconf.c: addrconf_dad_work), and announces them. What is not there in time comes
-// soon after.
+// AwaitLocal waits until the namespace receives packets for its new IPv6 addresses. The kernel installs
+// their local routes from a work queue, even without duplicate detection (net/ipv6/addrconf.c:
+// addrconf_dad_work), and announces them. A route that misses the timeout follows soon.
 func (k *Kernel) AwaitLocal(ctx context.Context, addrs []netip.Addr) {
 	addrs = slices.DeleteFunc(slices.Clone(addrs), netip.Addr.Is4)
 	if len(addrs) == 0 || ctx.Err() != nil {
@@ -133,7 +132,7 @@ func (k *Kernel) AwaitLocal(ctx context.Context, addrs []netip.Addr) {
 	if err != nil {
 		return
 	}
-	if !since { // Fill did not make them: they may be there already
+	if !since { // Fill did not make the addresses: they may exist already
 		addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
 			way, err := k.Lookup(ctx, a)
 			return err == nil && !way.Via.IsValid()
@@ -142,8 +141,8 @@ func (k *Kernel) AwaitLocal(ctx context.Context, addrs []netip.Addr) {
 	k.c.awaitLocal(addrs)
 }
 
-// listenLocal makes the kernel announce new routes of IPv6 to this socket, which was bound when it
-// was opened: a socket that is not hears nothing. It reports whether the kernel did so before.
+// listenLocal makes the kernel announce new IPv6 routes to this socket. The socket was bound when it was
+// opened: an unbound socket hears nothing. before reports whether the kernel already announced them.
 func (c *conn) listenLocal() (before bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -154,7 +153,7 @@ func (c *conn) listenLocal() (before bool, err error) {
 	return false, unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, unix.RTNLGRP_IPV6_ROUTE)
 }
 
-// noteLocal keeps the address of a local route that was announced.
+// noteLocal keeps the address of an announced local route.
 func (c *conn) noteLocal(h unix.NlMsghdr, body []byte) {
 	if h.Type != unix.RTM_NEWROUTE || len(body) < unix.SizeofRtMsg || body[7] != unix.RTN_LOCAL { // rtm_type
 		return
@@ -184,7 +183,7 @@ func (c *conn) awaitLocal(addrs []netip.Addr) {
 	_ = unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: replyTimeout})
 }
 
-// Cookie is the number of the namespace, which the kernel never uses twice within a boot; 0 before
+// Cookie is the number of the namespace, which the kernel never reuses within a boot; 0 before
 // Linux 5.14.
 func (k *Kernel) Cookie() uint64 {
 	k.c.mu.Lock()
@@ -196,12 +195,11 @@ func (k *Kernel) Cookie() uint64 {
 	return cookie
 }
 
-// Settle makes an end of a pair work at once. The kernel leaves to a work queue what follows from
-// a carrier that comes up, for up to a second (net/core/link_watch.c): the queue discipline of the
-// end that was set up first (net/sched/sch_generic.c: dev_activate), without which all it sends is
-// dropped, and the state UP, without which IPv6 addresses stay unusable (net/ipv6/addrconf.c:
-// addrconf_dad_begin). To ask for the carrier brings that forward (net/ethtool/ioctl.c:
-// ethtool_op_get_link calls linkwatch_sync_dev).
+// Settle makes an end of a pair work at once. When a carrier comes up, the kernel leaves the rest to a
+// work queue for up to a second (net/core/link_watch.c). The end that was set up first needs a queue
+// discipline (net/sched/sch_generic.c: dev_activate): without it, everything that the end sends is dropped.
+// IPv6 addresses need the state UP (net/ipv6/addrconf.c: addrconf_dad_begin). A request for the carrier
+// does both now (net/ethtool/ioctl.c: ethtool_op_get_link calls linkwatch_sync_dev).
 func (k *Kernel) Settle(link string) error {
 	// struct ethtool_value (linux/ethtool.h) and struct ifreq (linux/if.h).
 	value := struct{ cmd, data uint32 }{cmd: unix.ETHTOOL_GLINK}

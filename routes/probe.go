@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Hearing is what the kernel knows of a neighbour's presence on the link.
+// Hearing is the kernel's knowledge of a neighbour's presence on the link.
 type Hearing uint8
 
-// The neighbour answered its last probe; it answered none; it is being asked, or never was.
+// Answers: the neighbour answered its last probe. Silent: it did not. Unsure: the probe runs, or never ran.
 const (
 	Unsure Hearing = iota
 	Answers
@@ -26,10 +26,10 @@ type Neighbour struct {
 	IP   netip.Addr
 }
 
-// Listen returns what came of the last Probe of each neighbour and probes them anew: the kernel
-// sends up to three ARP requests or neighbour solicitations, a second apart (net/core/neighbour.c:
-// NUD_PROBE, NUD_INCOMPLETE). Traffic to a neighbour under probe goes on. A second Listen not
-// earlier than after three seconds finds the answers.
+// Listen returns the result of each neighbour's last probe and probes the neighbours again: the kernel sends
+// up to three ARP requests or neighbour solicitations, a second apart (net/core/neighbour.c: NUD_PROBE,
+// NUD_INCOMPLETE). Traffic to a neighbour under probe continues. A second Listen finds the answers after
+// three seconds or more.
 func (k *Kernel) Listen(ctx context.Context, neighbours []Neighbour) (map[Neighbour]Hearing, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -88,8 +88,8 @@ func hearing(n netlink.Neigh, ok bool) Hearing {
 	return Unsure
 }
 
-// probe makes the kernel ask. An entry with an address is asked at once, however fresh it is;
-// one without is resolved as a packet to it would do.
+// probe makes the kernel probe a neighbour. An entry with a MAC is probed at once, however fresh it is. An
+// entry without a MAC is resolved as for a packet.
 func probe(h *netlink.Handle, entry netlink.Neigh, ok bool, n Neighbour, index int) error {
 	ask := &netlink.Neigh{LinkIndex: index, IP: n.IP.AsSlice(), Family: int(family(n.IP)), State: unix.NUD_NONE, Flags: netlink.NTF_USE}
 	switch {
@@ -98,7 +98,7 @@ func probe(h *netlink.Handle, entry netlink.Neigh, ok bool, n Neighbour, index i
 	case ok && entry.State&(unix.NUD_REACHABLE|unix.NUD_STALE|unix.NUD_DELAY) != 0:
 		ask.State, ask.Flags, ask.HardwareAddr = unix.NUD_PROBE, 0, entry.HardwareAddr
 	}
-	// EHOSTDOWN and the like: the link is down, which is an answer too.
+	// EHOSTDOWN or ENETDOWN: the link is down, which is an answer too.
 	if err := h.NeighSet(ask); err != nil && !errors.Is(err, unix.ENETDOWN) && !errors.Is(err, unix.EHOSTDOWN) {
 		return fmt.Errorf("probe %s on %s: %w", n.IP, n.Link, err)
 	}

@@ -15,7 +15,7 @@ type fibEntry struct {
 	Route
 	index  int
 	family uint8
-	hops   []hop // of a multipath route
+	hops   []hop // next hops of a multipath route
 }
 
 type hop struct {
@@ -23,7 +23,7 @@ type hop struct {
 	index int
 }
 
-// routeMessage has the rtmsg header (linux/rtnetlink.h) filled for the route's place.
+// routeMessage fills in the rtmsg header (linux/rtnetlink.h) for the route's place.
 func routeMessage(typ uint16, flags int, r Route, scope, kind uint8) message {
 	h := make([]byte, unix.SizeofRtMsg)
 	h[0], h[1] = family(r.Dst.Addr()), uint8(r.Dst.Bits())
@@ -44,7 +44,7 @@ func routeMessage(typ uint16, flags int, r Route, scope, kind uint8) message {
 	return m
 }
 
-// newRoute makes r by one RTM_NEWROUTE, also when r replaces a route: the destination always has a
+// newRoute makes r by one RTM_NEWROUTE, even if r replaces a route: the destination always has a
 // route.
 func (v *view) newRoute(r Route, op Op) (message, error) {
 	r = normal(r)
@@ -84,7 +84,7 @@ func (v *view) newRoute(r Route, op Op) (message, error) {
 	return m, nil
 }
 
-// via adds the next hop; an IPv4 route may have an IPv6 one (RFC 5549, RTA_VIA).
+// via adds the next hop; an IPv4 route may have an IPv6 next hop (RFC 5549, RTA_VIA).
 func via(m message, r Route) message {
 	switch {
 	case !r.Via.IsValid():
@@ -95,7 +95,7 @@ func via(m message, r Route) message {
 	return m.attr(unix.RTA_VIA, append(binary.NativeEndian.AppendUint16(nil, unix.AF_INET6), r.Via.AsSlice()...))
 }
 
-// delRoute names all that tells r from its neighbours, so that nothing else is deleted.
+// delRoute names all fields that distinguish r from its neighbours, so that only r is deleted.
 func (v *view) delRoute(r Route) (message, error) {
 	id := r.NextHopID
 	r = normal(r)
@@ -112,7 +112,7 @@ func (v *view) delRoute(r Route) (message, error) {
 }
 
 // way adds the link and the next hop, or the object that stands for both: a route over an object
-// is found by its object only (net/ipv4/fib_semantics.c: fib_nh_match).
+// is found only by its object (net/ipv4/fib_semantics.c: fib_nh_match).
 func (v *view) way(m message, r Route) (message, error) {
 	if r.NextHopID != 0 {
 		return m.attr32(rtaNextHopID, r.NextHopID), nil
@@ -129,7 +129,7 @@ func (v *view) way(m message, r Route) (message, error) {
 
 const rtaNextHopID = 30 // RTA_NH_ID, linux/rtnetlink.h
 
-// routeTypes are the types that ip names besides unicast (linux/rtnetlink.h: RTN_*).
+// routeTypes are the types besides unicast, by their names in ip (linux/rtnetlink.h: RTN_*).
 func routeTypes() map[string]uint8 {
 	return map[string]uint8{
 		"local": unix.RTN_LOCAL, "broadcast": unix.RTN_BROADCAST, "anycast": unix.RTN_ANYCAST, "multicast": unix.RTN_MULTICAST,
@@ -168,7 +168,7 @@ func parseRoute(b []byte) (fibEntry, bool) {
 	flags := binary.NativeEndian.Uint32(b[8:])
 	e.Onlink = flags&unix.RTNH_F_ONLINK != 0
 	if flags&unix.RTM_F_CLONED != 0 {
-		return e, false // an exception of the IPv6 cache, no route
+		return e, false // an exception of the IPv6 cache, not a route
 	}
 	dst := netip.IPv4Unspecified()
 	if e.family == unix.AF_INET6 {
@@ -195,7 +195,7 @@ func parseRoute(b []byte) (fibEntry, bool) {
 	return e, true
 }
 
-// attr takes one attribute of a route.
+// attr reads one attribute of a route.
 func (e *fibEntry) attr(typ uint16, v []byte) {
 	switch typ {
 	case unix.RTA_GATEWAY:
@@ -243,7 +243,7 @@ func parseHops(b []byte) (hops []hop) {
 	return hops
 }
 
-// fib reads one table of one family; a table or a protocol of 0 is any. About expect entries are expected.
+// fib reads one table of one family; table or protocol 0 means any. expect is the likely number of entries.
 func (v *view) fib(family uint8, table int, protocol Protocol, expect int) ([]fibEntry, error) {
 	h := make([]byte, unix.SizeofRtMsg)
 	h[0], h[5] = family, uint8(protocol)
@@ -262,7 +262,7 @@ func (v *view) fib(family uint8, table int, protocol Protocol, expect int) ([]fi
 	})
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EOPNOTSUPP):
-		return nil, nil // no such table, or no such family in this kernel
+		return nil, nil // the table does not exist, or the kernel lacks the family
 	case err != nil:
 		return nil, fmt.Errorf("list routes of table %d: %w", table, err)
 	}
@@ -272,7 +272,7 @@ func (v *view) fib(family uint8, table int, protocol Protocol, expect int) ([]fi
 	return entries, nil
 }
 
-// route names the entry's link.
+// route returns the entry's Route with its link's name.
 func (v *view) route(e fibEntry) Route {
 	e.Link = v.name(e.index)
 	return e.Route

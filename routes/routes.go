@@ -1,17 +1,17 @@
 // Package routes makes a network namespace look like a [State]: links, addresses, routes,
 // neighbours, forwarding entries, sysctls, and the nftables tables edgeway, edgeway-vxlan and
 // edgeway-source. It owns rtnetlink, nftables and connection tracking: no other package of this module
-// speaks to them.
+// uses them.
 //
 // There is one verb, [Kernel.Sync]. It asks the kernel what exists, computes [Diff], and applies the
 // difference. When everything is right it writes nothing. Sync remembers nothing: a route is ours by
 // its protocol number, a link by its name (see [Scope]).
 //
-// The package never changes an object outside the scope, never deletes what the scope does not own,
-// never runs another program, and knows nothing of Kubernetes, leases or BGP.
+// The package never changes an object outside the scope, never deletes an object that the scope does not
+// own, never runs another program, and knows nothing of Kubernetes, leases or BGP.
 //
 // [Kernel.FlushConntrack] stands beside Sync because nobody desires tracked connections: the kernel
-// makes them, and there is nothing to compare. [Kernel.Listen] asks neighbours and changes no state.
+// makes them, and there is nothing to compare. [Kernel.Listen] probes neighbours and changes no state.
 //
 //	k, err := routes.Open()          // the calling thread's network namespace
 //	changes, err := k.Sync(ctx, routes.Scope{Protocol: routes.ProtoNode}, routes.State{
@@ -29,7 +29,7 @@ import (
 	"time"
 )
 
-// Protocol is a route's origin (rtm_protocol, linux/rtnetlink.h): whose route it is.
+// Protocol is a route's origin (rtm_protocol, linux/rtnetlink.h). It says who owns the route.
 type Protocol uint8
 
 const (
@@ -41,25 +41,25 @@ const (
 	ProtoLearned Protocol = 121
 )
 
-// ErrForeign is wrapped by the error of a Change that was not made because an object that is
-// not ours stands in its place.
+// ErrForeign is wrapped by the error of a Change that was not made because another owner's object holds
+// its place.
 var ErrForeign = errors.New("held by another owner")
 
 // Link is a network device. Links are named, never numbered: an index is looked up at the last
-// moment and never kept.
+// moment and never stored.
 type Link struct {
 	Name  string
-	Kind  string // "veth", "vxlan", ...; "" when only its attributes matter
+	Kind  string // "veth", "vxlan", ...; "" if only the link's attributes matter
 	MAC   string // lower case, colons; "" leaves it to the kernel
 	MTU   int    // bytes; 0 leaves it to the kernel
 	Up    bool
-	Alias string // what ip link shows beside the name, at most 255 bytes; "" leaves it as it is
+	Alias string // shown by ip link beside the name, at most 255 bytes; "" leaves it as it is
 	Peer  *Peer  // the other end of a veth that Sync creates
-	VXLAN *VXLAN // of a vxlan
+	VXLAN *VXLAN // only for a vxlan
 }
 
-// Peer is the other end of a veth pair, created by the same RTM_NEWLINK inside another
-// network namespace (moving a device there afterwards costs tens of milliseconds).
+// Peer is the other end of a veth pair. The same RTM_NEWLINK creates it inside another network
+// namespace (moving a device there afterwards takes tens of milliseconds).
 type Peer struct {
 	Name  string
 	MAC   string
@@ -67,12 +67,12 @@ type Peer struct {
 	Netns *os.File // open /proc/.../ns/net; nil: the same namespace
 }
 
-// VXLAN is the overlay device's own part (RFC 7348).
+// VXLAN is the part of a link that only a vxlan has (RFC 7348).
 type VXLAN struct {
 	VNI   uint32
 	Port  uint16     // UDP
 	Local netip.Addr // underlay source address
-	// Learning of source addresses is on. Sync wants it off: the entries are ours.
+	// Learning: the link learns source addresses. Sync switches this off: the entries are ours.
 	Learning bool
 }
 
@@ -80,7 +80,7 @@ type VXLAN struct {
 type Addr struct {
 	Link   string
 	Prefix netip.Prefix
-	// HostScope: the machine answers for the IPv4 address and never sends from it by itself.
+	// HostScope: the machine answers for the IPv4 address, but never chooses it as a source.
 	HostScope bool `json:",omitempty"`
 }
 
@@ -92,7 +92,7 @@ type Route struct {
 	Src      netip.Addr // preferred source; zero: the kernel chooses
 	Protocol Protocol
 	Metric   int  // 0: the kernel's default (0 for IPv4, 1024 for IPv6)
-	Onlink   bool // Via is reachable on Link though no address says so
+	Onlink   bool // Via is reachable on Link although no address says so
 	Table    int  // 0: main
 	MTU      int
 	AdvMSS   int
@@ -110,9 +110,9 @@ type Neigh struct {
 	Link string
 	IP   netip.Addr
 	MAC  string
-	// Learns: ARP and neighbour discovery may correct the entry; else it is permanent. It is used at
-	// once and kept, however long nobody uses it. Where it is in use the kernel asks whether it is
-	// still right, and uses it as it is until an answer comes.
+	// Learns: ARP and neighbour discovery may correct the entry; otherwise it is permanent. The kernel uses
+	// the entry at once and keeps it even if unused. While the entry is in use, the kernel checks it, and
+	// keeps using it until an answer comes.
 	Learns bool
 }
 
@@ -123,34 +123,34 @@ type FDB struct {
 	Dst  netip.Addr
 }
 
-// Sysctl is one kernel setting of the namespace, its key written with slashes below
-// /proc/sys: net/ipv4/ip_forward.
+// Sysctl is one kernel setting of the namespace. Its key is a path below /proc/sys:
+// net/ipv4/ip_forward.
 type Sysctl struct {
 	Key   string
 	Value string
 }
 
-// NAT is the content of the node's one nftables table, named "edgeway": packets from Sources
-// that leave for anything outside Exclude take the node's address.
+// NAT is the content of the node's nftables table "edgeway": packets from Sources to addresses outside
+// Exclude take the node's address.
 type NAT struct {
 	Sources []netip.Prefix
 	Exclude []netip.Prefix
-	// Damaged: the NAT's chain or the sets are not as Sync makes them. Observed only.
+	// Damaged: the NAT's chain or sets differ from those that Sync makes. Observed only.
 	Damaged bool
-	// Whole: nothing in the table belongs to anybody else. Observed only.
+	// Whole: nobody else has anything in the table. Observed only.
 	Whole bool
 }
 
-// Masq is the masquerade of one address, in the same nftables table: packets from Addr that leave for
-// anything but Networks, other such addresses, and a NAT's prefixes take the node's address.
+// Masq is the masquerade of one address, in the same nftables table. Packets from Addr take the node's
+// address, except to Networks, to other masqueraded addresses, and to a NAT's prefixes.
 type Masq struct {
 	Addr netip.Addr
-	// Networks of the address's family keep Addr: they reach the pod under its own address. Nil, where
-	// desired, stands for any.
+	// Networks of the address's family keep Addr: they reach the pod under the pod's address. If desired
+	// is nil, any Networks are right.
 	Networks []netip.Prefix
 }
 
-// State is what a namespace should look like, as far as it is ours.
+// State says how our part of a namespace should look.
 type State struct {
 	Links       []Link
 	Addrs       []Addr
@@ -164,13 +164,13 @@ type State struct {
 	SourceCheck *SourceCheck // nil: a pod may send from any address
 }
 
-// Scope says what is ours, and so what Sync may delete when the State does not name it.
+// Scope says which objects are ours, and so what Sync may delete if the State does not name it.
 // A zero Scope deletes nothing.
 type Scope struct {
 	// Protocol: every route of the main table with this protocol is ours.
 	Protocol Protocol
-	// Links of these names are ours, with every neighbour that the kernel did not find by itself,
-	// forwarding entry and global address on them.
+	// Links of these names are ours, with all forwarding entries and global addresses on them, and all
+	// neighbours that the kernel did not find by itself.
 	Links []string
 	// NAT: the source NAT in the nftables table "edgeway" is ours.
 	NAT bool
@@ -192,7 +192,7 @@ func Everywhere() []netip.Prefix {
 	return []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 }
 
-// Op is what a Change does.
+// Op is the operation of a Change.
 type Op string
 
 // The operations of a Change.
@@ -206,17 +206,17 @@ const (
 type Change struct {
 	Op     Op
 	Object any // Link, Addr, Route, Neigh, FDB, Sysctl, NAT, Masq, Senders or SourceCheck
-	Was    any // of a Replace: the object that is there now
+	Was    any // only for a Replace: the observed object
 	Err    error
 	Took   time.Duration
 }
 
-// Host is the part of the machine that a policy needs to know and does not own.
+// Host is the part of the machine that a policy needs and does not own.
 type Host struct {
 	Addrs  []Addr  `json:"addrs"`  // global addresses with their on-link prefix, also of links that are down
 	Routes []Route `json:"routes"` // the main table without our own routes
 	Links  []Link  `json:"links"`
-	// Ruled has what Kernel.Ruled says of the addresses that the policy asks about.
+	// Ruled has the results of Kernel.Ruled for the addresses that the policy asks about.
 	Ruled map[netip.Addr]Way `json:"ruled,omitempty"`
 }
 

@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Way is where packets go because a policy rule (ip rule) says so.
+// Way is the path that a policy rule (ip rule) gives to packets.
 type Way struct {
-	// Route is the route that takes them, with its Table. A rule that drops packets is a Route of its
-	// type without a table.
+	// Route takes the packets, and has its Table. A rule that drops packets is a Route of the rule's type
+	// without a table.
 	Route Route
-	// Rule is the rule as ip rule prints it, and Priority the number by which it is deleted.
+	// Rule is the rule as ip rule prints it. Priority is the number to delete the rule by.
 	Rule     string
 	Priority int
 }
@@ -28,7 +28,7 @@ type rule struct {
 	priority int
 	table    int
 	action   uint8
-	special  bool // it asks for more than addresses: a mark, a link, a port, an exception
+	special  bool // it matches more than addresses: a mark, a link, a port, an exception
 }
 
 const (
@@ -77,7 +77,7 @@ func parseRule(b []byte) (r rule, ok bool) {
 	return r, true
 }
 
-// usual reports whether the kernel made the rule, or one like it.
+// usual reports whether the kernel made the rule, or a rule like it.
 func (r rule) usual() bool {
 	everything := !r.from.IsValid() && !r.to.IsValid() && !r.special && r.action == ruleToTable
 	return everything && (r.table == localTable || r.table == mainTable || r.table == defaultTable)
@@ -98,7 +98,7 @@ func (r rule) String() string {
 	return fmt.Sprintf("%d: from %s%s%s", r.priority, from, to, does)
 }
 
-// drops is the type of route that the rule stands for; "" when it looks into a table.
+// drops returns the type of route that the rule stands for; "" if the rule looks into a table.
 func (r rule) drops() string {
 	switch r.action {
 	case 6, 7, 8: // FR_ACT_BLACKHOLE, FR_ACT_UNREACHABLE, FR_ACT_PROHIBIT
@@ -107,14 +107,14 @@ func (r rule) drops() string {
 	return ""
 }
 
-// covers reports whether the rule is for packets from src, if that is known, to dst.
+// covers reports whether the rule is for packets from src, if src is known, to dst.
 func (r rule) covers(src, dst netip.Addr) bool {
 	return !r.special && (!r.to.IsValid() || r.to.Contains(dst)) && (!r.from.IsValid() || r.from.Contains(src))
 }
 
-// Ruled asks the kernel which way packets to addrs take, and returns the ways that a policy rule of
-// another owner decides: main is not asked, or in vain. Where a pod runs, they are the ways of a pod's
-// packets. Without such rules it asks nothing.
+// Ruled asks the kernel for the ways of packets to addrs. It returns the ways that a policy rule of another
+// owner decides: the kernel does not ask main, or finds nothing there. If the node has a pod, they are the
+// ways of a pod's packets. Without such rules Ruled asks for no way.
 func (k *Kernel) Ruled(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]Way, error) {
 	v := newView(k.c)
 	out := map[netip.Addr]Way{}
@@ -150,7 +150,7 @@ func (k *Kernel) Ruled(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]
 	return out, nil
 }
 
-// somePod is the address of a pod and the index of its link; zero where there is none.
+// somePod returns the address of a pod and the index of its link; zero if there is no pod.
 func (v *view) somePod(fam uint8) (src netip.Addr, link int, err error) {
 	entries, err := v.fib(fam, mainTable, ProtoPod, 0)
 	if err != nil || len(entries) == 0 {
@@ -159,7 +159,7 @@ func (v *view) somePod(fam uint8) (src netip.Addr, link int, err error) {
 	return entries[0].Dst.Addr(), entries[0].index, nil
 }
 
-// ruled asks about addresses of one family. src and link are those of a pod.
+// ruled looks up addresses of one family. src and link belong to a pod.
 func (v *view) ruled(out map[netip.Addr]Way, rules []rule, src netip.Addr, link int, addrs []netip.Addr) error {
 	var msgs []message
 	for _, a := range addrs {
@@ -196,8 +196,8 @@ func (v *view) ruled(out map[netip.Addr]Way, rules []rule, src netip.Addr, link 
 	return nil
 }
 
-// dropped finds the rule because of which packets to dst are dropped: the kernel's answer is an error,
-// which does not name it.
+// dropped finds the rule that makes the kernel drop packets to dst: the kernel answers with an error,
+// which does not name the rule.
 func (v *view) dropped(rules []rule, src, dst netip.Addr) (Way, bool, error) {
 	for _, r := range rules {
 		if !r.covers(src, dst) {

@@ -12,18 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Senders are the only machines whose packets of one VXLAN reach this node. VXLAN does not
-// authenticate (RFC 7348 section 7): without Senders any machine that reaches the port can send into the
-// pods' network, with a pod's source address.
+// Senders are the only machines whose packets of one VXLAN reach this node. VXLAN does not authenticate
+// (RFC 7348 section 7): without Senders, any machine that reaches the port can send into the pods' network
+// with a pod's source address.
 type Senders struct {
 	VNI  uint32
 	Port uint16 // UDP
 	From []netip.Addr
-	// Damaged: the table is not as Sync makes it. Observed only.
+	// Damaged: the table differs from the table that Sync makes. Observed only.
 	Damaged bool
 }
 
-// The table of the Senders, as nft prints it, for one family of two:
+// The table of the Senders, as nft prints it, for one of the two families:
 //
 //	table inet edgeway-vxlan {
 //		set nodes4 { type ipv4_addr; }
@@ -33,7 +33,7 @@ type Senders struct {
 //		}
 //	}
 //
-// Another VXLAN on the same port, of another VNI, is not touched. The hook comes behind the
+// The table ignores a VXLAN with another VNI on the same port. The hook comes after the
 // reassembly of fragments (net/ipv4/ip_input.c: ip_local_deliver).
 const (
 	sendersTable   = "edgeway-vxlan"
@@ -58,12 +58,12 @@ func (k *Kernel) observeSenders(scope Scope, desired *Senders) *Senders {
 	}
 	s, err := k.readSenders()
 	if err != nil {
-		return nil // a kernel without nftables has no table; making one tells what is wrong
+		return nil // a kernel without nftables has no table; the error comes when the table is made
 	}
 	return s
 }
 
-// readSenders returns nil where there is no such table.
+// readSenders returns nil if the table does not exist.
 func (k *Kernel) readSenders() (*Senders, error) {
 	c, err := k.natConn()
 	if err != nil {
@@ -114,7 +114,7 @@ func inputChain() *nftables.Chain {
 	}
 }
 
-// rules drop what comes from elsewhere. The VNI stands behind the 8 bytes of UDP and 4 of VXLAN
+// rules drop packets from other machines. The VNI follows 8 bytes of UDP and 4 of VXLAN
 // (RFC 7348 section 5).
 func (s Senders) rules() (rules []*nftables.Rule) {
 	load := func(base expr.PayloadBase, offset, size uint32) expr.Any {
@@ -142,14 +142,14 @@ func (s Senders) rules() (rules []*nftables.Rule) {
 	return rules
 }
 
-// setSenders replaces the table, in one transaction.
+// setSenders replaces the table in one transaction.
 func (k *Kernel) setSenders(op Op, s Senders) error {
 	c, err := k.natConn()
 	if err != nil {
 		return err
 	}
 	table := inetTable(sendersTable)
-	c.AddTable(table) // so that there is one to delete
+	c.AddTable(table) // so that there is a table to delete
 	c.DelTable(table)
 	if op == Delete {
 		return c.Flush()
@@ -157,7 +157,7 @@ func (k *Kernel) setSenders(op Op, s Senders) error {
 	c.AddTable(table)
 	for _, v6 := range []bool{false, true} {
 		set := sendersSet(v6)
-		_ = c.AddSet(set, nil) // an error is kept by c until Flush
+		_ = c.AddSet(set, nil) // c keeps the error until Flush
 		var elements []nftables.SetElement
 		for _, a := range sortedAddrs(s.From) {
 			if a.Is6() == v6 {
@@ -180,7 +180,7 @@ func (k *Kernel) setSenders(op Op, s Senders) error {
 	return nil
 }
 
-// sortedAddrs are the addresses, each once.
+// sortedAddrs returns the addresses sorted, each once.
 func sortedAddrs(in []netip.Addr) []netip.Addr {
 	out := slices.Clone(in)
 	slices.SortFunc(out, netip.Addr.Compare)

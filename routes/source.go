@@ -12,17 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SourceCheck drops each packet that a pod sends with a source address which is not the pod's: the
-// kernel must route the address to the link that the packet came in by (RFC 3704 section 2.2, strict
-// reverse path forwarding). Pods share one table, which asks the kernel's routes: a new pod costs nothing.
-// A pod with several links of ours may send each of its addresses by any of them: an answer leaves by
-// the pod's default route, whichever link the question came by.
+// SourceCheck drops each packet that a pod sends with a source address that is not the pod's: the kernel
+// must route the address to the link on which the packet arrived (RFC 3704 section 2.2, strict reverse path
+// forwarding). Pods share one table, which uses the kernel's routes: a new pod costs nothing. A pod with
+// several links of ours may send each of its addresses on any of them: an answer leaves by the pod's
+// default route, whichever link the question came by.
 //
 // net.ipv4.conf.*.rp_filter has no IPv6 counterpart, and conf.all.rp_filter=2 makes it loose on all links.
 type SourceCheck struct {
-	// others are the addresses that pods with several links may send by another link. Sync finds them.
+	// others are the addresses that pods with several links may send on another link. Sync finds them.
 	others []linkAddr
-	// Damaged: the table is not as Sync makes it. Observed only.
+	// Damaged: the table differs from the table that Sync makes. Observed only.
 	Damaged bool
 }
 
@@ -48,9 +48,9 @@ func (a linkAddr) compare(b linkAddr) int {
 //		}
 //	}
 //
-// An address of this machine has no such route, so that a pod cannot send from one either. IPv6
-// link-local addresses are the link's own, and are not forwarded (RFC 4291 section 2.5.6): neighbour
-// discovery uses them. IPv4 packets from 0.0.0.0 to 255.255.255.255 or 224.0.0.0/24 pass
+// An address of this machine has no such route, so a pod cannot send from it either. IPv6 link-local
+// addresses belong to the link and are not forwarded (RFC 4291 section 2.5.6): neighbour discovery uses
+// them. IPv4 packets from 0.0.0.0 to 255.255.255.255 or 224.0.0.0/24 pass
 // (net/ipv4/netfilter/nft_fib_ipv4.c). The hook comes before connection tracking.
 const (
 	sourceTable   = "edgeway-source"
@@ -67,12 +67,12 @@ func (k *Kernel) observeSourceCheck(scope Scope, desired *SourceCheck) *SourceCh
 	}
 	s, err := k.readSourceCheck()
 	if err != nil {
-		return nil // a kernel without nftables has no table; making one tells what is wrong
+		return nil // a kernel without nftables has no table; the error comes when the table is made
 	}
 	return s
 }
 
-// readSourceCheck returns nil where there is no such table.
+// readSourceCheck returns nil if the table does not exist.
 func (k *Kernel) readSourceCheck() (*SourceCheck, error) {
 	c, err := k.natConn()
 	if err != nil {
@@ -113,8 +113,8 @@ func (k *Kernel) readSourceCheck() (*SourceCheck, error) {
 	return out, nil
 }
 
-// otherAddrs finds the pods with several links, and by which other links they may send an address. The
-// peers of a pod's links are in one network namespace.
+// otherAddrs finds the pods with several links, and the other links on which they may send each address.
+// The peers of a pod's links are in one network namespace.
 func (v *view) otherAddrs() (out []linkAddr, err error) {
 	devices, err := v.all()
 	if err != nil {
@@ -196,14 +196,14 @@ func sourceRules() (rules []*nftables.Rule) {
 	return rules
 }
 
-// setSourceCheck replaces the table, in one transaction.
+// setSourceCheck replaces the table in one transaction.
 func (k *Kernel) setSourceCheck(op Op, s SourceCheck) error {
 	c, err := k.natConn()
 	if err != nil {
 		return err
 	}
 	table := inetTable(sourceTable)
-	c.AddTable(table) // so that there is one to delete
+	c.AddTable(table) // so that there is a table to delete
 	c.DelTable(table)
 	if op == Delete {
 		return c.Flush()
@@ -211,7 +211,7 @@ func (k *Kernel) setSourceCheck(op Op, s SourceCheck) error {
 	c.AddTable(table)
 	for _, v6 := range []bool{false, true} {
 		set := othersSet(v6)
-		_ = c.AddSet(set, nil) // an error is kept by c until Flush
+		_ = c.AddSet(set, nil) // c keeps the error until Flush
 		var elements []nftables.SetElement
 		for _, o := range s.others {
 			if o.addr.Is6() == v6 {

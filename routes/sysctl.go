@@ -15,14 +15,13 @@ const (
 	v6Forwarding = "net/ipv6/conf/all/forwarding"
 )
 
-// Refusals returns the settings that keep what is at the other end of the link from changing the
-// routes of this machine: it accepts no router advertisements, and so makes no default route, on-link
-// prefix or address of them (RFC 4861 section 6.3.4, RFC 4862 section 5.5; net/ipv6/ndisc.c:
-// ndisc_router_discovery), and no redirects (RFC 4861 section 8.3, RFC 1122 section 3.2.2.2). For
-// IPv4 the kernel also accepts redirects on a link that does not forward when conf/all says so
-// (linux/inetdevice.h: IN_DEV_RX_REDIRECTS).
+// Refusals returns the settings that keep the other end of the link from changing this machine's routes.
+// The machine accepts no router advertisements, and so takes no default route, on-link prefix or address
+// from them (RFC 4861 section 6.3.4, RFC 4862 section 5.5; net/ipv6/ndisc.c: ndisc_router_discovery). It
+// accepts no redirects (RFC 4861 section 8.3, RFC 1122 section 3.2.2.2). For IPv4 the kernel also accepts
+// redirects on a link that does not forward if conf/all says so (linux/inetdevice.h: IN_DEV_RX_REDIRECTS).
 //
-// In one State with a Link they hold before the link is up.
+// In one State with a Link, they take effect before the link is up.
 func Refusals(link string) []Sysctl {
 	return []Sysctl{
 		{"net/ipv6/conf/" + link + "/accept_ra", "0"},
@@ -31,8 +30,8 @@ func Refusals(link string) []Sysctl {
 	}
 }
 
-// Forwarding returns the setting by which the host forwards packets of a family that come in by the
-// link; "" is the whole namespace. A link is born with the value of net/*/conf/default/forwarding.
+// Forwarding returns the setting that makes the host forward packets of a family that arrive on the link;
+// "" means the whole namespace. A new link has the value of net/*/conf/default/forwarding.
 func Forwarding(link string, v6 bool) Sysctl {
 	switch {
 	case link != "" && v6:
@@ -46,14 +45,14 @@ func Forwarding(link string, v6 bool) Sysctl {
 }
 
 // isRefusal reports whether the key is one of Refusals. A link without IPv6 (MTU below 1280,
-// ipv6.disable=1) has no such file, as a link that is gone, and accepts nothing.
+// ipv6.disable=1) or a deleted link has no such file, and accepts nothing.
 func isRefusal(key string) bool {
 	parts := strings.Split(key, "/")
 	return len(parts) == 5 && parts[2] == "conf" && (parts[4] == "accept_ra" || parts[4] == "accept_redirects")
 }
 
-// procSys is where the settings are. In a container /proc/sys is read-only, and runtimes mount
-// nothing there; its pod mounts the host's /proc/sys/net below /host.
+// procSys is the directory of the settings. In a container /proc/sys is read-only, and runtimes mount
+// nothing there; the daemon's pod mounts the host's /proc/sys/net below /host.
 var procSys = sync.OnceValue(func() string {
 	const mounted = "/host/proc/sys"
 	if _, err := os.Stat(mounted + "/net"); err == nil {
@@ -62,10 +61,9 @@ var procSys = sync.OnceValue(func() string {
 	return "/proc/sys"
 })
 
-// observeSysctls reads the desired keys; one that cannot be read is left out, and setting it says
-// why.
-// proc/sys/net shows the namespace of the thread that opens it (net/sysctl_net.c), so all files
-// are opened inside the Kernel's.
+// observeSysctls reads the desired keys. It leaves out a key that it cannot read: setting the key reports
+// the error. proc/sys/net shows the namespace of the thread that opens it (net/sysctl_net.c), so all files
+// are opened inside the Kernel's namespace.
 func (k *Kernel) observeSysctls(v *view, desired []Sysctl) (out []Sysctl, err error) {
 	var files []Sysctl
 	for _, s := range desired {
@@ -91,17 +89,17 @@ func (k *Kernel) observeSysctls(v *view, desired []Sysctl) (out []Sysctl, err er
 	return out, err
 }
 
-// setSysctls writes settings and returns one error each. IPv6 forwarding has a side effect that is
-// prevented here: while it is on, an interface with accept_ra=1 takes no router advertisements, and the default route
-// it learned from them is dropped the moment forwarding changes (net/ipv6/addrconf.c:
-// dev_forward_change, addrconf_fixup_forwarding: rt6_purge_dflt_routers). Interfaces that have
-// accept_ra=1 get 2, which means "although forwarding", first. Our own links are left alone:
-// they accept no router advertisements (see Refusals).
+// setSysctls writes settings and returns one error for each. It prevents a side effect of IPv6 forwarding.
+// While forwarding is on, an interface with accept_ra=1 takes no router advertisements, and the kernel drops
+// the default route learned from them the moment forwarding changes (net/ipv6/addrconf.c:
+// dev_forward_change, addrconf_fixup_forwarding: rt6_purge_dflt_routers). So interfaces with accept_ra=1
+// first get 2, which means "although forwarding". Our own links are left alone: they accept no router
+// advertisements (see Refusals).
 func (k *Kernel) setSysctls(settings []Sysctl) []error {
 	errs := make([]error, len(settings))
 	outside := inside(k.ns, func() error {
 		for i, s := range settings {
-			if s.Key == v4Forwarding || s.Key == v6Forwarding { // MakePair has not asked
+			if s.Key == v4Forwarding || s.Key == v6Forwarding { // MakePair has not read the value
 				if value, err := readSysctl(s.Key); err == nil && value == s.Value {
 					continue
 				}
@@ -142,7 +140,7 @@ func keepAdvertisedRoutes() error {
 		if err == nil && value == "1" {
 			err = writeSysctl(key, "2")
 		}
-		if !errors.Is(err, fs.ErrNotExist) { // the link went away meanwhile
+		if !errors.Is(err, fs.ErrNotExist) { // the link disappeared meanwhile
 			errs = append(errs, err)
 		}
 	}
@@ -170,7 +168,7 @@ func writeSysctl(key, value string) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0) // never O_CREATE: no such key is an error
+	f, err := os.OpenFile(path, os.O_WRONLY, 0) // never O_CREATE: a missing key is an error
 	if err != nil {
 		return err
 	}

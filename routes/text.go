@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// protocols are the names that ip prints (iproute2, etc/iproute2/rt_protos).
+// String returns the name that ip prints (iproute2, etc/iproute2/rt_protos).
 func (p Protocol) String() string {
 	switch p {
 	case 0:
@@ -48,7 +48,7 @@ func (p Protocol) String() string {
 	return strconv.Itoa(int(p))
 }
 
-// String is the route as ip route prints it.
+// String returns the route as ip route prints it.
 func (r Route) String() string {
 	var b strings.Builder
 	if r.Type != "" {
@@ -95,7 +95,7 @@ func prefixText(p netip.Prefix) string {
 	return p.String()
 }
 
-// String is the link in the words of ip link add.
+// String returns the link in the words of ip link add.
 func (l Link) String() string {
 	var b strings.Builder
 	b.WriteString(l.Name)
@@ -153,10 +153,10 @@ func (n Neigh) String() string {
 	return s + " nud permanent"
 }
 
-// String is the entry as bridge fdb prints it.
+// String returns the entry as bridge fdb prints it.
 func (f FDB) String() string { return f.MAC + " dev " + f.Link + " dst " + f.Dst.String() }
 
-// String is the setting as sysctl.conf writes it.
+// String returns the setting as sysctl.conf writes it.
 func (s Sysctl) String() string { return s.Key + " = " + s.Value }
 
 func (n NAT) String() string {
@@ -191,7 +191,7 @@ func (m Masq) String() string {
 	return s
 }
 
-// String is the change in an operator's words: "add route 10.10.2.0/24 via 10.0.0.12 dev eth0
+// String returns the change in an operator's words: "add route 10.10.2.0/24 via 10.0.0.12 dev eth0
 // proto 119".
 func (c Change) String() string {
 	s := string(c.Op) + " " + objectText(c.Object)
@@ -223,7 +223,7 @@ func objectText(o any) string {
 	return noun + fmt.Sprint(o)
 }
 
-// String is the state, a line each thing, in the words of ip and sysctl.
+// String returns the state, one object a line, in the words of ip and sysctl.
 func (s State) String() string {
 	var b strings.Builder
 	list := func(word string, n int, item func(int) string) {

@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// device is a link with its index of this moment.
+// device is a link with its current index.
 type device struct {
 	Link
 	index  int
-	peerNS int // of a veth whose peer is in another network namespace: that namespace's number, from 1 on
+	peerNS int // for a veth whose peer is in another network namespace: the namespace's number, from 1 on
 }
 
-// view is what one call has learned of links: indexes are looked up in it and forgotten with it.
+// view is what one call has learned of links. It looks up indexes, and they are forgotten with it.
 type view struct {
 	c       *conn
 	byName  map[string]device
@@ -27,15 +27,15 @@ type view struct {
 	asked   int
 	whole   bool                         // every link has been read
 	objects map[nextHop]uint32           // next hop objects that this call adds routes over
-	holders bool                         // others' routes in the place of desired ones are wanted
+	holders bool                         // the caller wants other owners' routes in the place of desired routes
 	conf    map[string]map[string][]byte // settings of links, by name and family
 	gapped  bool                         // the pods' chain of nftables lacks rules
-	quiet   bool                         // settings are not asked for: to write them costs less
+	quiet   bool                         // settings are not read: writing them costs less
 }
 
 var errNoLink = errors.New("link does not exist")
 
-// lookups is how many links are asked for one by one before all of them are read at once.
+// lookups is how many links are looked up one by one before all of them are read at once.
 const lookups = 8
 
 func newView(c *conn) *view {
@@ -55,13 +55,12 @@ func (v *view) forget(name string) {
 	}
 }
 
-// linkRequest leaves the counters out of the answers, which are most of their size.
+// linkRequest leaves the counters out of the answers: they are most of an answer's size.
 func linkRequest(typ uint16) message {
 	const skipStats = 1 << 3 // RTEXT_FILTER_SKIP_STATS, linux/rtnetlink.h
 	return newMessage(typ, 0, make([]byte, unix.SizeofIfInfomsg)).attr32(unix.IFLA_EXT_MASK, skipStats)
 }
 
-// all reads every link.
 func (v *view) all() ([]device, error) {
 	devices, err := dump(v.c, linkRequest(unix.RTM_GETLINK), 0, parseLink)
 	if err != nil {
@@ -75,7 +74,7 @@ func (v *view) all() ([]device, error) {
 	return devices, nil
 }
 
-// named finds a link by its name; ok is false when no link has it.
+// named finds a link by its name; ok is false if the link does not exist.
 func (v *view) named(name string) (d device, ok bool, err error) {
 	if d, ok := v.byName[name]; ok || v.whole || v.absent[name] {
 		return d, ok, nil
@@ -111,7 +110,7 @@ func (v *view) fetch(name string) (d device, ok bool, err error) {
 	return d, ok, nil
 }
 
-// name finds a link's name; "" when it is gone.
+// name returns a link's name; "" if the link is gone.
 func (v *view) name(index int) string {
 	if d, ok := v.byIndex[index]; ok || v.whole || index == 0 {
 		return d.Name
@@ -132,7 +131,7 @@ func (v *view) name(index int) string {
 	return v.byIndex[index].Name
 }
 
-// index is what a message about an object on the link needs.
+// index returns a link's index for a message about an object on the link.
 func (v *view) index(name string) (int, error) {
 	d, ok, err := v.named(name)
 	if err != nil {
@@ -217,7 +216,7 @@ func (v *view) links(wanted func(name string) bool) ([]Link, error) {
 	return out, nil
 }
 
-// observeLinks reads the links that are desired or ours by name.
+// observeLinks reads the desired links and our links.
 func (v *view) observeLinks(scope Scope, desired []Link) ([]Link, error) {
 	var names []string
 	for _, l := range desired {
@@ -241,7 +240,7 @@ func (v *view) observeLinks(scope Scope, desired []Link) ([]Link, error) {
 	return out, errors.Join(errs...)
 }
 
-// ours reports whether a link's name is one that this project gives.
+// ours reports whether this project gives links such a name.
 func ours(name string) bool {
 	return strings.HasPrefix(name, "ew") || strings.HasPrefix(name, "edgeway.")
 }

@@ -12,21 +12,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// harmSettles is how long a pod's link must outlive a loss before the loss is reported: a pod that ends
+// harmSettles is how long a pod's link must outlive a loss before Watch reports the loss: a pod that ends
 // loses everything on its link, and then the link.
 const harmSettles = 150 * time.Millisecond
 
-// Watched says whom Watch calls. It calls from several goroutines, and waits for each call.
+// Watched has the functions that Watch calls. Watch calls them from several goroutines, and waits for each.
 type Watched struct {
-	// Node is called whenever a link, address, route, policy rule, neighbour or the forwarding of the namespace
-	// changes, a next hop object is deleted, or an nftables table of ours changes. Of neighbours the
-	// daemon's own links (edgeway.*) count, whose entries are permanent: what ARP learns elsewhere comes
-	// and goes all the time. Events of pods' links do not count: each pod causes dozens, and pods' links
-	// are not part of the node's state, except the routes of a pod with several links (see SourceCheck).
+	// Node is called whenever a link, address, route, policy rule, neighbour or the forwarding of the
+	// namespace changes, a next hop object is deleted, or an nftables table of ours changes. Only neighbours
+	// of the daemon's links (edgeway.*) count: their entries are permanent, while ARP learns and forgets
+	// entries elsewhere all the time. Events of pods' links do not count: each pod causes dozens, and pods'
+	// links are not part of the node's state, except the routes of a pod with several links (see SourceCheck).
 	Node func()
-	// Pods is called when a pod's link may lack what its wiring needs: it went down, or lost an address,
-	// a route or its forwarding, or another route may have taken the pod's packets. A pod that starts or
-	// ends causes no call. May be nil.
+	// Pods is called when a pod's link may lack something that its wiring needs: the link went down, it lost
+	// an address, a route or its forwarding, or another route may have taken the pod's packets. The start or
+	// end of a pod causes no call. Pods may be nil.
 	Pods func()
 }
 
@@ -63,21 +63,20 @@ func (k *Kernel) Watch(ctx context.Context, changed Watched) error {
 	}
 	for range streams {
 		err = errors.Join(err, <-done)
-		cancel() // one that ends ends the other
+		cancel() // if one stream ends, the other must end too
 	}
 	return err
 }
 
-// nodeGroups are the multicast groups of rtnetlink that tell what changes on a node. The loss of a
-// next hop object takes its routes along and announces none of them (net/ipv4/nexthop.c:
-// remove_nexthop).
+// nodeGroups returns the rtnetlink multicast groups that announce changes on a node. The loss of a next hop
+// object deletes its routes too, and announces none of them (net/ipv4/nexthop.c: remove_nexthop).
 func nodeGroups() []int {
 	return []int{unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_NEXTHOP,
 		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
 		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF}
 }
 
-// subscribe opens the socket of events, in the runtime's poller so that a deadline ends reads.
+// subscribe opens a socket for events in the runtime's poller, so that a deadline ends reads.
 func (k *Kernel) subscribe(protocol int, groups ...int) (*os.File, error) {
 	var fd int
 	err := inside(k.ns, func() (err error) {
@@ -90,14 +89,13 @@ func (k *Kernel) subscribe(protocol int, groups ...int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "netlink"), nil
 }
 
-// stream is one socket of events, and which of its datagrams are worth a look.
+// stream is one socket of events.
 type stream struct {
 	f      *os.File
 	counts func(datagram []byte) bool
-	harmed map[int]bool // pods' links that counts found to have lost something, until they are reported
+	harmed map[int]bool // pods' links that lost something, until they are reported
 }
 
-// read reads events until ctx ends.
 func (s stream) read(ctx context.Context, changed Watched) error {
 	stop := context.AfterFunc(ctx, func() { _ = s.f.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -106,7 +104,7 @@ func (s stream) read(ctx context.Context, changed Watched) error {
 		return fmt.Errorf("watch: %w", err)
 	}
 	buf := make([]byte, 64<<10)
-	var report time.Time // when the harmed links are reported; zero: there are none
+	var report time.Time // time to report the harmed links; zero: there are none
 	for {
 		if len(s.harmed) > 0 && report.IsZero() {
 			report = time.Now().Add(harmSettles)
@@ -120,7 +118,7 @@ func (s stream) read(ctx context.Context, changed Watched) error {
 			report = time.Time{}
 			_ = s.f.SetReadDeadline(report)
 		}
-		if ctx.Err() != nil { // the deadline that ends the read may just have been moved
+		if ctx.Err() != nil { // the code above may just have moved the deadline that ends the read
 			return nil
 		}
 		var n int
@@ -136,7 +134,7 @@ func (s stream) read(ctx context.Context, changed Watched) error {
 			continue
 		case err != nil:
 			return fmt.Errorf("watch: %w", err)
-		case errors.Is(rerr, unix.ENOBUFS): // events were lost: what changed is not known
+		case errors.Is(rerr, unix.ENOBUFS): // events were lost, so the changes are not known
 			changed.Node()
 			changed.Pods()
 		case rerr != nil:
@@ -148,13 +146,13 @@ func (s stream) read(ctx context.Context, changed Watched) error {
 }
 
 // ourTable reports whether one of the nftables events is about a table of ours. Attribute 1 is
-// the table's name in the messages of tables, chains, rules and sets (linux/netfilter/nf_tables.h).
+// the table's name in messages about tables, chains, rules and sets (linux/netfilter/nf_tables.h).
 func ourTable(b []byte) (worth bool) {
 	eachMessage(b, func(h unix.NlMsghdr, body []byte) {
 		if h.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || h.Type&0xff == unix.NFT_MSG_NEWGEN || len(body) < 4 {
 			return
 		}
-		for typ, v := range attrs(body[4:]) { // behind struct nfgenmsg
+		for typ, v := range attrs(body[4:]) { // after struct nfgenmsg
 			worth = worth || (typ == 1 && slices.Contains([]string{tableName, sendersTable, sourceTable}, attrName(v)))
 		}
 	})
@@ -162,25 +160,24 @@ func ourTable(b []byte) (worth bool) {
 }
 
 type watcher struct {
-	links  map[int]bool // index to: it is the daemon's own
-	pods   map[int]bool // index to: it is a pod's
-	up     map[int]bool // index to: it is a pod's and up
-	harmed map[int]bool // pods' links that may have lost something; elsewhere stands for any
+	links  map[int]bool // by index: the link is the daemon's
+	pods   map[int]bool // by index: the link is a pod's
+	up     map[int]bool // by index: the link is a pod's and up
+	harmed map[int]bool // pods' links that may have lost something; elsewhere stands for any of them
 	peerNS map[int]int  // index of a pod's link to the number of the pod's namespace
 }
 
-// elsewhere is no link's index.
+// elsewhere is not the index of any link.
 const elsewhere = -1
 
 func newWatcher() watcher {
 	return watcher{links: map[int]bool{}, pods: map[int]bool{}, up: map[int]bool{}, harmed: map[int]bool{}, peerNS: map[int]int{}}
 }
 
-// watched reports that a link's neighbours are the daemon's. Those of a pod's link are not: the
-// kernel questions them twice a minute while they are in use, each time with an event.
+// watched reports whether a link's neighbours are the daemon's. The neighbours of a pod's link are not: the
+// kernel probes them twice a minute while they are in use, each time with an event.
 func watched(d device) bool { return ours(d.Name) && d.Kind != "veth" }
 
-// note records whose link it is.
 func (w *watcher) note(d device) {
 	w.links[d.index] = watched(d)
 	w.pods[d.index] = ours(d.Name) && d.Kind == "veth"
@@ -193,7 +190,7 @@ func (w *watcher) note(d device) {
 	}
 }
 
-// oneOfSeveral reports whether the link's pod has other links. Then its routes matter to the node's
+// oneOfSeveral reports whether the link's pod has other links. Then the link's routes matter to the node's
 // SourceCheck.
 func (w *watcher) oneOfSeveral(index int) bool {
 	ns := w.peerNS[index]
@@ -205,14 +202,13 @@ func (w *watcher) oneOfSeveral(index int) bool {
 	return false
 }
 
-// harm notes that a pod's link may have lost something.
 func (w *watcher) harm(index int) {
 	if w.pods[index] {
 		w.harmed[index] = true
 	}
 }
 
-// ofPod reports whether an event is about something on a pod's link that a pod's wiring brings.
+// ofPod reports whether an event is about an object on a pod's link that belongs to the pod's wiring.
 func (w *watcher) ofPod(h unix.NlMsghdr, body []byte) bool {
 	switch h.Type {
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
@@ -220,7 +216,7 @@ func (w *watcher) ofPod(h unix.NlMsghdr, body []byte) bool {
 		switch {
 		case ok && h.Type == unix.RTM_DELADDR && w.pods[a.index]:
 			w.harm(a.index)
-		case ok && !w.pods[a.index]: // the host may have lost its last address, or have one again
+		case ok && !w.pods[a.index]: // the host may have lost its last address, or have an address again
 			w.harmed[elsewhere] = true
 		}
 		return ok && w.pods[a.index]
@@ -231,7 +227,7 @@ func (w *watcher) ofPod(h unix.NlMsghdr, body []byte) bool {
 		by := body[5] // rtm_protocol
 		if by != uint8(ProtoPod) && by != unix.RTPROT_KERNEL {
 			if h.Type == unix.RTM_NEWROUTE && (body[1] == 32 || body[1] == 128) { // rtm_dst_len
-				w.harmed[elsewhere] = true // it may stand in the place of a pod's route
+				w.harmed[elsewhere] = true // the route may take the place of a pod's route
 			}
 			return false
 		}
@@ -248,11 +244,11 @@ func (w *watcher) ofPod(h unix.NlMsghdr, body []byte) bool {
 	return false
 }
 
-// forwarding reports whether an event of settings (linux/netconf.h) is about the whole
-// namespace or a link that is known and no pod's. A new link announces its settings before itself.
+// forwarding reports whether an event of settings (linux/netconf.h) is about the whole namespace or
+// a known link that is not a pod's. A new link announces its settings before itself.
 func (w *watcher) forwarding(body []byte) bool {
 	index, off := 0, false
-	for typ, v := range attrs(body[min(4, len(body)):]) { // behind struct netconfmsg
+	for typ, v := range attrs(body[min(4, len(body)):]) { // after struct netconfmsg
 		switch typ {
 		case netconfIfIndex:
 			index = int(int32(attrUint32(v)))
@@ -267,7 +263,7 @@ func (w *watcher) forwarding(body []byte) bool {
 	return index < 0 || known && !w.pods[index]
 }
 
-// counts reports whether one of the events is worth a look.
+// counts reports whether one of the events needs a look.
 func (w *watcher) counts(b []byte) (worth bool) {
 	eachMessage(b, func(h unix.NlMsghdr, body []byte) {
 		switch h.Type {
@@ -280,7 +276,7 @@ func (w *watcher) counts(b []byte) (worth bool) {
 		case unix.RTM_DELLINK:
 			d, ok := parseLink(body)
 			worth = worth || !ok || !w.pods[d.index] || w.oneOfSeveral(d.index)
-			if ok && body[0] == unix.AF_UNSPEC { // what was on the link went before it
+			if ok && body[0] == unix.AF_UNSPEC { // events about objects on the link came before
 				delete(w.links, d.index)
 				delete(w.pods, d.index)
 				delete(w.up, d.index)
@@ -295,11 +291,11 @@ func (w *watcher) counts(b []byte) (worth bool) {
 			if w.links[index] {
 				worth = true
 			}
-			if binary.NativeEndian.Uint16(body[8:])&unix.NUD_PERMANENT != 0 { // ndm_state; ours never is
+			if binary.NativeEndian.Uint16(body[8:])&unix.NUD_PERMANENT != 0 { // ndm_state; our entry never is
 				w.harm(index)
 			}
 		case unix.RTM_NEWNEXTHOP:
-			// It has no route yet.
+			// A new object has no route yet.
 		case unix.RTM_NEWNETCONF, unix.RTM_DELNETCONF:
 			worth = worth || w.forwarding(body)
 		default:
