@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Node is what is used of a Node object.
+// Node holds the fields of a Node object that are used.
 type Node struct {
 	Name, UID string
 	Labels    map[string]string
@@ -16,25 +16,25 @@ type Node struct {
 	Leaving   bool      // it is being deleted
 	Addresses []netip.Addr
 	PodCIDRs  []netip.Prefix
-	Unread    string // text in podCIDRs that is no CIDR
+	Unread    string // text in podCIDRs that is not a CIDR
 	SetBy     string // the field manager that owns podCIDRs; "" when the object does not say
 }
 
 func (n Node) hasPodCIDRs() bool { return len(n.PodCIDRs) > 0 || n.Unread != "" }
 
-// State is all that decides who gets what.
+// State is everything that decides which Node gets which block.
 type State struct {
 	Pools    []Pool
 	Services []netip.Prefix // the Service CIDRs
-	Ledger   Ledger         // as read before Nodes
-	Nodes    []Node         // all there are, in one consistent list
-	Before   []Node         // those of the look before this one: what is gone has released its blocks
-	// Early are the UIDs of Nodes that are too new to be served: whoever else gives pod CIDRs
-	// gets the time to do it first.
+	Ledger   Ledger         // read before Nodes
+	Nodes    []Node         // all Nodes, in one consistent list
+	Before   []Node         // the Nodes of the look before; those that are gone have released their blocks
+	// Early are the UIDs of Nodes that are too new to be served: another program that gives pod CIDRs must
+	// have the time to serve them first.
 	Early map[string]bool
 }
 
-// Plan is what to do: write the ledger, and only then patch the Nodes.
+// Plan says what to do: write the ledger, and only then patch the Nodes.
 type Plan struct {
 	Ledger   Ledger
 	Grants   []Promise // each is in Ledger
@@ -42,11 +42,11 @@ type Plan struct {
 	Later    bool // some Nodes were left for the next look
 }
 
-// allocate decides. It is deterministic, and it is stable: when its plan was carried out it
-// grants nothing more.
+// allocate decides. It is deterministic and stable: after its plan has been carried out, it grants nothing
+// more.
 func allocate(s State) Plan {
 	nodes := slices.Clone(s.Nodes)
-	slices.SortFunc(nodes, func(a, b Node) int { // who came first is served first
+	slices.SortFunc(nodes, func(a, b Node) int { // the oldest Node is served first
 		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name))
 	})
 	s.Nodes = nodes
@@ -85,9 +85,9 @@ func allocate(s State) Plan {
 type allocation struct {
 	State
 	plan   Plan
-	held   space // what Nodes have, and what is excluded
-	taken  space // and what is promised
-	recent space // and what was released
+	held   space // pod CIDRs of Nodes, and the excluded addresses
+	taken  space // held, and the promised blocks
+	recent space // taken, and the released blocks
 }
 
 // begin sets the ledger's Since where it is not set.
@@ -95,7 +95,7 @@ func (a *allocation) begin() {
 	if !a.plan.Ledger.Since.IsZero() {
 		return
 	}
-	since := time.Unix(0, 0).UTC() // no Node: every one that comes is new
+	since := time.Unix(0, 0).UTC() // without a Node, every Node that comes is new
 	for _, n := range a.Nodes {
 		if n.Created.After(since) {
 			since = n.Created.UTC()
@@ -113,7 +113,7 @@ func (a *allocation) serve() {
 		if why == nil {
 			why = refused(p, a.State)
 		}
-		short := map[string]bool{} // the families of which nothing was left
+		short := map[string]bool{} // the families that ran out of blocks
 		var waiting []string
 		for _, n := range a.Nodes {
 			if poolOf(a.Pools, n.Labels) != p || n.hasPodCIDRs() || n.Leaving {
@@ -144,7 +144,7 @@ func (a *allocation) serve() {
 	a.plan.Ledger.forget(&a.taken)
 }
 
-// promised grants what the ledger already promises to n, if that is still what it should get.
+// promised grants the blocks that the ledger already promises to n, if n should still get them.
 func (a *allocation) promised(p *Pool, n Node) bool {
 	for _, promise := range a.plan.Ledger.Promised {
 		if promise.UID == n.UID && p.fits(promise.PodCIDRs) && !slices.ContainsFunc(promise.PodCIDRs, a.held.overlaps) {
@@ -155,11 +155,11 @@ func (a *allocation) promised(p *Pool, n Node) bool {
 	return false
 }
 
-// promise finds new blocks for n and grants them. It returns the family that has none left.
+// promise finds new blocks for n and grants them. It returns the family that has no block left.
 func (a *allocation) promise(p *Pool, n Node) string {
 	type pick struct {
 		block netip.Prefix
-		in    netip.Prefix // the range whose search found it; zero if it was released before
+		in    netip.Prefix // the range whose search found it; zero for a released block
 	}
 	var picks []pick
 	for _, ranges := range p.families() {
@@ -186,8 +186,8 @@ func (a *allocation) promise(p *Pool, n Node) string {
 	return ""
 }
 
-// pick finds a block of one family: the one that a Node of this name had, else one that was not
-// held lately, else the one that was released first.
+// pick finds a block of one family: first the block that a Node of this name had, then a block that no Node
+// held lately, then the block that was released first.
 func (a *allocation) pick(ranges []netip.Prefix, bits int, name string) (block, in netip.Prefix) {
 	free := func(c netip.Prefix) bool {
 		return c.Bits() == bits && !a.taken.overlaps(c) &&

@@ -16,12 +16,11 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// Config is the controller's configuration file. An edgewayd.yaml will do: its other keys are
-// edgewayd's, and are ignored.
+// Config is the controller's configuration file. An edgewayd.yaml will do: edgewayd's other keys are ignored.
 type Config struct {
 	Kubeconfig string // absolute; "": the service account of the pod
 	Pools      []Pool
-	Listen     string // host:port of /healthz and /metrics; "": none
+	Listen     string // host:port of /healthz and /metrics; "": neither is served
 }
 
 // file is the configuration as it is written.
@@ -46,8 +45,8 @@ type poolConfig struct {
 	Exclude      []cidrValue   `yaml:"exclude"`
 }
 
-// ReadConfig reads the file at path. The error names file, line and what was wanted. The pools are
-// checked by [CheckPools].
+// ReadConfig reads the file at path. Its errors name the file, the line and the expected value. [CheckPools]
+// checks the pools.
 func ReadConfig(path string) (Config, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -88,7 +87,7 @@ func parseConfig(text []byte) (Config, error) {
 	return c, nil
 }
 
-// plain says in an operator's words what the decoder says in a Go programmer's.
+// plain turns the decoder's error for Go programmers into one for operators.
 func plain(err error) error {
 	var types *yaml.TypeError
 	if !errors.As(err, &types) {
@@ -109,7 +108,7 @@ func plain(err error) error {
 	return errors.Join(all...)
 }
 
-// pool is the Pool that is written. Its mask has the defaults of kube-controller-manager.
+// pool is the configured Pool. Its mask has the defaults of kube-controller-manager.
 func (p poolConfig) pool() Pool {
 	out := Pool{Selector: p.NodeSelector.Selector, Mask: Mask(p.NodeMask).orDefault()}
 	for _, c := range p.PodCIDRs {
@@ -147,7 +146,7 @@ func parseCIDRs(flag string, texts []string) (out []netip.Prefix, err error) {
 	return out, nil
 }
 
-// Scalars that know what they want. Each decodes from one YAML node and names its line.
+// Scalars that check their values. Each decodes from one YAML node and names its line.
 
 func wanted(n *yaml.Node, want string) error {
 	return fmt.Errorf("line %d: want %s, got %q", n.Line, want, n.Value)

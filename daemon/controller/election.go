@@ -15,8 +15,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// election says which replica works. It saves work and no more: the ledger holds also while
-// several replicas believe that they lead.
+// election says which replica works. It only saves work: the ledger stays correct while several replicas
+// believe that they lead.
 type election struct {
 	lock  *lock
 	times times
@@ -25,7 +25,7 @@ type election struct {
 
 func newElection(o Options) (*election, error) {
 	config := rest.CopyConfig(o.API)
-	config.Timeout = o.times.renew / 2 // so that a renewal can be tried twice
+	config.Timeout = o.times.renew / 2 // so that a renewal has time for two tries
 	c, err := newClient(config)
 	if err != nil {
 		return nil, err
@@ -36,9 +36,9 @@ func newElection(o Options) (*election, error) {
 	}}}, nil
 }
 
-// run calls work whenever this replica holds the Lease, one call after the other, until ctx ends.
+// run calls work whenever this replica holds the Lease, one call at a time, until ctx ends.
 func (e *election) run(ctx context.Context, work func(context.Context)) error {
-	var terms sync.Mutex // held while work runs: client-go does not wait for the end of a term's work
+	var terms sync.Mutex // held while work runs: client-go does not wait until a term's work has ended
 	identity := e.lock.Identity()
 	config := leaderelection.LeaderElectionConfig{
 		Lock: e.lock, LeaseDuration: e.times.lease, RenewDeadline: e.times.renew, RetryPeriod: e.times.retry,
@@ -62,7 +62,7 @@ func (e *election) run(ctx context.Context, work func(context.Context)) error {
 			},
 		},
 	}
-	quiet := klog.NewContext(ctx, logr.Discard()) // client-go says each attempt; lock says each cause
+	quiet := klog.NewContext(ctx, logr.Discard()) // client-go logs each attempt; lock logs each cause
 	for ctx.Err() == nil {
 		elector, err := leaderelection.NewLeaderElector(config)
 		if err != nil {
@@ -76,10 +76,10 @@ func (e *election) run(ctx context.Context, work func(context.Context)) error {
 	return nil
 }
 
-// release gives the Lease up, so that another replica need not wait for its end. A Lease that
-// another replica took since is left alone. client-go's own release (ReleaseOnCancel) does not:
-// it also comes before the term's work is told to stop, and, while the API server is away, puts
-// that off for longer than the Lease lasts.
+// release gives up the Lease, so that another replica need not wait until it expires. A Lease that another
+// replica has taken meanwhile is left alone. client-go's own release (ReleaseOnCancel) will not do: it comes
+// before the term's work is told to stop, and, while the API server is away, it delays that for longer than
+// the Lease lasts.
 func (e *election) release() {
 	ctx, cancel := context.WithTimeout(context.Background(), e.times.renew/2)
 	defer cancel()
@@ -89,12 +89,12 @@ func (e *election) release() {
 		err = e.lock.Interface.Update(ctx, *r)
 	}
 	if err != nil {
-		e.log.Debug("release", "err", err) // the Lease then ends by itself
+		e.log.Debug("release", "err", err) // the Lease then expires by itself
 	}
 }
 
-// lock is the Lease. It logs why the Lease cannot be had or kept, once for each cause. Only the
-// elector's goroutine uses it.
+// lock is the Lease. It logs why the Lease cannot be taken or kept, once for each cause. Only the elector's
+// goroutine uses it.
 type lock struct {
 	resourcelock.Interface
 	log    *slog.Logger
@@ -105,7 +105,7 @@ type lock struct {
 func (l *lock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := l.Interface.Get(ctx)
 	if apierrors.IsNotFound(err) {
-		return record, raw, err // it is created next
+		return record, raw, err // the elector creates it next
 	}
 	return record, raw, l.note(ctx, "read", err)
 }
@@ -120,8 +120,8 @@ func (l *lock) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) 
 	return l.note(ctx, "write", l.Interface.Update(ctx, r))
 }
 
-// note logs err, unless it was logged last, and returns it. A conflict says that another replica
-// was faster: it is not logged.
+// note logs err, unless err was logged last, and returns it. It does not log a conflict, which means that
+// another replica was faster.
 func (l *lock) note(ctx context.Context, what string, err error) error {
 	switch {
 	case err == nil:

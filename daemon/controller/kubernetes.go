@@ -22,7 +22,7 @@ import (
 const (
 	// requestTimeout is long enough for an API server that makes requests wait for their turn.
 	requestTimeout = 30 * time.Second
-	// listTimeout is for a list of all Nodes: 5,000 are some 50 MB.
+	// listTimeout is for a list of all Nodes: 5,000 Nodes are some 50 MB.
 	listTimeout = 2 * time.Minute
 	// pageSize is how many Nodes the API server puts in one answer.
 	pageSize = 500
@@ -34,18 +34,18 @@ const (
 	sinceKey  = "since"
 )
 
-// newClient returns a client of the API server. Lists of Nodes come as protobuf, which costs the
-// API server a quarter of what JSON does.
+// newClient returns a client of the API server. Lists of Nodes come as protobuf, which costs the API server a
+// quarter of the work for JSON.
 func newClient(config *rest.Config) (*kubernetes.Clientset, error) {
 	c := rest.CopyConfig(config)
-	c.QPS = -1 // the API server's own fairness is the bound: a burst of Nodes is served at once
+	c.QPS = -1 // no limit but the API server's own fairness: a burst of Nodes is served at once
 	c.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 	h, err := rest.HTTPClientFor(c)
 	if err != nil {
 		return nil, fmt.Errorf("API server: %w; correct the kubeconfig", err)
 	}
 	own := *h // client-go may share h
-	// An API server does not redirect: whoever does would be sent the credentials.
+	// An API server does not redirect, and a redirect's target would receive the credentials.
 	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	client, err := kubernetes.NewForConfigAndClient(c, &own)
 	if err != nil {
@@ -54,7 +54,7 @@ func newClient(config *rest.Config) (*kubernetes.Clientset, error) {
 	return client, nil
 }
 
-// codeOf returns the HTTP status of the API server's refusal, 0 for any other error.
+// codeOf returns the HTTP status of an API server's refusal, or 0 for any other error.
 func codeOf(err error) int {
 	var refusal apierrors.APIStatus
 	if errors.As(err, &refusal) {
@@ -63,10 +63,10 @@ func codeOf(err error) int {
 	return 0
 }
 
-// server is the cluster's objects, at the API server. One goroutine uses it.
+// server reads and writes the cluster's objects at the API server. One goroutine uses it.
 type server struct {
 	client kubernetes.Interface
-	last   *corev1.ConfigMap // the ledger's object as it was read last; nil: there was none
+	last   *corev1.ConfigMap // the ledger's object as last read; nil: it does not exist
 }
 
 // newWorker returns a worker that asks the API server.
@@ -109,7 +109,7 @@ func (s *server) save(ctx context.Context, l Ledger, version string) error {
 	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: Name}}
 	if version != "" {
 		if s.last == nil || s.last.ResourceVersion != version {
-			return errChanged // it was read again in between
+			return errChanged // the ledger was read again in between
 		}
 		m = s.last.DeepCopy()
 	}
@@ -132,9 +132,9 @@ func (s *server) save(ctx context.Context, l Ledger, version string) error {
 	return nil
 }
 
-// nodes lists without a resource version: the API server then answers with what is true now, not
-// with what its cache had. Its pages are all of one moment; where that moment is forgotten before
-// the last page (status 410) the list has failed.
+// nodes lists without a resource version: the API server then answers with the present state, not with its
+// cache. All pages show one moment. If the server forgets that moment before the last page (status 410), the
+// list has failed.
 func (s *server) nodes(ctx context.Context) ([]Node, string, error) {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
@@ -151,7 +151,7 @@ func (s *server) nodes(ctx context.Context) ([]Node, string, error) {
 		version = page.ResourceVersion
 		for i := range page.Items {
 			n := readNode(&page.Items[i])
-			if n.Name == "" || n.UID == "" { // what else would be missing?
+			if n.Name == "" || n.UID == "" { // other fields may be missing too
 				return nil, "", fmt.Errorf("list Nodes: Node %q without uid; check what answers for the API server", n.Name)
 			}
 			nodes = append(nodes, n)
@@ -163,8 +163,8 @@ func (s *server) nodes(ctx context.Context) ([]Node, string, error) {
 	}
 }
 
-// services reads the Service CIDRs. Before Kubernetes 1.33 no object names them: then the address
-// of the Service kubernetes stands for them.
+// services reads the Service CIDRs. Before Kubernetes 1.33 no object names them: the address of the Service
+// kubernetes then stands for them.
 func (s *server) services(ctx context.Context) ([]netip.Prefix, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -194,8 +194,8 @@ func (s *server) services(ctx context.Context) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// grant patches the Node only if it is the one that was promised something and has nothing yet:
-// RFC 6902's test of a member against null succeeds where the API server has no such member.
+// grant patches the Node only if the promise names its UID and it has no pod CIDRs yet: RFC 6902's test of a
+// member against null succeeds where the API server has no such member.
 func (s *server) grant(ctx context.Context, p Promise) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -219,7 +219,7 @@ func (s *server) grant(ctx context.Context, p Promise) error {
 	switch codeOf(err) {
 	case http.StatusNotFound, http.StatusConflict:
 		return errRefused
-	case http.StatusUnprocessableEntity: // a test that failed, or a Node that would not be valid
+	case http.StatusUnprocessableEntity: // a test failed, or the Node would not be valid
 		n, readErr := nodes.Get(ctx, p.Node, metav1.GetOptions{})
 		if apierrors.IsNotFound(readErr) || readErr == nil && (string(n.UID) != p.UID || readNode(n).hasPodCIDRs()) {
 			return errRefused
@@ -250,7 +250,7 @@ func (s *server) wait(ctx context.Context, since version, matters func(Node) boo
 		case event, open := <-w.ResultChan():
 			n, ok := event.Object.(*corev1.Node)
 			if !open || !ok || event.Type == watch.Deleted {
-				return nil // the watch ended, a Node is gone, or, as an error, the version is forgotten
+				return nil // the watch ended, a Node is gone, or (as an error) the version is forgotten
 			}
 			if matters(readNode(n)) {
 				return nil
@@ -262,7 +262,7 @@ func (s *server) wait(ctx context.Context, since version, matters func(Node) boo
 func (s *server) tell(ctx context.Context, n Node, reason, message string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	const most = 1024 // the API server's bound of a message
+	const most = 1024 // the API server's bound for a message
 	if len(message) > most {
 		message = message[:most-3] + "..."
 	}
@@ -277,7 +277,7 @@ func (s *server) tell(ctx context.Context, n Node, reason, message string) error
 	return err
 }
 
-// readNode takes from a Node object the part that is used.
+// readNode reads the fields of a Node object that are used.
 func readNode(o *corev1.Node) Node {
 	n := Node{Name: o.Name, UID: string(o.UID), Labels: o.Labels, Created: o.CreationTimestamp.Time, Leaving: o.DeletionTimestamp != nil}
 	cidrs := o.Spec.PodCIDRs

@@ -8,39 +8,39 @@ import (
 	"time"
 )
 
-// Ledger is what the replicas know in common, beside the Nodes themselves. The package's text
-// says why it makes overlaps impossible.
+// Ledger is the state that the replicas share, beside the Nodes themselves. The package doc says why it makes
+// overlaps impossible.
 type Ledger struct {
-	// Since is the creation time of the youngest Node when the ledger was begun, by the API
-	// server's clock. A younger Node that has pod CIDRs of somebody else shows that somebody
-	// else gives them. Zero: not begun.
+	// Since is the creation time of the youngest Node when the ledger was begun, by the API server's clock. A
+	// younger Node with pod CIDRs from elsewhere shows that another program gives them. Zero: the ledger is
+	// not begun.
 	Since time.Time `json:"-"`
-	// Promised are blocks that a Node may get or may have got. A UID can have several: what was
-	// promised before the pools changed stays promised until the Node has pod CIDRs.
+	// Promised are blocks that a Node may get or may have got. A UID can have several promises: a promise
+	// from before the pools changed stays until the Node has pod CIDRs.
 	Promised []Promise `json:"promised,omitempty"`
-	// Released are blocks of Nodes that are gone, the longest gone first. They come last, but a
-	// Node that comes back under the same name gets its own again.
+	// Released are blocks of Nodes that are gone, the longest gone first. They are granted last, but a Node
+	// that comes back under the same name gets its own block again.
 	Released []Release `json:"released,omitempty"`
-	// Next is, for each range, where the search for a free block begins: behind the last one.
+	// Next is, for each range, where the search for a free block begins: after the last block found.
 	Next map[netip.Prefix]netip.Addr `json:"next,omitempty"`
 }
 
-// Promise says that the Node with this UID, and no other, may get these blocks.
+// Promise says that only the Node with this UID may get these blocks.
 type Promise struct {
 	Node     string         `json:"node"`
 	UID      string         `json:"uid"`
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 }
 
-// Release says that the Node is gone that had these blocks.
+// Release says that the Node that had these blocks is gone.
 type Release struct {
 	Node     string         `json:"node"`
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 }
 
 const (
-	// mostPromised bounds the promises, and so the ledger's size: 1,000 dual-stack promises are
-	// 150 KB of the 1 MiB that a ConfigMap can hold. More Nodes wait for the next look.
+	// mostPromised bounds the promises, and so the ledger's size: 1,000 dual-stack promises take 150 KB of
+	// the 1 MiB that a ConfigMap can hold. Further Nodes wait for the next look.
 	mostPromised = 1000
 	// mostReleased bounds the released blocks that are remembered.
 	mostReleased = 1000
@@ -49,7 +49,7 @@ const (
 func (l Ledger) String() string {
 	text, err := json.Marshal(l)
 	if err != nil {
-		panic(err) // texts, addresses and prefixes always marshal
+		panic(err) // text, addresses and prefixes always marshal
 	}
 	return string(text)
 }
@@ -80,7 +80,7 @@ func parseLedger(text string) (Ledger, error) {
 	return l, nil
 }
 
-// sound reports whether these are CIDRs that somebody can hold, and any at all.
+// sound reports whether cidrs is not empty and a Node can hold each of them.
 func sound(cidrs []netip.Prefix) bool {
 	return len(cidrs) > 0 && !slices.ContainsFunc(cidrs, func(c netip.Prefix) bool {
 		return !c.IsValid() || c != c.Masked() || c.Addr().Is4In6()
@@ -92,9 +92,9 @@ func (l Ledger) equal(other Ledger) bool {
 	return l.Since.Equal(other.Since) && l.String() == other.String()
 }
 
-// settle drops the promises that are kept or void, and remembers what became free: by nodes that
-// were there before and are not in nodes any more, and by promises to them. nodes must have been
-// listed after the ledger was read.
+// settle drops the promises that are kept or void, and remembers the released blocks: blocks of Nodes that
+// are in before but not in nodes, and blocks promised to Nodes that are gone. nodes must have been listed
+// after the ledger was read.
 func (l Ledger) settle(pools []Pool, nodes, before []Node) Ledger {
 	now := make(map[string]*Node, len(nodes))
 	for i := range nodes {
@@ -120,7 +120,7 @@ func (l Ledger) settle(pools []Pool, nodes, before []Node) Ledger {
 	return out
 }
 
-// release remembers blocks that lie in a pool, once.
+// release remembers, once, a release with a block that lies in a pool.
 func (l *Ledger) release(r Release, pools []Pool) {
 	in := func(c netip.Prefix) bool {
 		return slices.ContainsFunc(pools, func(p Pool) bool { return p.holds(c) })
@@ -131,7 +131,7 @@ func (l *Ledger) release(r Release, pools []Pool) {
 	}
 }
 
-// forget drops from what was released what is taken again, and the oldest over the bound.
+// forget drops the released blocks that are taken again, and the oldest releases over the bound.
 func (l *Ledger) forget(taken *space) {
 	var kept []Release
 	for _, r := range l.Released {

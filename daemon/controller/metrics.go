@@ -10,9 +10,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics are what a Prometheus server reads: the state that the last look left.
+// metrics hold the state after the last look, for a Prometheus server.
 type metrics struct {
-	mu       sync.Mutex      // guards what follows
+	mu       sync.Mutex      // guards the fields below
 	term     context.Context // nil before the first term; this replica works until term ends
 	given    int
 	waiting  int
@@ -23,8 +23,8 @@ type metrics struct {
 // rangeUse says how much of a pool's range is in use.
 type rangeUse struct {
 	cidr   netip.Prefix
-	blocks float64 // that the range has
-	nodes  int     // that hold pod CIDRs of the range
+	blocks float64 // blocks in the range
+	nodes  int     // nodes that hold pod CIDRs of the range
 }
 
 func metric(name, help string, labels ...string) *prometheus.Desc {
@@ -53,7 +53,7 @@ func (m *metrics) granted() {
 	m.given++
 }
 
-// set notes the result of a look: the nodes with what they were granted, and the problems.
+// set notes the result of a look: the nodes with their grants, and the problems.
 func (m *metrics) set(pools []Pool, nodes []Node, problems []Problem) {
 	var ranges []rangeUse
 	for _, p := range pools {

@@ -10,11 +10,11 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// Pool is where the pod CIDRs of the nodes that its selector selects come from. A node that
-// several pools select belongs to the first.
+// Pool is the source of the pod CIDRs for the nodes that its selector selects. A node that several pools
+// select belongs to the first.
 type Pool struct {
 	Selector cluster.Selector
-	CIDRs    []netip.Prefix // at least one of each family that nodes should have; in order of use
+	CIDRs    []netip.Prefix // at least one range of each family that nodes should have; in order of use
 	Mask     Mask
 	Exclude  []netip.Prefix // addresses that no node gets
 }
@@ -37,7 +37,7 @@ func (p Pool) String() string {
 	return "pool " + strings.Join(texts, ", ")
 }
 
-// families returns the pool's ranges by family, in the order in which the families come first.
+// families returns the pool's ranges by family, in the order in which the families first appear.
 func (p Pool) families() [][]netip.Prefix {
 	var out [][]netip.Prefix
 	for _, c := range p.CIDRs {
@@ -56,7 +56,7 @@ func (p Pool) holds(c netip.Prefix) bool {
 	return slices.ContainsFunc(p.CIDRs, func(r netip.Prefix) bool { return contains(r, c) })
 }
 
-// fits reports whether cidrs are what a node of this pool would get: one block of each family.
+// fits reports whether cidrs are a grant that this pool could make: one block of each family.
 func (p Pool) fits(cidrs []netip.Prefix) bool {
 	families := p.families()
 	if len(cidrs) != len(families) {
@@ -80,8 +80,8 @@ func poolOf(pools []Pool, labels map[string]string) *Pool {
 	return nil
 }
 
-// CheckPools says what is wrong with the pools as they are configured: a range that is smaller
-// than one node's block, ranges that overlap.
+// CheckPools returns an error for pools that cannot work, such as a range smaller than one node's block, or
+// ranges that overlap.
 func CheckPools(pools []Pool) error {
 	if len(pools) == 0 {
 		return errors.New("no pool; set controller.podCIDRs or controller.pools")
@@ -112,7 +112,7 @@ func CheckPools(pools []Pool) error {
 	return nil
 }
 
-// contains reports whether every address of inner is one of outer.
+// contains reports whether outer holds every address of inner.
 func contains(outer, inner netip.Prefix) bool {
 	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
 }

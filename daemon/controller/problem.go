@@ -12,10 +12,10 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// Problem is what an operator has to know or to do.
+// Problem is something that an operator must know or do.
 type Problem struct {
 	cluster.Problem
-	// Nodes are the names of the Nodes that it is told to, as an Event.
+	// Nodes are the names of the Nodes that get an Event about it.
 	Nodes []string
 }
 
@@ -32,8 +32,8 @@ const (
 	grantDenied      = "grantDenied"
 )
 
-// eventReasons are the reasons in the words of Kubernetes' Events. A reason that is missing here is
-// only logged: it is not a failure.
+// eventReasons are the reasons in the words of Kubernetes' Events. A reason that is missing here is only
+// logged: it is not a failure.
 var eventReasons = map[string]string{
 	noFreeBlock:      "PodCIDRNotAvailable",
 	overlapsServices: "PodCIDRNotAvailable",
@@ -44,10 +44,10 @@ var eventReasons = map[string]string{
 	sharedPodCIDR:    "PodCIDRConflict",
 }
 
-// FieldManager is the name under which the API server notes who set a Node's pod CIDRs.
+// FieldManager is the name under which the API server records that this program set a Node's pod CIDRs.
 const FieldManager = "edgeway-controller"
 
-// concerning returns the problem as one of the pool's nodes that wait.
+// concerning returns the problem for the pool's waiting nodes.
 func (p Problem) concerning(pool *Pool, nodes []string) Problem {
 	if p.Object == "" {
 		p.Object = pool.String()
@@ -59,7 +59,7 @@ func (p Problem) concerning(pool *Pool, nodes []string) Problem {
 	return p
 }
 
-// some names the first few and counts the rest.
+// some names the first few names and counts the rest.
 func some(names []string) string {
 	const few = 5
 	if len(names) <= few {
@@ -68,7 +68,7 @@ func some(names []string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:few], ", "), len(names)-few)
 }
 
-// halted says why no pool gives anything at all.
+// halted returns the problem that stops all pools, if there is one.
 func halted(s State, since time.Time) *Problem {
 	for _, n := range s.Nodes {
 		if n.Unread != "" {
@@ -87,8 +87,8 @@ func halted(s State, since time.Time) *Problem {
 	return nil
 }
 
-// givenByOther reports whether a program gave n its pod CIDRs that is not this one. What a person
-// set with kubectl shows no program.
+// givenByOther reports whether another program gave n its pod CIDRs. Pod CIDRs that a person set with kubectl
+// do not count.
 func givenByOther(p *Pool, n Node) bool {
 	if !n.hasPodCIDRs() || n.SetBy == FieldManager || strings.HasPrefix(n.SetBy, "kubectl") {
 		return false
@@ -96,7 +96,7 @@ func givenByOther(p *Pool, n Node) bool {
 	return n.SetBy != "" || !slices.ContainsFunc(n.PodCIDRs, p.holds)
 }
 
-// refused says why the pool gives nothing: its ranges hold addresses that are used otherwise.
+// refused returns the problem that stops this pool: its ranges hold addresses with another use.
 func refused(p *Pool, s State) *Problem {
 	excluded := func(c netip.Prefix) bool {
 		return slices.ContainsFunc(p.Exclude, func(e netip.Prefix) bool { return contains(e, c) })
@@ -104,7 +104,7 @@ func refused(p *Pool, s State) *Problem {
 	next := "choose other podCIDRs, or list those addresses in the pool's exclude; nodes keep what they have"
 	for _, c := range p.CIDRs {
 		for _, service := range s.Services {
-			both := service // of two CIDRs that overlap, one contains the other
+			both := service // if two CIDRs overlap, one contains the other
 			if contains(service, c) {
 				both = c
 			}
@@ -125,7 +125,7 @@ func refused(p *Pool, s State) *Problem {
 	return nil
 }
 
-// exhausted says that the pool has no block of these families left, and who has them.
+// exhausted says that the pool has no block left of these families, and which nodes hold them.
 func exhausted(p *Pool, s State, short map[string]bool) *Problem {
 	var what []string
 	for _, ranges := range p.families() {
@@ -147,8 +147,8 @@ func exhausted(p *Pool, s State, short map[string]bool) *Problem {
 		Next: "add a CIDR to the pool's podCIDRs, exclude less, or delete Nodes that are gone for good"}}
 }
 
-// nodeProblems finds what is wrong with the pod CIDRs that Nodes have. None of it is changed: the
-// API server lets nobody change them.
+// nodeProblems finds the faults in the pod CIDRs that Nodes have. It changes no Node: the API server lets
+// nobody change pod CIDRs.
 func nodeProblems(s State) []Problem {
 	problems := sharedPodCIDRs(s.Nodes)
 	for i := range s.Pools {
@@ -181,7 +181,7 @@ func nodeProblems(s State) []Problem {
 	return problems
 }
 
-// sharedPodCIDRs finds Nodes whose pod CIDRs overlap, and says it to both.
+// sharedPodCIDRs finds Nodes whose pod CIDRs overlap, and returns a problem for both.
 func sharedPodCIDRs(nodes []Node) []Problem {
 	type holding struct {
 		node string
@@ -205,7 +205,7 @@ func sharedPodCIDRs(nodes []Node) []Problem {
 				Next: "drain one of the two, delete its Node and let it register again; until then pods of both can have one address"}}
 		}
 	}
-	var widest holding // of those before, the one that reaches furthest
+	var widest holding // the earlier holding that reaches furthest
 	for _, h := range all {
 		if widest.node != "" && widest.node != h.node && h.first.Compare(widest.last) <= 0 {
 			note(widest, h)

@@ -19,13 +19,13 @@ import (
 type Options struct {
 	API      *rest.Config
 	Pools    []Pool
-	Identity string // of this replica, in the Lease: no two may have the same
-	Listen   string // host:port of /healthz and /metrics; "" is none
+	Identity string // of this replica, in the Lease: unique among the replicas
+	Listen   string // host:port of /healthz and /metrics; "": neither is served
 	Log      *slog.Logger
-	times    times // zero: the defaults; tests are in a hurry
+	times    times // zero: the defaults; tests use shorter times
 }
 
-// times are the Lease's and the worker's.
+// times are the times of the Lease and of the worker.
 type times struct {
 	lease time.Duration // after which another replica takes over
 	renew time.Duration // after which the leader gives up
@@ -34,12 +34,12 @@ type times struct {
 }
 
 func defaultTimes() times {
-	// The Lease has the times that Kubernetes' own programs use.
+	// Kubernetes' own programs use the same Lease times.
 	return times{lease: 15 * time.Second, renew: 10 * time.Second, retry: 2 * time.Second, pace: defaultPace()}
 }
 
-// Run gives Nodes their pod CIDRs whenever this replica leads, until ctx ends. Run waits for an
-// API server that is away; it returns an error only for options that cannot work.
+// Run gives Nodes their pod CIDRs whenever this replica leads, until ctx ends. Run waits for an API server
+// that is away. It returns an error only for options that cannot work.
 func Run(ctx context.Context, o Options) error {
 	if err := CheckPools(o.Pools); err != nil {
 		return err
@@ -72,8 +72,8 @@ func Run(ctx context.Context, o Options) error {
 	return nil
 }
 
-// serve answers /healthz and /metrics until ctx ends. /healthz says that the process answers, and
-// no more: a restart does not bring back an API server that is away.
+// serve answers /healthz and /metrics until ctx ends. /healthz says only that the process answers: a restart
+// does not bring back an API server that is away.
 func serve(ctx context.Context, o Options, m *metrics) (*sync.WaitGroup, error) {
 	var wait sync.WaitGroup
 	if o.Listen == "" {

@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// space is the addresses that are taken: sorted spans that do not touch each other's addresses.
-// IPv4 sorts before IPv6, so one space holds both families. The zero space is empty.
+// space is the set of taken addresses: sorted spans that neither overlap nor adjoin. IPv4 sorts before IPv6,
+// so one space holds both families. The zero space is empty.
 type space struct{ taken []span }
 
 type span struct{ first, last netip.Addr }
@@ -51,10 +51,10 @@ func (s *space) overlaps(p netip.Prefix) bool {
 	return from < to
 }
 
-// free returns the first block of size bits in the range at or after start of which no address is
-// taken; where there is none it goes on at the beginning of the range. The zero Prefix says that
-// there is none at all. What is taken is stepped over span by span, never block by block: an IPv6
-// range has more blocks than can be counted.
+// free returns the first block with prefix length bits in the range, at or after start, that has no taken
+// address. After the end of the range it continues at the beginning. The zero Prefix says that no block is
+// free. The search steps over taken addresses span by span, never block by block: an IPv6 range has more
+// blocks than can be counted.
 func (s *space) free(in netip.Prefix, bits int, start netip.Addr) netip.Prefix {
 	if !in.Contains(start) {
 		start = in.Addr()
@@ -67,7 +67,7 @@ func (s *space) free(in netip.Prefix, bits int, start netip.Addr) netip.Prefix {
 
 func (s *space) freeAfter(in netip.Prefix, bits int, start netip.Addr) netip.Prefix {
 	block := netip.PrefixFrom(start, bits).Masked()
-	if block.Addr() != start { // start lies inside of a block: the next one
+	if block.Addr() != start { // start lies inside a block: take the next block
 		block = next(block)
 	}
 	for block.IsValid() && in.Contains(block.Addr()) {
@@ -84,7 +84,7 @@ func (s *space) freeAfter(in netip.Prefix, bits int, start netip.Addr) netip.Pre
 	return netip.Prefix{}
 }
 
-// next returns the block after p, of the same size; the zero Prefix after the last one there is.
+// next returns the block after p, of the same size, or the zero Prefix after the last block.
 func next(p netip.Prefix) netip.Prefix {
 	a := spanOf(p).last.Next()
 	if !a.IsValid() {

@@ -13,27 +13,27 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// objects are the parts of the cluster that are read and written. A look tells their sentinels apart.
+// objects are the parts of the cluster that the worker reads and writes. A look tells the sentinels apart.
 type objects interface {
-	// ledger reads the ledger and its version, "" where there is none yet.
+	// ledger reads the ledger and its version, which is "" if there is no ledger yet.
 	ledger(ctx context.Context) (Ledger, string, error)
-	// save writes the ledger if its version is still this one, else it returns errChanged.
+	// save writes the ledger if its version is still the given version, else it returns errChanged.
 	save(ctx context.Context, l Ledger, version string) error
-	// nodes lists all Nodes as they were at one moment after the call, and says which version
-	// that was.
+	// nodes lists all Nodes as they were at one moment after the call, and returns the version of that
+	// moment.
 	nodes(ctx context.Context) ([]Node, string, error)
 	services(ctx context.Context) ([]netip.Prefix, error)
-	// grant sets the Node's pod CIDRs if it has that UID and has none, else it returns
-	// errRefused. errDenied says that the API server works and does not let us.
+	// grant sets the Node's pod CIDRs if the Node has that UID and no pod CIDRs, else it returns errRefused.
+	// errDenied says that the API server works but does not allow the change.
 	grant(ctx context.Context, p Promise) error
-	// wait returns nil when a Node has gone since version, or changed so that matters says true,
-	// or when quiet has passed.
+	// wait returns nil when a Node has gone since version, when matters reports true for a changed Node, or
+	// when quiet has passed.
 	wait(ctx context.Context, since version, matters func(Node) bool) error
 	// tell writes an Event about the Node.
 	tell(ctx context.Context, n Node, reason, message string) error
 }
 
-// version is where a wait begins, and how long it lasts at most.
+// version says where a wait begins, and how long it lasts at most.
 type version struct {
 	of    string
 	quiet time.Duration
@@ -45,20 +45,20 @@ var (
 	errDenied  = errors.New("denied")
 )
 
-// pace is the waits of a worker.
+// pace holds the waits of a worker.
 type pace struct {
-	courtesy              time.Duration // how long a new Node is left to whoever else serves it
-	quiet                 time.Duration // a look at least that often
-	busy                  time.Duration // the same while nodes wait for an operator
+	courtesy              time.Duration // how long a new Node is left to other programs
+	quiet                 time.Duration // the longest time between two looks
+	busy                  time.Duration // the longest time while nodes wait for an operator
 	retryLeast, retryMost time.Duration // after an error
 	spaceLeast, spaceMost time.Duration // between two looks, so that bursts are served together
-	repeat                time.Duration // a problem that stays is told again: an Event lives for an hour
+	repeat                time.Duration // between two reports of a problem that stays: an Event lives for an hour
 }
 
 func defaultPace() pace {
 	return pace{
-		// kube-controller-manager answers a new Node within milliseconds; a kubelet takes longer
-		// than this to become ready.
+		// kube-controller-manager serves a new Node within milliseconds. A kubelet takes longer than a second
+		// to become ready.
 		courtesy: time.Second,
 		quiet:    5 * time.Minute, busy: 30 * time.Second,
 		retryLeast: time.Second, retryMost: 30 * time.Second,
@@ -76,27 +76,27 @@ type worker struct {
 	metrics *metrics
 	before  []Node                // of the last look that was carried out
 	first   map[string]time.Time  // by UID: when a Node was first seen without pod CIDRs
-	said    map[subject]saying    // problems, as logged
+	said    map[subject]saying    // problems, as last logged
 	told    map[subject]time.Time // Events, by the Node's UID
 	denied  map[string]denial     // by UID
-	failed  string                // the error that was logged last
+	failed  string                // the last logged error
 }
 
 // result says when the next look is due.
 type result struct {
 	version version
 	again   time.Duration // when to look again without waiting for a change; 0: wait
-	cost    time.Duration // of reading
+	cost    time.Duration // the time that reading took
 }
 
-// run looks again and again until ctx ends.
+// run repeats the look until ctx ends.
 func (w *worker) run(ctx context.Context) {
 	retry := w.pace.retryLeast
 	for ctx.Err() == nil {
 		r, err := w.look(ctx)
 		switch {
 		case errors.Is(err, errChanged):
-			// Two replicas work: one of them stops soon. Until then they take turns.
+			// Two replicas work, and one of them stops soon. Until then they take turns.
 			pause(ctx, w.pace.spaceLeast+rand.N(w.pace.spaceLeast))
 			continue
 		case err != nil:
@@ -107,25 +107,24 @@ func (w *worker) run(ctx context.Context) {
 		}
 		w.fail(ctx, nil)
 		retry = w.pace.retryLeast
-		// A list of all Nodes is what costs: at most a tenth of the time goes into it.
+		// Listing all Nodes is the expensive part: it gets at most a tenth of the time.
 		pause(ctx, max(r.again, min(max(10*r.cost, w.pace.spaceLeast), w.pace.spaceMost)))
 		if r.again > 0 {
 			continue
 		}
 		if err := w.objects.wait(ctx, r.version, w.matters); err != nil && ctx.Err() == nil {
-			w.log.Debug("watch Nodes", "err", err) // the next look says whether it lasts
+			w.log.Debug("watch Nodes", "err", err) // the next look shows whether the fault lasts
 			pause(ctx, w.pace.retryLeast)
 		}
 	}
 }
 
-// matters reports whether a change of this Node is worth a look: most are heartbeats.
+// matters reports whether a change of this Node is worth a look. Most changes are heartbeats.
 func (w *worker) matters(n Node) bool {
 	return !n.hasPodCIDRs() && !n.Leaving && poolOf(w.pools, n.Labels) != nil
 }
 
-// look reads everything, decides, and carries it out. The order is what makes it safe: see the
-// package's text.
+// look reads everything, decides, and carries out the plan. The order makes it safe: see the package doc.
 func (w *worker) look(ctx context.Context) (result, error) {
 	start := time.Now()
 	ledger, at, err := w.objects.ledger(ctx)
@@ -162,7 +161,7 @@ func (w *worker) look(ctx context.Context) (result, error) {
 	return r, err
 }
 
-// early returns which Nodes are too new to be served, and when the first of them no longer is.
+// early returns the Nodes that are too new to be served, and the wait until the first of them can be served.
 func (w *worker) early(nodes []Node) (early map[string]bool, due time.Duration) {
 	now, first := time.Now(), map[string]time.Time{}
 	early = map[string]bool{}
@@ -186,8 +185,8 @@ func (w *worker) early(nodes []Node) (early map[string]bool, due time.Duration) 
 	return early, due
 }
 
-// grant patches the Nodes. One that the API server denies does not hold up the others; an API
-// server that does not answer ends the look.
+// grant patches the Nodes. A Node that the API server denies does not delay the others. An API server that
+// does not answer ends the look.
 func (w *worker) grant(ctx context.Context, grants []Promise) ([]Problem, error) {
 	denied := map[string]denial{}
 	defer func() { w.denied = denied }()
@@ -206,7 +205,7 @@ func (w *worker) grant(ctx context.Context, grants []Promise) ([]Problem, error)
 			if i := slices.IndexFunc(w.before, func(n Node) bool { return n.UID == g.UID }); i >= 0 {
 				w.before[i].PodCIDRs, w.before[i].SetBy = g.PodCIDRs, FieldManager
 			}
-		case errors.Is(d.err, errRefused): // the next look shows what it is now
+		case errors.Is(d.err, errRefused): // the next look shows the Node's present state
 		case errors.Is(d.err, errDenied):
 			denied[g.UID], names, why = d, append(names, g.Node), cmp.Or(why, d.err)
 		default:
@@ -230,7 +229,7 @@ func deniedTo(names []string, why error) []Problem {
 		Next: "let ClusterRole edgeway-controller patch Nodes, and check what admission webhooks do to Nodes; the controller tries again by itself"}}}
 }
 
-// fail logs an error once, and when it has passed.
+// fail logs an error once, and logs when it has passed.
 func (w *worker) fail(ctx context.Context, err error) {
 	switch {
 	case ctx.Err() != nil:
@@ -246,7 +245,7 @@ func (w *worker) fail(ctx context.Context, err error) {
 // mostEvents bounds the Events of one look.
 const mostEvents = 50
 
-// subject is what a problem is about: it stays while its details change.
+// subject identifies a problem while its details change.
 type subject struct{ object, reason string }
 
 // saying is the last log line about a subject.
@@ -255,7 +254,7 @@ type saying struct {
 	at   time.Time
 }
 
-// say logs each problem when it comes or changes and when it is solved, and tells it to its Nodes.
+// say logs each problem when it comes, changes or is solved, and writes Events to its Nodes.
 func (w *worker) say(ctx context.Context, problems []Problem, nodes []Node) {
 	now, said, told := time.Now(), map[subject]saying{}, map[subject]time.Time{}
 	for _, p := range problems {
@@ -282,7 +281,7 @@ func (w *worker) say(ctx context.Context, problems []Problem, nodes []Node) {
 	w.said, w.told = said, told
 }
 
-// tell writes an Event for each Node that was not told lately.
+// tell writes an Event for each Node that got no such Event lately.
 func (w *worker) tell(ctx context.Context, p Problem, nodes []Node, told map[subject]time.Time) {
 	events := 0
 	for _, n := range nodes {
@@ -298,7 +297,7 @@ func (w *worker) tell(ctx context.Context, p Problem, nodes []Node, told map[sub
 			continue
 		}
 		if err := w.objects.tell(ctx, n, eventReasons[p.Reason], p.String()); err != nil {
-			w.log.Debug("event", "node", n.Name, "err", err) // an Event is a courtesy, the log is not
+			w.log.Debug("event", "node", n.Name, "err", err) // the log counts; an Event is a courtesy
 			events = mostEvents
 			continue
 		}
@@ -306,7 +305,7 @@ func (w *worker) tell(ctx context.Context, p Problem, nodes []Node, told map[sub
 	}
 }
 
-// pause waits, or returns when ctx ends.
+// pause waits for d, or until ctx ends.
 func pause(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
