@@ -1,5 +1,5 @@
-// Command edgeway-controller gives Nodes their pod CIDRs, where kube-controller-manager does not. It
-// runs beside the cluster's control plane and on no node.
+// Command edgeway-controller gives Nodes their pod CIDRs where kube-controller-manager does not. It runs
+// beside the cluster's control plane, never on a node.
 package main
 
 import (
@@ -25,7 +25,7 @@ var (
 	commit  = "unknown"
 )
 
-// defaultConfig is read where it exists, unless --config names another file.
+// defaultConfig is read if it exists, unless --config names another file.
 const defaultConfig = "/etc/edgeway/edgeway-controller.yaml"
 
 func main() {
@@ -37,7 +37,7 @@ func main() {
 	}
 }
 
-// flags say in a pod's command line what the configuration file says elsewhere.
+// flags are a pod's command line. They stand in for the configuration file.
 type flags struct {
 	config, kubeconfig, identity, listen, level string
 	selector                                    string
@@ -87,7 +87,7 @@ func (f *flags) addTo(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.level, "log-level", "info", "debug, info, warn or error")
 }
 
-// options are what the configuration and the flags say together.
+// options combines the configuration and the flags.
 func (f flags) options() (controller.Options, error) {
 	c, err := f.read()
 	if err != nil {
@@ -118,7 +118,7 @@ func (f flags) options() (controller.Options, error) {
 	}, nil
 }
 
-// read reads the configuration: the file that was named, else the default one, else none.
+// read reads the configuration: the named file, else the default file, else an empty configuration.
 func (f flags) read() (controller.Config, error) {
 	if f.config == "" {
 		if _, err := os.Stat(defaultConfig); os.IsNotExist(err) {
