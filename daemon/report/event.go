@@ -14,15 +14,15 @@ import (
 
 const (
 	eventComponent = "edgewayd"
-	// eventNamespace holds the events of objects that have no namespace: the only one in which
-	// the API server takes them.
+	// eventNamespace holds the events of objects without a namespace: the API server accepts them in no other
+	// namespace.
 	eventNamespace = "default"
-	// eventLifetime is how long an API server keeps an event (--event-ttl); counting begins
-	// again after it.
+	// eventLifetime is how long an API server keeps an event (--event-ttl). After that, counting starts from
+	// one.
 	eventLifetime = time.Hour
-	// maxEventMessage is what an API server takes, in bytes.
+	// maxEventMessage is the longest message that an API server accepts, in bytes.
 	maxEventMessage = 1024
-	// maxPendingEvents bounds what waits for the API server; a node has a few sessions.
+	// maxPendingEvents bounds the events that wait for the API server. A node has a few sessions.
 	maxPendingEvents = 256
 )
 
@@ -35,18 +35,18 @@ const (
 	Warning EventType = "Warning"
 )
 
-// Event is what `kubectl describe` lists below a BGPPeer or BGPClusterConfig.
+// Event is one line that `kubectl describe` lists below a BGPPeer or BGPClusterConfig.
 type Event struct {
 	Resource string     // "BGPPeer/peer-a"
-	Peer     netip.Addr // the session it is of
-	Port     uint16     // 0 is 179
+	Peer     netip.Addr // the session's switch
+	Port     uint16     // 0 means 179
 	Type     EventType
 	Reason   string // Established, FailedEstablish
 	Message  string
 }
 
-// Event returns the event that says how the session is: Established, or FailedEstablish with
-// the reason and the next step.
+// Event returns the event for the session's present state: Established, or FailedEstablish with the reason
+// and the next step.
 func (s Session) Event(node string) Event {
 	peer := "switch " + s.Peer.String()
 	if s.PeerName != "" {
@@ -73,21 +73,21 @@ func (s Session) Event(node string) Event {
 	return e
 }
 
-// eventKey is a session of this node.
+// eventKey identifies a session of this node.
 type eventKey struct {
 	resource string
 	peer     netip.AddrPort
 }
 
-// pendingEvent is the latest event of a session, not sent yet.
+// pendingEvent is the latest event of a session that has not been sent.
 type pendingEvent struct {
 	Event
 	first, last time.Time
-	count       int // how often it happened since it was last sent
+	count       int // times it happened since it was last sent
 }
 
-// then returns what is pending when e happens now. Only the present counts: an API server that
-// was away for an hour is told one thing.
+// then returns the pending event when e happens now. Only the present counts: an API server that was away for
+// an hour gets one event.
 func (p pendingEvent) then(e Event, now time.Time) pendingEvent {
 	if p.count == 0 || p.Type != e.Type || p.Reason != e.Reason {
 		return pendingEvent{Event: e, first: now, last: now, count: 1}
@@ -95,14 +95,14 @@ func (p pendingEvent) then(e Event, now time.Time) pendingEvent {
 	return pendingEvent{Event: e, first: p.first, last: now, count: p.count + 1}
 }
 
-// eventRecord is what the API server has of one reason of one session.
+// eventRecord is the API server's event for one reason of one session.
 type eventRecord struct {
 	uid         string // of the resource
 	first, last time.Time
 	count       int
 }
 
-// after returns the record when p is sent too, for the resource uid.
+// after returns the record after p has also been sent, for the resource uid.
 func (r eventRecord) after(p pendingEvent, uid string) eventRecord {
 	if r.uid != uid || p.last.Sub(r.last) > eventLifetime {
 		r = eventRecord{uid: uid, first: p.first}
@@ -112,7 +112,7 @@ func (r eventRecord) after(p pendingEvent, uid string) eventRecord {
 	return r
 }
 
-// eventObject is what we write of a v1 Event.
+// eventObject holds the fields of a v1 Event that we write.
 type eventObject struct {
 	APIVersion         string            `json:"apiVersion"`
 	Kind               string            `json:"kind"`
@@ -129,8 +129,8 @@ type eventObject struct {
 	ReportingInstance  string            `json:"reportingInstance"`
 }
 
-// eventText returns the name of the event's object and what is sent. The name is the same for
-// each event of that reason and session, also after a restart: what repeats is counted.
+// eventText returns the name of the event's object and the text to send. The name is the same for every event
+// of that reason and session, also after a restart, so that repeated events are counted.
 func eventText(node string, p pendingEvent, r eventRecord) (name string, text []byte, err error) {
 	kind, object, _ := strings.Cut(p.Resource, "/")
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s %s %s", r.uid, node, endpoint(p.Peer, p.Port), p.Reason))

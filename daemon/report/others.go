@@ -13,14 +13,14 @@ import (
 )
 
 const (
-	unheard = "nodeNotHeard" // the reason of an entry whose node the API server hears no more
+	unheard = "nodeNotHeard" // the reason of an entry whose node the API server no longer hears
 	unknown = "Unknown"
 
-	// maxAnswer bounds what is read of a Node, in bytes. etcd takes 1.5 MB.
+	// maxAnswer bounds how much of a Node is read, in bytes. etcd accepts 1.5 MB.
 	maxAnswer = 4 << 20
 )
 
-// applied is what we read of the resource that the API server answers with.
+// applied holds the fields that we read of the resource in the API server's answer.
 type applied struct {
 	Metadata struct {
 		UID           string
@@ -38,20 +38,20 @@ type applied struct {
 	}
 }
 
-// life is what the API server knows of a node.
+// life is what the API server knows about a node's life.
 type life struct {
 	gone    bool      // there is no such Node
-	silent  time.Time // since when its kubelet is not heard; zero: it is
+	silent  time.Time // since when its kubelet is not heard; zero: it is heard
 	comment string
 }
 
-// amendment is what another node's entries should be, as it cannot say so itself.
+// amendment holds the right entries of another node that cannot write them itself.
 type amendment struct {
 	node    string
-	entries []speakerStatus // none: they go
+	entries []speakerStatus // none: the entries are removed
 }
 
-// others returns the nodes besides self that have entries, and what is in these.
+// others returns the nodes besides self that have entries, with those entries.
 func (a applied) others(self string) map[string][]json.RawMessage {
 	all := map[string][]json.RawMessage{}
 	for _, text := range a.Status.Speakers {
@@ -69,14 +69,14 @@ func (a applied) named(node string) bool {
 		slices.ContainsFunc(a.Spec.BGPSpeakers, func(s struct{ Name string }) bool { return s.Name == node })
 }
 
-// amend decides what becomes of another node's entries:
+// amend decides about another node's entries:
 //
-//	the spec does not name it, or there is no such Node      they go
+//	the spec does not name it, or there is no such Node      they are removed
 //	it was not heard since, and has said nothing since       they say Unknown
 //	else                                                     they stay
 //
-// The second holds once: a node that says again that its session stands, though its kubelet is
-// dead, is believed.
+// The second row holds once: a node that reports again that its session is up is believed, though its kubelet
+// is dead.
 func (a applied) amend(node string, entries []json.RawMessage, l life) (amendment, bool) {
 	if !a.named(node) || l.gone {
 		return amendment{node: node}, true
@@ -108,8 +108,8 @@ func (a applied) spoke(node string) time.Time {
 	return time.Time{}
 }
 
-// amendOthers sees to the entries of speakers that cannot: any that lives may, in their name, and
-// two that do so at once do the same. ask says whether to ask for their Nodes too.
+// amendOthers corrects the entries of speakers that cannot do so themselves. Any live speaker may do it in
+// their name, and two speakers that do it at once write the same. ask returns the life of a Node.
 func (w *reportWriter) amendOthers(ctx context.Context, ref string, a applied, ask func(node string) (life, error)) error {
 	for node, entries := range a.others(w.node) {
 		var l life
@@ -130,10 +130,10 @@ func (w *reportWriter) amendOthers(ctx context.Context, ref string, a applied, a
 	return nil
 }
 
-// alive is the answer while nobody is asked.
+// alive is the answer while no Node is asked for.
 func alive(string) (life, error) { return life{}, nil }
 
-// life asks the API server for a Node: as a list of one, as that is what a node may do anyway.
+// life asks the API server for a Node as a list of one, which RBAC allows a node anyway.
 func (w *reportWriter) life(ctx context.Context, node string) (life, error) {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
@@ -142,7 +142,7 @@ func (w *reportWriter) life(ctx context.Context, node string) (life, error) {
 		return life{}, err
 	}
 	if err != nil {
-		return life{}, nil // it does not say
+		return life{}, nil // a refusal says nothing about the Node
 	}
 	defer body.Close()
 	var list struct {

@@ -1,9 +1,9 @@
-// Package report tells the cluster what became of this node's BGP sessions: in the status of each
-// BGPPeer and BGPClusterConfig, and as events beside them.
+// Package report tells the cluster the state of this node's BGP sessions: in the status of each BGPPeer and
+// BGPClusterConfig, and as events about them.
 //
-// It owns all that edgewayd writes to the API server. It never reads what the cluster wants, never
-// decides anything, and nothing waits for it: while the API server is away, or refuses, only the
-// news is missing.
+// It owns everything that edgewayd writes to the API server. It never reads what the cluster wants and never
+// decides anything. Nothing waits for it: while the API server is away or refuses, only the reports are
+// missing.
 //
 //	r := report.New(o)
 //	go r.Run(ctx)
@@ -23,59 +23,59 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// Session is what this node says of one of its BGP sessions in the status of the resource
-// that asks for it.
+// Session is this node's report about one of its BGP sessions, in the status of the resource that asks for
+// the session.
 type Session struct {
 	Resource    string     // "BGPPeer/peer-a"
 	Peer        netip.Addr // address of the switch
-	Port        uint16     // TCP port of the switch; 0 is 179
-	PeerName    string     // as the resource calls the switch, "" where it does not
+	Port        uint16     // TCP port of the switch; 0 means 179
+	PeerName    string     // the resource's name for the switch; "": it has none
 	PeerASN     uint32
 	State       string        // RFC 4271: Idle, Connect, Active, OpenSent, OpenConfirm, Established
-	Since       time.Time     // since when it is Established, or is not
+	Since       time.Time     // of the present state: Established or not
 	Reason      string        // why it is not Established: an identifier
 	Message     string        // one sentence with the next step
-	Advertised  int           // prefixes that the switch was told
-	RestartTime time.Duration // graceful restart as negotiated, 0: not
+	Advertised  int           // number of prefixes advertised to the switch
+	RestartTime time.Duration // negotiated time of graceful restart; 0: not negotiated
 }
 
-// Established reports whether the session is up on the settings of the resource.
+// Established reports whether the session is up with the settings of the resource.
 func (s Session) Established() bool { return s.State == established && s.Reason == "" }
 
-// Reporter writes this node's BGP sessions where `kubectl get`, `describe` and `wait` show them:
-// into the status of each BGPPeer and BGPClusterConfig that has them, and as events beside it.
+// Reporter writes this node's BGP sessions where `kubectl get`, `describe` and `wait` show them: into the
+// status of each BGPPeer and BGPClusterConfig that has them, and as events.
 //
-// Each node owns its own entries of status.speakers and no others (server-side apply, with the
-// field manager edgewayd-<node>), so that nodes neither overwrite nor wait for each other.
+// Each node owns only its own entries of status.speakers (server-side apply, with the field manager
+// edgewayd-<node>), so that nodes neither overwrite each other nor wait for each other.
 type Reporter struct {
 	node string
 	dial func() (*cluster.Connection, error)
 	pace reportPace
 	wake chan struct{} // one slot: look again
 
-	mu       sync.Mutex // guards what follows; nobody waits for the network under it
+	mu       sync.Mutex // guards the fields below; never held during a request
 	wanted   map[string][]speakerStatus
 	pending  map[eventKey]pendingEvent
 	problems map[string]cluster.Problem
 }
 
-// reportPace is how often the API server is asked for something.
+// reportPace says how often requests go to the API server.
 type reportPace struct {
-	// coalesce is the least time from one write of an object to its next: a switch that flaps
-	// may not become a load on etcd, and each write goes out to every node that watches.
+	// coalesce is the least time between two writes of an object. A switch that flaps must not become a load
+	// on etcd, and each write goes out to every node that watches.
 	coalesce time.Duration
-	// count is the same for a number of prefixes alone: it changes with each node that joins, for
-	// each speaker of its LAN, and can wait.
+	// count is the least time before a write that changes only a number of prefixes. The number changes for
+	// each speaker of a LAN with each node that joins, and can wait.
 	count time.Duration
-	// settle is how long a session that was just begun is no news: most of them come up in
-	// seconds, and a restart of the daemon should be one write.
+	// settle is how long a session that has just started is not reported. Most sessions come up in seconds,
+	// and a restart of the daemon should be one write.
 	settle time.Duration
-	// check is how often a status that should be right is written again, which the API server
-	// takes for nothing when it is: it may have been lost with its object, or changed by others.
+	// check is how often a status that should be right is written again: it may have been lost with its
+	// object, or changed by others. The API server ignores a write that changes nothing.
 	check time.Duration
-	// refused is the most to wait after an answer that will hardly change by itself: 403, 404, 422.
+	// refused is the longest wait after an answer that will hardly change by itself: 403, 404, 422.
 	refused time.Duration
-	// retryLeast and retryMost bound the wait, doubled each time, while the API server is away.
+	// retryLeast and retryMost bound the wait while the API server is away. The wait doubles each time.
 	retryLeast, retryMost time.Duration
 }
 
@@ -84,7 +84,7 @@ var defaultReportPace = reportPace{
 	refused: time.Minute, retryLeast: time.Second, retryMost: time.Minute,
 }
 
-// New returns a Reporter for the node o.Node. Nothing is sent before Run.
+// New returns a Reporter for the node o.Node. It sends nothing before Run.
 func New(o cluster.KubernetesOptions) *Reporter {
 	return newReporter(o.Node, func() (*cluster.Connection, error) { return cluster.Connect(o) }, defaultReportPace)
 }
@@ -96,8 +96,8 @@ func newReporter(node string, dial func() (*cluster.Connection, error), p report
 	}
 }
 
-// Sync says which sessions this node has: all of them, each time. A session that was reported before
-// and is not among them is taken back. It does not block; the latest call is the one that counts.
+// Sync sets the complete list of this node's sessions. A session that was reported before and is not in the
+// list is removed from the status. Sync does not block, and only the latest call counts.
 func (r *Reporter) Sync(sessions []Session) {
 	wanted := map[string][]speakerStatus{}
 	live := map[eventKey]bool{}
@@ -112,15 +112,15 @@ func (r *Reporter) Sync(sessions []Session) {
 	r.wanted = wanted
 	for key := range r.pending {
 		if !live[key] {
-			delete(r.pending, key) // nobody asks for this session any more
+			delete(r.pending, key) // no resource asks for this session any more
 		}
 	}
 	r.mu.Unlock()
 	r.look()
 }
 
-// Event says that something happened to a session. It does not block. While the API server is
-// away only the latest event of a session is kept.
+// Event says that something happened to a session. It does not block. While the API server is away, only the
+// latest event of a session is kept.
 func (r *Reporter) Event(e Event) {
 	r.mu.Lock()
 	key := eventKey{e.Resource, endpoint(e.Peer, e.Port)}
@@ -132,8 +132,8 @@ func (r *Reporter) Event(e Event) {
 	r.look()
 }
 
-// Problems returns why the API server does not take the reports, if it answers at all: an
-// operator can mend that. That it does not answer is said by the source.
+// Problems returns why the API server refuses the reports, which an operator can repair. An API server that
+// does not answer is not among them: the source reports it.
 func (r *Reporter) Problems() []cluster.Problem {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -151,8 +151,8 @@ func (r *Reporter) look() {
 	}
 }
 
-// Run reports until ctx ends, and then returns nil. Statuses stay as they are: the sessions do
-// too (graceful restart).
+// Run reports until ctx ends, and then returns nil. Statuses stay as they are, because the sessions do too
+// (graceful restart).
 func (r *Reporter) Run(ctx context.Context) error {
 	w := newReportWriter(r)
 	timer := time.NewTimer(0)

@@ -14,12 +14,12 @@ import (
 
 const (
 	established = "Established"
-	connecting  = "connecting" // the reason of a session that was just begun
+	connecting  = "connecting" // the reason of a session that has just started
 	defaultPort = 179          // RFC 4271 section 4.2
 )
 
-// speakerStatus is one entry of status.speakers: one session of one node. The node, the address
-// and the port are its key in the list.
+// speakerStatus is one entry of status.speakers: one session of one node. Node, address and port are its key
+// in the list.
 type speakerStatus struct {
 	Node        string      `json:"node"`
 	Address     netip.Addr  `json:"address"`
@@ -44,13 +44,13 @@ type condition struct {
 	Message            string    `json:"message"`
 }
 
-// reportStatus is the status of a BGPPeer or BGPClusterConfig, as far as one node owns it.
+// reportStatus is one node's part of the status of a BGPPeer or BGPClusterConfig.
 type reportStatus struct {
 	Established []string        `json:"established,omitempty"`
 	Speakers    []speakerStatus `json:"speakers,omitempty"`
 }
 
-// statusApply is what is sent. Without a status, everything that the field manager owns goes.
+// statusApply is the text to send. Without a status, it removes everything that the field manager owns.
 type statusApply struct {
 	APIVersion string            `json:"apiVersion"`
 	Kind       string            `json:"kind"`
@@ -65,7 +65,7 @@ func endpoint(a netip.Addr, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(a, cmp.Or(port, defaultPort))
 }
 
-// status returns the entry that says it.
+// status returns the session's entry in the status.
 func (s Session) status(node string) speakerStatus {
 	since := s.Since.UTC().Truncate(time.Second) // the API server keeps whole seconds
 	e := speakerStatus{
@@ -81,8 +81,8 @@ func (s Session) status(node string) speakerStatus {
 	return e
 }
 
-// arranged returns the entries in the order of their keys, each key once: "port 179" and "the
-// usual port" may be two peers of a resource, and are one session.
+// arranged returns the entries in the order of their keys, each key once. A resource may name two peers,
+// "port 179" and "the usual port", that are one session.
 func arranged(entries []speakerStatus) []speakerStatus {
 	order := func(a, b speakerStatus) int {
 		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Port, b.Port))
@@ -91,9 +91,9 @@ func arranged(entries []speakerStatus) []speakerStatus {
 	return slices.CompactFunc(entries, func(a, b speakerStatus) bool { return order(a, b) == 0 })
 }
 
-// news is the part of an entry that is worth a write. Not in it: the message, which can change at
-// each attempt, and the state while it is not Established, which does, as the state machine of
-// RFC 4271 goes round once per attempt.
+// news is the part of an entry that is worth a write. It leaves out the message, which can change at each
+// attempt. It also leaves out the state until it is Established: the state machine of RFC 4271 goes round
+// once per attempt.
 type news struct {
 	node, name, reason    string
 	peer                  netip.AddrPort
@@ -110,12 +110,12 @@ func (e speakerStatus) news() news {
 	}
 }
 
-// sameNews reports whether want says nothing that have does not.
+// sameNews reports whether want has no news that have lacks.
 func sameNews(want, have []speakerStatus) bool {
 	return slices.EqualFunc(want, have, func(a, b speakerStatus) bool { return a.news() == b.news() })
 }
 
-// sameButCount is sameNews, whatever the numbers of prefixes are.
+// sameButCount is sameNews without the numbers of prefixes.
 func sameButCount(want, have []speakerStatus) bool {
 	return slices.EqualFunc(want, have, func(a, b speakerStatus) bool {
 		a.Prefixes = b.Prefixes
@@ -123,7 +123,7 @@ func sameButCount(want, have []speakerStatus) bool {
 	})
 }
 
-// settled returns when the last of the sessions that were just begun is news as it is.
+// settled returns when the youngest of the sessions that have just started is worth a report as it is.
 func settled(entries []speakerStatus, settle time.Duration) time.Time {
 	var at time.Time
 	for _, e := range entries {
@@ -134,8 +134,8 @@ func settled(entries []speakerStatus, settle time.Duration) time.Time {
 	return at
 }
 
-// label names a session in status.established: "node-1", or "node-1/switch-1" where the
-// resource has names for its switches.
+// label names a session in status.established: "node-1", or "node-1/switch-1" where the resource names its
+// switches.
 func (e speakerStatus) label() string {
 	if e.Name == "" {
 		return e.Node
@@ -143,7 +143,7 @@ func (e speakerStatus) label() string {
 	return e.Node + "/" + e.Name
 }
 
-// statusText returns the text that is sent for a resource: everything that one node says of it.
+// statusText returns the text to send for a resource: all of one node's entries.
 func statusText(ref string, entries []speakerStatus) ([]byte, error) {
 	kind, name, _ := strings.Cut(ref, "/")
 	apply := statusApply{APIVersion: cluster.APIVersion(kind), Kind: kind, Metadata: map[string]string{"name": name}}

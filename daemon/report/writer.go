@@ -17,35 +17,35 @@ import (
 )
 
 const (
-	// reportTimeout bounds one request: a WAN that swallows packets may not hold the next one.
+	// reportTimeout bounds one request: a WAN that swallows packets must not delay the next request.
 	reportTimeout = 15 * time.Second
 
-	statusRefused = "statusRefused" // the API server does not take our status
-	eventsRefused = "eventsRefused" // nor our events
+	statusRefused = "statusRefused" // the API server refuses our status
+	eventsRefused = "eventsRefused" // the API server refuses our events
 
-	eventsOf = "events of " // before a resource: what Reporter.problems has of its events
+	eventsOf = "events of " // prefix of a resource: the key of its events in Reporter.problems
 )
 
-// reportWriter sends what a Reporter was told. Its state is that of one goroutine.
+// reportWriter sends the Reporter's sessions and events. Only one goroutine uses it.
 type reportWriter struct {
 	*Reporter
 	server  *cluster.Connection // nil until the configuration could be read
 	known   map[string]*reported
 	events  map[eventRecordKey]*sentEvent
 	wait    time.Duration // the last back-off
-	retryAt time.Time     // nothing is sent before: the API server is away
+	retryAt time.Time     // nothing is sent earlier: the API server is away
 }
 
-// reported is what we know of our part of one resource's status.
+// reported is our part of one resource's status, as far as we know it.
 type reported struct {
 	uid       string
-	entries   []speakerStatus // as last written; none: nothing of ours is there
+	entries   []speakerStatus // as last written; none: the status has nothing of ours
 	notBefore time.Time       // for news
 	countAt   time.Time       // for a number of prefixes alone
 	checkAt   time.Time
 	othersAt  time.Time // when the Nodes of other speakers are asked for
 
-	refusedFor time.Duration // the last wait after a refusal; 0: it was taken
+	refusedFor time.Duration // the last wait after a refusal; 0: the last write was accepted
 }
 
 type eventRecordKey struct {
@@ -62,9 +62,9 @@ func newReportWriter(r *Reporter) *reportWriter {
 	return &reportWriter{Reporter: r, known: map[string]*reported{}, events: map[eventRecordKey]*sentEvent{}}
 }
 
-// job is one request that is to be sent.
+// job is one request to be sent.
 type job struct {
-	at    time.Time // zero: none
+	at    time.Time // zero: there is no request
 	do    func(context.Context) error
 	label string
 }
@@ -73,7 +73,7 @@ func (j job) before(other job) bool {
 	return !j.at.IsZero() && (other.at.IsZero() || j.at.Before(other.at) || j.at.Equal(other.at) && j.label < other.label)
 }
 
-// work sends what is due, and returns when something will be; zero: when something changes.
+// work sends the requests that are due. It returns when the next is due; zero: when something changes.
 func (w *reportWriter) work(ctx context.Context) time.Time {
 	for ctx.Err() == nil {
 		next := w.next()
@@ -104,7 +104,7 @@ func (w *reportWriter) next() job {
 	defer w.mu.Unlock()
 	var first job
 	if w.wanted == nil {
-		return first // what this node has is not known: nothing may be taken back
+		return first // this node's sessions are not known yet: nothing may be removed
 	}
 	for ref := range w.wanted {
 		if w.known[ref] == nil {
@@ -128,7 +128,7 @@ func (w *reportWriter) next() job {
 	for key, p := range w.pending {
 		have := w.known[key.resource]
 		if have == nil || have.uid == "" {
-			continue // its status is written first, which tells the UID
+			continue // its status is written first, which returns the UID
 		}
 		at := p.first
 		if sent := w.events[eventRecordKey{key, p.Reason}]; sent != nil {
@@ -142,7 +142,7 @@ func (w *reportWriter) next() job {
 	return first
 }
 
-// due returns when the status is to be written next, and with which entries.
+// due returns when the status must next be written, and with which entries.
 func (r *reported) due(want []speakerStatus, p reportPace) (time.Time, []speakerStatus) {
 	if sameNews(want, r.entries) {
 		return r.checkAt, r.entries // the same text, so that the API server sees no change
@@ -153,17 +153,18 @@ func (r *reported) due(want []speakerStatus, p reportPace) (time.Time, []speaker
 	return later(r.notBefore, settled(want, p.settle), longAgo), want
 }
 
-// longAgo is due now, and not the zero time.
+// longAgo means due now. It is not the zero time, which means never.
 var longAgo = time.Unix(0, 0)
 
-// writeStatus writes this node's part of a resource's status. Its error means that the API
-// server is away; an answer is not an error, whatever it says.
+// writeStatus writes this node's part of a resource's status. Its error means that the API server is away. An
+// answer is not an error, whatever it says.
 func (w *reportWriter) writeStatus(ctx context.Context, ref string, entries []speakerStatus) error {
 	have := w.known[ref]
 	a, err := w.applyStatus(ctx, ref, manager(w.node), entries)
 	now := time.Now()
 	if away(err) {
-		// Others go first next time: it may be this one alone, for a webhook that fails.
+		// Other requests go first next time: the fault may be this resource's alone, such as a failing
+		// webhook.
 		have.notBefore, have.countAt, have.checkAt = later(have.notBefore, now), later(have.countAt, now), later(have.checkAt, now)
 		return err
 	}
@@ -171,11 +172,11 @@ func (w *reportWriter) writeStatus(ctx context.Context, ref string, entries []sp
 	have.notBefore, have.countAt, have.checkAt = now.Add(w.pace.coalesce), now.Add(w.pace.count), now.Add(jitter(w.pace.check))
 	switch {
 	case answered(err, http.StatusNotFound):
-		// The resource is gone, and our entries with it; or its kind is not there yet.
+		// The resource is gone, and our entries with it, or its kind is not installed yet.
 		*have = reported{notBefore: now.Add(jitter(w.pace.refused))}
 		return nil
 	case err != nil:
-		// Soon at first: an API server that just started refuses what its own caches do not know yet.
+		// Try again soon at first: an API server that just started refuses what its caches do not know yet.
 		have.refusedFor = min(max(2*have.refusedFor, w.pace.retryLeast), w.pace.refused)
 		again := now.Add(jitter(have.refusedFor))
 		have.notBefore, have.countAt, have.checkAt = again, again, again
@@ -191,7 +192,7 @@ func (w *reportWriter) writeStatus(ctx context.Context, ref string, entries []sp
 	return w.amendOthers(ctx, ref, a, ask)
 }
 
-// applyStatus makes entries all that the field manager has in a resource's status.
+// applyStatus makes entries the field manager's only fields in a resource's status.
 func (w *reportWriter) applyStatus(ctx context.Context, ref, manager string, entries []speakerStatus) (applied, error) {
 	var a applied
 	text, err := statusText(ref, entries)
@@ -209,7 +210,7 @@ func (w *reportWriter) applyStatus(ctx context.Context, ref, manager string, ent
 	return a, nil
 }
 
-// apply makes text all that the field manager has in the object at path.
+// apply makes text the field manager's only fields in the object at path.
 func (w *reportWriter) apply(ctx context.Context, path, manager string, text []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
@@ -231,7 +232,7 @@ func (w *reportWriter) writeEvent(ctx context.Context, key eventKey, p pendingEv
 	_, err = w.apply(ctx, "api/v1/namespaces/"+eventNamespace+"/events/"+name, manager(w.node), text)
 	now := time.Now()
 	if away(err) {
-		w.events[record] = &sentEvent{sent.eventRecord, now} // others go first
+		w.events[record] = &sentEvent{sent.eventRecord, now} // other events go first
 		return err
 	}
 	w.solve(eventsOf+p.Resource, err)
@@ -243,7 +244,7 @@ func (w *reportWriter) writeEvent(ctx context.Context, key eventKey, p pendingEv
 	w.forgetEvents(now)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.pending[key] == p { // else it happened again meanwhile
+	if w.pending[key] == p { // else the event happened again meanwhile
 		delete(w.pending, key)
 	} else if again, ok := w.pending[key]; ok && again.Reason == p.Reason {
 		again.count -= p.count
@@ -252,7 +253,7 @@ func (w *reportWriter) writeEvent(ctx context.Context, key eventKey, p pendingEv
 	return nil
 }
 
-// forgetEvents drops what the API server has dropped too.
+// forgetEvents drops the records of events that the API server has dropped.
 func (w *reportWriter) forgetEvents(now time.Time) {
 	for key, sent := range w.events {
 		if now.Sub(sent.last) > eventLifetime {
@@ -261,8 +262,8 @@ func (w *reportWriter) forgetEvents(now time.Time) {
 	}
 }
 
-// connected sees to a connection with the credentials as they are now: a kubelet's are renewed.
-// While they cannot be read, the connection that was made before serves on, as the source's does.
+// connected ensures a connection with the present credentials, as a kubelet's credentials are renewed. While
+// they cannot be read, the earlier connection stays in use, as in the source.
 func (w *reportWriter) connected() error {
 	if w.server != nil && !w.server.Stale() {
 		return nil
@@ -280,7 +281,7 @@ func (w *reportWriter) connected() error {
 	return nil
 }
 
-// solve records what the API server said to a request, for Problems.
+// solve records the API server's answer to a request, for Problems.
 func (w *reportWriter) solve(what string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -302,8 +303,8 @@ func (w *reportWriter) solve(what string, err error) {
 	w.problems[what] = p
 }
 
-// away reports whether the error says that the API server could not be asked, or could not
-// answer, so that the same request may do later. Every other answer is about the request.
+// away reports whether the API server could not be asked, or could not answer, so that the same request may
+// succeed later. Every other answer is about the request.
 func away(err error) bool {
 	status := (*apierrors.StatusError)(nil)
 	if err == nil || !errors.As(err, &status) {
@@ -311,7 +312,7 @@ func away(err error) bool {
 	}
 	switch code := status.ErrStatus.Code; code {
 	case http.StatusUnauthorized: // credentials are renewed
-	case http.StatusConflict: // the API server gave up after several writers were faster
+	case http.StatusConflict: // several other writers were faster, and the API server gave up
 	case http.StatusTooManyRequests:
 	default:
 		return code >= http.StatusInternalServerError
@@ -319,14 +320,14 @@ func away(err error) bool {
 	return true
 }
 
-// answered reports whether err is that answer of an API server.
+// answered reports whether err is an API server's answer with that code.
 func answered(err error, code int32) bool {
 	status := (*apierrors.StatusError)(nil)
 	return errors.As(err, &status) && status.ErrStatus.Code == code
 }
 
-// manager is the field manager of a node: what tells its entries from those of others. The API
-// server takes 128 characters.
+// manager is a node's field manager. It tells the node's entries from those of other nodes. The API server
+// accepts 128 characters.
 func manager(node string) string {
 	name := eventComponent + "-" + node
 	if len(name) <= 128 {
@@ -336,8 +337,8 @@ func manager(node string) string {
 	return fmt.Sprintf("%s-%x", name[:100], sum[:8])
 }
 
-// jitter returns d, less up to a quarter or more up to a quarter: thousands of nodes that lost
-// the API server in one moment do not come back in one.
+// jitter returns d, changed by up to a quarter either way: thousands of nodes that lost the API server at one
+// moment do not return at one moment.
 func jitter(d time.Duration) time.Duration {
 	return d - d/4 + rand.N(max(d/2, 1))
 }
