@@ -114,6 +114,7 @@ type Status struct {
 	Since      time.Time // when it became Established, or ceased to be
 	Reason     string    // why it is not Established: an identifier, "" when it is
 	Detail     string    // one sentence with the next step
+	Lacks      []Lack    // what an Established session lacks
 	Advertised []Path    // in this session, sorted
 	// Refused is why the settings of Peer failed while others worked: the session runs on the earlier
 	// ones. Its Detail says what differs. At is zero if that did not happen.
@@ -123,6 +124,12 @@ type Status struct {
 	Restart     bool          // graceful restart was negotiated
 	RestartTime time.Duration // how long we asked the switch to keep our paths
 	LongLived   time.Duration // how much longer as a last resort; 0: not negotiated
+}
+
+// Lack is something that an Established session lacks.
+type Lack struct {
+	Reason string // an identifier
+	Detail string // one sentence with the next step
 }
 
 // Reset is why a session left Established. It is still known when the session is up again.

@@ -44,6 +44,13 @@ const (
 	reasonCrashed           = "crashed"           // the process of this session ended by itself
 )
 
+// The reasons of Lack.Reason. docs/operations.md has a line for each.
+const (
+	lackFamily    = "familyNotActivated"
+	lackRestart   = "noGracefulRestart"
+	lackLongLived = "noLongLivedRestart"
+)
+
 // cause is why a session is not Established: an identifier and a sentence with the next step.
 type cause struct {
 	reason string

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,6 +78,24 @@ func TestCeaseIsTheLastMessage(t *testing.T) {
 	}
 	sw.Close()
 	<-r.done
+}
+
+// A switch that sends our own Cease back is not quoted with our words.
+func TestEchoOfOurCease(t *testing.T) {
+	r, _, sw := relayed(t)
+	go r.leave(farewell("moving", false))
+	m, err := readMessage(sw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sw.Write(m); err != nil {
+		t.Fatal(err)
+	}
+	sw.Close()
+	<-r.done
+	if st, _ := r.journal.status(); st.Reason != reasonEnded || strings.Contains(st.Detail, "moving") {
+		t.Errorf("%s: %s", st.Reason, st.Detail)
+	}
 }
 
 // A switch that does not read holds nobody up, and gets no Cease in the middle of another message.

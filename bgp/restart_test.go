@@ -242,7 +242,7 @@ func TestLongLivedGracefulRestart(t *testing.T) {
 		p := startProcess(t, want)
 		sw.hears(20*time.Second, want.Paths)
 		sw.settled()
-		if st := p.established(5*time.Second, 1).Status[0]; st.LongLived != 20*time.Second || st.Detail != "" {
+		if st := p.established(5*time.Second, 1).Status[0]; st.LongLived != 20*time.Second || len(st.Lacks) != 0 {
 			t.Errorf("not negotiated: %+v", st)
 		}
 		w := sw.watch()
@@ -346,7 +346,7 @@ func TestLongLivedNotNegotiated(t *testing.T) {
 	mustSync(t, s, Session{Peer: p, Paths: pods(1)})
 	eventually(t, 15*time.Second, func() error {
 		st := s.Status(t.Context())[0]
-		if !st.Restart || st.LongLived != 0 || !strings.Contains(st.Detail, "10m0s after this daemon is gone: enable long-lived graceful restart") {
+		if !st.Restart || st.LongLived != 0 || len(st.Lacks) != 1 || !strings.Contains(st.Lacks[0].Detail, "10m0s after this daemon is gone: enable long-lived graceful restart") {
 			return fmt.Errorf("%+v", st)
 		}
 		return nil

@@ -71,7 +71,7 @@ func TestThirdPartyNextHop(t *testing.T) {
 		mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(5)})
 		sw.hears(15*time.Second, pods(5))
 		st := becomes(t, s, time.Second, "Established", "")
-		if !st.Restart || len(st.Advertised) != 10 || st.Detail != "" {
+		if !st.Restart || len(st.Advertised) != 10 || len(st.Lacks) != 0 {
 			t.Errorf("status %+v", st)
 		}
 		if again := mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(5)}); len(again) != 0 {

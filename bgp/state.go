@@ -217,8 +217,8 @@ func (p Peer) nonsense() string {
 		return "no local address; set the node's own address on the switch's subnet"
 	case local.Is4() != remote.Is4():
 		return fmt.Sprintf("local address %s and peer address %s are of different families; give the node an address of the peer's family", local, remote)
-	case remote.Zone() != "" || local.Zone() != "":
-		return fmt.Sprintf("%s is a link-local address; use global addresses on both sides", remote)
+	case remote.Is6() && remote.IsLinkLocalUnicast() || local.Is6() && local.IsLinkLocalUnicast():
+		return fmt.Sprintf("the session from %s to %s has a link-local address; use global addresses on both sides", local, remote)
 	case local == remote:
 		return fmt.Sprintf("local and peer address are both %s; set the switch's address", local)
 	case badASN(p.ASN):

@@ -40,6 +40,7 @@ func TestValidate(t *testing.T) {
 		{"families differ", func(s *Session) { s.Peer.LocalAddress = addr("fd00::1") }, "different families; give the node an address of the peer's family"},
 		{"no address", func(s *Session) { s.Peer.Address = Peer{}.Address }, "not a unicast address; set the switch's address"},
 		{"multicast", func(s *Session) { s.Peer.Address = addr("224.0.0.5") }, "not a unicast address"},
+		{"link-local without a zone", func(s *Session) { s.Peer.Address, s.Peer.LocalAddress = addr("fe80::1"), addr("fd00::2") }, "link-local address; use global"},
 		{"link-local", func(s *Session) { s.Peer.Address, s.Peer.LocalAddress = addr("fe80::1%eth0"), addr("fe80::2%eth0") }, "link-local address; use global"},
 		{"itself", func(s *Session) { s.Peer.Address = s.Peer.LocalAddress }, "are both 10.0.10.11"},
 		{"AS 0", func(s *Session) { s.Peer.ASN = 0 }, "peer AS 0 is reserved"},
@@ -320,5 +321,14 @@ func TestReasonsAreDocumented(t *testing.T) {
 	}
 	if diff := cmp.Diff(found("reason.go", `\n\treason\w+ += "(\w+)"`), found("../docs/operations.md", "(?m)^\\| `(\\w+)` ")); diff != "" {
 		t.Errorf("reason.go and the table (-code +docs):\n%s", diff)
+	}
+	docs, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, lack := range found("reason.go", `\n\tlack\w+ += "(\w+)"`) {
+		if !strings.Contains(string(docs), "\n| `"+lack+"` |") {
+			t.Errorf("docs/operations.md has no line for %s", lack)
+		}
 	}
 }

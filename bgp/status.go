@@ -1,9 +1,6 @@
 package bgp
 
-import (
-	"fmt"
-	"strings"
-)
+import "fmt"
 
 func (t *talk) status() Status {
 	st, offer := t.journal.status()
@@ -28,23 +25,22 @@ func (t *talk) status() Status {
 			st.LongLived = t.peer.LongLivedTime
 		}
 	}
-	st.Detail = shortcomings(t.peer, offer, untold)
+	st.Lacks = lacks(t.peer, offer, untold)
 	return st
 }
 
-// shortcomings says what an established session lacks.
-func shortcomings(p Peer, o offer, untold [2]int) string {
-	var out []string
+// lacks says what an Established session lacks.
+func lacks(p Peer, o offer, untold [2]int) (out []Lack) {
 	for i, family := range []string{"IPv4", "IPv6"} {
 		if untold[i] > 0 {
-			out = append(out, fmt.Sprintf("%d %s paths are not advertised: activate %s unicast for this neighbour on the switch", untold[i], family, family))
+			out = append(out, Lack{lackFamily, fmt.Sprintf("%d %s paths are not advertised: activate %s unicast for this neighbour on the switch", untold[i], family, family)})
 		}
 	}
 	if p.RestartTime > 0 && !o.restart {
-		out = append(out, "the switch drops the paths when this daemon restarts: enable graceful restart for this neighbour there")
+		out = append(out, Lack{lackRestart, "the switch drops the paths when this daemon restarts: enable graceful restart for this neighbour there"})
 	}
 	if p.LongLivedTime > 0 && o.restart && !o.longLived {
-		out = append(out, fmt.Sprintf("the switch drops the paths %s after this daemon is gone: enable long-lived graceful restart there (RFC 9494)", p.RestartTime))
+		out = append(out, Lack{lackLongLived, fmt.Sprintf("the switch drops the paths %s after this daemon is gone: enable long-lived graceful restart there (RFC 9494)", p.RestartTime)})
 	}
-	return strings.Join(out, "; ")
+	return out
 }

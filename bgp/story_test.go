@@ -388,12 +388,12 @@ func TestSwitchWithoutGracefulRestart(t *testing.T) {
 		sw.hears(15*time.Second, pods(1)[:1])
 		st := becomes(t, s, 5*time.Second, "Established", "")
 		eventually(t, 5*time.Second, func() error {
-			if st = s.Status(t.Context())[0]; st.Detail == "" {
-				return errors.New("no detail")
+			if st = s.Status(t.Context())[0]; len(st.Lacks) == 0 {
+				return errors.New("lacks nothing")
 			}
 			return nil
 		})
-		if st.Restart || len(st.Advertised) != 1 || !strings.Contains(st.Detail, "1 IPv6 paths are not advertised") || !strings.Contains(st.Detail, "enable graceful restart") {
+		if st.Restart || len(st.Advertised) != 1 || len(st.Lacks) != 2 || st.Lacks[0].Reason != lackFamily || !strings.Contains(st.Lacks[0].Detail, "1 IPv6 paths are not advertised") || st.Lacks[1].Reason != lackRestart {
 			t.Errorf("%+v", st)
 		}
 	})

@@ -79,12 +79,17 @@ func TestReports(t *testing.T) {
 	}
 }
 
-// A session that runs on earlier settings is a problem, and not what the resource asks for.
+// What a session lacks is a problem. A session that runs on earlier settings is a problem, too, and not
+// what the resource asks for.
 func TestRefusedSettings(t *testing.T) {
 	at := time.Unix(1e9, 0)
 	key := bgp.Key{Address: netip.MustParseAddr("10.0.0.1"), Port: 179, LocalASN: 65010}
 	st := bgp.Status{Peer: bgp.Peer{Name: "BGPPeer/peer", Address: key.Address, ASN: 64999, LocalASN: 65010}, State: "Established", Since: at.Add(-time.Hour),
 		Refused: bgp.Reset{At: at, Reason: "asnMismatch", Detail: "as 64999, was 65001: the switch has AS number 65001, not 64999"}}
+	lame := bgp.Status{State: "Established", Lacks: []bgp.Lack{{Reason: "noGracefulRestart", Detail: "enable graceful restart there"}}}
+	if got := sessionProblems([]bgp.Status{lame}); len(got) != 1 || got[0].Reason != "noGracefulRestart" || got[0].Next != "enable graceful restart there" {
+		t.Errorf("problems %+v", got)
+	}
 	problems := sessionProblems([]bgp.Status{st})
 	if len(problems) != 1 || problems[0].Reason != "settingsRefused" || !strings.Contains(problems[0].Got, "the switch has AS number 65001") {
 		t.Errorf("problems %+v", problems)

@@ -128,6 +128,9 @@ func sessionStatus(sessions []bgp.Status) []api.Session {
 			Peer: st.Peer.Address.String(), Resource: st.Peer.Name, PeerASN: st.Peer.ASN, LocalASN: st.Peer.LocalASN,
 			State: st.State, Since: st.Since, Reason: st.Reason, Detail: st.Detail, Flaps: st.Flaps,
 		}
+		for _, l := range st.Lacks {
+			s.Lacks = append(s.Lacks, api.Lack{Reason: l.Reason, Detail: l.Detail})
+		}
 		if r := st.LastReset; !r.At.IsZero() {
 			s.LastReset = &api.Reset{At: r.At, Reason: r.Reason, Detail: r.Detail}
 		}
@@ -147,13 +150,16 @@ func sessionStatus(sessions []bgp.Status) []api.Session {
 }
 
 // sessionProblems returns a problem for each session that is down, except those that were just started,
-// and for each session that runs on earlier settings.
+// for what an Established session lacks, and for each session that runs on earlier settings.
 func sessionProblems(sessions []bgp.Status) []cluster.Problem {
 	var out []cluster.Problem
 	for _, s := range sessions {
 		if s.Reason != "" && s.Reason != connecting {
 			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: s.Reason, Want: "an established session with " + s.Peer.Address.String(),
 				Got: s.State, Next: s.Detail})
+		}
+		for _, l := range s.Lacks {
+			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: l.Reason, Want: "all that the session with " + s.Peer.Address.String() + " asks for", Got: "a session that lacks a part", Next: l.Detail})
 		}
 		if !s.Refused.At.IsZero() {
 			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: settingsRefused, Want: "the settings of the resource in the session with " + s.Peer.Address.String(),

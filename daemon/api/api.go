@@ -128,6 +128,7 @@ type Session struct {
 	Since    time.Time `json:"since"`
 	Reason   string    `json:"reason,omitempty"`
 	Detail   string    `json:"detail,omitempty"`
+	Lacks    []Lack    `json:"lacks,omitempty"`
 	Flaps    int       `json:"flaps"`
 	// LastReset is when and why the session last left Established; nil: it never left it since the
 	// daemon started.
@@ -141,6 +142,12 @@ type Session struct {
 	// LongLived is for how many seconds after the restart time the switch keeps the paths as a last
 	// resort (RFC 9494); 0: not negotiated.
 	LongLived int `json:"longLived"`
+}
+
+// Lack is something that an Established session lacks, with the next step.
+type Lack struct {
+	Reason string `json:"reason"`
+	Detail string `json:"detail"`
 }
 
 // Reset is the end of a session that was Established.
