@@ -1,8 +1,8 @@
 // Package config reads edgewayd.yaml: what the operator set on this node.
 //
-// It owns the keys, their defaults and the values that are possible. A mistake is an error that names the
-// line and what was wanted there. It decides nothing: package policy does. It also opens the source of
-// cluster state that the file names, for the daemon and for commands that read it once.
+// It owns the keys, their defaults and their possible values. A mistake is an error that names the line and
+// the expected value. It decides nothing: package policy does. It also opens the source of cluster state that
+// the file names, for the daemon and for commands that read it once.
 //
 //	c, err := config.Read("/etc/edgeway/edgewayd.yaml")
 //	// /etc/edgeway/edgewayd.yaml: line 2: want underlay, overlay or auto, got "tunnel"
@@ -27,7 +27,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// DefaultFile is where the configuration is read from unless said otherwise.
+// DefaultFile is the configuration file unless another file is named.
 const DefaultFile = "/etc/edgeway/edgewayd.yaml"
 
 // ProbeEvery is the time between two rounds of probes of the LAN. The kernel needs three seconds for a round.
@@ -46,7 +46,7 @@ type Config struct {
 	CNI       CNI
 	StateDir  string
 	Socket    string
-	Metrics   string // host:port; "" switches them off
+	Metrics   string // host:port; "": no metrics
 }
 
 // Mode says how packets reach the pods of other nodes.
@@ -79,7 +79,7 @@ type VXLAN struct {
 	AcceptAll bool
 }
 
-// BGP holds what all sessions share.
+// BGP holds the settings that all sessions share.
 type BGP struct {
 	Port        uint16 // TCP, on the switch
 	RestartTime time.Duration
@@ -88,14 +88,14 @@ type BGP struct {
 	LongLivedTime time.Duration
 	HoldTime      time.Duration
 	RouterID      netip.Addr // default: the node's IPv4 address
-	// WithdrawAfter is how long a node must not answer ARP or neighbour discovery before a
-	// speaker of its LAN withdraws its pod CIDRs; 0: never.
+	// WithdrawAfter is how long a node must fail to answer ARP or neighbour discovery before a speaker of its
+	// LAN withdraws its pod CIDRs; 0: never.
 	WithdrawAfter time.Duration
-	// Learn lists the prefixes whose paths become routes here when a switch announces them: a path equal
-	// to one of the prefixes or inside it. 0.0.0.0/0 and ::/0 mean only the default route itself. Each
-	// prefix is listed once. Empty: nothing is learned.
+	// Learn lists the prefixes that are learned. A path that a switch announces becomes a route here when it
+	// equals one of the prefixes or lies inside it. 0.0.0.0/0 and ::/0 mean only the default route itself.
+	// Each prefix is listed once. Empty: nothing is learned.
 	Learn     []netip.Prefix
-	LearnMost int // routes at most
+	LearnMost int // the largest number of learned routes
 }
 
 // CNI says where the container runtime looks.
@@ -104,7 +104,7 @@ type CNI struct {
 	BinDir  string
 	Chain   []string // plugins after ours; nil: portmap where it is installed
 	MTU     int      // bytes, of the pods' links; 0: what the underlay carries
-	// SourceCheck drops what a pod sends from an address that is not its own.
+	// SourceCheck drops packets that a pod sends from an address of another owner.
 	SourceCheck bool
 }
 
@@ -121,8 +121,8 @@ func Defaults() Config {
 	}
 }
 
-// Read reads the file at path. Relative paths in it are relative to its directory. The error names
-// the file, the line and what was wanted.
+// Read reads the file at path. Relative paths in the file are relative to its directory. The error names the
+// file, the line and the expected value.
 func Read(path string) (Config, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -145,7 +145,7 @@ func Read(path string) (Config, error) {
 	return c, nil
 }
 
-// Parse reads the text of a configuration file. The error names the line and what was wanted.
+// Parse reads the text of a configuration file. The error names the line and the expected value.
 func Parse(text []byte) (Config, error) {
 	c := Defaults()
 	dec := yaml.NewDecoder(bytes.NewReader(text))
@@ -173,7 +173,7 @@ func Parse(text []byte) (Config, error) {
 	return c, c.finish()
 }
 
-// finish sets what the file leaves open, and refuses settings that contradict each other.
+// finish sets the values that the file leaves open, and refuses settings that contradict each other.
 func (c *Config) finish() error {
 	if err := c.Cluster.choose(); err != nil {
 		return err
@@ -225,7 +225,7 @@ func (c *Config) read(s section) {
 	s.text("stateDir", &c.StateDir)
 	s.text("socket", &c.Socket)
 	s.text("metrics", &c.Metrics)
-	s.take("controller") // edgeway-controller's to read: one file can serve both programs
+	s.take("controller") // edgeway-controller reads this key: one file can serve both programs
 }
 
 const wantPort = "a port from 1 to 65535"

@@ -11,13 +11,13 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// document is the file while it is read.
+// document is the file while it is read, with its mistakes.
 type document struct{ mistakes []error } // each with its line
 
 // section is a mapping of the file.
 type section struct {
 	doc     *document
-	unread  map[string]*yaml.Node // the values of the keys that were not asked for yet
+	unread  map[string]*yaml.Node // the values of the keys that have not been read yet
 	written []*yaml.Node          // the keys, in the order of the file
 }
 
@@ -26,7 +26,7 @@ func (d *document) wrong(n *yaml.Node, format string, args ...any) {
 	d.mistakes = append(d.mistakes, fmt.Errorf("line %d: "+format, append([]any{n.Line}, args...)...))
 }
 
-// wanted notes that n is not what was wanted.
+// wanted notes that n is not the expected value.
 func (d *document) wanted(n *yaml.Node, want string) {
 	got := fmt.Sprintf("%q", n.Value)
 	switch n.Kind {
@@ -62,7 +62,7 @@ func (d *document) read(n *yaml.Node, f func(section)) {
 	}
 }
 
-// take returns the value of key, or nil where the key is absent or null: the default stays.
+// take returns the value of key, or nil for a key that is absent or null, which keeps the default.
 func (s section) take(key string) *yaml.Node {
 	n := target(s.unread[key])
 	delete(s.unread, key)
@@ -87,7 +87,7 @@ func (s section) inside(key string, f func(section)) {
 	}
 }
 
-// each calls f with each entry of the list under key, and reports whether there is a list.
+// each calls f with each entry of the list under key, and reports whether the list exists.
 func (s section) each(key, want string, f func(*yaml.Node)) bool {
 	n := s.take(key)
 	if n == nil {
@@ -103,7 +103,7 @@ func (s section) each(key, want string, f func(*yaml.Node)) bool {
 	return true
 }
 
-// scalar reads the scalar under key with parse, which reports whether the scalar is what was wanted.
+// scalar reads the scalar under key with parse, which reports whether the scalar has an expected value.
 func (s section) scalar(key, want string, parse func(n *yaml.Node) bool) {
 	if n := s.take(key); n != nil && (n.Kind != yaml.ScalarNode || !parse(n)) {
 		s.doc.wanted(n, want)
@@ -118,7 +118,7 @@ func (s section) flag(key string, to *bool) {
 	s.scalar(key, "true or false", func(n *yaml.Node) bool { return n.Decode(to) == nil })
 }
 
-// number reads a number from least to most. The text want names both.
+// number reads a number from least to most. The text want names both bounds.
 func number[T int | uint16 | uint32](s section, key string, to *T, least, most int, want string) {
 	s.scalar(key, want, func(n *yaml.Node) bool {
 		var v int

@@ -11,7 +11,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// DefaultManifests is the directory of manifests outside of a pod.
+// DefaultManifests is the directory of manifests for a daemon outside a pod.
 const DefaultManifests = "/etc/edgeway/cluster.d"
 
 // Source says where the cluster state comes from: a directory of manifests or an API server. After choose,
@@ -21,7 +21,7 @@ type Source struct {
 	Kubeconfig string // a file; it need not exist yet
 }
 
-// choose sets what the file leaves open.
+// choose sets the source if the file leaves it open.
 func (s *Source) choose() error {
 	if s.Manifests != "" && s.Kubeconfig != "" {
 		return errors.New("cluster: both manifests and kubeconfig are set; keep the one that counts")
@@ -53,7 +53,7 @@ func (c Config) APIServer(version string) (cluster.KubernetesOptions, bool) {
 	return o, c.Cluster.Manifests == ""
 }
 
-// Source returns the source of cluster state. An API server is told the version of this program.
+// Source returns the source of cluster state. An API server sees version in the user agent.
 func (c Config) Source(version string) cluster.Source {
 	if o, ok := c.APIServer(version); ok {
 		return cluster.Kubernetes(o)
