@@ -29,7 +29,6 @@ type choice struct {
 	unsure []held
 }
 
-// allocate is Allocate inside a transaction.
 func (t *txn) allocate(req Request, pool layout, dead verdicts) (Lease, error) {
 	c := &choice{req: req, layout: pool, dead: dead, ended: map[uint64]held{}}
 	own, ok, err := t.leaseOf(req.Attachment)

@@ -65,7 +65,7 @@ func (t *txn) putLease(h held) error {
 	return t.leases.put(h.Lease.Attachment.key(), data)
 }
 
-// end removes a lease. The addresses become free and remember the lease's pod.
+// end removes a lease. Its addresses become free and remember its pod.
 func (t *txn) end(h held) error {
 	key := h.Lease.Attachment.key()
 	for _, a := range h.Lease.Addrs {
@@ -89,7 +89,6 @@ func (t *txn) end(h held) error {
 	return t.leases.delete(key)
 }
 
-// release is Release inside a transaction.
 func (t *txn) release(a Attachment) (Lease, bool, error) {
 	h, ok, err := t.leaseOf(a)
 	if err != nil || !ok {
