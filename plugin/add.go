@@ -14,7 +14,6 @@ import (
 
 const fallbackMTU = 1500 // RFC 894
 
-// planAdd checks an ADD.
 func planAdd(rq request) (step, error) {
 	o, err := newOrder(rq)
 	return func(n *Node, ctx context.Context) (api.Reply, error) {
@@ -25,7 +24,7 @@ func planAdd(rq request) (step, error) {
 	}, err
 }
 
-// add makes an attachment: first addresses, then links (docs in Do).
+// add makes an attachment: first addresses, then links (see Do).
 func (n *Node) add(ctx context.Context, o order) (reply api.Reply, err error) {
 	rq := o.request
 	release, err := n.enter(ctx, rq)
@@ -51,7 +50,7 @@ func (n *Node) add(ctx context.Context, o order) (reply api.Reply, err error) {
 	return reply, err
 }
 
-// vacant checks that the pod has no interface of the name.
+// vacant checks that the pod has no interface of that name.
 func (n *Node) vacant(ctx context.Context, o order, pod kernel) error {
 	taken, err := linkExists(ctx, pod, o.attachment.IfName)
 	if err == nil && taken {
@@ -61,7 +60,7 @@ func (n *Node) vacant(ctx context.Context, o order, pod kernel) error {
 	return err
 }
 
-// enter keeps other verbs off the attachment, and the sweeps off all of them.
+// enter keeps other verbs off the attachment, and sweeps off all attachments.
 func (n *Node) enter(ctx context.Context, rq request) (release func(), err error) {
 	if !rq.conf.delegated() {
 		if err := n.needStore(ctx); err != nil {
@@ -95,7 +94,7 @@ func (n *Node) enter(ctx context.Context, rq request) (release func(), err error
 // ends are the two namespaces of an attachment.
 type ends struct{ host, pod kernel }
 
-// attach is the part of ADD that changes something. What it did is undone when it fails.
+// attach is the part of ADD that changes something. It undoes its changes when it fails.
 func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, err error) {
 	mtu, err := o.mtu(ctx, at.host)
 	if err != nil {
@@ -123,7 +122,7 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, e
 			err = errors.Join(err, n.undo(ctx, o.request, at.host, w, forgotten))
 		}
 	}()
-	// The lease is on disk: others may have the store while the pod is wired.
+	// The lease is on disk, so other processes may use the store while the pod is wired.
 	if err := n.yield(); err != nil {
 		return reply, err
 	}
@@ -141,7 +140,7 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, e
 	return reply, err
 }
 
-// mtu is that of the pod's link: the configuration's, or the uplink's.
+// mtu is the MTU of the pod's link: the configuration's, or the uplink's.
 func (o order) mtu(ctx context.Context, host kernel) (int, error) {
 	if o.conf.MTU != 0 {
 		return o.conf.MTU, nil
@@ -166,7 +165,7 @@ func smallMTU(mtu, least int) error {
 		next("raise mtu in the network configuration, or the uplink's")
 }
 
-// freeMetric looks for another interface of the pod that has the routes which this one wants.
+// freeMetric returns 0, or secondMetric if another interface of the pod already has the wanted routes.
 func freeMetric(ctx context.Context, pod kernel, w wiring, a ipam.Attachment) (int, error) {
 	observed, err := pod.Observe(ctx, routes.Scope{}, routes.State{Routes: w.pod().Routes})
 	if err != nil {
@@ -178,12 +177,12 @@ func freeMetric(ctx context.Context, pod kernel, w wiring, a ipam.Attachment) (i
 	return 0, nil
 }
 
-// firstIndex is the index of the first link that a namespace gets besides its own lo.
+// firstIndex is the index of a namespace's first link after lo.
 const firstIndex = 2
 
-// make builds both ends, and returns the metric of the pod's routes. At first it asks nothing of the
-// kernel that ADD itself decides. Where the kernel then refuses anything it is asked what is there,
-// and told what is missing.
+// make builds both ends, and returns the metric of the pod's routes. At first it does not ask the kernel
+// about anything that ADD itself decides. If the kernel refuses a step, repair reads what exists and adds
+// what is missing.
 func (n *Node) make(ctx context.Context, o order, w wiring, at ends) (metric int, err error) {
 	peer, err := at.host.MakePair(ctx, w.host(o.netns))
 	if err == nil && peer != firstIndex {
@@ -203,13 +202,12 @@ func (n *Node) make(ctx context.Context, o order, w wiring, at ends) (metric int
 	return w.metric, nil
 }
 
-// settle makes both ends work at once.
 func settle(at ends, w wiring) error {
 	return errors.Join(at.pod.Settle(w.ifName), at.host.Settle(w.hostLink))
 }
 
-// repair builds both ends from whatever is there. A link of the same name is half a pair, or a
-// crash's left-over: its lease was not there, or dead.
+// repair builds both ends from whatever exists. A link of the same name is half a pair or left over from
+// a crash: its lease was missing or dead.
 func (n *Node) repair(ctx context.Context, o order, w wiring, at ends) (metric int, err error) {
 	err = deleteLinks(ctx, at.host, w.hostLink)
 	if err == nil {
@@ -238,8 +236,8 @@ func (n *Node) repair(ctx context.Context, o order, w wiring, at ends) (metric i
 	return w.metric, nil
 }
 
-// undo removes what a failed ADD made. The lease goes last: its address must not be leased again
-// while a link carries it. Addresses to forget do not remember the pod.
+// undo removes what a failed ADD made. The lease goes last: its address must not be leased again while a
+// link carries it. Addresses in forget do not remember the pod.
 func (n *Node) undo(ctx context.Context, rq request, host kernel, w wiring, forget []netip.Addr) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
@@ -264,7 +262,7 @@ func (n *Node) undo(ctx context.Context, rq request, host kernel, w wiring, forg
 	return nil
 }
 
-// withdraw undoes an ADD whose result reached nobody, unless the attachment was made again since.
+// withdraw undoes an ADD whose result was not delivered, unless the attachment was made again since.
 func (n *Node) withdraw(ctx context.Context, rq request, made ipam.Lease) {
 	ctx, cancel := context.WithTimeout(ctx, undoTimeout)
 	defer cancel()

@@ -8,19 +8,19 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// Adopted is how a lease that another IPAM plugin gave is kept: it is of an attachment that another
-// main plugin made, so that it lasts as long as its namespace. Its address remembers the pod for
-// network, which serves it when it comes back. Another main plugin's type has no slash, so GC of
-// no network ends it.
+// Adopted converts a lease that another IPAM plugin gave. The lease counts as made by another main
+// plugin, so that it lasts as long as its namespace. Its address remembers the pod for network, which
+// serves the pod when it comes back. No main plugin's type contains a slash, so GC of any network leaves
+// the lease alone.
 func Adopted(l ipam.Lease, network string) ipam.Lease {
 	l.Network, l.RememberAs = network+"/adopted/host-local", network
 	return l
 }
 
-// unplug removes the pod's interface, and with it the other end, of an attachment that another
-// main plugin made: its address must not be leased again while a pod answers for it. A namespace
-// that cannot be opened is gone. The interface must have one of the lease's addresses: paths such
-// as /proc/PID/ns/net come to name another pod's namespace.
+// unplug removes the pod's interface, and with it the other end, of an attachment that another main
+// plugin made: the address must not be leased again while a pod answers for it. A namespace that cannot
+// be opened is gone. The interface must have one of the lease's addresses, since a path such as
+// /proc/PID/ns/net may come to name another pod's namespace.
 func (n *Node) unplug(ctx context.Context, rq request, l ipam.Lease) error {
 	netns := rq.netns
 	if netns == nil {
@@ -32,7 +32,7 @@ func (n *Node) unplug(ctx context.Context, rq request, l ipam.Lease) error {
 		netns = f
 	}
 	if n.podNetns(request{cni: rq.cni, netns: netns}) != nil {
-		return nil // the host's own, or none
+		return nil // the host's namespace, or not a namespace
 	}
 	pod, err := n.dial(netns)
 	if err != nil {
@@ -59,7 +59,7 @@ func (n *Node) unplug(ctx context.Context, rq request, l ipam.Lease) error {
 // Gone reports that the attachment of a lease ended with its namespace.
 func Gone(l ipam.Lease) bool { return netnsOf(l) == gone }
 
-// Lives reports whether a lease lives that Recover does not see, for it has no link
+// Lives reports whether the holder of a lease without a link lives, which Recover cannot see
 // (ipam.Options.Lives).
 func Lives(l ipam.Lease) bool {
 	boot, err := BootID()

@@ -9,13 +9,13 @@ import (
 // maxAlias is the longest alias of a link in bytes (linux/if.h: IFALIASZ less one).
 const maxAlias = 255
 
-// aliasOf is what ip link shows beside the host end's name: whose it is, and in which directory the
-// store with its lease lies.
+// aliasOf is the alias that ip link shows beside the host end's name. It names the attachment and the
+// directory of the store with its lease.
 //
 //	pod default/till-1 network lan attachment 64dfdb43a7f2/eth0 store /var/lib/edgeway
 //
-// A rebuilt store takes the names from there (see named), and a store deletes no link of another
-// one. Runtimes and operators choose the names: an alias that would not be read back is left out.
+// A rebuilt store reads the names from the alias (see named), and a store never deletes another store's
+// links. Runtimes and operators choose the names: an alias that could not be read back is left out.
 func aliasOf(l ipam.Lease, store string) string {
 	network, _, _ := strings.Cut(l.Network, "/")
 	text := "network " + network + " attachment " + l.Attachment.String()
@@ -31,14 +31,15 @@ func aliasOf(l ipam.Lease, store string) string {
 	return text
 }
 
-// named reads aliasOf back. The link's name is the proof: ok is false for an alias that somebody
-// else wrote.
+// named reads the alias back. The link's name is the proof: ok is false for an alias that somebody else
+// wrote.
 func named(link, alias string) (l ipam.Lease, ok bool) {
 	l, _ = parseAlias(alias)
 	return l, l.Attachment.IfName != "" && isIdentifier(l.Network) && HostLink(l.Attachment) == link
 }
 
-// parseAlias takes the words of an alias, whoever wrote it. store is "" in those of earlier versions.
+// parseAlias reads the words of an alias, whoever wrote it. Aliases of earlier versions name no store:
+// store is "" then.
 func parseAlias(alias string) (l ipam.Lease, store string) {
 	words := strings.Fields(alias)
 	for i := 0; i+1 < len(words); i += 2 {

@@ -23,7 +23,7 @@ func (n *Node) Attachments(ctx context.Context) ([]Attached, error) {
 	return all, err
 }
 
-// look is the beginning of what operators ask: the store is there, and a kernel of the host.
+// look prepares an operator's request: it checks the store and borrows a kernel of the host.
 func (n *Node) look(ctx context.Context) (host kernel, done func(), err error) {
 	if err := n.open(); err != nil {
 		return nil, nil, err
@@ -34,7 +34,7 @@ func (n *Node) look(ctx context.Context) (host kernel, done func(), err error) {
 	return n.host()
 }
 
-// Remove ends an attachment as DEL does: link first, lease last. An absent one is not an error.
+// Remove ends an attachment as DEL does: link first, lease last. An absent attachment is not an error.
 func (n *Node) Remove(ctx context.Context, a ipam.Attachment) error {
 	if err := n.open(); err != nil {
 		return err
@@ -45,11 +45,11 @@ func (n *Node) Remove(ctx context.Context, a ipam.Attachment) error {
 // Ends are both ends of an attachment as the kernel has them.
 type Ends struct {
 	Host, Pod routes.State
-	// NoPod says why the pod's end could not be looked at.
+	// NoPod says why the pod's end could not be observed.
 	NoPod string
 }
 
-// Ends looks at both ends of one attachment.
+// Ends observes both ends of one attachment.
 func (n *Node) Ends(ctx context.Context, a Attached) (e Ends, err error) {
 	host, done, err := n.look(ctx)
 	if err != nil {
@@ -67,7 +67,7 @@ func (n *Node) Ends(ctx context.Context, a Attached) (e Ends, err error) {
 	return e, err
 }
 
-// podEnd observes the pod's interface, and routes; absent says why there is nothing to observe.
+// podEnd observes the pod's interface and routes; absent says why there is nothing to observe.
 func (n *Node) podEnd(ctx context.Context, l ipam.Lease) (s routes.State, absent string, err error) {
 	if l.Netns == "" {
 		return s, "its namespace is not known", nil
@@ -103,14 +103,14 @@ func (n *Node) podEnd(ctx context.Context, l ipam.Lease) (s routes.State, absent
 type Finding struct {
 	Object string `json:"object"`
 	Got    string `json:"got"`
-	// Repair is what Repair does about it; empty: it cannot, and Next says who can.
+	// Repair is what Node.Repair does about it. Empty: nothing, and Next says who can help.
 	Repair string `json:"repair,omitempty"`
 	Next   string `json:"next,omitempty"`
-	Done   bool   `json:"done,omitempty"` // Repair did
+	Done   bool   `json:"done,omitempty"` // Node.Repair did it
 }
 
-// Audit compares leases with links, and both ends of each attachment with what ADD makes, as far
-// as the store tells. It changes nothing. Verbs wait until it is done.
+// Audit compares leases with links, and both ends of each attachment with what ADD makes, as far as the
+// store knows. It changes nothing. Verbs wait until it is done.
 func (n *Node) Audit(ctx context.Context) ([]Finding, error) {
 	host, done, err := n.look(ctx)
 	if err != nil {
@@ -123,8 +123,8 @@ func (n *Node) Audit(ctx context.Context) ([]Finding, error) {
 	return a.findings, err
 }
 
-// Repair does what Sweep does, and gives the host's end of attachments that live what it lacks. It
-// returns what Audit found before, and what it finds after.
+// Repair does what Sweep does, and restores what the host's ends of living attachments lack. It returns
+// what Audit found before, and what it finds after.
 func (n *Node) Repair(ctx context.Context) ([]Finding, error) {
 	host, done, err := n.look(ctx)
 	if err != nil {
@@ -157,18 +157,17 @@ func settled(before, after audit) []Finding {
 	return out
 }
 
-// audit is what one look found.
+// audit is the result of one pass.
 type audit struct {
 	findings []Finding
-	suspects []ipam.Lease // the leases that findings are about; a lease may occur twice
-	want     routes.State // the host's ends of attachments that live
+	suspects []ipam.Lease // leases with findings; a lease may occur twice
+	want     routes.State // the host's ends of living attachments
 	stray    []routes.Route
-	routes   []routes.Route // all of our protocol
+	routes   []routes.Route // all routes of our protocol
 }
 
 func (a *audit) found(f Finding) { a.findings = append(a.findings, f) }
 
-// against notes a finding about a lease.
 func (a *audit) against(l ipam.Lease, f Finding) {
 	f.Object = leaseText(l)
 	a.suspects = append(a.suspects, l)
@@ -186,10 +185,10 @@ func (n *Node) audit(ctx context.Context, host kernel) (a audit, err error) {
 	return a, n.auditAttached(ctx, host, &a, all, n.auditPod)
 }
 
-// podAudit looks at a pod's end, and corrects what the wiring says of it.
+// podAudit checks a pod's end, and corrects the wiring from it.
 type podAudit func(ctx context.Context, a *audit, l ipam.Lease, w *wiring) error
 
-// auditAttached judges attachments, and compares both ends of those that live with what ADD makes.
+// auditAttached judges attachments, and compares both ends of the living ones with what ADD makes.
 func (n *Node) auditAttached(ctx context.Context, host kernel, a *audit, all []Attached, look podAudit) error {
 	var living []ipam.Lease
 	for _, one := range all {
@@ -239,7 +238,6 @@ func addrsText(addrs []netip.Addr) string {
 	return strings.Join(out, ", ")
 }
 
-// auditEnds compares both ends of the leases that live with what ADD makes.
 func (n *Node) auditEnds(ctx context.Context, host kernel, a *audit, living []ipam.Lease, look podAudit) error {
 	if len(living) == 0 {
 		return nil
@@ -268,8 +266,8 @@ func (n *Node) auditEnds(ctx context.Context, host kernel, a *audit, living []ip
 			a.against(l, Finding{Got: err.Error(), Next: "check " + l.Netns})
 		}
 		one := w.host(nil)
-		one.Links[0].Peer = nil              // a link that went away meanwhile is not made again
-		if isRecovered(l) || l.Netns == "" { // its pod's MAC is what its neighbours say
+		one.Links[0].Peer = nil              // do not recreate a link that went away meanwhile
+		if isRecovered(l) || l.Netns == "" { // the neighbours alone know the pod's MAC
 			one.Neighs = nil
 		}
 		a.want.Links, a.want.Addrs = append(a.want.Links, one.Links...), append(a.want.Addrs, one.Addrs...)
@@ -321,7 +319,7 @@ func (a *audit) difference(c routes.Change, owner map[string]ipam.Lease) {
 	a.found(f)
 }
 
-// strays notes our routes over a lease's link that lead to no address of it.
+// strays notes our routes over a lease's link that lead to none of the lease's addresses.
 func (a *audit) strays(owner map[string]ipam.Lease) {
 	for _, r := range a.routes {
 		l, ok := owner[r.Link]
@@ -334,7 +332,8 @@ func (a *audit) strays(owner map[string]ipam.Lease) {
 	}
 }
 
-// auditPod is a podAudit that asks the pod's kernel. It takes over its MAC, which the runtime may have chosen.
+// auditPod is a podAudit that asks the pod's kernel. It uses the pod's MAC, which the runtime may have
+// chosen.
 func (n *Node) auditPod(ctx context.Context, a *audit, l ipam.Lease, w *wiring) error {
 	if l.Netns == "" {
 		return nil
@@ -369,7 +368,7 @@ func (n *Node) auditPod(ctx context.Context, a *audit, l ipam.Lease, w *wiring) 
 		if !slices.ContainsFunc(pod.Routes, func(r routes.Route) bool { return r.Via == via && r.Link == w.ifName }) {
 			continue
 		}
-		// One that is missing is asked for.
+		// The kernel asks for a missing entry.
 		if slices.ContainsFunc(pod.Neighs, func(x routes.Neigh) bool { return x.IP == via && w.hostMAC != "" && x.MAC != w.hostMAC }) {
 			differs("%s in %s has a neighbour entry that leads %s elsewhere than to the host", w.ifName, l.Netns, via)
 		}
@@ -377,13 +376,12 @@ func (n *Node) auditPod(ctx context.Context, a *audit, l ipam.Lease, w *wiring) 
 	return nil
 }
 
-// repair does what the findings announce.
 func (a *audit) repair(ctx context.Context, n *Node, host kernel) error {
 	_, err := n.collect(ctx, host, Attached.lives)
 	_, serr := host.Sync(ctx, routes.Scope{}, a.want)
 	err = errors.Join(err, serr)
 	if len(a.stray) > 0 {
-		// All of our protocol but those: Sync deletes what it is not told of.
+		// Keep all routes of our protocol but the strays: Sync deletes the routes that it is not given.
 		now, oerr := host.Observe(ctx, routes.Scope{Protocol: routes.ProtoPod}, routes.State{})
 		if oerr != nil {
 			return errors.Join(err, oerr)

@@ -16,7 +16,6 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// planCheck checks a CHECK.
 func planCheck(rq request) (step, error) {
 	previous, err := rq.conf.previous()
 	if err == nil && previous == nil {
@@ -25,8 +24,8 @@ func planCheck(rq request) (step, error) {
 	return func(n *Node, ctx context.Context) (api.Reply, error) { return n.check(ctx, rq, previous) }, err
 }
 
-// check compares both ends with what ADD made and prevResult still lists. It ignores
-// additions of others, and what others removed from prevResult (SPEC 1.1.0 section 2, CHECK).
+// check compares both ends with what ADD made and prevResult still lists. It ignores what others added,
+// and what others removed from prevResult (SPEC 1.1.0 section 2, CHECK).
 func (n *Node) check(ctx context.Context, rq request, previous *current.Result) (reply api.Reply, err error) {
 	release, err := n.enter(ctx, rq)
 	if err != nil {
@@ -54,7 +53,6 @@ func (n *Node) check(ctx context.Context, rq request, previous *current.Result) 
 	return reply, nil
 }
 
-// inspection is one CHECK under way.
 type inspection struct {
 	rq          request
 	previous    *current.Result
@@ -89,14 +87,14 @@ func (n *Node) inspectLease(p *inspection) error {
 	return nil
 }
 
-// podInterface is the index of our interface in prevResult; -1 when it is not listed.
+// podInterface is the index of our interface in prevResult; -1 when prevResult does not list it.
 func (p *inspection) podInterface() int {
 	return slices.IndexFunc(p.previous.Interfaces, func(i *current.Interface) bool {
 		return i.Name == p.rq.attachment.IfName && i.Sandbox != ""
 	})
 }
 
-// listedAddrs are the addresses of one interface in prevResult, or of all for -1.
+// listedAddrs are the addresses of one interface in prevResult, or of all interfaces for -1.
 func (p *inspection) listedAddrs(index int) (out []netip.Addr) {
 	for _, ip := range p.previous.IPs {
 		a, ok := netip.AddrFromSlice(ip.Address.IP)
@@ -107,8 +105,8 @@ func (p *inspection) listedAddrs(index int) (out []netip.Addr) {
 	return out
 }
 
-// wiring is what should be there: ours, as far as prevResult lists it, with the values that later
-// plugins gave it.
+// wiring is the expected state: our wiring as far as prevResult lists it, with the values that later
+// plugins set.
 func (p *inspection) wiring() (wiring, error) {
 	w := wiring{
 		hostLink: p.rq.hostLink(), hostMAC: macOf(p.rq.attachment, "host"),
@@ -137,8 +135,8 @@ func (p *inspection) wiring() (wiring, error) {
 	return w, err
 }
 
-// lists reports whether prevResult has the route. Results before 1.1.0 say no more of it than
-// its destination and next hop.
+// lists reports whether prevResult has the route. Results before 1.1.0 give only the destination and next
+// hop of a route.
 func (p *inspection) lists(r podRoute) bool {
 	for _, l := range p.previous.Routes {
 		dst, ok := netip.AddrFromSlice(l.Dst.IP)
@@ -177,7 +175,7 @@ func (n *Node) inspectEnds(ctx context.Context, p *inspection) error {
 	defer pod.Close()
 	pods := p.compare(ctx, pod, "pod", w)
 	if w.metric = secondMetric(p.rq.attachment); pods.err == nil && len(pods.differences) > 0 {
-		// The routes of a second interface stand behind those of the first.
+		// The routes of a second interface rank behind those of the first.
 		if second := p.compare(ctx, pod, "pod", w); len(second.differences) < len(pods.differences) {
 			pods = second
 		}
@@ -187,7 +185,6 @@ func (n *Node) inspectEnds(ctx context.Context, p *inspection) error {
 	return errors.Join(hosts.err, pods.err)
 }
 
-// comparison is what one end has differently.
 type comparison struct {
 	differences []string
 	err         error
@@ -196,10 +193,10 @@ type comparison struct {
 // compare notes what would have to be added or replaced at one end.
 func (p *inspection) compare(ctx context.Context, k kernel, end string, w wiring) (out comparison) {
 	want := w.host(nil)
-	want.Addrs = nil // earlier versions made none
+	want.Addrs = nil // earlier versions set no addresses
 	if end == "pod" {
 		want = w.pod()
-		want.Sysctls = nil // they did their work when the link came up
+		want.Sysctls = nil // they took effect when the link came up
 	}
 	observed, err := k.Observe(ctx, routes.Scope{}, want)
 	if err != nil {
@@ -219,7 +216,7 @@ func (p *inspection) compare(ctx context.Context, k kernel, end string, w wiring
 	differs := func(format string, args ...any) {
 		out.differences = append(out.differences, end+": "+fmt.Sprintf(format, args...))
 	}
-	missing := map[string]bool{} // links: what should be on them is missing too
+	missing := map[string]bool{} // missing links: their objects are missing too
 	for _, c := range changes {
 		if l, ok := c.Object.(routes.Link); ok && c.Op == routes.Add {
 			missing[l.Name] = true
@@ -238,8 +235,8 @@ func (p *inspection) compare(ctx context.Context, k kernel, end string, w wiring
 	return out
 }
 
-// lowerMTU takes a smaller MTU as a later plugin's: tuning sets one and leaves prevResult as it is.
-// What the pod sends still fits through the host's end; with a greater one it would not.
+// lowerMTU accepts a smaller MTU as set by a later plugin: tuning sets the MTU and leaves prevResult as
+// it is. The pod's packets still fit through the host's end, but with a larger MTU they would not.
 func lowerMTU(want, have []routes.Link) {
 	for i := range want {
 		for _, l := range have {
@@ -250,8 +247,8 @@ func lowerMTU(want, have []routes.Link) {
 	}
 }
 
-// withoutMoved leaves out routes that miss in the main table and stand in another: sbr moves them,
-// and leaves prevResult as it is.
+// withoutMoved leaves out routes that are missing in the main table and present in another table: sbr
+// moves them, and leaves prevResult as it is.
 func withoutMoved(ctx context.Context, k kernel, link string, changes []routes.Change) ([]routes.Change, error) {
 	lacks := func(c routes.Change) bool {
 		r, ok := c.Object.(routes.Route)
@@ -276,8 +273,8 @@ func withoutMoved(ctx context.Context, k kernel, link string, changes []routes.C
 	}), nil
 }
 
-// otherSource reports that a route differs in its source only: that is right as long as the host has no
-// other address, and the daemon corrects it.
+// otherSource reports that a route differs only in its source. That is right while the host has no other
+// address, and the daemon corrects it.
 func otherSource(c routes.Change) bool {
 	want, ok := c.Object.(routes.Route)
 	was, replaced := c.Was.(routes.Route)
@@ -285,9 +282,9 @@ func otherSource(c routes.Change) bool {
 	return ok && replaced && len(routes.Diff(routes.State{Routes: []routes.Route{was}}, routes.State{Routes: []routes.Route{want}})) == 0
 }
 
-// learns reports that a neighbour entry does not count as a difference: the kernel finds one that is missing and
-// corrects one that learns, and permanent ones of the host's end were made by an earlier version.
-// The pod's kernel drops its own when the MAC changes, as tuning does.
+// learns reports that a neighbour entry does not count as a difference. The kernel finds a missing entry
+// and corrects an entry that learns. An earlier version made the host end's entries permanent. The pod's
+// kernel drops its own entries when the MAC changes, as tuning does.
 func (p *inspection) learns(c routes.Change) bool {
 	want, ok := c.Object.(routes.Neigh)
 	if !ok {
@@ -299,7 +296,7 @@ func (p *inspection) learns(c routes.Change) bool {
 	return want.Learns || slices.ContainsFunc(p.answers, func(a routes.Addr) bool { return a.Prefix.Addr() == want.IP })
 }
 
-// linkUnder is the link that an object stands on; "" for those that stand on none.
+// linkUnder is the link of an object; "" if the object has none.
 func linkUnder(object any) string {
 	switch o := object.(type) {
 	case routes.Addr:

@@ -26,8 +26,8 @@ const (
 	maxMTU  = 65535 // drivers/net/veth.c: max_mtu
 )
 
-// conf is one entry of a network configuration list as the runtime passes it (SPEC 1.1.0
-// section 1), as far as this plugin reads it. Unknown keys are ignored.
+// conf holds the keys that this plugin reads of one entry of a network configuration list, as the runtime
+// passes it (SPEC 1.1.0 section 1). Unknown keys are ignored.
 type conf struct {
 	CNIVersion string          `json:"cniVersion"`
 	Name       string          `json:"name"`
@@ -44,7 +44,7 @@ type conf struct {
 	gcConf
 }
 
-// ipamConf is the key ipam: host-local's, for the built-in store.
+// ipamConf is the key ipam: host-local's keys, for the built-in store.
 type ipamConf struct {
 	Type    string        `json:"type"`
 	Ranges  [][]rangeConf `json:"ranges"`
@@ -62,7 +62,7 @@ type rangeConf struct {
 	Gateway string `json:"gateway"`
 }
 
-// routeConf is a route of ipam.routes; the keys behind gw came with cniVersion 1.1.0.
+// routeConf is a route of ipam.routes. The keys after gw came with cniVersion 1.1.0.
 type routeConf struct {
 	Dst      string `json:"dst"`
 	GW       string `json:"gw"`
@@ -73,7 +73,7 @@ type routeConf struct {
 	Scope    *int   `json:"scope"`
 }
 
-// runtimeConf is what the runtime fills in for declared capabilities (CONVENTIONS).
+// runtimeConf holds the values that the runtime fills in for declared capabilities (CONVENTIONS).
 type runtimeConf struct {
 	IPs      []string      `json:"ips"`
 	MAC      string        `json:"mac"`
@@ -87,14 +87,14 @@ type argsConf struct {
 	} `json:"cni"`
 }
 
-// gcConf is what GC brings. A missing list is not an empty one: runtimes that know of no
+// gcConf holds the keys of a GC call. A missing list is not an empty list: runtimes that know of no
 // attachments leave it out.
 type gcConf struct {
 	Valid    *[]types.GCAttachment `json:"cni.dev/valid-attachments"`
 	ValidOld *[]types.GCAttachment `json:"cni.dev/attachments"` // libcni before 1.2.3
 }
 
-// parseConf decodes and checks what every verb needs. What only an ADD needs is checked by it.
+// parseConf decodes and checks the keys that every verb needs. ADD checks its other keys itself.
 func parseConf(stdin []byte) (conf, error) {
 	var c conf
 	if len(bytes.TrimSpace(stdin)) == 0 {
@@ -116,7 +116,7 @@ func parseConf(stdin []byte) (conf, error) {
 	return c, nil
 }
 
-// answerVersion is the version of results and errors; "" when the input's is not usable.
+// answerVersion is the version of results and errors; "" when the input's version is not usable.
 func (c conf) answerVersion() string {
 	if versionIndex(c.CNIVersion) < 0 {
 		return ""
@@ -130,8 +130,8 @@ func (c conf) ipamOnly() bool { return c.IPAM.Type == ownType && c.Type != "" &&
 // delegated reports that another IPAM plugin gives the addresses.
 func (c conf) delegated() bool { return c.IPAM.Type != "" && c.IPAM.Type != ownType }
 
-// network is what leases are kept under. Those that another main plugin asked for have its type
-// behind a slash, which no network name contains: they have no link of ours.
+// network is the network under which leases are kept. A lease that another main plugin asked for has that
+// plugin's type after a slash, which no network name contains: it has no link of ours.
 func (c conf) network() string {
 	if c.ipamOnly() {
 		return c.Name + "/" + c.Type
@@ -139,17 +139,17 @@ func (c conf) network() string {
 	return c.Name
 }
 
-// socket and dataDir are where the daemon and the store are.
+// socket and dataDir locate the daemon and the store.
 func (c conf) socket() string { return cmp.Or(c.Socket, c.IPAM.Socket, api.DefaultSocket) }
 
 func (c conf) dataDir() string {
 	if c.delegated() {
-		return cmp.Or(c.DataDir, DefaultDataDir) // ipam.dataDir is the other plugin's
+		return cmp.Or(c.DataDir, DefaultDataDir) // ipam.dataDir belongs to the other plugin
 	}
 	return cmp.Or(c.DataDir, c.IPAM.DataDir, DefaultDataDir)
 }
 
-// pool is what the configuration says to lease from; nil: the pool that the daemon set.
+// pool is the pool in the configuration; nil: use the pool that the daemon set.
 func (c conf) pool() (*ipam.Pool, error) {
 	sets := append(append([][]rangeConf(nil), c.Runtime.IPRanges...), c.IPAM.Ranges...)
 	if c.IPAM.Subnet != "" {
@@ -195,8 +195,8 @@ func (r rangeConf) parse() (ipam.Range, error) {
 	return out, nil
 }
 
-// requested are the addresses asked for by name: the capability ips, else args.cni.ips, else the
-// IP of CNI_ARGS (CONVENTIONS: the later must be ignored where the earlier is understood).
+// requested are the addresses asked for: the capability ips, else args.cni.ips, else the IP of CNI_ARGS
+// (CONVENTIONS: the later must be ignored where the earlier is understood).
 func (c conf) requested(a args) ([]netip.Addr, error) {
 	key, list := "runtimeConfig.ips", c.Runtime.IPs
 	if len(list) == 0 {
@@ -220,7 +220,7 @@ func (c conf) requested(a args) ([]netip.Addr, error) {
 	return out, nil
 }
 
-// mac is the pod end's address that was asked for; "" leaves it to us.
+// mac is the requested MAC of the pod's end; "" leaves the choice to us.
 func (c conf) mac(a args) (string, error) {
 	for _, f := range []struct{ key, value string }{{"runtimeConfig.mac", c.Runtime.MAC}, {"args.cni.mac", c.Args.CNI.MAC}} {
 		if f.value == "" {
@@ -235,7 +235,7 @@ func (c conf) mac(a args) (string, error) {
 	return a.mac, nil
 }
 
-// dns is what results say of name servers: the key dns, or else the file that ipam.resolvConf names.
+// dns is the DNS part of results: the key dns, or else the file that ipam.resolvConf names.
 func (c conf) dns() (types.DNS, error) {
 	if c.IPAM.Resolv == "" || !c.DNS.IsEmpty() {
 		return c.DNS, nil
@@ -247,7 +247,7 @@ func (c conf) dns() (types.DNS, error) {
 	return parseResolv(string(text)), nil
 }
 
-// parseResolv reads a file as resolv.conf(5) describes it.
+// parseResolv reads the format of resolv.conf(5).
 func parseResolv(text string) (out types.DNS) {
 	for line := range strings.Lines(text) {
 		words := strings.Fields(line)

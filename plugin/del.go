@@ -16,7 +16,7 @@ func planDel(rq request) (step, error) {
 	return func(n *Node, ctx context.Context) (api.Reply, error) { return api.Reply{}, n.del(ctx, rq) }, nil
 }
 
-// del removes an attachment. It needs no more than its name: not the namespace, nor prevResult.
+// del removes an attachment. It needs only the attachment's name, neither the namespace nor prevResult.
 func (n *Node) del(ctx context.Context, rq request) error {
 	release, err := n.enter(ctx, rq)
 	if err != nil {
@@ -28,8 +28,8 @@ func (n *Node) del(ctx context.Context, rq request) error {
 	return n.detach(ctx, rq)
 }
 
-// detach removes what the attachment has: first the host's link, and with it the pod's end, the
-// routes and neighbours; the lease last. An absent object counts as removed.
+// detach removes an attachment: first the host's link, and with it the pod's end, the routes and
+// neighbours; last the lease. An absent object counts as removed.
 func (n *Node) detach(ctx context.Context, rq request) error {
 	if rq.conf.ipamOnly() {
 		return n.release(ctx, rq.attachment)
@@ -44,7 +44,7 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 		if err == nil {
 			err = n.cut(ctx, host, rq.hostLink(), addrs[rq.hostLink()])
 		}
-		// The other plugin is asked in any case: it knows what it gave.
+		// Ask the other plugin in any case: it knows what it gave.
 		return errors.Join(err, n.delegate(ctx, rq, "DEL"))
 	}
 	lease, ok, err := n.lookup(rq.attachment)
@@ -52,7 +52,7 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 		return err
 	}
 	if !ok {
-		// Its addresses may be another's by now.
+		// The addresses may belong to another attachment by now.
 		return n.cut(ctx, host, rq.hostLink(), nil)
 	}
 	if isForeign(lease) {
@@ -65,15 +65,15 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 	}
 	err = n.release(ctx, lease.Attachment)
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		// A full disk must not keep the pod from ending. Nothing of it is left but the lease, whose
-		// holder is seen to be gone: a sweep, or the next ADD that needs the address, ends it.
+		// A full disk must not keep the pod from ending. Only the lease is left, and its holder is seen
+		// to be gone: a sweep, or the next ADD that needs the address, ends the lease.
 		return nil
 	}
 	return err
 }
 
-// cut removes a host link, by the name that ADD gave it, and what is kept about its addresses
-// elsewhere in the kernel.
+// cut removes a host link by the name that ADD gave it, and the rest of what the kernel keeps about its
+// addresses.
 func (n *Node) cut(ctx context.Context, host kernel, link string, addrs []netip.Addr) error {
 	existed, err := n.deleteLink(ctx, host, link)
 	if err == nil && !existed {
@@ -88,7 +88,7 @@ func (n *Node) cut(ctx context.Context, host kernel, link string, addrs []netip.
 	return forget(ctx, host, addrs)
 }
 
-// deleteLink removes a link of ours with all that is on it, and reports whether there was one.
+// deleteLink removes a link of ours and everything on it, and reports whether the link existed.
 func (n *Node) deleteLink(ctx context.Context, host kernel, link string) (existed bool, err error) {
 	if n.deletions != nil {
 		return n.deletions.Delete(ctx, link)
@@ -97,8 +97,8 @@ func (n *Node) deleteLink(ctx context.Context, host kernel, link string) (existe
 	return len(deleted) > 0, err
 }
 
-// forget removes what the kernel keeps about addresses besides their link. It asks for the
-// masquerade whatever the configuration says: that may have changed since ADD.
+// forget removes what the kernel keeps about addresses apart from their link. It ends masquerade whatever
+// the configuration says, since ipMasq may have changed after ADD.
 func forget(ctx context.Context, host kernel, addrs []netip.Addr) error {
 	err := endMasquerade(ctx, host, addrs)
 	if err = errors.Join(err, endFlows(ctx, host, addrs)); err != nil {

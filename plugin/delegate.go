@@ -18,15 +18,14 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 )
 
-// Delegation to another IPAM plugin (SPEC 1.1.0 section 4): it is executed with the same input.
-// The library's pkg/invoke does the same and brings net/http and OpenTelemetry along, which cost
-// each pod start a millisecond.
+// Delegation to another IPAM plugin (SPEC 1.1.0 section 4): it is executed with the same input. The
+// library's pkg/invoke does the same, but its net/http and OpenTelemetry cost each pod start a
+// millisecond.
 
 // outputGrace is how long a killed plugin's children may keep its pipes open.
 const outputGrace = time.Second
 
-// delegateAdd asks the other plugin for addresses. If that fails it is told DEL, as section 4
-// demands.
+// delegateAdd asks the other plugin for addresses. If that fails, it calls DEL, as section 4 demands.
 func (n *Node) delegateAdd(ctx context.Context, rq request) (g grant, err error) {
 	defer func() {
 		if err != nil {
@@ -78,13 +77,13 @@ func (c conf) granted(result *current.Result) (g grant, err error) {
 	return g, nil
 }
 
-// delegate passes a verb without result on.
+// delegate passes on a verb that has no result.
 func (n *Node) delegate(ctx context.Context, rq request, command string) error {
 	_, err := n.execute(ctx, rq, command)
 	return err
 }
 
-// execute runs the IPAM plugin and returns its standard output, or its own error.
+// execute runs the IPAM plugin and returns its standard output, or the plugin's error.
 func (n *Node) execute(ctx context.Context, rq request, command string) ([]byte, error) {
 	path, err := findPlugin(rq.conf.IPAM.Type, rq.cni.Path)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/edgeway-cni/edgeway/ipam"
 )
 
-// maxIfName is the longest interface name in bytes (linux/if.h: IFNAMSIZ less the final NUL).
+// maxIfName is the longest interface name in bytes (linux/if.h: IFNAMSIZ without the final NUL).
 const maxIfName = unix.IFNAMSIZ - 1
 
 func badCommand(command string) error {
@@ -33,7 +33,7 @@ func checkContainerID(id string) error {
 	return nil
 }
 
-// isIdentifier reports whether s is what the SPEC allows as a container ID and a network name.
+// isIdentifier reports whether the SPEC allows s as a container ID and a network name.
 func isIdentifier(s string) bool {
 	for i, c := range []byte(s) {
 		switch {
@@ -46,8 +46,8 @@ func isIdentifier(s string) bool {
 	return s != ""
 }
 
-// checkIfName applies what the kernel allows (net/core/dev.c: dev_valid_name). It takes a '%' as
-// a template to number, never as a letter (__dev_alloc_name).
+// checkIfName applies the kernel's rules (net/core/dev.c: dev_valid_name). The kernel takes a '%' as a
+// template to number, never as a character (__dev_alloc_name).
 func checkIfName(name string) error {
 	why := ""
 	switch {
@@ -66,7 +66,7 @@ func checkIfName(name string) error {
 	return nil
 }
 
-// checkNetns checks that the call brought a network namespace, and not the host's own.
+// checkNetns checks that the call has a network namespace, and not the host's.
 func checkNetns(rq request, home *os.File) error {
 	if rq.netns == nil {
 		return fault(codeEnvironment, "CNI_NETNS %s was not opened", rq.cni.Netns).next("pass the namespace's file beside its path")
@@ -88,13 +88,12 @@ func checkNetns(rq request, home *os.File) error {
 	return nil
 }
 
-// podNetns is checkNetns for this Node.
 func (n *Node) podNetns(rq request) error { return checkNetns(rq, n.home) }
 
-// args is what CNI_ARGS says. Keys that are not known are ignored: runtimes add theirs.
+// args holds CNI_ARGS. Unknown keys are ignored, since runtimes add theirs.
 type args struct {
 	pod ipam.Pod
-	ip  string // not parsed: each IPAM plugin has a form of its own
+	ip  string // not parsed: each IPAM plugin has its own format
 	mac string
 }
 
@@ -131,8 +130,7 @@ func parseArgs(s string) (args, error) {
 	return a, nil
 }
 
-// parseAddr parses an address; a prefix length behind it is allowed and ignored (CONVENTIONS,
-// "ips").
+// parseAddr parses an address, and ignores a prefix length after it (CONVENTIONS, "ips").
 func parseAddr(s string) (netip.Addr, error) {
 	ip := s
 	if p, err := netip.ParsePrefix(s); err == nil {

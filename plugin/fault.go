@@ -12,7 +12,7 @@ import (
 	"github.com/edgeway-cni/edgeway/ipam"
 )
 
-// The error codes of SPEC 1.1.0 section 5, and our own from 100 on.
+// The error codes of SPEC 1.1.0 section 5, and edgeway's codes from 100 on.
 const (
 	codeVersion     uint = types.ErrIncompatibleCNIVersion
 	codeContainer   uint = types.ErrUnknownContainer
@@ -24,23 +24,22 @@ const (
 	codeUnavailable uint = types.ErrPluginNotAvailable
 	codeLimited     uint = types.ErrLimitedConnectivity
 
-	codeExists    uint = 100 // the attachment or the interface is there already
+	codeExists    uint = 100 // the attachment or the interface already exists
 	codeInUse     uint = 101 // a requested address belongs to another attachment
 	codeWiring    uint = 102 // the kernel refused a link, address, neighbour or route
 	codeDifferent uint = 103 // CHECK: the attachment is not as ADD left it
-	codeDelegate  uint = 104 // the delegated IPAM plugin ended without a CNI error of its own
+	codeDelegate  uint = 104 // the delegated IPAM plugin ended without a CNI error
 )
 
-// cniError is an error with its code and what the operator can do.
+// cniError is an error with its code and advice for the operator.
 type cniError struct {
 	code uint
 	err  error
 	todo string
-	said bool // by a delegated plugin, which chose the code
+	said bool // said by a delegated plugin, which chose the code
 }
 
-// fault returns an error that ends up as the CNI error of that code. Its details are added by
-// next.
+// fault returns an error that becomes the CNI error with that code. Method next adds the details.
 func fault(code uint, format string, args ...any) *cniError {
 	return &cniError{code: code, err: fmt.Errorf(format, args...)}
 }
@@ -82,7 +81,7 @@ func asCNI(err error) *cniError {
 	return fault(codeIO, "%w", err).next("check the cause in msg and try again")
 }
 
-// errorReply is err as SPEC section 5 wants it on standard output.
+// errorReply is err in the form of SPEC section 5.
 func errorReply(version string, err error) api.Reply {
 	e := asCNI(err)
 	if version == "" {

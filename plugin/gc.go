@@ -9,8 +9,8 @@ import (
 	"github.com/edgeway-cni/edgeway/ipam"
 )
 
-// valid are the attachments that GC must keep; ok is false when the runtime knows of none, which
-// frees nothing.
+// valid are the attachments that GC must keep. ok is false when the runtime gives no list; nothing is
+// freed then.
 func (c conf) valid() (keep map[ipam.Attachment]bool, ok bool, err error) {
 	list := c.Valid
 	if list == nil {
@@ -34,8 +34,8 @@ func planGC(rq request) (step, error) {
 	return func(n *Node, ctx context.Context) (api.Reply, error) { return api.Reply{}, n.gc(ctx, rq, keep, ok) }, err
 }
 
-// gc removes the attachments of the network that the runtime does not list. Without a list (ok is
-// false) it removes none.
+// gc removes the network's attachments that the runtime does not list; without a list (ok is false),
+// none.
 func (n *Node) gc(ctx context.Context, rq request, keep map[ipam.Attachment]bool, ok bool) (err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verbTimeout)
 	defer cancel()

@@ -15,17 +15,17 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// grant is what an attachment may use, from the store or from another IPAM plugin.
+// grant is what an attachment may use, given by the store or by another IPAM plugin.
 type grant struct {
 	lease    ipam.Lease // zero when delegated
 	src      netip.Addr // the source of the host's routes to addrs; see hostSource
 	addrs    []netip.Addr
-	networks []netip.Prefix // that the addresses are from
+	networks []netip.Prefix // the networks of addrs
 	routes   []podRoute
 	dns      types.DNS
 }
 
-// order is an ADD with everything that it asks for checked.
+// order is an ADD whose demands were all checked.
 type order struct {
 	request
 	pod      ipam.Pod
@@ -36,7 +36,7 @@ type order struct {
 	previous *current.Result
 }
 
-// newOrder checks all that can be checked without touching anything.
+// newOrder checks everything that can be checked without changing anything.
 func newOrder(rq request) (order, error) {
 	o := order{request: rq}
 	a, err := parseArgs(rq.cni.Args)
@@ -51,7 +51,7 @@ func newOrder(rq request) (order, error) {
 		return o, err
 	}
 	if rq.conf.delegated() {
-		return o, nil // addresses are the other plugin's, in whatever form it is told them
+		return o, nil // the other plugin reads the addresses in its own format
 	}
 	if o.addrs, err = rq.conf.requested(a); err != nil {
 		return o, err
@@ -82,7 +82,7 @@ func (c conf) routes() (out []podRoute, err error) {
 	return out, nil
 }
 
-// obtain gets the addresses of the order. cookie is that of the pod's namespace.
+// obtain gets the order's addresses. cookie is the cookie of the pod's namespace.
 func (n *Node) obtain(ctx context.Context, k kernel, o order, cookie uint64) (grant, error) {
 	if o.conf.delegated() {
 		g, err := n.delegateAdd(ctx, o.request)
@@ -131,10 +131,10 @@ func (n *Node) obtain(ctx context.Context, k kernel, o order, cookie uint64) (gr
 // maxPassedOver bounds how many addresses one ADD passes over.
 const maxPassedOver = 32
 
-// lease gets addresses that lead nowhere else on this host. An address that the host has itself, or
-// to which a route of another agent or of another store's pod leads, is passed over; asked for by
-// name it is refused. link is the host link to be; src is the source of the host's routes to the
-// addresses (see hostSource).
+// lease gets addresses that lead nowhere else on this host. It passes over an address that the host
+// itself has, or to which a route of another agent or of another store's pod leads. If such an address
+// was requested, the ADD is refused. link is the future host link; src is the source of the host's routes
+// to the addresses (see hostSource).
 func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link string) (lease ipam.Lease, src netip.Addr, err error) {
 	var passed []string
 	for {
@@ -178,7 +178,7 @@ func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link st
 	}
 }
 
-// unlearn releases a lease whose addresses cannot be used; they do not remember the pod.
+// unlearn releases a lease; its unusable addresses do not remember the pod.
 func (n *Node) unlearn(ctx context.Context, l ipam.Lease, unusable []netip.Addr) error {
 	err := n.release(ctx, l.Attachment)
 	for _, a := range unusable {
@@ -189,7 +189,7 @@ func (n *Node) unlearn(ctx context.Context, l ipam.Lease, unusable []netip.Addr)
 	return err
 }
 
-// reserve is the pool, nil for the store's, without the addresses.
+// reserve returns the pool (nil: the store's pool) with the addresses reserved.
 func (n *Node) reserve(pool *ipam.Pool, addrs []netip.Addr) (*ipam.Pool, error) {
 	pool, err := n.poolOf(pool)
 	if err != nil {
@@ -203,7 +203,7 @@ func (n *Node) reserve(pool *ipam.Pool, addrs []netip.Addr) (*ipam.Pool, error) 
 	return &out, nil
 }
 
-// giveBack ends what obtain got.
+// giveBack ends the grant of obtain.
 func (n *Node) giveBack(ctx context.Context, rq request) error {
 	if rq.conf.delegated() {
 		return n.delegate(ctx, rq, "DEL")
@@ -211,8 +211,8 @@ func (n *Node) giveBack(ctx context.Context, rq request) error {
 	return n.release(ctx, rq.attachment)
 }
 
-// reclaim ends the leases whose holders are gone, and reports whether there were any. The store
-// asks about a holder only when it is the same pod's; a full pool asks about them all.
+// reclaim ends the leases whose holders are gone, and reports whether there were any. The store asks only
+// about holders of the same pod; a full pool makes reclaim check all holders.
 func (n *Node) reclaim(ctx context.Context, host kernel) (some bool, err error) {
 	all, _, err := n.attached(ctx, host)
 	if err != nil {
@@ -247,8 +247,8 @@ func (n *Node) reclaim(ctx context.Context, host kernel) (some bool, err error) 
 // flows is the number of tracked connections of the namespace (net/netfilter/nf_conntrack_standalone.c).
 const flows = "net/netfilter/nf_conntrack_count"
 
-// endFlows makes the next holder of the addresses start afresh. To look through the kernel's
-// connections takes ten milliseconds and more whether there are any or not.
+// endFlows lets the next holder of the addresses start without old connections. Searching the kernel's
+// connections takes ten milliseconds and more even if there are none.
 func endFlows(ctx context.Context, k kernel, addrs []netip.Addr) error {
 	if len(addrs) == 0 {
 		return nil
@@ -272,7 +272,6 @@ func masquerade(addrs []netip.Addr, networks []netip.Prefix) (out []routes.Masq)
 	return out
 }
 
-// endMasquerade ends it.
 func endMasquerade(ctx context.Context, k kernel, addrs []netip.Addr) error {
 	if len(addrs) == 0 {
 		return nil
@@ -285,14 +284,14 @@ func endMasquerade(ctx context.Context, k kernel, addrs []netip.Addr) error {
 	return err
 }
 
-// endStrayMasquerade ends the masquerade of addresses that nothing on the host leads to. The link of a
-// pod goes with the pod's namespace; where another plugin gave the address, no lease tells it then.
+// endStrayMasquerade ends the masquerade of addresses that nothing on the host leads to. A pod's link
+// disappears with the pod's namespace; if another plugin gave the address, no lease names it then.
 func endStrayMasquerade(ctx context.Context, host kernel) error {
 	have, err := host.Observe(ctx, routes.Scope{Masq: routes.Everywhere()}, routes.State{})
 	if err != nil || len(have.Masq) == 0 {
 		return err
 	}
-	// Read afterwards: an ADD makes its route before its masquerade.
+	// Read the links after the masquerade: an ADD makes its route first.
 	links, err := host.Links(ctx, linkPrefix)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
@@ -315,7 +314,7 @@ func endStrayMasquerade(ctx context.Context, host kernel) error {
 	return endMasquerade(ctx, host, stray)
 }
 
-// networksOf are the subnets of the pool that the addresses are from.
+// networksOf are the subnets of the pool that contain the addresses.
 func networksOf(p *ipam.Pool, addrs []netip.Addr) (out []netip.Prefix) {
 	for _, set := range p.Sets {
 		for _, r := range set {
@@ -327,8 +326,8 @@ func networksOf(p *ipam.Pool, addrs []netip.Addr) (out []netip.Prefix) {
 	return out
 }
 
-// addrsOn are the pod addresses that lead to each host link, by the routes to them and by its
-// neighbours: either may be lost.
+// addrsOn are the pod addresses that lead to each host link, by the link's routes and neighbours: either
+// may be lost.
 func addrsOn(ctx context.Context, k kernel, links ...string) (map[string][]netip.Addr, error) {
 	observed, err := k.Observe(ctx, routes.Scope{Protocol: routes.ProtoPod, Links: links}, routes.State{})
 	if err != nil {

@@ -11,23 +11,23 @@ import (
 )
 
 // claimWait bounds the wait for a plugin process that works on an attachment without the daemon. Such an
-// attachment is looked at later.
+// attachment is checked later.
 const claimWait = 50 * time.Millisecond
 
-// Keep compares both ends of the attachments that live with what ADD makes, and gives the host's ends
-// what they lack. It returns what it found: Done says that it is mended. Verbs of other attachments run
-// meanwhile; an attachment that a verb works on is left out. Unlike Repair it ends no lease, and deletes
+// Keep compares both ends of the living attachments with what ADD makes, and restores what the host's
+// ends lack. It returns its findings; Done marks a repaired one. Verbs of other attachments run
+// meanwhile; an attachment with a running verb is left out. Unlike Repair, Keep ends no lease and deletes
 // nothing.
 func (n *Node) Keep(ctx context.Context) ([]Finding, error) { return n.keep(ctx, n.auditPod) }
 
-// KeepHosts is Keep without a look into the pods, except into those whose host's end is not right. It
-// costs a tenth of Keep.
+// KeepHosts is Keep without looking into pods, except pods whose host's end is wrong. It costs a tenth of
+// Keep.
 func (n *Node) KeepHosts(ctx context.Context) ([]Finding, error) {
 	return n.keep(ctx, func(context.Context, *audit, ipam.Lease, *wiring) error { return nil })
 }
 
-// keep looks twice. Verbs run during the first look, which may see half an attachment: its findings only
-// say where to look again, with the verbs of that attachment kept off.
+// keep looks twice. Verbs run during the first pass, which may see half an attachment. Its findings only
+// say where to look again, with the verbs of those attachments kept off.
 func (n *Node) keep(ctx context.Context, first podAudit) ([]Finding, error) {
 	host, done, err := n.look(ctx)
 	if err != nil {
@@ -52,10 +52,10 @@ func (n *Node) keep(ctx context.Context, first podAudit) ([]Finding, error) {
 	if err != nil {
 		return nil, errors.Join(refused, err)
 	}
-	return settled(before, after), nil // what was refused is found again
+	return settled(before, after), nil // the second audit finds again what was refused
 }
 
-// auditOf is audit of the attachments that are held; nil: of all. Those that ended are left to Sweep.
+// auditOf audits the held attachments; nil: all. Attachments that ended are left to Sweep.
 func (n *Node) auditOf(ctx context.Context, host kernel, held map[ipam.Attachment]bool, look podAudit) (a audit, err error) {
 	all, _, err := n.attached(ctx, host)
 	if err != nil {
@@ -68,8 +68,8 @@ func (n *Node) auditOf(ctx context.Context, host kernel, held map[ipam.Attachmen
 	return a, err
 }
 
-// hold keeps the verbs off the attachments of those leases that no verb works on, and returns these
-// attachments.
+// hold keeps verbs off the attachments of the leases, and returns the held attachments. It skips
+// attachments with a running verb.
 func (n *Node) hold(ctx context.Context, leases []ipam.Lease) (held map[ipam.Attachment]bool, release func()) {
 	held = map[ipam.Attachment]bool{}
 	if n.Store == nil || !n.sweep.TryRLock() {

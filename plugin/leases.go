@@ -7,11 +7,11 @@ import (
 	"github.com/edgeway-cni/edgeway/ipam"
 )
 
-// errNoStore: the Node has none (yet).
+// errNoStore: the Node has no store (yet).
 var errNoStore = errors.New("the store of leases is not open")
 
-// needStore is asked before the methods below. A store that has no file yet has no leases, so no Store is
-// needed to say so.
+// needStore must be called before the methods below. A store that has no file yet has no leases, so no
+// Store is needed to say so.
 func (n *Node) needStore(ctx context.Context) (err error) {
 	if n.Store == nil && n.reopen != nil {
 		n.Store, err = n.reopen(ctx)
@@ -23,7 +23,8 @@ func (n *Node) needStore(ctx context.Context) (err error) {
 	return nil
 }
 
-// yield closes the store for other processes, until needStore. A store that is not shared stays open.
+// yield closes the store for other processes, until the next needStore. A store that is not shared stays
+// open.
 func (n *Node) yield() error {
 	if n.Store == nil || n.reopen == nil {
 		return nil
@@ -65,7 +66,7 @@ func (n *Node) storedPool() (p ipam.Pool, ok bool, err error) {
 	return n.Store.Pool()
 }
 
-// poolOf is the pool of a network configuration; where that has none, the pool that the daemon set.
+// poolOf is the pool of a network configuration or, without one, the pool that the daemon set.
 func (n *Node) poolOf(configured *ipam.Pool) (*ipam.Pool, error) {
 	if configured != nil {
 		return configured, nil

@@ -47,8 +47,8 @@ func (n *Node) lend(ctx context.Context, o order) (reply api.Reply, err error) {
 	return reply, nil
 }
 
-// lent is the abbreviated result of an IPAM plugin (SPEC 1.1.0 section 5): addresses with their
-// subnet's length and gateway.
+// lent is the abbreviated result of an IPAM plugin (SPEC 1.1.0 section 5): addresses with the length and
+// gateway of their subnets.
 func (o order) lent(l ipam.Lease) *current.Result {
 	out := &current.Result{CNIVersion: current.ImplementedSpecVersion, DNS: o.conf.DNS}
 	for _, a := range l.Addrs {
@@ -69,8 +69,8 @@ func (o order) lent(l ipam.Lease) *current.Result {
 	return out
 }
 
-// lendPool is the pool with the gateway of each subnet named, so that it is never leased: the
-// main plugin gives it to the host.
+// lendPool is the pool with each subnet's gateway named, so that the gateway is never leased: the main
+// plugin gives it to the host.
 func (n *Node) lendPool(pool *ipam.Pool) (*ipam.Pool, error) {
 	pool, err := n.poolOf(pool)
 	if err != nil {
@@ -87,7 +87,7 @@ func (n *Node) lendPool(pool *ipam.Pool) (*ipam.Pool, error) {
 	return out, nil
 }
 
-// gatewayOf is the subnet's gateway: by default its first address, as host-local has it.
+// gatewayOf is the subnet's gateway: by default the first address, as in host-local.
 func gatewayOf(r ipam.Range) netip.Addr {
 	if r.Gateway.IsValid() {
 		return r.Gateway
@@ -95,7 +95,7 @@ func gatewayOf(r ipam.Range) netip.Addr {
 	return r.Subnet.Masked().Addr().Next()
 }
 
-// asked is the route as the configuration has it: the main plugin fills in the next hop.
+// asked is the route as configured: the main plugin fills in the next hop.
 func (r podRoute) asked() *types.Route {
 	out := &types.Route{Dst: ipNet(r.dst), MTU: r.mtu, AdvMSS: r.advMSS, Priority: r.priority, Table: r.table, Scope: r.scope}
 	if r.via.IsValid() {

@@ -13,8 +13,7 @@ import (
 	"github.com/edgeway-cni/edgeway/ipam"
 )
 
-// OpenNetns opens the network namespace that CNI_NETNS names. It does not wait on a path that
-// is a FIFO.
+// OpenNetns opens the network namespace that CNI_NETNS names. It does not block on a FIFO.
 func OpenNetns(path string) (*os.File, error) {
 	if path == "" {
 		return nil, nil
@@ -41,7 +40,7 @@ func isNetnsFile(f *os.File) bool {
 	return err == nil && kind == unix.CLONE_NEWNET
 }
 
-// socketIn opens a socket in a network namespace; nil is the calling thread's.
+// socketIn opens a socket in a network namespace; nil: the calling thread's namespace.
 func socketIn(netns *os.File) (fd int, err error) {
 	if netns == nil {
 		return unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -49,7 +48,7 @@ func socketIn(netns *os.File) (fd int, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		// A thread that cannot be moved back ends with its goroutine.
+		// A thread that cannot be moved back must end with its goroutine.
 		runtime.LockOSThread()
 		home, oerr := os.Open("/proc/thread-self/ns/net")
 		if oerr != nil {
@@ -69,8 +68,8 @@ func socketIn(netns *os.File) (fd int, err error) {
 	return fd, err
 }
 
-// cookieOf is the number of the socket's namespace, which the kernel never uses twice within a
-// boot; 0 before Linux 5.14.
+// cookieOf is the number of the socket's namespace, which the kernel never reuses within a boot; 0 before
+// Linux 5.14.
 func cookieOf(socket int) uint64 {
 	cookie, err := unix.GetsockoptUint64(socket, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 	if err != nil {
@@ -79,16 +78,16 @@ func cookieOf(socket int) uint64 {
 	return cookie
 }
 
-// isLeased reports whether f is the namespace that the lease was given for: its path may have come
-// to name another one. A lease of an earlier version, or of an old kernel, has no cookie; then the
-// path is all there is.
+// isLeased reports whether f is the namespace that the lease was given for: the path may have come to
+// name another namespace. A lease of an earlier version, or of an old kernel, has no cookie; then only
+// the path counts.
 func isLeased(l ipam.Lease, f *os.File) bool {
 	if l.NetnsCookie == 0 {
 		return true
 	}
 	socket, err := socketIn(f)
 	if err != nil {
-		return true // not proven otherwise
+		return true // not proven to differ
 	}
 	defer unix.Close(socket)
 	return cookieOf(socket) == l.NetnsCookie
@@ -105,10 +104,10 @@ const (
 
 // netnsOf looks for the namespace of a lease.
 //
-// A daemon in a container may not see the mounts of the host's /run/netns, or its processes. To
-// it a directory that is missing proves nothing, nor a plain file where a namespace may be mounted
-// for others, nor a process. And /proc/PID/ns/net proves no namespace without its cookie: the
-// number of a process is used again.
+// A daemon in a container may not see the mounts of the host's /run/netns, or the host's processes. To
+// that daemon a missing directory or process proves nothing. Neither does a plain file, where a namespace
+// may be mounted for others. And /proc/PID/ns/net proves no namespace without its cookie, since the
+// kernel reuses process numbers.
 func netnsOf(l ipam.Lease) presence {
 	if l.Netns == "" {
 		return unknown
@@ -142,7 +141,7 @@ func netnsOf(l ipam.Lease) presence {
 	return unknown
 }
 
-// openLeased opens the namespace of a lease; nil when it is gone.
+// openLeased opens the namespace of a lease; nil when the namespace is gone.
 func openLeased(l ipam.Lease) (*os.File, error) {
 	if l.Netns == "" {
 		return nil, nil
@@ -161,13 +160,13 @@ func openLeased(l ipam.Lease) (*os.File, error) {
 }
 
 // The inodes of the machine's first PID and mount namespaces (linux/nsfs.h: PID_NS_INIT_INO,
-// MNT_NS_INIT_INO; the latter has a number of its own in older kernels).
+// MNT_NS_INIT_INO; older kernels give the mount namespace another number).
 const (
 	firstPIDs   = 0xEFFFFFFC
 	firstMounts = 0xEFFFFFF8
 )
 
-// seesHost reports that this process has the host's processes and mounts before it.
+// seesHost reports that this process sees the host's processes and mounts.
 func seesHost() bool {
 	var pids, mounts, init unix.Stat_t
 	if unix.Stat("/proc/self/ns/pid", &pids) != nil || pids.Ino != firstPIDs || unix.Stat("/proc/self/ns/mnt", &mounts) != nil {

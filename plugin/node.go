@@ -16,31 +16,31 @@ import (
 )
 
 const (
-	// verbTimeout bounds one verb. Runtimes wait minutes; a kernel that needs longer than this
-	// for one link is stuck.
+	// verbTimeout bounds one verb. Runtimes wait minutes; a kernel that needs longer than this for one
+	// link is stuck.
 	verbTimeout = 60 * time.Second
-	// undoTimeout bounds what is done after a verb's own context ended.
+	// undoTimeout bounds the work after a verb's own context ended.
 	undoTimeout = 20 * time.Second
-	// idleKernels is how many sockets to the host's namespace stay open. The kernel serialises
-	// changes (rtnl), but a deleted link makes its caller wait for an RCU grace period
-	// afterwards (net/core/dev.c: netdev_run_todo), and those waits overlap.
+	// idleKernels is how many sockets to the host's namespace stay open. The kernel serialises changes
+	// (rtnl). But the caller that deletes a link then waits for an RCU grace period (net/core/dev.c:
+	// netdev_run_todo), and those waits overlap.
 	idleKernels = 8
 )
 
-// Node is where attachments are made: one store, one host network namespace. The zero Node with
-// a Store is ready; its host namespace is that of the thread that calls it first. With a nil Store
-// the verbs that need one ask the runtime to try again later.
+// Node makes attachments: one store, one host network namespace. The zero Node with a Store is ready; its
+// host namespace is the namespace of the first calling thread. With a nil Store, verbs that need a store
+// ask the runtime to try again later.
 type Node struct {
 	Store *ipam.Store
-	// Dir is the store's directory. Links say it: those of another store are left alone.
+	// Dir is the store's directory. Links name it: links of other stores are left alone.
 	Dir string
 
 	// unborn: the store has no file yet, so there are no leases.
 	unborn bool
-	// reopen opens the store again in a process that shares it with others (yield). Nil: the store is
-	// this process's as long as it lives.
+	// reopen opens the store again in a process that shares it with others (yield). Nil: the process
+	// keeps the store as long as it lives.
 	reopen func(context.Context) (*ipam.Store, error)
-	// claimed: other processes are kept off the attachment already (ipam.Claim).
+	// claimed: other processes are already kept off the attachment (ipam.Claim).
 	claimed bool
 
 	opened  sync.Once
@@ -50,33 +50,34 @@ type Node struct {
 	// deletions, when set, delete the links of a DEL: see DeleteEarly.
 	deletions *routes.Deletions
 
-	// attachments serialises the verbs of one attachment; sweep keeps GC and Sweep, which look
-	// at all of them, apart from the verbs.
+	// attachments serialises the verbs of one attachment. sweep keeps GC and Sweep, which work on all
+	// attachments, apart from the verbs.
 	attachments locks
 	sweep       sync.RWMutex
 
-	// stderr is where a delegated plugin's standard error goes; nil: into the error.
+	// stderr receives a delegated plugin's standard error, which also goes into the error. Nil: into the
+	// error alone.
 	stderr io.Writer
 
-	// dial opens a kernel; tests put faults there. Nil: routes.OpenNetns.
+	// dial opens a kernel; tests add faults. Nil: routes.OpenNetns.
 	dial func(netns *os.File) (kernel, error)
 }
 
-// NewNode returns a Node on the store in dir; its host network namespace is the calling thread's.
+// NewNode returns a Node on the store in dir. Its host network namespace is the calling thread's.
 func NewNode(store *ipam.Store, dir string) (*Node, error) {
 	n := &Node{Store: store, Dir: filepath.Clean(dir)}
 	return n, n.open()
 }
 
-// DeleteEarly makes a DEL answer when the kernel has announced its link gone, some 20 ms before it
-// acknowledges that. Close waits for the acknowledgements, which is why a process that serves one
-// call does without.
+// DeleteEarly makes a DEL answer once the kernel announces that its link is gone, some 20 ms before the
+// kernel acknowledges the deletion. Close waits for the acknowledgements, so a process that serves one
+// call does not use this.
 func (n *Node) DeleteEarly() (err error) {
 	n.deletions, err = routes.OpenDeletions(n.home)
 	return err
 }
 
-// Close closes the sockets, not the Store. No verb may run.
+// Close closes the sockets, not the Store. No verb may be running.
 func (n *Node) Close() error {
 	if n.home == nil {
 		return nil
@@ -108,7 +109,7 @@ func (n *Node) open() error {
 	return nil
 }
 
-// kernel is what the verbs use of routes.Kernel.
+// kernel is the part of routes.Kernel that the verbs use.
 type kernel interface {
 	Observe(ctx context.Context, scope routes.Scope, desired routes.State) (routes.State, error)
 	Sync(ctx context.Context, scope routes.Scope, desired routes.State) ([]routes.Change, error)
@@ -127,7 +128,7 @@ type kernel interface {
 
 var _ kernel = (*routes.Kernel)(nil)
 
-// host borrows a kernel of the host's namespace; done gives it back.
+// host borrows a kernel of the host's namespace; done gives the kernel back.
 func (n *Node) host() (k kernel, done func(), err error) {
 	select {
 	case k = <-n.idle:
@@ -145,7 +146,6 @@ func (n *Node) host() (k kernel, done func(), err error) {
 	}, nil
 }
 
-// linkExists asks the kernel for one link by name.
 func linkExists(ctx context.Context, k kernel, name string) (bool, error) {
 	observed, err := k.Observe(ctx, routes.Scope{}, routes.State{Links: []routes.Link{{Name: name}}})
 	if err != nil {
@@ -154,7 +154,7 @@ func linkExists(ctx context.Context, k kernel, name string) (bool, error) {
 	return len(observed.Links) > 0, nil
 }
 
-// deleteLinks removes links of ours with all that is on them; an absent link is not an error.
+// deleteLinks removes links of ours and everything on them; an absent link is not an error.
 func deleteLinks(ctx context.Context, k kernel, names ...string) error {
 	_, err := k.Sync(ctx, routes.Scope{Links: names}, routes.State{})
 	return err
@@ -167,7 +167,7 @@ type locks struct {
 }
 
 type lock struct {
-	turn    chan struct{} // holds one token while nobody works
+	turn    chan struct{} // holds one token while nobody has the lock
 	waiters int           // holder included
 }
 
@@ -196,7 +196,7 @@ func (l *locks) lock(ctx context.Context, a ipam.Attachment) (unlock func(), err
 	}
 }
 
-// try is lock for an attachment that nobody works on or waits for.
+// try locks an attachment that nobody has locked or waits for.
 func (l *locks) try(a ipam.Attachment) (unlock func(), ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -211,7 +211,7 @@ func (l *locks) try(a ipam.Attachment) (unlock func(), ok bool) {
 	return func() { l.pass(a, e) }, true
 }
 
-// pass gives the turn to the next.
+// pass gives the turn to the next waiter.
 func (l *locks) pass(a ipam.Attachment, e *lock) {
 	e.turn <- struct{}{}
 	l.leave(a, e)
@@ -225,7 +225,7 @@ func (l *locks) leave(a ipam.Attachment, e *lock) {
 	}
 }
 
-// busy reports whether a verb works on the attachment, or waits to.
+// busy reports whether a verb works on the attachment, or waits to do so.
 func (l *locks) busy(a ipam.Attachment) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -1,5 +1,5 @@
-// Package plugin is the CNI verbs as a library: one attachment on this node. The plugin's
-// executable runs them itself when no daemon answers; the daemon runs the same ones for it.
+// Package plugin is the CNI verbs as a library: one attachment on this node. The daemon runs the verbs;
+// the plugin's executable runs them itself when no daemon answers.
 //
 //	node := plugin.Node{Store: store}
 //	reply := node.Do(ctx, plugin.Call{CNI: req, NetnsFile: netns})
@@ -13,13 +13,13 @@
 //	neighbours 169.254.1.1, fe80::1       neighbours 10.10.1.2, fd00::2
 //	  permanent, to the host end's MAC      filled in, to the pod end's MAC; they learn
 //
-// Both ends know each other's MAC from the start: no first packet waits for ARP, and none is sent
-// before one is under way. A pod whose MAC changes later announces the new one, and the host's
-// entries follow; one that did not is asked within five seconds of traffic. The host's end answers
-// for the pod's next hop, which the pod has to ask for once its MAC has changed.
+// Both ends know each other's MAC from the start, so no first packet waits for ARP and no ARP is sent
+// before there is traffic. A pod whose MAC changes later announces the new MAC, and the host's entries
+// follow. If the pod did not announce it, the host asks within five seconds of traffic. The host's end
+// answers for the pod's next hop, since the pod must ask for it once its MAC has changed.
 //
-// Nothing but the lease is remembered: the host end's name and both MACs are functions of the
-// attachment, the rest is read from the kernel.
+// Only the lease is remembered. The host end's name and both MACs are functions of the attachment; the
+// rest is read from the kernel.
 package plugin
 
 import (
@@ -34,15 +34,15 @@ import (
 // Call is one CNI invocation.
 type Call struct {
 	api.CNI
-	NetnsFile *os.File // open network namespace; nil when the runtime gave none
-	unopened  error    // why it is nil although the runtime named one
+	NetnsFile *os.File // open network namespace; nil when the runtime gave no namespace
+	unopened  error    // why NetnsFile is nil although the runtime named a namespace
 }
 
-// Do runs one verb and returns what belongs on standard output. It never writes anywhere itself.
+// Do runs one verb and returns the bytes for standard output. It never writes anywhere itself.
 //
-// The end of ctx undoes an ADD and stops a CHECK or STATUS; a DEL or GC that has begun is carried
-// through: half of one helps nobody. The Undelivered of an ADD's reply undoes it, unless
-// the attachment was made again since.
+// The end of ctx undoes an ADD and stops a CHECK or STATUS. A DEL or GC that has started is completed,
+// since half of one helps nobody. The Undelivered of an ADD's reply undoes the ADD, unless the attachment
+// was made again since.
 func (n *Node) Do(ctx context.Context, call Call) api.Reply {
 	err := n.open()
 	if err != nil {
@@ -72,8 +72,8 @@ func (n *Node) run(ctx context.Context, op operation) api.Reply {
 	return reply
 }
 
-// agrees refuses a configuration that names another store: without the daemon the call would go
-// there, and one pool would be leased twice. What was made here is ended here all the same.
+// agrees refuses a configuration that names another store: without the daemon the call would use that
+// store, and one pool would be leased twice. DEL and CHECK are still served here, for what was made here.
 func (n *Node) agrees(rq request) error {
 	switch dir := filepath.Clean(rq.conf.dataDir()); {
 	case n.Dir == "" || dir == n.Dir || rq.conf.delegated():
@@ -85,18 +85,17 @@ func (n *Node) agrees(rq request) error {
 	return nil
 }
 
-// operation is a call that was parsed and checked whole; nothing was touched yet.
+// operation is a call that was parsed and checked completely. Nothing was changed yet.
 type operation struct {
 	request
-	version string // to answer in; "" when the input's is not usable
+	version string // version of the answer; "" when the input's version is not usable
 	step    step
 }
 
-// step is what is left to do of an operation.
 type step func(*Node, context.Context) (api.Reply, error)
 
-// plan parses and checks a call. home is the host's network namespace. The operation has the version
-// to answer in, also beside an error.
+// plan parses and checks a call. home is the host's network namespace. The operation has the version of
+// the answer even if plan returns an error.
 func plan(call Call, home *os.File) (op operation, err error) {
 	op.cni, op.netns = call.CNI, call.NetnsFile
 	op.attachment = ipam.Attachment{ContainerID: call.ContainerID, IfName: call.IfName}
@@ -114,7 +113,7 @@ func plan(call Call, home *os.File) (op operation, err error) {
 		return op, err
 	}
 	if call.Socket != "" && (call.Socket != op.conf.socket() || op.conf.delegated()) {
-		// A delegated IPAM plugin is executed where the runtime's paths are true.
+		// A delegated IPAM plugin must run where the runtime's paths are valid.
 		refusal := "the caller must read the network configuration itself: it names socket " + op.conf.socket() + " and ipam " + op.conf.IPAM.Type
 		op.step = func(*Node, context.Context) (api.Reply, error) { return api.Reply{Error: refusal}, nil }
 		return op, nil
@@ -142,15 +141,15 @@ type request struct {
 	netns      *os.File
 }
 
-// verb is one CNI operation (SPEC 1.1.0 section 2): what it demands and what it does.
+// verb is one CNI operation (SPEC 1.1.0 section 2): its demands and its plan.
 type verb struct {
-	since      string // the first protocol version that has it
+	since      string // the first protocol version with this verb
 	attachment bool   // needs CNI_CONTAINERID and CNI_IFNAME
 	netns      bool   // needs CNI_NETNS
 	plan       func(request) (step, error)
 }
 
-// verbs is never written to.
+// verbs is read-only.
 var verbs = map[string]verb{
 	"ADD":    {since: "0.1.0", attachment: true, netns: true, plan: planAdd},
 	"DEL":    {since: "0.1.0", attachment: true, plan: planDel},
@@ -159,7 +158,7 @@ var verbs = map[string]verb{
 	"STATUS": {since: "1.1.0", plan: planStatus},
 }
 
-// admits checks what the verb demands of version and environment.
+// admits checks the verb's demands on version and environment.
 func (v verb) admits(rq request) error {
 	if versionIndex(rq.conf.CNIVersion) < versionIndex(v.since) {
 		return fault(codeVersion, "%s is part of cniVersion %s and later, the configuration says %q", rq.cni.Command, v.since, rq.conf.CNIVersion).

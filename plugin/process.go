@@ -15,20 +15,20 @@ import (
 )
 
 const (
-	// maxStdin bounds the configuration: a GC list of ten thousand pods fits. Base64 on the
+	// maxStdin bounds the configuration in bytes: a GC list of ten thousand pods fits. Base64 on the
 	// socket makes four bytes of three.
 	maxStdin = api.MaxMessage / 2
-	// stdinTimeout bounds the wait for a runtime that does not close its end.
+	// stdinTimeout bounds the wait for a runtime that does not close its end of standard input.
 	stdinTimeout = 30 * time.Second
-	// answerPatience is how long a daemon may take for a call: a verb and its undoing.
+	// answerPatience is how long a daemon may take for a call: a verb and its undo.
 	answerPatience = verbTimeout + undoTimeout + 10*time.Second
-	// statusPatience is how long STATUS may take: runtimes ask every few seconds.
+	// statusPatience is how long STATUS may take: runtimes call it every few seconds.
 	statusPatience = 5 * time.Second
-	// storePatience bounds the wait for the store, which other executables hold for some milliseconds
-	// each. A daemon that starts or stops holds it for a moment without an answer on its socket.
+	// storePatience bounds the wait for the store. Other executables hold the store for some milliseconds
+	// each. A daemon that starts or stops holds it for a moment without answering on its socket.
 	storePatience = 15 * time.Second
-	// daemonLook is the time between two looks for a daemon during that wait: one that started holds the
-	// store as long as it lives.
+	// daemonLook is the time between two looks for a daemon during that wait: a daemon that started holds
+	// the store as long as it lives.
 	daemonLook = 500 * time.Millisecond
 )
 
@@ -37,15 +37,15 @@ type Process struct {
 	Getenv func(string) string
 	Stdin  io.Reader
 	Stdout io.Writer
-	Stderr io.Writer // a delegated plugin's; nothing else is written there
-	// Begun: a daemon took the call already and went away. What it did is not known.
+	Stderr io.Writer // for a delegated plugin; nothing else is written there
+	// Begun: a daemon already took the call and went away. The effect of the call is not known.
 	Begun bool
-	// Silent: it has not gone away, but did not answer in time. It is not asked again.
+	// Silent: that daemon has not gone away, but did not answer in time. It is not asked again.
 	Silent bool
 }
 
-// Run serves the invocation and returns its exit status: it asks the daemon, and when none
-// answers runs the verb on the store itself. Standard output gets one JSON value or nothing.
+// Run serves the invocation and returns its exit status. It asks the daemon; when none answers, it runs
+// the verb on the store itself. Standard output gets one JSON value or nothing.
 func (p Process) Run(ctx context.Context) (status int) {
 	c := caller{begun: p.Begun, silent: p.Silent}
 	defer c.close()
@@ -68,7 +68,7 @@ func (p Process) Run(ctx context.Context) (status int) {
 	return 0
 }
 
-// run plans the call, so that nobody is asked about one that cannot succeed, and has it served.
+// run plans the call, so that nobody is asked about a call that cannot succeed, and then has it served.
 func (c *caller) run(ctx context.Context, p Process) (version string, reply api.Reply, err error) {
 	call := Call{CNI: api.CNI{
 		Command: p.Getenv("CNI_COMMAND"), ContainerID: p.Getenv("CNI_CONTAINERID"), Netns: p.Getenv("CNI_NETNS"),
@@ -80,7 +80,7 @@ func (c *caller) run(ctx context.Context, p Process) (version string, reply api.
 	if call.Stdin, err = readStdin(ctx, p.Stdin); err != nil {
 		return "", reply, err
 	}
-	if call.Command == "VERSION" { // it needs no namespace
+	if call.Command == "VERSION" { // VERSION needs no namespace
 		if c.op, err = plan(call, nil); err == nil {
 			reply = new(Node).run(ctx, c.op)
 		}
@@ -100,14 +100,14 @@ func (c *caller) run(ctx context.Context, p Process) (version string, reply api.
 	return c.op.version, reply, unavailable(call.Command, err)
 }
 
-// readStdin reads the configuration whole, within bounds of size and time.
+// readStdin reads the whole configuration, within bounds of size and time.
 func readStdin(ctx context.Context, r io.Reader) ([]byte, error) {
 	type input struct {
 		b   []byte
 		err error
 	}
 	got := make(chan input, 1)
-	go func() { // a read that never ends ends with the process
+	go func() { // a read that never returns ends with the process
 		b, err := io.ReadAll(io.LimitReader(r, maxStdin+1))
 		got <- input{b, err}
 	}()
@@ -131,7 +131,7 @@ func readStdin(ctx context.Context, r io.Reader) ([]byte, error) {
 type caller struct {
 	op            operation
 	begun, silent bool // Process.Begun, Process.Silent
-	// node has a store once this process serves the call itself.
+	// node has a store when this process serves the call itself.
 	node *Node
 }
 
@@ -144,7 +144,7 @@ func (c *caller) close() {
 }
 
 func (c *caller) serve(ctx context.Context) (api.Reply, error) {
-	// An IPAM plugin is executed where the runtime's paths are true, and the store is not asked.
+	// An IPAM plugin must run where the runtime's paths are valid, and no store is needed.
 	if c.op.conf.delegated() {
 		return c.direct(ctx)
 	}
@@ -175,11 +175,11 @@ func (c *caller) serve(ctx context.Context) (api.Reply, error) {
 	}
 }
 
-// errDaemon ends a wait for the store: a daemon is there, and is asked.
+// errDaemon ends a wait for the store: a daemon started, and is asked instead.
 var errDaemon = errors.New("a daemon started")
 
-// awaitDaemon ends a wait once a daemon takes connections on the socket. One that is silent or went away
-// over this call is not waited for.
+// awaitDaemon ends a wait once a daemon takes connections on the socket. It does not wait for a daemon
+// that is silent or went away over this call.
 func (c *caller) awaitDaemon(ctx context.Context, end context.CancelCauseFunc) {
 	for !c.silent {
 		select {
@@ -195,9 +195,8 @@ func (c *caller) awaitDaemon(ctx context.Context, end context.CancelCauseFunc) {
 	}
 }
 
-// cutEarly removes the host's end for a DEL that has to wait for its turn: the twenty milliseconds
-// that the kernel takes for it pass beside those of others. DEL removes it again, and says what
-// goes wrong.
+// cutEarly removes the host's end for a DEL that must wait for its turn, so that the twenty milliseconds
+// that the kernel takes overlap with other deletions. DEL removes it again, and reports errors.
 func (c *caller) cutEarly(ctx context.Context) {
 	if c.op.cni.Command != "DEL" || c.op.conf.ipamOnly() {
 		return
@@ -213,8 +212,8 @@ func (c *caller) cutEarly(ctx context.Context) {
 // errRefused: the daemon answered, but did not serve.
 var errRefused = errors.New("the daemon refused the call")
 
-// ask passes the call to the daemon. A daemon that went away over an earlier try may have left
-// half an attachment, which DEL removes.
+// ask passes the call to the daemon. A daemon that went away over an earlier try may have left half an
+// attachment, which a DEL removes.
 func (c *caller) ask(ctx context.Context) (reply api.Reply, err error) {
 	if c.silent {
 		return reply, fmt.Errorf("%w on %s: it took the call and is silent", api.ErrBroken, c.op.conf.socket())
@@ -239,14 +238,14 @@ func (c *caller) ask(ctx context.Context) (reply api.Reply, err error) {
 		reply.Undelivered = func(ctx context.Context) {
 			del := c.op.cni
 			del.Command = "DEL"
-			// The runtime's DEL finds the rest after a failure.
+			// After a failure the runtime's DEL removes the rest.
 			_, _ = api.Call(ctx, c.op.conf.socket(), api.Request{Op: "cni", CNI: &del}, nil)
 		}
 	}
 	return reply, nil
 }
 
-// before are the calls to make first: a DEL where an ADD had begun.
+// before are the calls to make first: a DEL if an ADD had started.
 func (c *caller) before() []api.CNI {
 	if c.begun && c.op.cni.Command == "ADD" {
 		del := c.op.cni
@@ -270,7 +269,7 @@ func (c *caller) local(ctx context.Context, deadline time.Time) (reply api.Reply
 	wait, end := context.WithCancelCause(wait)
 	defer end(nil)
 	go c.awaitDaemon(wait, end)
-	// The claim first: whoever has it may need the store to end its lease.
+	// Claim first: the holder of the claim may need the store to end its lease.
 	if a := c.op.attachment; a.ContainerID != "" {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return reply, fault(codeIO, "%w", err).next("make %s writable", filepath.Dir(path))
@@ -292,7 +291,7 @@ func (c *caller) local(ctx context.Context, deadline time.Time) (reply api.Reply
 	return c.direct(ctx)
 }
 
-// direct runs the operation on the Node of this process, after a DEL where an ADD had begun.
+// direct runs the operation on the Node of this process, after a DEL if an ADD had started.
 func (c *caller) direct(ctx context.Context) (reply api.Reply, err error) {
 	c.node.unborn, c.node.Dir = c.node.Store == nil, filepath.Clean(c.op.conf.dataDir())
 	for _, cni := range c.before() {

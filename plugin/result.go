@@ -25,7 +25,7 @@ func (c conf) previous() (*current.Result, error) {
 	bad := func(err error) error {
 		return fault(codeDecode, "decode prevResult: %w", err).next("pass the result of the plugin before, in cniVersion %s", c.CNIVersion)
 	}
-	// Before 1.0.0 a result need not say its version: it is the configuration's.
+	// Before 1.0.0 a result may lack its version: the configuration's version applies.
 	var in map[string]json.RawMessage
 	if err := json.Unmarshal(c.PrevResult, &in); err != nil {
 		return nil, bad(err)
@@ -34,11 +34,11 @@ func (c conf) previous() (*current.Result, error) {
 	if err := json.Unmarshal(c.PrevResult, &whole); err != nil {
 		return nil, bad(err)
 	}
-	if holdsNull(whole) { // the library follows the pointer
+	if holdsNull(whole) { // the library dereferences the nil pointer
 		return nil, bad(errors.New("a list has the entry null"))
 	}
 	version := ""
-	_ = json.Unmarshal(in["cniVersion"], &version) // of another type: it counts as missing
+	_ = json.Unmarshal(in["cniVersion"], &version) // a value of another type counts as missing
 	if version == "" {
 		version = c.CNIVersion
 		in["cniVersion"], _ = json.Marshal(version)
@@ -78,7 +78,7 @@ func holdsNull(v any) bool {
 	return false
 }
 
-// result appends what was made to the result of the plugins before (SPEC 1.1.0 section 5).
+// result appends this attachment to the result of the plugins before (SPEC 1.1.0 section 5).
 func (w wiring) result(previous *current.Result, dns types.DNS, netns string) *current.Result {
 	out := &current.Result{CNIVersion: current.ImplementedSpecVersion}
 	if previous != nil {
@@ -111,7 +111,7 @@ func ipNet(p netip.Prefix) net.IPNet {
 	return net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// printed is the result in the protocol version of the request.
+// printed is the result in the request's protocol version.
 func printed(result *current.Result, version string) (api.Reply, error) {
 	if versionIndex(version) < versionIndex(newestVersion) {
 		withoutNewKeys(result)
@@ -128,7 +128,7 @@ func printed(result *current.Result, version string) (api.Reply, error) {
 	return api.Reply{Output: b.Bytes()}, nil
 }
 
-// withoutNewKeys drops what cniVersion 1.1.0 added to results.
+// withoutNewKeys drops the keys that cniVersion 1.1.0 added to results.
 func withoutNewKeys(r *current.Result) {
 	for _, i := range r.Interfaces {
 		i.Mtu, i.SocketPath, i.PciID = 0, "", ""

@@ -18,17 +18,17 @@ type Standing string
 const (
 	Alive       Standing = "alive"        // its host link exists, perhaps under another name
 	Unlinked    Standing = "unlinked"     // its host link is gone, its network namespace exists
-	Foreign     Standing = "foreign"      // another main plugin made the attachment; nothing says that it is gone
-	Dead        Standing = "dead"         // its host link is gone, or the namespace of a foreign one
+	Foreign     Standing = "foreign"      // another main plugin made the attachment; nothing shows that it is gone
+	Dead        Standing = "dead"         // its host link is gone or, if foreign, its namespace
 	EarlierBoot Standing = "earlier boot" // its pod ended with the machine's last run
 )
 
-// Lives reports whether the pod may still use the addresses: they must not be leased again.
+// Lives reports whether the pod may still use its addresses: they must not be leased again.
 func (s Standing) Lives() bool { return s != Dead && s != EarlierBoot }
 
-// judge is the one place that decides whether the holder of a lease lives. A host link proves that
-// it does. Without a link the pod's namespace counts: an interface may have been renamed, moved or
-// deleted, and the pod is there all the same. netns is asked only then.
+// judge alone decides whether the holder of a lease lives. A host link proves that the holder lives.
+// Without a link the pod's namespace counts: the interface may have been renamed, moved or deleted while
+// the pod still exists. netns is called only then.
 func judge(l ipam.Lease, links hostLinks, boot string, netns func(ipam.Lease) presence) Standing {
 	if _, linked := links.of(l); linked {
 		return Alive
@@ -45,7 +45,7 @@ func judge(l ipam.Lease, links hostLinks, boot string, netns func(ipam.Lease) pr
 	return Dead
 }
 
-// sight is one look at what leases are judged by.
+// sight is one observation by which leases are judged.
 type sight struct {
 	boot  string
 	links hostLinks
@@ -61,16 +61,17 @@ func (n *Node) sight(ctx context.Context, host kernel) (s sight, err error) {
 
 func (s sight) judge(l ipam.Lease) Standing { return judge(l, s.links, s.boot, netnsOf) }
 
-// Attached is a lease beside what the kernel says of it.
+// Attached is a lease and what the kernel says about it.
 type Attached struct {
 	Lease    ipam.Lease
 	Standing Standing
-	Link     string // the host's end; "" where another main plugin made it
+	Link     string // the host's end; "" if another main plugin made it
 	Linked   bool   // the link exists
 }
 
-// attached judges all leases, oldest first. unowned are host links of this store that no lease owns:
-// a name proves nothing, and other stores have links of their own. Links are read before leases: the lease of a link is on disk before the link is made.
+// attached judges all leases, oldest first. unowned are host links of this store that no lease owns: a
+// name proves nothing, and other stores have links too. Links are read before leases, since a lease is on
+// disk before its link is made.
 func (n *Node) attached(ctx context.Context, host kernel) (all []Attached, unowned []string, err error) {
 	s, err := n.sight(ctx, host)
 	if err != nil {
@@ -103,9 +104,9 @@ func (n *Node) attached(ctx context.Context, host kernel) (all []Attached, unown
 	return all, unowned, nil
 }
 
-// dead answers ipam.Request.Dead for an ADD of the attachment self. A verb that works on another
-// attachment proves it alive. ADD replaces the lease of its own attachment unless its link and
-// namespace are there: the link may have been lost, and a retry may come with a new namespace.
+// dead answers ipam.Request.Dead for an ADD of the attachment self. A running verb of another attachment
+// proves that attachment alive. ADD replaces the lease of its own attachment unless the link and the
+// namespace exist: the link may have been lost, and a retry may come with a new namespace.
 func (n *Node) dead(ctx context.Context, host kernel, self ipam.Attachment) func(ipam.Lease) bool {
 	look := sync.OnceValues(func() (sight, error) { return n.sight(ctx, host) })
 	return func(l ipam.Lease) bool {
@@ -124,11 +125,11 @@ func (n *Node) dead(ctx context.Context, host kernel, self ipam.Attachment) func
 	}
 }
 
-// hostLinks are the host's ends of attachments, under the names that ADD gave them. Each may have
-// another name since.
+// hostLinks are the host's ends of attachments, under the names that ADD gave them. A link may have been
+// renamed since.
 type hostLinks map[string]routes.Link
 
-// of is the host link of a lease; an attachment of another main plugin has none.
+// of returns the host link of a lease. An attachment of another main plugin has none.
 func (h hostLinks) of(l ipam.Lease) (routes.Link, bool) {
 	if isForeign(l) {
 		return routes.Link{}, false
@@ -137,7 +138,7 @@ func (h hostLinks) of(l ipam.Lease) (routes.Link, bool) {
 	return link, ok
 }
 
-// findHostLinks lists them. A link that was renamed is known by its alias and MAC.
+// findHostLinks lists the host's ends. It knows a renamed link by its alias and MAC.
 func findHostLinks(ctx context.Context, host kernel) (hostLinks, error) {
 	links, err := host.Links(ctx, "")
 	if err != nil {
@@ -153,7 +154,7 @@ func findHostLinks(ctx context.Context, host kernel) (hostLinks, error) {
 		said, _ := parseAlias(l.Alias)
 		a, name := said.Attachment, HostLink(said.Attachment)
 		if l.Name == delegatedLink(said.Network, a) {
-			continue // it has no lease
+			continue // this link has no lease
 		}
 		if _, taken := out[name]; !taken && l.MAC == macOf(a, "host") {
 			delete(out, l.Name)
@@ -163,10 +164,10 @@ func findHostLinks(ctx context.Context, host kernel) (hostLinks, error) {
 	return out, nil
 }
 
-// isForeign: the lease is of an attachment that another main plugin made (see conf.network).
+// isForeign reports that another main plugin made the attachment (see conf.network).
 func isForeign(l ipam.Lease) bool { return strings.Contains(l.Network, "/") }
 
-// linkOf is the name that ADD gave the host link of a lease of ours.
+// linkOf is the name that ADD gave the host link of our lease.
 func linkOf(l ipam.Lease) string {
 	if isRecovered(l) {
 		return l.Attachment.ContainerID
@@ -174,8 +175,8 @@ func linkOf(l ipam.Lease) string {
 	return HostLink(l.Attachment)
 }
 
-// recovered is the key of the attachment's lease when the store was rebuilt from a link that does
-// not tell its attachment. No CNI attachment lacks an interface name.
+// recovered is the key of the attachment's lease when the store was rebuilt from a link that does not
+// name its attachment. Every CNI attachment has an interface name.
 func recovered(a ipam.Attachment) ipam.Attachment { return ipam.Attachment{ContainerID: HostLink(a)} }
 
 func isRecovered(l ipam.Lease) bool { return l.Attachment.IfName == "" }

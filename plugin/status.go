@@ -16,11 +16,11 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// minFree is the room on disk below which a lease may not fit: bbolt grows its file in steps.
+// minFree is the free disk space in bytes below which a lease may not fit: bbolt grows its file in steps.
 const minFree = 1 << 20
 
-// unavailable gives an error of STATUS a code that STATUS may have: 51 where running pods suffer,
-// 50 otherwise (SPEC 1.1.0 section 5). Errors of other verbs stay as they are.
+// unavailable gives an error of STATUS a code that STATUS may return: 51 if running pods suffer,
+// otherwise 50 (SPEC 1.1.0 section 5). Errors of other verbs stay as they are.
 func unavailable(command string, err error) error {
 	if err == nil || command != "STATUS" {
 		return err
@@ -32,17 +32,16 @@ func unavailable(command string, err error) error {
 	return e
 }
 
-// planStatus checks what an ADD of this configuration would.
+// planStatus makes the checks of an ADD.
 func planStatus(rq request) (step, error) {
 	o, err := newOrder(rq)
 	return func(n *Node, ctx context.Context) (api.Reply, error) { return api.Reply{}, n.status(ctx, o) }, unavailable("STATUS", err)
 }
 
-// status says whether an ADD could be served now (SPEC 1.1.0 section 2, STATUS). It changes
-// nothing.
+// status says whether an ADD could be served now (SPEC 1.1.0 section 2, STATUS). It changes nothing.
 //
-// A full pool is not an error here: the kubelet takes a failed STATUS for a node that is not
-// ready, and evicts the node's running pods. ADD says that the pool is full, and so does Full.
+// A full pool is not an error here: the kubelet takes a failed STATUS as a node that is not ready, and
+// evicts the node's running pods. ADD and Full report a full pool.
 func (n *Node) status(ctx context.Context, o order) error {
 	rq := o.request
 	if rq.conf.delegated() {
@@ -79,10 +78,10 @@ func (n *Node) status(ctx context.Context, o order) error {
 	return forwards(ctx, host, leases, boot)
 }
 
-// writable finds out without writing whether the store could grow.
+// writable checks, without writing, whether the store could grow.
 func (n *Node) writable(dir string) error {
 	paths := []string{dir, filepath.Join(dir, StoreFile)}
-	if n.Store == nil { // the first ADD makes both
+	if n.Store == nil { // the first ADD makes the directory and the file
 		for dir != "/" && unix.Access(dir, unix.F_OK) == unix.ENOENT {
 			dir = filepath.Dir(dir)
 		}
@@ -106,8 +105,8 @@ func (n *Node) writable(dir string) error {
 	return nil
 }
 
-// Full describes the first set of the store's pool that has no address for another pod; it is ""
-// when every set has one. Leases whose holders are gone do not count: ADD takes their addresses.
+// Full describes the first set of the store's pool that has no address for another pod; "" when every set
+// has one. Leases whose holders are gone do not count: ADD takes their addresses.
 func (n *Node) Full(ctx context.Context) (string, error) {
 	pool, _, err := n.storedPool()
 	if err != nil {
@@ -152,8 +151,8 @@ func subnets(set ipam.RangeSet) string {
 	return strings.Join(out, ", ")
 }
 
-// forwards reports running pods that the host does not route for. Pods of an earlier boot do not
-// run; the first ADD switches forwarding on.
+// forwards reports running pods that the host does not route for. Pods of an earlier boot do not run, and
+// the first ADD switches forwarding on.
 func forwards(ctx context.Context, host kernel, leases []ipam.Lease, boot string) error {
 	var w wiring
 	for _, l := range leases {

@@ -8,9 +8,9 @@ import (
 	"github.com/edgeway-cni/edgeway/ipam"
 )
 
-// OpenStore opens the store of leases at path for this boot. A damaged file is rebuilt from its
-// last good copy and from what this node's links say; the host network namespace is the calling
-// thread's. wait bounds the wait for the store's lock.
+// OpenStore opens the store of leases at path for this boot. A damaged file is rebuilt from its last good
+// copy and from this node's links. The host network namespace is the calling thread's. wait bounds the
+// wait for the store's lock.
 func OpenStore(ctx context.Context, path string, wait time.Duration) (*ipam.Store, error) {
 	boot, err := BootID()
 	if err != nil {
@@ -20,7 +20,7 @@ func OpenStore(ctx context.Context, path string, wait time.Duration) (*ipam.Stor
 	return ipam.Open(ctx, path, ipam.Options{BootID: boot, LockTimeout: wait, Recover: f.recover, FoundAs: f.as, Lives: Lives})
 }
 
-// found are the attachments whose links told their names.
+// found are the attachments whose links named them.
 type found struct {
 	dir   string
 	names map[ipam.Attachment]bool
@@ -34,7 +34,7 @@ func (f found) recover() ([]ipam.Lease, error) {
 	return leases, err
 }
 
-// as is how recover reports an attachment of the last good copy.
+// as is the attachment that recover reports for an attachment of the last good copy.
 func (f found) as(a ipam.Attachment) ipam.Attachment {
 	if f.names[a] {
 		return a

@@ -11,9 +11,9 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// Sweep removes what crashes left behind: leases without link and links without lease. Verbs
-// wait until it is done. It also makes the links that stay refuse routers and redirects. It returns
-// what it did, a sentence each.
+// Sweep removes what crashes left behind: leases without a link and links without a lease. Verbs wait
+// until it is done. It also makes the remaining links refuse routers and redirects. It returns one
+// sentence for each change.
 func (n *Node) Sweep(ctx context.Context) ([]string, error) {
 	if err := n.open(); err != nil {
 		return nil, err
@@ -33,8 +33,8 @@ func (n *Node) Sweep(ctx context.Context) ([]string, error) {
 	return append(did, set...), errors.Join(err, rerr)
 }
 
-// refuse makes the host's ends of all attachments refuse routers and redirects: links that an earlier
-// version made, and links whose settings somebody changed.
+// refuse makes the host's ends of all attachments refuse routers and redirects. It covers links that an
+// earlier version made, and links whose settings were changed.
 func refuse(ctx context.Context, host kernel) (did []string, err error) {
 	links, err := host.Links(ctx, linkPrefix)
 	if err != nil {
@@ -57,8 +57,8 @@ func refuse(ctx context.Context, host kernel) (did []string, err error) {
 
 func (a Attached) lives() bool { return a.Standing.Lives() }
 
-// collect ends the leases that keep refuses, and deletes the links that have none. All links go
-// at once: to delete one takes its caller twenty milliseconds of waiting.
+// collect ends the leases for which keep is false, and deletes unowned links. All links go at once:
+// deleting one makes the caller wait twenty milliseconds.
 func (n *Node) collect(ctx context.Context, host kernel, keep func(Attached) bool) (did []string, err error) {
 	all, unowned, err := n.attached(ctx, host)
 	if err != nil {
@@ -72,7 +72,7 @@ func (n *Node) collect(ctx context.Context, host kernel, keep func(Attached) boo
 		}
 	}
 	var errs []error
-	left := map[string]bool{} // a link that stays keeps its addresses; the others are ended all the same
+	left := map[string]bool{} // a link that stays keeps its addresses; the other leases are still ended
 	if err := deleteLinks(ctx, host, links...); err != nil {
 		errs = append(errs, fmt.Errorf("delete links: %w", err))
 		still, err := host.Links(ctx, "")
@@ -93,7 +93,7 @@ func (n *Node) collect(ctx context.Context, host kernel, keep func(Attached) boo
 		if a.Linked && left[a.Link] {
 			continue
 		}
-		// Of an earlier boot the kernel knows nothing.
+		// The kernel knows nothing of an earlier boot.
 		if a.Standing != EarlierBoot && !isForeign(l) {
 			if err := forget(ctx, host, l.Addrs); err != nil {
 				errs = append(errs, err)
@@ -109,9 +109,9 @@ func (n *Node) collect(ctx context.Context, host kernel, keep func(Attached) boo
 	return did, errors.Join(append(errs, endStrayMasquerade(ctx, host))...)
 }
 
-// Recover says which leases of the store in dir are true on the node: the store asks when its file is new or damaged
-// (ipam.Options.Recover). The host namespace is the calling thread's. A link's alias tells its
-// attachment; the lease of one without is kept under the link's name (see recovered).
+// Recover says which leases of the store in dir are true on the node. The store asks when its file is new
+// or damaged (ipam.Options.Recover). The host namespace is the calling thread's. A link's alias names its
+// attachment; the lease of a link without an alias is kept under the link's name (see recovered).
 func Recover(dir string) ([]ipam.Lease, error) {
 	n, err := NewNode(nil, dir)
 	if err != nil {
@@ -143,7 +143,7 @@ func Recover(dir string) ([]ipam.Lease, error) {
 			continue
 		}
 		if _, store := parseAlias(link.Alias); store != "" && store != n.Dir {
-			continue // ADD passes over its addresses
+			continue // ADD passes over the addresses of another store's link
 		}
 		l, ok := named(name, link.Alias)
 		if !ok {

@@ -11,10 +11,10 @@ import (
 
 const newestVersion = "1.1.0"
 
-// versions are the protocol versions spoken, oldest first; never written to.
+// versions are the supported protocol versions, oldest first; read-only.
 var versions = []string{"0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", newestVersion}
 
-// versionIndex orders versions; -1 is an unknown one.
+// versionIndex orders versions; -1 for an unknown version.
 func versionIndex(v string) int { return slices.Index(versions, v) }
 
 // probeVersion plans the verb VERSION: it echoes cniVersion (SPEC 1.1.0 section 5, "Version").

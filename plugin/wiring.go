@@ -17,12 +17,12 @@ import (
 
 const (
 	linkPrefix = "ew"
-	// linkDigits: 44 bits of hash. 250 pods share a name with a chance of 2e-9; then ADD is
-	// refused and the runtime tries again with another container ID.
+	// linkDigits: 44 bits of hash. Among 250 pods two share a name with a chance of 2e-9; then ADD is
+	// refused, and the runtime tries again with another container ID.
 	linkDigits = 11
-	// delegatedNetwork and delegatedDigits: an attachment whose addresses another IPAM plugin
-	// gave has no lease. Its link's name says the network, so that GC knows whose it is; its
-	// length tells it from the others.
+	// delegatedNetwork and delegatedDigits: an attachment whose addresses another IPAM plugin gave has no
+	// lease. The name of its link says the network, so that GC knows the owner. The length of the name
+	// tells it from our other links.
 	delegatedNetwork = 5
 	delegatedDigits  = 8
 )
@@ -30,14 +30,13 @@ const (
 // HostLink is the name of the host's end of the attachment's veth pair: "ew" and 11 hex digits.
 func HostLink(a ipam.Attachment) string { return linkPrefix + hash(a.String())[:linkDigits] }
 
-// delegatedLink is the host's end where another IPAM plugin gives the addresses.
+// delegatedLink is the host's end if another IPAM plugin gives the addresses.
 func delegatedLink(network string, a ipam.Attachment) string {
 	return delegatedPrefix(network) + hash(a.String())[:delegatedDigits]
 }
 
 func delegatedPrefix(network string) string { return linkPrefix + hash(network)[:delegatedNetwork] }
 
-// hostLink is the name of the request's host end.
 func (rq request) hostLink() string {
 	if rq.conf.delegated() {
 		return delegatedLink(rq.conf.Name, rq.attachment)
@@ -49,7 +48,7 @@ func (rq request) hostLink() string {
 func isOwnLink(name string) bool       { return hexDigits(name) == linkDigits }
 func isDelegatedLink(name string) bool { return hexDigits(name) == delegatedNetwork+delegatedDigits }
 
-// hexDigits counts the digits behind the prefix of our links; 0 when another character is there.
+// hexDigits counts the hex digits after the prefix of our links; 0 if there is any other character.
 func hexDigits(name string) int {
 	digits, ok := strings.CutPrefix(name, linkPrefix)
 	if !ok || strings.Trim(digits, "0123456789abcdef") != "" {
@@ -63,8 +62,8 @@ func hash(s string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// macOf derives a unicast, locally administered address (IEEE 802, section 8.4): it is the same
-// at each look, and needs no storage.
+// macOf derives a unicast, locally administered address (IEEE 802, section 8.4). The address is the same
+// each time and needs no storage.
 func macOf(a ipam.Attachment, end string) string {
 	sum := sha256.Sum256([]byte(a.String() + " " + end))
 	mac := net.HardwareAddr(sum[:6])
@@ -72,8 +71,8 @@ func macOf(a ipam.Attachment, end string) string {
 	return routes.LinkAddr(mac)
 }
 
-// gateway is the next hop of every pod, the same for all: each host end has it as an address of
-// the link alone. A permanent neighbour entry of the pod leads there.
+// gateway is the next hop of every pod, the same for all: each host end has it as an address of that link
+// alone. A permanent neighbour entry of the pod leads to it.
 func gateway(v6 bool) netip.Addr {
 	if v6 {
 		return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: 1})
@@ -88,7 +87,7 @@ func anywhere(v6 bool) netip.Prefix {
 	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 }
 
-// podRoute is a route that the pod asks for. Via is zero for the pod's gateway.
+// podRoute is a route that the pod asks for. A zero via means the pod's gateway.
 type podRoute struct {
 	dst      netip.Prefix
 	via      netip.Addr
@@ -100,7 +99,7 @@ type podRoute struct {
 	scope    *int
 }
 
-// nextHop is where the route leads; zero for a route on the link itself.
+// nextHop is the route's next hop; zero for a route on the link itself.
 func (r podRoute) nextHop() netip.Addr {
 	switch {
 	case r.onLink:
@@ -111,24 +110,24 @@ func (r podRoute) nextHop() netip.Addr {
 	return gateway(r.dst.Addr().Is6())
 }
 
-// wiring is all that the kernel holds for one attachment, except the pod's own lo.
+// wiring is all that the kernel holds for one attachment, except the pod's lo.
 type wiring struct {
 	hostLink, hostMAC string
-	alias             string // of the host's end; "" leaves it as it is
+	alias             string // of the host's end; "" leaves the alias unchanged
 	ifName, podMAC    string
-	mtu, podMTU       int // podMTU: where it differs
+	mtu, podMTU       int // podMTU: if it differs
 	addrs             []netip.Addr
 	routes            []podRoute
 	masq              []routes.Masq
-	// src is the host's IPv4 address towards the pod; zero where the host has one of its own.
+	// src is the host's IPv4 address towards the pod; zero if the host has an IPv4 address.
 	src netip.Addr
-	// metric of the pod's routes that ask for none: 0, or secondMetric where another interface
-	// of the pod has such routes already.
+	// metric of the pod's routes that ask for none: 0, or secondMetric if another interface of the pod
+	// already has such routes.
 	metric int
 }
 
-// secondMetric puts the routes of a pod's second interface behind those of its first, and apart
-// from those of a third: it is a function of the attachment, so that CHECK finds it again.
+// secondMetric ranks the routes of a pod's second interface behind the first's, and apart from a third's.
+// It is a function of the attachment, so that CHECK computes it again.
 func secondMetric(a ipam.Attachment) int {
 	sum := sha256.Sum256([]byte(a.String()))
 	return 2048 + int(binary.BigEndian.Uint16(sum[:]))
@@ -140,7 +139,7 @@ func (w wiring) has(v6 bool) bool {
 	return slices.ContainsFunc(w.addrs, func(a netip.Addr) bool { return a.Is6() == v6 })
 }
 
-// host is the host's side. The veth pair is made as a whole, its other end inside netns.
+// host is the host's side. The veth pair is made as a whole, with its other end inside netns.
 func (w wiring) host(netns *os.File) routes.State {
 	s := routes.State{
 		Links: []routes.Link{{
@@ -157,15 +156,15 @@ func (w wiring) host(netns *os.File) routes.State {
 			r.Src = w.src
 		}
 		s.Routes = append(s.Routes, r)
-		// Not permanent: a later plugin (tuning), or the pod, may change its MAC.
+		// Not permanent: a later plugin (tuning), or the pod, may change the pod's MAC.
 		s.Neighs = append(s.Neighs, routes.Neigh{Link: w.hostLink, IP: a, MAC: w.podMAC, Learns: true})
 	}
 	return s
 }
 
-// answers are the addresses of the host's end: the pod's kernel forgets its permanent neighbours
-// when its MAC changes (net/core/neighbour.c: neigh_changeaddr), and asks for the next hop then.
-// Neither address is a source by itself: one has host scope, the other is link-local. See hostSource.
+// answers are the addresses of the host's end. When the pod's MAC changes, the pod's kernel forgets its
+// permanent neighbours (net/core/neighbour.c: neigh_changeaddr) and asks for the next hop. Neither
+// address is chosen as a source by itself: one has host scope, the other is link-local. See hostSource.
 func (w wiring) answers() (out []routes.Addr) {
 	for _, v6 := range []bool{false, true} {
 		if w.has(v6) {
@@ -177,9 +176,9 @@ func (w wiring) answers() (out []routes.Addr) {
 
 // hostSource is the source that the host's routes to pods name: none while the host has an IPv4 address.
 // A host that lost its last address (no DHCP answer, cable out) would send to its pods from 0.0.0.0, and
-// the kubelet's probes would fail in an outage. It sends from the pods' gateway then, which each pod's link
-// has: the pod knows where it is. A second address would not do: on the pod's link it would always win
-// over the host's, and the order of other links is not ours (net/ipv4/devinet.c: inet_select_addr).
+// the kubelet's probes would fail. It sends from the pods' gateway instead, which each pod's link has, so
+// the pod can answer. A second address would not do: on the pod's link it would always win over the
+// host's, and we do not control the order of other links (net/ipv4/devinet.c: inet_select_addr).
 func hostSource(sourceless bool) (none netip.Addr) {
 	if sourceless {
 		return gateway(false)
@@ -187,7 +186,7 @@ func hostSource(sourceless bool) (none netip.Addr) {
 	return none
 }
 
-// forwarding is what the host needs to route for pods, of the families in use.
+// forwarding is what the host needs to route for pods, for the families in use.
 func (w wiring) forwarding() (out []routes.Sysctl) {
 	for _, v6 := range []bool{false, true} {
 		if w.has(v6) {
@@ -197,29 +196,28 @@ func (w wiring) forwarding() (out []routes.Sysctl) {
 	return out
 }
 
-// trust are the settings of the host's end: it forwards for the pod, and takes no advice from it.
+// trust are the settings of the host's end: it forwards for the pod, and takes no advice from the pod.
 func (w wiring) trust() (out []routes.Sysctl) {
 	for _, v6 := range []bool{false, true} {
 		if w.has(v6) {
 			out = append(out, routes.Forwarding(w.hostLink, v6))
 		}
-		if w.has(v6) && v6 { // the host may have it off by default
+		if w.has(v6) && v6 { // IPv6 may be off by default on the host
 			out = append(out, routes.Sysctl{Key: "net/ipv6/conf/" + w.hostLink + "/disable_ipv6", Value: "0"})
 		}
 	}
 	return append(out, routes.Refusals(w.hostLink)...)
 }
 
-// pod is the pod's side.
 func (w wiring) pod() routes.State {
 	s := routes.State{Links: []routes.Link{{Name: w.ifName, MAC: w.podMAC, MTU: cmp.Or(w.podMTU, w.mtu), Up: true}}}
-	// A MAC that changes is announced, so that the host learns it before its next packet.
+	// A changed MAC is announced, so that the host learns it before its next packet.
 	if w.has(false) {
 		s.Sysctls = append(s.Sysctls, routes.Sysctl{Key: "net/ipv4/conf/" + w.ifName + "/arp_notify", Value: "1"})
 	}
 	if w.has(true) {
-		// Runtimes switch IPv6 off by default in a new namespace; accept_dad spares the
-		// link-local address its two seconds of duplicate detection on a link of two.
+		// Runtimes switch IPv6 off by default in a new namespace. accept_dad=0 saves the link-local
+		// address two seconds of duplicate detection on a link of two.
 		for _, set := range []routes.Sysctl{{Key: "disable_ipv6", Value: "0"}, {Key: "accept_dad", Value: "0"}, {Key: "ndisc_notify", Value: "1"}} {
 			set.Key = "net/ipv6/conf/" + w.ifName + "/" + set.Key
 			s.Sysctls = append(s.Sysctls, set)
@@ -234,8 +232,8 @@ func (w wiring) pod() routes.State {
 		if via.IsValid() && !hops[via] {
 			hops[via] = true
 			s.Neighs = append(s.Neighs, routes.Neigh{Link: w.ifName, IP: via, MAC: w.hostMAC})
-			// A next hop must be on a link (net/ipv4/fib_semantics.c: fib_check_nh); an IPv6
-			// link-local one always is.
+			// A next hop must be on a link (net/ipv4/fib_semantics.c: fib_check_nh); an IPv6 link-local
+			// next hop always is.
 			if !via.IsLinkLocalUnicast() || via.Is4() {
 				s.Routes = append(s.Routes, routes.Route{Dst: single(via), Link: w.ifName, Protocol: routes.ProtoPod, Metric: w.metric})
 			}
@@ -258,8 +256,7 @@ func (w wiring) kernelRoute(r podRoute) routes.Route {
 	return out
 }
 
-// podRoutes are the routes that the configuration asks for, of the families that the pod has;
-// without any, a default route of each family.
+// podRoutes are the configured routes of the pod's families; without any, a default route of each family.
 func podRoutes(asked []podRoute, addrs []netip.Addr) (out []podRoute) {
 	has := func(v6 bool) bool {
 		return slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a.Is6() == v6 })
