@@ -65,7 +65,7 @@ type patience struct{ stdin, answer, print int64 }
 
 // Rest tells the rest of the program about a call that was not served.
 type Rest struct {
-	// Stdin is what was read from standard input.
+	// Stdin was read from standard input.
 	Stdin []byte
 	// Begun: a daemon took the call and did not answer. The effect of the call is not known.
 	Begun bool
@@ -76,7 +76,7 @@ type Rest struct {
 // Left returns the Rest of this process's call.
 func Left() Rest { return left }
 
-// left is never written to afterwards.
+// left is read-only afterwards.
 var left = func() Rest {
 	process.out, process.limit = 1, usual
 	if process.serve("/proc/self/environ\x00") {
@@ -91,7 +91,6 @@ var left = func() Rest {
 // eleven page faults.
 var process call
 
-// call is one exchange.
 type call struct {
 	Rest
 	in, out   int // standard input and output
@@ -261,7 +260,6 @@ func (c *call) send() bool {
 	return true
 }
 
-// receive reads the daemon's answer.
 func (c *call) receive() bool {
 	if c.patience.seconds, c.patience.nanoseconds = 0, soon; !c.wait(c.daemon, pollIn) {
 		// With one processor, blocked in a system call, the runtime's monitor sleeps. With a second
