@@ -384,7 +384,7 @@ func (t *txn) exhausted(c *choice, set int) error {
 		c.req.Attachment, ErrExhausted, strings.Join(subnets, ", "), u.Used, u.Total, holders)
 }
 
-// usage counts the addresses of l. It walks them.
+// usage walks the addresses of l and counts them.
 func (t *txn) usage(l layout) (u Usage, err error) {
 	for _, set := range l {
 		for _, x := range set {

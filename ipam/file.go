@@ -20,7 +20,6 @@ const mapSize = 64 << 20
 // allocSize is the step in bytes by which the file and each copy of it grow.
 const allocSize = 256 << 10
 
-// file is an open bbolt file.
 type file struct {
 	*bbolt.DB
 	f      *os.File // owned by bbolt
@@ -41,7 +40,6 @@ func openFile(path string) (*file, error) {
 	return mapFile(path, f)
 }
 
-// newFile makes an empty bbolt file at path.
 func newFile(path string) (*file, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {

@@ -233,7 +233,7 @@ func (p *pages) readFreelist(id uint64) error {
 	return nil
 }
 
-// refer notes that page id is the child of page by.
+// refer records page id as the child of page by.
 func (p *pages) refer(id, by uint64) error {
 	if id >= uint64(len(p.free)) || p.free[id] || p.kept[id] || p.refs[id] {
 		return damagedf("page %d leads to page %d, which is out of bounds, free or the child of another", by, id)

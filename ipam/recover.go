@@ -39,7 +39,7 @@ type Rebuild struct {
 	Conflicts []string `json:"conflicts,omitempty"` // links of the node that contradict each other
 }
 
-// Rebuilt returns how Open rebuilt the file; false when it did not have to.
+// Rebuilt says how Open rebuilt the file; false when Open did not rebuild it.
 func (s *Store) Rebuilt() (Rebuild, bool) {
 	if s.rebuilt == nil {
 		return Rebuild{}, false
