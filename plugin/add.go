@@ -86,7 +86,7 @@ func (n *Node) enter(ctx context.Context, rq request) (release func(), err error
 		return nil, err
 	}
 	return func() {
-		_ = unclaim() // closes a file that nothing was written to
+		_ = unclaim() // nothing was written to the file
 		leave()
 	}, nil
 }

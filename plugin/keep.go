@@ -91,7 +91,7 @@ func (n *Node) hold(ctx context.Context, leases []ipam.Lease) (held map[ipam.Att
 		if err != nil {
 			continue
 		}
-		undo = append(undo, func() { _ = unclaim() }) // closes a file that nothing was written to
+		undo = append(undo, func() { _ = unclaim() }) // nothing was written to the file
 		held[l.Attachment] = true
 	}
 	return held, func() {

@@ -279,7 +279,7 @@ func (c *caller) local(ctx context.Context, deadline time.Time) (reply api.Reply
 			return reply, err
 		}
 		defer func() {
-			_ = release() // closes a file that nothing was written to
+			_ = release() // nothing was written to the file
 			c.node.claimed = false
 		}()
 	}

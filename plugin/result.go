@@ -17,7 +17,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/api"
 )
 
-// previous decodes prevResult; nil when there is none.
+// previous decodes prevResult; nil when it is missing.
 func (c conf) previous() (*current.Result, error) {
 	if raw := bytes.TrimSpace(c.PrevResult); len(raw) == 0 || bytes.Equal(raw, []byte("null")) {
 		return nil, nil
@@ -63,7 +63,7 @@ func (c conf) previous() (*current.Result, error) {
 	return out, nil
 }
 
-// holdsNull reports that a list somewhere in the value has a null.
+// holdsNull reports that the value contains a list with a null.
 func holdsNull(v any) bool {
 	switch v := v.(type) {
 	case []any:
