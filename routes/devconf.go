@@ -26,13 +26,13 @@ const (
 func linkSettings(family, name string) (at int, ok bool) {
 	switch family + " " + name {
 	case "ipv4 forwarding":
-		return 1 - 1, true // IPV4_DEVCONF_FORWARDING
+		return 0, true // IPV4_DEVCONF_FORWARDING, which is 1
 	case "ipv6 forwarding":
 		return 0, true // DEVCONF_FORWARDING
 	case "ipv4 accept_redirects":
-		return 4 - 1, true // IPV4_DEVCONF_ACCEPT_REDIRECTS
+		return 3, true // IPV4_DEVCONF_ACCEPT_REDIRECTS, which is 4
 	case "ipv4 arp_notify":
-		return 22 - 1, true // IPV4_DEVCONF_ARP_NOTIFY
+		return 21, true // IPV4_DEVCONF_ARP_NOTIFY, which is 22
 	case "ipv6 accept_ra":
 		return 3, true // DEVCONF_ACCEPT_RA
 	case "ipv6 accept_redirects":
