@@ -12,15 +12,15 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/durable"
 )
 
-// conflistName sorts before the files of most other networks: runtimes take the first file.
+// conflistName sorts before the files of most other networks: a runtime takes the first file.
 const conflistName = "10-edgeway.conflist"
 
 // Conflist is the path of the network configuration list that the daemon writes.
 func Conflist(c config.Config) string { return filepath.Join(c.CNI.ConfDir, conflistName) }
 
-// conflist is the network configuration list that the container runtime reads (CNI SPEC
-// 1.1.0, section 1). cniVersion is 1.0.0 because containerd 1.6 loads a list of 1.1.0 and then
-// fails every ADD; cniVersions lets newer runtimes choose 1.1.0 and ask for STATUS.
+// conflist is the network configuration list that the container runtime reads (CNI SPEC 1.1.0, section 1).
+// cniVersion is 1.0.0 because containerd 1.6 loads a list of version 1.1.0 and then fails every ADD.
+// cniVersions lets newer runtimes choose 1.1.0 and ask for STATUS.
 func conflist(c config.Config, mtu int, chain []string) ([]byte, error) {
 	type object = map[string]any
 	ours := object{
@@ -41,8 +41,8 @@ func conflist(c config.Config, mtu int, chain []string) ([]byte, error) {
 	return append(text, '\n'), err
 }
 
-// capability is the runtimeConfig key that the runtime gives to a known plugin (CNI
-// CONVENTIONS, dynamic plugin specific fields); "" for others.
+// capability is the runtimeConfig key that the runtime gives to a known plugin (CNI CONVENTIONS, dynamic
+// plugin specific fields), or "" for another plugin.
 func capability(plugin string) string {
 	switch plugin {
 	case "portmap":
@@ -53,9 +53,9 @@ func capability(plugin string) string {
 	return ""
 }
 
-// writeConflist writes the list where the runtime looks for it, unless the file is right already, and
-// returns what in that directory stands in the way. Plugins of the chain that are not installed are left
-// out: pods without hostPorts are better than no pods.
+// writeConflist writes the list where the runtime looks for it, unless the file is already right. It returns
+// the problems with that directory. It leaves out plugins of the chain that are not installed: pods without
+// hostPorts are better than no pods.
 func writeConflist(c config.Config, mtu int) ([]cluster.Problem, error) {
 	var problems []cluster.Problem
 	var chain []string

@@ -14,11 +14,12 @@ import (
 	"github.com/edgeway-cni/edgeway/plugin"
 )
 
-// Apply is the argument of "import" that makes it happen. Without it, the answer says what would happen.
+// Apply is the argument of "import" that carries the import out. Without Apply, the answer says what an
+// import would do.
 const Apply = "--apply"
 
-// importLeases takes over the leases of another IPAM plugin. Its args are the network that serves the pods
-// from now on, the leases as JSON, and Apply.
+// importLeases takes over the leases of another IPAM plugin. Its args are the network that now serves the
+// pods, the leases as JSON, and Apply.
 func (n *leases) importLeases(ctx context.Context, c config.Config, args []string) ([]api.Imported, error) {
 	var leases []ipam.Lease
 	if len(args) < 2 || json.Unmarshal([]byte(args[1]), &leases) != nil {
@@ -54,7 +55,7 @@ type importPlan struct {
 	inside func(netip.Addr) bool
 }
 
-// podOn is the interface of a pod on a network: an address is remembered for it.
+// podOn is the interface of a pod on a network. The store remembers an address for each podOn.
 type podOn struct{ network, pod, ifName string }
 
 func (n *leases) importPlan(ctx context.Context, c config.Config, leases []ipam.Lease) (p importPlan, err error) {
@@ -105,7 +106,7 @@ func firstAddr(l api.Lease) netip.Addr {
 	if len(l.Addrs) == 0 {
 		return netip.Addr{}
 	}
-	a, _ := netip.ParseAddr(l.Addrs[0]) // printed by leaseRow
+	a, _ := netip.ParseAddr(l.Addrs[0]) // leaseRow printed it
 	return a
 }
 
@@ -176,7 +177,7 @@ func (p *importPlan) decide(l ipam.Lease, gone bool) (action, why string) {
 	return api.Hold, ""
 }
 
-// remembers decides about a pod that is gone. What edgewayd knows of the pod or of the address is newer.
+// remembers decides about a pod that is gone. The store's own knowledge of the pod or the address is newer.
 func (p *importPlan) remembers(l ipam.Lease) (action, why string) {
 	for _, a := range l.Addrs {
 		if m, ok := p.memory[a]; ok {

@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// keepEvery is the time between two looks at both ends of every pod's link. What happens inside a pod
-	// causes no event on the host.
+	// keepEvery is the time between two looks at both ends of every pod's link. A change inside a pod causes
+	// no event on the host.
 	keepEvery = 30 * time.Second
 	// keepLeast is the pause after a look: a burst of events costs one more look.
 	keepLeast = 100 * time.Millisecond
@@ -19,11 +19,12 @@ const (
 	keepShare = 20
 )
 
-// Keep keeps the pods' links as ADD made them, until ctx ends: at its start, whenever harmed fires (the
-// host's ends only), and now and then. It logs what it mended. Status has what it could not mend.
+// Keep keeps the pods' links as ADD made them, until ctx ends. It looks at its start, whenever harmed fires
+// (the host's ends only), and every keepEvery. It logs what it repaired. Status shows what it could not
+// repair.
 func (p *Pods) Keep(ctx context.Context, harmed <-chan struct{}) error {
 	if p.opened(ctx) == nil {
-		return nil // called again soon
+		return nil // the caller tries again soon
 	}
 	for whole := true; ; {
 		begin := time.Now()
@@ -49,7 +50,7 @@ func (p *Pods) Keep(ctx context.Context, harmed <-chan struct{}) error {
 	}
 }
 
-// lookAgain has Keep look where a pod is broken: a DEL of a pod without link causes no event.
+// lookAgain makes Keep look again if a pod is broken: a DEL of a pod without a link causes no event.
 func (p *Pods) lookAgain() {
 	if left := p.broken.Load(); left == nil || len(*left) == 0 {
 		return
@@ -95,7 +96,7 @@ func (p *Pods) keep(ctx context.Context, whole bool) error {
 	return nil
 }
 
-// unkept returns the problems of the pods whose links Keep could not mend.
+// unkept returns the problems of the pods whose links Keep could not repair.
 func (p *Pods) unkept() (out []cluster.Problem) {
 	left := p.broken.Load()
 	if left == nil {

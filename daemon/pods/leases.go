@@ -24,8 +24,8 @@ import (
 // Force is the argument of "release" that also ends attachments of running pods.
 const Force = "--force"
 
-// Answer answers an operator's request about leases (api.Request.Args) on a node whose daemon does not run.
-// It opens the store itself and does what the daemon would do.
+// Answer answers an operator's request about leases (api.Request.Args) on a node where no daemon runs. It
+// opens the store itself and does the same as the daemon.
 func Answer(ctx context.Context, c config.Config, args []string) ([]byte, error) {
 	path := storeFile(c.StateDir)
 	_, err := os.Stat(path)
@@ -38,7 +38,7 @@ func Answer(ctx context.Context, c config.Config, args []string) ([]byte, error)
 		return nil, err
 	}
 	options := ipam.Options{BootID: boot}
-	if missing { // an import creates the store, as the first ADD does; its plan works on an empty store
+	if missing { // an import creates the store, as the first ADD does; its plan uses an empty store
 		options.Recover = func() ([]ipam.Lease, error) { return plugin.Recover(c.StateDir) }
 		if !slices.Contains(args, Apply) {
 			dir, err := os.MkdirTemp("", "edgewayd-ipam-")
@@ -174,7 +174,7 @@ func memoryRow(m ipam.Memory) api.Remembered {
 	return api.Remembered{Addr: m.Addr.String(), Pod: m.Pod.String(), IfName: m.IfName, Network: m.Network}
 }
 
-// named reports whether an operator's word names the attachment: its pod (namespace/name, or name), an
+// named reports whether an operator's word names the attachment: by its pod (namespace/name, or name), an
 // address, the beginning of its container ID, its container ID and interface, or its link.
 func named(a plugin.Attached, word string) bool {
 	l := a.Lease
@@ -190,7 +190,7 @@ func named(a plugin.Attached, word string) bool {
 	return strings.HasPrefix(l.Attachment.ContainerID, word)
 }
 
-// errNothing is the error about a word that names nothing.
+// errNothing is the error for a word that names nothing.
 func errNothing(word string) error {
 	return fmt.Errorf("%s: no lease of a pod (namespace/name), address, container or link of that name; edgewayd ipam list shows all", word)
 }
@@ -266,7 +266,7 @@ func endLines(s routes.State) (lines []string, mac string) {
 	return lines, mac
 }
 
-// releaseLeases ends the named attachments as DEL does. Each word must name exactly one.
+// releaseLeases ends the named attachments as DEL does. Each word must name exactly one attachment.
 func (n *leases) releaseLeases(ctx context.Context, words []string) ([]api.Released, error) {
 	force := slices.Contains(words, Force)
 	all, err := n.verbs.Attachments(ctx)
@@ -347,7 +347,7 @@ func (n *leases) forget(ctx context.Context, words []string) ([]api.Remembered, 
 	return out, nil
 }
 
-// check compares store, host and pods; look is Audit or Repair.
+// check compares the store, the host and the pods. look is Audit or Repair.
 func (n *leases) check(ctx context.Context, look func(context.Context) ([]plugin.Finding, error)) (api.Findings, error) {
 	out := api.Findings{Findings: []api.Finding{}}
 	if err := n.store.Check(); err != nil {
@@ -369,8 +369,8 @@ func (n *leases) check(ctx context.Context, look func(context.Context) ([]plugin
 	return out, nil
 }
 
-// poolToBe returns the pool of the store, or else the pool that the daemon will set when it starts. It
-// returns false when neither is known.
+// poolToBe returns the store's pool, or else the pool that the daemon will set when it starts. It returns
+// false when neither is known.
 func (n *leases) poolToBe(ctx context.Context, c config.Config) (ipam.Pool, bool, error) {
 	pool, ok, err := n.store.Pool()
 	if ok || err != nil {

@@ -1,8 +1,8 @@
 // Package pods serves the pods of one node, in the daemon's process.
 //
-// It owns the open store of leases, the plugin's verbs on it, what operators ask about leases, and the
-// network configuration (conflist) that tells the container runtime about the plugin. It never decides
-// which addresses the pods get or how large their packets are: the [policy.Plan] says so.
+// It owns the open store of leases, the plugin's verbs on the store, the answers to operators about leases,
+// and the network configuration (conflist) that tells the container runtime about the plugin. It never
+// decides the pods' addresses or MTU: the [policy.Plan] holds both.
 //
 //	p := pods.New(config, log)
 //	problems, err := p.Sync(ctx, plan)       // store open, pool set, conflist written
@@ -29,10 +29,11 @@ import (
 )
 
 const (
-	// openPatience is how long after its start the daemon lets verbs wait for the store. The store is opened
-	// after a first look at machine and cluster, which takes a moment. Runtimes wait minutes for a verb.
+	// openPatience is how long after its start the daemon lets verbs wait for the store. The store opens
+	// after a first look at the machine and the cluster, which takes a moment. Runtimes wait minutes for a
+	// verb.
 	openPatience = 10 * time.Second
-	// backupTimeout bounds the last copy of the store: whoever stops the daemon waits for it.
+	// backupTimeout bounds the last copy of the store, which delays the end of the daemon.
 	backupTimeout = 5 * time.Second
 )
 
@@ -46,17 +47,17 @@ type Pods struct {
 
 	leases atomic.Pointer[leases]           // nil while the store is not open
 	tried  gate                             // lifted when Sync has tried to open the store
-	broken atomic.Pointer[[]plugin.Finding] // what the last look of Keep could not mend; nil before the first
-	again  chan struct{}                    // one slot: a pod that is broken may have been mended or ended
+	broken atomic.Pointer[[]plugin.Finding] // what Keep's last look could not repair; nil before the first
+	again  chan struct{}                    // one slot: a broken pod may have been repaired or ended
 }
 
-// New returns the Pods of a daemon that starts now. The store is opened by the first Sync.
+// New returns the Pods of a daemon that starts now. The first Sync opens the store.
 func New(c config.Config, log *slog.Logger) *Pods {
 	return &Pods{config: c, log: log, begun: time.Now(), tried: newGate(), again: make(chan struct{}, 1)}
 }
 
-// Sync makes this machine ready to start pods: the store open, the pool set, and then the
-// network configuration where the runtime finds it.
+// Sync makes this machine ready to start pods: it opens the store, sets the pool, and then writes the network
+// configuration where the runtime finds it.
 func (p *Pods) Sync(ctx context.Context, plan policy.Plan) ([]cluster.Problem, error) {
 	defer p.tried.lift()
 	n, err := p.open(ctx)
@@ -64,7 +65,7 @@ func (p *Pods) Sync(ctx context.Context, plan policy.Plan) ([]cluster.Problem, e
 		return nil, err
 	}
 	if len(plan.Pool.Sets) == 0 {
-		return nil, nil // the plan has the reason
+		return nil, nil // the plan says why there is no pool
 	}
 	have, _, err := n.store.Pool()
 	if err != nil {
@@ -84,7 +85,7 @@ func samePool(a, b ipam.Pool) bool {
 	return slices.EqualFunc(a.Sets, b.Sets, func(x, y ipam.RangeSet) bool { return slices.Equal(x, y) }) && slices.Equal(a.Reserved, b.Reserved)
 }
 
-// open returns the open store. It opens a store that turned out to be damaged again, which rebuilds it.
+// open returns the open store. If the store is damaged, open closes and opens it again, which rebuilds it.
 func (p *Pods) open(ctx context.Context) (*leases, error) {
 	n := p.leases.Load()
 	if n != nil && n.store.Damage() != nil {
@@ -110,7 +111,7 @@ func (p *Pods) open(ctx context.Context) (*leases, error) {
 	return n, nil
 }
 
-// GiveUp says that the store will not be opened any more: verbs that wait for it are answered.
+// GiveUp says that the store will not be opened: verbs that wait for it are answered.
 func (p *Pods) GiveUp() { p.tried.lift() }
 
 // Close makes a last copy of the store and closes it. No call of Sync may follow.
@@ -131,9 +132,9 @@ func (p *Pods) Backup(ctx context.Context) error {
 	return n.store.Backup(ctx)
 }
 
-// Sweep removes the attachments whose pods are gone and for which no DEL will come: containerd does not call
-// GC, and does not always call DEL for a pod that died with its namespace. Only the node's links and
-// namespaces say which pods live.
+// Sweep removes the attachments of pods that are gone without a DEL: containerd does not call GC, and does
+// not always call DEL for a pod that died with its namespace. Only the node's links and namespaces say which
+// pods live.
 func (p *Pods) Sweep(ctx context.Context) error {
 	n := p.leases.Load()
 	if n == nil {
@@ -152,7 +153,7 @@ func (p *Pods) swept(what []string) {
 	}
 }
 
-// Status counts the leases, and says what is wrong with the store or the pool.
+// Status counts the leases, and returns the problems of the store and the pool.
 func (p *Pods) Status(ctx context.Context) (api.Leases, []cluster.Problem) {
 	n := p.leases.Load()
 	if n == nil {
@@ -165,13 +166,13 @@ func (p *Pods) Status(ctx context.Context) (api.Leases, []cluster.Problem) {
 	return l, append(n.full(ctx), p.unkept()...)
 }
 
-// CNI runs one verb of the plugin, as the plugin itself would without a daemon.
+// CNI runs one verb of the plugin, as the plugin does without a daemon.
 func (p *Pods) CNI(ctx context.Context, req api.Request, netns *os.File) api.Reply {
 	if req.CNI == nil {
 		return api.Reply{Failed: true, Error: "request cni: it names no verb"}
 	}
 	begin := time.Now()
-	verbs := &plugin.Node{} // without a store it asks the runtime to try again later
+	verbs := &plugin.Node{} // without a store, it asks the runtime to try again later
 	if n := p.opened(ctx); n != nil {
 		n.busy.RLock()
 		defer n.busy.RUnlock()
@@ -181,7 +182,7 @@ func (p *Pods) CNI(ctx context.Context, req api.Request, netns *os.File) api.Rep
 	}
 	reply := verbs.Do(ctx, plugin.Call{CNI: *req.CNI, NetnsFile: netns})
 	if reply.Error != "" {
-		return reply // the caller goes another way
+		return reply // the caller finds another way
 	}
 	p.lookAgain()
 	took := time.Since(begin)
@@ -197,8 +198,8 @@ func (p *Pods) CNI(ctx context.Context, req api.Request, netns *os.File) api.Rep
 	return reply
 }
 
-// opened waits until Sync has tried to open the store. It returns nil when the store did not open, or not
-// in time.
+// opened waits until Sync has tried to open the store. It returns nil when the store did not open, or did not
+// open in time.
 func (p *Pods) opened(ctx context.Context) *leases {
 	ctx, cancel := context.WithDeadline(ctx, p.begun.Add(openPatience))
 	defer cancel()
@@ -209,7 +210,7 @@ func (p *Pods) opened(ctx context.Context) *leases {
 	return p.leases.Load()
 }
 
-// gate holds its callers back until it is lifted. The zero gate is not ready: see newGate.
+// gate holds its callers until it is lifted. The zero gate is not usable: see newGate.
 type gate struct {
 	once *sync.Once
 	open chan struct{}

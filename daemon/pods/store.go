@@ -29,7 +29,7 @@ type leases struct {
 
 func storeFile(stateDir string) string { return filepath.Join(stateDir, plugin.StoreFile) }
 
-// openLeases opens the store, checks all of it once, and removes what a crash left behind.
+// openLeases opens and checks the whole store, and removes the remains of a crash.
 func openLeases(ctx context.Context, stateDir string) (*leases, []string, error) {
 	open := func() (*ipam.Store, error) { return plugin.OpenStore(ctx, storeFile(stateDir), storeWait) }
 	store, err := open()
@@ -37,7 +37,7 @@ func openLeases(ctx context.Context, stateDir string) (*leases, []string, error)
 		return nil, nil, err
 	}
 	if err := store.Check(); err != nil {
-		// A damaged store is rebuilt when it is opened again.
+		// Opening a damaged store again rebuilds it.
 		if err := errors.Join(err, store.Close()); !errors.Is(err, ipam.ErrDamaged) {
 			return nil, nil, err
 		}
@@ -56,7 +56,7 @@ func openLeases(ctx context.Context, stateDir string) (*leases, []string, error)
 	return n, swept, nil
 }
 
-// leasesOf takes over the store, and closes it when there is an error.
+// leasesOf takes over the store. After an error it has closed the store.
 func leasesOf(store *ipam.Store, stateDir string) (*leases, error) {
 	verbs, err := plugin.NewNode(store, stateDir)
 	if err != nil {
@@ -100,7 +100,7 @@ func (n *leases) rebuilt() []cluster.Problem {
 func (n *leases) full(ctx context.Context) []cluster.Problem {
 	full, err := n.verbs.Full(ctx)
 	if err != nil || full == "" {
-		return nil // usage says why the store cannot be read
+		return nil // usage returns the error
 	}
 	return []cluster.Problem{{Object: "pool", Reason: "poolFull", Want: "an address for the next pod", Got: full,
 		Next: "delete pods of this node, or give the node a larger pod CIDR; new pods wait until then"}}
@@ -128,7 +128,7 @@ func (n *leases) usage() (l api.Leases, err error) {
 	return l, err
 }
 
-// WithVerbs opens the store of a node on which no daemon runs, if there is a store, for f.
+// WithVerbs opens the store of a node on which no daemon runs, and calls f. Without a store it does nothing.
 func WithVerbs(ctx context.Context, c config.Config, f func(*plugin.Node) error) error {
 	if _, err := os.Stat(storeFile(c.StateDir)); errors.Is(err, fs.ErrNotExist) {
 		return nil
