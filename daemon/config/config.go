@@ -104,7 +104,7 @@ type CNI struct {
 	BinDir  string
 	Chain   []string // plugins after ours; nil: portmap where it is installed
 	MTU     int      // bytes, of the pods' links; 0: what the underlay carries
-	// SourceCheck drops packets that a pod sends from an address of another owner.
+	// SourceCheck drops packets that a pod sends from an address that is not the pod's own.
 	SourceCheck bool
 }
 
