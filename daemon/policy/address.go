@@ -8,7 +8,7 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// sharedAddresses finds the InternalIPs that two Nodes have.
+// sharedAddresses finds the InternalIPs that two Nodes share.
 func (d *draft) sharedAddresses() {
 	owner := map[netip.Addr]string{}
 	for _, n := range d.Cluster.Nodes {
@@ -45,10 +45,10 @@ func (d *draft) lostUnderlay() bool {
 	return len(d.self.Addresses) > 0 && !slices.ContainsFunc(d.self.Addresses, d.hasAddress)
 }
 
-// sourceFor returns this node's address in a session with a switch: the Node's address when it belongs to a
-// subnet of the link to the switch (the switch is configured with that address), else an address of the
-// link, else the Node's address. An address that is away for a moment still counts: another address of the
-// link in its place would end the session.
+// sourceFor returns this node's address in a session with a switch. The Node's address comes first when it
+// belongs to a subnet of the link to the switch, because the switch is configured with that address. Then
+// comes an address of the link, then the Node's address. An address that is absent for a moment still counts:
+// another address of the link would end the session.
 func (w World) sourceFor(n cluster.Node, peer netip.Addr, link string) (netip.Addr, bool) {
 	node, ok := underlay(n, peer)
 	own := netip.Addr{}

@@ -9,11 +9,10 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// Admit returns next, with two exceptions. A Node whose new pod CIDR overlaps the pod CIDR that another
-// node already has keeps its old pod CIDRs, or has none if it is new. A Node whose new pod CIDR overlaps a
-// subnet of this host keeps its old pod CIDRs. So a mistake made today does not cut off a node that worked
-// yesterday. Two Nodes that come at the same time with overlapping CIDRs are both admitted, and Decide
-// routes to neither.
+// Admit returns next, with two exceptions. A Node whose new pod CIDR overlaps the pod CIDR that another node
+// already has keeps its old pod CIDRs, or gets none if it is new. A Node whose new pod CIDR overlaps a subnet
+// of this host keeps its old pod CIDRs. So today's mistake does not cut off a node that worked yesterday. If
+// two Nodes come at the same time with overlapping CIDRs, both are admitted, and Decide routes to neither.
 func Admit(last, next cluster.World, host routes.Host) (cluster.World, []cluster.Problem) {
 	had := map[string]cluster.Node{}
 	for _, n := range last.Nodes {
@@ -53,7 +52,7 @@ func Admit(last, next cluster.World, host routes.Host) (cluster.World, []cluster
 	return next, problems
 }
 
-// Date sets Since of each node of next: the time of last where the node's addresses and pod CIDRs did not
+// Date sets Since of each node of next: the time in last if the node's addresses and pod CIDRs did not
 // change, else now.
 func Date(last, next cluster.World, now time.Time) cluster.World {
 	had := map[string]cluster.Node{}

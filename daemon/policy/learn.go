@@ -9,19 +9,19 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// Lesson is a prefix that a switch announces and bgp.learn asks for: the path that counts, and
-// whether this node has a route for it.
+// Lesson is a prefix that a switch announces and bgp.learn asks for, with the path that counts and whether
+// this node has a route for it.
 type Lesson struct {
 	bgp.LearnedPath
 	Link string
-	Why  string // why it has no route here: an identifier; "": it has one
+	Why  string // an identifier for why it has no route here; "": it has a route
 }
 
 // The reasons why a lesson is not taken.
 const (
-	lessonPodCIDR   = "podCIDR"   // overlaps a pod CIDR of the cluster: the cluster knows better
+	lessonPodCIDR   = "podCIDR"   // overlaps a pod CIDR of the cluster, whose route comes from the Node
 	lessonSubnet    = "subnet"    // overlaps a subnet of this host
-	lessonReserved  = "reserved"  // link-local, multicast, loopback, or no destination at all
+	lessonReserved  = "reserved"  // link-local, multicast, loopback, or not a destination at all
 	lessonHeld      = "held"      // the host has a route of its own to it
 	lessonOffSubnet = "offSubnet" // the next hop is not one hop away
 	lessonSelf      = "self"      // the next hop is this node
@@ -29,8 +29,7 @@ const (
 	lessonTooMany   = "tooMany"
 )
 
-// neverLearned are destinations that no network routes: RFC 6890, section 2.2; RFC 4291,
-// section 2.4.
+// neverLearned are destinations that no network routes: RFC 6890, section 2.2; RFC 4291, section 2.4.
 func neverLearned() []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range []string{"0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/127", "fe80::/10", "ff00::/8"} {
@@ -39,8 +38,8 @@ func neverLearned() []netip.Prefix {
 	return out
 }
 
-// lessons decides about each prefix that the switches announce, in order. Of the paths of several
-// switches, the first usable one in the order of bgp.LearnedPath.Compare counts.
+// lessons decides about each prefix that the switches announce, in order. If several switches announce a
+// prefix, the first usable path in the order of bgp.LearnedPath.Compare counts.
 func (d *draft) lessons() []Lesson {
 	var refused refusals
 	var out []Lesson
@@ -68,7 +67,7 @@ func (d *draft) lessons() []Lesson {
 	return out
 }
 
-// usable takes the first path whose next hop is a neighbour.
+// usable returns the first path whose next hop is a neighbour.
 func (d *draft) usable(paths []bgp.LearnedPath) Lesson {
 	why := lessonOffSubnet
 	for _, path := range paths {
@@ -85,7 +84,7 @@ func (d *draft) usable(paths []bgp.LearnedPath) Lesson {
 	return Lesson{LearnedPath: paths[0], Why: why}
 }
 
-// refusals are what no prefix may overlap, and what the host routes itself.
+// refusals are the prefixes that no learned prefix may overlap, and the host's own routes.
 type refusals struct {
 	pods    map[netip.Prefix]bool
 	reasons []refusal
@@ -119,9 +118,9 @@ func (d *draft) refusals() refusals {
 	return r
 }
 
-// why returns what forbids the prefix. A default route is forbidden only where the host has one.
+// why returns the reason that forbids the prefix. A default route is forbidden only if the host has one.
 func (r refusals) why(p netip.Prefix) string {
-	if r.pods[p] { // the commonest case: the pod CIDRs of other LANs
+	if r.pods[p] { // the most frequent case: the pod CIDRs of other LANs
 		return lessonPodCIDR
 	}
 	if p.Bits() > 0 {
@@ -137,8 +136,8 @@ func (r refusals) why(p netip.Prefix) string {
 	return ""
 }
 
-// learn makes routes of what the switches announce. It comes before the routes to other nodes:
-// a learned route may be the way to their LAN.
+// learn turns the paths that the switches announce into routes. It comes before the routes to other nodes: a
+// learned route may be the way to their LAN.
 func (d *draft) learn() {
 	if len(d.Learned) == 0 {
 		return

@@ -9,8 +9,8 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// findOverlaps finds the pod CIDRs that overlap the pod CIDR of another node or a subnet of this host.
-// Either owner may be the wrong one: neither CIDR gets a route and neither is advertised.
+// findOverlaps finds the pod CIDRs that overlap the pod CIDR of another node or a subnet of this host. Either
+// owner may be wrong, so neither CIDR gets a route and neither is advertised.
 func (d *draft) findOverlaps() {
 	type claim struct {
 		netip.Prefix

@@ -1,9 +1,9 @@
-// Package policy decides what one node does, as a function of what is known and of nothing else.
+// Package policy decides what one node does, from a [World] alone.
 //
-// It owns every decision: routes to the other nodes, sessions with the switches, what is learned from
-// the switches, the pod pool, the MTU, and the problems that stand in the way. It has no clock, no I/O,
-// no logger and no goroutine, and it keeps nothing between calls: equal Worlds give equal Plans. Others
-// read a decision from the [Plan] and never decide again.
+// It owns every decision: routes to the other nodes, sessions with the switches, routes learned from the
+// switches, the pod pool, the MTU, and the problems that stand in the way. It has no clock, no I/O, no logger
+// and no goroutine, and it keeps nothing between calls: equal Worlds give equal Plans. Others read a decision
+// from the [Plan] and never decide again.
 //
 //	pod ──veth── node ──────── LAN ──────── node ──veth── pod      same LAN: via the other node
 //	               └── switch A ── switch B ──┘                     other LAN: by the default route,
@@ -30,7 +30,7 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// World is all that may decide what this node does.
+// World is everything that this node's decisions depend on.
 type World struct {
 	Cluster cluster.World // what the cluster says
 	Self    string        // this node's name in it
@@ -43,19 +43,18 @@ type World struct {
 	Learned []bgp.LearnedPath
 }
 
-// Plan says what this node does. The Plan of a node that the cluster does not know has the
-// source check alone.
+// Plan says what this node does. If the cluster does not know the node, the Plan has only the source check.
 type Plan struct {
 	Routes  routes.State // what the kernel should have, in Scope
 	Learned routes.State // the routes that the switches announce, of routes.ProtoLearned
 	BGP     bgp.State
-	Pool    ipam.Pool // the pods' addresses; without Sets: not known
+	Pool    ipam.Pool // the pods' addresses; without Sets: unknown
 	MTU     int       // of the pods' links, in bytes
 	// Sessions has an entry for each switch that a resource gives this node, in the resources' order.
 	Sessions []Session
 	// Lessons has an entry for each prefix that the switches announce, in order.
 	Lessons []Lesson
-	// Neighbours has the machines one hop away that this node, as a speaker, speaks for or to.
+	// Neighbours has the machines one hop away that matter to this node as a speaker: nodes and switches.
 	Neighbours []routes.Neighbour
 	Problems   []cluster.Problem
 }
@@ -68,7 +67,7 @@ type Session struct {
 	Key bgp.Key
 	// Held is why no session is tried for this resource. The zero Problem: it is tried.
 	Held cluster.Problem
-	// Paths are what this resource has the node advertise to the switch.
+	// Paths are the paths that this resource asks the node to advertise to the switch.
 	Paths []bgp.Path
 }
 
@@ -83,7 +82,7 @@ func Scope() routes.Scope {
 	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{VXLANLink}, NAT: true, Senders: true, SourceCheck: true}
 }
 
-// String prints the plan in an operator's words: the lines of ip route, and a table for each session.
+// String prints the plan as operators know it: the lines of ip route, and a table for each session.
 func (p Plan) String() string {
 	all := p.Routes
 	toNodes := slices.IndexFunc(all.Routes, func(r routes.Route) bool { return r.Via.IsValid() })
@@ -132,7 +131,7 @@ func Decide(w World) Plan {
 type draft struct {
 	World
 	self     cluster.Node
-	disputed map[netip.Prefix]bool // CIDRs that overlap something: nobody gets a route to them
+	disputed map[netip.Prefix]bool // CIDRs that overlap something: no node gets a route to them
 	shared   map[netip.Prefix]bool // this node's CIDRs that the bridge of another plugin still serves
 
 	plan Plan
@@ -153,7 +152,7 @@ func Sorted(problems ...[]cluster.Problem) []cluster.Problem {
 	return slices.Compact(all)
 }
 
-// findSelf finds this node in the cluster. Without it nothing can be decided.
+// findSelf finds this node in the cluster. Nothing can be decided for a node that is not found.
 func (d *draft) findSelf() bool {
 	self, ok := d.Cluster.Node(d.Self)
 	if !ok {
@@ -175,8 +174,8 @@ func (d *draft) findSelf() bool {
 	return true
 }
 
-// linksDown names the links to the LAN that are down, and reports whether there is one: a link that is down
-// has lost its IPv6 addresses.
+// linksDown records the links to the LAN that are down, and reports whether there is such a link. A link that
+// is down has lost its IPv6 addresses.
 func (d *draft) linksDown() bool {
 	down := false
 	for _, l := range d.Host.Links {
@@ -189,7 +188,7 @@ func (d *draft) linksDown() bool {
 }
 
 // pods decides what each pod of this node gets: one address of each pod CIDR, and an MTU. No pod gets an
-// address of the host, such as the gateway of the bridge that served before.
+// address of the host, such as the gateway of an earlier plugin's bridge.
 func (d *draft) pods() {
 	pool := &d.plan.Pool
 	for _, c := range d.self.PodCIDRs {
@@ -205,7 +204,7 @@ func (d *draft) pods() {
 	d.carry(d.underlayMTU(d.self))
 }
 
-// carry bounds the pods' MTU by that of a link which carries their packets, unless the operator set one.
+// carry limits the pods' MTU to that of a link that carries their packets, unless the operator set the MTU.
 func (d *draft) carry(mtu int) {
 	switch {
 	case d.Config.CNI.MTU != 0:
@@ -215,19 +214,19 @@ func (d *draft) carry(mtu int) {
 	}
 }
 
-// forwarding lets the kernel route, and rejects packets for addresses of our pod CIDRs that no pod has.
-// By the default route such a packet would go back to the switch, which sends it here, until its TTL ends.
+// forwarding lets the kernel route, and rejects packets for addresses of our pod CIDRs that no pod has. The
+// default route would send such a packet back to the switch, and the switch back here, until its TTL expires.
 func (d *draft) forwarding() {
 	s := &d.plan.Routes
 	for _, c := range d.self.PodCIDRs {
-		if !d.shared[c] { // else the route of the old bridge has that place
+		if !d.shared[c] { // else the route of the old bridge is there
 			s.Routes = append(s.Routes, routes.Route{Dst: c, Type: "unreachable", Protocol: routes.ProtoNode})
 		}
 		s.Sysctls = append(s.Sysctls, routes.Forwarding("", c.Addr().Is6()))
 	}
 }
 
-// sourceNAT hides pods behind the node where the operator wants it, never between pods and nodes.
+// sourceNAT hides pods behind the node if the operator wants it, but never between pods and nodes.
 func (d *draft) sourceNAT() {
 	if !d.Config.SourceNAT.Enabled {
 		return

@@ -60,7 +60,7 @@ func (d *draft) routeTo(n cluster.Node, cidr netip.Prefix) {
 		d.plan.Routes.Routes = append(d.plan.Routes.Routes, route)
 		return
 	}
-	// The host's own routes must carry the packets to the switch, by a link with an address of this Node.
+	// The host's own routes must carry the packets to the switch, over a link with an address of this Node.
 	r, ok := d.lookup(cidr.Addr())
 	way, ruled := d.Host.Ruled[cidr.Addr()]
 	if ruled {
@@ -85,7 +85,7 @@ func (d *draft) routeTo(n cluster.Node, cidr netip.Prefix) {
 	}
 }
 
-// Asks returns an address of each pod CIDR of another node: Host.Ruled is about them.
+// Asks returns one address of each pod CIDR of another node. Host.Ruled answers for these addresses.
 func (w World) Asks() (out []netip.Addr) {
 	for _, n := range w.Cluster.Nodes {
 		if n.Name == w.Self {
@@ -98,7 +98,7 @@ func (w World) Asks() (out []netip.Addr) {
 	return out
 }
 
-// byRule says what a policy rule does with packets, and what to do about it.
+// byRule says where a policy rule sends the packets, and what the operator can do about it.
 func byRule(way routes.Way) (got, next string) {
 	got = fmt.Sprintf("%s, by the policy rule %q", way.Route, way.Rule)
 	if way.Route.Table == 0 {
@@ -107,7 +107,7 @@ func byRule(way routes.Way) (got, next string) {
 	return got, fmt.Sprintf("stop the agent that owns the rule, or remove it: ip rule del pref %d", way.Priority)
 }
 
-// lookup finds the route that a packet to addr takes without our routes to other nodes.
+// lookup finds the route of a packet to addr when our routes to other nodes are left out.
 func (d *draft) lookup(addr netip.Addr) (routes.Route, bool) {
 	var best routes.Route
 	for _, known := range [][]routes.Route{d.Host.Routes, d.plan.Learned.Routes} {
@@ -129,8 +129,8 @@ func (d *draft) overlaid(n cluster.Node, near bool) bool {
 	return (mine == config.Auto || theirs == config.Auto) && !near
 }
 
-// tunnelTo routes cidr through the VXLAN link to the tunnel endpoint (VTEP) of n. The endpoint has the
-// first address of the CIDR, and a MAC that follows from the node's name: nothing needs publishing.
+// tunnelTo routes cidr through the VXLAN link to the tunnel endpoint (VTEP) of n. The endpoint has the first
+// address of the CIDR, and a MAC derived from the node's name, so nothing needs publishing.
 func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
 	local, ok := underlay(d.self, netip.IPv4Unspecified())
 	if !ok {
@@ -149,7 +149,7 @@ func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
 			Name: dev, Kind: "vxlan", MAC: vtepMAC(d.self.Name), Up: true, MTU: mtu,
 			VXLAN: &routes.VXLAN{VNI: d.Config.VXLAN.VNI, Port: d.Config.VXLAN.Port, Local: local},
 		})
-		// Any machine of the LAN can send to the VXLAN port: none of them may become a router here.
+		// Any machine of the LAN can send to the VXLAN port. No such machine may become a router here.
 		d.plan.Routes.Sysctls = append(d.plan.Routes.Sysctls, routes.Refusals(dev)...)
 		if !d.Config.VXLAN.AcceptAll {
 			d.plan.Routes.Senders = &routes.Senders{VNI: d.Config.VXLAN.VNI, Port: d.Config.VXLAN.Port, From: d.others()}
@@ -178,14 +178,14 @@ func (d *draft) others() (out []netip.Addr) {
 	return out
 }
 
-// vtepMAC is the tunnel endpoint's MAC: locally administered, a function of the node's name.
+// vtepMAC is the tunnel endpoint's MAC: locally administered, and derived from the node's name.
 func vtepMAC(node string) string {
 	sum := sha256.Sum256([]byte("vtep/" + node))
 	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", sum[0]&^1|2, sum[1], sum[2], sum[3], sum[4], sum[5])
 }
 
-// vxlanOverhead is what VXLAN adds to a packet, in bytes: the outer IP header, UDP, VXLAN and
-// the inner Ethernet header (RFC 7348, section 5).
+// vxlanOverhead is the bytes that VXLAN adds to a packet: the outer IP header, UDP, VXLAN and the inner
+// Ethernet header (RFC 7348, section 5).
 func vxlanOverhead(local netip.Addr) int {
 	if local.Is4() {
 		return 20 + 8 + 8 + 14

@@ -10,9 +10,9 @@ import (
 // kernelMade is the protocol of the routes that the kernel makes for addresses (RTPROT_KERNEL).
 const kernelMade routes.Protocol = 2
 
-// shadows finds the routes of other owners that win over ours and do not stand in the same place: a route
-// to a part of a node's pod CIDR, or to all of it with a lower metric, or one in a table to which a policy
-// rule leads.
+// shadows finds the routes of other owners that win over ours from another place: a route to a part of a
+// node's pod CIDR, a route to all of it with a lower metric, or a route in a table to which a policy rule
+// leads.
 func (d *draft) shadows() {
 	ours := map[netip.Prefix]routes.Route{}
 	for _, r := range d.plan.Routes.Routes {

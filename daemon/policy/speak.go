@@ -12,8 +12,8 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// speak decides the BGP sessions of this node, if a resource names it as a speaker, and what it
-// advertises to each switch: every pod CIDR of every selected node, with that node as the next hop.
+// speak decides the BGP sessions of this node, if a resource names it as a speaker, and the paths for each
+// switch: every pod CIDR of every selected node, with that node as the next hop.
 func (d *draft) speak() {
 	for _, r := range d.Cluster.Peerings {
 		d.resource(r)
@@ -30,7 +30,7 @@ func (d *draft) speak() {
 	d.plan.Neighbours = d.neighbours()
 }
 
-// resource finds what is wrong with a BGP resource as a whole.
+// resource finds the problems of a BGP resource as a whole.
 func (d *draft) resource(r cluster.Peering) {
 	if !slices.ContainsFunc(d.Cluster.Nodes, func(n cluster.Node) bool { return r.Selector.Selects(n.Labels) }) {
 		d.problem(r.Ref(), "selectsNothing", "nodes that match "+r.Selector.String(), "none", "label the Nodes, or correct spec.nodeSelector")
@@ -46,7 +46,7 @@ func (d *draft) resource(r cluster.Peering) {
 	}
 }
 
-// session decides the session with one switch of a resource, or why there is none.
+// session decides the session with one switch of a resource, or why it is held.
 func (d *draft) session(r cluster.Peering, peer cluster.Peer) Session {
 	terms, held := d.terms(r, peer)
 	out := Session{Resource: r.Ref(), Peer: peer, Key: terms.Key(), Held: held}
@@ -58,7 +58,7 @@ func (d *draft) session(r cluster.Peering, peer cluster.Peer) Session {
 	return out
 }
 
-// terms decides the terms of a session with a switch, or what holds the session down.
+// terms decides the terms of a session with a switch, or the problem that holds the session down.
 func (d *draft) terms(r cluster.Peering, peer cluster.Peer) (t bgp.Peer, held cluster.Problem) {
 	b := d.Config.BGP
 	t = bgp.Peer{
@@ -68,7 +68,7 @@ func (d *draft) terms(r cluster.Peering, peer cluster.Peer) (t bgp.Peer, held cl
 	}
 	link, connected := d.linkTo(peer.Address)
 	if !connected && peer.MultihopTTL == 0 {
-		// The session is tried all the same: an address that is away for a moment must not end it.
+		// The session is tried all the same: an address that is absent for a moment must not end it.
 		d.problem(r.Ref(), "peerOffSubnet", "a switch on a subnet of this node", peer.Address.String(),
 			"correct the peer's address, or set ebgpMultihop to the number of hops")
 	}
@@ -89,10 +89,10 @@ func (d *draft) terms(r cluster.Peering, peer cluster.Peer) (t bgp.Peer, held cl
 	return t, cluster.Problem{}
 }
 
-// paths lists what is advertised to the switches of r. The pod CIDRs of a node that is NotReady are
-// advertised: perhaps only the cluster does not hear the node. The pod CIDRs of a node that the LAN does
-// not hear are not. Newer knowledge has the lower MED: while a speaker is dead, the switch keeps the paths
-// of that speaker, and must prefer those of the speakers that live.
+// paths lists the paths that r advertises to its switches. It includes the pod CIDRs of a node that is
+// NotReady, because perhaps only the cluster does not hear the node. It leaves out the pod CIDRs of a node
+// that the LAN does not hear. Newer knowledge has the lower MED: while a speaker is dead, the switch keeps
+// its paths, and must prefer the paths of live speakers.
 func (d *draft) paths(r cluster.Peering) []bgp.Path {
 	var paths []bgp.Path
 	for _, n := range d.Cluster.Nodes {
@@ -126,8 +126,8 @@ func (d *draft) paths(r cluster.Peering) []bgp.Path {
 	return paths
 }
 
-// join adds the session s. Where another resource has a session with the same switch, join adds only the
-// paths of s to that session. Where the terms of the two differ, the earlier session is used, and s is held.
+// join adds the session s. If another resource has a session with the same switch, join only adds the paths
+// of s to that session. If the terms of the two differ, the earlier session is used and s is held.
 func (d *draft) join(r cluster.Peering, s bgp.Session) (held cluster.Problem) {
 	for i := range d.plan.BGP.Sessions {
 		have := &d.plan.BGP.Sessions[i]
@@ -150,7 +150,7 @@ func (d *draft) join(r cluster.Peering, s bgp.Session) (held cluster.Problem) {
 	return held
 }
 
-// password returns the Secret's value, or what is there instead.
+// password returns the Secret's value, or a description of what is there instead.
 func (d *draft) password(k cluster.SecretKey) (password, got string) {
 	i := slices.IndexFunc(d.Cluster.Secrets, func(s cluster.Secret) bool { return s.Name == k.Name })
 	if i < 0 {
@@ -163,7 +163,7 @@ func (d *draft) password(k cluster.SecretKey) (password, got string) {
 	case len(v) == 0:
 		return "", "an empty value"
 	case v[len(v)-1] == '\n':
-		// echo leaves it at the end; no switch has it in its password.
+		// echo appends a line break, which no switch has in its password.
 		return "", "a value that ends in a line break (encode it with printf, not echo)"
 	case len(v) > 80: // TCP_MD5SIG_MAXKEYLEN, include/uapi/linux/tcp.h
 		return "", fmt.Sprintf("a value of %d bytes, of which TCP MD5 allows 80", len(v))
@@ -171,8 +171,8 @@ func (d *draft) password(k cluster.SecretKey) (password, got string) {
 	return string(v), ""
 }
 
-// routerID is the node's IPv4 address, or, for a node that has none, 32 bits that follow from
-// its name (RFC 6286, section 2.1: any value but zero that is unique in the AS).
+// routerID is the node's IPv4 address. A node without one has 32 bits derived from its name (RFC 6286,
+// section 2.1: any value but zero that is unique in the AS).
 func (d *draft) routerID(n cluster.Node) netip.Addr {
 	if d.Config.BGP.RouterID.IsValid() {
 		return d.Config.BGP.RouterID
@@ -184,8 +184,8 @@ func (d *draft) routerID(n cluster.Node) netip.Addr {
 	return netip.AddrFrom4([4]byte{sum[0] | 1, sum[1], sum[2], sum[3]})
 }
 
-// neighbours are the machines one hop away that this node, as a speaker, speaks for or to: the nodes and
-// the switches of its resources.
+// neighbours are the machines one hop away that matter to this node as a speaker: the nodes and the switches
+// of its resources.
 func (d *draft) neighbours() []routes.Neighbour {
 	var out []routes.Neighbour
 	there := map[routes.Neighbour]bool{}
@@ -215,10 +215,10 @@ func (d *draft) neighbours() []routes.Neighbour {
 	return out
 }
 
-// markOwn marks this node's own pod CIDRs for each switch to which another speaker advertises them too.
-// When this speaker is lost, the switch drops the marked paths after the restart time, and does not keep
-// them for the long-lived time. The other speaker knows whether this node lives, but it cannot withdraw
-// the paths of this node. When both are lost, the switch keeps what each advertised for the other.
+// markOwn marks this node's own pod CIDRs for each switch to which another speaker advertises them too. When
+// this speaker is lost, the switch drops the marked paths after the restart time, and does not keep them for
+// the long-lived time. The other speaker knows whether this node lives, but it cannot withdraw this node's
+// paths. When both are lost, the switch keeps the paths that each advertised for the other.
 func (d *draft) markOwn() {
 	if d.Config.BGP.LongLivedTime == 0 {
 		return
@@ -233,7 +233,7 @@ func (d *draft) markOwn() {
 	}
 }
 
-// othersAdvertise reports whether r has another node of the cluster advertise this node to the switch.
+// othersAdvertise reports whether r makes another node of the cluster advertise this node to the switch.
 func (d *draft) othersAdvertise(r cluster.Peering, to bgp.Peer) bool {
 	return r.Selector.Selects(d.self.Labels) && slices.ContainsFunc(r.Speakers, func(s cluster.Speaker) bool {
 		_, known := d.Cluster.Node(s.Node)

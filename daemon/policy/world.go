@@ -9,7 +9,7 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// The questions about a World that several decisions ask.
+// Questions about a World that several decisions ask.
 
 // Mode returns how packets reach the pods of n.
 func (w World) Mode(n cluster.Node) config.Mode {
@@ -60,7 +60,7 @@ func intersects(a, b []uint32) bool {
 	return slices.ContainsFunc(a, func(x uint32) bool { return slices.Contains(b, x) })
 }
 
-// gateway returns the gateway to other LANs that a resource sets for n, and the resource.
+// gateway returns the gateway to other LANs that a resource sets for n, and the name of the resource.
 func (w World) gateway(n cluster.Node, like netip.Addr) (netip.Addr, string, bool) {
 	for _, r := range w.Cluster.Peerings {
 		if r.Gateway.IsValid() && r.Gateway.Is4() == like.Is4() && r.Selector.Selects(n.Labels) {
@@ -70,7 +70,7 @@ func (w World) gateway(n cluster.Node, like netip.Addr) (netip.Addr, string, boo
 	return netip.Addr{}, "", false
 }
 
-// linkTo returns the link on whose subnet addr is, or false when addr is not one hop away.
+// linkTo returns the link whose subnet holds addr, or false when addr is not one hop away.
 func (w World) linkTo(addr netip.Addr) (string, bool) {
 	best := routes.Addr{}
 	for _, a := range w.Host.Addrs {
