@@ -14,11 +14,11 @@ import (
 	"github.com/edgeway-cni/edgeway/ipam"
 )
 
-// maxRecord bounds what is read of one file of host-local or libcni.
+// maxRecord bounds how much is read of one file of host-local or libcni.
 const maxRecord = 1 << 20
 
-// cached is what the runtime's library keeps of an ADD (containernetworking/cni, libcni/api.go:
-// cachedInfo), as far as it names the pod.
+// cached holds the fields that name the pod in the runtime library's record of an ADD
+// (containernetworking/cni, libcni/api.go: cachedInfo).
 type cached struct {
 	ContainerID string      `json:"containerId"`
 	IfName      string      `json:"ifName"`
@@ -42,8 +42,8 @@ func (c cached) pod() (p ipam.Pod) {
 }
 
 // readHostLocal reads host-local's directory of one network (containernetworking/plugins,
-// plugins/ipam/host-local/backend/disk) and the runtime's results: one lease for each container
-// interface. said lists the files that are not understood.
+// plugins/ipam/host-local/backend/disk) and the runtime's results. It returns one lease for each container
+// interface. said lists the files that it does not understand.
 func readHostLocal(dir, results string) (leases []ipam.Lease, said []string, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -79,8 +79,8 @@ func readHostLocal(dir, results string) (leases []ipam.Lease, said []string, err
 	return leases, said, err
 }
 
-// readReservation reads one file: its name is the address, its content the container ID and, since
-// version 0.8, the interface. It returns nil when the file is not a reservation.
+// readReservation reads one file. Its name is the address. Its content is the container ID and, since version
+// 0.8, the interface. readReservation returns nil for a file that is not a reservation.
 func readReservation(dir string, e fs.DirEntry) (*ipam.Lease, error) {
 	name := e.Name()
 	if name == "lock" || strings.HasPrefix(name, "last_reserved_ip.") {
@@ -93,7 +93,7 @@ func readReservation(dir string, e fs.DirEntry) (*ipam.Lease, error) {
 	}
 	text, info, err := readRecord(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // released since
+		return nil, nil // the address has been released
 	}
 	if err != nil {
 		return nil, err
@@ -109,8 +109,8 @@ func readReservation(dir string, e fs.DirEntry) (*ipam.Lease, error) {
 	return &ipam.Lease{Attachment: ipam.Attachment{ContainerID: id, IfName: ifName}, Addrs: []netip.Addr{addr.Unmap()}, Since: info.ModTime().UTC()}, nil
 }
 
-// isWord reports whether the CNI specification allows s as an ID. The interface names of runtimes are such
-// words too.
+// isWord reports whether the CNI specification allows s as an ID. The same words serve runtimes as interface
+// names.
 func isWord(s string) bool {
 	return len(s) <= 256 && !strings.ContainsFunc(s, func(r rune) bool {
 		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '_' || r == '.' || r == '-')
@@ -129,7 +129,7 @@ func readRecord(path string) ([]byte, fs.FileInfo, error) {
 	return text, info, err
 }
 
-// readResults reads the runtime's cache. A missing cache is not an error: no pod is known then.
+// readResults reads the runtime's cache. A missing cache is not an error: then no pod is known.
 func readResults(dir string) (known []cached, said []string, err error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -152,7 +152,7 @@ func readResults(dir string) (known []cached, said []string, err error) {
 			err = json.Unmarshal(text, &c)
 		}
 		if err == nil && c.ContainerID == "" {
-			continue // libcni before 0.8 kept the result alone
+			continue // libcni before 0.8 stored only the result
 		}
 		if err != nil {
 			said = append(said, fmt.Sprintf("%s: %v", path, err))
@@ -163,8 +163,8 @@ func readResults(dir string) (known []cached, said []string, err error) {
 	return known, said, nil
 }
 
-// identify completes a lease from the cache. The record of another network for the same container counts
-// only where this network has none.
+// identify completes a lease from the cache. The container's record for another network counts only if this
+// network has no record.
 func identify(l *ipam.Lease, known []cached, network string) {
 	best := -1
 	for i, c := range known {
@@ -180,6 +180,6 @@ func identify(l *ipam.Lease, known []cached, network string) {
 		l.Attachment.IfName, l.Pod, l.Netns = c.IfName, c.pod(), c.Netns
 	}
 	if l.Attachment.IfName == "" {
-		l.Attachment.IfName = "eth0" // what runtimes of Kubernetes call it
+		l.Attachment.IfName = "eth0" // the interface name of Kubernetes runtimes
 	}
 }

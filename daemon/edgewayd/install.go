@@ -18,7 +18,7 @@ const (
 	programName = "edgewayd"
 )
 
-// places are the directories in which install puts the programs. An empty programDir: edgewayd is not copied.
+// places are the target directories of install. If programDir is empty, edgewayd is not copied.
 type places struct{ pluginDir, programDir string }
 
 func (p *places) flags(cmd *cobra.Command) {
@@ -72,8 +72,8 @@ container of the DaemonSet, and may run while pods start.`,
 	return cmd
 }
 
-// installFile makes target an executable with the content of source, and returns what it did: "installed",
-// "replaced" or "kept". A power cut leaves the old file or the new one.
+// installFile makes target an executable with the content of source. It returns "installed", "replaced" or
+// "kept". A power cut leaves the old file or the new file.
 func installFile(source, target string) (did string, err error) {
 	want, err := os.ReadFile(source)
 	if err != nil {
@@ -90,7 +90,7 @@ func installFile(source, target string) (did string, err error) {
 	if stat, err := os.Lstat(target); err == nil && stat.Mode() == executable && bytes.Equal(have, want) {
 		return "kept", nil
 	}
-	// Replace renames: a running program cannot be written to (ETXTBSY).
+	// Replace renames, because a running program's file cannot be written (ETXTBSY).
 	switch err := durable.Replace(target, want, executable); {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("install %s: %w; name the runtime's directory with --plugin-dir, or mount it", target, err)

@@ -24,9 +24,9 @@ import (
 const (
 	// leaseFor bounds how long a command about leases waits: an audit enters every pod.
 	leaseFor = 2 * time.Minute
-	// leaseLines is how many leases fit on the screen.
+	// leaseLines is the number of leases that fit on the screen.
 	leaseLines = 40
-	// shortID is how many characters of a container ID are printed, as crictl does.
+	// shortID is the printed length of a container ID, as in crictl.
 	shortID = 13
 )
 
@@ -57,7 +57,7 @@ itself and does the same.`,
 	return cmd
 }
 
-// ask asks the daemon about leases, or answers itself where no daemon runs.
+// ask asks the daemon about leases, or answers itself if no daemon runs.
 func (l *leaseFlags) ask(ctx context.Context, answer any, args ...string) error {
 	socket, err := l.where()
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/edgeway-cni/edgeway/plugin"
 )
 
-// printLeases writes the table of leases, at most that many; 0 is all. Leases that need attention come first.
+// printLeases writes at most that many leases as a table; 0: all. Leases that need attention come first.
 func printLeases(out io.Writer, a api.LeaseList, most int) {
 	if len(a.Leases) == 0 {
 		fmt.Fprintln(out, "No pod holds an address.")

@@ -24,8 +24,8 @@ var (
 	commit  = "unknown"
 )
 
-// sessionCommand is the argument with which the daemon starts the process of a BGP session: this very
-// program, also when its file was replaced since.
+// sessionCommand is the argument with which the daemon starts the process of a BGP session. The process runs
+// the daemon's own program, even if the program's file has been replaced.
 const sessionCommand = "bgp-session"
 
 func main() {
@@ -41,8 +41,8 @@ func main() {
 	}
 }
 
-// serveSession serves one BGP session until the daemon is gone. It ignores the signals that end the daemon
-// (systemd sends them to all processes of the unit): the daemon itself ends its sessions, and leaves the
+// serveSession serves one BGP session until the daemon is gone. It ignores the signals that end the daemon,
+// which systemd sends to all processes of the unit: the daemon itself ends its sessions, and leaves the
 // switches as they are.
 func serveSession() {
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
@@ -128,7 +128,7 @@ what this node would route and advertise, and every problem. It exits 1 when the
 	}
 }
 
-// read reads the configuration: the named file, else the default file, else an empty one.
+// read reads the configuration: the named file, else the default file, else an empty configuration.
 func (f *flags) read() (config.Config, error) {
 	path := f.config
 	if path == "" {

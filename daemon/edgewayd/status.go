@@ -73,7 +73,7 @@ func ask(ctx context.Context, f *flags, req api.Request) ([]byte, error) {
 	return reply.Output, nil
 }
 
-// screenful is how many lines of a table fit on the screen.
+// screenful is the number of table lines that fit on the screen.
 const screenful = 12
 
 // page writes the status as tables.
@@ -91,7 +91,7 @@ func (p *page) row(cells ...any) {
 	fmt.Fprintln(p.table, strings.TrimRight(strings.Join(text, "\t"), "\t "))
 }
 
-// rows writes n rows, or as many as fit and how many are left.
+// rows writes all n rows, or as many as fit and the number of the rest.
 func (p *page) rows(n int, row func(i int)) {
 	shown := n
 	if p.most > 0 && n > p.most {
@@ -106,7 +106,7 @@ func (p *page) rows(n int, row func(i int)) {
 	}
 }
 
-// printStatus writes the one screen an operator needs.
+// printStatus writes the one screen that an operator needs.
 func printStatus(out io.Writer, s api.Status, all bool) {
 	p := &page{out: out, table: tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), most: screenful}
 	if all {
@@ -123,7 +123,7 @@ func printStatus(out io.Writer, s api.Status, all bool) {
 	p.problems(s.Problems)
 }
 
-// routes shows the routes that are wrong first.
+// routes shows the wrong routes first.
 func (p *page) routes(all []api.Route) {
 	var bad, good []api.Route
 	for _, r := range all {
@@ -141,7 +141,7 @@ func (p *page) routes(all []api.Route) {
 	})
 }
 
-// learned shows the routes that are wrong first. It only counts the prefixes that are ignored.
+// learned shows the wrong routes first. It only counts the ignored prefixes.
 func (p *page) learned(all []api.Learned) {
 	if len(all) == 0 {
 		return
@@ -262,7 +262,7 @@ func list(items []string) string {
 	return strings.Join(items, ", ")
 }
 
-// age writes a duration with the two units that matter.
+// age writes a duration in its two largest units.
 func age(d time.Duration) string {
 	switch {
 	case d < time.Minute:

@@ -19,10 +19,10 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/pods"
 )
 
-// pingFor bounds the wait for a daemon that should not run.
+// pingFor bounds the wait for an answer when no daemon should run.
 const pingFor = 2 * time.Second
 
-// removal has the flags of uninstall.
+// removal holds the flags of uninstall.
 type removal struct {
 	places
 	purge, force, stay bool
@@ -145,7 +145,7 @@ func printRemains(out io.Writer, r daemon.Remains) {
 	fmt.Fprintln(out, "left   IP forwarding as it is: other software may need it")
 }
 
-// shorten lists the first few.
+// shorten lists the first few items and counts the rest.
 func shorten(items []string) string {
 	const few = 4
 	if len(items) <= few {
