@@ -1,5 +1,5 @@
-// Package durable replaces files: a program that reads one at any moment, and a machine that comes
-// back from a power cut, find the whole old content or the whole new content.
+// Package durable replaces files. A program that reads a file at any moment, and a machine that returns from
+// a power cut, find the whole old content or the whole new content.
 //
 // It owns the order of the steps (temporary file beside the target, fsync, rename(2), fsync of the
 // directory). It never creates a directory and never decides what is written.
@@ -14,13 +14,13 @@ import (
 	"path/filepath"
 )
 
-// Replace makes the file at path hold content, with that mode whatever the umask is. The directory must exist.
-// A symbolic link at path is replaced, not followed. After an error the file is what it was before.
+// Replace makes the file at path hold content, with the given mode whatever the umask is. The directory must
+// exist. A symbolic link at path is replaced, not followed. After an error the file is unchanged.
 //
-// The temporary file lies in the same directory: rename(2) does not cross file systems, and containerd does not
-// notice a network configuration that is renamed in from elsewhere. Its name ends in ".new", which no container
-// runtime takes for a network configuration. The name is always the same, so a crash leaves one file at most,
-// which the next Replace removes.
+// The temporary file is in the same directory: rename(2) does not cross file systems, and containerd does not
+// notice a network configuration that is renamed into the directory from elsewhere. Its name ends in ".new",
+// which no container runtime takes for a network configuration. The name is always the same, so a crash
+// leaves at most one file, which the next Replace removes.
 func Replace(path string, content []byte, mode fs.FileMode) error {
 	temporary := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
 	if err := Remove(temporary); err != nil {
