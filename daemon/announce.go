@@ -9,22 +9,22 @@ import (
 )
 
 const (
-	// reasonSettles is the age of a reason from which another reason is worth a line.
+	// reasonSettles is the age from which a reason is stable, so that another reason is worth a line.
 	reasonSettles = 10 * time.Second
-	// repeatLeast and repeatMost bound the wait before a failure that stays is announced again. An API
-	// server forgets an event after an hour (--event-ttl), so a failure that stays keeps its event.
+	// repeatLeast and repeatMost bound the wait before a lasting failure is announced again. An API server
+	// forgets an event after an hour (--event-ttl), so a lasting failure keeps its event.
 	repeatLeast = time.Minute
 	repeatMost  = 50 * time.Minute
 	// healthyAfter is how long a session must be up before its next failure is announced at once.
 	healthyAfter = 10 * time.Minute
 )
 
-// announcer announces that a session is up (Established), or why it is down (FailedEstablish), in the log,
-// and to the reporter where there is an API server. It backs off: a switch that flaps all day does not fill
-// the log.
+// announcer announces that a session is up (Established), or why it is down (FailedEstablish). It announces
+// in the log, and to the reporter if there is an API server. It backs off, so that a switch that flaps all
+// day does not fill the log.
 type announcer struct {
 	log  *slog.Logger
-	tell func(report.Session) // nil: nobody
+	tell func(report.Session) // nil: there is no reporter
 	said map[sessionKey]announcement
 }
 
@@ -39,12 +39,12 @@ func keyOf(s report.Session) sessionKey {
 }
 
 type announcement struct {
-	reason string // "" is Established
+	reason string // "" means Established
 	at     time.Time
-	wait   time.Duration // before the same failure is said again
+	wait   time.Duration // before the same failure is announced again
 }
 
-// announce announces what changed since the last call; now is the time of the look.
+// announce announces the changes since the last call. now is the time of the look.
 func (a *announcer) announce(sessions []report.Session, now time.Time) {
 	still := map[sessionKey]announcement{}
 	for _, s := range sessions {
@@ -65,7 +65,7 @@ func (a *announcer) announce(sessions []report.Session, now time.Time) {
 }
 
 func (a *announcer) up(s report.Session, last announcement, known bool, now time.Time) announcement {
-	if known && last.reason == "" { // said already
+	if known && last.reason == "" { // announced already
 		if now.Sub(s.Since) > healthyAfter {
 			last.wait = 0
 		}

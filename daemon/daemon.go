@@ -1,17 +1,17 @@
 // Package daemon keeps one node's network as the cluster says it should be.
 //
 // It owns the loop that makes a plan true, the socket, the status and the metrics. It decides nothing:
-// package policy does, once for each look. It never speaks to the kernel, the switches or the file of the
-// store itself: packages routes, bgp and pods do.
+// package policy decides, once for each look. It never speaks to the kernel, the switches or the store's file
+// itself: packages routes, bgp and pods do.
 //
 //	               manifests ──> cluster.World ─┐
 //	addresses and routes of this machine ───────┼─> policy.Decide ─> Plan ─> kernel, switches, pods
 //	                             configuration ─┘                      └───> status, metrics, report
 //	runtime ─> edgeway ─> socket ─> pods.Pods ─> ipam.Store, kernel
 //
-// An event (an edited manifest, a route deleted by hand, a session lost) only means "look again": the loop
-// observes everything and changes what differs. When the daemon stops, it leaves the kernel and the
-// switches alone; when it starts, it finds them right.
+// An event (an edited manifest, a route deleted by hand, a lost session) only means "look again": the loop
+// observes everything and changes what differs. When the daemon stops, it leaves the kernel and the switches
+// alone. When it starts, it finds them right.
 package daemon
 
 import (
@@ -46,20 +46,20 @@ const (
 type Options struct {
 	Version string
 	Log     *slog.Logger
-	// Ready is called once, when the socket answers and the first look is done; Alive after
-	// every look (systemd's READY=1 and WATCHDOG=1, sd_notify(3)). Both may be nil.
+	// Ready is called once, when the socket answers and the first look is done. Alive is called after every
+	// look (systemd's READY=1 and WATCHDOG=1, sd_notify(3)). Both may be nil.
 	Ready, Alive func()
-	// Session is a command that calls ServeSession: each BGP session runs in a process of its own.
-	// Without a command no session can begin.
+	// Session is a command that calls ServeSession, so that each BGP session runs in its own process. Without
+	// the command no session can start.
 	Session []string
 }
 
-// ServeSession is the process of one BGP session; link is the file descriptor 3 that it was begun
+// ServeSession is the process of one BGP session. link is file descriptor 3, which the process was started
 // with. See bgp.ServeSession.
 func ServeSession(link *os.File) error { return bgp.ServeSession(link) }
 
-// Daemon is one node's daemon. Two of them with different directories and sockets can run in
-// two network namespaces of one machine.
+// Daemon is one node's daemon. Two daemons with different directories and sockets can run in two network
+// namespaces of one machine.
 type Daemon struct {
 	config  config.Config
 	options Options
@@ -71,7 +71,7 @@ type Daemon struct {
 	metrics *metrics
 }
 
-// Run runs the daemon until ctx ends. Then it changes nothing: routes stay, and the switches keep the
+// Run runs the daemon until ctx ends. At the end it changes nothing: routes stay, and the switches keep the
 // advertised paths for the graceful restart time.
 func Run(ctx context.Context, c config.Config, o Options) error {
 	k, err := routes.Open()
@@ -87,7 +87,7 @@ func Run(ctx context.Context, c config.Config, o Options) error {
 	d.speaker = bgp.NewSpeaker(bgp.Options{Command: o.Session, Changed: d.loop.look.fire})
 	d.loop.speaker = d.speaker
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
-		o.Log.Warn("state directory", "err", err) // the loop says so too, each time it cannot save
+		o.Log.Warn("state directory", "err", err) // the loop warns too, each time it cannot save
 	}
 	if err := d.loop.recall(); err != nil {
 		o.Log.Warn("saved cluster state", "err", err)
@@ -156,7 +156,7 @@ func every(wait time.Duration, f func(context.Context) error) func(context.Conte
 	}
 }
 
-// alive tells the service manager that the loop is running, and after the first look that the daemon is ready.
+// alive tells the service manager that the loop runs and, after the first look, that the daemon is ready.
 func (d *Daemon) alive() func() {
 	var once sync.Once
 	return func() {

@@ -19,8 +19,8 @@ import (
 const (
 	// resyncEvery bounds how long a difference stays when no event announces it.
 	resyncEvery = 30 * time.Second
-	// settle is the pause after a look. A burst of events costs one more look, not one look for each event,
-	// and a route that was changed by hand is back well within a second.
+	// settle is the pause after a look. A burst of events costs one more look, not one look for each event. A
+	// route that was changed by hand is back well within a second.
 	settle = 100 * time.Millisecond
 	// retryLeast and retryMost bound the wait after a look that could not do everything.
 	retryLeast = time.Second
@@ -66,14 +66,15 @@ type podServer interface {
 	Sync(ctx context.Context, plan policy.Plan) ([]cluster.Problem, error)
 }
 
-// view is what one look saw and decided: what status shows. It is never changed once published.
+// view holds what one look saw and decided, for status. It is never changed after publication.
 type view struct {
 	World    policy.World
 	Plan     policy.Plan
-	Problems []cluster.Problem // of the plan, and of making it true
+	Problems []cluster.Problem // of the plan, and of applying it
 }
 
-// loop keeps the machine as the plan says. One goroutine runs the loop and owns its fields, except the shared ones.
+// loop keeps the machine as the plan says. One goroutine runs the loop and owns all fields but the shared
+// ones.
 //
 //	look ────┐
 //	reread ──┼─> Host ─ source ─ policy.Admit ─ save ─ Learned ─ policy.Decide ─ Sync kernel, speaker, pods
@@ -83,7 +84,7 @@ type loop struct {
 	source   cluster.Source
 	kernel   kernel
 	speaker  speaker
-	reporter reporter // tells the cluster of this node's sessions; nil: nobody asks
+	reporter reporter // reports this node's sessions to the cluster; nil: there is no API server
 	pods     podServer
 	save     func(cluster.World) error
 	log      *slog.Logger
@@ -94,22 +95,23 @@ type loop struct {
 	known  bool              // a source or the disk gave a World
 	saved  bool              // last is on disk
 	unread error             // why the last read of the source failed
-	found  []cluster.Problem // by the last read of the source
+	found  []cluster.Problem // in the last read of the source
 	said   map[string]bool   // the failures of the last look: a failure that stays is logged once
 
 	announcer announcer
 	held      map[sessionKey]time.Time // since when sessions are not tried
 }
 
-// shared has the fields of a loop that other goroutines use.
+// shared holds the fields of a loop that other goroutines use.
 type shared struct {
 	look, reread trigger
 	harmed       trigger                             // a pod's link may lack something: pods.Keep looks
-	seen         atomic.Pointer[view]                // by the last look; nil before the first
-	silent       atomic.Pointer[map[netip.Addr]bool] // by the last round of probes; nil before the first
+	seen         atomic.Pointer[view]                // the last look's view; nil before the first look
+	silent       atomic.Pointer[map[netip.Addr]bool] // of the last round of probes; nil before the first round
 }
 
-// newLoop returns a loop that knows nothing yet. The caller sets the source and whatever the loop syncs.
+// newLoop returns a loop that knows nothing yet. The caller sets the source and the parts that the loop
+// syncs.
 func newLoop(c config.Config, log *slog.Logger) *loop {
 	return &loop{
 		config: c, log: log, announcer: announcer{log: log},
@@ -164,7 +166,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// once looks, decides and applies. It reports whether everything worked: after false, the next look comes soon.
+// once looks, decides and applies. It reports whether everything worked; if not, the next look comes soon.
 func (l *loop) once(ctx context.Context, reread bool) bool {
 	o := outcome{said: map[string]bool{}}
 	defer func() { l.said = o.said }()
@@ -182,7 +184,7 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	}
 	l.failed(&o, "hostUnreadable", hostErr, "nothing was changed; edgewayd tries again on its own")
 	if !l.known || hostErr != nil {
-		// The cluster or the machine is not known, so this machine stays as it is.
+		// The cluster or the machine is not known, so the machine stays as it is.
 		l.publish(w, policy.Plan{}, o)
 		return false
 	}
@@ -202,12 +204,12 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	return !o.again
 }
 
-// publish shows status what the look saw, what it decided and what failed.
+// publish gives status what the look saw, what it decided and which parts failed.
 func (l *loop) publish(w policy.World, plan policy.Plan, o outcome) {
 	l.seen.Store(&view{World: w, Plan: plan, Problems: append(o.problems, l.found...)})
 }
 
-// apply makes the plan true: kernel, switches, pods. A part is tried even where another part fails.
+// apply makes the plan true: kernel, switches, pods. Each part is tried even if another part fails.
 func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *outcome) {
 	changes, err := l.kernel.Sync(ctx, policy.Scope(), plan.Routes)
 	l.changed(o, changes, err)
@@ -227,7 +229,7 @@ func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *ou
 	l.failed(o, "podsNotServed", err, "running pods are not touched; edgewayd tries again on its own")
 }
 
-// learn makes the kernel's learned routes the desired ones. Other learned routes are deleted only when the
+// learn makes the kernel's learned routes the desired routes. It deletes other learned routes only when the
 // switches have announced everything: after a start, the kernel knows more than this process.
 func (l *loop) learn(ctx context.Context, o *outcome, desired routes.State, heardAll bool) {
 	scope := routes.Scope{}
@@ -240,7 +242,7 @@ func (l *loop) learn(ctx context.Context, o *outcome, desired routes.State, hear
 	l.changed(o, changes, err)
 }
 
-// report tells the log and the cluster how the sessions are.
+// report announces the state of the sessions in the log and to the cluster.
 func (l *loop) report(ctx context.Context, plan policy.Plan, o *outcome) {
 	sessions := reports(plan, l.speaker.Status(ctx))
 	l.held = sinceHeld(l.held, sessions, time.Now())
@@ -251,14 +253,14 @@ func (l *loop) report(ctx context.Context, plan policy.Plan, o *outcome) {
 	}
 }
 
-// outcome collects what failed in one look.
+// outcome collects the failures of one look.
 type outcome struct {
 	problems []cluster.Problem
 	said     map[string]bool
 	again    bool
 }
 
-// failed notes that a part failed: as a problem, and in the log unless the log has it already.
+// failed notes that a part failed: as a problem, and in the log unless it is already there.
 func (l *loop) failed(o *outcome, reason string, err error, next string) {
 	if err == nil {
 		return
@@ -280,7 +282,7 @@ func (l *loop) warn(o *outcome, what string, err error) {
 func (l *loop) read(ctx context.Context, host routes.Host) {
 	next, err := l.source.World(ctx, l.last)
 	if errors.Is(err, cluster.ErrNotRead) {
-		return // the source calls changed when it has read
+		return // the source calls changed once it has read
 	}
 	if l.unread = err; err != nil {
 		l.found = nil
@@ -295,7 +297,7 @@ func (l *loop) read(ctx context.Context, host routes.Host) {
 	l.last, l.known = next, true
 }
 
-// changed logs the changes, and makes a problem of each that the kernel refused.
+// changed logs the changes, and makes a problem of each change that the kernel refused.
 func (l *loop) changed(o *outcome, changes []routes.Change, err error) {
 	refused := false
 	for _, c := range changes {

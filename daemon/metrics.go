@@ -14,8 +14,8 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/api"
 )
 
-// metrics is what a Prometheus server reads. The gauges are the status at the time of the request; the
-// histogram counts CNI calls.
+// metrics serves a Prometheus server. The gauges show the status at the time of the request; the histogram
+// counts CNI calls.
 type metrics struct {
 	address  string
 	registry *prometheus.Registry
@@ -52,8 +52,8 @@ func (m *metrics) serve(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
-	// Healthy means that the process answers. It depends on no switch and on no API server: a restart would
-	// help neither, and would interrupt what still works.
+	// Healthy means that the process answers. It depends on no switch and no API server: a restart would
+	// repair neither, and would interrupt the parts that still work.
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() { s.Close() })
@@ -71,7 +71,7 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("edgeway_"+name, help, labels, nil)
 }
 
-// Describe sends nothing: the collector is unchecked, and makes its descriptions as it collects.
+// Describe sends nothing: the collector is unchecked, and makes its descriptions while it collects.
 func (c statusCollector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.

@@ -11,7 +11,7 @@ import (
 )
 
 // probeMost bounds one round. Each neighbour that does not answer takes an entry of the kernel's neighbour
-// table, which holds 1024 entries by default (net.ipv4.neigh.default.gc_thresh3). In a larger LAN the rounds
+// table, which holds 1024 entries by default (net.ipv4.neigh.default.gc_thresh3). In a larger LAN, the rounds
 // take turns.
 const probeMost = 256
 
@@ -26,7 +26,7 @@ type presence struct {
 	turn   int // where the next round begins
 }
 
-// next chooses the neighbours that a round probes: all of them, or the first (a switch) and the next in turn.
+// next chooses the neighbours for a round: all of them, or the first (a switch) and the next in turn.
 func (p *presence) next(all []routes.Neighbour) []routes.Neighbour {
 	if len(all) <= probeMost {
 		return all
@@ -39,7 +39,7 @@ func (p *presence) next(all []routes.Neighbour) []routes.Neighbour {
 	return round
 }
 
-// round takes what was heard in one round and returns the addresses that are silent now. Neighbours that the
+// round takes the answers of one round and returns the addresses that are now silent. Neighbours that the
 // round did not probe keep their count.
 func (p *presence) round(all []routes.Neighbour, heard map[routes.Neighbour]routes.Hearing) map[netip.Addr]bool {
 	misses, anybody := map[routes.Neighbour]int{}, false
@@ -69,8 +69,8 @@ type listener interface {
 	Listen(ctx context.Context, neighbours []routes.Neighbour) (map[routes.Neighbour]routes.Hearing, error)
 }
 
-// probe probes the LAN of a speaker until ctx ends. It withdraws nothing itself: policy.Decide reads which
-// addresses are silent.
+// probe probes the LAN of a speaker until ctx ends. It withdraws nothing itself: policy.Decide reads the
+// silent addresses.
 func (l *loop) probe(ctx context.Context, lan listener) error {
 	p := &presence{after: l.config.BGP.WithdrawAfter}
 	if p.after == 0 {

@@ -11,8 +11,8 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// Preview reads what the daemon would read and decides what it would decide, and changes nothing.
-// The text is what this node would route and advertise, and every problem.
+// Preview reads and decides as the daemon does, and changes nothing. It returns the routes and the advertised
+// paths as text, and every problem.
 func Preview(ctx context.Context, c config.Config) (text string, problems []cluster.Problem, err error) {
 	last, _, err := c.SavedWorld()
 	if err != nil {

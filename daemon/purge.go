@@ -16,14 +16,14 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// Remains lists what edgeway made on this machine and what stays when its programs are removed.
+// Remains lists the parts of edgeway that stay on this machine when its programs are removed.
 type Remains struct {
-	Pods   []string // running pods: pod and addresses, or a link that no lease owns
+	Pods   []string // running pods: pod and addresses, or a link without a lease
 	Kernel []string // links, routes and rules
 	Files  []string
 }
 
-// Remaining returns what edgeway made on this machine. No daemon may run, because Remaining opens the store.
+// Remaining returns the remains on this machine. No daemon may run, because Remaining opens the store.
 func Remaining(ctx context.Context, c config.Config) (r Remains, err error) {
 	owned := map[string]bool{}
 	err = pods.WithVerbs(ctx, c, func(verbs *plugin.Node) error {
@@ -53,8 +53,8 @@ func Remaining(ctx context.Context, c config.Config) (r Remains, err error) {
 	return r, err
 }
 
-// Purge removes everything that Remaining finds: running pods lose their network. It returns what it did.
-// After a failure it goes on with the rest.
+// Purge removes everything that Remaining finds: running pods lose their network. It returns the list of
+// removals. After a failure it continues with the rest.
 func Purge(ctx context.Context, c config.Config) (did []string, err error) {
 	var errs []error
 	errs = append(errs, pods.WithVerbs(ctx, c, func(verbs *plugin.Node) error {
@@ -89,14 +89,14 @@ func Purge(ctx context.Context, c config.Config) (did []string, err error) {
 		did = append(did, "delete "+path)
 	}
 	for _, dir := range []string{c.StateDir, filepath.Dir(c.Socket)} {
-		if os.Remove(dir) == nil { // not removed while it has files of others
+		if os.Remove(dir) == nil { // a directory with other programs' files stays
 			did = append(did, "delete "+dir)
 		}
 	}
 	return did, errors.Join(errs...)
 }
 
-// hostEnd matches the names of pod links: ew and digits of a hash (plugin.HostLink).
+// hostEnd matches the names of pod links: ew and hexadecimal digits of a hash (plugin.HostLink).
 func hostEnd() *regexp.Regexp { return regexp.MustCompile(`^ew([0-9a-f]{11}|[0-9a-f]{13})$`) }
 
 // eachScope calls f with each part of the host's network namespace that belongs to edgeway. The pod links
@@ -123,15 +123,15 @@ func eachScope(ctx context.Context, f func(*routes.Kernel, routes.Scope) error) 
 	for _, s := range []routes.Scope{
 		{Protocol: routes.ProtoPod, Links: names},
 		{Protocol: routes.ProtoLearned},
-		all, // last: the nftables table is deleted with all that is in it
+		all, // last: the nftables table is deleted with all its content
 	} {
 		errs = append(errs, f(k, s))
 	}
 	return errors.Join(errs...)
 }
 
-// stateFiles returns the socket and edgeway's files in the state directory. Other files stay, because
-// stateDir may be a directory that other programs use too.
+// stateFiles returns the socket and edgeway's files in the state directory. Other files stay, because other
+// programs may use stateDir too.
 func stateFiles(c config.Config) (paths []string) {
 	for _, pattern := range []string{plugin.StoreFile + "*", "plugin.lock", "world.json*", ".world.json*"} {
 		found, _ := filepath.Glob(filepath.Join(c.StateDir, pattern)) // the pattern is valid

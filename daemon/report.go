@@ -11,10 +11,11 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/report"
 )
 
-// connecting is the reason of a session that was just started, as package bgp has it.
+// connecting is package bgp's reason for a session that has just started.
 const connecting = "connecting"
 
-// settingsRefused is the reason of a session that runs on earlier settings, as the resource's failed.
+// settingsRefused is the reason of a session that runs on earlier settings, because the resource's settings
+// failed.
 const (
 	settingsRefused = "settingsRefused"
 	refusedNext     = "correct the resource, or the switch"
@@ -24,9 +25,9 @@ func refusedGot(s bgp.Status) string {
 	return fmt.Sprintf("the settings failed (%s: %s), and the session runs on the earlier ones", s.Refused.Reason, s.Refused.Detail)
 }
 
-// reports returns a report for each switch that a resource gives this node, for the status of the resource.
-// A session that two resources share is reported under both. A session that is held down is reported with
-// the reason.
+// reports returns a report for each switch that a resource gives this node, for the status of the resource. A
+// session that two resources share is reported under both. A session that is held is reported with the
+// reason.
 func reports(plan policy.Plan, sessions []bgp.Status) (out []report.Session) {
 	for _, want := range plan.Sessions {
 		out = append(out, sessionReport(want, sessions))
@@ -34,7 +35,7 @@ func reports(plan policy.Plan, sessions []bgp.Status) (out []report.Session) {
 	return out
 }
 
-// sessionReport returns the report of one session. Its Since is zero when the session is not tried.
+// sessionReport returns the report of one session. Its Since is zero if the session is not tried.
 func sessionReport(want policy.Session, sessions []bgp.Status) report.Session {
 	out := report.Session{Resource: want.Resource, Peer: want.Peer.Address, Port: want.Key.Port, PeerName: want.Peer.Name, PeerASN: want.Peer.ASN, State: "Idle"}
 	if why := want.Held; want.IsHeld() {
@@ -66,8 +67,8 @@ func sessionReport(want policy.Session, sessions []bgp.Status) report.Session {
 	return out
 }
 
-// sinceHeld sets Since of each session that is not tried: the time that was has for it, or now. It returns
-// those times, for the next call.
+// sinceHeld sets Since of each session that is not tried: to its time in was, or to now. It returns these
+// times for the next call.
 func sinceHeld(was map[sessionKey]time.Time, sessions []report.Session, now time.Time) map[sessionKey]time.Time {
 	still := map[sessionKey]time.Time{}
 	for i := range sessions {

@@ -13,7 +13,7 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// status compares the machine as it is now with the plan of the last look.
+// status compares the machine's present state with the plan of the last look.
 func (d *Daemon) status(ctx context.Context) api.Status {
 	v := d.loop.seen.Load()
 	if v == nil {
@@ -58,7 +58,7 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 	return s
 }
 
-// routeStatus compares the routes to other nodes with what the kernel has.
+// routeStatus compares the wanted routes to other nodes with the kernel's routes.
 func routeStatus(nodes []cluster.Node, have []routes.Route, want routes.State) []api.Route {
 	owner := map[netip.Prefix]string{}
 	for _, n := range nodes {
@@ -81,7 +81,7 @@ func routeStatus(nodes []cluster.Node, have []routes.Route, want routes.State) [
 	return out
 }
 
-// kernelRoutes are the routes that the kernel has, by destination.
+// kernelRoutes are the kernel's routes by destination.
 type kernelRoutes map[netip.Prefix]routes.Route
 
 // standing keeps one route for each destination. Our own route wins over the route of another owner.
@@ -95,7 +95,7 @@ func standing(have []routes.Route, own routes.Protocol) kernelRoutes {
 	return there
 }
 
-// state says whether the kernel has the route want, or another one in its place.
+// state says whether the kernel has the route want, or another route in its place.
 func (there kernelRoutes) state(want routes.Route) string {
 	have, ok := there[want.Dst]
 	switch {
@@ -107,7 +107,7 @@ func (there kernelRoutes) state(want routes.Route) string {
 	return api.Missing
 }
 
-// learnedStatus compares what is learned with what the kernel has.
+// learnedStatus compares the lessons with the kernel's routes.
 func learnedStatus(lessons []policy.Lesson, have []routes.Route) []api.Learned {
 	there := standing(have, routes.ProtoLearned)
 	var out []api.Learned
@@ -149,8 +149,8 @@ func sessionStatus(sessions []bgp.Status) []api.Session {
 	return out
 }
 
-// sessionProblems returns a problem for each session that is down, except those that were just started,
-// for what an Established session lacks, and for each session that runs on earlier settings.
+// sessionProblems returns a problem for each session that is down, except a session that has just started,
+// for each part that an Established session lacks, and for each session that runs on earlier settings.
 func sessionProblems(sessions []bgp.Status) []cluster.Problem {
 	var out []cluster.Problem
 	for _, s := range sessions {
