@@ -1,20 +1,19 @@
-// Package api is the protocol on the daemon's unix socket: one request and one reply for each
-// connection. A CNI request carries the pod's network namespace as a file descriptor
-// (SCM_RIGHTS, unix(7)), so that the daemon needs no path into the runtime's mounts.
+// Package api owns the protocol on the daemon's unix socket: one request and one reply for each connection. A
+// CNI request carries the pod's network namespace as a file descriptor (SCM_RIGHTS, unix(7)), so that the
+// daemon needs no path into the runtime's mounts. The package never acts on a request: the [Handler] does.
 //
-// It imports the standard library only: the plugin pays for each import at every pod start.
+// It imports only the standard library: the plugin pays for each import at every pod start.
 //
-// On the wire a message is a 4-byte big-endian length and that many bytes of JSON. The file
-// descriptor travels with the first byte. The caller acknowledges the reply with one byte, so
-// that the daemon knows whether its reply was read:
+// On the wire a message is a 4-byte big-endian length and that many bytes of JSON. The file descriptor
+// travels with the first byte. The caller acknowledges the reply with one byte, so that the daemon knows
+// whether its reply was read:
 //
 //	caller                          daemon
 //	  length, JSON (+ netns) ------>
 //	                         <------ length, JSON
 //	  0x06 ------------------------>             end of file instead: Reply.Undelivered is called
 //
-// A call that the plugin forwards without having read it has a form of its own, which plugin/forward
-// draws.
+// A call that the plugin forwards unread has another form, which plugin/forward draws.
 package api
 
 import (
@@ -23,56 +22,56 @@ import (
 	"time"
 )
 
-// DefaultSocket is the daemon's socket unless the configuration names another.
+// DefaultSocket is the daemon's socket unless the configuration names another socket.
 const DefaultSocket = "/run/edgeway/edgewayd.sock"
 
 // MaxMessage bounds a message, in bytes.
 const MaxMessage = 8 << 20
 
 var (
-	// ErrNoDaemon: nothing on the socket took the whole request, so nothing was done.
+	// ErrNoDaemon: no daemon took the whole request, so nothing was done.
 	ErrNoDaemon = errors.New("no daemon answers")
-	// ErrBroken: the daemon took the request but the connection ended before its reply:
-	// what it did is not known.
+	// ErrBroken: the daemon took the request but the connection ended before the reply. What the daemon did
+	// is not known.
 	ErrBroken = errors.New("daemon went away before its reply")
 )
 
-// Request is one question. Op is "cni", "status" or another operator's command.
+// Request is one request. Op is "cni", "status" or another operator's command.
 type Request struct {
 	Op   string   `json:"op"`
 	CNI  *CNI     `json:"cni,omitempty"`
 	Args []string `json:"args,omitempty"`
 }
 
-// CNI is one call of the plugin, as the runtime made it: the environment of SPEC 1.1.0
-// section 2 and the configuration from standard input.
+// CNI is one call of the plugin, as the runtime made it: the environment (SPEC 1.1.0, section 2) and the
+// configuration from standard input.
 type CNI struct {
 	Command     string `json:"command"`
 	ContainerID string `json:"containerID,omitempty"`
-	Netns       string `json:"netns,omitempty"` // path, for messages; the descriptor is what is used
+	Netns       string `json:"netns,omitempty"` // path, for messages only; the daemon uses the descriptor
 	IfName      string `json:"ifName,omitempty"`
 	Args        string `json:"args,omitempty"`
 	Path        string `json:"path,omitempty"`
 	Stdin       []byte `json:"stdin"`
-	// Socket is where a caller that has not read the configuration found the daemon; "" where the
-	// caller has. The daemon refuses (Reply.Error) a call whose configuration names another socket.
+	// Socket is where a caller that has not read the configuration found the daemon. It is "" if the caller
+	// has read it. The daemon refuses (Reply.Error) a call whose configuration names another socket.
 	Socket string `json:"-"`
 }
 
 // Reply answers a Request.
 type Reply struct {
-	// Output is what goes to standard output: for a CNI call the result or the error as JSON.
+	// Output goes to standard output: the result or the error of a CNI call as JSON.
 	Output []byte `json:"output,omitempty"`
-	// Failed: Output is an error, the exit status is not zero.
+	// Failed: Output is an error, and the exit status is not zero.
 	Failed bool `json:"failed,omitempty"`
 	// Error says why the daemon could not serve the request at all.
 	Error string `json:"error,omitempty"`
-	// Undelivered, when set, undoes what the request did. Serve calls it when the caller hung
-	// up before it had the reply; it stays on this side of the socket.
+	// Undelivered, when set, undoes the request. Serve calls it when the caller hung up before it had the
+	// reply. It does not travel over the socket.
 	Undelivered func(ctx context.Context) `json:"-"`
 }
 
-// Status is the daemon's answer to Op "status", and what `edgewayd status -o json` prints.
+// Status is the daemon's answer to Op "status". `edgewayd status -o json` prints it.
 type Status struct {
 	Node      string    `json:"node"`
 	Version   string    `json:"version"`
@@ -102,8 +101,8 @@ type World struct {
 const (
 	Installed = "installed"
 	Missing   = "missing"
-	Foreign   = "foreign" // another owner's route stands in its place
-	Ignored   = "ignored" // of a Learned alone: Why says why it has no route
+	Foreign   = "foreign" // another owner's route is in its place
+	Ignored   = "ignored" // of a Learned only: Why says why it has no route
 )
 
 // Route is one route to another node's pod CIDR.
@@ -130,17 +129,17 @@ type Session struct {
 	Detail   string    `json:"detail,omitempty"`
 	Lacks    []Lack    `json:"lacks,omitempty"`
 	Flaps    int       `json:"flaps"`
-	// LastReset is when and why the session last left Established; nil: it never left it since the
-	// daemon started.
+	// LastReset is when and why the session last left Established; nil: it has not left it since the daemon
+	// started.
 	LastReset *Reset `json:"lastReset,omitempty"`
 	// Refused is when and why the settings of the resource failed, while the session runs on the earlier
 	// settings; nil: it runs on the settings of the resource.
 	Refused    *Reset `json:"refused,omitempty"`
 	Advertised []Path `json:"advertised"`
-	// GracefulRestart is the restart time in seconds that was negotiated; 0: none.
+	// GracefulRestart is the negotiated restart time in seconds; 0: not negotiated.
 	GracefulRestart int `json:"gracefulRestart"`
-	// LongLived is for how many seconds after the restart time the switch keeps the paths as a last
-	// resort (RFC 9494); 0: not negotiated.
+	// LongLived is for how many seconds after the restart time the switch keeps the paths as a last resort
+	// (RFC 9494); 0: not negotiated.
 	LongLived int `json:"longLived"`
 }
 
@@ -169,7 +168,7 @@ type Learned struct {
 	Via    string `json:"via"`
 	Dev    string `json:"dev,omitempty"`
 	Switch string `json:"switch"`
-	// Kept: the session is down; the path counts until the restart time is over.
+	// Kept: the session is down, and the path counts until the restart time is over.
 	Kept  bool   `json:"kept,omitempty"`
 	State string `json:"state"`
 	Why   string `json:"why,omitempty"`

@@ -11,11 +11,11 @@ import (
 	"time"
 )
 
-// acknowledged is the byte a caller sends once it holds the reply (ASCII ACK).
+// acknowledged is the byte that a caller sends once it has the reply (ASCII ACK).
 const acknowledged = 0x06
 
-// Call sends req to the daemon at socket and waits for its reply as long as ctx allows.
-// netns may be nil. The error wraps ErrNoDaemon or ErrBroken where that is the cause.
+// Call sends req to the daemon at socket and waits for the reply until ctx ends. netns may be nil. The error
+// wraps ErrNoDaemon or ErrBroken if that is the cause.
 func Call(ctx context.Context, socket string, req Request, netns *os.File) (Reply, error) {
 	body, err := json.Marshal(req)
 	if err != nil {
@@ -30,13 +30,13 @@ func Call(ctx context.Context, socket string, req Request, netns *os.File) (Repl
 	}
 	conn := c.(*net.UnixConn) // the network is "unix"
 	defer conn.Close()
-	// A deadline in the past ends every read and write that waits.
+	// A deadline in the past ends every read and write that is waiting.
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 
 	if err := send(conn, body, netns); err != nil {
-		// Serve never acts on a part of a request. A reply may have come all the same: a
-		// refusal is sent without reading.
+		// Serve never acts on part of a request. There may still be a reply: Serve sends a refusal without
+		// reading.
 		if reply, rerr := receiveReply(conn); rerr == nil {
 			return reply, nil
 		}
@@ -58,12 +58,12 @@ func receiveReply(conn *net.UnixConn) (Reply, error) {
 	if err := json.Unmarshal(body, &reply); err != nil {
 		return Reply{}, fmt.Errorf("decode reply: %w", err)
 	}
-	// Lost when the daemon is gone by now, and then nobody waits for it.
+	// The write fails if the daemon is gone by now, but then nobody waits for the byte.
 	_, _ = conn.Write([]byte{acknowledged})
 	return reply, nil
 }
 
-// cause prefers the reason why ctx ended over the deadline error that it led to.
+// cause returns why ctx ended, rather than the resulting deadline error.
 func cause(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

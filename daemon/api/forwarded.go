@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// forwarded is the first byte of a call that plugin/forward passes on unread. JSON begins with
-// another byte.
+// forwarded is the first byte of a call that plugin/forward passes on unread. JSON never begins with this
+// byte.
 const forwarded = 0x01
 
 var errCutShort = errors.New("forwarded call ends in its middle")
@@ -36,10 +36,10 @@ func decode(body []byte) (req Request, err error) {
 		name, value, _ := strings.Cut(string(variable), "=")
 		if field := variables[name]; field != nil {
 			*field = value
-			delete(variables, name) // the first one counts, as in package os
+			delete(variables, name) // the first variable counts, as in package os
 		}
 	}
-	// The path is behind standard input, which may hold any byte.
+	// The path comes after standard input, which may hold any byte.
 	end := bytes.LastIndexByte(rest, 0)
 	if end < 0 || end+1 == len(rest) {
 		return req, errCutShort

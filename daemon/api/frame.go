@@ -11,10 +11,10 @@ import (
 	"syscall"
 )
 
-// maxFiles bounds the descriptors that one message may bring; the first is used, the rest closed.
+// maxFiles bounds the descriptors of one message. The first is used, and the rest are closed.
 const maxFiles = 4
 
-// lengthBytes is the size of the length in front of each message.
+// lengthBytes is the size of the length before each message.
 const lengthBytes = 4
 
 var errTooLong = errors.New("message is longer than allowed")
@@ -36,12 +36,12 @@ func send(conn *net.UnixConn, body []byte, file *os.File) error {
 	if err != nil {
 		return err
 	}
-	// sendmsg on a stream may take a part; the descriptor went with its first byte.
+	// sendmsg on a stream may take only a part. The descriptor went with the first byte.
 	_, err = conn.Write(frame[n:])
 	return err
 }
 
-// receive reads one message and the file that came with it, which may be nil.
+// receive reads one message and its file, which may be nil.
 func receive(conn *net.UnixConn) (body []byte, file *os.File, err error) {
 	defer func() {
 		if err != nil && file != nil {
@@ -78,7 +78,7 @@ func receive(conn *net.UnixConn) (body []byte, file *os.File, err error) {
 	return body, file, nil
 }
 
-// readBody grows its buffer as the bytes come, so that a length alone takes no memory.
+// readBody grows its buffer as bytes arrive, so that a length alone takes no memory.
 func readBody(r io.Reader, size int) ([]byte, error) {
 	const step = 64 << 10
 	body := make([]byte, 0, min(size, step))
@@ -92,8 +92,8 @@ func readBody(r io.Reader, size int) ([]byte, error) {
 	return body, nil
 }
 
-// firstFile takes the descriptors out of the control messages, keeps the first and closes the
-// rest. The kernel has set close-on-exec on them (MSG_CMSG_CLOEXEC, net package).
+// firstFile keeps the first descriptor of the control messages and closes the rest. The kernel has set
+// close-on-exec on them (MSG_CMSG_CLOEXEC, net package).
 func firstFile(oob []byte) (*os.File, error) {
 	messages, err := syscall.ParseSocketControlMessage(oob)
 	if err != nil {

@@ -2,9 +2,10 @@ package api
 
 import "time"
 
-// The answers to Op "ipam": the first of Request.Args says which. `edgewayd ipam -o json` prints the same.
+// The answers to Op "ipam". The first of Request.Args selects the answer. `edgewayd ipam -o json` prints the
+// same.
 
-// Lease is what one attachment holds.
+// Lease is the lease of one attachment.
 type Lease struct {
 	Addrs       []string  `json:"addrs"`
 	Pod         string    `json:"pod,omitempty"` // namespace/name
@@ -14,7 +15,7 @@ type Lease struct {
 	Since       time.Time `json:"since"`
 	// State is "alive", "unlinked", "foreign", "dead" or "earlier boot" (plugin.Standing).
 	State string `json:"state"`
-	Link  string `json:"link,omitempty"` // the host's end; none where another main plugin made it
+	Link  string `json:"link,omitempty"` // the host's end; "" if another main plugin made the link
 	Netns string `json:"netns,omitempty"`
 }
 
@@ -32,7 +33,7 @@ type PoolUsage struct {
 	Total      uint64 `json:"total"`
 	Used       uint64 `json:"used"`
 	Free       uint64 `json:"free"`
-	Remembered uint64 `json:"remembered"` // of the free ones
+	Remembered uint64 `json:"remembered"` // free addresses that remember a pod
 }
 
 // LeaseList answers "list".
@@ -44,7 +45,7 @@ type LeaseList struct {
 	Now        time.Time    `json:"now"`
 }
 
-// LeaseDetail is a lease with what the kernel has for it, as ip prints it.
+// LeaseDetail is a lease with its kernel state, as ip prints it.
 type LeaseDetail struct {
 	Lease
 	LinkExists bool     `json:"linkExists"`
@@ -52,7 +53,7 @@ type LeaseDetail struct {
 	PodMAC     string   `json:"podMAC,omitempty"`
 	HostEnd    []string `json:"hostEnd"` // routes and neighbours of the host's end
 	PodEnd     []string `json:"podEnd"`
-	// NoPod says why the pod's end could not be looked at.
+	// NoPod says why the pod's end could not be read.
 	NoPod string `json:"noPod,omitempty"`
 	// KeptFor is the network for which the addresses remember the pod.
 	KeptFor string `json:"keptFor,omitempty"`
@@ -65,29 +66,29 @@ type LeaseDetails struct {
 	Now        time.Time     `json:"now"`
 }
 
-// Released answers "release": one for each attachment.
+// Released answers "release", once for each attachment.
 type Released struct {
 	Lease
-	Error string `json:"error,omitempty"` // why it is still there
+	Error string `json:"error,omitempty"` // why the lease still exists
 }
 
 // Finding is a line of the answer to "check" and "repair".
 type Finding struct {
 	Object string `json:"object"`
 	Got    string `json:"got"`
-	Repair string `json:"repair,omitempty"` // what repair does about it
-	Next   string `json:"next,omitempty"`   // what to do where it cannot
-	Done   bool   `json:"done,omitempty"`   // repair did
+	Repair string `json:"repair,omitempty"` // what repair would do
+	Next   string `json:"next,omitempty"`   // what the operator can do if repair cannot help
+	Done   bool   `json:"done,omitempty"`   // repair was done
 }
 
 // Findings answers "check" and "repair".
 type Findings struct {
 	Findings []Finding `json:"findings"`
-	Leases   int       `json:"leases"` // that were looked at
+	Leases   int       `json:"leases"` // number of leases checked
 	Error    string    `json:"error,omitempty"`
 }
 
-// Imported answers "import", one for each container.
+// Imported answers "import", once for each container.
 type Imported struct {
 	Lease
 	Action string `json:"action"`
@@ -97,7 +98,7 @@ type Imported struct {
 // The actions of an import.
 const (
 	Hold     = "hold"     // the old pod runs: the address is leased until its namespace is gone
-	Remember = "remember" // the old pod is gone: the address waits for it, free
-	Known    = "known"    // the store has it already
-	Skip     = "skip"     // it cannot be taken over: Why says the reason
+	Remember = "remember" // the old pod is gone: the address stays free and remembers the pod
+	Known    = "known"    // the store already has the lease
+	Skip     = "skip"     // the lease cannot be taken over: Why says the reason
 )

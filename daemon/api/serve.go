@@ -12,22 +12,22 @@ import (
 )
 
 const (
-	// transferTimeout bounds how long one message may take on the wire. Both ends are on this
-	// machine: a caller that needs longer is stopped or broken.
+	// transferTimeout bounds the time of one message on the wire. Both ends are on this machine: a caller
+	// that needs longer is stopped or broken.
 	transferTimeout = 10 * time.Second
-	// lastRequestTimeout is what a connected caller has left to send its request when Serve ends.
+	// lastRequestTimeout is the time that a connected caller has to send its request after Serve ends.
 	lastRequestTimeout = time.Second
 	// acceptPause is the wait after an accept that found no free descriptor.
 	acceptPause = 50 * time.Millisecond
 )
 
-// Handler serves one request; netns is nil when none came with it, and is closed after the
-// return. ctx ends when the caller hangs up.
+// Handler serves one request. netns is nil when the request has none, and is closed after the Handler
+// returns. ctx ends when the caller hangs up.
 type Handler func(ctx context.Context, req Request, netns *os.File) Reply
 
-// Serve answers requests on l until ctx ends, then closes l and waits for those in flight. Only
-// root and the daemon's own user are served (SO_PEERCRED). A Reply that did not reach its caller
-// has its Undelivered called.
+// Serve answers requests on l until ctx ends, then closes l and waits for the requests in flight. It serves
+// only root and the daemon's own user (SO_PEERCRED). If a Reply did not reach its caller, Serve calls its
+// Undelivered.
 func Serve(ctx context.Context, l *net.UnixListener, serve Handler) error {
 	s := server{ctx: ctx, serve: serve}
 	defer s.calls.Wait()
@@ -42,7 +42,7 @@ func Serve(ctx context.Context, l *net.UnixListener, serve Handler) error {
 			return nil
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE),
 			errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM), errors.Is(err, syscall.ECONNABORTED):
-			select { // the calls in flight give descriptors back
+			select { // the calls in flight free descriptors
 			case <-ctx.Done():
 			case <-time.After(acceptPause):
 			}
@@ -53,7 +53,7 @@ func Serve(ctx context.Context, l *net.UnixListener, serve Handler) error {
 }
 
 type server struct {
-	ctx   context.Context // ends when no new request is taken
+	ctx   context.Context // after its end, no new request is taken
 	serve Handler
 	calls sync.WaitGroup
 }
@@ -72,7 +72,7 @@ func (s *server) answer(conn *net.UnixConn) {
 	if netns != nil {
 		defer netns.Close()
 	}
-	// A request that was taken is answered, also while Serve ends: only its caller ends it.
+	// A request that was taken is answered even while Serve ends: only its caller ends it.
 	ctx, hangUp := context.WithCancel(context.WithoutCancel(s.ctx))
 	defer hangUp()
 	outcome := make(chan error, 1)
@@ -87,21 +87,21 @@ func (s *server) answer(conn *net.UnixConn) {
 	if err := <-outcome; err != nil {
 		lost = err
 	}
-	// A caller that holds its tongue may hold the reply: it is taken as delivered, since to cut
-	// off a running pod is worse than what a sweep finds later.
+	// A silent caller may have the reply, so the reply counts as delivered: cutting off a running pod is
+	// worse than a lease that a sweep finds later.
 	if lost != nil && !errors.Is(lost, os.ErrDeadlineExceeded) && reply.Undelivered != nil {
 		reply.Undelivered(context.WithoutCancel(s.ctx))
 	}
 }
 
-// awaitAck returns nil once the caller says that it holds the reply, else how it went away.
+// awaitAck returns nil once the caller says that it has the reply, else how the caller went away.
 func awaitAck(conn *net.UnixConn) error {
 	var b [1]byte
 	_, err := conn.Read(b[:])
 	return err
 }
 
-// request reads the request. The end of Serve's context ends the wait for one that has not come.
+// request reads the request. The end of Serve's context ends the wait for a request that has not come.
 func (s *server) request(conn *net.UnixConn) (Request, *os.File, error) {
 	_ = conn.SetReadDeadline(time.Now().Add(transferTimeout))
 	shortened := make(chan struct{})
@@ -127,7 +127,7 @@ func (s *server) request(conn *net.UnixConn) (Request, *os.File, error) {
 	return req, netns, nil
 }
 
-// reply answers req, which is the zero Request while there is none.
+// reply answers req, which is the zero Request if no request was read.
 func (s *server) reply(conn *net.UnixConn, req Request, r Reply) error {
 	body, err := encode(req, r)
 	if err != nil {
@@ -142,7 +142,7 @@ func (s *server) reply(conn *net.UnixConn, req Request, r Reply) error {
 	return nil
 }
 
-// admit refuses callers that are neither root nor the user that the daemon runs as.
+// admit refuses a caller that is neither root nor the daemon's own user.
 func admit(conn *net.UnixConn) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
