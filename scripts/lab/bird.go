@@ -8,10 +8,9 @@ import (
 // bird plays a switch with BIRD 2 (Debian package bird2).
 type bird struct{}
 
-// birdConfig is the configuration that an operator would write. A session keeps its routes while the
-// neighbor restarts, and every learned route goes into the kernel. Connected and fixed routes are
-// advertised only to neighbors with Announce. The two timers replace the default waits of 5 s and 120 s
-// between switches, which would slow a laboratory down.
+// birdConfig is a typical operator's configuration. A session keeps its routes while the neighbor restarts,
+// and every learned route goes into the kernel. Connected and fixed routes are advertised only to neighbors
+// with Announce. The two timers shorten the default waits of 5 s and 120 s between switches.
 const birdConfig = `router id {{.RouterID}};
 log stderr { info, remote, warning, error, auth, fatal, bug };
 protocol device {}

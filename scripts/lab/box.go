@@ -120,7 +120,7 @@ func (b *Box) RunInside(ctx context.Context, argv ...string) (string, error) {
 }
 
 // PowerOff kills every program of the box and its pods, as a power cut does. Programs that start others are
-// killed first. PowerOff also works when only some of them run.
+// killed first. Only some of them need to run.
 func (b *Box) PowerOff(ctx context.Context) error {
 	var errs []error
 	for _, r := range slices.Backward(b.runs) {

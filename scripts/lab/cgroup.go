@@ -19,9 +19,9 @@ import (
 // version 2.
 const Cgroups = "/sys/fs/cgroup"
 
-// Cgroup is the parent cgroup of a node's pods, "/ew-4f2a-n1-owner1234". It is the only way to find their
-// processes, which live in namespaces of their own and whose parents may have ended. The name also contains
-// the PID of the process that owns the laboratory, because that process may die without cleaning up.
+// Cgroup is the parent cgroup of a node's pods, "/ew-4f2a-n1-owner1234". It identifies their processes,
+// which have their own namespaces and whose parents may have ended. The name contains the PID of the
+// laboratory's owner, which may die without cleaning up.
 type Cgroup string
 
 // NewCgroup names the group of a node in the laboratory with this prefix. It does not create the group.
@@ -29,7 +29,6 @@ func NewCgroup(prefix, node string, owner int) Cgroup {
 	return Cgroup(fmt.Sprintf("/%s-%s-owner%d", prefix, strings.ReplaceAll(node, "-", ""), owner))
 }
 
-// owned matches the names that NewCgroup returns.
 var owned = regexp.MustCompile(`^/ew-[0-9a-f]{4}-\w+-owner([1-9][0-9]*)$`)
 
 // sweepCgroups kills the pods whose owner has ended, removes their cgroups and returns the names of the

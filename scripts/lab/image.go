@@ -105,7 +105,7 @@ func (i Image) Archive() ([]byte, error) {
 	})
 }
 
-// archive returns a tar file. Every entry has the same fixed time.
+// archive returns a tar file whose entries all have the same time.
 func archive(files []File) ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)

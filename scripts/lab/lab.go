@@ -103,21 +103,21 @@ func New(o Options) (*Lab, error) {
 	}
 }
 
-// Machine returns the machine with that name, or nil if there is none.
+// Machine returns the machine with that name, or nil.
 func (l *Lab) Machine(name string) *Machine {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.machines[name]
 }
 
-// Switch returns the switch with that name, or nil if there is none.
+// Switch returns the switch with that name, or nil.
 func (l *Lab) Switch(name string) *Switch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.switches[name]
 }
 
-// Node returns the node with that name, or nil if there is none.
+// Node returns the node with that name, or nil.
 func (l *Lab) Node(name string) *Node {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -179,7 +179,6 @@ func Sweep() (gone []string, err error) {
 // Down also removes kept laboratories. It returns the names of those that it removed.
 func Down() ([]string, error) { return takeDown(func(string) bool { return true }) }
 
-// takeDown removes the wanted laboratories that no process owns.
 func takeDown(wanted func(dir string) bool) (gone []string, err error) {
 	locks, _ := filepath.Glob(filepath.Join(os.TempDir(), "ew-????", lockName)) // the pattern is valid
 	for _, path := range locks {
@@ -235,8 +234,8 @@ func ipNetns(ctx context.Context, command string) error {
 // pollInterval is short compared with every event that is waited for, and long compared with one check.
 const pollInterval = 20 * time.Millisecond
 
-// Wait calls f until it returns nil, limit passes or ctx ends. It also stops when f reports ErrEnded,
-// because a process that has ended does not come back. Wait returns f's last error.
+// Wait calls f until it returns nil, limit passes or ctx ends. It stops at ErrEnded, because an ended
+// process does not come back. It returns f's last error.
 func Wait(ctx context.Context, limit time.Duration, f func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

@@ -23,8 +23,7 @@ type Machine struct {
 // Netns is the name of the machine's network namespace for `ip netns exec`: "ew-4f2a-Node-1".
 func (m *Machine) Netns() string { return filepath.Base(m.Path) }
 
-// Addr returns the machine's first address of the same family as like, or an invalid address if there is
-// none.
+// Addr returns the machine's first address of like's family, or an invalid address.
 func (m *Machine) Addr(like netip.Addr) netip.Addr {
 	for _, a := range m.Addrs {
 		if a.Is4() == like.Is4() {
@@ -93,7 +92,7 @@ func (m *Machine) Routes(ctx context.Context, filter ...string) ([]Route, error)
 	return all, nil
 }
 
-// families are iproute2's options for the families that a filter can select.
+// families returns iproute2's family options for a filter.
 func families(filter []string) []string {
 	for _, word := range filter {
 		if p, err := netip.ParsePrefix(word); err == nil && p.Addr().Is4() {
@@ -105,7 +104,6 @@ func families(filter []string) []string {
 	return []string{"-4", "-6"}
 }
 
-// sortKey orders prefixes by family, address and length.
 func sortKey(p netip.Prefix) string {
 	return fmt.Sprintf("%03d %x %03d", p.Addr().BitLen(), p.Addr().AsSlice(), p.Bits())
 }

@@ -54,7 +54,6 @@ func (m *Machine) Monitor(ctx context.Context, proto string) (*Monitor, error) {
 	return mon, nil
 }
 
-// printed returns the machine's routes of an origin by destination, as `ip` prints them.
 func (m *Machine) printed(ctx context.Context, proto string) (map[string]string, error) {
 	routes := map[string]string{}
 	for _, family := range []string{"-4", "-6"} {

@@ -9,7 +9,7 @@ import (
 
 // Need skips a test that makes namespaces and cannot run here: without root, without one of the tools
 // (commands, or paths of files), or in short mode. If CI is set, Need fails the test for a missing root or
-// tool. The returned function skips or fails in the same way, for other things that are missing.
+// tool. The returned function does the same for other missing things.
 func Need(t testing.TB, tools ...string) (fail func(format string, args ...any)) {
 	t.Helper()
 	if testing.Short() {

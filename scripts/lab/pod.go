@@ -132,7 +132,7 @@ func (p *Pod) verb(name string, f func(*libcni.NetworkConfigList) error) error {
 // Conflist is the path of the network configuration that the daemon writes.
 func (n *Node) Conflist() string { return filepath.Join(n.file("net.d"), "10-edgeway.conflist") }
 
-// Pod returns the pod with that name, or nil if there is none.
+// Pod returns the pod with that name, or nil.
 func (l *Lab) Pod(name string) *Pod {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -166,7 +166,6 @@ func without(pods []*Pod, gone *Pod) []*Pod {
 	return rest
 }
 
-// randomID returns a container ID in containerd's format.
 func randomID() string {
 	var b [32]byte
 	rand.Read(b[:])

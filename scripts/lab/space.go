@@ -86,7 +86,6 @@ func (s *Space) Do(f func() error) error {
 	return onThread(func() error { return s.enter(f) })
 }
 
-// enter moves the thread into the namespace and calls f.
 func (s *Space) enter(f func() error) error {
 	there := s.File
 	if there == nil {

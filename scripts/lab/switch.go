@@ -61,7 +61,6 @@ type suite interface {
 	user() string
 	// programs returns the programs in start order.
 	programs(s *Switch) []program
-	// sessions asks the running switch for its sessions.
 	sessions(ctx context.Context, s *Switch) ([]Session, error)
 	// proto is the kernel's name for the origin of the routes learned by BGP. It is "" if they do not reach
 	// the kernel.
@@ -127,9 +126,9 @@ func (s *Switch) Start(ctx context.Context) error {
 	})
 }
 
-// StartWith starts the routing daemons with these configuration files. It starts each daemon when the one
-// before listens, because a bgpd that does not find zebra tries again only after ten seconds. It returns
-// when all daemons listen.
+// StartWith starts the routing daemons with these configuration files. Each daemon starts when the one
+// before listens, because a bgpd without zebra waits ten seconds before it tries again. StartWith returns
+// when all listen.
 func (s *Switch) StartWith(ctx context.Context, files map[string]string) error {
 	for name, text := range files {
 		if err := os.WriteFile(s.file(name), []byte(text), 0o644); err != nil {
@@ -165,7 +164,6 @@ func (s *Switch) StartWith(ctx context.Context, files map[string]string) error {
 	return nil
 }
 
-// giveDir makes a user the owner of the switch's directory. "" leaves the directory as it is.
 func (s *Switch) giveDir(name string) error {
 	if name == "" {
 		return nil
@@ -223,11 +221,10 @@ func (s *Switch) Proto() string { return s.suite.proto() }
 
 func (s *Switch) file(name string) string { return filepath.Join(s.Dir, name) }
 
-// routerID is the switch's first IPv4 address.
 func (s *Switch) routerID() netip.Addr { return s.Addr(netip.IPv4Unspecified()) }
 
-// sessionsOf lists the configured sessions with their states. The state "" means that the switch does not
-// know the session, which is an error.
+// sessionsOf lists the configured sessions with their states. An unknown session, with the state "", is an
+// error.
 func (s *Switch) sessionsOf(state func(NeighborSpec) string) ([]Session, error) {
 	var all []Session
 	for _, n := range s.Spec.Neighbors {

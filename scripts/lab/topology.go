@@ -76,7 +76,6 @@ func ParseTopology(text []byte) (Topology, error) {
 	return t, nil
 }
 
-// wireName is the name of the machine that holds the LANs.
 const wireName = "wire"
 
 // Build makes the machines, wires them, and starts the switches. It does not start the nodes' daemons, and
@@ -183,7 +182,6 @@ func (l *Lab) addMachine(ctx context.Context, name string) (*Machine, error) {
 	return m, m.Loopback()
 }
 
-// removeMachine removes a namespace with everything in it.
 func (l *Lab) removeMachine(ctx context.Context, m *Machine) error {
 	l.mu.Lock()
 	delete(l.machines, m.Name)

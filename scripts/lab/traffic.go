@@ -53,7 +53,6 @@ func (i icmp) echo(id, seq uint16) []byte {
 	return p
 }
 
-// seq returns the sequence number of an answer to a request with this id.
 func (i icmp) seq(p []byte, id uint16) (uint16, bool) {
 	if len(p) < 8 || p[0] != i.reply || binary.BigEndian.Uint16(p[4:]) != id {
 		return 0, false
@@ -77,7 +76,6 @@ type Flow struct {
 	sendErr error // the last send error
 }
 
-// ping is one packet of a flow.
 type ping struct {
 	at, back time.Time // back is zero until the answer arrives
 }
@@ -100,7 +98,7 @@ func (l Lost) String() string {
 	return s
 }
 
-// StartFlow sends a ping from the machine to the address to every interval, until Stop.
+// StartFlow pings an address from the machine, once an interval, until Stop.
 func (m *Machine) StartFlow(to netip.Addr, interval time.Duration) (*Flow, error) {
 	f := &Flow{From: m.Name, Addr: to, icmp: icmpFor(to),
 		stop: make(chan struct{}), sent: make(chan struct{}), received: make(chan struct{})}
