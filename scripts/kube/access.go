@@ -105,7 +105,7 @@ func (c *ControlPlane) kubectl(stdin string, args []string) (string, error) {
 	return stdout.String(), nil
 }
 
-// get returns nil if the API server answers a path with OK.
+// get returns nil if the API server answers OK.
 func (c *ControlPlane) get(ctx context.Context, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -147,7 +147,6 @@ func (c *ControlPlane) connect() error {
 	return nil
 }
 
-// dial connects from within the control plane's network namespace.
 func (c *ControlPlane) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
 	dialer := &net.Dialer{Timeout: requestTimeout}
 	err = c.do(func() error {
@@ -157,7 +156,6 @@ func (c *ControlPlane) dial(ctx context.Context, network, addr string) (conn net
 	return conn, err
 }
 
-// do calls f inside the control plane's network namespace.
 func (c *ControlPlane) do(f func() error) error {
 	if c.o.Space == nil {
 		return f()

@@ -120,7 +120,7 @@ func New(ctx context.Context, dir string, o Options) (*ControlPlane, error) {
 	return c, c.settle(ctx)
 }
 
-// programs returns the programs of a control plane with these options. The first three are always there.
+// programs returns the control plane's programs. The first three are always there.
 func (o Options) programs() []string {
 	all := []string{etcd, apiServer, kubectl}
 	if len(o.PodCIDRs) > 0 || slices.Contains(o.Programs, controllerManager) {
