@@ -70,7 +70,7 @@ data:
   password: bXlTZWNyZXRWYWx1ZQ==
 `
 
-// workloads are pods that keep their names: those of a DaemonSet and of a StatefulSet. The third kind is
+// workloads are the pods of a DaemonSet and of a StatefulSet, which keep their names. The third kind is
 // staticPod.
 const workloads = `
 apiVersion: apps/v1

@@ -27,7 +27,7 @@ func main() {
 	deploy := flag.String("deploy", "deploy/kubernetes", "directory of the manifests that a cluster needs for edgewayd")
 	install := flag.String("install", string(byPackage), "how edgewayd comes onto the nodes: package or daemonset")
 	flag.Parse()
-	// SIGPIPE means that the reader of the output has gone. The nodes must be taken down then too.
+	// SIGPIPE: the reader of the output has gone. The nodes must go too.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	s := &stage{deploy: *deploy, install: installation(*install)}

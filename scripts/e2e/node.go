@@ -142,7 +142,6 @@ func (n *node) startKubelet(ctx context.Context) error {
 		func() error { return nil })
 }
 
-// status asks the daemon for its status, as an operator on the node does.
 func (n *node) status(ctx context.Context) (api.Status, error) {
 	var status api.Status
 	out, err := n.RunInside(ctx, n.edgewayd, "status", "-o", "json")

@@ -111,7 +111,6 @@ func (s *story) wantAnswers(ctx context.Context, p pod) error {
 	return nil
 }
 
-// podOf returns the pod of a workload on a node.
 func (s *story) podOf(workload, node string) pod {
 	for _, p := range s.pods {
 		if strings.HasPrefix(p.Name, workload+"-") && p.Node == node {

@@ -38,7 +38,6 @@ type object struct {
 	}
 }
 
-// ready returns the condition Ready and its reason.
 func (o object) ready() (bool, string) {
 	for _, c := range o.Status.Conditions {
 		if c.Type == "Ready" {
@@ -48,7 +47,7 @@ func (o object) ready() (bool, string) {
 	return false, "no condition Ready yet"
 }
 
-// internalIP returns a node's address of the same family as like.
+// internalIP returns a node's address of like's family.
 func (o object) internalIP(like netip.Addr) netip.Addr {
 	for _, a := range o.Status.Addresses {
 		if addr, err := netip.ParseAddr(a.Address); err == nil && a.Type == "InternalIP" && addr.Is4() == like.Is4() {
@@ -166,7 +165,6 @@ func (s *stage) wantAllPairs(ctx context.Context, pods []pod) (count int, err er
 	return len(pods) * len(pods) * 2, group.Wait()
 }
 
-// saw reads the output of wantAllPairs' script on a pod.
 func (p pod) saw(out string) error {
 	var errs []error
 	for line := range strings.Lines(out) {

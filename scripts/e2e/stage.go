@@ -136,7 +136,6 @@ func (s *stage) admit() error {
 	return nil
 }
 
-// each calls do for all nodes at once.
 func (s *stage) each(ctx context.Context, do func(*node, context.Context) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, n := range s.nodes {

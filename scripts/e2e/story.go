@@ -41,7 +41,6 @@ func (s *story) acts() []func(context.Context) error {
 	}
 }
 
-// pass prints a line for an assertion that holds.
 func (s *story) pass(format string, args ...any) {
 	fmt.Printf("PASS  %6.1fs  %s\n", time.Since(s.begin).Seconds(), fmt.Sprintf(format, args...))
 }
