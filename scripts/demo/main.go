@@ -29,7 +29,7 @@ func main() {
 	bin := flag.String("bin", "bin", "directory of edgeway and edgewayd")
 	flag.Parse()
 
-	// SIGPIPE means that the reader of the output has gone. The laboratory must be taken down then too.
+	// SIGPIPE: the reader of the output has gone. The laboratory must go too.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	out := newPage(os.Stdout)

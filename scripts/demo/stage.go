@@ -332,7 +332,6 @@ func (s *stage) lookAround() {
 	out.printf("  %-12s edit the manifests in %s\n", "the cluster", s.lab.ClusterDir)
 }
 
-// switchNames are the act's switches, sorted.
 func (s *stage) switchNames() []string { return slices.Sorted(maps.Keys(s.act.expect)) }
 
 func join(addrs []netip.Addr) string {
