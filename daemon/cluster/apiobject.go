@@ -61,7 +61,6 @@ func readItem(k kind, decode func(any) error) (item, error) {
 	return it, nil
 }
 
-// usedNode holds the fields of a Node that we use.
 type usedNode struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"`

@@ -14,7 +14,7 @@ import (
 const (
 	apiServerUnreachable = "apiServerUnreachable" // no answer, or an answer that cannot be read
 	unauthorized         = "unauthorized"         // 401: the server does not know us
-	forbidden            = "forbidden"            // 403: the server knows us and does not allow it
+	forbidden            = "forbidden"            // 403: the server does not allow it
 	notInstalled         = "notInstalled"         // 404: the kind has no CustomResourceDefinition
 	emptyCluster         = "emptyCluster"         // no Node, where there were Nodes before
 	badKubeconfig        = "badKubeconfig"        // the present files give no connection
@@ -119,7 +119,6 @@ func (k *kubernetes) credentials() string {
 	return k.options.Kubeconfig
 }
 
-// has reports whether the World holds an object of the kind.
 func (w World) has(kind string) bool {
 	switch kind {
 	case kindNode:

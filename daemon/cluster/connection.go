@@ -100,7 +100,7 @@ func clientFor(config *rest.Config, p patience) (*http.Client, error) {
 	}, nil
 }
 
-// closing is a transport whose idle connections can be closed through its wrappers.
+// closing is a transport that can be closed through its wrappers.
 type closing struct {
 	http.RoundTripper
 	transport *http.Transport
@@ -114,7 +114,6 @@ func (c *Connection) Close() { c.client.CloseIdleConnections() }
 // Stale reports whether the files have changed since the connection was made.
 func (c *Connection) Stale() bool { return c.print != c.fingerprint() }
 
-// fingerprint is the digest of the files' content.
 func (c *Connection) fingerprint() (sum digest) {
 	hash := sha256.New()
 	for _, name := range c.files {

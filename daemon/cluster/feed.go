@@ -254,7 +254,6 @@ func (k *kubernetes) watch(ctx context.Context, c *Connection, f *feed) error {
 	return readEvents(body, func(event string, object func(any) error) error { return k.event(f, event, object) })
 }
 
-// event applies one change.
 func (k *kubernetes) event(f *feed, event string, object func(any) error) error {
 	if event == eventError {
 		var text json.RawMessage

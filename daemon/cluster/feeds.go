@@ -11,7 +11,6 @@ import (
 
 // This file holds all state that connections and feeds give the source, under the source's lock.
 
-// wanted returns the feeds that should run.
 func (k *kubernetes) wanted() []*feed {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -108,7 +108,7 @@ func (f field) form() string {
 	return "a scalar (" + f.node.Tag + ")"
 }
 
-// mapping reads the field as a mapping. If known is given, the mapping may have no other keys.
+// mapping reads the field as a mapping. If known is given, no other key is allowed.
 func (f field) mapping(known ...string) mapping {
 	m := mapping{field: f, values: map[string]*yaml.Node{}}
 	if f.absent() {
@@ -224,7 +224,6 @@ func (f field) items(noun string) []field {
 	return items
 }
 
-// list reads the field as a list.
 func (f field) list() []field {
 	if f.absent() {
 		return nil

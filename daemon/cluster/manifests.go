@@ -170,7 +170,6 @@ func (m *manifests) paths() ([]string, error) {
 	return paths, nil
 }
 
-// isManifest reports whether a file of that name is read.
 func isManifest(name string) bool {
 	switch filepath.Ext(name) {
 	case ".yaml", ".yml", ".json":

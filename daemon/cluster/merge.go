@@ -44,7 +44,6 @@ func merge(files []manifest, last World) World {
 	return m.world(files)
 }
 
-// merging is a merge under way.
 type merging struct {
 	now      map[string]statement
 	was      func() map[string]object
@@ -147,7 +146,6 @@ func (p Peering) secretNames() []string {
 	return names
 }
 
-// objects returns the World's objects by reference.
 func objects(w World) map[string]object {
 	all := make(map[string]object, len(w.Nodes)+len(w.Peerings)+len(w.Secrets))
 	for _, n := range w.Nodes {

@@ -11,7 +11,7 @@ const (
 	badManifest     = "badManifest"     // the file does not parse
 	emptyFile       = "emptyFile"       // an empty file, or comments only
 	emptyDirectory  = "emptyDirectory"  // no manifest, where there were some before
-	unreadableFile  = "unreadableFile"  // missing permissions, or a dangling link
+	unreadableFile  = "unreadableFile"  // permissions, or a dangling link
 	unknownKind     = "unknownKind"     // our group, but not our kind or version
 	unknownKey      = "unknownKey"      // a key that the kind does not have
 	duplicateKey    = "duplicateKey"    // a key twice in one mapping

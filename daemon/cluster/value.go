@@ -57,7 +57,6 @@ func (f field) name() string {
 	return s
 }
 
-// boolean reads true or false.
 func (f field) boolean() bool {
 	if f.absent() {
 		return false
@@ -76,7 +75,7 @@ func (f field) number(reason string, low, high uint64) uint64 {
 	}
 	if f.node.Kind == yaml.ScalarNode && f.node.Tag == "!!int" {
 		n, err := strconv.ParseUint(f.node.Value, 10, 64)
-		// A leading zero means octal in YAML 1.1 and decimal in 1.2, so the operator must decide.
+		// A leading zero means octal in YAML 1.1 and decimal in 1.2: refuse it.
 		if err == nil && n >= low && n <= high && (n == 0 || f.node.Value[0] != '0') {
 			return n
 		}
@@ -145,7 +144,6 @@ func (f field) prefix() netip.Prefix {
 	return netip.Prefix{}
 }
 
-// nodeName reads the name of a node in a list.
 func (f field) nodeName() string {
 	if f.absent() {
 		f.bad(missingField, "a node name in "+f.path, "nothing")

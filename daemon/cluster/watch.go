@@ -43,7 +43,6 @@ func (m *manifests) Watch(ctx context.Context, changed func()) error {
 	return w.run(ctx, m, changed)
 }
 
-// watching is the state of one Watch.
 type watching struct {
 	dir     string
 	notify  *fsnotify.Watcher // nil: no inotify

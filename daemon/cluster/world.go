@@ -41,7 +41,7 @@ func Equal(a, b World) bool {
 	if !slices.EqualFunc(a.Nodes, b.Nodes, Node.equal) {
 		return false
 	}
-	a.Nodes, b.Nodes = nil, nil // compared above: there are thousands of them
+	a.Nodes, b.Nodes = nil, nil // compared above: there are thousands
 	x, errX := json.Marshal(a)
 	y, errY := json.Marshal(b)
 	return errX == nil && errY == nil && bytes.Equal(x, y)
