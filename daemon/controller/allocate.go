@@ -81,7 +81,6 @@ func allocate(s State) Plan {
 	return a.plan
 }
 
-// allocation is one run of allocate.
 type allocation struct {
 	State
 	plan   Plan
@@ -90,7 +89,6 @@ type allocation struct {
 	recent space // taken, and the released blocks
 }
 
-// begin sets the ledger's Since where it is not set.
 func (a *allocation) begin() {
 	if !a.plan.Ledger.Since.IsZero() {
 		return

@@ -37,7 +37,6 @@ type file struct {
 	Rest map[string]any `yaml:",inline"`
 }
 
-// poolConfig is a Pool as it is written.
 type poolConfig struct {
 	NodeSelector selectorValue `yaml:"nodeSelector"`
 	PodCIDRs     []cidrValue   `yaml:"podCIDRs"`

@@ -35,7 +35,7 @@
 // controller reports it and stands back; see [State] and the problem otherAllocator.
 package controller
 
-// Namespace and Name are those of the Lease and of the ledger, where the replicas meet. They are not options:
+// Namespace and Name name the Lease and the ledger, where the replicas meet. They are not options:
 // replicas that meet in two places would not know of each other.
 const (
 	Namespace = "kube-system"

@@ -87,7 +87,7 @@ func sound(cidrs []netip.Prefix) bool {
 	})
 }
 
-// equal reports whether writing b over a would change nothing.
+// equal reports whether both ledgers are written alike.
 func (l Ledger) equal(other Ledger) bool {
 	return l.Since.Equal(other.Since) && l.String() == other.String()
 }

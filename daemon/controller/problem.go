@@ -44,7 +44,7 @@ var eventReasons = map[string]string{
 	sharedPodCIDR:    "PodCIDRConflict",
 }
 
-// FieldManager is the name under which the API server records that this program set a Node's pod CIDRs.
+// FieldManager marks, at the API server, the pod CIDRs that this program set.
 const FieldManager = "edgeway-controller"
 
 // concerning returns the problem for the pool's waiting nodes.
@@ -59,7 +59,6 @@ func (p Problem) concerning(pool *Pool, nodes []string) Problem {
 	return p
 }
 
-// some names the first few names and counts the rest.
 func some(names []string) string {
 	const few = 5
 	if len(names) <= few {

@@ -25,7 +25,6 @@ type Options struct {
 	times    times // zero: the defaults; tests use shorter times
 }
 
-// times are the times of the Lease and of the worker.
 type times struct {
 	lease time.Duration // after which another replica takes over
 	renew time.Duration // after which the leader gives up

@@ -30,7 +30,6 @@ func (s *space) around(p span) (from, to int) {
 	return from, to
 }
 
-// take adds p.
 func (s *space) take(p netip.Prefix) {
 	add := spanOf(p)
 	from, to := s.around(add)

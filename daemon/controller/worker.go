@@ -45,7 +45,6 @@ var (
 	errDenied  = errors.New("denied")
 )
 
-// pace holds the waits of a worker.
 type pace struct {
 	courtesy              time.Duration // how long a new Node is left to other programs
 	quiet                 time.Duration // the longest time between two looks
@@ -57,8 +56,8 @@ type pace struct {
 
 func defaultPace() pace {
 	return pace{
-		// kube-controller-manager serves a new Node within milliseconds. A kubelet takes longer than a second
-		// to become ready.
+		// kube-controller-manager serves a new Node within milliseconds. A kubelet takes longer
+		// than this to become ready.
 		courtesy: time.Second,
 		quiet:    5 * time.Minute, busy: 30 * time.Second,
 		retryLeast: time.Second, retryMost: 30 * time.Second,
@@ -305,7 +304,6 @@ func (w *worker) tell(ctx context.Context, p Problem, nodes []Node, told map[sub
 	}
 }
 
-// pause waits for d, or until ctx ends.
 func pause(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -87,7 +87,6 @@ func (f *flags) addTo(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.level, "log-level", "info", "debug, info, warn or error")
 }
 
-// options combines the configuration and the flags.
 func (f flags) options() (controller.Options, error) {
 	c, err := f.read()
 	if err != nil {
@@ -128,7 +127,6 @@ func (f flags) read() (controller.Config, error) {
 	return controller.ReadConfig(cmp.Or(f.config, defaultConfig))
 }
 
-// pools are the flags' pool, or the pools of the configuration.
 func (f flags) pools(c controller.Config) ([]controller.Pool, error) {
 	pools := c.Pools
 	switch {
