@@ -43,7 +43,6 @@ func (n *leases) importLeases(ctx context.Context, c config.Config, args []strin
 	return p.rows, nil
 }
 
-// importPlan says what an import will do.
 type importPlan struct {
 	rows           []api.Imported
 	hold, remember []ipam.Lease
@@ -119,7 +118,6 @@ func inPool(pool ipam.Pool, a netip.Addr) bool {
 	return false
 }
 
-// add decides about one lease.
 func (p *importPlan) add(l ipam.Lease) {
 	gone := plugin.Gone(l)
 	row := api.Imported{Lease: leaseRow(plugin.Attached{Lease: l, Standing: plugin.Foreign})}

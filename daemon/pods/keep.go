@@ -20,8 +20,7 @@ const (
 )
 
 // Keep keeps the pods' links as ADD made them, until ctx ends. It looks at its start, whenever harmed fires
-// (the host's ends only), and every keepEvery. It logs what it repaired. Status shows what it could not
-// repair.
+// (the host's ends only), and every keepEvery. It logs each repair. Status shows the remaining faults.
 func (p *Pods) Keep(ctx context.Context, harmed <-chan struct{}) error {
 	if p.opened(ctx) == nil {
 		return nil // the caller tries again soon

@@ -83,7 +83,6 @@ func (p *Pods) IPAM(ctx context.Context, req api.Request) api.Reply {
 	return api.Reply{Output: out}
 }
 
-// answer answers one request: a verb with its arguments.
 func (n *leases) answer(ctx context.Context, c config.Config, args []string) ([]byte, error) {
 	var answer any
 	var err error
@@ -127,7 +126,6 @@ func leaseRow(a plugin.Attached) api.Lease {
 	return row
 }
 
-// byAddr orders leases by their first address.
 func byAddr(a, b plugin.Attached) int {
 	if len(a.Lease.Addrs) == 0 || len(b.Lease.Addrs) == 0 {
 		return cmp.Compare(len(a.Lease.Addrs), len(b.Lease.Addrs))
@@ -299,7 +297,6 @@ func (n *leases) releaseLeases(ctx context.Context, words []string) ([]api.Relea
 	return out, nil
 }
 
-// one finds the attachment that a word names.
 func one(all []plugin.Attached, word string) (plugin.Attached, error) {
 	var found []plugin.Attached
 	for _, a := range all {

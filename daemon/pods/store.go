@@ -75,7 +75,6 @@ func (n *leases) close() error {
 	return errors.Join(n.verbs.Close(), n.store.Close())
 }
 
-// copied makes a last copy of the store.
 func (n *leases) copied() error {
 	if n.store.Damage() != nil {
 		return nil // the next start rebuilds it
