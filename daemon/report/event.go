@@ -20,7 +20,7 @@ const (
 	// eventLifetime is how long an API server keeps an event (--event-ttl). After that, counting starts from
 	// one.
 	eventLifetime = time.Hour
-	// maxEventMessage is the longest message that an API server accepts, in bytes.
+	// maxEventMessage is an API server's limit, in bytes.
 	maxEventMessage = 1024
 	// maxPendingEvents bounds the events that wait for the API server. A node has a few sessions.
 	maxPendingEvents = 256

@@ -64,8 +64,8 @@ type reportPace struct {
 	// coalesce is the least time between two writes of an object. A switch that flaps must not become a load
 	// on etcd, and each write goes out to every node that watches.
 	coalesce time.Duration
-	// count is the least time before a write that changes only a number of prefixes. The number changes for
-	// each speaker of a LAN with each node that joins, and can wait.
+	// count is the least time before a write that changes only a number of prefixes. Each node that joins
+	// changes the number for each speaker of its LAN.
 	count time.Duration
 	// settle is how long a session that has just started is not reported. Most sessions come up in seconds,
 	// and a restart of the daemon should be one write.

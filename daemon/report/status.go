@@ -65,7 +65,6 @@ func endpoint(a netip.Addr, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(a, cmp.Or(port, defaultPort))
 }
 
-// status returns the session's entry in the status.
 func (s Session) status(node string) speakerStatus {
 	since := s.Since.UTC().Truncate(time.Second) // the API server keeps whole seconds
 	e := speakerStatus{
@@ -123,7 +122,7 @@ func sameButCount(want, have []speakerStatus) bool {
 	})
 }
 
-// settled returns when the youngest of the sessions that have just started is worth a report as it is.
+// settled returns when the youngest session that has just started is worth a report.
 func settled(entries []speakerStatus, settle time.Duration) time.Time {
 	var at time.Time
 	for _, e := range entries {

@@ -62,7 +62,6 @@ func newReportWriter(r *Reporter) *reportWriter {
 	return &reportWriter{Reporter: r, known: map[string]*reported{}, events: map[eventRecordKey]*sentEvent{}}
 }
 
-// job is one request to be sent.
 type job struct {
 	at    time.Time // zero: there is no request
 	do    func(context.Context) error
@@ -153,7 +152,7 @@ func (r *reported) due(want []speakerStatus, p reportPace) (time.Time, []speaker
 	return later(r.notBefore, settled(want, p.settle), longAgo), want
 }
 
-// longAgo means due now. It is not the zero time, which means never.
+// longAgo means due now; the zero time means never.
 var longAgo = time.Unix(0, 0)
 
 // writeStatus writes this node's part of a resource's status. Its error means that the API server is away. An
@@ -163,8 +162,7 @@ func (w *reportWriter) writeStatus(ctx context.Context, ref string, entries []sp
 	a, err := w.applyStatus(ctx, ref, manager(w.node), entries)
 	now := time.Now()
 	if away(err) {
-		// Other requests go first next time: the fault may be this resource's alone, such as a failing
-		// webhook.
+		// Other requests go first next time: the fault may be this resource's alone (a failing webhook).
 		have.notBefore, have.countAt, have.checkAt = later(have.notBefore, now), later(have.countAt, now), later(have.checkAt, now)
 		return err
 	}
@@ -343,7 +341,6 @@ func jitter(d time.Duration) time.Duration {
 	return d - d/4 + rand.N(max(d/2, 1))
 }
 
-// later returns the latest of the times.
 func later(times ...time.Time) time.Time {
 	var latest time.Time
 	for _, t := range times {
