@@ -22,7 +22,7 @@ const (
 	lessonPodCIDR   = "podCIDR"   // overlaps a pod CIDR of the cluster, whose route comes from the Node
 	lessonSubnet    = "subnet"    // overlaps a subnet of this host
 	lessonReserved  = "reserved"  // link-local, multicast, loopback, or not a destination at all
-	lessonHeld      = "held"      // the host has a route of its own to it
+	lessonHeld      = "held"      // the host has its own route to the prefix
 	lessonOffSubnet = "offSubnet" // the next hop is not one hop away
 	lessonSelf      = "self"      // the next hop is this node
 	lessonLinkDown  = "linkDown"

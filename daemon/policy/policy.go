@@ -204,7 +204,7 @@ func (d *draft) pods() {
 	d.carry(d.underlayMTU(d.self))
 }
 
-// carry limits the pods' MTU to that of a link that carries their packets, unless the operator set the MTU.
+// carry limits the pods' MTU to the MTU of a link that carries their packets, unless the operator set one.
 func (d *draft) carry(mtu int) {
 	switch {
 	case d.Config.CNI.MTU != 0:
