@@ -103,7 +103,7 @@ type CNI struct {
 	ConfDir string
 	BinDir  string
 	Chain   []string // plugins after ours; nil: portmap where it is installed
-	MTU     int      // bytes, of the pods' links; 0: what the underlay carries
+	MTU     int      // bytes, of the pods' links; 0: as large as the underlay carries
 	// SourceCheck drops packets that a pod sends from an address that is not the pod's own.
 	SourceCheck bool
 }
