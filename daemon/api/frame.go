@@ -14,7 +14,6 @@ import (
 // maxFiles bounds the descriptors of one message. The first is used, and the rest are closed.
 const maxFiles = 4
 
-// lengthBytes is the size of the length before each message.
 const lengthBytes = 4
 
 var errTooLong = errors.New("message is longer than allowed")

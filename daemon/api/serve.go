@@ -15,7 +15,7 @@ const (
 	// transferTimeout bounds the time of one message on the wire. Both ends are on this machine: a caller
 	// that needs longer is stopped or broken.
 	transferTimeout = 10 * time.Second
-	// lastRequestTimeout is the time that a connected caller has to send its request after Serve ends.
+	// lastRequestTimeout is the time that a connected caller has for its request once Serve ends.
 	lastRequestTimeout = time.Second
 	// acceptPause is the wait after an accept that found no free descriptor.
 	acceptPause = 50 * time.Millisecond
