@@ -80,7 +80,7 @@ func readHostLocal(dir, results string) (leases []ipam.Lease, said []string, err
 }
 
 // readReservation reads one file. Its name is the address. Its content is the container ID and, since version
-// 0.8, the interface. readReservation returns nil for a file that is not a reservation.
+// 0.8, the interface. A file that is not a reservation gives nil.
 func readReservation(dir string, e fs.DirEntry) (*ipam.Lease, error) {
 	name := e.Name()
 	if name == "lock" || strings.HasPrefix(name, "last_reserved_ip.") {

@@ -26,7 +26,6 @@ func (p *places) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&p.programDir, "program-dir", "", "also this program, into this directory, for operators on the host (default: not)")
 }
 
-// fill sets the plugin's directory from the configuration.
 func (p *places) fill(f *flags) error {
 	if p.pluginDir != "" {
 		return nil

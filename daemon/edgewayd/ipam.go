@@ -30,7 +30,6 @@ const (
 	shortID = 13
 )
 
-// leaseFlags are the flags of every command about leases.
 type leaseFlags struct {
 	*flags
 	output string
@@ -99,7 +98,6 @@ func (l *leaseFlags) print(out io.Writer, answer any, text func(io.Writer)) erro
 	return nil
 }
 
-// confirm asks on the terminal.
 func confirm(cmd *cobra.Command, question string, yes *bool) error {
 	if *yes {
 		return nil

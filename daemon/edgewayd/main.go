@@ -25,7 +25,7 @@ var (
 )
 
 // sessionCommand is the argument with which the daemon starts the process of a BGP session. The process runs
-// the daemon's own program, even if the program's file has been replaced.
+// the daemon's own program, even if its file has been replaced.
 const sessionCommand = "bgp-session"
 
 func main() {
@@ -144,7 +144,6 @@ func (f *flags) read() (config.Config, error) {
 	return c, err
 }
 
-// where returns the daemon's socket.
 func (f *flags) where() (string, error) {
 	if f.socket != "" {
 		return f.socket, nil

@@ -52,7 +52,6 @@ func statusCommand(f *flags) *cobra.Command {
 	return cmd
 }
 
-// ask sends one request to the daemon and returns the answer.
 func ask(ctx context.Context, f *flags, req api.Request) ([]byte, error) {
 	socket, err := f.where()
 	if err != nil {

@@ -22,7 +22,6 @@ import (
 // pingFor bounds the wait for an answer when no daemon should run.
 const pingFor = 2 * time.Second
 
-// removal holds the flags of uninstall.
 type removal struct {
 	places
 	purge, force, stay bool
@@ -145,7 +144,6 @@ func printRemains(out io.Writer, r daemon.Remains) {
 	fmt.Fprintln(out, "left   IP forwarding as it is: other software may need it")
 }
 
-// shorten lists the first few items and counts the rest.
 func shorten(items []string) string {
 	const few = 4
 	if len(items) <= few {
