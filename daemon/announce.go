@@ -19,9 +19,9 @@ const (
 	healthyAfter = 10 * time.Minute
 )
 
-// announcer announces that a session is up (Established), or why it is down (FailedEstablish). It announces
-// in the log, and to the reporter if there is an API server. It backs off, so that a switch that flaps all
-// day does not fill the log.
+// announcer announces that a session is up (Established), or why it is down (FailedEstablish): in the log,
+// and to the reporter if there is an API server. It backs off: a switch that flaps all day does not fill the
+// log.
 type announcer struct {
 	log  *slog.Logger
 	tell func(report.Session) // nil: there is no reporter

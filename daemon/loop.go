@@ -120,7 +120,6 @@ func newLoop(c config.Config, log *slog.Logger) *loop {
 	}
 }
 
-// recall loads the World that an earlier run saved.
 func (l *loop) recall() (err error) {
 	l.last, l.known, err = l.config.SavedWorld()
 	l.saved = l.known
@@ -253,7 +252,6 @@ func (l *loop) report(ctx context.Context, plan policy.Plan, o *outcome) {
 	}
 }
 
-// outcome collects the failures of one look.
 type outcome struct {
 	problems []cluster.Problem
 	said     map[string]bool

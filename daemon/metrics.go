@@ -64,7 +64,6 @@ func (m *metrics) serve(ctx context.Context) error {
 	return nil
 }
 
-// statusCollector turns the status into gauges.
 type statusCollector struct{ d *Daemon }
 
 func describe(name, help string, labels ...string) *prometheus.Desc {

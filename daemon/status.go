@@ -81,7 +81,6 @@ func routeStatus(nodes []cluster.Node, have []routes.Route, want routes.State) [
 	return out
 }
 
-// kernelRoutes are the kernel's routes by destination.
 type kernelRoutes map[netip.Prefix]routes.Route
 
 // standing keeps one route for each destination. Our own route wins over the route of another owner.
