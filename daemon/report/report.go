@@ -65,7 +65,7 @@ type reportPace struct {
 	// on etcd, and each write goes out to every node that watches.
 	coalesce time.Duration
 	// count is the least time before a write that changes only a number of prefixes. Each node that joins
-	// changes the number for each speaker of its LAN.
+	// changes the number for each speaker of its LAN, and this can wait.
 	count time.Duration
 	// settle is how long a session that has just started is not reported. Most sessions come up in seconds,
 	// and a restart of the daemon should be one write.
