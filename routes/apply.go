@@ -304,7 +304,7 @@ func (a *applier) onlink(op Op, r Route) error {
 	return a.k.c.change(route, gone)[0]
 }
 
-// absent reports that the object of a delete is already gone, perhaps with its link.
+// absent reports whether the object of a delete is already gone, perhaps with its link.
 func absent(err error) bool {
 	for _, gone := range []error{unix.ESRCH, unix.ENOENT, unix.EADDRNOTAVAIL, unix.ENODEV, unix.ENXIO, errNoLink} {
 		if errors.Is(err, gone) {

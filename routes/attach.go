@@ -99,7 +99,7 @@ const (
 	createOrSet  = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 )
 
-// messages makes an entry that learns as NUD_STALE: the kernel uses the entry at once and checks it later.
+// messages gives an entry that learns the state NUD_STALE: the kernel uses it at once and checks it later.
 // All namespaces share the neighbour tables. The flag NTF_EXT_LEARNED keeps the kernel from dropping the
 // entry when a table is full (net/core/neighbour.c: neigh_update_gc_list).
 func (n Neigh) messages(typ uint16, index int) ([]message, error) {

@@ -62,7 +62,8 @@ func ifTracked(a netip.Addr, err error) error {
 	return fmt.Errorf("forget connections of %v: %w", a, err)
 }
 
-// unsupported reports that the kernel lacks a part of netfilter (net/netfilter/nfnetlink.c: nfnetlink_rcv_msg).
+// unsupported reports whether the kernel lacks a part of netfilter (net/netfilter/nfnetlink.c:
+// nfnetlink_rcv_msg).
 func unsupported(err error) bool {
 	return slices.ContainsFunc([]error{unix.EPROTONOSUPPORT, unix.EOPNOTSUPP, unix.EINVAL, unix.EAFNOSUPPORT}, func(none error) bool { return errors.Is(err, none) })
 }

@@ -14,7 +14,7 @@ const (
 
 // Diff returns the changes that turn observed into desired, in an order that can be applied. It is pure:
 // Diff(x, x) is empty, and applying Diff(a, b) to a gives b. Observed objects that desired does not name
-// are deleted, except sysctls; Observe returns only objects in scope.
+// are deleted, except sysctls; Observe adds such objects only if they are in scope.
 //
 // Links come before the objects on them, sysctls before addresses, addresses before neighbours and
 // routes. Deletions come last, so that a route that changes its metric or its link has no gap, and end

@@ -45,7 +45,7 @@ const (
 	// rulesVersion is in each rule's comment. A chain with other rules is rewritten. Version 1 had the
 	// rules of both chains in postrouting.
 	rulesVersion = "edgeway 2"
-	// setChunk is a number of elements that fits the 64 KiB of a netlink attribute.
+	// setChunk elements fit the 64 KiB that a netlink attribute can hold.
 	setChunk = 500
 )
 

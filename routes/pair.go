@@ -199,7 +199,7 @@ func (k *Kernel) Cookie() uint64 {
 // work queue for up to a second (net/core/link_watch.c). The end that was set up first needs a queue
 // discipline (net/sched/sch_generic.c: dev_activate): without it, everything that the end sends is dropped.
 // IPv6 addresses need the state UP (net/ipv6/addrconf.c: addrconf_dad_begin). A request for the carrier
-// does both now (net/ethtool/ioctl.c: ethtool_op_get_link calls linkwatch_sync_dev).
+// does both at once (net/ethtool/ioctl.c: ethtool_op_get_link calls linkwatch_sync_dev).
 func (k *Kernel) Settle(link string) error {
 	// struct ethtool_value (linux/ethtool.h) and struct ifreq (linux/if.h).
 	value := struct{ cmd, data uint32 }{cmd: unix.ETHTOOL_GLINK}

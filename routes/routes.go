@@ -145,8 +145,8 @@ type NAT struct {
 // address, except to Networks, to other masqueraded addresses, and to a NAT's prefixes.
 type Masq struct {
 	Addr netip.Addr
-	// Networks of the address's family keep Addr: they reach the pod under the pod's address. If desired
-	// is nil, any Networks are right.
+	// Networks of the address's family keep Addr: they reach the pod under the pod's address. If a
+	// desired Masq has nil, any Networks are right.
 	Networks []netip.Prefix
 }
 

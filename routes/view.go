@@ -18,7 +18,7 @@ type device struct {
 	peerNS int // for a veth whose peer is in another network namespace: the namespace's number, from 1 on
 }
 
-// view is what one call has learned of links. It looks up indexes, and they are forgotten with it.
+// view is what one call has learned of links. Indexes are forgotten with the view.
 type view struct {
 	c       *conn
 	byName  map[string]device
