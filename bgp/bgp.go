@@ -1,19 +1,19 @@
-// Package bgp makes LAN switches hear a [State]: the sessions of this node, and the paths that each
-// session advertises. It owns GoBGP, which it embeds. It only dials: no switch can connect to it. It knows
-// nothing of Kubernetes and changes no route: where a session asks for it, the package reports the
-// switch's own paths, and leaves it to the caller to use them.
+// Package bgp runs the BGP sessions of this node with LAN switches, as a [State] says: the sessions, and the
+// paths that each session advertises. It owns GoBGP, which it embeds. It only dials: no switch can connect to
+// it. It knows nothing of Kubernetes and changes no route: if a session asks for the switch's own paths, the
+// package reports them, and the caller decides what to do with them.
 //
-// There is one verb, [Speaker.Sync]. Each session has a process of its own, with its own GoBGP server,
-// paths, autonomous system and graceful restart state. So no session can disturb another: a hostile
-// message costs its own session at most.
+// There is one verb, [Speaker.Sync]. Each session has its own process, with its own GoBGP server, paths,
+// autonomous system and graceful restart state. So no session can disturb another: a hostile message costs
+// at most its own session.
 //
-// A switch keeps the paths while this process is away (RFC 4724): after a kill, a stop, a cut
-// connection, or a change of the session's settings. New settings that fail are taken back: the session
-// returns to the settings that worked, and Status.Refused says why. It drops them at once when a session is removed,
-// because this package then sends a Cease. It also drops them when the hold time passes in silence,
-// unless it supports RFC 8538, and when a session is lost twice within the second or so that it takes
-// to send the paths again. The switch must help a restarting neighbour. BIRD and FRR do by default; FRR
-// keeps the paths for its bgp graceful-restart stalepath-time, 360 s.
+// A switch keeps the paths while this process is away (RFC 4724): after a kill, a stop, a cut connection, or
+// a change of the session's settings. If new settings fail, the session returns to the settings that worked,
+// and Status.Refused says why. The switch drops the paths at once when a session is removed, because this
+// package then sends a Cease. It also drops them when the hold time passes in silence, unless it supports
+// RFC 8538, and when a session is lost twice within the second or so that sending the paths again takes. The
+// switch must help a restarting neighbour. BIRD and FRR do by default; FRR keeps the paths for its bgp
+// graceful-restart stalepath-time, 360 s.
 //
 //	speaker := bgp.NewSpeaker(bgp.Options{Command: []string{"edgewayd", "bgp-session"}, Changed: trigger})
 //	changes, err := speaker.Sync(ctx, bgp.State{Sessions: []bgp.Session{{
@@ -38,9 +38,9 @@ const MaxRestartTime = 4095 * time.Second
 // restart capability (RFC 9494, section 3).
 const MaxLongLivedTime = (1<<24 - 1) * time.Second
 
-// Peer is one switch as one session sees it. Two sessions with the same Key are the same session.
+// Peer is one switch as one session sees it. Two Peers with the same Key are the same session.
 type Peer struct {
-	Name         string // of the resource that asks for the session, for people
+	Name         string // the resource that asks for the session, for people
 	Address      netip.Addr
 	Port         uint16 // TCP; 0 means DefaultPort
 	ASN          uint32
@@ -69,8 +69,8 @@ type Key struct {
 type Path struct {
 	Prefix  netip.Prefix
 	NextHop netip.Addr
-	// MED is the multi-exit discriminator (RFC 4271, section 5.1.4): of two speakers' paths for
-	// a prefix the switch takes the path with the lower MED. 0 sends none, which counts as lowest. See
+	// MED is the multi-exit discriminator (RFC 4271, section 5.1.4): of two speakers' paths for a prefix,
+	// the switch takes the path with the lower MED. With 0 no MED is sent, which counts as lowest. See
 	// Freshness.
 	MED uint32
 	// NoLongLived asks the switch to drop the path when the restart time is over, instead of keeping
@@ -82,27 +82,27 @@ type Path struct {
 type Session struct {
 	Peer  Peer
 	Paths []Path // unique by Prefix
-	// Learn selects the switch's own paths for Speaker.Learned: each path whose prefix is equal to one
-	// of these, or lies within it. 0.0.0.0/0 and ::/0 select only the default route itself.
+	// Learn selects the switch's own paths for Speaker.Learned: each path whose prefix equals one of these
+	// prefixes, or lies within it. 0.0.0.0/0 and ::/0 select only the default route itself.
 	Learn []netip.Prefix
 }
 
-// State is what this speaker should do. The empty State is a node that is no speaker.
+// State is the desired state of this speaker. The empty State means that the node is not a speaker.
 type State struct {
 	Sessions []Session
 	Held     []Held
 }
 
-// Held is a session that a resource asks for and that must stay down, because its password is missing.
-// Sync only uses it for the text with which it ends such a session.
+// Held is a session that a resource asks for but that must stay down, because its password is missing.
+// Sync uses it only for the text of the Cease that ends such a session.
 type Held struct {
 	Key Key
 	Why string // "the password of BGPPeer/peer-a is missing"
 }
 
-// Change is one thing that Sync did, in an operator's words.
+// Change is one action of Sync, in an operator's words.
 type Change struct {
-	Op     string // "add", "replace", "delete"; of a peer also "reset"
+	Op     string // "add", "replace", "delete"; for a peer also "reset"
 	Object string // "peer 10.0.10.1 as 65002", "path 10.10.2.0/24 via 10.0.10.12 to 10.0.10.1"
 	Why    string
 }
@@ -111,30 +111,30 @@ type Change struct {
 type Status struct {
 	Peer       Peer      `json:"-"` // its password is never shown
 	State      string    // RFC 4271 section 8.2.2: Idle, Connect, Active, OpenSent, OpenConfirm, Established
-	Since      time.Time // when it became Established, or ceased to be
-	Reason     string    // why it is not Established: an identifier, "" when it is
+	Since      time.Time // when the session became Established, or left Established
+	Reason     string    // why it is not Established: an identifier; "" if it is
 	Detail     string    // one sentence with the next step
 	Lacks      []Lack    // what an Established session lacks
 	Advertised []Path    // in this session, sorted
-	// Refused is why the settings of Peer failed while others worked: the session runs on the earlier
-	// ones. Its Detail says what differs. At is zero if that did not happen.
+	// Refused is why the settings of Peer failed after others worked: the session runs on the earlier
+	// settings. Its Detail says what differs. Its At is zero if no settings failed.
 	Refused     Reset
-	Flaps       int           // times the session left Established since this Speaker began
-	LastReset   Reset         // the most recent of those times
+	Flaps       int           // times the session left Established since this Speaker started
+	LastReset   Reset         // the most recent of these times
 	Restart     bool          // graceful restart was negotiated
 	RestartTime time.Duration // how long we asked the switch to keep our paths
-	LongLived   time.Duration // how much longer as a last resort; 0: not negotiated
+	LongLived   time.Duration // how much longer it keeps them as a last resort; 0: not negotiated
 }
 
-// Lack is something that an Established session lacks.
+// Lack is one shortcoming of an Established session.
 type Lack struct {
 	Reason string // an identifier
 	Detail string // one sentence with the next step
 }
 
-// Reset is why a session left Established. It is still known when the session is up again.
+// Reset is why a session left Established. The reason stays known when the session is up again.
 type Reset struct {
-	At     time.Time // zero: it never left Established
+	At     time.Time // zero: the session never left Established
 	Reason string    // as Status.Reason, or "ended": the session was removed
 	Detail string
 }

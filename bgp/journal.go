@@ -15,50 +15,49 @@ import (
 const (
 	stateIdle        = "Idle"    // the pause after a loss
 	stateConnect     = "Connect" // dialling
-	stateActive      = "Active"  // the pause after a dial that failed
+	stateActive      = "Active"  // the pause after a failed dial
 	stateOpenSent    = "OpenSent"
 	stateOpenConfirm = "OpenConfirm"
 	stateEstablished = "Established"
 )
 
-// journal is what one session knows of its switch: from dials, probes, and the messages of its
-// connections. Goroutines of all of these write to it.
+// journal is the knowledge of one session about its switch: from dials, probes, and the messages of its
+// connections. The goroutines of all three write to it.
 type journal struct {
 	notify func() // must not block
 
-	mu       sync.Mutex // guards all below
+	mu       sync.Mutex // guards all fields below
 	peer     Peer
 	state    string
-	since    time.Time // of being Established, or of not being so
+	since    time.Time // when state last became, or ceased to be, Established
 	flaps    int
-	reset    Reset         // the last time that it left Established
-	lifetime time.Duration // of the last connection, in Established
+	reset    Reset         // the last time that the session left Established
+	lifetime time.Duration // how long the last connection was Established
 	causes   causes
 	evidence evidence
 	probing  bool          // a probe is under way
-	probeAt  time.Time     // no probe before
+	probeAt  time.Time     // no probe before this time
 	pause    time.Duration // after the last probe
-	dialled  time.Time     // since when dials have ended as the last one did
+	dialled  time.Time     // since when dials have ended like the last dial
 	offer    offer
 	heard    hearing
 
 	// Of this connection:
 	connected bool
 	alive     [2]bool      // a KEEPALIVE was sent, received
-	word      notification // the first one, if code is not 0
+	word      notification // the first NOTIFICATION, if code is not 0
 	theirs    bool         // the switch sent it
 	deaf      cause        // one side drops the other's packets; see relay.deaf
 }
 
-// newJournal returns the journal of a session that has not been Established since then.
+// newJournal returns the journal of a session that has not been Established since that time.
 func newJournal(p Peer, since time.Time, notify func()) *journal {
 	return &journal{notify: notify, peer: p, state: stateIdle, since: since,
 		causes: causes{first: cause{reason: reasonConnecting}}, heard: hearing{since: since}}
 }
 
-// causes are why a session is not Established. A sure cause stays the first one until the session is
-// Established or another sure cause is found: what follows from it, such as a refused connection, does
-// not hide it.
+// causes are why a session is not Established. A sure cause stays first until the session is Established or
+// another sure cause is found, so that its effects, such as a refused connection, do not hide it.
 type causes struct {
 	first, then cause
 	sure        bool // first is from a NOTIFICATION, or from TTL security on one side
@@ -79,7 +78,6 @@ func (c causes) detail() string {
 	return c.first.detail + "; since then: " + c.then.detail
 }
 
-// dialling records that a dial begins.
 func (j *journal) dialling() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -102,7 +100,7 @@ func (j *journal) dialFailed(err error) {
 	j.notify()
 }
 
-// takeProbe reports once that a probe is due.
+// takeProbe reports, once, that a probe is due.
 func (j *journal) takeProbe(now time.Time) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -226,7 +224,7 @@ func (j *journal) ended(byThem bool) {
 	j.notify()
 }
 
-// silent records that the connection ends because none of our octets was ever acknowledged.
+// silent records that the connection ends because the switch never acknowledged any of our octets.
 func (j *journal) silent() {
 	j.mu.Lock()
 	j.deaf = deafCause(j.peer)
@@ -234,8 +232,8 @@ func (j *journal) silent() {
 	j.ended(false)
 }
 
-// wait returns how long to wait before the next dial. After a session that had been Established it is
-// nothing, unless the session did not last: then *backoff, which doubles from 1 s to maxBackoff.
+// wait returns the pause before the next dial. After a session that was Established there is no pause. If
+// the session did not last, the pause is *backoff, which doubles from 1 s to maxBackoff.
 func (j *journal) wait(backoff *time.Duration) time.Duration {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -250,14 +248,14 @@ func (j *journal) wait(backoff *time.Duration) time.Duration {
 	return *backoff
 }
 
-// up reports whether the session is Established, and what the switch offered.
+// up reports whether the session is Established, and returns the switch's offer.
 func (j *journal) up() (bool, offer) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.state == stateEstablished, j.offer
 }
 
-// offer is what the switch offers in its OPEN.
+// offer is the content of the switch's OPEN.
 type offer struct {
 	known     bool // the OPEN has been read
 	asn       uint32
@@ -272,7 +270,7 @@ type offer struct {
 	refresh      bool // RFC 2918
 }
 
-// offerOf reads an OPEN. GoBGP refuses an OPEN that cannot be read.
+// offerOf reads an OPEN. If the OPEN cannot be read, GoBGP refuses it.
 func offerOf(m message) offer {
 	parsed, err := bgp.ParseBGPMessage(m)
 	if err != nil {
@@ -292,7 +290,7 @@ func offerOf(m message) offer {
 				o.restart = true
 				o.notification = o.notification || c.Flags&0x04 != 0 // RFC 8538, section 2
 			case *bgp.CapLongLivedGracefulRestart:
-				// Without a tuple the switch helps others (BIRD). With a time of 0 it keeps nothing (FRR
+				// A switch without a tuple helps others (BIRD). A switch with a time of 0 keeps nothing (FRR
 				// without its stale-time, which is the longest that FRR keeps paths).
 				o.longLived = len(c.Tuples) == 0 || slices.ContainsFunc(c.Tuples, func(t *bgp.CapLongLivedGracefulRestartTuple) bool { return t.RestartTime > 0 })
 			case *bgp.CapMultiProtocol:
@@ -326,7 +324,7 @@ type view struct {
 	heard  int
 }
 
-// urgent reports whether a change is worth news at once. The steps of an attempt to stateConnect, and learned
+// urgent reports whether a change is worth news at once. The steps of an attempt to connect, and learned
 // paths, can wait until the next tick.
 func (v view) urgent(was view) bool {
 	return (v.state == stateEstablished) != (was.state == stateEstablished) || v.flaps != was.flaps || v.causes != was.causes
@@ -338,7 +336,7 @@ func (j *journal) view() view {
 	return view{j.state, j.flaps, j.causes, j.offer, j.heard.edition}
 }
 
-// status returns what the journal knows for Status.
+// status returns the journal's part of the Status.
 func (j *journal) status() (Status, offer) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -14,7 +14,7 @@ const (
 	// quietFor is how long a switch that sends no End-of-RIB must be silent before all its paths count
 	// as received.
 	quietFor = 6 * time.Second
-	// learnMost bounds the paths that are learned from one switch.
+	// learnMost bounds the number of paths that are learned from one switch.
 	learnMost = 10000
 )
 
@@ -22,13 +22,13 @@ const (
 type LearnedPath struct {
 	Path
 	From netip.Addr // the switch
-	// Kept: the path is of an earlier session. The switch has not sent it again, and the restart time
-	// is not over yet (RFC 4724, section 4.2).
+	// Kept: the path is from an earlier session. The switch has not sent it again, and the restart time
+	// is not over (RFC 4724, section 4.2).
 	Kept bool
 }
 
-// Compare orders paths by prefix, then by preference: the path of a live session before a kept one, the
-// lower switch address before the higher.
+// Compare orders paths by prefix, then by preference: a path of a live session before a kept path, a lower
+// switch address before a higher one.
 func (p LearnedPath) Compare(other LearnedPath) int {
 	kept := func(p LearnedPath) int {
 		if p.Kept {
@@ -39,7 +39,7 @@ func (p LearnedPath) Compare(other LearnedPath) int {
 	return cmp.Or(p.Prefix.Compare(other.Prefix), cmp.Compare(kept(p), kept(other)), p.From.Compare(other.From), p.NextHop.Compare(other.NextHop))
 }
 
-// hearing holds the switch's own paths, as far as they are to be learned.
+// hearing holds the switch's own paths that the session learns.
 //
 //	session lost: told -> kept       session back: told grows, kept stays       End-of-RIB, or restart time over: kept is dropped
 type hearing struct {
@@ -48,17 +48,17 @@ type hearing struct {
 	kept  map[netip.Prefix]LearnedPath // of earlier sessions
 	whole bool                         // told and kept together hold all paths of the switch
 
-	up         bool      // there is a session
-	all        bool      // the switch has sent all its paths in it
-	since      time.Time // since when there was none that had
-	updates    int       // UPDATEs received in it
-	quiet      time.Time // when the last one came
-	eor4, eor6 bool      // its End-of-RIB of the family came
+	up         bool      // the session is up
+	all        bool      // the switch has sent all its paths in this session
+	since      time.Time // since when all has not been true
+	updates    int       // UPDATEs received in this session
+	quiet      time.Time // when the last UPDATE came
+	eor4, eor6 bool      // the End-of-RIB of the family came
 	edition    int       // grows with each change of paths or whole
 }
 
-// paths returns the paths of this session, and those of earlier sessions whose prefix is not among
-// them, sorted, at most the first learnMost.
+// paths returns the paths of this session, and paths of earlier sessions for other prefixes. They are
+// sorted, at most the first learnMost.
 func (h *hearing) paths() []LearnedPath {
 	out := slices.Collect(maps.Values(h.told))
 	for prefix, p := range h.kept {
@@ -71,7 +71,7 @@ func (h *hearing) paths() []LearnedPath {
 	return slices.Clip(out[:min(len(out), learnMost)])
 }
 
-// begin records that there is a session again.
+// begin records that the session is up again.
 func (h *hearing) begin(now time.Time) {
 	h.up, h.all, h.updates, h.quiet, h.eor4, h.eor6 = true, false, 0, now, false, false
 	h.told = make(map[netip.Prefix]LearnedPath)
@@ -98,7 +98,7 @@ func (h *hearing) forget() {
 	h.kept, h.whole = nil, true
 }
 
-// tick looks whether kept paths have had their time.
+// tick checks whether the time of the kept paths is over.
 func (h *hearing) tick(p Peer, o offer, now time.Time) {
 	// A switch that restarts sends nothing until it knows its own paths.
 	if h.up && !h.all && now.Sub(h.quiet) >= quietFor && (h.updates > 0 || !o.restart) {
@@ -110,7 +110,7 @@ func (h *hearing) tick(p Peer, o offer, now time.Time) {
 	}
 }
 
-// ask sets which prefixes are learned. It reports whether the switch must send its paths again for it.
+// ask sets the prefixes to learn. It reports whether the switch must send its paths again.
 func (h *hearing) ask(learn []netip.Prefix) (again bool) {
 	if slices.Equal(h.learn, learn) {
 		return false
@@ -124,15 +124,15 @@ func (h *hearing) ask(learn []netip.Prefix) (again bool) {
 	return again
 }
 
-// within reports whether one of the prefixes holds p. A default route holds only itself.
+// within reports whether one of the prefixes contains p. A default route contains only itself.
 func within(p netip.Prefix, prefixes []netip.Prefix) bool {
 	return slices.ContainsFunc(prefixes, func(w netip.Prefix) bool {
 		return w == p || w.Bits() > 0 && w.Bits() <= p.Bits() && w.Contains(p.Addr())
 	})
 }
 
-// update reads an UPDATE. Only an End-of-RIB is for GoBGP too: it waits for it after a restart, and all
-// other paths are of no use to it. Nothing is read while nothing is learned.
+// update reads an UPDATE. GoBGP needs only an End-of-RIB, which it waits for after a restart. If the session
+// learns no prefix, update reads no paths.
 func (h *hearing) update(p Peer, o offer, m message, now time.Time) (pass bool, err error) {
 	h.updates++
 	h.quiet = now
@@ -177,14 +177,13 @@ func (h *hearing) drop(prefix netip.Prefix) {
 	}
 }
 
-// learn sets which prefixes are learned. It reports whether the switch must send its paths again for it.
 func (j *journal) learn(prefixes []netip.Prefix) (again bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.heard.ask(prefixes)
 }
 
-// learned returns what Speaker.Learned shows of this session.
+// learned returns this session's part of Speaker.Learned.
 func (j *journal) learned() (paths []LearnedPath, complete bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -18,8 +18,8 @@ var marker = bytes.Repeat([]byte{0xff}, 16) // read only
 
 func (m message) kind() uint8 { return m[18] }
 
-// readMessage reads one message. The error about a header that RFC 4271, section 6.1 does not allow is
-// a refusal.
+// readMessage reads one message. If RFC 4271, section 6.1 does not allow the header, the error is a
+// refusal.
 func readMessage(r io.Reader) (message, error) {
 	m := make(message, bgp.BGP_HEADER_LENGTH)
 	if _, err := io.ReadFull(r, m); err != nil {
@@ -39,7 +39,7 @@ func readMessage(r io.Reader) (message, error) {
 	return m, err
 }
 
-// endOfRIB reports whether an UPDATE is an End-of-RIB (RFC 4724, section 2), and of which family.
+// endOfRIB reports whether an UPDATE is an End-of-RIB (RFC 4724, section 2), and for which family.
 func (m message) endOfRIB() (ipv4, ipv6 bool) {
 	body := m[bgp.BGP_HEADER_LENGTH:]
 	switch {
@@ -56,7 +56,7 @@ func (m message) endOfRIB() (ipv4, ipv6 bool) {
 	return false, false
 }
 
-// without returns an OPEN without a capability.
+// without returns an OPEN without the capability.
 func (m message) without(capability bgp.BGPCapabilityCode) message {
 	parsed, err := bgp.ParseBGPMessage(m)
 	if err != nil {
@@ -81,9 +81,8 @@ type notification struct {
 	data          []byte
 }
 
-// notificationOf reads a NOTIFICATION message.
 func notificationOf(m message) notification {
-	body := append(m[bgp.BGP_HEADER_LENGTH:], 0, 0) // one that is too short has the code 0
+	body := append(m[bgp.BGP_HEADER_LENGTH:], 0, 0) // a message that is too short has the code 0
 	return notification{body[0], body[1], m[min(len(m), bgp.BGP_HEADER_LENGTH+2):]}
 }
 
@@ -93,7 +92,7 @@ func (n notification) message() message {
 	return append(append(m, bgp.BGP_MSG_NOTIFICATION, n.code, n.subcode), n.data...)
 }
 
-// refusal is an error that a NOTIFICATION tells the switch about.
+// refusal is an error that is sent to the switch in a NOTIFICATION.
 type refusal notification
 
 func (r refusal) Error() string { return notification(r).String() }
@@ -106,7 +105,7 @@ func (n notification) inner() notification {
 	return n
 }
 
-// text returns the words of the switch's operator (RFC 9003).
+// text returns the message of the switch's operator (RFC 9003).
 func (n notification) text() string {
 	if !n.is(6, 2) && !n.is(6, 4) || len(n.data) == 0 {
 		return ""
@@ -121,7 +120,7 @@ func (n notification) is(code, subcode uint8) bool { return n.code == code && n.
 func (n notification) leaves() bool { return n.is(6, 2) || n.is(6, 3) }
 
 // farewell returns the NOTIFICATION that ends a session for good, with a text (RFC 9003). A switch that
-// keeps the paths at a NOTIFICATION must get it within a Hard Reset (RFC 8538, section 3.1).
+// keeps the paths at a NOTIFICATION must get a Hard Reset around it (RFC 8538, section 3.1).
 func farewell(why string, hard bool) notification {
 	const most = 255 // octets, RFC 9003, section 2
 	text := strings.ToValidUTF8(why[:min(len(why), most)], "")
@@ -132,7 +131,7 @@ func farewell(why string, hard bool) notification {
 	return n
 }
 
-// String is the name of the error and, in brackets, its numbers: "Cease, administrative shutdown (6/2)".
+// String returns the error's name, with its numbers in brackets: "Cease, administrative shutdown (6/2)".
 func (n notification) String() string {
 	name := codes[n.code].name
 	if name == "" {
@@ -144,7 +143,7 @@ func (n notification) String() string {
 	return fmt.Sprintf("%s (%d/%d)", name, n.code, n.subcode)
 }
 
-// codes names the errors of NOTIFICATIONs, as IANA's registry "BGP Error (Notification) Codes" does.
+// codes has the names of NOTIFICATION errors from IANA's registry "BGP Error (Notification) Codes".
 var codes = map[uint8]struct {
 	name     string
 	subcodes map[uint8]string

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// probeTimeout is how long a probe waits for an answer to its SYN, which the kernel sends again
+	// probeTimeout is how long a probe waits for an answer to its SYN. The kernel resends the SYN
 	// after 1 s and 3 s (RFC 6298, section 5.7; tcp(7)).
 	probeTimeout = 4 * time.Second
 	// probePause is the first pause between two probes, and probeRarest the longest. Some switches log
@@ -24,7 +24,7 @@ const (
 // reply is a switch's reaction to a SYN without a TCP MD5 signature (RFC 2385).
 type reply struct {
 	kind replyKind
-	by   netip.Addr // of rejected: the sender of the ICMP message
+	by   netip.Addr // for rejected: the sender of the ICMP message
 }
 
 type replyKind string
@@ -38,9 +38,9 @@ const (
 	unsent     replyKind = "unsent"     // our own kernel refused to connect
 )
 
-// probe connects to the switch's port as p would, but without its password, and closes the connection
-// before it sends anything. It closes with a FIN: BIRD and FRR log nothing then, while FRR logs up to
-// three errors for an RST. Neither counts a session. BIRD logs a warning if it does not know our address.
+// probe connects to the switch's port as p would, but without a password, and closes the connection before it
+// sends anything. It closes with a FIN: BIRD and FRR log nothing then, while FRR logs up to three errors for
+// an RST. Neither counts a session. BIRD logs a warning if it does not know our address.
 func probe(p Peer) reply {
 	fd, err := probeSocket(p)
 	if err != nil {
@@ -86,7 +86,7 @@ func probeSocket(p Peer) (fd int, err error) {
 	)
 }
 
-// hops is the TTL of the session's packets; -1 is the kernel's default.
+// hops is the TTL of the session's packets; -1 means the kernel's default.
 func (p Peer) hops() int {
 	switch {
 	case p.TTLSecurity:
@@ -97,7 +97,7 @@ func (p Peer) hops() int {
 	return max(1, int(p.MultihopTTL))
 }
 
-// handshake waits for the end of the handshake for at most probeTimeout.
+// handshake waits at most probeTimeout for the end of the handshake.
 func handshake(fd int, p Peer) error {
 	err := unix.Connect(fd, sockaddr(netip.AddrPortFrom(p.Address, p.Port)))
 	if err == nil || !errors.Is(err, unix.EINPROGRESS) {

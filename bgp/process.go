@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// answerTimeout bounds one order: a table of 5,000 paths takes a second on a busy machine. A process
-// that has not answered by then is killed.
+// answerTimeout bounds one order: a table of 5,000 paths takes a second on a busy machine. After this time
+// the process is killed.
 const answerTimeout = 30 * time.Second
 
 // process is the process of one session, as its Speaker sees it.
@@ -24,11 +24,11 @@ type process struct {
 	cmd  *exec.Cmd
 	link *os.File
 	out  *gob.Encoder
-	last tail          // what the process printed
+	last tail          // the output of the process
 	gone chan struct{} // closed when the process has ended
 
-	mu     sync.Mutex // guards what follows
-	number int        // of the newest order
+	mu     sync.Mutex // guards the fields below
+	number int        // number of the newest order
 	answer chan answer
 }
 
@@ -41,7 +41,7 @@ func start(command []string) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start the process of a session: %w", os.NewSyscallError("socketpair", err))
 	}
-	// The runtime polls a non-blocking descriptor: Close then ends a Read that waits.
+	// The runtime polls a non-blocking descriptor, so Close ends a waiting Read.
 	if err := unix.SetNonblock(fds[0], true); err != nil {
 		return nil, errors.Join(err, unix.Close(fds[0]), unix.Close(fds[1]))
 	}
@@ -76,7 +76,7 @@ func (p *process) listen(hear func(answer)) error {
 	return cmp.Or(p.last.reason(), err, errors.New("it ended by itself"))
 }
 
-// ask gives an order and waits for its answer. There must be one caller at a time.
+// ask gives an order and waits for its answer. Only one caller at a time is allowed.
 func (p *process) ask(ctx context.Context, o order) error {
 	timeout := time.NewTimer(answerTimeout)
 	defer timeout.Stop()
@@ -107,9 +107,9 @@ func (p *process) ask(ctx context.Context, o order) error {
 	}
 }
 
-// kill ends the process without a word to the switch. It may be called twice.
+// kill ends the process without a message to the switch. It may be called twice.
 func (p *process) kill() {
-	_ = p.link.Close()       // closed already at the second call
+	_ = p.link.Close()       // at the second call the link is closed already
 	_ = p.cmd.Process.Kill() // the process may have ended already
 }
 
@@ -137,7 +137,7 @@ func (t *tail) Write(b []byte) (int, error) {
 	return os.Stderr.Write(b)
 }
 
-// reason is the line that says why a Go program ended, nil without one.
+// reason returns the line that says why a Go program ended; nil if there is no such line.
 func (t *tail) reason() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -57,20 +57,20 @@ type cause struct {
 	detail string
 }
 
-// evidence is what is known of a switch that no connection comes about with.
+// evidence is our knowledge of a switch that we cannot connect to.
 type evidence struct {
-	err    error         // of the last dial; nil: none failed
-	silent time.Duration // for how long nothing has come back for dials
+	err    error         // of the last dial; nil: no dial failed
+	silent time.Duration // how long dials have had no answer
 	reply  reply         // to the last probe
 }
 
-// surely is after how long without any answer to dials the address of the switch must have been
-// resolved anew: a neighbour counts as reachable for at most 45 s, then as stale, and 8 s after its
-// next use the kernel gives up on it (arp(7)), which is another error.
+// surely is how long dials must stay without any answer until the kernel must have resolved the switch's
+// address again. A neighbour counts as reachable for at most 45 s, then as stale. 8 s after its next use
+// the kernel gives up on it (arp(7)), which is another error.
 const surely = time.Minute
 
-// puzzles reports whether a probe can tell more of p than the error of the dial does. A dial without a
-// password that nothing came back for was as good as a probe.
+// puzzles reports whether a probe can tell more about p than the dial's error. An unanswered dial without a
+// password was as good as a probe.
 func (e evidence) puzzles(p Peer) bool {
 	return isTimeout(e.err) && p.Password != "" || errors.Is(e.err, syscall.EHOSTUNREACH) || errors.Is(e.err, syscall.ENETUNREACH)
 }
@@ -80,7 +80,7 @@ func isTimeout(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// dialCause explains why a TCP connection did not come about.
+// dialCause explains why a dial failed.
 func dialCause(p Peer, e evidence) cause {
 	to := fmt.Sprintf("%s port %d", p.Address, p.Port)
 	switch {
@@ -102,12 +102,12 @@ func dialCause(p Peer, e evidence) cause {
 	return cause{reasonDial, fmt.Sprintf("connect to %s: %v; check the addresses of both sides", to, e.err)}
 }
 
-// timeoutCause explains that the switch does not answer. A switch drops without a word what is
-// signed with another password than it has for us, what lacks a signature that it wants, and what
-// has one that it does not want (RFC 2385, section 2.0); a filter drops all the same.
+// timeoutCause explains why the switch does not answer. A switch silently drops packets that are signed with
+// another password than its password for us, that lack a required signature, or that have an unwanted one
+// (RFC 2385, section 2.0). A filter drops packets silently, too.
 func timeoutCause(p Peer, e evidence) cause {
 	to := fmt.Sprintf("%s port %d", p.Address, p.Port)
-	var heard string // of the switch, in spite of all
+	var heard string // an answer of the switch in spite of the timeout
 	wrong := "the address is wrong"
 	switch {
 	case p.MultihopTTL > 1:
@@ -148,7 +148,7 @@ func unknown(p Peer) string {
 	return fmt.Sprintf("the switch closed the connection before its OPEN: configure neighbour %s as %d there, or wait if it holds off after an error", p.LocalAddress, p.LocalASN)
 }
 
-// lostCause explains that the connection ended without a NOTIFICATION.
+// lostCause explains why the connection ended without a NOTIFICATION.
 func lostCause(p Peer, state string, byThem bool) cause {
 	switch {
 	case !byThem:

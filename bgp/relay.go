@@ -23,9 +23,9 @@ const (
 	dialTimeout = connectRetry - time.Second
 	// attachTimeout bounds the wait for GoBGP to connect, which it does within 2 s.
 	attachTimeout = 10 * time.Second
-	// deafAfter is how many times an octet must have been sent again to count as dropped: it takes 3 s.
+	// deafAfter is how many times an octet must be sent again to count as dropped: this takes 3 s.
 	deafAfter = 4
-	// farewellTimeout bounds the wait for a switch to read all that we sent and to close its end.
+	// farewellTimeout bounds the wait for a switch to read everything that we sent and to close its end.
 	farewellTimeout = time.Second
 )
 
@@ -34,8 +34,8 @@ const (
 //
 //	GoBGP ── inner (loopback) ── relay ── outer (source address, MD5, TTL) ── switch
 //
-// GoBGP v3 does not say why a session failed, does not give its sockets away, and keeps every path that
-// a switch sends. The relay makes all of that visible, and passes on only what GoBGP needs.
+// GoBGP v3 does not say why a session failed, does not expose its sockets, and keeps every path that a
+// switch sends. The relay makes all of this visible, and passes on only the messages that GoBGP needs.
 type relay struct {
 	journal *journal
 	outer   *net.TCPConn
@@ -45,9 +45,9 @@ type relay struct {
 	// keeps our paths. BIRD drops them at an OPEN error, and rejects us for its error wait time.
 	quiet bool
 
-	sending sync.Mutex // guards what follows: messages go out whole
+	sending sync.Mutex // guards the fields below: messages go out whole
 	out     *bufio.Writer
-	last    bool // the last message has gone out, or half of one
+	last    bool // the last message has gone out, perhaps only half of it
 }
 
 func newRelay(j *journal, outer *net.TCPConn, inner net.Conn, quiet bool) *relay {
@@ -87,7 +87,7 @@ func (r *relay) inward() {
 		}
 	}
 	_ = r.inner.Close()
-	for { // until the switch closes its end, or the deadline that comes with the last message
+	for { // until the switch closes its end, or the deadline set by close
 		if _, err := in.Discard(in.Buffered() + 1); err != nil {
 			return
 		}
@@ -111,8 +111,8 @@ func (r *relay) outward() {
 	r.finish()
 }
 
-// send sends a message to the switch, at once or with the next one. After a NOTIFICATION it sends no
-// other message.
+// send sends a message to the switch, at once or with the next message. After a NOTIFICATION it sends
+// nothing.
 func (r *relay) send(m message, flush bool) {
 	r.sending.Lock()
 	defer r.sending.Unlock()
@@ -144,7 +144,7 @@ func (r *relay) finish() {
 	}
 }
 
-// close is for send and finish.
+// close ends our side of the connection. The caller holds sending.
 func (r *relay) close() {
 	r.last = true
 	_ = r.outer.CloseWrite()
@@ -154,7 +154,7 @@ func (r *relay) close() {
 // leave sends a NOTIFICATION as the last message, and waits until the switch has closed the connection.
 func (r *relay) leave(n notification) {
 	deadline := time.Now().Add(farewellTimeout)
-	_ = r.outer.SetWriteDeadline(deadline) // a switch that does not read holds nobody up
+	_ = r.outer.SetWriteDeadline(deadline) // a switch that does not read must not delay us
 	r.send(n.message(), true)
 	select {
 	case <-r.done:
@@ -162,8 +162,8 @@ func (r *relay) leave(n notification) {
 	}
 }
 
-// refresh asks the switch to send its paths again (RFC 2918). If the switch does not know how, the
-// connection ends silently: the switch sends its paths in the next one.
+// refresh asks the switch to send its paths again (RFC 2918). If the switch does not support that, the
+// connection ends silently: the switch sends its paths in the next connection.
 func (r *relay) refresh() {
 	up, offer := r.journal.up()
 	switch {
@@ -179,9 +179,8 @@ func (r *relay) refresh() {
 	}
 }
 
-// deaf ends a connection on which one side drops the other's packets because of TTL security (RFC
-// 5082): none of our octets is acknowledged, and octets of the switch come in exactly if the switch is
-// the side that drops.
+// deaf ends a connection on which one side drops the other's packets because of TTL security (RFC 5082): no
+// octet of ours is acknowledged. The switch is the side that drops exactly if its octets arrive.
 func (r *relay) deaf(p Peer) {
 	deaf := false
 	raw, err := r.outer.SyscallConn()
@@ -190,12 +189,12 @@ func (r *relay) deaf(p Peer) {
 	}
 	_ = raw.Control(func(socket uintptr) {
 		info, err := unix.GetsockoptTCPInfo(int(socket), unix.IPPROTO_TCP, unix.TCP_INFO)
-		acknowledged := err != nil || info.Bytes_acked > 1 // 1 is our SYN
+		acknowledged := err != nil || info.Bytes_acked > 1 // our SYN counts as 1
 		if acknowledged || info.Retransmits < deafAfter || p.TTLSecurity != (info.Bytes_received == 0) {
 			return
 		}
 		deaf = true
-		// The switch must take our FIN, and we its acknowledgement: it would wait for us for minutes.
+		// The switch must take our FIN, and we its acknowledgement: otherwise it waits for us for minutes.
 		p.TTLSecurity, p.Password = true, ""
 		p.MultihopTTL = 255
 		_ = p.options(int(socket))
@@ -206,7 +205,7 @@ func (r *relay) deaf(p Peer) {
 	}
 }
 
-// dial connects to the switch as the terms of the session say.
+// dial connects to the switch on the terms of the session.
 func dial(p Peer) (*net.TCPConn, error) {
 	d := net.Dialer{
 		Timeout:   dialTimeout,
@@ -223,7 +222,7 @@ func dial(p Peer) (*net.TCPConn, error) {
 	return conn.(*net.TCPConn), nil
 }
 
-// options sets TTL and password of a socket.
+// options sets the TTL and password of a socket.
 func (p Peer) options(fd int) error {
 	level, ttl, least := unix.IPPROTO_IP, unix.IP_TTL, unix.IP_MINTTL
 	if p.Address.Is6() {
@@ -231,7 +230,7 @@ func (p Peer) options(fd int) error {
 	}
 	err := os.NewSyscallError("set TTL", unix.SetsockoptInt(fd, level, ttl, p.hops()))
 	if p.TTLSecurity {
-		// The TTL of a packet from n hops away has gone down by n-1 (RFC 5082, section 3).
+		// The TTL of a packet from n hops away is lower by n-1 (RFC 5082, section 3).
 		err = errors.Join(err, os.NewSyscallError("set least TTL", unix.SetsockoptInt(fd, level, least, 256-max(1, int(p.MultihopTTL)))))
 	}
 	if p.Password != "" {
@@ -249,8 +248,8 @@ func (p Peer) options(fd int) error {
 	return err
 }
 
-// attach lets GoBGP connect to a loopback port that is open only for that, by open, and returns the
-// connection. Other processes' connections are closed.
+// attach opens a loopback port for GoBGP alone, calls open so that GoBGP connects to the port, and returns
+// the connection. It closes other processes' connections.
 func attach(open func(port uint16) error) (net.Conn, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
@@ -276,10 +275,10 @@ func attach(open func(port uint16) error) (net.Conn, error) {
 	}
 }
 
-// loopback is GoBGP's address, and the relay's towards GoBGP.
+// loopback is the address of GoBGP and of the relay's inner end.
 var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1}) // read only
 
-// ours reports whether the TCP connection from local to remote is one of this process's own.
+// ours reports whether the TCP connection from local to remote belongs to this process.
 func ours(local, remote netip.AddrPort) bool {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {

@@ -18,7 +18,7 @@ const (
 	connectRetry = 5 * time.Second
 	// deferral is how long the first UPDATE after a restart waits for the switch's
 	// End-of-RIB (RFC 4724, section 4.1). It is short because our paths do not depend on the
-	// switch's. GoBGP takes 0 for 360 s.
+	// switch's paths. GoBGP reads 0 as 360 s.
 	deferral = 5 * time.Second
 )
 
@@ -32,8 +32,8 @@ func newServer() *server {
 	return s
 }
 
-// silence is a logger that logs nothing: the relay sees what matters. Fatal and Panic end the process,
-// as GoBGP expects: it has found itself in a state that cannot be.
+// silence is a logger that logs nothing: the relay sees everything that matters. Fatal and Panic end the
+// process, as GoBGP expects: they report an impossible state.
 type silence struct{}
 
 func (silence) Debug(string, log.Fields)       {}
@@ -45,8 +45,8 @@ func (silence) Panic(msg string, f log.Fields) { panic(fmt.Sprintf("%s: %v", msg
 func (silence) SetLevel(log.LogLevel)          {}
 func (silence) GetLevel() log.LogLevel         { return log.PanicLevel }
 
-// start makes the server speak as p's local side, with an empty RIB. An import policy rejects the
-// switch's paths. It accepts our own, because GoBGP applies the policy to them too.
+// start makes the server act as p's local side, with an empty RIB. An import policy rejects the switch's
+// paths. It accepts our own paths, because GoBGP applies the policy to them too.
 func (s *server) start(p Peer) error {
 	ctx := context.Background()
 	err := s.bgp.StartBgp(ctx, &api.StartBgpRequest{Global: &api.Global{
@@ -104,7 +104,6 @@ func (s *server) open(p Peer, port uint16) error {
 	return nil
 }
 
-// close deletes the peer.
 func (s *server) close() error {
 	if err := s.bgp.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: loopback.String()}); err != nil {
 		return fmt.Errorf("delete the peer from GoBGP: %w", err)
@@ -113,7 +112,7 @@ func (s *server) close() error {
 }
 
 // add puts the path into the RIB, where it replaces the path of the same prefix. GoBGP keeps the next hop
-// of a path that is originated here.
+// of a path that originates here.
 func (s *server) add(path Path) error {
 	p, err := apiPath(path)
 	if err != nil {
@@ -123,7 +122,6 @@ func (s *server) add(path Path) error {
 	return err
 }
 
-// remove takes the path out of the RIB.
 func (s *server) remove(path Path) error {
 	p, err := apiPath(path)
 	if err != nil {

@@ -7,12 +7,12 @@ import (
 )
 
 const (
-	// leastTrial and mostTrial bound how long new terms are tried: well below the restart time.
+	// leastTrial and mostTrial bound how long new terms are tried: far less than the restart time.
 	leastTrial = 20 * time.Second
 	mostTrial  = time.Minute
 )
 
-// session is what a Speaker knows of one session. Callers of its methods hold Speaker.mu.
+// session is a Speaker's knowledge of one session. Callers of its methods hold Speaker.mu.
 //
 // New terms of an Established session are tried without a Cease, so that the switch keeps the paths. If
 // the new terms fail, the session goes back to the terms that worked:
@@ -23,19 +23,19 @@ const (
 type session struct {
 	key    Key
 	want   Session  // normal
-	terms  Peer     // proc was started on them: want.Peer, or good after a trial that failed
+	terms  Peer     // proc was started on them: want.Peer, or good after a failed trial
 	proc   *process // nil: none runs
-	last   answer   // the last one from proc
-	before Status   // of the time before proc; it counts while there is no proc
+	last   answer   // the last answer of proc
+	before Status   // the status before proc; it counts while there is no proc
 
-	good    Peer      // terms that worked, during a trial and after one that failed
-	trial   time.Time // the end of a trial; zero: there is none
-	refused Peer      // of the last trial that failed
-	failure Reset     // why it failed
+	good    Peer      // terms that worked, during a trial and after a failed trial
+	trial   time.Time // the end of a trial; zero: no trial is under way
+	refused Peer      // the terms of the last failed trial
+	failure Reset     // why that trial failed
 
-	whole    bool // proc has done all of want
+	whole    bool // proc has done everything in want
 	told     table
-	reported *process // the process at the last changes; nil: none was reported
+	reported *process // the process at the last changes; nil: no process was reported
 	why      string   // why the process before proc ended
 
 	backoff time.Duration // the pause after the last crash
@@ -43,8 +43,7 @@ type session struct {
 	wake    *time.Timer // calls Options.Changed
 }
 
-// newSession returns a session that was just asked for. past is the status that an earlier session of
-// the same Key ended with.
+// newSession returns a new session. past is the last status of an earlier session with the same Key.
 func newSession(want Session, past Status, changed func()) *session {
 	p := want.Peer
 	s := &session{key: p.Key(), want: want, terms: p, told: table{}, wake: time.AfterFunc(time.Hour, changed), before: Status{
@@ -55,7 +54,7 @@ func newSession(want Session, past Status, changed func()) *session {
 	return s
 }
 
-// decide decides the terms of the process. It returns why another process is necessary; "" if it is not.
+// decide sets the terms of the process. It returns why another process is necessary; "" if none is.
 func (s *session) decide(now time.Time) (why string) {
 	st := s.status()
 	wanted, up := s.terms == s.want.Peer, st.State == stateEstablished
@@ -74,11 +73,11 @@ func (s *session) decide(now time.Time) (why string) {
 		s.terms = s.good
 		return "the new settings failed (" + st.Reason + "), back to the earlier ones"
 	case s.refused == s.want.Peer && (up || now.Sub(st.Since) < span || now.Sub(s.failure.At) < span):
-		s.wake.Reset(span) // if the old terms fail too, the new ones are next
+		s.wake.Reset(span) // if the old terms fail too, the new terms are tried again
 		return ""
 	}
 	if why = s.terms.differs(s.want.Peer); why == "" {
-		s.terms = s.want.Peer // the name
+		s.terms = s.want.Peer // only the name differs
 		return ""
 	}
 	if up {
@@ -97,11 +96,11 @@ var noTime time.Time // read only
 // trialTime is how long new terms are tried.
 func trialTime(p Peer) time.Duration { return max(leastTrial, min(mostTrial, p.RestartTime/4)) }
 
-// status combines the process's own status with what happened before the process began.
+// status combines the status of the process with the status before the process started.
 func (s *session) status() Status {
 	st := s.before
 	if now := s.last.Status; s.proc != nil && now.State != "" {
-		if now.Reason == reasonConnecting { // a crash or a restart says more
+		if now.Reason == reasonConnecting { // a crash or a restart is a better reason
 			now.Reason, now.Detail = st.Reason, st.Detail
 		}
 		now.Flaps += st.Flaps
@@ -117,7 +116,7 @@ func (s *session) status() Status {
 	return st
 }
 
-// ended records that the process has ended, or is about to, and why.
+// ended records that the process has ended, or is about to end, and why.
 func (s *session) ended(reason, detail, why string) {
 	was, now := s.status(), time.Now()
 	s.before = Status{State: "Idle", Since: was.Since, Reason: reason, Detail: detail, Flaps: was.Flaps, LastReset: was.LastReset}
@@ -128,8 +127,8 @@ func (s *session) ended(reason, detail, why string) {
 	s.proc, s.last, s.whole, s.why = nil, answer{}, false, why
 }
 
-// crashed records that the process ended by itself after it had lived that long, or that no process
-// could be started. It returns the pause before the next one.
+// crashed records that the process ended by itself after that time, or that no process could be started. It
+// returns the pause before the next process.
 func (s *session) crashed(err error, lived time.Duration) time.Duration {
 	s.backoff = min(max(2*s.backoff, time.Second), maxRespawn)
 	if lived > steadyProcess {
@@ -140,7 +139,7 @@ func (s *session) crashed(err error, lived time.Duration) time.Duration {
 	return s.backoff
 }
 
-// did records that proc has done all of want, and returns what changed since the last call.
+// did records that proc has done everything in want, and returns the changes since the last call.
 func (s *session) did(proc *process) []Change {
 	if s.proc != proc {
 		return nil // proc ended meanwhile
@@ -168,7 +167,7 @@ func (s Session) equal(other Session) bool {
 	return s.Peer == other.Peer && slices.Equal(s.Paths, other.Paths) && slices.Equal(s.Learn, other.Learn)
 }
 
-// normal returns a copy of s, with normal addresses throughout.
+// normal returns a copy of s in which all addresses are normal.
 func (s Session) normal() Session {
 	s.Peer, s.Paths, s.Learn = s.Peer.normal(), slices.Clone(s.Paths), slices.Clone(s.Learn)
 	for i := range s.Paths {

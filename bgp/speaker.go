@@ -13,37 +13,36 @@ import (
 const (
 	// steadyProcess is how long a session's process must have run to be replaced at once.
 	steadyProcess = time.Minute
-	// maxRespawn bounds the pause before it is replaced.
+	// maxRespawn bounds the pause before a process is replaced.
 	maxRespawn = 32 * time.Second
 	// stopTimeout is how long Stop waits for a Sync to end.
 	stopTimeout = 3 * time.Second
 )
 
-// Speaker owns the sessions of one node. Each session is a process of its own (see ServeSession), for
-// two reasons. First, GoBGP v3 reads a connection in a goroutine of its own, and panics there at
-// messages that RFC 4271 does not know; no other goroutine can recover, so only a process can contain
-// the panic. Second, a process ends silently, and a switch takes a silent end for a graceful restart
-// (RFC 4724).
+// Speaker owns the sessions of one node. Each session has its own process (see ServeSession), for two
+// reasons. First, GoBGP v3 reads a connection in a separate goroutine, which panics at messages that RFC 4271
+// does not know. No other goroutine can recover, so only a process can contain the panic. Second, a process
+// ends silently, and a switch takes a silent end for a graceful restart (RFC 4724).
 //
 //	Speaker ──order──> ServeSession ── GoBGP ── switch        one process for each Key
 //	        <─answer──
 //
-// A process that ends by itself is replaced: at once if it had run for steadyProcess, else after 1, 2,
-// 4, ... maxRespawn. When the settings of a session change, its process is killed and another one
-// started. The processes end with the Speaker's own process, without a Cease.
+// A process that ends by itself is replaced: at once if it ran for steadyProcess, otherwise after 1, 2, 4,
+// ... maxRespawn. If the settings of a session change, its process is killed and another process is started.
+// The processes end with the Speaker's process, without a Cease.
 type Speaker struct {
 	command []string
 	changed func()
-	syncing chan struct{} // held by the one Sync at a time; by Stop for good
+	syncing chan struct{} // held by one Sync at a time; by Stop for good
 	stop    sync.Once
 
-	mu       sync.Mutex // guards what follows
-	synced   bool       // there was a Sync: a session that is not here is not desired
+	mu       sync.Mutex // guards the fields below
+	synced   bool       // a Sync has ended: a session that is not in sessions is not desired
 	sessions map[Key]*session
 	past     map[Key]Status // of removed sessions
 }
 
-// Options of a Speaker.
+// Options are the settings of a Speaker.
 type Options struct {
 	// Command is a program that calls ServeSession with its file descriptor 3.
 	Command []string
@@ -52,7 +51,7 @@ type Options struct {
 	Changed func()
 }
 
-// NewSpeaker returns a Speaker that has no session. It starts nothing.
+// NewSpeaker returns a Speaker without sessions. It starts nothing.
 func NewSpeaker(opts Options) *Speaker {
 	s := &Speaker{command: opts.Command, changed: opts.Changed, syncing: make(chan struct{}, 1), sessions: map[Key]*session{}, past: map[Key]Status{}}
 	if s.changed == nil {
@@ -61,12 +60,12 @@ func NewSpeaker(opts Options) *Speaker {
 	return s
 }
 
-// Sync makes the sessions and their paths what desired says. It ends a session that desired does not
-// name with a Cease, so that the switch withdraws its paths at once. It does not wait for a session to
-// come up. It works on all sessions at the same time, so that no session waits for another's switch.
+// Sync makes the sessions and their paths match desired. It sends a Cease to end a session that desired does
+// not name, so that the switch withdraws its paths at once. It does not wait for a session to come up. It
+// works on all sessions at the same time, so no session waits for another session's switch.
 //
-// A session that cannot work (see Session.Validate) is an error that wraps ErrInvalid. A session that
-// already runs under its Key is left as it is, and the other sessions are not affected.
+// A session that cannot work (see Session.Validate) is an error that wraps ErrInvalid. Sync leaves a running
+// session with the same Key as it is, and the other sessions are not affected.
 func (s *Speaker) Sync(ctx context.Context, desired State) ([]Change, error) {
 	select {
 	case s.syncing <- struct{}{}:
@@ -109,9 +108,9 @@ func (s *Speaker) Sync(ctx context.Context, desired State) ([]Change, error) {
 	return slices.Concat(results...), errors.Join(append(errs, desired.Validate())...)
 }
 
-// successor returns the session that takes the place of an Established one that is no longer desired:
-// its resource now names another switch, or another AS number of ours. Until the successor is Established
-// the old session stays.
+// successor returns the session that replaces an Established session that is no longer desired: the resource
+// now names another switch, or another AS number of ours. The old session stays until the successor is
+// Established.
 func (s *Speaker) successor(one *session, desired []Session) (next Session, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -127,14 +126,14 @@ func (s *Speaker) successor(one *session, desired []Session) (next Session, ok b
 			return want.normal(), running == nil
 		}
 		if ok {
-			return Session{}, false // which one is not clear
+			return Session{}, false // more than one session could be the successor
 		}
 		next, ok = want.normal(), true
 	}
 	return next, ok
 }
 
-// rename gives a session another Key: it is the same session with the switch, on other terms.
+// rename gives a session another Key: the session with the switch stays the same, on other terms.
 func (s *Speaker) rename(one *session, key Key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -162,7 +161,7 @@ func byKey(desired State) (named map[Key]bool, valid []Session) {
 	return named, valid
 }
 
-// why says to the switch's operator why a session has ended.
+// why tells the switch's operator why a session has ended.
 func (s State) why(key Key, peer Peer) string {
 	for _, h := range s.Held {
 		if h.Key == key {
@@ -172,11 +171,11 @@ func (s State) why(key Key, peer Peer) string {
 	return name(peer) + " asks for no session with this speaker any more"
 }
 
-// sync makes one session what want says.
+// sync makes one session match want.
 func (s *Speaker) sync(ctx context.Context, want Session) ([]Change, error) {
 	one, old := s.expect(want.normal())
 	if old != nil {
-		old.end() // first, so that the switch hears of the end before it hears of a new connection
+		old.end() // first, so that the switch sees the end before a new connection
 	}
 	proc, o, err := s.serve(one)
 	if proc == nil || err != nil {
@@ -190,8 +189,8 @@ func (s *Speaker) sync(ctx context.Context, want Session) ([]Change, error) {
 	return one.did(proc), nil
 }
 
-// expect records what a session should be. It returns the session's process if that process was started
-// on other terms and so must end; else nil.
+// expect records the desired session. If the session's process was started on other terms, and so must end,
+// expect returns the process in old.
 func (s *Speaker) expect(want Session) (one *session, old *process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -211,9 +210,8 @@ func (s *Speaker) expect(want Session) (one *session, old *process) {
 	return one, old
 }
 
-// serve returns the process of a session and the order for it. It starts a process if none runs. The
-// process is nil if there is nothing to do, or if the pause after a crash is not over; when it is, changed
-// is called.
+// serve returns the process of a session and the order for it. It starts a process if none runs. The process
+// is nil if there is nothing to do, or during the pause after a crash. After the pause, changed is called.
 func (s *Speaker) serve(one *session) (*process, order, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -248,7 +246,7 @@ func (s *Speaker) follow(one *session, proc *process) {
 		}
 	})
 	s.mu.Lock()
-	if one.proc == proc { // the Speaker did not end it
+	if one.proc == proc { // the Speaker did not end the process
 		time.AfterFunc(one.crashed(err, time.Since(begun)), s.changed)
 	}
 	s.mu.Unlock()
@@ -287,11 +285,11 @@ func (s *Speaker) Status(context.Context) []Status {
 	return out
 }
 
-// Learned returns the switches' own paths that the sessions ask for, sorted. They are as received: the
+// Learned returns the switches' own paths that the sessions learn, sorted. The paths are as received: the
 // caller must judge them. They are not advertised to any switch.
 //
-// While complete is false, a switch may not have repeated all paths that it had sent to an earlier
-// process: a caller must not delete routes for lack of a path. complete becomes true at the latest when
+// While complete is false, a switch may not have repeated all paths that it sent to an earlier process, so
+// the caller must not delete a route because its path is missing. complete becomes true at the latest when
 // the restart time of each session is over.
 func (s *Speaker) Learned(context.Context) (paths []LearnedPath, complete bool) {
 	all := s.all()
@@ -308,8 +306,8 @@ func (s *Speaker) Learned(context.Context) (paths []LearnedPath, complete bool) 
 	return paths, complete
 }
 
-// Stop ends all processes without a Cease: the switches keep the paths for the restart time.
-// Afterwards Status shows the last status, and Sync waits for its context to end.
+// Stop ends all processes without a Cease: the switches keep the paths for the restart time. Afterwards
+// Status shows the last status, and Sync blocks until its context ends.
 func (s *Speaker) Stop() { s.stop.Do(s.leave) }
 
 func (s *Speaker) leave() {

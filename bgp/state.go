@@ -21,7 +21,7 @@ const (
 	asTrans     = 23456               // RFC 6793, section 9
 )
 
-// ErrInvalid is wrapped by the error about a Session that cannot work. Sync leaves it alone.
+// ErrInvalid is wrapped by the error about a Session that cannot work. Sync does not act on such a Session.
 var ErrInvalid = errors.New("invalid session")
 
 // Key returns the identity of p's session.
@@ -45,8 +45,8 @@ func (k Key) String() string {
 	return fmt.Sprintf("%s local as %d", netip.AddrPortFrom(k.Address, k.Port), k.LocalASN)
 }
 
-// normal returns p with its defaults filled in and its addresses unmapped, so that two peers that mean
-// the same are equal.
+// normal returns p with its defaults filled in and its addresses unmapped, so that peers with the same
+// meaning are equal.
 func (p Peer) normal() Peer {
 	p.Address, p.LocalAddress, p.RouterID = p.Address.Unmap(), p.LocalAddress.Unmap(), p.RouterID.Unmap()
 	if p.Port == 0 {
@@ -68,7 +68,7 @@ func (p Peer) Same(q Peer) bool {
 	return p == q
 }
 
-// endpoint is the switch's address, and its port unless it is DefaultPort.
+// endpoint returns the switch's address, and its port unless the port is DefaultPort.
 func (p Peer) endpoint() string {
 	if p.Port == 0 || p.Port == DefaultPort {
 		return p.Address.String()
@@ -110,11 +110,10 @@ func (p Peer) String() string {
 // GoString keeps the password out of %#v.
 func (p Peer) GoString() string { return "bgp.Peer{" + p.String() + "}" }
 
-// Freshness is the MED of a path that has been true since that time: one less for each second. So the
-// switch prefers the path of a speaker that has seen a change over the path that it keeps for an absent
-// speaker. Without it the absent speaker's path would stay the best one, because it is the oldest, and
-// packets would go to a next hop that is gone until the restart time ends. It is never 0 from 2020 to
-// 2156.
+// Freshness is the MED of a path that has been true since that time: one less for each second. So the switch
+// prefers the path of a speaker that has seen a change to the kept path of an absent speaker. Without it the
+// absent speaker's path would stay the best path, because it is the oldest, and packets would go to a next
+// hop that is gone until the restart time ends. Freshness is never 0 from 2020 to 2156.
 func Freshness(since time.Time) uint32 {
 	const begin = 1577836800 // 2020-01-01
 	return math.MaxUint32 - uint32(min(max(since.Unix()-begin, 0), math.MaxUint32-1))
@@ -189,7 +188,7 @@ func (s State) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Validate reports why the session cannot work, with the next step, or nil.
+// Validate reports why the session cannot work, with the next step. It returns nil if the session can work.
 func (s Session) Validate() error {
 	p := s.Peer
 	if why := p.nonsense(); why != "" {

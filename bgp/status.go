@@ -29,7 +29,7 @@ func (t *talk) status() Status {
 	return st
 }
 
-// lacks says what an Established session lacks.
+// lacks returns the shortcomings of an Established session.
 func lacks(p Peer, o offer, untold [2]int) (out []Lack) {
 	for i, family := range []string{"IPv4", "IPv6"} {
 		if untold[i] > 0 {

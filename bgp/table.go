@@ -18,8 +18,8 @@ type step struct {
 	gone bool // path is to be withdrawn
 }
 
-// steps returns how the table becomes want. A new path is added. A path with another next hop replaces
-// the old one without a withdrawal (RFC 4271, section 3.1). Withdrawals come last.
+// steps returns the steps that turn the table into want. It adds a new path. A path with another next hop
+// replaces the old path without a withdrawal (RFC 4271, section 3.1). Withdrawals come last.
 func (t table) steps(want []Path) []step {
 	var out []step
 	wanted := make(map[netip.Prefix]bool, len(want))

@@ -10,24 +10,24 @@ import (
 )
 
 const (
-	// lookEvery is how often a process looks at its session even if nothing happened.
+	// lookEvery is how often a process checks its session even if nothing happened.
 	lookEvery = time.Second
 	// steady is how long a session must have been Established to be dialled again at once.
 	steady = 10 * time.Second
-	// maxBackoff bounds the pause before a session that was lost earlier is dialled again.
+	// maxBackoff bounds the pause before a session that was lost earlier than steady is dialled again.
 	maxBackoff = 32 * time.Second
 )
 
-// order tells the process of a session what to do. Orders are answered one after another.
+// order tells the process of a session what to do. The process answers orders one after another.
 type order struct {
 	Number  int
-	Session Session   // to make true; all orders have the same terms
-	Since   time.Time // in the first order: since when the session has not been Established
-	Trial   bool      // in the first order: refuse the switch's OPEN silently; see relay.quiet
-	End     string    // if not empty: end the session with a Cease of this text
+	Session Session   // the desired session; all orders have the same terms
+	Since   time.Time // only in the first order: since when the session has not been Established
+	Trial   bool      // only in the first order: refuse the switch's OPEN silently; see relay.quiet
+	End     string    // if not empty: end the session with a Cease with this text
 }
 
-// answer is what the process of a session says. Number 0 is news that answers no order.
+// answer is a message from the process of a session. Number 0 is news that answers no order.
 type answer struct {
 	Number   int
 	Err      string
@@ -37,14 +37,14 @@ type answer struct {
 	Complete bool
 }
 
-// ServeSession is the process of one session. It carries out the orders that it reads from link until
-// link ends, because its Speaker has ended. It returns at once then, and the caller must end the
-// process: the connection ends without a Cease, and the switch keeps the paths (RFC 4724).
+// ServeSession is the process of one session. It carries out orders from link until link ends, which means
+// that the Speaker has ended. Then it returns at once, and the caller must end the process: the connection
+// ends without a Cease, and the switch keeps the paths (RFC 4724).
 func ServeSession(link io.ReadWriter) error {
 	t, orders, ended := newTalk(gob.NewEncoder(link)), make(chan order, 8), make(chan error, 2)
 	go func() { ended <- t.run(orders) }()
-	// Another goroutine reads, so that the end of link is noticed during an order too. Otherwise this
-	// session would go on beside the same session of the next daemon.
+	// Another goroutine reads, so that the end of link is noticed even during an order. Otherwise this
+	// session would continue beside the same session of the next daemon.
 	go func() {
 		in := gob.NewDecoder(link)
 		for {
@@ -62,20 +62,20 @@ func ServeSession(link io.ReadWriter) error {
 	return <-ended
 }
 
-// talk is one session in its own process. The goroutine of run owns it.
+// talk is one session in its process. The goroutine of run owns talk.
 //
-// After a loss the next OPEN must have both restart bits set, or the switch flushes the paths that it
-// kept (RFC 4724, section 4.2). GoBGP sets the bits only in the first connection of a peer. So GoBGP gets
-// a new peer for each connection:
+// After a loss the next OPEN must have both restart bits set, or the switch flushes the kept paths (RFC 4724,
+// section 4.2). GoBGP sets the bits only in the first connection of a peer. So GoBGP gets a new peer for each
+// connection:
 //
 //	dial --> add the peer --> GoBGP connects to the relay --> OPENs, Established --> end --> delete the peer --pause--> dial
 type talk struct {
 	out     *gob.Encoder
 	wake    chan struct{} // one slot: look again
-	over    chan error    // the attempt ended; not nil: this process cannot go on
+	over    chan error    // an attempt ended; not nil: this process cannot continue
 	journal *journal
 	server  *server
-	relay   atomic.Pointer[relay] // of this connection
+	relay   atomic.Pointer[relay] // of the current connection; nil: not connected
 
 	peer    Peer
 	trial   bool
@@ -83,14 +83,14 @@ type talk struct {
 	trying  bool  // an attempt is under way
 	retryAt time.Time
 	backoff time.Duration
-	said    view // at the last answer
+	said    view // the view at the last answer
 }
 
 func newTalk(out *gob.Encoder) *talk {
 	return &talk{out: out, wake: make(chan struct{}, 1), over: make(chan error, 1), told: table{}}
 }
 
-// poke makes run look again. It does not block.
+// poke makes run check the session. It does not block.
 func (t *talk) poke() {
 	select {
 	case t.wake <- struct{}{}:
@@ -98,7 +98,7 @@ func (t *talk) poke() {
 	}
 }
 
-// run carries out orders and reacts to the journal, until it is told to end or fails.
+// run carries out orders and reacts to the journal, until an order ends the session or run fails.
 func (t *talk) run(orders <-chan order) error {
 	if err := t.begin(<-orders); err != nil {
 		return err
@@ -146,7 +146,7 @@ func (t *talk) say(number int, err error) error {
 	return t.out.Encode(a)
 }
 
-// begin starts the session: first all paths, then a connection, so that the first UPDATEs are complete
+// begin starts the session. It adds all paths before it connects, so that the first UPDATEs are complete
 // and the End-of-RIB after them flushes no path that is still desired.
 func (t *talk) begin(o order) error {
 	t.peer, t.trial = o.Session.Peer, o.Trial
@@ -199,7 +199,7 @@ func (t *talk) look() {
 	}
 }
 
-// attempt makes one connection to the switch, and returns when it is over.
+// attempt makes one connection to the switch, and returns when the connection is over.
 func (t *talk) attempt() error {
 	t.journal.dialling()
 	outer, err := dial(t.peer)

@@ -7,18 +7,18 @@ import (
 	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
 )
 
-// update is what an UPDATE says of unicast paths (RFC 4271, section 4.3; RFC 4760).
+// update is the content of an UPDATE about unicast paths (RFC 4271, section 4.3; RFC 4760).
 type update struct {
 	gone, reach []netip.Prefix
-	hop4, hop6  netip.Addr // of the IPv4, of the IPv6 prefixes in reach
+	hop4, hop6  netip.Addr // next hops of the IPv4 and the IPv6 prefixes in reach
 	asPath      []uint32
 	withdraw    bool // an attribute is malformed: reach counts as gone (RFC 7606, section 2)
 }
 
-// octets is what of a message is yet to be read.
+// octets is the unread part of a message.
 type octets []byte
 
-// take takes the next n octets.
+// take returns the next n octets.
 func (b *octets) take(n int) (octets, bool) {
 	if n > len(*b) {
 		return nil, false
@@ -28,7 +28,7 @@ func (b *octets) take(n int) (octets, bool) {
 	return out, true
 }
 
-// counted takes octets that follow their own number, which has that size.
+// counted returns octets that follow their count, which has that size.
 func (b *octets) counted(size int) (octets, bool) {
 	count, ok := b.take(size)
 	if !ok {
@@ -41,7 +41,6 @@ func (b *octets) counted(size int) (octets, bool) {
 	return b.take(n)
 }
 
-// prefixes reads all octets as prefixes.
 func (b octets) prefixes(ipv6 bool) (out []netip.Prefix, ok bool) {
 	for len(b) > 0 {
 		bits := int(b[0])
@@ -92,7 +91,6 @@ func readUpdate(body []byte, as4 bool) (u update, err error) {
 	return u, nil
 }
 
-// attribute reads one path attribute.
 func (u *update) attribute(head, value octets, as4 bool) error {
 	ok := true
 	switch bgp.BGPAttrType(head[1]) {
@@ -158,7 +156,7 @@ func (u *update) path(value octets, as4 bool) bool {
 	return true
 }
 
-// reachable reads an MP_REACH_NLRI (RFC 4760, section 3). A second next hop is a link-local one.
+// reachable reads an MP_REACH_NLRI (RFC 4760, section 3). A second next hop is link-local.
 func (u *update) reachable(value octets) error {
 	family, ok1 := value.take(3)
 	hop, ok2 := value.counted(1)
