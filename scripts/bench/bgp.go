@@ -21,19 +21,20 @@ import (
 const (
 	// sessionLimit includes the speaker's first dial and BIRD's own delays.
 	sessionLimit = 30 * time.Second
-	// routesLimit is for thousands of routes on a busy machine.
+	// routesLimit is enough for thousands of routes on a busy machine.
 	routesLimit = 2 * time.Minute
 )
 
-// lan is one speaker, Node-1, with its switches, and nodes on paper.
+// lan is one speaker, Node-1, with its switches. All other nodes exist only as manifests.
 type lan struct {
 	*lab.Lab
 	node     *lab.Node
 	switches []*lab.Switch
-	nodes    int // on paper
+	nodes    int // number of nodes that are only manifests
 }
 
-// newLAN starts a speaker with sessions to a number of switches, and waits until they know all nodes.
+// newLAN starts a speaker with sessions to a number of switches, and waits until the switches know all
+// nodes.
 func (b *bench) newLAN(ctx context.Context, switches, nodes int, announce bool) (l *lan, err error) {
 	l = &lan{}
 	if l.Lab, err = lab.New(lab.Options{Bin: b.bin}); err != nil {
@@ -45,7 +46,7 @@ func (b *bench) newLAN(ctx context.Context, switches, nodes int, announce bool) 
 	}
 	t := lab.Topology{Nodes: []lab.NodeSpec{{
 		HostSpec: lab.HostSpec{Name: "Node-1", Links: link(speaker)},
-		Config:   map[string]any{"bgp": map[string]any{"withdrawAfter": "0s"}}, // the others answer no probe
+		Config:   map[string]any{"bgp": map[string]any{"withdrawAfter": "0s"}}, // the other nodes do not answer probes
 	}}}
 	manifest := nodeManifest("Node-1", speaker.String(), "[10.64.0.0/24]")
 	for i := range switches {
@@ -74,7 +75,7 @@ func (b *bench) newLAN(ctx context.Context, switches, nodes int, announce bool) 
 	return l, l.heard(ctx)
 }
 
-// grow writes manifests, a file each, until there are this many nodes on paper.
+// grow writes manifests, one file each, until the LAN has this many nodes besides the speaker.
 func (l *lan) grow(nodes int) error {
 	for ; l.nodes < nodes; l.nodes++ {
 		if err := os.WriteFile(l.manifest(l.nodes), []byte(l.text(l.nodes)), 0o644); err != nil {
@@ -120,12 +121,12 @@ func (l *lan) routed(ctx context.Context) error {
 	})
 }
 
-// installed counts the IPv4 routes through a gateway of an origin in the machine's kernel.
+// installed counts the IPv4 routes in the machine's kernel that have this origin and a gateway.
 func installed(m *lab.Machine, protocol int) (n int, err error) {
 	err = m.Do(func() error {
 		list, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: netlink.RouteProtocol(protocol)}, netlink.RT_FILTER_PROTOCOL)
 		for _, r := range list {
-			if r.Gw != nil { // not the speaker's own pod CIDR, which no packet may leave the node for
+			if r.Gw != nil { // skips the speaker's own pod CIDR, whose packets must not leave the node
 				n++
 			}
 		}
@@ -134,12 +135,13 @@ func installed(m *lab.Machine, protocol int) (n int, err error) {
 	return n, err
 }
 
-// rss is the resident set of the speaker's daemon and its sessions' processes, in MiB, once it has settled.
+// rss is the resident memory of the speaker's daemon and its session processes in MiB. It waits until the
+// daemon has settled.
 func (l *lan) rss(ctx context.Context) (float64, error) {
 	if err := l.settled(ctx, time.Second); err != nil {
 		return 0, err
 	}
-	// Pss divides memory that processes share, such as the program's text, among them.
+	// Pss divides shared memory, such as the program's text, among the processes that share it.
 	var sum int
 	for _, pid := range processes(l.node.PID()) {
 		text := field(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss")
@@ -152,7 +154,7 @@ func (l *lan) rss(ctx context.Context) (float64, error) {
 	return float64(sum) / 1024, nil
 }
 
-// settled waits until the speaker has used next to no processor time for a while.
+// settled waits until the speaker has used almost no processor time for a while.
 func (l *lan) settled(ctx context.Context, still time.Duration) error {
 	const little = 20 * time.Millisecond
 	var since time.Time
@@ -172,7 +174,7 @@ func (l *lan) settled(ctx context.Context, still time.Duration) error {
 	})
 }
 
-// appear measures, in LANs of several sizes, how long a new node waits for its route.
+// appear measures the time until a new node has its route, in LANs of several sizes.
 func (b *bench) appear(ctx context.Context) error {
 	n, sizes := 50, []int{10, 100, 1000}
 	if b.quick {
@@ -198,7 +200,7 @@ func (b *bench) appear(ctx context.Context) error {
 	return nil
 }
 
-// appearances has one more node come and go, n times.
+// appearances adds and removes one more node, n times.
 func (l *lan) appearances(ctx context.Context, n int, t *table) error {
 	var there, gone sample
 	size := l.nodes + 1
@@ -247,7 +249,7 @@ func (l *lan) appearances(ctx context.Context, n int, t *table) error {
 	return err
 }
 
-// awaited returns how long after cause the kernel announces the route.
+// awaited returns the time from cause until the kernel announces the route.
 func awaited(ctx context.Context, updates <-chan netlink.RouteUpdate, kind uint16, dst netip.Prefix, cause func() error) (time.Duration, error) {
 	start := time.Now()
 	if err := cause(); err != nil {

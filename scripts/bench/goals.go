@@ -2,8 +2,8 @@ package main
 
 import "fmt"
 
-// goals compares the results of the run with edgeway's goals, which are ratios to a peer of the same
-// run, and counts. It leaves out a goal that was not measured.
+// goals compares the results of the run with edgeway's goals. A goal is a count, or a ratio to a peer of
+// the same run. A goal that was not measured is left out.
 func (b *bench) goals() {
 	t := table{Name: "goals", Title: "Goals", Columns: columns("what", "at most", "measured", "which is")}
 	for _, g := range []struct {

@@ -20,7 +20,8 @@ import (
 	"github.com/edgeway-cni/edgeway/ipam"
 )
 
-// fillers lease what stays, side by side: the store takes them together.
+// fillers is how many goroutines lease the permanent leases, because the store commits concurrent leases
+// together.
 const fillers = 1024
 
 // ours is the store under test.
@@ -64,8 +65,8 @@ func (o ours) release(ctx context.Context, id string) error {
 
 func (o ours) close() error { return o.store.Close() }
 
-// updates is the simplest store on bbolt: a transaction for every call. It chooses addresses in memory,
-// and does not remember pods.
+// updates is the simplest store on bbolt: one transaction a call. It chooses addresses in memory and does
+// not store pods.
 type updates struct {
 	db   *bbolt.DB
 	next atomic.Uint32
@@ -128,7 +129,7 @@ func (u *updates) release(_ context.Context, id string) error {
 
 func (u *updates) close() error { return u.db.Close() }
 
-// hostLocal does the same as one exec of the host-local plugin, through the plugin's own packages.
+// hostLocal does the work of one exec of the host-local plugin, with the plugin's own packages.
 type hostLocal struct {
 	dir  string
 	sets allocator.RangeSet
@@ -146,8 +147,8 @@ func openHostLocal(ctx context.Context, dir string, n int) (leaser, error) {
 		return nil, err
 	}
 	h := &hostLocal{dir, allocator.RangeSet{r}}
-	// A lease is a file named by its address (backend/disk: Reserve). The last addresses are held,
-	// so that the search for a free one, which begins at the first, does not meet them.
+	// A lease is a file named by its address (backend/disk: Reserve). The permanent leases have the last
+	// addresses, so that the search for a free address, which starts at the first, does not meet them.
 	if err := os.MkdirAll(filepath.Join(dir, hostLocalNetwork), 0o755); err != nil {
 		return nil, err
 	}
@@ -161,7 +162,6 @@ func openHostLocal(ctx context.Context, dir string, n int) (leaser, error) {
 	return h, nil
 }
 
-// with opens the store as each exec does.
 func (h *hostLocal) with(f func(*allocator.IPAllocator) error) error {
 	s, err := disk.New(hostLocalNetwork, h.dir)
 	if err != nil {

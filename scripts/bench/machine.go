@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// describe describes the machine that the numbers were measured on. Nothing in it identifies the machine.
+// describe describes the machine of the measurement. The facts do not identify the machine.
 func describe(ctx context.Context, o options) []fact {
 	facts := []fact{
 		{"processors", fmt.Sprintf("%d, %s", runtime.NumCPU(), field("/proc/cpuinfo", "model name"))},
@@ -48,7 +48,7 @@ func read(path string) string {
 	return string(b)
 }
 
-// field is the first "name: value" of a file below /proc.
+// field returns the value of the first "name: value" line in a file below /proc.
 func field(path, name string) string {
 	for line := range strings.Lines(read(path)) {
 		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == name {
@@ -58,7 +58,7 @@ func field(path, name string) string {
 	return "unknown"
 }
 
-// fileSystem is the type of the file system of dir (statfs(2)).
+// fileSystem returns the type of dir's file system (statfs(2)).
 func fileSystem(dir string) string {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {

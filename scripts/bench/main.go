@@ -1,14 +1,14 @@
 // Command bench measures edgeway side by side with other software that does the same work on a node: the
-// reference plugins of containernetworking, one bbolt transaction a call, `ip -batch`, a node
-// without pods. It runs as root, in namespaces of its own that end with it, and touches nothing
-// outside of them but one directory of files.
+// reference plugins of containernetworking, one bbolt transaction a call, `ip -batch`, a node without pods.
+// It runs as root in its own namespaces, which end with it. It never touches anything outside of them
+// except one directory of files.
 //
 //	go run ./scripts/bench [-quick] [-run REGEX] [-o text|markdown|json]
 //
-// The contenders of a table take turns, in rounds, and each round starts with another one: what else
-// the machine does meets all of them alike. So a ratio within a table carries further than a time,
-// the processor time of an operation further than its latency, and a count of system calls needs no
-// repetition at all. Nothing here passes or fails on a time.
+// The contenders of a table take turns in rounds, and each round starts with a different contender. Other
+// load on the machine therefore affects all of them alike. So a ratio within a table is more portable than
+// a time, and processor time is more portable than latency. A count of system calls needs no repetition.
+// Nothing here passes or fails on a time.
 package main
 
 import (
@@ -28,20 +28,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// options are the command line.
 type options struct {
 	run    *regexp.Regexp
 	quick  bool
 	output string
-	plot   string // the file of the SVG; "": none
-	bin    string // the directory of edgeway and edgewayd
-	dir    string // where stores are written: a file system whose fsync means something
-	peers  string // the directory of the reference plugins; not "": this process is inside
-	load   string // this process is the load of a trace
+	plot   string // file for the SVG; "": no SVG
+	bin    string // directory of edgeway and edgewayd
+	dir    string // directory for stores, on a file system where fsync has an effect
+	peers  string // directory of the reference plugins; if set, this process is inside
+	load   string // if set, this process is the load of a trace
 }
 
 func main() {
-	// The process inside is killed when the thread that started it ends, and this one does not.
+	// The kernel kills the inside process when the thread that started it ends. The main thread does not
+	// end.
 	runtime.LockOSThread()
 	if err := benchmark(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -103,8 +103,8 @@ func parseFlags() (options, error) {
 	return o, nil
 }
 
-// outside builds the reference plugins, which may need the network, and runs this program again in
-// fresh mount, PID and network namespaces: whatever happens to it, nothing that it started survives.
+// outside builds the reference plugins, which may need the network, and runs this program again in fresh
+// mount, PID and network namespaces. No process that the program starts can outlive them.
 func outside(ctx context.Context, o options) (err error) {
 	if o.run.String() == "list" {
 		for _, s := range sections() {
@@ -149,7 +149,7 @@ func outside(ctx context.Context, o options) (err error) {
 	return cmd.Wait()
 }
 
-// buildPeers builds the reference plugins as their own release does, from the versions of go.mod.
+// buildPeers builds the reference plugins with the flags of their own release, in the versions of go.mod.
 func buildPeers(ctx context.Context, dir string) error {
 	const plugins = "github.com/containernetworking/plugins/plugins/"
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/",
@@ -161,7 +161,7 @@ func buildPeers(ctx context.Context, dir string) error {
 	return nil
 }
 
-// bench is what the sections of one run share.
+// bench is the state that the sections of one run share.
 type bench struct {
 	options
 	out *report
@@ -169,9 +169,9 @@ type bench struct {
 
 // section is one group of tables.
 type section struct {
-	name  string // what -run matches
+	name  string // -run matches it
 	title string
-	needs string // a program that may be missing; "": none
+	needs string // a program that may be missing; "": no program
 	run   func(*bench, context.Context) error
 }
 
@@ -192,7 +192,7 @@ func sections() []section {
 	}
 }
 
-// inside runs the sections in the namespaces that outside made.
+// inside runs the sections in the namespaces of outside.
 func inside(ctx context.Context, o options) error {
 	if err := settle(); err != nil {
 		return err
@@ -222,8 +222,8 @@ func inside(ctx context.Context, o options) error {
 	return b.out.end()
 }
 
-// settle prepares the fresh namespaces for programs: a /proc of their own processes, a /run/netns whose
-// mounts nobody else sees, and a loopback link that is up.
+// settle prepares the fresh namespaces: a /proc with only their processes, a /run/netns with private
+// mounts, and a loopback link that is up.
 func settle() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("detach mounts: %w", err)

@@ -16,18 +16,17 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// nodes is how many there are in the largest LAN that is measured.
+// nodes is the number of nodes in the largest measured LAN.
 const nodes = 5000
 
-// phantom is a node that exists on paper: its address in the LAN 10.0.0.0/16, from 10.0.1.1 on, and
-// its pod CIDR, from 10.64.1.0/24 on.
+// phantom returns the address and the pod CIDR of a node that exists only as a manifest. Addresses are in
+// the LAN 10.0.0.0/16, from 10.0.1.1 on. Pod CIDRs start at 10.64.1.0/24.
 func phantom(i int) (addr netip.Addr, cidr netip.Prefix) {
 	addr = netip.AddrFrom4([4]byte{10, 0, byte(1 + i/250), byte(1 + i%250)})
 	i++
 	return addr, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(64 + i>>8), byte(i), 0}), 24)
 }
 
-// newSpace makes a network namespace whose loopback link is up.
 func newSpace(path string) (*lab.Space, error) {
 	s, err := lab.NewSpace(path)
 	if err != nil {
@@ -45,7 +44,7 @@ func newWire(ctx context.Context, name string) (*lab.Space, error) {
 	return s, s.IP(ctx, "link add eth0 type veth peer name wire0\nlink set wire0 up\nlink set eth0 up\naddr add 10.0.0.11/16 dev eth0\n")
 }
 
-// step brings the routes into a state, and returns the processor time of the processes it started.
+// step brings the routes into a state. It returns the processor time of the processes that it started.
 type step func(context.Context) (cpu time.Duration, err error)
 
 // router is one way to write 5,000 routes.
@@ -55,7 +54,7 @@ type router struct {
 	steps []step // first sync, nothing changed, removal
 }
 
-// routes compares the first sync, a sync with nothing changed, and the removal.
+// routes compares the first sync, a sync without changes, and the removal.
 func (b *bench) routes(ctx context.Context) (err error) {
 	rounds := 7
 	if b.quick {
@@ -108,7 +107,7 @@ func (b *bench) routes(ctx context.Context) (err error) {
 	return nil
 }
 
-// counted calls f and counts the kernel's announcements about routes and next hop objects.
+// counted calls f and counts the kernel's events about routes and next hop objects.
 func counted(s *lab.Space, f func() error) (events int, err error) {
 	err = s.Do(func() error {
 		sock, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_NEXTHOP)
@@ -122,7 +121,7 @@ func counted(s *lab.Space, f func() error) (events int, err error) {
 		if err := f(); err != nil {
 			return err
 		}
-		// All that f caused is in the socket's buffer by now.
+		// All events that f caused are in the socket's buffer by now.
 		quiet := unix.Timeval{Usec: 50_000}
 		if err := sock.SetReceiveTimeout(&quiet); err != nil {
 			return err
@@ -141,7 +140,7 @@ func counted(s *lab.Space, f func() error) (events int, err error) {
 	return events, err
 }
 
-// newSync is edgeway's way.
+// newSync writes the routes with edgeway's own package.
 func newSync(s *lab.Space) (r router, err error) {
 	var k *routes.Kernel
 	if err := s.Do(func() (err error) { k, err = routes.Open(); return err }); err != nil {
@@ -164,7 +163,7 @@ func newSync(s *lab.Space) (r router, err error) {
 	return router{"edgeway", s, []step{sync(full, nodes), sync(full, 0), sync(routes.State{}, nodes)}}, nil
 }
 
-// newBatch is `ip -batch`, the quickest of the tools that an operator has.
+// newBatch writes the routes with `ip -batch`, an operator's fastest tool.
 func newBatch(s *lab.Space) (router, error) {
 	var script strings.Builder
 	for i := range nodes {

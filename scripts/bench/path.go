@@ -14,19 +14,19 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// place is a namespace that can hold a socket: a space or a machine of a laboratory.
+// place runs a function in a namespace: of a space, or of a laboratory's machine.
 type place func(func() error) error
 
-// path is one way that packets go.
+// path is one connection to measure.
 type path struct {
 	name           string
 	client, server place
 	to             netip.Addr
-	limit          int // the row of the path that it is compared to
+	limit          int // row of the path to compare with
 }
 
-// paths compares connections between pods with connections between their nodes, and with two
-// namespaces that have nothing but a veth pair between them.
+// paths compares connections between pods with connections between their nodes, and with a bare veth pair
+// between two namespaces.
 func (b *bench) paths(ctx context.Context) error {
 	rounds := 12
 	if b.quick {
@@ -116,7 +116,7 @@ func layPaths(ctx context.Context, l *lab.Lab) (all []path, done func(), err err
 	}, done, err
 }
 
-// stream is a number of bytes with the time that their way took.
+// stream is a number of bytes and the time for sending them.
 type stream struct {
 	bytes     int64
 	wall, cpu time.Duration
@@ -124,10 +124,10 @@ type stream struct {
 
 func (s *stream) rate() float64 { return float64(s.bytes) * 8 / s.wall.Seconds() / 1e9 }
 
-// cost is nanoseconds of processor time for a KiB, of both ends.
+// cost is the processor time of both ends in nanoseconds a KiB.
 func (s *stream) cost() float64 { return float64(s.cpu.Nanoseconds()) / (float64(s.bytes) / 1024) }
 
-// measure streams for a while, then counts round trips for a while, on a connection of its own.
+// measure makes one connection, streams for a while, then counts round trips for a while.
 func (p *path) measure(s *stream, rr *sample) error {
 	const limit = 300 * time.Millisecond
 	client, server, err := p.connect()
@@ -165,11 +165,10 @@ func (p *path) measure(s *stream, rr *sample) error {
 
 const (
 	chunk = 64 << 10
-	more  = 0 // begins a chunk of the stream
-	last  = 1 // begins the last one; round trips follow
+	more  = 0 // first byte of a chunk
+	last  = 1 // first byte of the last chunk; round trips follow
 )
 
-// send streams until the time is over.
 func send(fd int, until time.Time) error {
 	buf := make([]byte, chunk)
 	for buf[0] == more {
@@ -187,7 +186,7 @@ func send(fd int, until time.Time) error {
 	return nil
 }
 
-// serve takes the stream, reports its length, and echoes everything after it.
+// serve receives the stream, reports its length, and echoes everything after it.
 func serve(fd int, streamed chan<- int64) error {
 	defer unix.Close(fd)
 	var total int64
@@ -215,7 +214,7 @@ func serve(fd int, streamed chan<- int64) error {
 	}
 }
 
-// connect makes a TCP connection: blocking sockets, which no runtime polls.
+// connect makes a TCP connection with blocking sockets, outside of Go's poller.
 func (p *path) connect() (client, server int, err error) {
 	listener, port := -1, 0
 	err = p.server(func() (err error) {

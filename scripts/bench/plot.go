@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// The plot's measures, in pixels.
+// The dimensions of the plot, in pixels.
 const (
 	plotWidth  = 760
 	barHeight  = 16
@@ -16,24 +16,24 @@ const (
 	groupGap   = 18
 	panelTop   = 34
 	labelWidth = 170
-	barWidth   = 440 // of most
-	most       = 2.0 // times ptp; a longer bar is cut off
+	barWidth   = 440 // width of a bar of length most
+	most       = 2.0 // multiple of ptp; longer bars are cut off
 )
 
-// colours by contender, in the order of an arena.
+// colours are the contenders' colours, in the order of an arena.
 var colours = []string{"#1b6e3c", "#7fbf94", "#8a8a8a", "#c4c4c4"}
 
-// plot writes an SVG of the table of pods: what a runtime waits for, as multiples of ptp.
+// plot writes an SVG of the pods table: a runtime's waiting time as a multiple of ptp's.
 func (r *report) plot(path string) error {
 	at := slices.IndexFunc(r.Tables, func(t table) bool { return t.Name == "pods/v4" })
 	if at < 0 {
-		return nil // it was not measured
+		return nil // the table was not measured
 	}
 	var b strings.Builder
 	y := panelTop
 	for _, verb := range []struct {
 		title     string
-		p50, each int // columns: milliseconds, and to ptp
+		p50, each int // columns: milliseconds, and ratio to ptp
 	}{{"ADD: a pod starts", 2, 4}, {"DEL: a pod ends", 8, 10}} {
 		fmt.Fprintf(&b, "<text x=\"8\" y=\"%d\" font-size=\"15\" font-weight=\"bold\">%s</text>\n", y-12, html.EscapeString(verb.title))
 		y = r.Tables[at].bars(&b, y, verb.p50, verb.each) + panelTop
@@ -46,7 +46,7 @@ func (r *report) plot(path string) error {
 	return os.WriteFile(path, []byte(head+b.String()+"</svg>\n"), 0o644)
 }
 
-// bars draws the rows of one verb from y on, and returns where they end.
+// bars draws the rows of one verb from y down, and returns the y of their end.
 func (t *table) bars(b *strings.Builder, y, p50, ratio int) int {
 	var group any
 	for i, row := range t.Rows {
@@ -62,7 +62,7 @@ func (t *table) bars(b *strings.Builder, y, p50, ratio int) int {
 		label := fmt.Sprintf("%s  %s ms, %s of ptp", row[1], short(row[p50]), short(times))
 		fmt.Fprintf(b, "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" fill=\"%s\"/>\n", labelWidth, y, max(1, width), barHeight, colour)
 		x, anchor := labelWidth+width+6, "start"
-		if width > barWidth*2/3 { // inside the bar, which is a peer's and light
+		if width > barWidth*2/3 { // inside the bar, whose colour is a peer's and light
 			x, anchor = labelWidth+width-6, "end"
 		}
 		fmt.Fprintf(b, "<text x=\"%d\" y=\"%d\" text-anchor=\"%s\">%s</text>\n", x, y+barHeight-4, anchor, html.EscapeString(label))
@@ -71,7 +71,7 @@ func (t *table) bars(b *strings.Builder, y, p50, ratio int) int {
 	return y
 }
 
-// short is a number as a person says it.
+// short formats a number with few digits.
 func short(v any) string {
 	if n := v.(float64); n >= 10 {
 		return fmt.Sprintf("%.0f", n)

@@ -13,7 +13,7 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// family is which addresses a pod gets.
+// family selects the address families of a pod.
 type family string
 
 const (
@@ -21,7 +21,7 @@ const (
 	dual family = "dual"
 )
 
-// contender is one way to wire a pod: a plugin with its configuration, on a host of its own.
+// contender is one way to wire a pod: a plugin, its configuration and its own host.
 type contender struct {
 	name string
 	exe  string
@@ -29,17 +29,17 @@ type contender struct {
 	conf map[string]any
 	host *lab.Space
 	pods []*lab.Space
-	node *lab.Node // whose daemon serves; nil: none
+	node *lab.Node // node whose daemon serves; nil: no daemon
 }
 
-// arena is where the contenders compete.
+// arena holds the contenders.
 type arena struct {
 	dir        string
 	lab        *lab.Lab
 	contenders []*contender
 }
 
-// newArena makes the contenders, each with the same number of pods, which have no network yet.
+// newArena makes the contenders, each with the same number of pods without a network.
 func (b *bench) newArena(ctx context.Context, f family, pods int) (a *arena, err error) {
 	a = &arena{}
 	if a.dir, err = os.MkdirTemp(b.dir, "arena-"); err != nil {
@@ -84,7 +84,7 @@ func (b *bench) newArena(ctx context.Context, f family, pods int) (a *arena, err
 	return a, nil
 }
 
-// withDaemon adds edgeway as it runs on a node: the daemon wrote the network configuration.
+// withDaemon adds edgeway as it runs on a node, with the network configuration that the daemon wrote.
 func (a *arena) withDaemon(ctx context.Context, bin string, f family) (err error) {
 	if a.lab, err = lab.New(lab.Options{Bin: bin}); err != nil {
 		return err
@@ -115,7 +115,7 @@ func (a *arena) withDaemon(ctx context.Context, bin string, f family) (err error
 	return err
 }
 
-// confOf is the configuration that a runtime makes for the first plugin of a network configuration list.
+// confOf returns a runtime's configuration of the first plugin of a network configuration list.
 func confOf(conflist string) (map[string]any, error) {
 	text, err := os.ReadFile(conflist)
 	if err != nil {
@@ -143,7 +143,7 @@ func (a *arena) close() {
 			continue
 		}
 		if c.node != nil {
-			c.host.Close() // the laboratory's
+			c.host.Close() // belongs to the laboratory
 		} else {
 			c.host.Remove()
 		}
@@ -154,7 +154,6 @@ func (a *arena) close() {
 	_ = os.RemoveAll(a.dir)
 }
 
-// daemonCPU is the processor time of the contender's daemon.
 func (c *contender) daemonCPU() (time.Duration, error) {
 	if c.node == nil {
 		return 0, nil
@@ -166,11 +165,11 @@ func (c *contender) daemonCPU() (time.Duration, error) {
 type invocation struct {
 	verb, id string
 	pod      *lab.Space
-	prev     json.RawMessage // the result of the ADD
+	prev     json.RawMessage // result of the ADD
 }
 
-// command is the exec of an invocation, with the environment and the input that a runtime gives.
-// It is to be started inside the host's network namespace.
+// command prepares the exec of an invocation with a runtime's environment and input. The caller must start
+// it inside the host's network namespace.
 func (c *contender) command(ctx context.Context, in invocation, argv ...string) (*exec.Cmd, error) {
 	conf := make(map[string]any, len(c.conf)+1)
 	for k, v := range c.conf {
@@ -194,8 +193,8 @@ func (c *contender) command(ctx context.Context, in invocation, argv ...string) 
 	return cmd, nil
 }
 
-// call makes one invocation on the present thread: what it took, the processor time of its processes
-// (wait4(2) counts the descendants that they waited for), and the result.
+// call makes one invocation on the current thread. It returns the time taken, the processor time of its
+// processes (wait4(2) includes the descendants that they waited for), and the result.
 func (c *contender) call(ctx context.Context, in invocation) (took, cpu time.Duration, result []byte, err error) {
 	cmd, err := c.command(ctx, in)
 	if err != nil {
@@ -212,7 +211,6 @@ func (c *contender) call(ctx context.Context, in invocation) (took, cpu time.Dur
 	return took, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), stdout.Bytes(), nil
 }
 
-// nodeManifest is a Node as a cluster has it.
 func nodeManifest(name, address, cidrs string) string {
 	return fmt.Sprintf("apiVersion: v1\nkind: Node\nmetadata:\n  name: %s\n  labels: {ASN: \"65010\"}\nspec:\n  podCIDRs: %s\n"+
 		"status:\n  addresses: [{type: InternalIP, address: %s}]\n", name, cidrs, address)

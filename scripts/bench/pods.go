@@ -17,7 +17,7 @@ type verbs struct {
 	add, del sample
 }
 
-// pods compares what a container runtime waits for: the exec of ADD and of DEL.
+// pods compares the execs of ADD and DEL, for which a container runtime waits.
 func (b *bench) pods(ctx context.Context, f family) error {
 	rounds, n, limit := 4, 64, 2500*time.Millisecond
 	if b.quick {
@@ -78,7 +78,7 @@ func (b *bench) podRows(t *table, a *arena, f family, at int, cells []verbs) {
 	b.out.keep(key("del-rate"), p.del.rate()/o.del.rate())
 }
 
-// round adds the contender's pods, at most `at` side by side, and deletes them.
+// round adds the contender's pods, at most `at` at once, and deletes them.
 func (c *contender) round(ctx context.Context, name string, at, pods int, limit time.Duration) (v verbs, err error) {
 	results := make([]json.RawMessage, pods)
 	id := func(i int) string { return fmt.Sprintf("%s%060x", name, i) }
@@ -97,7 +97,8 @@ func (c *contender) round(ctx context.Context, name string, at, pods int, limit 
 	return v, err
 }
 
-// phase makes one verb's calls: call(0) to call(n-1) from `at` threads. It begins none after limit.
+// phase makes the calls of one verb, call(0) to call(n-1), from `at` threads. It starts no call after
+// limit.
 func (c *contender) phase(ctx context.Context, at, n int, limit time.Duration, call func(i int) (took, cpu time.Duration, err error)) (s sample, err error) {
 	daemon, err := c.daemonCPU()
 	if err != nil {
@@ -131,7 +132,7 @@ func (c *contender) phase(ctx context.Context, at, n int, limit time.Duration, c
 	return s, err
 }
 
-// podCounts traces ADDs and DELs, and their daemon's part.
+// podCounts traces ADDs and DELs in the plugin and in its daemon.
 func (b *bench) podCounts(ctx context.Context) error {
 	t := table{Name: "pods/counts", Title: "Counts of one ADD and one DEL, by strace",
 		Columns: columns("addresses", "plugin", "verb", "execs", "syscalls", "minor faults", "of the daemon", "netlink sends", "rtnetlink requests", "fsyncs")}
@@ -147,7 +148,7 @@ func (b *bench) podCounts(ctx context.Context) error {
 }
 
 func (b *bench) countFamily(ctx context.Context, f family, t *table) error {
-	// The first is not counted: it makes what all share, such as the bridge.
+	// The first pod is not counted, because its ADD makes shared objects such as the bridge.
 	const pods = 1 + 2*countedPods
 	a, err := b.newArena(ctx, f, pods)
 	if a != nil {
@@ -185,7 +186,7 @@ func (b *bench) countFamily(ctx context.Context, f family, t *table) error {
 	return nil
 }
 
-// faults are the minor page faults of ADDs and DELs that nobody traces, by verb.
+// faults returns the minor page faults of untraced ADDs and DELs, by verb.
 func (c *contender) faults(ctx context.Context, n int) (map[string][]int, error) {
 	out := map[string][]int{}
 	var result json.RawMessage
@@ -213,11 +214,12 @@ func (c *contender) faults(ctx context.Context, n int) (map[string][]int, error)
 	return out, nil
 }
 
-// countedPods is how many calls are traced of the plugin, and as many others of the daemon: a traced
-// daemon answers later, and the plugin that waits for it makes more calls.
+// countedPods is how many calls are traced in the plugin. As many other calls are traced in the daemon,
+// because a traced daemon answers later, and the waiting plugin then makes more system calls.
 const countedPods = 5
 
-// counted makes one verb's calls, traces all but the first, and keeps the results of an ADD for the DEL.
+// counted makes the calls of one verb, traces all but the first, and keeps the results of an ADD for the
+// DEL.
 func (c *contender) counted(ctx context.Context, dir, verb string, results []json.RawMessage) (plugin, daemon counts, err error) {
 	name := fmt.Sprintf("%s-%s-%p", verb, filepath.Base(c.exe), c)
 	one := func(i int, argv ...string) error {
@@ -261,13 +263,13 @@ func (c *contender) counted(ctx context.Context, dir, verb string, results []jso
 		return nil
 	}
 	if c.node == nil {
-		return plugin, daemon, rest() // so that there are as many to delete
+		return plugin, daemon, rest() // so that DEL has the same pods to delete
 	}
 	daemon, err = traceProcess(ctx, filepath.Join(dir, name+"-daemon"), c.node.PID(), rest)
 	return plugin, daemon, err
 }
 
-// programs compares executables: the cost of a start that does nothing else.
+// programs compares executables by the cost of an empty start.
 func (b *bench) programs(ctx context.Context) error {
 	n := 200
 	if b.quick {

@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// report has the results of a run.
+// report holds the results of a run.
 type report struct {
 	Machine []fact  `json:"machine"`
 	Quick   bool    `json:"quick"`
@@ -19,14 +19,13 @@ type report struct {
 	format string
 }
 
-// fact is one line about the machine.
 type fact struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`
 }
 
-// table is one comparison. A value of a row is a string or a number in the column's unit, or nil when
-// it was not measured.
+// table is one comparison. A value of a row is a string, a number in the column's unit, or nil if it was
+// not measured.
 type table struct {
 	Name    string   `json:"name"`
 	Title   string   `json:"title"`
@@ -40,7 +39,7 @@ type column struct {
 	Unit string `json:"unit,omitempty"`
 }
 
-// goal is a goal of edgeway with the result of the run.
+// goal is one of edgeway's goals and its result in this run.
 type goal struct {
 	What     string  `json:"what"`
 	Most     float64 `json:"most"`
@@ -48,7 +47,7 @@ type goal struct {
 	Reached  bool    `json:"reached"`
 }
 
-// columns reads "ADD p50 (ms)" as a name and a unit.
+// columns splits "ADD p50 (ms)" into a name and a unit.
 func columns(names ...string) []column {
 	var out []column
 	for _, n := range names {
@@ -64,7 +63,6 @@ func (t *table) note(format string, args ...any) {
 	t.Notes = append(t.Notes, fmt.Sprintf(format, args...))
 }
 
-// keep keeps a number for the goals.
 func (r *report) keep(name string, v float64) {
 	if r.Values == nil {
 		r.Values = map[string]float64{}
@@ -72,7 +70,6 @@ func (r *report) keep(name string, v float64) {
 	r.Values[name] = v
 }
 
-// begin describes the machine.
 func (r *report) begin() {
 	switch r.format {
 	case "json":
@@ -103,7 +100,7 @@ func (r *report) add(t table) {
 	}
 }
 
-// end prints the JSON form: the others were printed table by table.
+// end prints the JSON form. The other forms were printed table by table.
 func (r *report) end() error {
 	if r.format == "json" {
 		enc := json.NewEncoder(os.Stdout)
@@ -176,7 +173,7 @@ func (t *table) markdown() {
 	}
 }
 
-// isText reports that the column's values are words.
+// isText reports whether the column's values are words.
 func (t *table) isText(column int) bool {
 	for _, r := range t.Rows {
 		if _, ok := r[column].(string); !ok && r[column] != nil {
@@ -186,7 +183,7 @@ func (t *table) isText(column int) bool {
 	return true
 }
 
-// format writes a number with three digits that count.
+// format writes a number with three significant digits.
 func format(v any) string {
 	switch v := v.(type) {
 	case nil:
@@ -209,7 +206,6 @@ func format(v any) string {
 	return fmt.Sprint(v)
 }
 
-// grouped puts commas between the thousands.
 func grouped(digits string) string {
 	for i := len(digits) - 3; i > 0; i -= 3 {
 		digits = digits[:i] + "," + digits[i:]

@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sample is the times of many runs of one operation.
+// sample holds the times of many runs of one operation.
 type sample struct {
-	took   []time.Duration // each
-	wall   time.Duration   // all, from the first's start to the last's end
-	cpu    time.Duration   // of every process that took part
+	took   []time.Duration // of each run
+	wall   time.Duration   // of all runs, from the first start to the last end
+	cpu    time.Duration   // of all processes that took part
 	daemon time.Duration   // the daemon's part of cpu
 }
 
@@ -30,7 +30,7 @@ func (s *sample) add(o sample) {
 	s.daemon += o.daemon
 }
 
-// quantile of the latencies; the highest where there are too few for q.
+// quantile returns the q-quantile of the latencies, or the highest latency if there are too few for q.
 func (s *sample) quantile(q float64) time.Duration {
 	if len(s.took) == 0 {
 		return 0
@@ -43,10 +43,8 @@ func (s *sample) quantile(q float64) time.Duration {
 func (s *sample) p50() time.Duration { return s.quantile(0.5) }
 func (s *sample) p99() time.Duration { return s.quantile(0.99) }
 
-// rate is operations a second.
 func (s *sample) rate() float64 { return float64(len(s.took)) / s.wall.Seconds() }
 
-// cpuEach is the processor time of one operation.
 func (s *sample) cpuEach() time.Duration { return s.each(s.cpu) }
 
 func (s *sample) each(d time.Duration) time.Duration { return d / time.Duration(max(1, len(s.took))) }
@@ -54,7 +52,7 @@ func (s *sample) each(d time.Duration) time.Duration { return d / time.Duration(
 func us(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// rotated are the numbers below n, beginning with another one each round.
+// rotated returns the numbers below n, starting with a different number in each round.
 func rotated(n, round int) []int {
 	out := make([]int, n)
 	for i := range out {
@@ -63,16 +61,16 @@ func rotated(n, round int) []int {
 	return out
 }
 
-// ownCPU is the processor time that this process has used.
+// ownCPU returns the processor time used by this process.
 func ownCPU() time.Duration {
 	var r unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
-		panic("getrusage(RUSAGE_SELF): " + err.Error()) // only a bad pointer fails
+		panic("getrusage(RUSAGE_SELF): " + err.Error()) // only a bad pointer can fail
 	}
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
-// cpuOf is the processor time that another process has used: its CPU clock, see
+// cpuOf returns the processor time used by another process and its children. It reads their CPU clocks, see
 // clock_getcpuclockid(3) and include/linux/posix-timers.h, MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED).
 func cpuOf(pid int) (time.Duration, error) {
 	var sum int64
@@ -86,12 +84,12 @@ func cpuOf(pid int) (time.Duration, error) {
 	return time.Duration(sum), nil
 }
 
-// processes are a process and its children: edgewayd has one for each BGP session.
+// processes returns a process and its children. edgewayd has one child for each BGP session.
 func processes(pid int) []int {
 	all := []int{pid}
-	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is right
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is valid
 	for _, f := range files {
-		text, _ := os.ReadFile(f) // a thread that ended has none
+		text, _ := os.ReadFile(f) // the file of an ended thread is missing
 		for _, word := range strings.Fields(string(text)) {
 			if child, err := strconv.Atoi(word); err == nil {
 				all = append(all, child)
@@ -101,8 +99,8 @@ func processes(pid int) []int {
 	return all
 }
 
-// parallel has callers call op until limit is over, and at least once each; op gets the number of
-// its caller, and times what counts itself.
+// parallel has each caller call op until limit has passed, and at least once. op gets its caller's number
+// and measures its own time.
 func parallel(ctx context.Context, callers int, limit time.Duration, op func(caller int) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -121,7 +119,7 @@ func parallel(ctx context.Context, callers int, limit time.Duration, op func(cal
 	return context.Cause(ctx)
 }
 
-// queue hands out the numbers below n, each once, until a time limit.
+// queue hands out each number below n once, until a deadline.
 type queue struct {
 	next     atomic.Int64
 	n        int

@@ -12,7 +12,7 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// manyPaths has a LAN grow from ten nodes to 5,000 while two switches listen.
+// manyPaths grows a LAN from ten nodes to 5,000 while two switches listen.
 func (b *bench) manyPaths(ctx context.Context) (err error) {
 	const few = 10
 	l, err := b.newLAN(ctx, 2, few-1, false)
@@ -37,7 +37,7 @@ func (b *bench) manyPaths(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	var own time.Duration // when the speaker's own kernel had all
+	var own time.Duration // time until the speaker's own kernel had all routes
 	for _, all := range []func(context.Context) error{l.routed, l.heard} {
 		if err := all(ctx); err != nil {
 			return err
@@ -61,7 +61,8 @@ func (b *bench) manyPaths(ctx context.Context) (err error) {
 	return nil
 }
 
-// growAtOnce adds nodes in one file until the LAN has the wanted number, and returns when they appeared.
+// growAtOnce adds nodes in one file until the LAN has the wanted number. It returns the time at which the
+// file appeared.
 func (l *lan) growAtOnce(nodes int) (start time.Time, err error) {
 	var text strings.Builder
 	for ; l.nodes < nodes; l.nodes++ {
@@ -75,7 +76,7 @@ func (l *lan) growAtOnce(nodes int) (start time.Time, err error) {
 	return start, os.Rename(draft, filepath.Join(l.ClusterDir, "more.yaml"))
 }
 
-// unwanted has the switch announce a hundred thousand routes that the speaker does not want.
+// unwanted has the switch advertise a hundred thousand routes that the speaker does not want.
 func (b *bench) unwanted(ctx context.Context) (err error) {
 	const routes = 100_000
 	l, err := b.newLAN(ctx, 1, 9, true)
@@ -120,7 +121,7 @@ func (b *bench) unwanted(ctx context.Context) (err error) {
 	return nil
 }
 
-// announce gives the first switch static routes for its neighbour and waits until they are sent.
+// announce adds static routes to the first switch and waits until they are sent to the neighbour.
 func (l *lan) announce(ctx context.Context, n int) error {
 	s := l.switches[0]
 	path := filepath.Join(s.Dir, "bird.conf")

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// The load of the store's tables: callers that each lease an address and release it, over and over,
-// beside a number of leases that stay.
+// The load of the store's tables: each caller leases an address and releases it, over and over, beside a
+// number of permanent leases.
 
 // leaser is a store of addresses.
 type leaser interface {
@@ -20,7 +20,7 @@ type leaser interface {
 	close() error
 }
 
-// storeKind makes a leaser in an empty directory, with n leases that stay.
+// storeKind opens a leaser in an empty directory and gives it n permanent leases.
 type storeKind struct {
 	name string
 	open func(ctx context.Context, dir string, n int) (leaser, error)
@@ -37,16 +37,16 @@ func storeKinds() []storeKind {
 	}
 }
 
-// storeSubnet is where all of them lease from.
+// storeSubnet is the subnet of all stores' leases.
 const storeSubnet = "10.1.0.0/16"
 
-// pairs of one lease and its release.
+// pairs holds the samples of leases and their releases.
 type pairs struct {
 	allocate, release sample
 	mu                sync.Mutex // guards the samples while callers run
 }
 
-// measure runs one cell and adds to p. The processor time of both halves stands at allocate.
+// measure runs one cell and adds to p. The processor time of lease and release is recorded in allocate.
 func (p *pairs) measure(ctx context.Context, l leaser, callers int, limit time.Duration, ids *atomic.Int64) error {
 	cpu, start := ownCPU(), time.Now()
 	err := parallel(ctx, callers, limit, func(int) error {
@@ -108,7 +108,7 @@ func (b *bench) storeCallers(ctx context.Context) error {
 	return nil
 }
 
-// openStores makes one store of each kind; done closes and removes them.
+// openStores opens one store of each kind; done closes and removes them.
 func (b *bench) openStores(ctx context.Context, kinds []storeKind) (stores []leaser, done func(), err error) {
 	var dirs []string
 	done = func() {
@@ -134,7 +134,7 @@ func (b *bench) openStores(ctx context.Context, kinds []storeKind) (stores []lea
 	return stores, done, nil
 }
 
-// storeLeases compares few with many leases, pair by pair: what disturbs one disturbs the other.
+// storeLeases compares few leases with many, pair by pair, so that a disturbance affects both.
 func (b *bench) storeLeases(ctx context.Context) error {
 	n := 2000
 	if b.quick {
@@ -171,7 +171,7 @@ func (b *bench) storeLeases(ctx context.Context) error {
 	return nil
 }
 
-// storeFsyncs counts with strace(1) the fsync calls of a process that is only a load of the store.
+// storeFsyncs counts the fsync calls of a process that only loads the store, with strace(1).
 func (b *bench) storeFsyncs(ctx context.Context) error {
 	const each = 160
 	t := table{Name: "store/fsync", Title: "Address store: fsync and fdatasync calls",

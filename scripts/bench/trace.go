@@ -18,7 +18,7 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// counts are numbers that strace(1) saw: no neighbour on the machine can disturb them.
+// counts are strace(1)'s counts. Other load on the machine does not change them.
 type counts struct {
 	execs, syscalls, sends, requests, fsyncs int
 }
@@ -31,10 +31,10 @@ func (c *counts) add(o counts) {
 	c.fsyncs += o.fsyncs
 }
 
-// straceArgs: -yy shows which descriptors are netlink sockets.
+// straceArgs sets -yy to show which descriptors are netlink sockets.
 func straceArgs(log string) []string { return []string{"-f", "-qq", "-yy", "-s", "512", "-o", log} }
 
-// traceSelf counts the fsyncs of this program as a load of the store.
+// traceSelf counts the fsyncs of this program when it loads the store.
 func traceSelf(ctx context.Context, log, load string) (int, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -48,7 +48,7 @@ func traceSelf(ctx context.Context, log, load string) (int, error) {
 	return c.fsyncs, err
 }
 
-// traceProcess traces a running process while f runs, and until it is quiet again.
+// traceProcess traces a running process while f runs, and afterwards until the process is quiet.
 func traceProcess(ctx context.Context, log string, pid int, f func() error) (c counts, err error) {
 	cmd := exec.Command("strace", append(straceArgs(log), "-p", strconv.Itoa(pid))...)
 	var said strings.Builder
@@ -73,7 +73,7 @@ func traceProcess(ctx context.Context, log string, pid int, f func() error) (c c
 	return countCalls(log)
 }
 
-// traced is nil when every thread of the process has a tracer.
+// traced returns nil if every thread of the process has a tracer.
 func traced(pid int) error {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 	if err != nil {
@@ -87,7 +87,7 @@ func traced(pid int) error {
 	return nil
 }
 
-// quiet waits until the log has not grown for a while.
+// quiet waits until the log has stopped growing for a while.
 func quiet(ctx context.Context, log string) error {
 	const still = 300 * time.Millisecond
 	var size int64
@@ -112,8 +112,8 @@ var (
 	messageType = regexp.MustCompile(`nlmsg_type=(RTM_[A-Z]+|0x[0-9a-f]+)`)
 )
 
-// countCalls reads a log of strace. A call that was interrupted by another thread's stands there
-// twice, its second half as "<... name resumed>", which counts as nothing.
+// countCalls reads a log of strace. A call that another thread's call interrupted has two lines. The second
+// line, "<... name resumed>", is not counted.
 func countCalls(log string) (c counts, err error) {
 	f, err := os.Open(log)
 	if err != nil {
@@ -144,9 +144,9 @@ func countCalls(log string) (c counts, err error) {
 	return c, lines.Err()
 }
 
-// requestsIn counts the rtnetlink messages of one send. strace knows the protocol of sockets in its
-// own network namespace only; rtnetlink's types are below 0x100, and those of nfnetlink, the other
-// user here, above (linux/netfilter/nfnetlink.h: NFNL_SUBSYS_ID).
+// requestsIn counts the rtnetlink messages of one send. strace knows the protocol only of sockets in its
+// own network namespace, so the message type decides. The types of rtnetlink are below 0x100. The types of
+// nfnetlink, the only other user here, are above (linux/netfilter/nfnetlink.h: NFNL_SUBSYS_ID).
 func requestsIn(line string) (n int) {
 	if !strings.Contains(line, "<NETLINK:") {
 		return 0
