@@ -16,7 +16,7 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// bench is what all checks of a run share.
+// bench is the state that all checks of a run share.
 type bench struct {
 	ctx      context.Context
 	o        options
@@ -24,15 +24,15 @@ type bench struct {
 	conf     string // text of the configuration
 	versions []string
 	version  string // the newest
-	self     string // this program
+	self     string // path of this program
 
 	daemon      *lab.Process
-	calm        snapshot // what a host without pods had, with a daemon
-	sharedHost  *space   // of a daemon, or this machine's own
+	calm        snapshot // state of a host without pods, with a daemon
+	sharedHost  *space   // the daemon's host, or this machine's own namespace
 	sharedOther *space
 }
 
-// placeholder in a configuration becomes a directory: of each check, or of the run when there is
+// placeholder in a configuration stands for a directory: one for each check, or one for the run if there is
 // a daemon.
 const placeholder = "@STATE@"
 
@@ -57,8 +57,8 @@ func measure(ctx context.Context, o options) (r *report, err error) {
 	return r, context.Cause(ctx)
 }
 
-// runAll runs the selected checks, several at a time where each has a host of its own, and hands
-// their outcomes over in order.
+// runAll runs the selected checks and passes their outcomes to hand in order. Checks that have their own
+// hosts run several at a time.
 func (b *bench) runAll(hand func(outcome)) {
 	type job struct {
 		check   check
@@ -82,7 +82,7 @@ func (b *bench) runAll(hand func(outcome)) {
 			next <- i
 		}
 	}()
-	var alone sync.RWMutex // held for writing by checks that run alone
+	var alone sync.RWMutex // write-locked by checks that run alone
 	for range workers {
 		go func() {
 			for i := range next {
@@ -106,7 +106,8 @@ func (b *bench) runAll(hand func(outcome)) {
 	}
 }
 
-// versionsOf are the versions that a check is run in: the newest, or each version that has its subject.
+// versionsOf returns the versions in which a check runs: the newest version, or each version that has the
+// subject of the check.
 func (b *bench) versionsOf(c check) []string {
 	if !c.each {
 		return []string{b.version}
@@ -123,7 +124,6 @@ func (b *bench) versionsOf(c check) []string {
 	return out
 }
 
-// one runs one check in one version.
 func (b *bench) one(c check, version string, seq int) outcome {
 	id := c.id
 	if c.each {
@@ -147,7 +147,7 @@ func (b *bench) one(c check, version string, seq int) outcome {
 	return t.do(c, id)
 }
 
-// prepare gives the check its host, its state directory and its configuration.
+// prepare gives the check its host, state directory and configuration.
 func (t *T) prepare(version string) (err error) {
 	t.host, t.outside, t.state = t.sharedHost, t.sharedOther, t.sharedState()
 	if t.host == nil {
@@ -175,7 +175,7 @@ func (t *T) dismantle() {
 	}
 }
 
-// lacks says why a check cannot be made here; "" when it can.
+// lacks says why a check cannot run here. "" means that it can.
 func (t *T) lacks(c check, version string) string {
 	if c.since != "" && before(version, c.since) {
 		return fmt.Sprintf("version %s does not have it; %s does", version, c.since)
@@ -201,7 +201,7 @@ func (t *T) lacks(c check, version string) string {
 	return ""
 }
 
-// sharedState is the state directory of the run; "" when each check has its own.
+// sharedState is the state directory of the run, or "" if each check has its own.
 func (b *bench) sharedState() string {
 	if (b.o.daemon != "" || b.o.current) && strings.Contains(b.conf, placeholder) {
 		return filepath.Join(b.dir, "state")
@@ -222,7 +222,7 @@ func (b *bench) setUp() (err error) {
 		return err
 	}
 	if !b.o.current {
-		// Namespaces are mounted here, and nothing here needs to survive.
+		// Namespaces are mounted in this directory. Its files need not survive.
 		if err := unix.Mount("conformance", b.dir, "tmpfs", 0, "mode=0755"); err != nil {
 			return fmt.Errorf("mount a temporary file system: %w", err)
 		}
@@ -270,7 +270,6 @@ func (b *bench) tearDown() error {
 	return os.RemoveAll(b.dir)
 }
 
-// path are the directories of CNI_PATH.
 func (b *bench) path() []string { return append([]string{filepath.Join(b.dir, "bin")}, b.o.cniPath...) }
 
 // find returns the path of a plugin's executable.
@@ -284,13 +283,13 @@ func (b *bench) find(kind string) (string, error) {
 	return "", fmt.Errorf("plugin %s is not in %s; use --cni-path", kind, strings.Join(b.o.cniPath, ":"))
 }
 
-// known are the versions that the harness can judge, oldest first.
+// known returns the versions that the harness can judge, oldest first.
 func known() []string { return []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"} }
 
-// before compares protocol versions; "" is before all.
+// before compares protocol versions. "" is before all others.
 func before(v, than string) bool { return slices.Index(known(), v) < slices.Index(known(), than) }
 
-// findVersions asks every plugin of the list what it supports.
+// findVersions asks every plugin of the list for its supported versions.
 func (b *bench) findVersions() error {
 	net, err := b.network("probe", b.sharedState())
 	if err != nil {

@@ -23,15 +23,15 @@ import (
 
 // call is one execution of a plugin.
 type call struct {
-	kind  string // the plugin's type
+	kind  string // type of the plugin
 	env   map[string]string
 	stdin []byte
 
-	input  io.Reader // instead of stdin
-	wrap   []string  // words in front of the executable: sh -c '... exec "$0"'
+	input  io.Reader // replaces stdin
+	wrap   []string  // words before the executable: sh -c '... exec "$0"'
 	kill   time.Duration
-	signal unix.Signal   // what kill sends; 0: SIGKILL
-	limit  time.Duration // longest time for the call; 0: --timeout
+	signal unix.Signal   // signal that kill sends; 0: SIGKILL
+	limit  time.Duration // time limit of the call; 0: --timeout
 }
 
 // reply is the result of a call.
@@ -44,7 +44,7 @@ type reply struct {
 
 func (r reply) ok() bool { return r.status == 0 }
 
-// cniError is what a plugin says when it fails (SPEC section 5, "Error").
+// cniError is the error that a failing plugin prints (SPEC section 5, "Error").
 type cniError struct {
 	CNIVersion string `json:"cniVersion"`
 	Code       *int   `json:"code"`
@@ -52,13 +52,13 @@ type cniError struct {
 	Details    string `json:"details"`
 }
 
-// fault decodes the error; ok is false when standard output has anything else.
+// fault decodes the error. ok is false if standard output has any other content.
 func (r reply) fault() (e cniError, ok bool) {
 	err := decodeOnly(r.stdout, &e)
 	return e, err == nil && e.Code != nil
 }
 
-// code of the error; -1 without.
+// code returns the code of the error, or -1 without an error.
 func (r reply) code() int {
 	if e, _ := r.fault(); e.Code != nil {
 		return *e.Code
@@ -66,7 +66,7 @@ func (r reply) code() int {
 	return -1
 }
 
-// said is the reply in one line.
+// said returns the reply in one line.
 func (r reply) said() string {
 	what := fmt.Sprintf("%s %s exits with %d", r.kind, r.command, r.status)
 	if r.status == -1 {
@@ -115,17 +115,17 @@ func (t *T) exec(c call) reply {
 		timer := time.AfterFunc(c.kill, func() { _ = unix.Kill(-cmd.Process.Pid, cmp.Or(c.signal, unix.SIGKILL)) })
 		defer timer.Stop()
 	}
-	_ = cmd.Wait() // the status says it
+	_ = cmd.Wait() // the exit status has the result
 	return reply{kind: c.kind, command: c.env["CNI_COMMAND"], stdout: stdout.Bytes(), stderr: stderr.Bytes(),
 		status: cmd.ProcessState.ExitCode(), took: time.Since(start)}
 }
 
-// baseEnv is the environment of a runtime without the CNI variables.
+// baseEnv is a runtime's environment without the CNI variables.
 func (t *T) baseEnv() map[string]string {
 	return map[string]string{"PATH": cmp.Or(os.Getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin"), "HOME": "/root", "LANG": "C"}
 }
 
-// pod is an attachment: a container's namespace and one interface name in it.
+// pod is an attachment: a container's namespace and one interface name in the namespace.
 type pod struct {
 	*space
 	t       *T
@@ -137,7 +137,7 @@ type pod struct {
 	results []json.RawMessage
 }
 
-// pod makes a container with a namespace of its own.
+// pod makes a container with its own namespace.
 func (t *T) pod() *pod {
 	t.pods++
 	path := filepath.Join(t.dir, "netns", fmt.Sprintf("pod%d", t.pods))
@@ -151,14 +151,14 @@ func (t *T) pod() *pod {
 	return p
 }
 
-// again is the same container with another interface name.
+// again returns the same container with another interface name.
 func (p *pod) again(ifName string) *pod {
 	q := *p
 	q.ifName, q.prev, q.results = ifName, nil, nil
 	return &q
 }
 
-// env are the variables of a command.
+// env returns the variables of a command.
 func (p *pod) env(command string) map[string]string {
 	e := p.t.baseEnv()
 	maps.Copy(e, map[string]string{
@@ -168,7 +168,6 @@ func (p *pod) env(command string) map[string]string {
 	return e
 }
 
-// envWithout is env less some variables.
 func (p *pod) envWithout(command string, names ...string) map[string]string {
 	e := p.env(command)
 	for _, n := range names {
@@ -177,24 +176,23 @@ func (p *pod) envWithout(command string, names ...string) map[string]string {
 	return e
 }
 
-// netEnv are the variables of GC and STATUS.
+// netEnv returns the variables of GC and STATUS.
 func (t *T) netEnv(command string) map[string]string {
 	e := t.baseEnv()
 	e["CNI_COMMAND"], e["CNI_PATH"] = command, strings.Join(t.path(), ":")
 	return e
 }
 
-// call is a call of a plugin of the list.
+// call returns a call of the i-th plugin of the list.
 func (n network) call(i int, env map[string]string, extra object) call {
 	return call{kind: n.plugins[i]["type"].(string), env: env, stdin: n.request(i, extra)}
 }
 
-// main is a call of the first plugin.
 func (p *pod) main(command string, extra object) call {
 	return p.t.net.call(0, p.env(command), extra)
 }
 
-// tryAdd runs ADD of the whole list, in order; the reply is the last one.
+// tryAdd runs ADD of the whole list in order and returns the last reply.
 func (t *T) tryAdd(p *pod) reply { return t.tryAddWith(p, nil) }
 
 func (t *T) tryAddWith(p *pod, extra object) (r reply) {
@@ -221,7 +219,7 @@ func (t *T) tryAddWith(p *pod, extra object) (r reply) {
 // add runs ADD, which must succeed, and returns the result.
 func (t *T) add(p *pod) result { return t.addWith(p, nil) }
 
-// addPod is a new pod that ADD has attached.
+// addPod makes a pod and attaches it with ADD.
 func (t *T) addPod() (*pod, result) {
 	p := t.pod()
 	return p, t.add(p)
@@ -234,14 +232,14 @@ func (t *T) addWith(p *pod, extra object) result {
 	return p.result()
 }
 
-// result is what ADD has printed.
+// result decodes the output of ADD.
 func (p *pod) result() result {
 	r, err := parseResult(p.prev)
 	p.t.OK(err, "decode the result")
 	return r
 }
 
-// each runs a command on the list: DEL from the end. It stops at a failure.
+// each runs a command on the whole list and stops at a failure. DEL starts at the end of the list.
 func (t *T) each(p *pod, command string, env map[string]string, extra object) (r reply) {
 	for i := range t.net.plugins {
 		if command == "DEL" {
@@ -255,7 +253,7 @@ func (t *T) each(p *pod, command string, env map[string]string, extra object) (r
 	return r
 }
 
-// withPrev is the prevResult as extra of a request; nil before ADD.
+// withPrev returns the prevResult for the extra keys of a request, or nil before ADD.
 func (p *pod) withPrev() object {
 	if p.prev == nil {
 		return nil
@@ -272,10 +270,9 @@ func (t *T) del(p *pod) {
 	}
 }
 
-// check runs CHECK.
 func (t *T) check(p *pod) reply { return t.each(p, "CHECK", p.env("CHECK"), p.withPrev()) }
 
-// valid is an attachment in a list for GC.
+// valid returns the attachment's entry in a list for GC.
 func (p *pod) valid() object { return object{"containerID": p.id, "ifname": p.ifName} }
 
 // gc runs GC with a list of valid attachments.
@@ -283,7 +280,7 @@ func (t *T) gc(valid ...*pod) reply {
 	return t.gcWith(onlyValid(valid...))
 }
 
-// onlyValid is the list of the valid attachments as extra of a request.
+// onlyValid returns the list of valid attachments for the extra keys of a request.
 func onlyValid(pods ...*pod) object {
 	list := []object{}
 	for _, p := range pods {
@@ -296,14 +293,14 @@ func (t *T) gcWith(extra object) reply { return t.each(nil, "GC", t.netEnv("GC")
 
 func (t *T) status() reply { return t.each(nil, "STATUS", t.netEnv("STATUS"), nil) }
 
-// wants fails unless the reply is success.
+// wants fails unless the reply is a success.
 func (t *T) wants(r reply, what string) {
 	if !r.ok() {
 		t.Errorf("%s: %s", what, r.said())
 	}
 }
 
-// refuses fails unless the reply is an error with one of the codes, or with any code when none is given.
+// refuses fails unless the reply is an error with one of the codes. Without codes, any error will do.
 func (t *T) refuses(r reply, what string, codes ...int) {
 	if r.ok() {
 		t.Errorf("%s: accepted", what)
@@ -318,7 +315,7 @@ func (t *T) refuses(r reply, what string, codes ...int) {
 	}
 }
 
-// result is what ADD prints (SPEC section 5), of 0.3.0 and later.
+// result is the output of ADD (SPEC section 5) in 0.3.0 and later.
 type result struct {
 	CNIVersion string `json:"cniVersion"`
 	Interfaces []struct {
@@ -352,7 +349,7 @@ func parseResult(b []byte) (r result, err error) {
 	return r, err
 }
 
-// decodeOnly decodes standard output that must be one JSON value.
+// decodeOnly decodes standard output, which must be a single JSON value.
 func decodeOnly(b []byte, into any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	if err := d.Decode(into); err != nil {
@@ -364,7 +361,7 @@ func decodeOnly(b []byte, into any) error {
 	return nil
 }
 
-// addrs are the addresses of the pod's interface, or of all when they name none.
+// addrs returns the addresses of the result.
 func (r result) addrs() (out []netip.Addr) {
 	for _, ip := range r.IPs {
 		out = append(out, ip.Address.Addr().Unmap())
@@ -372,7 +369,7 @@ func (r result) addrs() (out []netip.Addr) {
 	return out
 }
 
-// distinct fails when two of the results have an address in common.
+// distinct fails if two of the results have an address in common.
 func (t *T) distinct(results ...result) {
 	seen := map[netip.Addr]bool{}
 	for _, r := range results {
@@ -385,7 +382,7 @@ func (t *T) distinct(results ...result) {
 	}
 }
 
-// hostLinks are the interfaces outside of the pod.
+// hostLinks returns the interfaces outside of the pod.
 func (r result) hostLinks() (out []string) {
 	for _, i := range r.Interfaces {
 		if i.Sandbox == "" {

@@ -9,23 +9,23 @@ import (
 	"time"
 )
 
-// level is how binding a requirement is.
+// level says how binding a requirement is.
 type level string
 
 const (
 	must   level = "MUST"
 	should level = "SHOULD"
-	// robust: the specification leaves it open; runtimes or users need it.
+	// robust: the specification leaves it open, but runtimes or users need it.
 	robust level = "ROBUST"
 )
 
-// need is a precondition of a check; where it is missing, the check is skipped.
+// need is a precondition of a check. Without it the check is skipped.
 type need uint
 
 const (
-	needRanges  need = 1 << iota // ipam with host-local's keys, so that a pool can be made small
+	needRanges  need = 1 << iota // ipam with host-local's keys, so that the pool can be made small
 	needState                    // @STATE@ in the configuration
-	needFresh                    // a host of our own, without a daemon that would have to move
+	needFresh                    // a fresh host, and no daemon that would have to move to it
 	needMasq                     // ipMasq is on
 	needStrace                   // strace(1) is installed
 	needPrivate                  // a mount namespace of our own
@@ -36,11 +36,11 @@ const (
 type check struct {
 	id      string
 	level   level
-	section string // of SPEC 1.1.0; CONV: CONVENTIONS; "-": neither
-	asks    string // what is required, in one line
-	since   string // the first protocol version that has it
-	each    bool   // measured in each protocol version
-	alone   bool   // no other check may run beside it: it measures time, or changes the boot ID
+	section string // section of SPEC 1.1.0; CONV: CONVENTIONS; "-": neither
+	asks    string // the requirement, in one line
+	since   string // the first protocol version that has the requirement
+	each    bool   // runs in each protocol version
+	alone   bool   // runs alone, because it measures time or changes the boot ID
 	needs   need
 	run     func(t *T)
 }
@@ -51,7 +51,7 @@ func allChecks() []check {
 		concurrencyChecks(), hostChecks(), hostileChecks(), killChecks(), rebootChecks(), stateChecks(), otherChecks())
 }
 
-// outcome of one check in one version.
+// outcome is the result of one check in one version.
 type outcome struct {
 	ID      string  `json:"id"`
 	Level   level   `json:"level"`
@@ -62,57 +62,57 @@ type outcome struct {
 	Seconds float64 `json:"seconds"`
 }
 
-// T is one check under way. Its methods that end the check do so from any depth. It is not testing.T,
-// which has no levels, no order of parallel tests, and no record of what was seen.
+// T is one running check. The methods that end the check work at any call depth. T is not testing.T, which
+// has no levels, no order of parallel tests, and no record of observations.
 type T struct {
 	*bench
 	net     network // the configuration of this check
 	host    *space
 	outside *space // beyond the host's uplink
-	dir     string // of this check
-	state   string // what @STATE@ became; "" without
+	dir     string // directory of this check
+	state   string // the directory that replaced @STATE@, or ""
 	seq     int    // number of the check in this run
 	pods    int
-	edit    func(c *call) // what a check does to each of its calls; nil: nothing
+	edit    func(c *call) // changes each call of the check; nil: no change
 	failed  []string
 	skipped string
 	noted   []string
 	cleanup []func()
 }
 
-// Errorf notes a failure; the check goes on.
+// Errorf records a failure; the check continues.
 func (t *T) Errorf(format string, args ...any) {
 	t.failed = append(t.failed, fmt.Sprintf(format, args...))
 }
 
-// Fatalf notes a failure and ends the check.
+// Fatalf records a failure and ends the check.
 func (t *T) Fatalf(format string, args ...any) {
 	t.Errorf(format, args...)
 	runtime.Goexit()
 }
 
-// Skipf ends the check as one that does not apply.
+// Skipf ends the check as not applicable.
 func (t *T) Skipf(format string, args ...any) {
 	t.skipped = fmt.Sprintf(format, args...)
 	runtime.Goexit()
 }
 
-// Notef adds to what is printed of a check that passes.
+// Notef adds to the printed line of a check that passes.
 func (t *T) Notef(format string, args ...any) {
 	t.noted = append(t.noted, fmt.Sprintf(format, args...))
 }
 
-// OK ends the check when err is not nil; what says what was tried.
+// OK ends the check if err is not nil; what names the attempt.
 func (t *T) OK(err error, what string) {
 	if err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
 }
 
-// Cleanup runs f after the check, last one first.
+// Cleanup runs f after the check. The last f runs first.
 func (t *T) Cleanup(f func()) { t.cleanup = append(t.cleanup, f) }
 
-// protected runs f so that it can end early, and catches its panics.
+// protected runs f on a goroutine that f can end early, and catches panics.
 func (t *T) protected(f func()) {
 	done := make(chan struct{})
 	go func() {

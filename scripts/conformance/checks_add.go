@@ -140,7 +140,7 @@ func addChecks() []check {
 			p.remove()
 			q := t.pod()
 			q.id = p.id
-			// The host's end goes with the namespace, which the kernel ends when it gets round to it.
+			// The kernel removes the host's end with the namespace, but in its own time.
 			t.gone(p)
 			r := t.add(q)
 			t.connected(q, r)
@@ -240,13 +240,13 @@ func addChecks() []check {
 	}
 }
 
-// asksFor requests an address of the first family and fails when the pod gets another.
+// asksFor requests an address of the first family and fails if the pod gets another address.
 func (t *T) asksFor(ask func(p *pod, want string) object) {
 	t.small(6)
 	s := t.net.subnets()[0]
 	ranges := t.net.plugins[0]["ipam"].(object)["ranges"].([]any)[0].([]any)[0].(object)
 	want := netip.PrefixFrom(offset(netip.MustParseAddr(ranges["rangeStart"].(string)), 3), s.Bits())
-	if len(t.net.subnets()) > 1 { // of one family, so that the other set needs no request
+	if len(t.net.subnets()) > 1 { // one family, so that the other set needs no request
 		t.net = t.net.withIPAM("ranges", t.net.plugins[0]["ipam"].(object)["ranges"].([]any)[:1])
 	}
 	p := t.pod()
@@ -256,8 +256,7 @@ func (t *T) asksFor(ask func(p *pod, want string) object) {
 	}
 }
 
-// room fails unless exactly n more pods get addresses, and one more does not. All of them are
-// deleted again.
+// room fails unless exactly n more pods get addresses. It deletes all of these pods.
 func (t *T) room(n int) {
 	var made []*pod
 	for i := range n + 1 {
@@ -282,14 +281,14 @@ func (t *T) room(n int) {
 	}
 }
 
-// tryRoom is room where trySmall made the pool small.
+// tryRoom is room if trySmall made the pool small.
 func (t *T) tryRoom(n int) {
 	if t.net.hasRanges() {
 		t.room(n)
 	}
 }
 
-// gone waits until the host's end of a pod whose namespace was removed has gone.
+// gone waits until the host's end of a removed pod has disappeared.
 func (t *T) gone(p *pod) {
 	res := p.result()
 	_ = lab.Wait(context.Background(), reachPatience, func() error { // bridges stay

@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// earlier is the result of a plugin that came before: it made an interface of its own.
+// earlier returns the result of an earlier plugin that made its own interface.
 func (t *T) earlier(p *pod) object {
 	ip := object{"address": "198.51.100.7/24", "gateway": "198.51.100.1", "interface": 0}
 	if before(t.net.version, "1.0.0") {
@@ -20,8 +20,8 @@ func (t *T) earlier(p *pod) object {
 	}
 }
 
-// kept runs ADD of the first plugin with a prevResult and returns its result; an error of the
-// plugin ends the check as passed: the text says that prevResult must be handled, not ignored.
+// kept runs ADD of the first plugin with a prevResult and returns the result. An error of the plugin passes
+// the check, because the text only requires that prevResult is handled, not ignored. raw is nil then.
 func (t *T) kept(p *pod, prev object) (out result, raw json.RawMessage) {
 	r := t.exec(p.main("ADD", object{"prevResult": prev}))
 	if !r.ok() {
@@ -37,7 +37,7 @@ func (t *T) kept(p *pod, prev object) (out result, raw json.RawMessage) {
 	return out, r.stdout
 }
 
-// chained is an ADD after an earlier plugin's.
+// chained runs ADD after the ADD of an earlier plugin.
 func (t *T) chained() (p *pod, r result, raw []byte) {
 	p = t.pod()
 	t.OK(p.veth("net7", "peer7"), "make the earlier link")
@@ -147,7 +147,7 @@ func chainChecks() []check {
 	}
 }
 
-// changed is the pod's result after an edit.
+// changed returns the pod's result after an edit.
 func (t *T) changed(p *pod, edit func(r object)) json.RawMessage {
 	var r object
 	t.OK(json.Unmarshal(p.prev, &r), "decode the result")

@@ -11,7 +11,7 @@ import (
 
 const sinceCheck = "0.4.0"
 
-// sees is a CHECK that has to fail after something was broken.
+// sees tests that CHECK fails after something was broken.
 func sees(id, asks string, l level, needs need, breaks func(t *T, p *pod, r result)) check {
 	return check{id: id, level: l, section: "2", asks: "CHECK reports that " + asks, since: sinceCheck, needs: needs, run: func(t *T) {
 		p, r := t.addPod()
@@ -21,7 +21,7 @@ func sees(id, asks string, l level, needs need, breaks func(t *T, p *pod, r resu
 	}}
 }
 
-// tolerates is a CHECK that has to pass after something was changed that is not its business.
+// tolerates tests that CHECK passes after a change that does not concern the plugin.
 func tolerates(id, asks string, l level, changes func(t *T, p *pod, r result)) check {
 	return check{id: id, level: l, section: "2", asks: "CHECK allows for " + asks, since: sinceCheck, run: func(t *T) {
 		p, r := t.addPod()
@@ -169,7 +169,7 @@ func (s *space) dropRoute(dst netip.Prefix) error {
 	return s.nl.RouteDel(&r)
 }
 
-// detach takes the pod's link off its bridge, or its routes off the host.
+// detach removes the pod's link from its bridge, or the pod's routes from the host.
 func (t *T) detach(p *pod, r result) {
 	did := false
 	for _, name := range t.hostEnds(p) {
@@ -189,7 +189,7 @@ func (t *T) detach(p *pod, r result) {
 	}
 }
 
-// flushRules deletes all nftables of the host.
+// flushRules deletes all nftables tables of the host.
 func (t *T) flushRules() {
 	if len(t.snap().rules()) == 0 {
 		t.Skipf("the host has no nftables rules")

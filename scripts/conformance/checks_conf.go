@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// accepts runs ADD and DEL of a pod with further keys in the first plugin's configuration.
+// accepts runs ADD and DEL of a pod with additional keys in the first plugin's configuration.
 func (t *T) accepts(what string, extra object) (res result) {
 	n := t.net
 	defer func() { t.net = n }()
@@ -22,7 +22,6 @@ func (t *T) accepts(what string, extra object) (res result) {
 	return res
 }
 
-// refusesConf runs ADD with a changed configuration.
 func (t *T) refusesConf(what string, n network, codes ...int) {
 	old := t.net
 	defer func() { t.net = old }()

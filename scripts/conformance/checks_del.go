@@ -10,8 +10,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// lost is a DEL after something went missing: DEL must succeed, the host must be clean and the
-// address free.
+// lost is a check of DEL after something went missing: DEL must succeed, clean the host and free the
+// address.
 func lost(id, asks string, l level, needs need, lose func(t *T, p *pod) reply) check {
 	return check{id: id, level: l, section: "2", asks: asks, needs: needs, run: func(t *T) {
 		t.trySmall(2)
@@ -221,7 +221,7 @@ func delOthers() []check {
 	}
 }
 
-// hostEnds are the pod's own links on the host: those whose other end is in the pod.
+// hostEnds returns the pod's own links on the host: the other ends of its links.
 func (t *T) hostEnds(p *pod) (out []string) {
 	res := p.result()
 	for _, name := range res.hostLinks() {
@@ -235,7 +235,7 @@ func (t *T) hostEnds(p *pod) (out []string) {
 	return out
 }
 
-// emptyState deletes what is below the state directory.
+// emptyState deletes everything below the state directory.
 func (t *T) emptyState() {
 	entries, err := os.ReadDir(t.state)
 	t.OK(err, "read the state directory")

@@ -9,10 +9,11 @@ import (
 	"strings"
 )
 
-// delegated is a check of a plugin that executes another for its addresses; the fake plays that.
+// delegated is a check of a plugin that executes an IPAM plugin for its addresses. The fake plays the IPAM
+// plugin.
 func delegated(id, asks string, l level, since string, extra object, judge func(t *T)) check {
 	return check{id: id, level: l, section: "4", asks: asks, since: since, run: func(t *T) {
-		// What the plugin does with an ipam.type that it does not know decides.
+		// The check applies only to a plugin that executes an ipam.type that it does not know.
 		n := t.net
 		t.net = t.delegating(nil)
 		p := t.pod()

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// badEnv is an environment that a plugin cannot work with.
+// badEnv is an environment with an error in one variable.
 type badEnv struct {
 	what, variable string
 	command        string
@@ -15,7 +15,7 @@ type badEnv struct {
 
 func text(s string) *string { return &s }
 
-// missing are variables that each command requires (SPEC section 2).
+// missing returns missing variables that a command requires (SPEC section 2).
 func missing() []badEnv {
 	return []badEnv{
 		{"ADD without CNI_CONTAINERID", "CNI_CONTAINERID", "ADD", nil},
@@ -32,7 +32,7 @@ func missing() []badEnv {
 	}
 }
 
-// invalid are values that SPEC section 3, "Attachment Parameters", and the kernel exclude.
+// invalid returns values that SPEC section 3, "Attachment Parameters", and the kernel exclude.
 func invalid() []badEnv {
 	return []badEnv{
 		{"CNI_CONTAINERID a/b", "CNI_CONTAINERID", "ADD", text("a/b")},
@@ -48,7 +48,7 @@ func invalid() []badEnv {
 	}
 }
 
-// with is the reply to such an environment.
+// badEnv returns the reply to a call with such an environment.
 func (t *T) badEnv(b badEnv) reply {
 	p := t.pod()
 	var extra object
@@ -186,7 +186,7 @@ func envChecks() []check {
 	return append(out, refusals()...)
 }
 
-// refusals is a check for each variable and kind of refusal.
+// refusals returns a check for each variable and kind of refusal.
 func refusals() (out []check) {
 	for _, group := range []struct {
 		id, asks string
@@ -215,15 +215,15 @@ func refusals() (out []check) {
 	return out
 }
 
-// names fails unless the error says the name of the variable. It may stand in msg or details: the
-// specification calls both together the message.
+// names fails unless the error names the variable in msg or details. The specification calls both together
+// the message.
 func (t *T) names(r reply, variable string) {
 	if e, _ := r.fault(); !strings.Contains(e.Msg+" "+e.Details, variable) {
 		t.Errorf("does not name %s: %s", variable, r.said())
 	}
 }
 
-// life runs ADD and DEL of the list with each call edited, and something in between.
+// life runs ADD and DEL of the list, with edit applied to each call, and calls between in the middle.
 func (t *T) life(edit func(c *call), between func(p *pod)) {
 	t.edit = edit
 	defer func() { t.edit = nil }()
@@ -238,7 +238,7 @@ func (t *T) life(edit func(c *call), between func(p *pod)) {
 	t.noInterface(p)
 }
 
-// lifeEnv is a life with CHECK in which each call's environment is edited.
+// lifeEnv is life with CHECK in the middle and with each call's environment edited.
 func (t *T) lifeEnv(edit func(env map[string]string)) {
 	t.life(func(c *call) { edit(c.env) }, func(p *pod) {
 		if !before(t.net.version, sinceCheck) {

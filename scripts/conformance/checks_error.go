@@ -16,8 +16,8 @@ func (t *T) symlink(to string) string {
 	return path
 }
 
-// provocation is a call that has to fail, and the codes that the specification's table offers
-// for it; none where it leaves the code open.
+// provocation is a call that must fail, and the codes that fit in the specification's table. It has no
+// codes if the specification leaves the code open.
 type provocation struct {
 	what  string
 	codes []int
@@ -66,7 +66,7 @@ func (t *T) file(name string, content []byte) string {
 	return path
 }
 
-// provoke calls f with each reply to what has to fail.
+// provoke makes each provocation and calls f with the reply.
 func (t *T) provoke(f func(p provocation, r reply)) {
 	for _, p := range provocations() {
 		r := p.run(t)
@@ -101,7 +101,7 @@ func errorChecks() []check {
 		{id: "error.version", level: should, section: "5", asks: "an error's cniVersion is the protocol version in use", each: true, run: func(t *T) {
 			for _, p := range provocations() {
 				if slices.Contains([]string{"broken JSON", "an array for the configuration", "empty standard input", "an unsupported version", "unknown CNI_COMMAND"}, p.what) {
-					continue // no version in use
+					continue // no version is in use
 				}
 				if e, ok := p.run(t).fault(); ok && e.CNIVersion != t.net.version {
 					t.Errorf("%s: says %q", p.what, e.CNIVersion)

@@ -4,8 +4,8 @@ import "fmt"
 
 const sinceGC = "1.1.0"
 
-// collects is a GC of a pool of two addresses with both taken: the attachments of keep survive,
-// those of drop are freed.
+// collects is a check of GC with a full pool of two addresses: keep must survive, and drop's address must
+// be free.
 func collects(id, asks string, l level, valid func(t *T, keep, drop *pod) reply) check {
 	return check{id: id, level: l, section: "2", asks: asks, since: sinceGC, needs: needRanges, run: func(t *T) {
 		t.small(2)
@@ -24,7 +24,7 @@ func collects(id, asks string, l level, valid func(t *T, keep, drop *pod) reply)
 	}}
 }
 
-// frees is a GC that must free nothing.
+// freesNothing is a check of a GC that must free nothing.
 func freesNothing(id, asks string, l level, gc func(t *T, p *pod)) check {
 	return check{id: id, level: l, section: "2", asks: asks, since: sinceGC, run: func(t *T) {
 		t.trySmall(1)
@@ -108,7 +108,7 @@ func gcChecks() []check {
 			t.noNewRules(before, "GC")
 		}},
 		freesNothing("gc.no-list", "GC without a list frees nothing", robust, func(t *T, p *pod) {
-			t.gcWith(nil) // an error is as good
+			t.gcWith(nil) // GC may also fail
 		}),
 		freesNothing("gc.bad-list", "GC with an invalid list is refused and frees nothing", robust, func(t *T, p *pod) {
 			for _, list := range []any{"x", 5, object{"containerID": p.id}, []string{"x"}, []object{{"containerID": p.id}}} {
@@ -181,7 +181,7 @@ func statusChecks() []check {
 		{id: "status.bare-environment", level: must, section: "2", asks: "STATUS needs no variable but CNI_COMMAND, and accepts empty ones (containerd)", since: sinceGC, run: func(t *T) {
 			e := t.netEnv("STATUS")
 			if len(t.net.types()) == len(t.net.plugins) {
-				delete(e, "CNI_PATH") // needed to find an IPAM plugin
+				delete(e, "CNI_PATH") // needed only to find an IPAM plugin
 			}
 			t.wants(t.each(nil, "STATUS", e, nil), "STATUS")
 			e = t.netEnv("STATUS")

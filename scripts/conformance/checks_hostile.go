@@ -13,17 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hostile is a life under conditions that should not matter.
+// hostile tests that ADD and DEL work under unusual conditions.
 func hostile(id, asks string, edit func(t *T, c *call)) check {
 	return check{id: id, level: robust, section: "2", asks: asks, run: func(t *T) {
 		t.life(func(c *call) { edit(t, c) }, func(p *pod) { t.connected(p, p.result()) })
 	}}
 }
 
-// sh wraps the plugin in a shell that sets something up.
+// sh wraps the plugin in a shell that runs script first.
 func sh(script string) []string { return []string{"/bin/sh", "-c", script + `; exec "$0"`} }
 
-// badNetns is an ADD with a CNI_NETNS that is no network namespace.
+// badNetns tests ADD with a CNI_NETNS that is not a network namespace.
 func badNetns(id, asks string, l level, netns func(t *T) string) check {
 	return check{id: id, level: l, section: "2", asks: "ADD fails, at once and leaving nothing, when CNI_NETNS " + asks, run: func(t *T) {
 		t.trySmall(2)
@@ -68,7 +68,7 @@ func hostileLives() []check {
 		}),
 		hostile("hostile.tools-shadowed", "ADD and DEL work when the ip, iptables and nft in PATH fail", func(t *T, c *call) {
 			dir := filepath.Join(t.dir, "shadow")
-			_ = os.Mkdir(dir, 0o755) // the second time it is there
+			_ = os.Mkdir(dir, 0o755) // the second call finds it in place
 			for _, tool := range []string{"ip", "iptables", "ip6tables", "iptables-save", "nft", "sysctl", "conntrack"} {
 				t.OK(os.WriteFile(filepath.Join(dir, tool), []byte("#!/bin/sh\nexit 1\n"), 0o755), "write a tool")
 			}
@@ -94,14 +94,14 @@ func hostileLives() []check {
 
 const stdoutFull = "exec 1>/dev/full"
 
-// undelivered is an ADD whose result gets lost.
+// undelivered runs an ADD whose result gets lost.
 func (t *T) undelivered(script string) {
 	t.trySmall(2)
 	before := t.quiet()
 	p := t.pod()
 	c := p.main("ADD", nil)
 	c.wrap = sh(script)
-	// Runtimes of languages open a closed descriptor as /dev/null: nobody can notice then.
+	// Language runtimes open a closed descriptor as /dev/null, so the plugin cannot notice it.
 	if r := t.exec(c); r.ok() && script == stdoutFull {
 		t.Errorf("ADD exits with 0")
 	}
@@ -110,7 +110,7 @@ func (t *T) undelivered(script string) {
 	t.tryRoom(2)
 }
 
-// slowReader gives out pieces, a moment after each other.
+// slowReader returns small pieces with a pause before each.
 type slowReader struct{ b []byte }
 
 func (r *slowReader) Read(p []byte) (int, error) {
@@ -123,7 +123,7 @@ func (r *slowReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// clean fails unless the reply is success or a proper error.
+// clean fails unless the reply is a success or a proper error.
 func (t *T) clean(r reply, what string) {
 	if r.ok() {
 		return

@@ -10,10 +10,10 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// killRounds is how many points of an execution are tried, evenly spread over its length.
+// killRounds is the number of kill points, spread evenly over the length of an execution.
 const killRounds = 16
 
-// length is how long a command of the first plugin takes.
+// length measures how long a command of the first plugin takes.
 func (t *T) length(command string) time.Duration {
 	var longest time.Duration
 	for range 3 {
@@ -29,7 +29,7 @@ func (t *T) length(command string) time.Duration {
 	return longest
 }
 
-// killed runs f for each point at which an execution is to be killed.
+// killed calls f for each kill point of an execution.
 func (t *T) killed(command string, f func(i int, after time.Duration)) {
 	t.trySmall(4)
 	whole := t.length(command)
@@ -41,7 +41,7 @@ func (t *T) killed(command string, f func(i int, after time.Duration)) {
 	}
 }
 
-// settled fails unless the host is as before and the pool whole.
+// settled fails unless the host is as before and the pool is complete.
 func (t *T) settled(before snapshot, what string) {
 	t.nothingNew(before, what)
 	t.tryRoom(4)
@@ -86,7 +86,7 @@ func killChecks() []check {
 				p := t.pod()
 				t.killAdd(p, after, 0)
 				p.remove()
-				// The kernel ends a namespace, and the host's end with it, when it gets round to it.
+				// The kernel removes a namespace, and the host's end with it, in its own time.
 				t.OK(lab.Wait(context.Background(), reachPatience, func() error {
 					if now := t.links(); now > links {
 						return fmt.Errorf("%d links, %d before", now, links)
@@ -146,7 +146,7 @@ func killChecks() []check {
 	}
 }
 
-// killDels kills DELs. Before each is repeated, between happens to the pod.
+// killDels kills DELs. It calls between before it repeats each DEL.
 func (t *T) killDels(between func(p *pod)) {
 	before := t.quiet()
 	t.killed("DEL", func(i int, after time.Duration) {
@@ -160,7 +160,7 @@ func (t *T) killDels(between func(p *pod)) {
 	t.settled(before, "all of it")
 }
 
-// links is how many links with another end the host has.
+// links returns the number of veth links on the host.
 func (t *T) links() (n int) {
 	list, err := t.host.nl.LinkList()
 	t.OK(err, "list links")
@@ -185,7 +185,8 @@ func (t *T) killAdds(signal unix.Signal) {
 	t.settled(before, "all of it")
 }
 
-// eventually waits until the host has no more than before; who compares after it says what is left.
+// eventually waits until the host has nothing that it did not have before. It does not report a failure;
+// the caller's next comparison does.
 func (t *T) eventually(before snapshot) {
 	_ = lab.Wait(context.Background(), reachPatience, func() error {
 		s, err := t.host.look()
@@ -196,7 +197,7 @@ func (t *T) eventually(before snapshot) {
 	})
 }
 
-// killSyscalls kills the plugin at the n-th of each system call that writes somewhere.
+// killSyscalls kills the plugin at the n-th call of each system call that writes.
 func (t *T) killSyscalls(command string) {
 	t.trySmall(4)
 	before := t.quiet()
@@ -220,7 +221,7 @@ func (t *T) killSyscalls(command string) {
 			}
 			tried++
 			if r.ok() {
-				break // it has no more of these
+				break // the command makes no more of these calls
 			}
 		}
 	}

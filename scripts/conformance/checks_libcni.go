@@ -8,7 +8,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 )
 
-// library is the CNI library as runtimes use it, with the check's own cache.
+// library returns the CNI library as runtimes use it, with the check's own cache.
 func (t *T) library() (*libcni.CNIConfig, *libcni.NetworkConfigList) {
 	list, err := libcni.NetworkConfFromBytes(t.net.conflist())
 	t.OK(err, "read the configuration")
@@ -19,13 +19,12 @@ func (p *pod) runtimeConf() *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{ContainerID: p.id, NetNS: p.netns, IfName: p.ifName, Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAME", "p"}}}
 }
 
-// withLibrary calls f inside the host's namespace.
 func (t *T) withLibrary(what string, f func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error) {
 	c, list := t.library()
 	t.OK(t.host.Do(func() error { return f(c, list) }), what)
 }
 
-// libraryAdd runs ADD through the library, which must understand the result.
+// libraryAdd runs ADD through the library and has the library decode the result.
 func (t *T) libraryAdd(p *pod) {
 	t.withLibrary("ADD", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
 		r, err := c.AddNetworkList(t.ctx, list, p.runtimeConf())

@@ -17,20 +17,21 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// otherChecks are about the neighbours of a plugin on its host: pods that nobody trusts, links and addresses of
-// users and of other agents, networks with another state directory, and helpers that hang.
+// otherChecks are about a plugin's neighbours on its host: untrusted pods, links and addresses of users and
+// other agents, networks with another state directory, and helpers that hang.
 func otherChecks() []check {
 	return slices.Concat(podChecks(), occupiedChecks(), otherStateChecks(), foreignLinkChecks(), hangChecks())
 }
 
-// occupied is a check with a pool some of whose addresses are in use on the host. occupy puts one of them in use.
+// occupied is a check with a pool in which the host uses some addresses. occupy makes the host use one
+// address.
 func occupied(id, asks string, occupy func(prefix string) step) check {
 	return check{id: id, level: robust, section: "2", asks: asks, needs: needRanges | needPrivate, run: func(t *T) {
 		const size, taken = 6, 3
 		t.small(size)
 		before := t.quiet()
 		t.OK(t.host.veth(foreignLink, foreignLink+"p"), "make a link")
-		free := func() { _ = t.host.deleteLink(foreignLink) } // it may be gone
+		free := func() { _ = t.host.deleteLink(foreignLink) } // the link may be gone
 		t.Cleanup(free)
 		for _, first := range t.net.firsts() {
 			for i := range taken {
@@ -41,7 +42,7 @@ func occupied(id, asks string, occupy func(prefix string) step) check {
 		full := t.snap()
 		var p *pod
 		var r reply
-		for i := 0; i <= taken && (p == nil || !r.ok()); i++ { // as the kubelet does: the pod's next container
+		for i := 0; i <= taken && (p == nil || !r.ok()); i++ { // the kubelet retries with a new container
 			p = t.pod()
 			p.args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID=e60bc00e-1111-2222-3333-444444444444"
 			if r = t.tryAdd(p); !r.ok() {
@@ -77,7 +78,7 @@ func occupiedChecks() []check {
 	}
 }
 
-// beside is a second network of the same plugins that keeps its state in another directory.
+// beside returns a second network of the same plugins with another state directory.
 func (t *T) beside() network {
 	dir := filepath.Join(t.dir, "state-of-another")
 	t.OK(os.Mkdir(dir, 0o755), "make a state directory")
@@ -115,8 +116,8 @@ func otherStateChecks() []check {
 	}
 }
 
-// lookalikes makes links of a user whose names resemble those of the pod's links on the host, and
-// returns a function that says which have been deleted.
+// lookalikes makes links of a user with names similar to the pod's links on the host. The returned function
+// lists the links that were deleted.
 func (t *T) lookalikes(p *pod) (lost func() []string) {
 	names := t.hostEnds(p)
 	made := map[string]int{}
@@ -146,7 +147,7 @@ func (t *T) lookalikes(p *pod) (lost func() []string) {
 		veth(name[:len(name)-1] + last)
 	}
 	return func() (out []string) {
-		for _, name := range names { // a name that is free again is anyone's
+		for _, name := range names { // a user may take a name that is free again
 			if t.host.link(name) == nil {
 				create(&netlink.Bridge{}, name)
 			}
@@ -161,8 +162,8 @@ func (t *T) lookalikes(p *pod) (lost func() []string) {
 	}
 }
 
-// foreignLinks deletes a pod amid a user's links with much the same names, and repeats it when the
-// user has a bridge under the very name that the pod's link had.
+// foreignLinks deletes a pod beside a user's links with similar names. It repeats the deletion after a user's
+// bridge has taken the exact name of the pod's old link.
 func foreignLinks(id, asks, since string, end func(t *T, p *pod) reply) check {
 	return check{id: id, level: robust, section: "2", asks: asks, since: since, run: func(t *T) {
 		p, _ := t.addPod()
@@ -188,14 +189,15 @@ func foreignLinkChecks() []check {
 }
 
 const (
-	// verbPatience is the kubelet's default limit for one call of the runtime (runtimeRequestTimeout).
+	// verbPatience is the kubelet's default time limit for one call of the runtime (runtimeRequestTimeout).
 	verbPatience = 2 * time.Minute
-	// statusPatience is how long a runtime may be silent before the kubelet reports the node as not ready.
+	// statusPatience is how long the kubelet waits for a silent runtime before it reports the node as not
+	// ready.
 	statusPatience = 30 * time.Second
 )
 
-// hung runs every command at the same time while a helper of the plugin hangs: ADD of a fresh pod, the others
-// of an attached one. It returns the fresh pod.
+// hung runs all commands at once while a helper of the plugin hangs: ADD for a fresh pod, the others for an
+// attached pod. It returns the fresh pod.
 func (t *T) hung(attached *pod) (fresh *pod, replies map[string]reply) {
 	fresh = t.pod()
 	commands := []string{"ADD", "DEL"}
@@ -257,7 +259,7 @@ func hangChecks() []check {
 			before := t.quiet()
 			p, _ := t.addPod()
 			group := -t.daemon.PID()
-			t.Cleanup(func() { _ = unix.Kill(group, unix.SIGCONT) }) // it may have ended
+			t.Cleanup(func() { _ = unix.Kill(group, unix.SIGCONT) }) // the daemon may have ended
 			t.OK(unix.Kill(group, unix.SIGSTOP), "stop the daemon")
 			fresh, replies := t.hung(p)
 			t.OK(unix.Kill(group, unix.SIGCONT), "let the daemon go on")

@@ -13,7 +13,7 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// A pod's router advertisement offers this router and this prefix.
+// The router and the prefix in a pod's router advertisement.
 const (
 	rogueRouter = "fe80::bad"
 	rogueNet    = "2001:db8:bad::"
@@ -23,7 +23,7 @@ func podChecks() []check {
 	return []check{
 		{id: "pod.router-advertisement", level: robust, section: "-", asks: "a pod's router advertisement changes nothing on a host with the kernel's defaults (accept_ra=1, no IPv6 forwarding)", needs: needPrivate, run: func(t *T) {
 			if t.net.hasRanges() {
-				t.net = t.net.ipv4Only() // IPv6 would make the host forward, and a host that forwards ignores the advertisement
+				t.net = t.net.ipv4Only() // IPv6 makes the host forward, and a forwarding host ignores the advertisement
 			}
 			t.advertised("1")
 		}},
@@ -64,8 +64,8 @@ func podChecks() []check {
 	}
 }
 
-// advertised sends router advertisements from a pod, and from a link in another namespace whose kernel
-// takes them. Once that kernel has taken one, the host has seen one as well.
+// advertised sends router advertisements from a pod, and from a link in a control namespace whose kernel
+// accepts them. When the control kernel has accepted one, the host has also received one.
 func (t *T) advertised(acceptRA string) {
 	for _, conf := range []string{"all", "default"} {
 		t.sysctl("net/ipv6/conf/"+conf+"/accept_ra", acceptRA)
@@ -88,14 +88,14 @@ func (t *T) advertised(acceptRA string) {
 	}
 }
 
-// rogueLines are the default route and the address that come from the advertisement.
+// rogueLines returns the default route and the address that come from the advertisement.
 func rogueLines(s snapshot) []string {
 	return slices.DeleteFunc(s.minus(nil), func(line string) bool {
 		return !strings.HasPrefix(line, "addr "+rogueNet[:len(rogueNet)-1]) && !strings.HasPrefix(line, "route default via "+rogueRouter)
 	})
 }
 
-// advertise sends a router advertisement (RFC 4861 section 4.2) with a prefix for addresses out of a link.
+// advertise sends a router advertisement (RFC 4861 section 4.2) with an address prefix through a link.
 func (s *space) advertise(link string) error {
 	l, err := s.nl.LinkByName(link)
 	if err != nil {
@@ -104,7 +104,7 @@ func (s *space) advertise(link string) error {
 	from, to := netip.MustParseAddr(rogueRouter), netip.MustParseAddr("ff02::1")
 	body := slices.Concat(
 		[]byte{134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0},        // a default router for 1800 s
-		[]byte{3, 4, 64, 0xc0, 0, 1, 0x51, 0x80, 0, 0, 0x38, 0x40, 0, 0, 0, 0}, // a prefix: on the link, for addresses, for a day
+		[]byte{3, 4, 64, 0xc0, 0, 1, 0x51, 0x80, 0, 0, 0x38, 0x40, 0, 0, 0, 0}, // a prefix: on-link, for addresses, for a day
 		netip.MustParseAddr(rogueNet).AsSlice())
 	pseudo := slices.Concat(from.AsSlice(), to.AsSlice(), []byte{0, 0, 0, byte(len(body)), 0, 0, 0, unix.IPPROTO_ICMPV6}) // RFC 8200 section 8.1
 	binary.BigEndian.PutUint16(body[2:], checksum(slices.Concat(pseudo, body)))
@@ -113,7 +113,8 @@ func (s *space) advertise(link string) error {
 	return s.send(unix.AF_PACKET, 0, frame, &unix.SockaddrLinklayer{Ifindex: l.Attrs().Index})
 }
 
-// redirect sends the host a redirect (RFC 792) with its router's source address: another router serves dst.
+// redirect sends the host a redirect (RFC 792) to another router for dst, with the source address of the
+// host's router.
 func (s *space) redirect(dst netip.Addr, via string) error {
 	from, to := netip.MustParseAddr(otherIP), netip.MustParseAddr(hostIP)
 	body := slices.Concat([]byte{5, 1, 0, 0}, netip.MustParseAddr(via).AsSlice(), ipv4Header(to, dst, 8), make([]byte, 8))
@@ -121,14 +122,14 @@ func (s *space) redirect(dst netip.Addr, via string) error {
 	return s.send(unix.AF_INET, unix.IPPROTO_RAW, append(ipv4Header(from, to, len(body)), body...), &unix.SockaddrInet4{Addr: to.As4()})
 }
 
-// ipv4Header is a header of an ICMP packet (RFC 791 section 3.1).
+// ipv4Header returns the IPv4 header of an ICMP packet (RFC 791 section 3.1).
 func ipv4Header(from, to netip.Addr, payload int) []byte {
 	h := slices.Concat([]byte{0x45, 0, 0, byte(20 + payload), 0, 0, 0, 0, 64, unix.IPPROTO_ICMP, 0, 0}, from.AsSlice(), to.AsSlice())
 	binary.BigEndian.PutUint16(h[10:], checksum(h))
 	return h
 }
 
-// checksum is the Internet checksum (RFC 1071) of an even number of bytes.
+// checksum returns the Internet checksum (RFC 1071) of an even number of bytes.
 func checksum(b []byte) uint16 {
 	var sum uint32
 	for ; len(b) > 0; b = b[2:] {
@@ -138,7 +139,6 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum>>16 + sum)
 }
 
-// send sends a packet, headers and all, out of the namespace.
 func (s *space) send(family, protocol int, packet []byte, to unix.Sockaddr) error {
 	return s.Do(func() error {
 		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)

@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// atOnce calls f for each pod at the same time and returns the replies.
+// atOnce calls f for all pods at the same time and returns the replies.
 func (t *T) atOnce(pods []*pod, f func(t *T, p *pod) reply) []reply {
 	out := make([]reply, len(pods))
 	inner := make([]*T, len(pods))
 	var wg sync.WaitGroup
 	for i, p := range pods {
-		// Each has its own notes; the pod's configuration is the check's.
+		// Each call records its own failures. The pod's configuration is the check's.
 		own := *t
 		own.failed, own.cleanup = nil, nil
 		inner[i] = &own
@@ -34,7 +34,7 @@ func (t *T) somePods(n int) (out []*pod) {
 	return out
 }
 
-// attached are the results of the pods whose ADD succeeded.
+// attached returns the results of the pods whose ADD succeeded.
 func (t *T) attached(pods []*pod) (out []result) {
 	for _, p := range pods {
 		if p.prev != nil {
@@ -175,7 +175,7 @@ func concurrencyChecks() []check {
 	}
 }
 
-// reused adds and deletes pods that get the same address, and sends to each at once.
+// reused adds and deletes pods that get the same address, and sends to each pod at once.
 func (t *T) reused(from *space) {
 	for range 3 {
 		p := t.pod()
@@ -227,7 +227,7 @@ func hostChecks() []check {
 	}
 }
 
-// quick is how long a fresh pod may need for its first packet.
+// quick is the time limit for a fresh pod's first packet.
 const quick = 1 * time.Second
 
 func reachQuickly(from, to *space, addr netip.Addr) error {

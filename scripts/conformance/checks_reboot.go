@@ -14,8 +14,8 @@ import (
 
 const bootIDFile = "/proc/sys/kernel/random/boot_id"
 
-// reboot ends every namespace and gives the check a new host; what stays is what is on disk. With
-// newBoot the kernel's boot ID is another one for all that runs in our mount namespace.
+// reboot ends every namespace and gives the check a new host. Only files on disk stay. newBoot also changes
+// the kernel's boot ID for every process in our mount namespace.
 func (t *T) reboot(newBoot bool, pods ...*pod) {
 	for _, p := range pods {
 		p.remove()
@@ -38,7 +38,7 @@ func (t *T) reboot(newBoot bool, pods ...*pod) {
 		t.bench.sharedHost, t.bench.sharedOther = t.host, t.outside
 		t.OK(t.startDaemon(t.host), "start the daemon again")
 		if !before(t.net.version, sinceGC) {
-			_ = lab.Wait(context.Background(), reachPatience, func() error { // it has begun when it says so; what it does not say shows
+			_ = lab.Wait(context.Background(), reachPatience, func() error { // wait for the daemon; a failure shows in the check
 				if r := t.status(); !r.ok() {
 					return errors.New(r.said())
 				}
@@ -48,7 +48,7 @@ func (t *T) reboot(newBoot bool, pods ...*pod) {
 	}
 }
 
-// rebooted is a check of a full pool over a reboot.
+// rebooted is a check that fills a pool and reboots.
 func rebooted(id, asks string, l level, section, since string, newBoot bool, after func(t *T, old []*pod)) check {
 	return check{id: id, level: l, section: section, asks: asks, since: since, alone: newBoot, needs: needRanges | needPrivate, run: func(t *T) {
 		t.small(2)
@@ -61,7 +61,7 @@ func rebooted(id, asks string, l level, section, since string, newBoot bool, aft
 	}}
 }
 
-// renew adds the containers again under the ids of the old ones.
+// renew adds the containers again under their old IDs.
 func renew(t *T, old []*pod) {
 	for _, p := range old {
 		q := t.pod()
@@ -70,7 +70,7 @@ func renew(t *T, old []*pod) {
 	}
 }
 
-// fresh adds as many containers as before, under new ids.
+// fresh adds as many containers as before, under new IDs.
 func fresh(t *T, old []*pod) {
 	for range old {
 		q := t.pod()
@@ -119,7 +119,7 @@ func rebootChecks() []check {
 	}
 }
 
-// mounted covers the state directory with a file system of size bytes; what was in it is copied.
+// mounted covers the state directory, which must be empty, with a file system of size bytes.
 func (t *T) mounted(size int) {
 	entries, err := os.ReadDir(t.state)
 	t.OK(err, "read the state directory")
@@ -130,7 +130,7 @@ func (t *T) mounted(size int) {
 	t.Cleanup(func() { _ = unix.Unmount(t.state, unix.MNT_DETACH) })
 }
 
-// fill takes all room that the file system of the state directory has left.
+// fill uses up the free space of the state directory's file system.
 func (t *T) fill() (free func()) {
 	path := filepath.Join(t.state, "filler")
 	f, err := os.Create(path)
@@ -144,7 +144,7 @@ func (t *T) fill() (free func()) {
 	return func() { _ = os.Remove(path) }
 }
 
-// damaged changes every state file.
+// damaged overwrites every state file.
 func (t *T) damaged(content []byte) {
 	files := t.stateFiles()
 	if len(files) == 0 {
@@ -153,14 +153,14 @@ func (t *T) damaged(content []byte) {
 	for _, f := range files {
 		if len(content) > 0 {
 			if info, err := os.Stat(f); err == nil && info.Size() == 0 {
-				continue // a lock
+				continue // an empty file is a lock
 			}
 		}
 		t.OK(os.WriteFile(f, content, 0o644), "damage "+f)
 	}
 }
 
-// duplicate fails when a new pod gets an address that a running one has.
+// duplicate fails if a new pod gets the address of a running pod.
 func (t *T) duplicate(running result) {
 	for range 3 {
 		q := t.pod()
@@ -244,7 +244,7 @@ func stateChecks() []check {
 	}
 }
 
-// readOnly makes the state directory's file system read-only, or writable again.
+// readOnly makes the state directory read-only, or writable again.
 func (t *T) readOnly(on bool) {
 	if !on {
 		t.OK(unix.Unmount(t.state, unix.MNT_DETACH), "unmount")

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// each version's result is read from a pod that ADD has made.
+// resultCheck is a check of the result of an ADD, in each version.
 func resultCheck(id string, l level, asks, since string, judge func(t *T, p *pod, r result)) check {
 	return check{id: id, level: l, section: "5", asks: asks, since: since, each: true, run: func(t *T) {
 		p, r := t.addPod()
@@ -172,7 +172,6 @@ func resultChecks() []check {
 	}
 }
 
-// resultShape looks at the raw JSON.
 func resultShape(t *T, p *pod, _ result) {
 	var raw map[string]json.RawMessage
 	t.OK(json.Unmarshal(p.prev, &raw), "decode")
@@ -204,7 +203,7 @@ func resultShape(t *T, p *pod, _ result) {
 	}
 }
 
-// linkOf is the kernel's link of an interface in a result.
+// linkOf returns the kernel's link for an interface in a result.
 func (t *T) linkOf(p *pod, r result, i int) netlink.Link {
 	if r.Interfaces[i].Sandbox == "" {
 		return t.host.link(r.Interfaces[i].Name)
@@ -212,7 +211,7 @@ func (t *T) linkOf(p *pod, r result, i int) netlink.Link {
 	return p.link(r.Interfaces[i].Name)
 }
 
-// route finds a route by destination, in the main table unless said.
+// route finds a route by destination, in the main table unless table is set.
 func (s *space) route(dst netip.Prefix, table *int) (netlink.Route, error) {
 	family, id := unix.AF_INET, unix.RT_TABLE_MAIN
 	if dst.Addr().Is6() {
@@ -237,7 +236,7 @@ func (s *space) route(dst netip.Prefix, table *int) (netlink.Route, error) {
 	return netlink.Route{}, fmt.Errorf("route %s is not in table %d", dst, id)
 }
 
-// veth makes a pair of links inside the namespace, up.
+// veth makes a pair of links inside the namespace and sets them up.
 func (s *space) veth(name, peer string) error {
 	return s.script(func(h *netlink.Handle) error {
 		return h.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: peer})

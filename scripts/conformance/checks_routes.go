@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// routed is a check of one route in ipam.routes, host-local's syntax, with the keys of the
-// result's routes. It sees the route in the pod's kernel.
+// routed is a check of one route in ipam.routes, in host-local's syntax with the keys of the result's
+// routes. It reads the route from the pod's kernel.
 func routed(id, asks string, l level, since string, route object, judge func(t *T, p *pod, r result, have netlink.Route)) check {
 	return check{id: id, level: l, section: "5", asks: asks, since: since, needs: needRanges, run: func(t *T) {
 		dst := netip.MustParsePrefix(route["dst"].(string))

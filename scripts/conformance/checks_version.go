@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// versionInfo is what VERSION prints (SPEC section 5, "VERSION Success").
+// versionInfo is the output of VERSION (SPEC section 5, "VERSION Success").
 type versionInfo struct {
 	CNIVersion string   `json:"cniVersion"`
 	Supported  []string `json:"supportedVersions"`
@@ -17,7 +17,6 @@ func parseVersions(out []byte) (v versionInfo, err error) {
 	return v, err
 }
 
-// version asks one plugin.
 func (t *T) versionOf(kind, stdin string) (versionInfo, reply) {
 	r := t.exec(call{kind: kind, env: t.netEnv("VERSION"), stdin: []byte(stdin)})
 	v, err := parseVersions(r.stdout)
@@ -137,7 +136,7 @@ func versionEcho(t *T) {
 	}
 }
 
-// tooOld calls a command in a version that does not have it.
+// tooOld calls a command in a version that does not have the command.
 func (t *T) tooOld(command, version string) {
 	p := t.pod()
 	t.net.version = version

@@ -12,16 +12,15 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// daemonPatience is how long a daemon may take to be ready.
+// daemonPatience bounds the start of a daemon.
 const daemonPatience = 20 * time.Second
 
-// startDaemon starts the daemon that the plugin needs inside the host's namespace, and waits until it
-// is ready.
+// startDaemon starts the plugin's daemon inside the host's namespace and waits until it is ready.
 func (b *bench) startDaemon(host *space) error {
 	state := filepath.Join(b.dir, "state")
 	line := strings.ReplaceAll(b.o.daemon, placeholder, state)
 	ready := strings.ReplaceAll(b.o.ready, placeholder, state)
-	_ = os.Remove(ready) // of the daemon before a reboot
+	_ = os.Remove(ready) // left by the daemon before a reboot
 	var err error
 	b.daemon, err = lab.Program{Argv: []string{"/bin/sh", "-c", line}, Log: filepath.Join(b.dir, "daemon.log"), Space: host.Space}.Start()
 	if err != nil || ready == "" {
@@ -41,11 +40,11 @@ func (b *bench) startDaemon(host *space) error {
 	return err
 }
 
-// stopDaemon ends the daemon at once, and its group, for the shell may have a child. Without a daemon
+// stopDaemon kills the daemon and its process group, because the shell may have a child. Without a daemon
 // it does nothing.
 func (b *bench) stopDaemon() {
 	if b.daemon.Err() == nil {
 		_ = unix.Kill(-b.daemon.PID(), unix.SIGKILL) // it may have ended
-		_ = b.daemon.Kill()                          // which waits
+		_ = b.daemon.Kill()                          // also waits for the end
 	}
 }

@@ -11,20 +11,20 @@ import (
 	"time"
 )
 
-// fakeIPAM is the plugin type under which this program is an IPAM plugin that notes how it is
-// called and answers as its configuration says. The plugin under measurement executes it.
+// fakeIPAM is the plugin type under which this program is an IPAM plugin. The plugin under measurement
+// executes it. The fake records its calls and answers as its configuration says.
 const fakeIPAM = "conformance-ipam"
 
-// fakeNote is one call that the fake got.
 type fakeNote struct {
-	Env   map[string]string `json:"env"` // those that begin with CNI_
+	Env   map[string]string `json:"env"` // variables that begin with CNI_
 	Stdin json.RawMessage   `json:"stdin"`
 }
 
 const fakeWord = "a word of the ipam plugin on standard error"
 
-// serveFakeIPAM is the fake's main. Its ipam section: log (a file), result (an object for ADD),
-// fail (a list of commands), garbage (standard output of ADD), hang (no answer while the caller lives).
+// serveFakeIPAM is the fake's main. The keys of its ipam section are: log (a file), result (an object for
+// ADD), fail (a list of commands), garbage (standard output of ADD), hang (no answer while the caller
+// lives).
 func serveFakeIPAM(stdin io.Reader, stdout, stderr io.Writer, environ []string) int {
 	in, err := io.ReadAll(stdin)
 	if err != nil {
@@ -65,7 +65,7 @@ func serveFakeIPAM(stdin io.Reader, stdout, stderr io.Writer, environ []string) 
 	defer f.Close()
 	fmt.Fprintf(f, "%s\n", line)
 	fmt.Fprintln(stderr, fakeWord)
-	for caller := os.Getppid(); conf.IPAM.Hang && os.Getppid() == caller; { // nobody else would end it
+	for caller := os.Getppid(); conf.IPAM.Hang && os.Getppid() == caller; { // nothing else would end the fake
 		time.Sleep(100 * time.Millisecond)
 	}
 	for _, c := range conf.IPAM.Fail {
@@ -79,13 +79,12 @@ func serveFakeIPAM(stdin io.Reader, stdout, stderr io.Writer, environ []string) 
 		fmt.Fprint(stdout, conf.IPAM.Garbage)
 	case command == "ADD":
 		conf.IPAM.Result["cniVersion"] = conf.CNIVersion
-		_ = json.NewEncoder(stdout).Encode(conf.IPAM.Result) // a reader that is gone is not our failure
+		_ = json.NewEncoder(stdout).Encode(conf.IPAM.Result) // a caller that has gone is not our failure
 	}
 	return statusPass
 }
 
-// delegating is the network with the fake in the place of its IPAM plugin; extra goes to the
-// fake's configuration.
+// delegating returns the network with the fake as its IPAM plugin; extra adds to the fake's configuration.
 func (t *T) delegating(extra object) network {
 	address, gateway := "10.222.0.7/24", "10.222.0.1"
 	ip := object{"address": address, "gateway": gateway}
@@ -100,7 +99,7 @@ func (t *T) delegating(extra object) network {
 	return t.net.only().with("ipam", ipam)
 }
 
-// fakeNotes are the calls that the fake got, of one command.
+// fakeNotes returns the fake's calls of one command.
 func (t *T) fakeNotes(command string) (out []fakeNote) {
 	b, err := os.ReadFile(filepath.Join(t.dir, "ipam.log"))
 	if err != nil {

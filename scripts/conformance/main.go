@@ -1,12 +1,12 @@
-// Command conformance measures a chain of CNI plugins against the CNI specification 1.1.0, one
-// requirement at a time. It owns the network namespaces and the plugins' environment, and looks only
-// at standard output, exit status and the kernel's state. It never looks at a plugin's internals.
+// Command conformance measures a chain of CNI plugins against the CNI specification 1.1.0, one requirement
+// at a time. It owns the network namespaces and the plugins' environment, and reads only standard output,
+// exit status and the kernel's state. It never looks at a plugin's internals.
 //
 //	conformance --conflist 10-net.conflist --cni-path /opt/cni/bin
 //
-// A requirement has a name (del.netns-gone), a section of the specification, and a level: MUST and
-// SHOULD as the text has it; ROBUST for what the text leaves open and runtimes or users need.
-// docs/conformance.md describes configuration, report and results.
+// A requirement has a name (del.netns-gone), a section of the specification, and a level. MUST and SHOULD
+// are the specification's own. ROBUST marks a requirement that the specification leaves open and that
+// runtimes or users need. docs/conformance.md describes configuration, report and results.
 package main
 
 import (
@@ -27,7 +27,7 @@ import (
 
 const (
 	statusPass, statusFail, statusUsage = 0, 1, 2
-	// insideEnv marks the process that has its own mount namespace.
+	// insideEnv marks the process in the private mount namespace.
 	insideEnv = "CNI_CONFORMANCE_INSIDE"
 )
 
@@ -66,10 +66,9 @@ func run(args []string) int {
 	return report.print(os.Stdout, o)
 }
 
-// runInside runs the program again in a mount namespace of its own, so that whatever happens
-// nothing stays mounted.
+// runInside runs the program again in its own mount namespace, so that no mount can outlive the run.
 func runInside(args []string) int {
-	runtime.LockOSThread() // Pdeathsig is about the parent's thread
+	runtime.LockOSThread() // Pdeathsig depends on the parent's thread
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -86,7 +85,7 @@ func runInside(args []string) int {
 			_ = cmd.Process.Signal(s) // it may have ended
 		}
 	}()
-	_ = cmd.Wait() // the status says it
+	_ = cmd.Wait() // the exit status has the result
 	if code := cmd.ProcessState.ExitCode(); code >= 0 {
 		return code
 	}
@@ -95,12 +94,12 @@ func runInside(args []string) int {
 
 // options are the flags.
 type options struct {
-	conf     string // path of a conflist or of a single plugin's configuration
+	conf     string // path of a conflist, or of a single plugin's configuration
 	cniPath  []string
 	versions []string
 	run      *regexp.Regexp
 	list     bool
-	current  bool // the host is the namespace of this process
+	current  bool // the host is this process's namespace
 	strict   bool
 	json     bool
 	daemon   string
@@ -164,7 +163,6 @@ func parseFlags(args []string) (options, error) {
 	return o, nil
 }
 
-// selected are the checks to run.
 func (o options) selected() (out []check) {
 	for _, c := range allChecks() {
 		if o.run == nil || o.run.MatchString(c.id) {

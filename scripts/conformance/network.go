@@ -19,7 +19,7 @@ type network struct {
 	plugins []object
 }
 
-// network reads the configuration again.
+// network reads the configuration again, so that the caller may change it.
 func (b *bench) network(name, state string) (network, error) {
 	text := strings.ReplaceAll(b.conf, placeholder, state)
 	var raw struct {
@@ -51,7 +51,6 @@ func (b *bench) network(name, state string) (network, error) {
 	return n, nil
 }
 
-// clone is a deep copy.
 func (n network) clone() network {
 	var copied []object
 	b, err := json.Marshal(n.plugins)
@@ -65,7 +64,7 @@ func (n network) clone() network {
 	return n
 }
 
-// with is a copy whose first plugin has the key set; nil removes it.
+// with returns a copy with the key set in the first plugin; nil removes the key.
 func (n network) with(key string, value any) network {
 	n = n.clone()
 	if value == nil {
@@ -76,7 +75,7 @@ func (n network) with(key string, value any) network {
 	return n
 }
 
-// withIPAM is a copy whose first plugin's ipam has the key set.
+// withIPAM returns a copy with the key set in the first plugin's ipam; nil removes the key.
 func (n network) withIPAM(key string, value any) network {
 	n = n.clone()
 	ipam, _ := n.plugins[0]["ipam"].(object)
@@ -92,14 +91,13 @@ func (n network) withIPAM(key string, value any) network {
 	return n
 }
 
-// only is a copy with the first plugin alone.
 func (n network) only() network {
 	n = n.clone()
 	n.plugins = n.plugins[:1]
 	return n
 }
 
-// types are the plugins that are executed: of the list, and the one that addresses come from.
+// types returns the types of the executed plugins: the list's plugins and the IPAM plugin.
 func (n network) types() []string {
 	var out []string
 	for _, p := range n.plugins {
@@ -115,8 +113,8 @@ func (n network) types() []string {
 	return out
 }
 
-// request is the configuration of one call (SPEC section 3, "Deriving request configuration").
-// Keys of extra with a nil value are removed.
+// request returns the configuration of one call (SPEC section 3, "Deriving request configuration"). A nil
+// value in extra removes the key.
 func (n network) request(i int, extra object) []byte {
 	conf := object{}
 	for k, v := range n.plugins[i] {
@@ -139,7 +137,6 @@ func (n network) request(i int, extra object) []byte {
 	return b
 }
 
-// conflist is the list as a file has it.
 func (n network) conflist() []byte {
 	b, err := json.MarshalIndent(object{"cniVersion": n.version, "name": n.name, "plugins": n.plugins}, "", "  ")
 	if err != nil {
@@ -148,7 +145,7 @@ func (n network) conflist() []byte {
 	return b
 }
 
-// subnets are ipam's ranges in host-local's syntax: the first range of each set.
+// subnets returns ipam's subnets in host-local's syntax: the first range of each set.
 func (n network) subnets() (out []netip.Prefix) {
 	ipam, _ := n.plugins[0]["ipam"].(object)
 	add := func(v any) {
@@ -168,7 +165,7 @@ func (n network) subnets() (out []netip.Prefix) {
 	return out
 }
 
-// minHostBits is how many bits of a subnet the small pools need.
+// minHostBits is the number of host bits that a small pool needs.
 const minHostBits = 5
 
 func (n network) hasRanges() bool {
@@ -176,8 +173,8 @@ func (n network) hasRanges() bool {
 	return len(subnets) > 0 && !slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Addr().BitLen()-p.Bits() < minHostBits })
 }
 
-// small is a copy whose pool has size addresses of each family. Different numbers give different pools,
-// so that no check depends on what another left.
+// small returns a copy with a pool of size addresses of each family. Different numbers give different
+// pools, so that no check depends on leftovers of another check.
 func (n network) small(size, number int) network {
 	var sets []any
 	for _, p := range n.subnets() {
@@ -194,7 +191,7 @@ func (n network) small(size, number int) network {
 	return out
 }
 
-// firsts are the first addresses of the ranges of a small pool.
+// firsts returns the first address of each range of a small pool.
 func (n network) firsts() (out []netip.Addr) {
 	for _, set := range n.plugins[0]["ipam"].(object)["ranges"].([]any) {
 		out = append(out, netip.MustParseAddr(set.([]any)[0].(object)["rangeStart"].(string)))
@@ -202,7 +199,7 @@ func (n network) firsts() (out []netip.Addr) {
 	return out
 }
 
-// ipv4Only is a copy without IPv6 ranges and routes.
+// ipv4Only returns a copy without IPv6 ranges and routes.
 func (n network) ipv4Only() network {
 	n = n.clone()
 	ipam := n.plugins[0]["ipam"].(object)
@@ -228,7 +225,7 @@ func offset(a netip.Addr, by int) netip.Addr {
 // small gives the check a pool of size addresses.
 func (t *T) small(size int) { t.net = t.net.small(size, t.seq) }
 
-// trySmall is small where the harness knows the syntax of the pool.
+// trySmall is small if the harness knows the syntax of the pool.
 func (t *T) trySmall(size int) {
 	if t.net.hasRanges() {
 		t.small(size)
@@ -241,7 +238,7 @@ func (n network) capable(name string) bool {
 	return c[name] == true
 }
 
-// stateFiles are the files below the state directory.
+// stateFiles returns the files below the state directory.
 func (t *T) stateFiles() (out []string) {
 	var walk func(dir string)
 	walk = func(dir string) {

@@ -8,9 +8,9 @@ import (
 	"unicode/utf8"
 )
 
-// report has the outcomes of a run.
+// report holds the outcomes of a run.
 type report struct {
-	Plugins  []string              `json:"plugins"` // types, in order; the delegated one last
+	Plugins  []string              `json:"plugins"` // types, in order; the IPAM plugin last
 	Versions []string              `json:"versions"`
 	Checks   []outcome             `json:"checks"`
 	Totals   map[level]levelTotals `json:"totals"`
@@ -36,7 +36,7 @@ func (r *report) add(o outcome) {
 	r.Totals[o.Level] = n
 }
 
-// maxSeen keeps a line of the text report readable; JSON has all of it.
+// maxSeen keeps a line of the text report readable. The JSON report is not cut.
 const maxSeen = 600
 
 func printOutcome(w io.Writer, o outcome) {
@@ -55,7 +55,7 @@ func printOutcome(w io.Writer, o outcome) {
 	fmt.Fprintf(w, "%-4s  %-6s  %-33s %-8s  %s\n", strings.ToUpper(o.Status), o.Level, o.ID, o.Section, seen)
 }
 
-// print prints the totals, or all of it as JSON; the lines of the text were printed on the way.
+// print prints the totals, or the whole report as JSON. The lines of the text report were printed earlier.
 // It returns the exit status.
 func (r *report) print(w io.Writer, o options) int {
 	status := statusPass

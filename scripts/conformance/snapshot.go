@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// snapshot is the state of a network namespace, a line for each object.
+// snapshot is the state of a network namespace, with one line for each object.
 type snapshot map[string]bool
 
-// minus are the lines of s that o lacks, sorted.
+// minus returns the lines of s that are not in o, sorted.
 func (s snapshot) minus(o snapshot) (out []string) {
 	for _, line := range slices.Sorted(maps.Keys(s)) {
 		if !o[line] {
@@ -106,8 +106,8 @@ func dstOf(r netlink.Route) string {
 	return r.Dst.String()
 }
 
-// lookRules notes nftables: rules by their number in the chain, elements by their key. What the
-// kernel does not list is left out; iptables with its own tables is not seen at all.
+// lookRules adds nftables to the snapshot: rules by their number in the chain, elements by their key.
+// Objects that the kernel does not list are left out. The separate tables of iptables are not read.
 func (s *space) lookRules(out snapshot) {
 	c, err := nftables.New(nftables.WithNetNSFd(int(s.File.Fd())))
 	if err != nil {
@@ -139,7 +139,7 @@ func (s *space) lookRules(out snapshot) {
 	}
 }
 
-// rules are the lines about firewall rules.
+// rules returns the lines about firewall rules.
 func (s snapshot) rules() (out []string) {
 	for _, line := range slices.Sorted(maps.Keys(s)) {
 		if strings.HasPrefix(line, "nft ") {
@@ -149,35 +149,34 @@ func (s snapshot) rules() (out []string) {
 	return out
 }
 
-// snap reads the host.
 func (t *T) snap() snapshot {
 	s, err := t.host.look()
 	t.OK(err, "look at the host")
 	return s
 }
 
-// quiet attaches and detaches one pod, so that everything is there that a network keeps for all its
-// pods, and returns a snapshot of the host.
+// quiet attaches and detaches one pod, so that all objects that a network keeps for all pods exist. It
+// returns a snapshot of the host.
 func (t *T) quiet() snapshot {
 	p, _ := t.addPod()
 	t.del(p)
 	s := t.snap()
 	if t.daemon != nil {
-		// A daemon chooses when to make and to remove what serves all pods.
+		// A daemon chooses when to add and remove objects that serve all pods.
 		maps.Copy(t.calm, s)
 		maps.Copy(s, t.calm)
 	}
 	return s
 }
 
-// nothingNew fails when the host has more than before.
+// nothingNew fails if the host has objects that it did not have before.
 func (t *T) nothingNew(before snapshot, what string) {
 	if left := t.left(before); len(left) > 0 {
 		t.Errorf("%s leaves on the host: %s", what, strings.Join(left, ", "))
 	}
 }
 
-// noNewRules is nothingNew of firewall rules alone.
+// noNewRules is nothingNew for firewall rules only.
 func (t *T) noNewRules(before snapshot, what string) {
 	left := slices.DeleteFunc(t.left(before), func(line string) bool { return !strings.HasPrefix(line, "nft ") })
 	if len(left) > 0 {
@@ -185,7 +184,8 @@ func (t *T) noNewRules(before snapshot, what string) {
 	}
 }
 
-// left is what the host has more than before. A daemon gets some time to remove what serves all pods.
+// left returns the objects that the host did not have before. A daemon gets some time to remove objects
+// that serve all pods.
 func (t *T) left(before snapshot) []string {
 	left := t.snap().minus(before)
 	if len(left) > 0 && t.daemon != nil {
@@ -195,7 +195,7 @@ func (t *T) left(before snapshot) []string {
 	return left
 }
 
-// noNewVeth fails when the host has a veth that it did not have before; a bridge may stay.
+// noNewVeth fails if the host has a new veth. A new bridge may stay.
 func (t *T) noNewVeth(before snapshot) {
 	for _, line := range t.snap().minus(before) {
 		if strings.HasPrefix(line, "link veth") {
@@ -204,14 +204,13 @@ func (t *T) noNewVeth(before snapshot) {
 	}
 }
 
-// noInterface fails when the pod has its interface.
 func (t *T) noInterface(p *pod) {
 	if p.link(p.ifName) != nil {
 		t.Errorf("%s is in the pod", p.ifName)
 	}
 }
 
-// unchanged fails when f changes the pod.
+// unchanged fails if f changes the pod.
 func (t *T) unchanged(p *pod, f func()) {
 	before, err := p.look()
 	t.OK(err, "look at the pod")
@@ -223,11 +222,11 @@ func (t *T) unchanged(p *pod, f func()) {
 	}
 }
 
-// sameAs fails when the host is not as before.
+// sameAs fails if the host is not as before.
 func (t *T) sameAs(before snapshot, what string) {
 	now := t.snap()
 	diff := append(before.minus(now), now.minus(before)...)
-	if t.daemon != nil { // what a daemon keeps for all pods may change
+	if t.daemon != nil { // objects that a daemon keeps for all pods may change
 		diff = slices.DeleteFunc(diff, func(line string) bool {
 			return strings.HasPrefix(line, "nft ") && !strings.Contains(line, " element ")
 		})
@@ -237,7 +236,6 @@ func (t *T) sameAs(before snapshot, what string) {
 	}
 }
 
-// deleteTables deletes all of nftables.
 func (s *space) deleteTables() error {
 	c, err := nftables.New(nftables.WithNetNSFd(int(s.File.Fd())))
 	if err != nil {

@@ -14,13 +14,12 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// space is a network namespace with a socket to ask its kernel.
+// space is a network namespace with a netlink socket in it.
 type space struct {
 	*lab.Space
 	nl *netlink.Handle
 }
 
-// newSpace makes a network namespace and mounts it at path.
 func newSpace(path string) (*space, error) {
 	s, err := lab.NewSpace(path)
 	if err != nil {
@@ -34,7 +33,7 @@ func ask(s *lab.Space) (*space, error) {
 	return &space{s, nl}, err
 }
 
-// remove unmounts the namespace; it ends when nothing is inside any more. It may be called twice.
+// remove unmounts the namespace, which ends when nothing uses it any more. It may be called twice.
 func (s *space) remove() {
 	if s.nl != nil {
 		s.nl.Close()
@@ -43,7 +42,7 @@ func (s *space) remove() {
 	}
 }
 
-// link returns a link by name; nil when there is none.
+// link returns a link by name, or nil if there is none.
 func (s *space) link(name string) netlink.Link {
 	l, err := s.nl.LinkByName(name)
 	if err != nil {
@@ -52,7 +51,7 @@ func (s *space) link(name string) netlink.Link {
 	return l
 }
 
-// addrs are the global addresses on a link.
+// addrs returns the global addresses of a link.
 func (s *space) addrs(link string) (out []netip.Prefix, err error) {
 	l, err := s.nl.LinkByName(link)
 	if err != nil {
@@ -72,7 +71,7 @@ func (s *space) addrs(link string) (out []netip.Prefix, err error) {
 // step changes one thing in a namespace.
 type step = func(h *netlink.Handle) error
 
-// script runs all the steps, the later ones even when one fails.
+// script runs all steps, even after a step fails.
 func (s *space) script(steps ...step) error {
 	var errs []error
 	for i, step := range steps {
@@ -83,7 +82,6 @@ func (s *space) script(steps ...step) error {
 	return errors.Join(errs...)
 }
 
-// onLink does something to a link that it finds by name.
 func onLink(name string, f func(h *netlink.Handle, l netlink.Link) error) step {
 	return func(h *netlink.Handle) error {
 		l, err := h.LinkByName(name)
@@ -109,7 +107,7 @@ func addAddr(name, prefix string) step {
 	})
 }
 
-// addRoute adds a route by way of a router; without one dst is on the link.
+// addRoute adds a route through a router. Without a router, dst is on the link.
 func addRoute(name, dst, via string) step {
 	return onLink(name, func(h *netlink.Handle, l netlink.Link) error {
 		_, to, err := net.ParseCIDR(dst)
@@ -143,7 +141,7 @@ func (s *space) flush(name string) error {
 	}))
 }
 
-// otherMAC is what setMAC sets.
+// otherMAC is the address that setMAC sets.
 const otherMAC = "02:00:00:00:00:77"
 
 func (s *space) setMAC(name string) error {
@@ -156,7 +154,7 @@ func (s *space) setMAC(name string) error {
 	}))
 }
 
-// The world around a fresh host: one uplink, and somebody beyond it who has no route to pods.
+// The surroundings of a fresh host: one uplink, and a machine beyond the uplink that has no route to pods.
 const (
 	uplink   = "up0"
 	hostIP   = "192.0.2.1"
@@ -165,7 +163,7 @@ const (
 	otherIP6 = "2001:db8::fe"
 )
 
-// newHost makes a host with an uplink, and what is beyond it.
+// newHost makes a host with an uplink, and the machine beyond the uplink.
 func newHost(dir string) (host, outside *space, err error) {
 	if host, err = newSpace(filepath.Join(dir, "host")); err != nil {
 		return nil, nil, err

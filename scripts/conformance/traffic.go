@@ -12,14 +12,14 @@ import (
 )
 
 const (
-	// reachPatience covers duplicate address detection of IPv6 (RFC 4862: a second, and a random
-	// delay), not a stale neighbour entry.
+	// reachPatience covers duplicate address detection of IPv6 (RFC 4862: a second, and a random delay),
+	// but not a stale neighbour entry.
 	reachPatience = 4 * time.Second
 	probeInterval = 200 * time.Millisecond
 )
 
-// reach sends a datagram from one namespace to an address of another and awaits the answer. It
-// returns the source address that arrived.
+// reach sends a datagram from one namespace to an address of another and waits for the answer. It returns
+// the source address that arrived.
 func reach(from, to *space, addr netip.Addr) (source netip.Addr, err error) {
 	var l net.PacketConn
 	err = lab.Wait(context.Background(), reachPatience, func() error { // until the address is usable
@@ -44,7 +44,7 @@ func reach(from, to *space, addr netip.Addr) (source netip.Addr, err error) {
 			case seen <- peer.(*net.UDPAddr).AddrPort().Addr().Unmap():
 			default:
 			}
-			_, _ = l.WriteTo(b[:n], peer) // lost: the other side repeats
+			_, _ = l.WriteTo(b[:n], peer) // if it gets lost, the other side repeats
 		}
 	}()
 	deadline := time.Now().Add(reachPatience)
@@ -68,7 +68,7 @@ func probe(to string) error {
 		}
 	}
 	if err != nil {
-		time.Sleep(max(0, probeInterval-time.Since(start))) // unreachable comes at once
+		time.Sleep(max(0, probeInterval-time.Since(start))) // an unreachable error comes at once
 	}
 	return err
 }
@@ -89,7 +89,7 @@ func (t *T) connects(p *pod, r result) error {
 			host = netip.MustParseAddr(hostIP6)
 		}
 		if t.o.current {
-			continue // this machine's addresses are not known
+			continue // this machine's addresses are unknown
 		}
 		if _, err := reach(p.space, t.host, host); err != nil {
 			errs = append(errs, fmt.Errorf("pod to host: %w", err))
