@@ -107,7 +107,7 @@ type Change struct {
 	Why    string
 }
 
-// Status of one session, as `edgewayd status` shows it.
+// Status is the status of one session, as `edgewayd status` shows it.
 type Status struct {
 	Peer       Peer      `json:"-"` // its password is never shown
 	State      string    // RFC 4271 section 8.2.2: Idle, Connect, Active, OpenSent, OpenConfirm, Established

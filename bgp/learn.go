@@ -71,13 +71,11 @@ func (h *hearing) paths() []LearnedPath {
 	return slices.Clip(out[:min(len(out), learnMost)])
 }
 
-// begin records that the session is up again.
 func (h *hearing) begin(now time.Time) {
 	h.up, h.all, h.updates, h.quiet, h.eor4, h.eor6 = true, false, 0, now, false, false
 	h.told = make(map[netip.Prefix]LearnedPath)
 }
 
-// end records that the session ended.
 func (h *hearing) end(now time.Time) {
 	if h.all {
 		h.since = now
