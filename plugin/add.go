@@ -281,22 +281,45 @@ func (n *Node) withdraw(ctx context.Context, rq request, made ipam.Lease) {
 	_ = n.detach(ctx, rq)
 }
 
-// uplinkMTU is the MTU of the link that the host's default route leaves by.
+// waysOut returns addresses of the Internet in the order in which uplinkMTU asks for their routes: one of each
+// half of IPv4, because a VPN routes 0.0.0.0/1 and 128.0.0.0/1, and one of IPv6. Nothing is sent to them.
+func waysOut() [][]netip.Addr {
+	return [][]netip.Addr{
+		{netip.AddrFrom4([4]byte{64, 0, 0, 1}), netip.AddrFrom4([4]byte{193, 0, 0, 1})},
+		{netip.AddrFrom16([16]byte{0: 0x24, 15: 1})},
+	}
+}
+
+// uplinkMTU is the MTU of the link by which the kernel sends packets out of the LAN. Policy rules and routes
+// that are narrower than the default route count. Without a way out, it is the MTU of the only link with an
+// address.
 func uplinkMTU(ctx context.Context, host kernel) (int, error) {
 	h, err := host.Host(ctx)
 	if err != nil {
 		return 0, fault(codeIO, "find the uplink's MTU: %w", err).next("set mtu in the network configuration")
 	}
-	best, metric := "", 0
-	for _, r := range h.Routes {
-		if r.Dst.Bits() == 0 && r.Type == "" && r.Link != "" && (best == "" || r.Metric < metric) {
-			best, metric = r.Link, r.Metric
+	for _, addrs := range waysOut() {
+		least := 0
+		for _, a := range addrs {
+			r, err := host.Lookup(ctx, a)
+			if err != nil {
+				continue // no way out
+			}
+			for _, l := range h.Links {
+				if l.Name == r.Link && isMTU(l.MTU) && (least == 0 || l.MTU < least) {
+					least = l.MTU
+				}
+			}
+		}
+		if least != 0 {
+			return least, nil
 		}
 	}
-	for _, l := range h.Links {
-		if l.Name == best && l.MTU >= minMTU && l.MTU <= maxMTU {
-			return l.MTU, nil
-		}
+	if only, ok := h.OnlyLink(); ok && isMTU(only.MTU) {
+		return only.MTU, nil
 	}
 	return fallbackMTU, nil
 }
+
+// isMTU reports whether a veth link can have that MTU. The loopback's is larger.
+func isMTU(mtu int) bool { return mtu >= minMTU && mtu <= maxMTU }

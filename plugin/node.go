@@ -119,6 +119,7 @@ type kernel interface {
 	AwaitLocal(ctx context.Context, addrs []netip.Addr)
 	Cookie() uint64
 	Host(ctx context.Context) (routes.Host, error)
+	Lookup(ctx context.Context, a netip.Addr) (routes.Route, error)
 	Links(ctx context.Context, prefix string) ([]routes.Link, error)
 	Holders(ctx context.Context, addrs ...netip.Addr) (held []routes.Route, sourceless bool, err error)
 	RoutesOn(ctx context.Context, link string) ([]routes.Route, error)

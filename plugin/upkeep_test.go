@@ -81,6 +81,38 @@ func TestStatusPassesTheDelegatesCodeOn(t *testing.T) {
 	}
 }
 
+// Without a default route, or with two halves of one, pods got MTU 1500, whatever the link could carry.
+func TestMTUComesFromTheLinkThatCarriesThePodsPackets(t *testing.T) {
+	kernelTest(t)
+	const offline = "ip route del default; ip -6 route del default; "
+	const vpn = "ip link add vpn0 type veth peer name vpn1; ip link set vpn1 up; ip link set vpn0 up mtu 1400; ip addr add 198.51.100.1/24 dev vpn0; "
+	for _, tt := range []struct {
+		name, do string
+		want     int
+	}{
+		{"default route", vpn, 1480},
+		{"no default route", offline, 1480},
+		{"no default route and two links", offline + vpn, fallbackMTU},
+		{"halves", offline + vpn + "ip route add 0.0.0.0/1 dev vpn0; ip route add 128.0.0.0/1 dev vpn0", 1400},
+		{"halves beside the default route", vpn + "ip route add 0.0.0.0/1 dev vpn0; ip route add 128.0.0.0/1 dev vpn0", 1400},
+		{"IPv6 halves", offline + vpn + "ip route add ::/1 dev vpn0; ip route add 8000::/1 dev vpn0", 1400},
+		{"policy rule", vpn + "ip route add default dev vpn0 table 7; ip rule add lookup 7 pref 7", 1400},
+		{"default route that drops", offline + "ip route add unreachable default", 1480},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h, pod := newHost(t), newSpace(t)
+			h.sh(t, tt.do)
+			c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+			h.must(t, c)
+			if got := pod.sh(t, "ip link show eth0"); !strings.Contains(got, fmt.Sprintf("mtu %d ", tt.want)) {
+				t.Errorf("want mtu %d, got %s", tt.want, got)
+			}
+			c.verb = "DEL"
+			h.must(t, c)
+		})
+	}
+}
+
 // A host that has IPv6 off by default got no pods with IPv6, though its own links could have it.
 func TestIPv6OffByDefault(t *testing.T) {
 	kernelTest(t)

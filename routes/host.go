@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,6 +66,20 @@ func (v *view) hostRoutes(e fibEntry) (out []Route) {
 		}
 	}
 	return out
+}
+
+// OnlyLink returns the link that is up, is not the loopback and has a global address. ok is false if there is
+// no such link, or more than one.
+func (h Host) OnlyLink() (only Link, ok bool) {
+	for _, l := range h.Links {
+		if l.Up && l.Name != "lo" && slices.ContainsFunc(h.Addrs, func(a Addr) bool { return a.Link == l.Name }) {
+			if ok {
+				return Link{}, false
+			}
+			only, ok = l, true
+		}
+	}
+	return only, ok
 }
 
 // RoutesOn returns the routes over the link, from all tables.

@@ -202,6 +202,35 @@ func TestMTUOfPods(t *testing.T) {
 	}
 }
 
+// The pods' MTU was that of the first link in order, or that of the loopback.
+func TestMTUComesFromTheLinkThatCarriesThePodsPackets(t *testing.T) {
+	addr := func(link, prefix string) routes.Addr {
+		return routes.Addr{Link: link, Prefix: netip.MustParsePrefix(prefix)}
+	}
+	for _, c := range []struct {
+		name  string
+		addrs []routes.Addr
+		want  int
+	}{
+		{"no default route", []routes.Addr{addr("eth0", "192.0.2.1/24")}, 1400},
+		{"two links, one for each family", []routes.Addr{addr("vpn0", "fd00::1/64"), addr("eth0", "192.0.2.1/24")}, 1300},
+		{"address on the loopback", []routes.Addr{addr("lo", "192.0.2.1/32"), addr("eth0", "198.51.100.1/24")}, 1400},
+		{"address lost", []routes.Addr{addr("eth0", "198.51.100.1/24")}, 1400},
+		{"address lost, two links", []routes.Addr{addr("eth0", "198.51.100.1/24"), addr("vpn0", "203.0.113.1/24")}, 1500},
+		{"nothing known", nil, 1500},
+	} {
+		w := World{Self: "a", Config: config.Defaults()}
+		w.Cluster.Nodes = []cluster.Node{testNode("a", 1)}
+		w.Cluster.Nodes[0].Addresses = append(w.Cluster.Nodes[0].Addresses, netip.MustParseAddr("fd00::1"))
+		w.Host.Links = []routes.Link{{Name: "lo", MTU: 65536, Up: true}, {Name: "eth0", MTU: 1400, Up: true}, {Name: "vpn0", MTU: 1300, Up: true}}
+		w.Host.Addrs = c.addrs
+		w.Host.Routes = []routes.Route{{Dst: netip.MustParsePrefix("0.0.0.0/1"), Link: "vpn0"}, {Dst: netip.MustParsePrefix("128.0.0.0/1"), Link: "vpn0"}}
+		if got := Decide(w).MTU; got != c.want {
+			t.Errorf("%s: %d, want %d", c.name, got, c.want)
+		}
+	}
+}
+
 // The Node's address was away for a moment while a virtual address with the same mask was on the link: the
 // session ended, because its source address changed.
 func TestAddressAwayForAMomentKeepsItsSession(t *testing.T) {

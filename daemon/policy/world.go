@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -93,12 +94,19 @@ func (w World) isUnderlay(n cluster.Node, link string) bool {
 	})
 }
 
-// underlayMTU returns the MTU of the link that carries n's address, in bytes.
+// underlayMTU returns the least MTU of the links that carry n's addresses, in bytes. The host's routes do not
+// matter: a LAN without a way out has no default route. An address on the loopback says nothing about the
+// link that carries the packets. Where no such link is known, the only link with an address is taken.
 func (w World) underlayMTU(n cluster.Node) int {
+	least := 0
 	for _, l := range w.Host.Links {
-		if w.isUnderlay(n, l.Name) && l.MTU > 0 {
-			return l.MTU
+		if l.Name != "lo" && w.isUnderlay(n, l.Name) && l.MTU > 0 && (least == 0 || l.MTU < least) {
+			least = l.MTU
 		}
 	}
-	return 1500
+	if least == 0 {
+		only, _ := w.Host.OnlyLink()
+		least = only.MTU
+	}
+	return cmp.Or(least, 1500)
 }
