@@ -143,6 +143,12 @@ func (v *view) noteConf(link string, description []byte) {
 	}
 }
 
+// forwardsNot reports whether the settings of a link say that IPv4 forwarding is off.
+func forwardsNot(b []byte) bool {
+	values := parseConf(b)["ipv4"]
+	return len(values) >= 4 && binary.NativeEndian.Uint32(values) == 0 // linkSettings: the first one
+}
+
 func parseConf(b []byte) map[string][]byte {
 	conf := map[string][]byte{}
 	for family, of := range attrs(b) {

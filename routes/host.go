@@ -23,6 +23,13 @@ func (k *Kernel) Host(ctx context.Context) (Host, error) {
 	if err != nil {
 		return Host{}, err
 	}
+	if on, _ := v.forwards(unix.AF_INET); on == "1" {
+		for _, l := range h.Links {
+			if v.byName[l.Name].closed {
+				h.Unforwarded = append(h.Unforwarded, l.Name)
+			}
+		}
+	}
 	addrs, err := v.addrs(0)
 	if err != nil {
 		return Host{}, err

@@ -2,6 +2,7 @@ package routes
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -375,6 +376,28 @@ func TestLinkForwardsWhateverTheDefaultIs(t *testing.T) {
 	if changes := s.sync(Scope{}, onHost); len(changes) != 2 {
 		t.Errorf("changes %v, want both links' settings", texts(changes))
 	}
+}
+
+// net.ipv4.conf.eth0.forwarding=0 (systemd 256 sets it) dropped pods' packets, and nothing said so. IPv6
+// packets pass in spite of their setting.
+func TestLinkThatDoesNotForwardIsSeen(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	unforwarded := func(want ...string) {
+		t.Helper()
+		h, err := s.k.Host(t.Context())
+		if err != nil || !slices.Equal(h.Unforwarded, want) {
+			t.Errorf("%v, %v; want %v", h.Unforwarded, err, want)
+		}
+	}
+	s.run("sysctl -qw net.ipv4.ip_forward=0")
+	unforwarded() // Sync sets ip_forward, and the kernel then sets it on each link
+	s.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv6.conf.eth0.forwarding=0")
+	unforwarded()
+	s.run("sysctl -qw net.ipv4.conf.eth0.forwarding=0")
+	unforwarded("eth0")
+	s.run("sysctl -qw net.ipv4.conf.eth0.forwarding=1")
+	unforwarded()
 }
 
 func TestHostAndLookup(t *testing.T) {

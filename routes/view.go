@@ -15,7 +15,8 @@ import (
 type device struct {
 	Link
 	index  int
-	peerNS int // for a veth whose peer is in another network namespace: the namespace's number, from 1 on
+	closed bool // IPv4 forwarding is off on the link
+	peerNS int  // for a veth whose peer is in another network namespace: the namespace's number, from 1 on
 }
 
 // view is what one call has learned of links. Indexes are forgotten with the view.
@@ -163,6 +164,8 @@ func parseLink(b []byte) (device, bool) {
 			d.Alias = attrName(v)
 		case unix.IFLA_LINKINFO:
 			d.Kind, d.VXLAN = parseKind(v)
+		case unix.IFLA_AF_SPEC:
+			d.closed = forwardsNot(v)
 		case unix.IFLA_LINK_NETNSID:
 			d.peerNS = int(int32(attrUint32(v))) + 1
 		}

@@ -224,6 +224,21 @@ func (d *draft) forwarding() {
 		}
 		s.Sysctls = append(s.Sysctls, routes.Forwarding("", c.Addr().Is6()))
 	}
+	d.forwardingOff()
+}
+
+// forwardingOff records the links to the LAN that drop what arrives for the pods. These links are not ours,
+// so their settings are left as they are. Only IPv4 has such links (see routes.Host).
+func (d *draft) forwardingOff() {
+	if !slices.ContainsFunc(d.self.PodCIDRs, func(c netip.Prefix) bool { return c.Addr().Is4() }) {
+		return
+	}
+	for _, link := range d.Host.Unforwarded {
+		if key := routes.Forwarding(link, false).Key; d.isUnderlay(d.self, link) {
+			d.problem("link "+link, "forwardingOff", key+" = 1", "0: the kernel drops the IPv4 packets that arrive there for pods",
+				"sysctl -w "+key+"=1; where systemd-networkd has the link, set IPv4Forwarding=yes in its .network file")
+		}
+	}
 }
 
 // sourceNAT hides pods behind the node if the operator wants it, but never between pods and nodes.

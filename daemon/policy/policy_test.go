@@ -87,7 +87,7 @@ func worldOf(t *testing.T, a *txtar.Archive, node string) World {
 }
 
 // hostOf parses lines such as "addr 10.0.10.11/24 dev eth0", "link eth0 mtu 1500" or "link eth0 down", "route
-// 0.0.0.0/0 via 10.0.10.1 dev eth0", "blackhole 10.0.0.0/8", "rule 100 10.10.4.0 via 10.0.10.9 dev eth1" or "rule 100 10.10.4.0 prohibit", and "silent 10.0.10.12": that one answers no more. What the
+// 0.0.0.0/0 via 10.0.10.1 dev eth0", "blackhole 10.0.0.0/8", "rule 100 10.10.4.0 via 10.0.10.9 dev eth1" or "rule 100 10.10.4.0 prohibit", "unforwarded eth0", and "silent 10.0.10.12": that one answers no more. What the
 // switches announce is "learned 192.168.5.0/24 via 10.0.10.1 from 10.0.10.1", with "kept" after it
 // when that session is down.
 func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]bool, learned []bgp.LearnedPath) {
@@ -132,6 +132,8 @@ func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]boo
 				h.Ruled = map[netip.Addr]routes.Way{}
 			}
 			h.Ruled[netip.MustParseAddr(f[2])] = way
+		case len(f) == 2 && f[0] == "unforwarded":
+			h.Unforwarded = append(h.Unforwarded, f[1])
 		case len(f) == 2 && f[0] == "silent":
 			silent[netip.MustParseAddr(f[1])] = true
 		case len(f) > 0:
