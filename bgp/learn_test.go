@@ -1,13 +1,10 @@
 package bgp
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -257,15 +254,5 @@ func TestFlood(t *testing.T) {
 // cpu is what the first session's process has used.
 func cpu(t *testing.T, s *Speaker) time.Duration {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.all()[0].proc.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')'):]))
-	user, err1 := strconv.Atoi(fields[12])
-	system, err2 := strconv.Atoi(fields[13])
-	if err := errors.Join(err1, err2); err != nil {
-		t.Fatal(err)
-	}
-	return time.Duration(user+system) * (time.Second / 100) // USER_HZ, proc(5)
+	return cpuOf(t, fmt.Sprint(s.all()[0].proc.cmd.Process.Pid))
 }
