@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 // many is how many routes it takes to see a broken restart: switches batch a flush of a few away.
@@ -350,5 +352,66 @@ func TestLongLivedNotNegotiated(t *testing.T) {
 			return fmt.Errorf("%+v", st)
 		}
 		return nil
+	})
+}
+
+// OpenBGPD keeps the paths over each kind of restart, too. It forwards nothing on Linux: BIRD behind it
+// shows whether it withdraws anything.
+func TestGracefulRestartOpenBGPD(t *testing.T) {
+	lab.Need(t, lab.Tools(lab.OpenBGPD)...)
+	l := newLAN(t)
+	sw, behind := l.router("openbgpd", 1), l.router("bird", 2)
+	c := nodeOf(sw)
+	c.neighbours = append(c.neighbours, neighbour{addr: "10.0.0.2", asn: 65002})
+	c.extra = "deny from 10.0.0.2\n"
+	sw.start(c)
+	behind.start(swconf{asn: 65002, neighbours: []neighbour{{addr: "10.0.0.1", asn: 65000}}})
+	want := Session{Peer: peerOf(sw), Paths: manyPaths()}
+	begin := func() *daemon { return startProcess(t, want) } // outlives a subtest
+	p := begin()
+	p.established(20*time.Second, 1)
+	sw.hears(20*time.Second, want.Paths)
+	eventually(t, 20*time.Second, func() error {
+		if n := len(behind.routes()); n < many {
+			return fmt.Errorf("%d routes", n)
+		}
+		return nil
+	})
+	w := behind.watch()
+	still := func(t *testing.T) {
+		t.Helper()
+		p.established(30*time.Second, 1)
+		eventually(t, 20*time.Second, func() error {
+			if out := sw.ask("-j show rib"); strings.Contains(out, "stale") {
+				return errors.New("stale paths")
+			}
+			return nil
+		})
+		if err := sw.compare(want.Paths); err != nil {
+			t.Error(err)
+		}
+		w.sync()
+		if n := w.n.Load(); n != 0 {
+			t.Errorf("%d route events, want 0; last: %s", n, *w.last.Load())
+		}
+		w.n.Store(0)
+	}
+	for _, tt := range []struct {
+		name string
+		f    func()
+	}{
+		{"killed", func() { p.end(syscall.SIGKILL); p = begin() }},
+		{"stopped", func() { p.end(syscall.SIGTERM); p = begin() }},
+		{"connection cut", func() { run(t, "ss", "-K", "dst", sw.addr4.String()); p.flapped(10 * time.Second) }},
+		{"settings changed", func() { want.Peer.HoldTime = 60 * time.Second; p.sync(want) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.f()
+			still(t)
+		})
+	}
+	t.Run("removed", func(t *testing.T) {
+		p.sync()
+		sw.hears(5*time.Second, nil)
 	})
 }

@@ -107,12 +107,32 @@ func (r *router) start(c swconf) *router {
 	if r.kind == "frr" {
 		files, command = map[string]string{"zebra.conf": "hostname zebra\n", "bgpd.conf": frrConf(r, c)}, "show bgp summary"
 	}
+	if r.kind == "openbgpd" {
+		files, command = map[string]string{"bgpd.conf": openbgpdConf(r, c)}, "show"
+	}
 	r.Spec.Port = c.port
 	if err := r.StartWith(r.t.Context(), files); err != nil {
 		r.t.Fatal(err)
 	}
 	eventually(r.t, 5*time.Second, func() error { _, err := r.try(command); return err })
 	return r
+}
+
+// openbgpdConf takes and sends all routes, and writes none to the kernel.
+func openbgpdConf(r *router, c swconf) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "AS %d\nrouter-id %s\nsocket \"%s/bgpd.sock\"\nfib-update no\nnexthop qualify via default\nholdtime %d\nallow from any\nallow to any\n", c.asn, r.addr4, r.dir, c.hold)
+	for _, n := range c.neighbours {
+		fmt.Fprintf(&b, "neighbor %s {\n remote-as %d\n announce IPv4 unicast\n announce IPv6 unicast\n announce restart %s\n", n.addr, n.asn, map[bool]string{true: "no", false: "yes"}[c.noRestart])
+		if n.password != "" {
+			fmt.Fprintf(&b, " tcp md5sig password \"%s\"\n", n.password)
+		}
+		if n.ttlSec {
+			b.WriteString(" ttl-security yes\n")
+		}
+		b.WriteString(n.extra + "}\n")
+	}
+	return b.String() + c.extra
 }
 
 func birdConf(r *router, c swconf) string {
@@ -201,7 +221,7 @@ func (r *router) kill() {
 // try asks the switch's own console.
 func (r *router) try(command string) (string, error) {
 	words := []string{command}
-	if r.kind == "bird" {
+	if r.kind != "frr" {
 		words = strings.Fields(command)
 	}
 	return r.Console(context.Background(), words...) // also when the test has ended
