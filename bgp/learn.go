@@ -25,18 +25,23 @@ type LearnedPath struct {
 	// Kept: the path is from an earlier session. The switch has not sent it again, and the restart time
 	// is not over (RFC 4724, section 4.2).
 	Kept bool
+	// Leaving: the switch is about to withdraw the path (community GRACEFUL_SHUTDOWN, RFC 8326).
+	Leaving bool
 }
 
-// Compare orders paths by prefix, then by preference: a path of a live session before a kept path, a lower
-// switch address before a higher one.
+// Compare orders paths by prefix, then by preference: a path that is about to be withdrawn comes after the
+// others, and a kept path last; a lower switch address comes before a higher one.
 func (p LearnedPath) Compare(other LearnedPath) int {
-	kept := func(p LearnedPath) int {
-		if p.Kept {
+	rank := func(p LearnedPath) int {
+		switch {
+		case p.Kept:
+			return 2
+		case p.Leaving:
 			return 1
 		}
 		return 0
 	}
-	return cmp.Or(p.Prefix.Compare(other.Prefix), cmp.Compare(kept(p), kept(other)), p.From.Compare(other.From), p.NextHop.Compare(other.NextHop))
+	return cmp.Or(p.Prefix.Compare(other.Prefix), cmp.Compare(rank(p), rank(other)), p.From.Compare(other.From), p.NextHop.Compare(other.NextHop))
 }
 
 // hearing holds the switch's own paths that the session learns.
@@ -161,7 +166,7 @@ func (h *hearing) update(p Peer, o offer, m message, now time.Time) (pass bool, 
 		if u.withdraw || loop || !hop.IsValid() {
 			h.drop(prefix)
 		} else if within(prefix, h.learn) {
-			h.told[prefix] = LearnedPath{Path: Path{Prefix: prefix, NextHop: hop}, From: p.Address}
+			h.told[prefix] = LearnedPath{Path: Path{Prefix: prefix, NextHop: hop}, From: p.Address, Leaving: u.leaving}
 			h.edition++
 		}
 	}

@@ -256,3 +256,38 @@ func cpu(t *testing.T, s *Speaker) time.Duration {
 	t.Helper()
 	return cpuOf(t, fmt.Sprint(s.all()[0].proc.cmd.Process.Pid))
 }
+
+// A path of a switch that is about to go is learned, and comes after another switch's.
+func TestLearnsFromSwitchThatIsLeaving(t *testing.T) {
+	l := newLAN(t)
+	bird, frr := l.router("bird", 1), l.router("frr", 2)
+	c := nodeOf(bird)
+	c.extra = "protocol static s0 { ipv4; route 192.168.5.0/24 blackhole { bgp_community.add((65535, 0)); }; }\n"
+	bird.start(c)
+	frr.start(announcing(frr, "192.168.5.0/24"))
+	s := newTestSpeaker(t)
+	mustSync(t, s, Session{Peer: peerOf(bird), Learn: learnList}, Session{Peer: peerOf(frr), Learn: learnList})
+	learns(t, s, 20*time.Second, "192.168.5.0/24 via 10.0.0.2 from 10.0.0.2", "192.168.5.0/24 via 10.0.0.1 from 10.0.0.1")
+	if paths, _ := s.Learned(t.Context()); !paths[1].Leaving || paths[0].Leaving {
+		t.Errorf("%+v", paths)
+	}
+}
+
+// IPv4 paths with an IPv6 next hop (RFC 8950) are not asked for: over an IPv6 session a switch that could
+// send them sends IPv4 next hops.
+func TestLearnsIPv4OverIPv6(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		c := announcing(sw, "192.168.5.0/24")
+		c.neighbours[0].addr = "fd00:10::10"
+		if c.neighbours[0].channel = "extended next hop on;"; sw.kind == "frr" {
+			c.neighbours[0].channel, c.neighbours[0].extra = "", " neighbor fd00:10::10 capability extended-nexthop\n"
+		}
+		sw.start(c)
+		p := peerOf(sw)
+		p.Address, p.LocalAddress = sw.addr6, addr("fd00:10::10")
+		s := newTestSpeaker(t)
+		mustSync(t, s, Session{Peer: p, Paths: pods(2), Learn: learnList})
+		sw.hears(20*time.Second, pods(2))
+		learns(t, s, 20*time.Second, fmt.Sprintf("192.168.5.0/24 via %s from %s", sw.addr4, sw.addr6))
+	})
+}

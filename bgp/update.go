@@ -12,8 +12,11 @@ type update struct {
 	gone, reach []netip.Prefix
 	hop4, hop6  netip.Addr // next hops of the IPv4 and the IPv6 prefixes in reach
 	asPath      []uint32
+	leaving     bool // community GRACEFUL_SHUTDOWN (RFC 8326, section 3)
 	withdraw    bool // an attribute is malformed: reach counts as gone (RFC 7606, section 2)
 }
+
+const gracefulShutdown = 0xffff0000
 
 // octets is the unread part of a message.
 type octets []byte
@@ -101,6 +104,11 @@ func (u *update) attribute(head, value octets, as4 bool) error {
 	case bgp.BGP_ATTR_TYPE_NEXT_HOP:
 		if ok = len(value) == 4; ok {
 			u.hop4 = netip.AddrFrom4([4]byte(value))
+		}
+	case bgp.BGP_ATTR_TYPE_COMMUNITIES:
+		ok = len(value)%4 == 0
+		for ; len(value) >= 4; value = value[4:] {
+			u.leaving = u.leaving || binary.BigEndian.Uint32(value) == gracefulShutdown
 		}
 	case bgp.BGP_ATTR_TYPE_LOCAL_PREF, bgp.BGP_ATTR_TYPE_ATOMIC_AGGREGATE:
 	case bgp.BGP_ATTR_TYPE_MP_REACH_NLRI:
