@@ -74,7 +74,7 @@ func asCNI(err error) *cniError {
 	case errors.Is(err, ipam.ErrDamaged):
 		return fault(codeTryAgain, "%w", err).next("edgewayd rebuilds the store when it opens it: check edgewayd status and the disk")
 	case errors.Is(err, ipam.ErrLocked):
-		return fault(codeTryAgain, "%w", err).next("edgewayd holds the store but does not answer: check its log")
+		return fault(codeTryAgain, "%w", err).next("edgewayd holds the store but does not answer: systemctl restart edgewayd, and check its log")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return fault(codeTryAgain, "%w", err).next("try again")
 	}

@@ -20,8 +20,13 @@ const (
 	maxStdin = api.MaxMessage / 2
 	// stdinTimeout bounds the wait for a runtime that does not close its end of standard input.
 	stdinTimeout = 30 * time.Second
-	// answerPatience is how long a daemon may take for a call: a verb and its undo.
-	answerPatience = verbTimeout + undoTimeout + 10*time.Second
+	// answerPatience is how long the plugin waits for a daemon to take a call and to answer it (also
+	// plugin/forward: usual). A busy daemon answers a hundred ADDs in a few seconds; one that needs longer
+	// is stopped or stuck. The kubelet gives up after two minutes.
+	answerPatience = 30 * time.Second
+	// callTimeout bounds a whole call once its configuration was read: the answer of a daemon, then the verb
+	// without a daemon. The undo of an ADD takes undoTimeout more.
+	callTimeout = answerPatience + verbTimeout
 	// statusPatience is how long STATUS may take: runtimes call it every few seconds.
 	statusPatience = 5 * time.Second
 	// storePatience bounds the wait for the store. Other executables hold the store for some milliseconds
@@ -40,7 +45,7 @@ type Process struct {
 	Stderr io.Writer // for a delegated plugin; nothing else is written there
 	// Begun: a daemon already took the call and went away. The effect of the call is not known.
 	Begun bool
-	// Silent: that daemon has not gone away, but did not answer in time. It is not asked again.
+	// Silent: a daemon has not gone away, but did not take or answer the call in time. It is not asked again.
 	Silent bool
 }
 
@@ -148,14 +153,17 @@ func (c *caller) serve(ctx context.Context) (api.Reply, error) {
 	if c.op.conf.delegated() {
 		return c.direct(ctx)
 	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	deadline := time.Time{}
 	for {
 		reply, err := c.ask(ctx)
 		switch {
 		case err == nil:
 			return reply, nil
-		case c.silent && c.op.cni.Command == "STATUS":
-			return reply, fault(codeUnavailable, "%w", err).next("edgewayd took the call and does not answer: check its log, and restart it")
+		case c.silent:
+			// It holds the store, and undoes the call when it sees that nobody waits.
+			return reply, fault(codeTryAgain, "%w", err).next("edgewayd does not answer: systemctl restart edgewayd, and check its log")
 		case errors.Is(err, api.ErrBroken):
 			c.begun = true
 		case !errors.Is(err, api.ErrNoDaemon):
@@ -216,7 +224,7 @@ var errRefused = errors.New("the daemon refused the call")
 // attachment, which a DEL removes.
 func (c *caller) ask(ctx context.Context) (reply api.Reply, err error) {
 	if c.silent {
-		return reply, fmt.Errorf("%w on %s: it took the call and is silent", api.ErrBroken, c.op.conf.socket())
+		return reply, fmt.Errorf("%w on %s: it is running and does not answer", api.ErrBroken, c.op.conf.socket())
 	}
 	patience := answerPatience
 	if c.op.cni.Command == "STATUS" {
@@ -238,6 +246,8 @@ func (c *caller) ask(ctx context.Context) (reply api.Reply, err error) {
 		reply.Undelivered = func(ctx context.Context) {
 			del := c.op.cni
 			del.Command = "DEL"
+			ctx, cancel := context.WithTimeout(ctx, undoTimeout)
+			defer cancel()
 			// After a failure the runtime's DEL removes the rest.
 			_, _ = api.Call(ctx, c.op.conf.socket(), api.Request{Op: "cni", CNI: &del}, nil)
 		}

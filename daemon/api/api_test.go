@@ -383,3 +383,43 @@ func FuzzReceive(f *testing.F) {
 		}
 	})
 }
+
+// A daemon that was stopped and continued served calls whose callers had given up: a late DEL could cut off
+// a pod that the runtime had added since.
+func TestCallerThatGaveUpIsNotServed(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := send(conn, []byte(`{"op":"late"}`), nil); err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan string, 2)
+	done := make(chan error, 1)
+	go func() {
+		done <- Serve(ctx, l, func(_ context.Context, req Request, _ *os.File) Reply {
+			served <- req.Op
+			return Reply{}
+		})
+	}()
+	if _, err := Call(t.Context(), socket, Request{Op: "next"}, nil); err != nil {
+		t.Error(err)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	close(served)
+	for op := range served {
+		if op != "next" {
+			t.Errorf("served %q", op)
+		}
+	}
+}

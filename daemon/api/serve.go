@@ -72,6 +72,9 @@ func (s *server) answer(conn *net.UnixConn) {
 	if netns != nil {
 		defer netns.Close()
 	}
+	if hungUp(conn) {
+		return
+	}
 	// A request that was taken is answered even while Serve ends: only its caller ends it.
 	ctx, hangUp := context.WithCancel(context.WithoutCancel(s.ctx))
 	defer hangUp()
@@ -92,6 +95,19 @@ func (s *server) answer(conn *net.UnixConn) {
 	if lost != nil && !errors.Is(lost, os.ErrDeadlineExceeded) && reply.Undelivered != nil {
 		reply.Undelivered(context.WithoutCancel(s.ctx))
 	}
+}
+
+// hungUp reports that the caller is gone already. While the daemon was stopped, the caller gave up, and its
+// runtime may have made the next call: a late DEL would cut that pod off.
+func hungUp(conn *net.UnixConn) (gone bool) {
+	raw, err := conn.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) {
+			n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+			gone = n == 0 && err == nil
+		})
+	}
+	return gone || err != nil
 }
 
 // awaitAck returns nil once the caller says that it has the reply, else how the caller went away.

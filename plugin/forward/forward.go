@@ -54,7 +54,7 @@ const (
 // usual is the limit of all waits of a step together, in seconds.
 var usual = patience{
 	stdin:  2,  // the rest of the program waits for a slower runtime
-	answer: 90, // a verb has a minute (plugin: verbTimeout), and the undo of a failed verb 20 seconds
+	answer: 30, // sending and the answer together; plugin.answerPatience says why
 	print:  10, // the pipe may be full
 }
 
@@ -69,7 +69,7 @@ type Rest struct {
 	Stdin []byte
 	// Begun: a daemon took the call and did not answer. The effect of the call is not known.
 	Begun bool
-	// Silent: that daemon is still connected, and has not answered in time.
+	// Silent: a daemon is still connected, and has not read the call or not answered it in time.
 	Silent bool
 }
 
@@ -249,7 +249,11 @@ func (c *call) send() bool {
 	for message, netns := c.request, c.netns; len(message) > 0; {
 		n, errno := c.sendmsg(c.daemon, message, netns)
 		switch {
-		case errno == eintr || errno == eagain && c.wait(c.daemon, pollOut):
+		case errno == eintr:
+		case errno == eagain:
+			if c.Silent = !c.wait(c.daemon, pollOut); c.Silent {
+				return false
+			}
 		case errno != 0:
 			return false
 		default:
@@ -261,13 +265,14 @@ func (c *call) send() bool {
 }
 
 func (c *call) receive() bool {
+	left := c.patience
 	if c.patience.seconds, c.patience.nanoseconds = 0, soon; !c.wait(c.daemon, pollIn) {
 		// With one processor, blocked in a system call, the runtime's monitor sleeps. With a second
 		// processor the monitor wakes up every 20 microseconds to look for work (runtime/proc.go:
 		// sysmon).
 		c.processors = runtime.GOMAXPROCS(1)
 	}
-	c.patience.seconds = c.limit.answer
+	c.patience = left
 	got, want := 0, lengthBytes+1
 	c.answer = c.buffer[len(c.request):]
 	if len(c.answer) < want {
