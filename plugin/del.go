@@ -53,7 +53,11 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 	}
 	if !ok {
 		// The addresses may belong to another attachment by now.
-		return n.cut(ctx, host, rq.hostLink(), nil)
+		err := n.cut(ctx, host, rq.hostLink(), nil)
+		if n.unborn { // the store may have been lost, and its leases with it
+			err = errors.Join(err, endStrayMasquerade(ctx, host))
+		}
+		return err
 	}
 	if isForeign(lease) {
 		err = n.unplug(ctx, rq, lease)

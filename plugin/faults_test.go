@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
@@ -426,6 +428,50 @@ func TestMasqueradeOutlivesItsConfiguration(t *testing.T) {
 		if out := h.sh(t, "nft list table inet edgeway"); strings.Contains(out, "10.99.0.") || strings.Contains(out, "fd00:99::") {
 			t.Errorf("after %s: %s", end, out)
 		}
+	}
+}
+
+// The store was lost, and DEL had no lease that says whose masquerade to end: the element stayed, and the
+// address of a later pod was masqueraded without being asked.
+func TestDELAfterALostStoreEndsMasquerade(t *testing.T) {
+	kernelTest(t)
+	need(t, "nft")
+	h := newHost(t)
+	var calls []call
+	for i := range 8 {
+		calls = append(calls, call{verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: newSpace(t).path, conf: h.conf("1.1.0", `"ipMasq":true`)})
+		h.must(t, calls[i])
+	}
+	files, err := filepath.Glob(filepath.Join(h.dir, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if err := os.RemoveAll(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.sh(t, "ip link del "+HostLink(attachmentOf(calls[1]))) // its pod ended before
+	var wait sync.WaitGroup
+	end := func(c call) {
+		c.verb = "DEL"
+		if out, status := h.exec(t, c); status != 0 {
+			t.Errorf("DEL %s: %s", c.id, out)
+		}
+	}
+	for _, c := range calls[1:] {
+		wait.Go(func() { end(c) })
+	}
+	wait.Wait()
+	out := h.sh(t, "nft list table inet edgeway")
+	for i := range calls {
+		if has := strings.Contains(out, fmt.Sprint("10.99.0.", i+1)); has != (i == 0) {
+			t.Errorf("masquerade of pod %d: %v, and pod 0 alone lives:\n%s", i, has, out)
+		}
+	}
+	end(calls[0])
+	if out := h.sh(t, "nft list table inet edgeway"); strings.Contains(out, "10.99.0.") || strings.Contains(out, "fd00:99::") {
+		t.Errorf("masquerade stays:\n%s", out)
 	}
 }
 
