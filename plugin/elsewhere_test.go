@@ -54,6 +54,41 @@ func TestAddressThatIsElsewhereOnTheHost(t *testing.T) {
 	}
 }
 
+// New pods passed over an address that something else had, and nobody said so.
+func TestAddressThatIsPassedOverIsSaid(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	n := h.node(t)
+	says := func(want string) {
+		t.Helper()
+		taken, err := n.Taken(t.Context())
+		if err != nil || fmt.Sprint(taken) != want {
+			t.Errorf("taken: %v, %v, want %s", taken, err, want)
+		}
+	}
+	c := call{verb: "ADD", ifName: "eth0", conf: h.conf("1.1.0", `"ipam":{"ranges":[[{"subnet":"10.88.0.0/29"}]]}`)}
+	add := func(id string) {
+		c.id, c.netns = id, newSpace(t).path
+		h.does(t, n, c)
+	}
+	says("[]")
+	h.sh(t, "ip link add cali1 type veth peer name cali2; ip link set cali1 up; ip route add 10.88.0.1/32 dev cali1 scope link; ip addr add 10.88.0.3/32 dev up0")
+	add("c1")
+	add("c2")
+	taken, err := n.Taken(t.Context())
+	if err != nil || len(taken) != 2 || taken[0].Link != "cali1" || taken[1].Type != "local" {
+		t.Errorf("taken: %v, %v", taken, err)
+	}
+	h.sh(t, "ip addr del 10.88.0.3/32 dev up0")
+	says(fmt.Sprint(taken[:1]))
+	h.sh(t, "ip route del 10.88.0.1/32")
+	for i := range 4 {
+		add(fmt.Sprint("d", i))
+	}
+	says("[]") // a pod has it
+	h.endAll(t, n, "c1", "c2", "d0", "d1", "d2", "d3")
+}
+
 // Two networks with stores of their own: GC of one deleted the living links of the other, and the
 // start of a daemon swept them. A call that names another directory than the daemon's is refused.
 func TestGCDeletesLinksOfAnotherStore(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -172,10 +173,56 @@ func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link st
 			return lease, src, fault(codeInUse, "addresses lead elsewhere on this host: %s", strings.Join(passed, ", ")).
 				next("delete the routes or addresses, or take them out of the pod's network")
 		}
+		n.passOver(held)
 		if ask.Pool, err = n.reserve(ask.Pool, held); err != nil {
 			return lease, src, err
 		}
 	}
+}
+
+// passOver remembers addresses for Taken.
+func (n *Node) passOver(addrs []netip.Addr) {
+	n.taken.Lock()
+	defer n.taken.Unlock()
+	if n.taken.addrs == nil {
+		n.taken.addrs = map[netip.Addr]bool{}
+	}
+	for _, a := range addrs {
+		n.taken.addrs[a] = true
+	}
+}
+
+// Taken returns who has the addresses that an ADD of this Node passed over, in the order of the addresses. It
+// forgets addresses that nobody has any more, and addresses that were leased since.
+func (n *Node) Taken(ctx context.Context) ([]routes.Route, error) {
+	n.taken.Lock()
+	defer n.taken.Unlock()
+	if len(n.taken.addrs) == 0 {
+		return nil, nil
+	}
+	leases, err := n.leases()
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range leases {
+		for _, a := range l.Addrs {
+			delete(n.taken.addrs, a)
+		}
+	}
+	host, done, err := n.host()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	there, _, err := host.Holders(ctx, slices.SortedFunc(maps.Keys(n.taken.addrs), netip.Addr.Compare)...)
+	if err != nil {
+		return nil, err
+	}
+	clear(n.taken.addrs)
+	for _, r := range there {
+		n.taken.addrs[r.Dst.Addr()] = true
+	}
+	return there, nil
 }
 
 // unlearn releases a lease; its unusable addresses do not remember the pod.

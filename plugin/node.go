@@ -55,6 +55,12 @@ type Node struct {
 	attachments locks
 	sweep       sync.RWMutex
 
+	// taken are addresses that ADD passed over; Taken asks the kernel again.
+	taken struct {
+		sync.Mutex
+		addrs map[netip.Addr]bool
+	}
+
 	// stderr receives a delegated plugin's standard error, which also goes into the error. Nil: into the
 	// error alone.
 	stderr io.Writer

@@ -163,7 +163,7 @@ func (p *Pods) Status(ctx context.Context) (api.Leases, []cluster.Problem) {
 	if err != nil {
 		return l, []cluster.Problem{{Object: "store", Reason: "storeUnreadable", Got: err.Error(), Next: "see the log"}}
 	}
-	return l, append(n.full(ctx), p.unkept()...)
+	return l, slices.Concat(n.full(ctx), n.addressTaken(ctx), p.unkept())
 }
 
 // CNI runs one verb of the plugin, as the plugin does without a daemon.

@@ -105,6 +105,19 @@ func (n *leases) full(ctx context.Context) []cluster.Problem {
 		Next: "delete pods of this node, or give the node a larger pod CIDR; new pods wait until then"}}
 }
 
+// addressTaken returns the problem of each address that ADD passed over, because the kernel has it elsewhere.
+func (n *leases) addressTaken(ctx context.Context) (out []cluster.Problem) {
+	taken, err := n.verbs.Taken(ctx)
+	if err != nil {
+		return nil // usage returns the store's error; the next look asks again
+	}
+	for _, r := range taken {
+		out = append(out, cluster.Problem{Object: "address " + r.Dst.Addr().String(), Reason: "addressTaken", Want: "a free address of the pool", Got: r.String(),
+			Next: "delete that route or address, or take it out of the node's pod CIDR; pods get other addresses until then"})
+	}
+	return out
+}
+
 // usage counts pods, not addresses. A pod takes one address of each set, so the smallest set says how many
 // more pods fit.
 func (n *leases) usage() (l api.Leases, err error) {
