@@ -304,27 +304,18 @@ func TestNextHopChangesWithoutGap(t *testing.T) {
 	defer looker.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	type result struct {
-		looks, missed int
-		err           error
+		looks int
+		err   error
 	}
-	// A lookup that meets the old route in the instant of its replacement finds no way: the old one is
-	// marked dead right after it is replaced (net/ipv4/fib_trie.c, fib_table_lookup), or has lost its origin
-	// (net/ipv6/route.c, inet6_rtm_getroute). The next lookup finds the new route. That hits one change in
-	// some thousand; a route that is deleted and added again would be missed at one change in ten.
-	const mostMissed = 3
 	done := make(chan result)
 	go func() {
 		var r result
 		for ctx.Err() == nil && r.err == nil {
 			for _, a := range []string{"10.10.2.7", "fd00:10:2::7"} {
-				r.looks++
-				if _, err := looker.Lookup(t.Context(), addr(a)); err == nil {
-					continue
-				}
-				r.missed++
 				if _, err := looker.Lookup(t.Context(), addr(a)); err != nil {
 					r.err = err
 				}
+				r.looks++
 			}
 		}
 		done <- r
@@ -343,10 +334,7 @@ func TestNextHopChangesWithoutGap(t *testing.T) {
 	if r.err != nil {
 		t.Fatalf("after %d lookups: %v", r.looks, r.err)
 	}
-	if r.missed > mostMissed {
-		t.Errorf("%d of %d lookups found no way; the kernel's own replacement makes no more than a few miss it", r.missed, r.looks)
-	}
-	t.Logf("%d lookups during 100 changes, %d asked twice", r.looks, r.missed)
+	t.Logf("%d lookups during 100 changes, all with a way", r.looks)
 }
 
 // TestManyAtOnce: one Kernel serves many attachments side by side.
