@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/report"
 )
 
@@ -39,7 +40,7 @@ func keyOf(s report.Session) sessionKey {
 }
 
 type announcement struct {
-	reason string // "" means Established
+	reason cluster.Reason // "" means Established
 	at     time.Time
 	wait   time.Duration // before the same failure is announced again
 }
@@ -53,7 +54,7 @@ func (a *announcer) announce(sessions []report.Session, now time.Time) {
 		switch {
 		case s.Established():
 			still[key] = a.up(s, last, known, now)
-		case s.Reason == "" || s.Reason == connecting:
+		case s.Reason == "" || s.Reason == report.Connecting:
 			if known {
 				still[key] = last
 			}

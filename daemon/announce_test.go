@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/report"
 )
 
@@ -18,7 +19,7 @@ func TestAnnounce(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	var since time.Time
 	was := ""
-	lines := func(after time.Duration, state, reason string) string {
+	lines := func(after time.Duration, state string, reason cluster.Reason) string {
 		now = now.Add(after)
 		log.Reset()
 		if state != was {
@@ -41,9 +42,10 @@ func TestAnnounce(t *testing.T) {
 		return strings.Join(words, " ")
 	}
 	for i, step := range []struct {
-		after         time.Duration
-		state, reason string
-		want          string
+		after  time.Duration
+		state  string
+		reason cluster.Reason
+		want   string
 	}{
 		{0, "Active", "connecting", ""},
 		{time.Second, "Active", "refused", "FailedEstablish"},

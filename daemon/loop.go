@@ -173,7 +173,7 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	if reread && hostErr == nil {
 		l.read(ctx, host)
 	}
-	l.failed(&o, "clusterUnreadable", l.unread, "the last known cluster state still applies; edgewayd reads it again on its own")
+	l.failed(&o, cluster.ClusterUnreadable, l.unread, "the last known cluster state still applies; edgewayd reads it again on its own")
 	w := policy.World{Cluster: l.last, Self: l.config.NodeName, Config: l.config, Host: host}
 	if hostErr == nil {
 		w.Host.Ruled, hostErr = l.kernel.Ruled(ctx, w.Asks())
@@ -181,7 +181,7 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	if silent := l.silent.Load(); silent != nil {
 		w.Silent = *silent
 	}
-	l.failed(&o, "hostUnreadable", hostErr, "nothing was changed; edgewayd tries again on its own")
+	l.failed(&o, cluster.HostUnreadable, hostErr, "nothing was changed; edgewayd tries again on its own")
 	if !l.known || hostErr != nil {
 		// The cluster or the machine is not known, so the machine stays as it is.
 		l.publish(w, policy.Plan{}, o)
@@ -190,7 +190,7 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	if !l.saved {
 		err := l.save(l.last)
 		l.saved = err == nil
-		l.failed(&o, "worldNotSaved", err, "a reboot without the cluster would start from an older cluster state; check the disk of stateDir")
+		l.failed(&o, cluster.WorldNotSaved, err, "a reboot without the cluster would start from an older cluster state; check the disk of stateDir")
 	}
 	complete := true // a node that learns nothing waits for no switch
 	if len(l.config.BGP.Learn) > 0 {
@@ -221,11 +221,11 @@ func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *ou
 			l.log.Info(c.Op+" "+c.Object, "why", c.Why)
 		}
 	}
-	l.failed(o, "switchNotTold", err, "edgewayd tries again on its own")
+	l.failed(o, cluster.SwitchNotTold, err, "edgewayd tries again on its own")
 	l.report(ctx, plan, o)
 	found, err := l.pods.Sync(ctx, plan)
 	o.problems = append(o.problems, found...)
-	l.failed(o, "podsNotServed", err, "running pods are not touched; edgewayd tries again on its own")
+	l.failed(o, cluster.PodsNotServed, err, "running pods are not touched; edgewayd tries again on its own")
 }
 
 // learn makes the kernel's learned routes the desired routes. It deletes other learned routes only when the
@@ -259,13 +259,13 @@ type outcome struct {
 }
 
 // failed notes that a part failed: as a problem, and in the log unless it is already there.
-func (l *loop) failed(o *outcome, reason string, err error, next string) {
+func (l *loop) failed(o *outcome, reason cluster.Reason, err error, next string) {
 	if err == nil {
 		return
 	}
 	o.again = true
 	o.problems = append(o.problems, cluster.Problem{Object: "edgewayd", Reason: reason, Got: err.Error(), Next: next})
-	l.warn(o, reason, err)
+	l.warn(o, string(reason), err)
 }
 
 func (l *loop) warn(o *outcome, what string, err error) {
@@ -304,7 +304,7 @@ func (l *loop) changed(o *outcome, changes []routes.Change, err error) {
 			continue
 		}
 		refused = true
-		p := cluster.Problem{Object: "kernel", Reason: "kernelRefused", Want: c.String(), Got: c.Err.Error(), Next: "edgewayd tries again on its own"}
+		p := cluster.Problem{Object: "kernel", Reason: cluster.KernelRefused, Want: c.String(), Got: c.Err.Error(), Next: "edgewayd tries again on its own"}
 		if errors.Is(c.Err, routes.ErrForeign) {
 			p.Reason, p.Next = "foreignRoute", "stop the other agent that owns it, or change the pod CIDR"
 		}
@@ -312,6 +312,6 @@ func (l *loop) changed(o *outcome, changes []routes.Change, err error) {
 		l.warn(o, c.String(), c.Err)
 	}
 	if !refused {
-		l.failed(o, "kernelRefused", err, "edgewayd tries again on its own")
+		l.failed(o, cluster.KernelRefused, err, "edgewayd tries again on its own")
 	}
 }

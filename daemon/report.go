@@ -7,19 +7,13 @@ import (
 	"time"
 
 	"github.com/edgeway-cni/edgeway/bgp"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/daemon/report"
 )
 
-// connecting is package bgp's reason for a session that has just started.
-const connecting = "connecting"
-
-// settingsRefused is the reason of a session that runs on earlier settings, because the resource's settings
-// failed.
-const (
-	settingsRefused = "settingsRefused"
-	refusedNext     = "correct the resource, or the switch"
-)
+// refusedNext is the next step for a session that runs on earlier settings.
+const refusedNext = "correct the resource, or the switch"
 
 func refusedGot(s bgp.Status) string {
 	return fmt.Sprintf("the settings failed (%s: %s), and the session runs on the earlier ones", s.Refused.Reason, s.Refused.Detail)
@@ -44,13 +38,13 @@ func sessionReport(want policy.Session, sessions []bgp.Status) report.Session {
 	}
 	i := slices.IndexFunc(sessions, func(s bgp.Status) bool { return s.Peer.Key() == want.Key })
 	if i < 0 {
-		out.Reason, out.Message = "switchNotTold", "the session was refused; edgewayd status on this node says why"
+		out.Reason, out.Message = cluster.SwitchNotTold, "the session was refused; edgewayd status on this node says why"
 		return out
 	}
 	s := sessions[i]
-	out.State, out.Since, out.Reason, out.Message = s.State, s.Since, s.Reason, s.Detail
+	out.State, out.Since, out.Reason, out.Message = s.State, s.Since, cluster.Reason(s.Reason), s.Detail
 	if r := s.Refused; !r.At.IsZero() {
-		out.Since, out.Reason, out.Message = r.At, settingsRefused, refusedGot(s)+"; "+refusedNext
+		out.Since, out.Reason, out.Message = r.At, cluster.SettingsRefused, refusedGot(s)+"; "+refusedNext
 	}
 	if s.Restart {
 		out.RestartTime = s.RestartTime

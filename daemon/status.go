@@ -10,6 +10,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/policy"
+	"github.com/edgeway-cni/edgeway/daemon/report"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -40,7 +41,7 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 	observe := func(scope routes.Scope, desired routes.State) routes.State {
 		have, err := d.kernel.Observe(ctx, scope, desired)
 		if err != nil {
-			problems = append(problems, cluster.Problem{Object: "kernel", Reason: "hostUnreadable", Got: err.Error(), Next: "see the log"})
+			problems = append(problems, cluster.Problem{Object: "kernel", Reason: cluster.HostUnreadable, Got: err.Error(), Next: "see the log"})
 		}
 		return have
 	}
@@ -53,7 +54,7 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 	leases, found := d.pods.Status(ctx)
 	s.Leases = leases
 	for _, p := range policy.Sorted(problems, found) {
-		s.Problems = append(s.Problems, api.Problem(p))
+		s.Problems = append(s.Problems, api.Problem{Object: p.Object, Reason: string(p.Reason), Want: p.Want, Got: p.Got, Next: p.Next})
 	}
 	return s
 }
@@ -153,15 +154,15 @@ func sessionStatus(sessions []bgp.Status) []api.Session {
 func sessionProblems(sessions []bgp.Status) []cluster.Problem {
 	var out []cluster.Problem
 	for _, s := range sessions {
-		if s.Reason != "" && s.Reason != connecting {
-			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: s.Reason, Want: "an established session with " + s.Peer.Address.String(),
+		if s.Reason != "" && cluster.Reason(s.Reason) != report.Connecting {
+			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: cluster.Reason(s.Reason), Want: "an established session with " + s.Peer.Address.String(),
 				Got: s.State, Next: s.Detail})
 		}
 		for _, l := range s.Lacks {
-			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: l.Reason, Want: "all that the session with " + s.Peer.Address.String() + " asks for", Got: "a session that lacks a part", Next: l.Detail})
+			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: cluster.Reason(l.Reason), Want: "all that the session with " + s.Peer.Address.String() + " asks for", Got: "a session that lacks a part", Next: l.Detail})
 		}
 		if !s.Refused.At.IsZero() {
-			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: settingsRefused, Want: "the settings of the resource in the session with " + s.Peer.Address.String(),
+			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: cluster.SettingsRefused, Want: "the settings of the resource in the session with " + s.Peer.Address.String(),
 				Got: refusedGot(s), Next: refusedNext})
 		}
 	}

@@ -10,16 +10,6 @@ import (
 	"time"
 )
 
-// Reasons of the problems with an API server.
-const (
-	apiServerUnreachable = "apiServerUnreachable" // no answer, or an answer that cannot be read
-	unauthorized         = "unauthorized"         // 401: the server does not know us
-	forbidden            = "forbidden"            // 403: the server does not allow it
-	notInstalled         = "notInstalled"         // 404: the kind has no CustomResourceDefinition
-	emptyCluster         = "emptyCluster"         // no Node, where there were Nodes before
-	badKubeconfig        = "badKubeconfig"        // the present files give no connection
-)
-
 const stays = "; until then the last known state counts, and edgewayd tries again by itself"
 
 // problems returns the problems with the server, for the operator who should act; k.mu is held. A fault that
@@ -78,7 +68,7 @@ func (f *feed) problem(last World) (p Problem, own bool) {
 	case code == http.StatusNotFound:
 		// Nobody misses a kind that has no resource: a client that tries to write one gets an error.
 		if last.has(f.kind.kind) {
-			p.Reason, p.Next = notInstalled, "install the CustomResourceDefinition of "+f.kind.kind+stays
+			p.Reason, p.Next = NotInstalled, "install the CustomResourceDefinition of "+f.kind.kind+stays
 		}
 	case errors.Is(f.failure, errEmptied), errors.Is(f.failure, errUnconfirmed), errors.Is(f.failure, errNoVersion):
 		if last.has(f.kind.kind) {

@@ -368,9 +368,9 @@ func (c *client) untilIs(t *testing.T, want string) World {
 }
 
 // untilProblem waits until these objects count and there is one problem, of that reason.
-func (c *client) untilProblem(t *testing.T, want, reason string) Problem {
+func (c *client) untilProblem(t *testing.T, want string, reason Reason) Problem {
 	t.Helper()
-	w := c.until(t, want+" with the problem "+reason, func(w World, err error) bool {
+	w := c.until(t, want+" with the problem "+string(reason), func(w World, err error) bool {
 		return err == nil && describe(w) == want && len(w.Problems) == 1 && w.Problems[0].Reason == reason
 	})
 	return w.Problems[0]

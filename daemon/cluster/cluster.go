@@ -111,8 +111,8 @@ type Secret struct {
 // Problem is a misconfiguration as a value. An operator reads it in `edgewayd status`. Where the place is
 // known, Next names the file and the line. No field shows a value of a Secret.
 type Problem struct {
-	Object string `json:"object"`         // "BGPPeer/peer-a", "Node/Node-5", "file /etc/.../x.yaml"
-	Reason string `json:"reason"`         // an identifier: noPodCIDR, badManifest
+	Object string `json:"object"` // "BGPPeer/peer-a", "Node/Node-5", "file /etc/.../x.yaml"
+	Reason Reason `json:"reason"`
 	Want   string `json:"want,omitempty"` // what was expected
 	Got    string `json:"got,omitempty"`  // what is there
 	Next   string `json:"next"`           // the operator's next step

@@ -271,7 +271,7 @@ func checkRefused(t *testing.T, problems []Problem, err error) {
 		if p.Reason == unknownKey && strings.Contains(err.Error(), strings.Trim(p.Got, `"`)) {
 			return true
 		}
-		return path != "" && strings.Contains(err.Error(), path) || slices.Contains([]string{duplicateEntry, missingField}, p.Reason) && strings.Contains(err.Error(), parent(path))
+		return path != "" && strings.Contains(err.Error(), path) || slices.Contains([]Reason{duplicateEntry, missingField}, p.Reason) && strings.Contains(err.Error(), parent(path))
 	})
 	if !named {
 		t.Errorf("the refusal names none of the fields of %v:\n%v", problems, err)

@@ -54,7 +54,7 @@ func (d *document) at(path string, n *yaml.Node, line int) field {
 func (f field) absent() bool { return f.node == nil }
 
 // bad records a problem of the field.
-func (f field) bad(reason, want, got string) {
+func (f field) bad(reason Reason, want, got string) {
 	p := Problem{
 		Object: f.doc.object, Reason: reason, Want: want, Got: got,
 		Next: fmt.Sprintf("correct %s:%d", f.doc.file, f.line),
@@ -68,7 +68,7 @@ func (f field) bad(reason, want, got string) {
 }
 
 // badText records that the field holds something other than want, and shows the text.
-func (f field) badText(reason, want string) {
+func (f field) badText(reason Reason, want string) {
 	f.bad(reason, want+" in "+f.path, f.shown())
 }
 

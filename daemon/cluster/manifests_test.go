@@ -119,7 +119,7 @@ func problemLines(t *testing.T, w World, dir string) string {
 	t.Helper()
 	var lines strings.Builder
 	for _, p := range w.Problems {
-		lines.WriteString(p.Reason + ": " + p.String() + "\n")
+		lines.WriteString(string(p.Reason) + ": " + p.String() + "\n")
 	}
 	if strings.Contains(lines.String(), password) {
 		t.Errorf("problems show a password:\n%s", &lines)
@@ -172,13 +172,13 @@ func names(w World) []string {
 }
 
 // readNames reads the directory and wants exactly these nodes and problem reasons.
-func wantRead(t *testing.T, dir string, last World, nodes, reasons []string) World {
+func wantRead(t *testing.T, dir string, last World, nodes []string, reasons []Reason) World {
 	t.Helper()
 	w, err := Manifests(dir).World(t.Context(), last)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var got []string
+	var got []Reason
 	for _, p := range w.Problems {
 		got = append(got, p.Reason)
 	}
@@ -241,7 +241,7 @@ func TestEmptyDirectoryKeepsLast(t *testing.T) {
 	mustWrite(t, filepath.Join(dir, "a.yaml"), nodeNamed("a"))
 	w := wantRead(t, dir, World{}, []string{"a"}, nil)
 	mustRename(t, filepath.Join(dir, "a.yaml"), filepath.Join(dir, "a.yaml~"))
-	w = wantRead(t, dir, w, []string{"a"}, []string{emptyDirectory})
+	w = wantRead(t, dir, w, []string{"a"}, []Reason{emptyDirectory})
 	mustWrite(t, filepath.Join(dir, "none.yaml"), "apiVersion: v1\nkind: List\nitems: []\n")
 	wantRead(t, dir, w, nil, nil)
 }
@@ -269,7 +269,7 @@ func TestUnreadableFileKeepsItsObjects(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustSymlink(t, "nowhere", path)
-	w = wantRead(t, dir, w, []string{"a", "b"}, []string{unreadableFile})
+	w = wantRead(t, dir, w, []string{"a", "b"}, []Reason{unreadableFile})
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +282,7 @@ func TestFIFOIsNotOpened(t *testing.T) {
 	if err := syscall.Mkfifo(filepath.Join(dir, "a.yaml"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	wantRead(t, dir, World{}, nil, []string{unreadableFile})
+	wantRead(t, dir, World{}, nil, []Reason{unreadableFile})
 }
 
 func TestConfigMapMount(t *testing.T) {

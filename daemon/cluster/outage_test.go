@@ -119,7 +119,7 @@ func TestKindInstalledLate(t *testing.T) {
 	c.untilIs(t, "n1")
 	c.last.Peerings = []Peering{{Kind: kindPeer, Name: "disk"}}
 	s.put(kindNode, apiNode(t, "n2", "192.0.2.12", "10.10.2.0/24"))
-	c.untilProblem(t, "n1 n2 BGPPeer/disk", notInstalled)
+	c.untilProblem(t, "n1 n2 BGPPeer/disk", NotInstalled)
 	s.put(kindPeer, apiPeer(t, "lan", `"n2"`))
 	s.fails(nil)
 	c.untilIs(t, "n1 n2 BGPPeer/lan")
@@ -130,7 +130,7 @@ func TestForbidden(t *testing.T) {
 	for _, tt := range []struct {
 		resource, message string
 		code              int
-		reason            string
+		reason            Reason
 		next              []string
 	}{
 		{"nodes", `nodes is forbidden: User "edge" cannot watch resource "nodes" in API group "" at the cluster scope`, http.StatusForbidden, forbidden,

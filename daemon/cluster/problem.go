@@ -6,27 +6,6 @@ import (
 	"slices"
 )
 
-// Reasons of the problems that a source finds.
-const (
-	badManifest     = "badManifest"     // the file does not parse
-	emptyFile       = "emptyFile"       // an empty file, or comments only
-	emptyDirectory  = "emptyDirectory"  // no manifest, where there were some before
-	unreadableFile  = "unreadableFile"  // permissions, or a dangling link
-	unknownKind     = "unknownKind"     // our group, but not our kind or version
-	unknownKey      = "unknownKey"      // a key that the kind does not have
-	duplicateKey    = "duplicateKey"    // a key twice in one mapping
-	duplicateEntry  = "duplicateEntry"  // an entry twice in one list
-	duplicateObject = "duplicateObject" // kind and name twice in one directory
-	missingField    = "missingField"
-	badValue        = "badValue"
-	badASN          = "badASN"
-	badAddress      = "badAddress"
-	badCIDR         = "badCIDR"
-	badSelector     = "badSelector"
-	badSecret       = "badSecret"
-	wrongNamespace  = "wrongNamespace"
-)
-
 // String returns the problem in one line: object, what was expected, what is there, the next step.
 func (p Problem) String() string {
 	s := p.Object + ": "
@@ -38,7 +17,7 @@ func (p Problem) String() string {
 	case p.Got != "":
 		s += "got " + p.Got
 	default:
-		s += p.Reason
+		s += string(p.Reason)
 	}
 	if p.Next != "" {
 		s += "; " + p.Next

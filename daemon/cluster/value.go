@@ -69,7 +69,7 @@ func (f field) boolean() bool {
 }
 
 // number reads a whole number from low to high.
-func (f field) number(reason string, low, high uint64) uint64 {
+func (f field) number(reason Reason, low, high uint64) uint64 {
 	if f.absent() {
 		return 0
 	}

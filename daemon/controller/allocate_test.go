@@ -39,7 +39,7 @@ func (p Plan) text() string {
 		lines = append(lines, g.Node+" gets "+join(g.PodCIDRs))
 	}
 	for _, problem := range p.Problems {
-		lines = append(lines, problem.Reason+": "+problem.String())
+		lines = append(lines, string(problem.Reason)+": "+problem.String())
 	}
 	return strings.Join(lines, "\n")
 }

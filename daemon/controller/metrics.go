@@ -69,7 +69,7 @@ func (m *metrics) set(pools []Pool, nodes []Node, problems []Problem) {
 	}
 	reasons := map[string]int{}
 	for _, p := range problems {
-		reasons[p.Reason]++
+		reasons[string(p.Reason)]++
 	}
 	waiting := 0
 	for _, n := range nodes {

@@ -21,20 +21,20 @@ type Problem struct {
 
 // Reasons of problems.
 const (
-	noFreeBlock      = "noFreeBlock"
-	overlapsServices = "overlapsServices"
-	overlapsNode     = "overlapsNode"
-	otherAllocator   = "otherAllocator"
-	unreadPodCIDR    = "unreadPodCIDR"
-	sharedPodCIDR    = "sharedPodCIDR"
-	oneFamily        = "oneFamily"
-	outsidePool      = "outsidePool"
-	grantDenied      = "grantDenied"
+	noFreeBlock      cluster.Reason = "noFreeBlock"
+	overlapsServices cluster.Reason = "overlapsServices"
+	overlapsNode     cluster.Reason = "overlapsNode"
+	otherAllocator   cluster.Reason = "otherAllocator"
+	unreadPodCIDR    cluster.Reason = "unreadPodCIDR"
+	sharedPodCIDR    cluster.Reason = "sharedPodCIDR"
+	oneFamily        cluster.Reason = "oneFamily"
+	outsidePool      cluster.Reason = "outsidePool"
+	grantDenied      cluster.Reason = "grantDenied"
 )
 
 // eventReasons are the reasons in the words of Kubernetes' Events. A reason that is missing here is only
 // logged: it is not a failure.
-var eventReasons = map[string]string{
+var eventReasons = map[cluster.Reason]string{
 	noFreeBlock:      "PodCIDRNotAvailable",
 	overlapsServices: "PodCIDRNotAvailable",
 	overlapsNode:     "PodCIDRNotAvailable",

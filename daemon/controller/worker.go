@@ -245,7 +245,10 @@ func (w *worker) fail(ctx context.Context, err error) {
 const mostEvents = 50
 
 // subject identifies a problem while its details change.
-type subject struct{ object, reason string }
+type subject struct {
+	object string
+	reason cluster.Reason
+}
 
 // saying is the last log line about a subject.
 type saying struct {
@@ -266,7 +269,7 @@ func (w *worker) say(ctx context.Context, problems []Problem, nodes []Node) {
 			after = w.pace.busy // details change with each Node of a burst
 		}
 		if now.Sub(last.at) >= after {
-			w.log.Warn(p.Reason, "object", p.Object, "want", p.Want, "got", p.Got, "next", p.Next)
+			w.log.Warn(string(p.Reason), "object", p.Object, "want", p.Want, "got", p.Got, "next", p.Next)
 			last = saying{p.String(), now}
 		}
 		said[about] = last

@@ -67,7 +67,7 @@ func writeConflist(c config.Config, mtu int) ([]cluster.Problem, error) {
 		if _, err := os.Stat(filepath.Join(c.CNI.BinDir, name)); err == nil {
 			chain = append(chain, name)
 		} else if c.CNI.Chain != nil {
-			problems = append(problems, cluster.Problem{Object: "plugin " + name, Reason: "notInstalled", Want: "an executable in " + c.CNI.BinDir,
+			problems = append(problems, cluster.Problem{Object: "plugin " + name, Reason: cluster.NotInstalled, Want: "an executable in " + c.CNI.BinDir,
 				Got: "none", Next: "install it (containernetworking plugins), or take it out of cni.chain; pods start without it"})
 		}
 	}
@@ -77,7 +77,7 @@ func writeConflist(c config.Config, mtu int) ([]cluster.Problem, error) {
 	}
 	path := Conflist(c)
 	if other := earlierConf(c.CNI.ConfDir); other != "" {
-		problems = append(problems, cluster.Problem{Object: "file " + filepath.Join(c.CNI.ConfDir, other), Reason: "competingNetwork", Want: conflistName + " to be the first file",
+		problems = append(problems, cluster.Problem{Object: "file " + filepath.Join(c.CNI.ConfDir, other), Reason: cluster.CompetingNetwork, Want: conflistName + " to be the first file",
 			Got: other + " before it", Next: "remove it: the runtime uses the first file of the directory"})
 	}
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, text) {

@@ -102,7 +102,7 @@ func (p *Pods) unkept() (out []cluster.Problem) {
 		return nil
 	}
 	for _, f := range *left {
-		out = append(out, cluster.Problem{Object: f.Object, Reason: "podBroken", Want: "both ends of its link as ADD made them", Got: f.Got, Next: nextOf(f)})
+		out = append(out, cluster.Problem{Object: f.Object, Reason: cluster.PodBroken, Want: "both ends of its link as ADD made them", Got: f.Got, Next: nextOf(f)})
 	}
 	return out
 }

@@ -161,7 +161,7 @@ func (p *Pods) Status(ctx context.Context) (api.Leases, []cluster.Problem) {
 	}
 	l, err := n.usage()
 	if err != nil {
-		return l, []cluster.Problem{{Object: "store", Reason: "storeUnreadable", Got: err.Error(), Next: "see the log"}}
+		return l, []cluster.Problem{{Object: "store", Reason: cluster.StoreUnreadable, Got: err.Error(), Next: "see the log"}}
 	}
 	return l, slices.Concat(n.full(ctx), n.addressTaken(ctx), p.unkept())
 }

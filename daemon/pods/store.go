@@ -90,7 +90,7 @@ func (n *leases) rebuilt() []cluster.Problem {
 	if !ok {
 		return nil
 	}
-	return []cluster.Problem{{Object: "store", Reason: "storeRebuilt", Want: "a file as it was written", Got: fmt.Sprint(r.Cause),
+	return []cluster.Problem{{Object: "store", Reason: cluster.StoreRebuilt, Want: "a file as it was written", Got: fmt.Sprint(r.Cause),
 		Next: fmt.Sprintf("check the disk; the leases were rebuilt from the last copy (%d) and from the node's links (%d); the old file is %s", r.Copied, r.Found, r.Kept)}}
 }
 
@@ -101,7 +101,7 @@ func (n *leases) full(ctx context.Context) []cluster.Problem {
 	if err != nil || full == "" {
 		return nil // usage returns the error
 	}
-	return []cluster.Problem{{Object: "pool", Reason: "poolFull", Want: "an address for the next pod", Got: full,
+	return []cluster.Problem{{Object: "pool", Reason: cluster.PoolFull, Want: "an address for the next pod", Got: full,
 		Next: "delete pods of this node, or give the node a larger pod CIDR; new pods wait until then"}}
 }
 
@@ -112,7 +112,7 @@ func (n *leases) addressTaken(ctx context.Context) (out []cluster.Problem) {
 		return nil // usage returns the store's error; the next look asks again
 	}
 	for _, r := range taken {
-		out = append(out, cluster.Problem{Object: "address " + r.Dst.Addr().String(), Reason: "addressTaken", Want: "a free address of the pool", Got: r.String(),
+		out = append(out, cluster.Problem{Object: "address " + r.Dst.Addr().String(), Reason: cluster.AddressTaken, Want: "a free address of the pool", Got: r.String(),
 			Next: "delete that route or address, or take it out of the node's pod CIDR; pods get other addresses until then"})
 	}
 	return out

@@ -14,7 +14,7 @@ func (d *draft) sharedAddresses() {
 	for _, n := range d.Cluster.Nodes {
 		for _, a := range n.Addresses {
 			if other, shared := owner[a]; shared {
-				d.problem("Node/"+n.Name, "sharedAddress", "an InternalIP of its own", a.String()+", which Node/"+other+" has too",
+				d.problem("Node/"+n.Name, cluster.SharedAddress, "an InternalIP of its own", a.String()+", which Node/"+other+" has too",
 					"correct the InternalIP of one of the two: packets for both nodes' pods go to one machine")
 				continue
 			}
@@ -28,7 +28,7 @@ func (d *draft) ownAddresses() {
 	self := "Node/" + d.self.Name
 	for _, a := range d.self.Addresses {
 		if !d.hasAddress(a) {
-			d.problem(self, "addressNotHere", "an InternalIP that a link of this machine has", a.String(),
+			d.problem(self, cluster.AddressNotHere, "an InternalIP that a link of this machine has", a.String(),
 				"correct the Node's InternalIP, or give the address back to its link; other nodes and switches send this node's packets there")
 		}
 	}

@@ -44,7 +44,7 @@ func Admit(last, next cluster.World, host routes.Host) (cluster.World, []cluster
 			kept = fmt.Sprint(n.PodCIDRs)
 		}
 		problems = append(problems, cluster.Problem{
-			Object: "Node/" + n.Name, Reason: "overlap", Want: want, Got: got,
+			Object: "Node/" + n.Name, Reason: cluster.Overlap, Want: want, Got: got,
 			Next: fmt.Sprintf("change one of the two; until then Node/%s keeps the pod CIDRs it had: %s", n.Name, kept),
 		})
 	}

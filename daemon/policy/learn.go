@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/edgeway-cni/edgeway/bgp"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -152,16 +153,16 @@ func (d *draft) learn() {
 	}
 	const object = "bgp.learn"
 	if n := count[lessonTooMany]; n > 0 {
-		d.problem(object, "tooManyLearned", fmt.Sprintf("at most %d prefixes", d.Config.BGP.LearnMost),
+		d.problem(object, cluster.TooManyLearned, fmt.Sprintf("at most %d prefixes", d.Config.BGP.LearnMost),
 			fmt.Sprintf("%d that the switches announce; the last %d of them have no route", len(d.plan.Lessons), n),
 			"let the switches announce fewer prefixes, or set longer prefixes in bgp.learn, or raise bgp.learnMost")
 	}
 	if n := count[lessonOffSubnet]; n > 0 {
-		d.problem(object, "learnedOffSubnet", "prefixes with a next hop on a subnet of this node", fmt.Sprintf("another next hop for %d of them", n),
+		d.problem(object, cluster.LearnedOffSubnet, "prefixes with a next hop on a subnet of this node", fmt.Sprintf("another next hop for %d of them", n),
 			"set next-hop-self for this neighbour on the switch; status -o json names them")
 	}
 	if n := count[lessonHeld]; n > 0 {
-		d.problem(object, "learnedHeld", "prefixes to which this host has no route of its own", fmt.Sprintf("a route of its own to %d of them", n),
+		d.problem(object, cluster.LearnedHeld, "prefixes to which this host has no route of its own", fmt.Sprintf("a route of its own to %d of them", n),
 			"delete the host's route, or take the prefix out of bgp.learn; status -o json names them")
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -31,7 +32,7 @@ func (d *draft) findOverlaps() {
 	for _, c := range claims {
 		if outer.IsValid() && outer.Overlaps(c.Prefix) {
 			d.disputed[outer.Prefix], d.disputed[c.Prefix] = true, true
-			d.problem(c.owner, "overlap", "a pod CIDR of its own", fmt.Sprintf("%s, which overlaps %s of %s", c.Prefix, outer.Prefix, outer.owner),
+			d.problem(c.owner, cluster.Overlap, "a pod CIDR of its own", fmt.Sprintf("%s, which overlaps %s of %s", c.Prefix, outer.Prefix, outer.owner),
 				"change one of the two; no route goes to either until then")
 			continue
 		}
@@ -41,13 +42,13 @@ func (d *draft) findOverlaps() {
 		for _, a := range d.Host.Addrs {
 			if d.servedBefore(c.Prefix, a) {
 				d.shared[c.Prefix] = true
-				d.problem(c.owner, "otherNetwork", "pods of edgeway only in "+c.String(), fmt.Sprintf("%s on %s: another network plugin served it", a.Prefix, a.Link),
+				d.problem(c.owner, cluster.OtherNetwork, "pods of edgeway only in "+c.String(), fmt.Sprintf("%s on %s: another network plugin served it", a.Prefix, a.Link),
 					"the pods of that plugin keep working; recreate them, then delete the link: ip link del "+a.Link)
 				break
 			}
 			if subnet := a.Prefix.Masked(); !a.Prefix.IsSingleIP() && subnet.Overlaps(c.Prefix) {
 				d.disputed[c.Prefix] = true
-				d.problem(c.owner, "overlap", "a pod CIDR outside the LAN's own addresses", fmt.Sprintf("%s, which overlaps %s on %s", c.Prefix, subnet, a.Link),
+				d.problem(c.owner, cluster.Overlap, "a pod CIDR outside the LAN's own addresses", fmt.Sprintf("%s, which overlaps %s on %s", c.Prefix, subnet, a.Link),
 					"change the Node's pod CIDR")
 				break
 			}

@@ -137,7 +137,7 @@ type draft struct {
 	plan Plan
 }
 
-func (d *draft) problem(object, reason, want, got, next string) cluster.Problem {
+func (d *draft) problem(object string, reason cluster.Reason, want, got, next string) cluster.Problem {
 	p := cluster.Problem{Object: object, Reason: reason, Want: want, Got: got, Next: next}
 	d.plan.Problems = append(d.plan.Problems, p)
 	return p
@@ -161,15 +161,15 @@ func (d *draft) findSelf() bool {
 			name := d.Cluster.Nodes[i].Name
 			got, next = "Node/"+name+", which differs in upper and lower case", "set nodeName: "+name+" in the configuration"
 		}
-		d.problem("Node/"+d.Self, "noSelf", "a Node of this name", got, next)
+		d.problem("Node/"+d.Self, cluster.NoSelf, "a Node of this name", got, next)
 		return false
 	}
 	d.self = self
 	if len(self.PodCIDRs) == 0 {
-		d.problem("Node/"+d.Self, "noPodCIDR", "spec.podCIDRs", "none", "give the Node a pod CIDR; until then no pod can start here")
+		d.problem("Node/"+d.Self, cluster.NoPodCIDR, "spec.podCIDRs", "none", "give the Node a pod CIDR; until then no pod can start here")
 	}
 	if len(self.Addresses) == 0 {
-		d.problem("Node/"+d.Self, "noAddress", "an InternalIP in status.addresses", "none", "set the Node's InternalIP to its address on the LAN")
+		d.problem("Node/"+d.Self, cluster.NoAddress, "an InternalIP in status.addresses", "none", "set the Node's InternalIP to its address on the LAN")
 	}
 	return true
 }
@@ -180,7 +180,7 @@ func (d *draft) linksDown() bool {
 	down := false
 	for _, l := range d.Host.Links {
 		if d.isUnderlay(d.self, l.Name) && !l.Up {
-			d.problem("link "+l.Name, "linkDown", "the link of the node's address up", "down", "ip link set "+l.Name+" up, and check its cable")
+			d.problem("link "+l.Name, cluster.LinkDown, "the link of the node's address up", "down", "ip link set "+l.Name+" up, and check its cable")
 			down = true
 		}
 	}
@@ -235,7 +235,7 @@ func (d *draft) forwardingOff() {
 	}
 	for _, link := range d.Host.Unforwarded {
 		if key := routes.Forwarding(link, false).Key; d.isUnderlay(d.self, link) {
-			d.problem("link "+link, "forwardingOff", key+" = 1", "0: the kernel drops the IPv4 packets that arrive there for pods",
+			d.problem("link "+link, cluster.ForwardingOff, key+" = 1", "0: the kernel drops the IPv4 packets that arrive there for pods",
 				"sysctl -w "+key+"=1; where systemd-networkd has the link, set IPv4Forwarding=yes in its .network file")
 		}
 	}

@@ -24,7 +24,7 @@ func (d *draft) routeTo(n cluster.Node, cidr netip.Prefix) {
 		return
 	}
 	if !ok {
-		d.problem(object, "noAddress", "an InternalIP of the family of "+cidr.String(), "none", "add the address to the Node's status.addresses")
+		d.problem(object, cluster.NoAddress, "an InternalIP of the family of "+cidr.String(), "none", "add the address to the Node's status.addresses")
 		return
 	}
 	route := routes.Route{Dst: cidr, Protocol: routes.ProtoNode}
@@ -37,7 +37,7 @@ func (d *draft) routeTo(n cluster.Node, cidr netip.Prefix) {
 			if len(mine) == 0 {
 				lonely = d.self
 			}
-			d.problem("Node/"+lonely.Name, "notSelected", "a BGP resource that selects it, as its neighbours have", "none",
+			d.problem("Node/"+lonely.Name, cluster.NotSelected, "a BGP resource that selects it, as its neighbours have", "none",
 				"label the Node as the resource's nodeSelector wants; the switch does not learn its pod CIDR")
 		}
 		route.Via, route.Link = via, link
@@ -45,14 +45,14 @@ func (d *draft) routeTo(n cluster.Node, cidr netip.Prefix) {
 		return
 	}
 	if sameLAN {
-		d.problem(object, "offSubnet", "an address on a subnet of this node, which is in the same LAN", via.String(),
+		d.problem(object, cluster.OffSubnet, "an address on a subnet of this node, which is in the same LAN", via.String(),
 			"give the two LANs different local ASNs, or correct the Node's InternalIP")
 	}
 	if gw, ref, ok := d.gateway(d.self, cidr.Addr()); ok {
 		link, connected := d.linkTo(gw)
 		if !connected || d.isDown(link) {
 			if !connected {
-				d.problem(ref, "gatewayOffSubnet", "a gateway on a subnet of this node", gw.String(), "correct spec.gateway")
+				d.problem(ref, cluster.GatewayOffSubnet, "a gateway on a subnet of this node", gw.String(), "correct spec.gateway")
 			}
 			return
 		}
@@ -81,7 +81,7 @@ func (d *draft) routeTo(n cluster.Node, cidr netip.Prefix) {
 		if ruled {
 			got, next = byRule(way)
 		}
-		d.problem(object, "noRouteToLAN", "a route to the switch, for "+cidr.String(), got, next)
+		d.problem(object, cluster.NoRouteToLAN, "a route to the switch, for "+cidr.String(), got, next)
 	}
 }
 
@@ -138,7 +138,7 @@ func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
 	}
 	remote, okRemote := underlay(n, local)
 	if !ok || !okRemote {
-		d.problem("Node/"+n.Name, "noAddress", "an InternalIP of a family that this node has too", fmt.Sprint(n.Addresses), "add the address to the Node's status.addresses")
+		d.problem("Node/"+n.Name, cluster.NoAddress, "an InternalIP of a family that this node has too", fmt.Sprint(n.Addresses), "add the address to the Node's status.addresses")
 		return
 	}
 	dev := VXLANLink

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -22,7 +23,7 @@ func (d *draft) shadows() {
 		ours[r.Dst] = r
 		if way, ok := d.Host.Ruled[r.Dst.Addr()]; ok && (way.Route.Via != r.Via || way.Route.Link != r.Link) {
 			got, next := byRule(way)
-			d.problem("route "+r.Dst.String(), "shadowed", r.String(), "packets take "+got, next)
+			d.problem("route "+r.Dst.String(), cluster.Shadowed, r.String(), "packets take "+got, next)
 		}
 	}
 	for _, h := range d.Host.Routes {
@@ -39,7 +40,7 @@ func (d *draft) shadows() {
 				continue
 			}
 			if bits < h.Dst.Bits() || metric(h) < metric(r) {
-				d.problem("route "+r.Dst.String(), "shadowed", r.String(), fmt.Sprintf("packets take %s", h),
+				d.problem("route "+r.Dst.String(), cluster.Shadowed, r.String(), fmt.Sprintf("packets take %s", h),
 					"stop the agent that owns it, or remove it: ip route del "+h.String())
 			}
 			break

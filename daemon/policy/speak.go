@@ -33,15 +33,15 @@ func (d *draft) speak() {
 // resource finds the problems of a BGP resource as a whole.
 func (d *draft) resource(r cluster.Peering) {
 	if !slices.ContainsFunc(d.Cluster.Nodes, func(n cluster.Node) bool { return r.Selector.Selects(n.Labels) }) {
-		d.problem(r.Ref(), "selectsNothing", "nodes that match "+r.Selector.String(), "none", "label the Nodes, or correct spec.nodeSelector")
+		d.problem(r.Ref(), cluster.SelectsNothing, "nodes that match "+r.Selector.String(), "none", "label the Nodes, or correct spec.nodeSelector")
 	}
 	for _, s := range r.Speakers {
 		i := slices.IndexFunc(d.Cluster.Nodes, func(n cluster.Node) bool { return n.Name == s.Node })
 		switch {
 		case i < 0:
-			d.problem(r.Ref(), "noSuchSpeaker", "speakers that are Nodes", s.Node, "correct the speaker's name, or add the Node")
+			d.problem(r.Ref(), cluster.NoSuchSpeaker, "speakers that are Nodes", s.Node, "correct the speaker's name, or add the Node")
 		case !r.Selector.Selects(d.Cluster.Nodes[i].Labels):
-			d.problem(r.Ref(), "speakerNotSelected", "speakers that nodeSelector selects", s.Node, "label the Node "+r.Selector.String()+", or name another speaker")
+			d.problem(r.Ref(), cluster.SpeakerNotSelected, "speakers that nodeSelector selects", s.Node, "label the Node "+r.Selector.String()+", or name another speaker")
 		}
 	}
 }
@@ -69,19 +69,19 @@ func (d *draft) terms(r cluster.Peering, peer cluster.Peer) (t bgp.Peer, held cl
 	link, connected := d.linkTo(peer.Address)
 	if !connected && peer.MultihopTTL == 0 {
 		// The session is tried all the same: an address that is absent for a moment must not end it.
-		d.problem(r.Ref(), "peerOffSubnet", "a switch on a subnet of this node", peer.Address.String(),
+		d.problem(r.Ref(), cluster.PeerOffSubnet, "a switch on a subnet of this node", peer.Address.String(),
 			"correct the peer's address, or set ebgpMultihop to the number of hops")
 	}
 	local, ok := d.sourceFor(d.self, peer.Address, link)
 	if !ok {
-		return t, d.problem(r.Ref(), "noAddress", "an address of this node of the family of "+peer.Address.String(), "none", "add the InternalIP to the Node")
+		return t, d.problem(r.Ref(), cluster.NoAddress, "an address of this node of the family of "+peer.Address.String(), "none", "add the InternalIP to the Node")
 	}
 	t.LocalAddress = local
 	if k := peer.Password; k != nil {
 		password, got := d.password(*k)
 		if got != "" {
 			d.plan.BGP.Held = append(d.plan.BGP.Held, bgp.Held{Key: t.Key(), Why: r.Ref() + ": the password is missing"})
-			return t, d.problem(r.Ref(), "noPassword", fmt.Sprintf("Secret kube-system/%s with key %s", k.Name, k.Key), got,
+			return t, d.problem(r.Ref(), cluster.NoPassword, fmt.Sprintf("Secret kube-system/%s with key %s", k.Name, k.Key), got,
 				fmt.Sprintf("set it; the session with %s is held down until then", peer.Address))
 		}
 		t.Password = password
@@ -100,10 +100,10 @@ func (d *draft) paths(r cluster.Peering) []bgp.Path {
 			continue
 		}
 		if len(n.PodCIDRs) == 0 && n.Name != d.self.Name {
-			d.problem("Node/"+n.Name, "noPodCIDR", "spec.podCIDRs", "none", "give the Node a pod CIDR; nothing is advertised for it until then")
+			d.problem("Node/"+n.Name, cluster.NoPodCIDR, "spec.podCIDRs", "none", "give the Node a pod CIDR; nothing is advertised for it until then")
 		}
 		if n.Name != d.self.Name && d.isSilent(n) {
-			d.problem("Node/"+n.Name, "silentNode", "an answer to ARP or neighbour discovery, as other machines of the LAN give", "none",
+			d.problem("Node/"+n.Name, cluster.SilentNode, "an answer to ARP or neighbour discovery, as other machines of the LAN give", "none",
 				"check the node; its pod CIDRs are withdrawn until it answers (bgp.withdrawAfter)")
 			continue
 		}
@@ -113,7 +113,7 @@ func (d *draft) paths(r cluster.Peering) []bgp.Path {
 			}
 			hop, ok := underlay(n, c.Addr())
 			if !ok {
-				d.problem("Node/"+n.Name, "noAddress", "an InternalIP of the family of "+c.String(), "none", "add the address to the Node's status.addresses")
+				d.problem("Node/"+n.Name, cluster.NoAddress, "an InternalIP of the family of "+c.String(), "none", "add the address to the Node's status.addresses")
 				continue
 			}
 			path := bgp.Path{Prefix: c, NextHop: hop}
@@ -136,7 +136,7 @@ func (d *draft) join(r cluster.Peering, s bgp.Session) (held cluster.Problem) {
 		}
 		if !have.Peer.Same(s.Peer) {
 			// A switch tells its neighbours apart by address, so it cannot have two sessions with this node.
-			return d.problem(r.Ref(), "conflict", "the same ASNs, password and options as "+have.Peer.Name+" has for "+s.Peer.Address.String(), "other values",
+			return d.problem(r.Ref(), cluster.Conflict, "the same ASNs, password and options as "+have.Peer.Name+" has for "+s.Peer.Address.String(), "other values",
 				"make the two resources agree; "+have.Peer.Name+" is used")
 		}
 		for _, path := range s.Paths {

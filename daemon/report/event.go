@@ -66,7 +66,7 @@ func (s Session) Event(node string) Event {
 		return e
 	}
 	e.Type, e.Reason = Warning, "FailedEstablish"
-	e.Message = fmt.Sprintf("%s has no BGP session with %s, AS %d (%s)", node, peer, s.PeerASN, cmp.Or(s.Reason, connecting))
+	e.Message = fmt.Sprintf("%s has no BGP session with %s, AS %d (%s)", node, peer, s.PeerASN, cmp.Or(s.Reason, Connecting))
 	if s.Message != "" {
 		e.Message += ": " + s.Message
 	}

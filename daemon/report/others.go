@@ -12,8 +12,10 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
+// unheard is the reason of an entry whose node the API server no longer hears.
+const unheard cluster.Reason = "nodeNotHeard"
+
 const (
-	unheard = "nodeNotHeard" // the reason of an entry whose node the API server no longer hears
 	unknown = "Unknown"
 
 	// maxAnswer bounds how much of a Node is read, in bytes. etcd accepts 1.5 MB.

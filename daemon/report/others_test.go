@@ -48,7 +48,7 @@ func TestAmend(t *testing.T) {
 			got = "none"
 		case change:
 			e := to.entries[0]
-			got = e.State + " " + e.Reason
+			got = e.State + " " + string(e.Reason)
 			if e.Conditions[0].Status != "Unknown" || !e.Since.Equal(hour) || e.Prefixes != 3 || !strings.Contains(e.Message, "n2") {
 				t.Errorf("%s: %+v", name, e)
 			}

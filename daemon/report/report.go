@@ -31,12 +31,12 @@ type Session struct {
 	Port        uint16     // TCP port of the switch; 0 means 179
 	PeerName    string     // the resource's name for the switch; "": it has none
 	PeerASN     uint32
-	State       string        // RFC 4271: Idle, Connect, Active, OpenSent, OpenConfirm, Established
-	Since       time.Time     // of the present state: Established or not
-	Reason      string        // why it is not Established: an identifier
-	Message     string        // one sentence with the next step
-	Advertised  int           // number of prefixes advertised to the switch
-	RestartTime time.Duration // negotiated time of graceful restart; 0: not negotiated
+	State       string         // RFC 4271: Idle, Connect, Active, OpenSent, OpenConfirm, Established
+	Since       time.Time      // of the present state: Established or not
+	Reason      cluster.Reason // why it is not Established
+	Message     string         // one sentence with the next step
+	Advertised  int            // number of prefixes advertised to the switch
+	RestartTime time.Duration  // negotiated time of graceful restart; 0: not negotiated
 }
 
 // Established reports whether the session is up with the settings of the resource.

@@ -37,7 +37,7 @@ func up(resource string, prefixes int) Session {
 	}
 }
 
-func down(resource, reason, message string) Session {
+func down(resource string, reason cluster.Reason, message string) Session {
 	return Session{
 		Resource: resource, Peer: netip.MustParseAddr("10.0.0.1"), PeerASN: 65001, State: "Active",
 		Since: since, Reason: reason, Message: message,
@@ -470,7 +470,7 @@ func TestReporterRefusedThenNoSpeaker(t *testing.T) {
 	f := newFakeAPI(t)
 	f.add("BGPPeer/a", "uid-a", "n1")
 	r := reporting(t, f, "n1", quickReports)
-	kinds := func() (reasons []string) {
+	kinds := func() (reasons []cluster.Reason) {
 		for _, p := range r.Problems() {
 			reasons = append(reasons, p.Reason)
 		}
@@ -478,7 +478,7 @@ func TestReporterRefusedThenNoSpeaker(t *testing.T) {
 	}
 	f.fail(answer(http.StatusForbidden, "Forbidden"))
 	r.Sync([]Session{up("BGPPeer/a", 1)})
-	eventually(t, "a status refused", []string{statusRefused}, kinds)
+	eventually(t, "a status refused", []cluster.Reason{cluster.StatusRefused}, kinds)
 	r.Sync(nil)
 	eventually(t, "nothing to say", nil, kinds)
 
@@ -490,7 +490,7 @@ func TestReporterRefusedThenNoSpeaker(t *testing.T) {
 	})
 	r.Sync([]Session{up("BGPPeer/a", 1)})
 	r.Event(up("BGPPeer/a", 1).Event("n1"))
-	eventually(t, "an event refused", []string{eventsRefused}, kinds)
+	eventually(t, "an event refused", []cluster.Reason{cluster.EventsRefused}, kinds)
 	r.Sync(nil)
 	eventually(t, "nothing to say", nil, kinds)
 }

@@ -12,36 +12,38 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
+// Connecting is package bgp's reason for a session that has just started.
+const Connecting cluster.Reason = "connecting"
+
 const (
 	established = "Established"
-	connecting  = "connecting" // the reason of a session that has just started
-	defaultPort = 179          // RFC 4271 section 4.2
+	defaultPort = 179 // RFC 4271 section 4.2
 )
 
 // speakerStatus is one entry of status.speakers: one session of one node. Node, address and port are its key
 // in the list.
 type speakerStatus struct {
-	Node        string      `json:"node"`
-	Address     netip.Addr  `json:"address"`
-	Port        uint16      `json:"port"`
-	Name        string      `json:"name,omitempty"`
-	ASN         uint32      `json:"asn"`
-	State       string      `json:"state"`
-	Since       time.Time   `json:"since"`
-	Reason      string      `json:"reason,omitempty"`
-	Message     string      `json:"message,omitempty"`
-	Prefixes    int         `json:"prefixesAdvertised"`
-	RestartTime int         `json:"gracefulRestartSeconds"`
-	Conditions  []condition `json:"conditions"`
+	Node        string         `json:"node"`
+	Address     netip.Addr     `json:"address"`
+	Port        uint16         `json:"port"`
+	Name        string         `json:"name,omitempty"`
+	ASN         uint32         `json:"asn"`
+	State       string         `json:"state"`
+	Since       time.Time      `json:"since"`
+	Reason      cluster.Reason `json:"reason,omitempty"`
+	Message     string         `json:"message,omitempty"`
+	Prefixes    int            `json:"prefixesAdvertised"`
+	RestartTime int            `json:"gracefulRestartSeconds"`
+	Conditions  []condition    `json:"conditions"`
 }
 
 // condition is a metav1.Condition.
 type condition struct {
-	Type               string    `json:"type"`
-	Status             string    `json:"status"` // True, False
-	LastTransitionTime time.Time `json:"lastTransitionTime"`
-	Reason             string    `json:"reason"`
-	Message            string    `json:"message"`
+	Type               string         `json:"type"`
+	Status             string         `json:"status"` // True, False
+	LastTransitionTime time.Time      `json:"lastTransitionTime"`
+	Reason             cluster.Reason `json:"reason"`
+	Message            string         `json:"message"`
 }
 
 // reportStatus is one node's part of the status of a BGPPeer or BGPClusterConfig.
@@ -73,7 +75,7 @@ func (s Session) status(node string) speakerStatus {
 	}
 	up := condition{Type: established, Status: "True", Reason: established, LastTransitionTime: since}
 	if !s.Established() {
-		e.Reason, e.Message = cmp.Or(s.Reason, connecting), s.Message
+		e.Reason, e.Message = cmp.Or(s.Reason, Connecting), s.Message
 		up.Status, up.Reason, up.Message = "False", e.Reason, e.Message
 	}
 	e.Conditions = []condition{up}
@@ -94,7 +96,8 @@ func arranged(entries []speakerStatus) []speakerStatus {
 // attempt. It also leaves out the state until it is Established: the state machine of RFC 4271 goes round
 // once per attempt.
 type news struct {
-	node, name, reason    string
+	node, name            string
+	reason                cluster.Reason
 	peer                  netip.AddrPort
 	asn                   uint32
 	established           bool
@@ -126,7 +129,7 @@ func sameButCount(want, have []speakerStatus) bool {
 func settled(entries []speakerStatus, settle time.Duration) time.Time {
 	var at time.Time
 	for _, e := range entries {
-		if t := e.Since.Add(settle); e.Reason == connecting && t.After(at) {
+		if t := e.Since.Add(settle); e.Reason == Connecting && t.After(at) {
 			at = t
 		}
 	}

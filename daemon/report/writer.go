@@ -20,9 +20,6 @@ const (
 	// reportTimeout bounds one request: a WAN that swallows packets must not delay the next request.
 	reportTimeout = 15 * time.Second
 
-	statusRefused = "statusRefused" // the API server refuses our status
-	eventsRefused = "eventsRefused" // the API server refuses our events
-
 	eventsOf = "events of " // prefix of a resource: the key of its events in Reporter.problems
 )
 
@@ -289,11 +286,11 @@ func (w *reportWriter) solve(what string, err error) {
 	}
 	object, event := strings.CutPrefix(what, eventsOf)
 	p := cluster.Problem{
-		Object: object, Reason: statusRefused, Want: "its status.speakers written by this node", Got: err.Error(),
+		Object: object, Reason: cluster.StatusRefused, Want: "its status.speakers written by this node", Got: err.Error(),
 		Next: "apply deploy/kubernetes/crds of this version; BGP itself does not depend on it",
 	}
 	if event {
-		p.Reason, p.Want = eventsRefused, "its events written by this node"
+		p.Reason, p.Want = cluster.EventsRefused, "its events written by this node"
 	}
 	if answered(err, http.StatusForbidden) {
 		p.Next = "apply deploy/kubernetes/rbac; BGP itself does not depend on it"

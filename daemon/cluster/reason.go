@@ -1,0 +1,84 @@
+package cluster
+
+// Reason says what kind of problem a [Problem] is. Log, status, metrics and events show it. docs/operations.md
+// has a line for each reason; a test compares the two.
+type Reason string
+
+// The reasons that package policy finds.
+const (
+	NoSelf             Reason = "noSelf"             // the cluster has no Node of this name
+	NoPodCIDR          Reason = "noPodCIDR"          // a Node without a pod CIDR
+	NoAddress          Reason = "noAddress"          // a Node without an InternalIP of the family
+	AddressNotHere     Reason = "addressNotHere"     // no link of this machine has the Node's InternalIP
+	SharedAddress      Reason = "sharedAddress"      // two Nodes have one InternalIP
+	Overlap            Reason = "overlap"            // two owners of one address range
+	OtherNetwork       Reason = "otherNetwork"       // another network plugin's bridge is in the pod CIDR
+	NoRouteToLAN       Reason = "noRouteToLAN"       // packets for another LAN leave by no underlay link
+	GatewayOffSubnet   Reason = "gatewayOffSubnet"   // spec.gateway is not one hop away
+	PeerOffSubnet      Reason = "peerOffSubnet"      // the switch is not one hop away
+	OffSubnet          Reason = "offSubnet"          // a node of this LAN is not one hop away
+	SilentNode         Reason = "silentNode"         // a node does not answer while others do
+	LinkDown           Reason = "linkDown"           // the link of the node's own address is down
+	ForwardingOff      Reason = "forwardingOff"      // IPv4 forwarding is off on a link to the LAN
+	NotSelected        Reason = "notSelected"        // no BGP resource selects a neighbour
+	SelectsNothing     Reason = "selectsNothing"     // a BGP resource selects no Node
+	NoSuchSpeaker      Reason = "noSuchSpeaker"      // a speaker is not a Node
+	SpeakerNotSelected Reason = "speakerNotSelected" // a resource does not select its own speaker
+	NoPassword         Reason = "noPassword"         // the Secret or its key is missing or empty
+	Conflict           Reason = "conflict"           // two resources want different sessions with one switch
+	TooManyLearned     Reason = "tooManyLearned"     // more learned prefixes than bgp.learnMost
+	LearnedOffSubnet   Reason = "learnedOffSubnet"   // learned prefixes whose next hop is not one hop away
+	LearnedHeld        Reason = "learnedHeld"        // learned prefixes to which the host has its own route
+	Shadowed           Reason = "shadowed"           // another owner's route wins over ours
+)
+
+// The reasons that the daemon finds while it makes a plan true.
+const (
+	ClusterUnreadable Reason = "clusterUnreadable" // the source cannot be read
+	HostUnreadable    Reason = "hostUnreadable"    // the kernel's state cannot be read
+	WorldNotSaved     Reason = "worldNotSaved"     // the cluster state cannot be saved
+	SwitchNotTold     Reason = "switchNotTold"     // a session cannot be started
+	PodsNotServed     Reason = "podsNotServed"     // the store or the network configuration cannot be written
+	KernelRefused     Reason = "kernelRefused"     // the kernel refuses a change
+	ForeignRoute      Reason = "foreignRoute"      // another owner's route is in the place of ours
+	SettingsRefused   Reason = "settingsRefused"   // a session runs on earlier settings
+	PodBroken         Reason = "podBroken"         // a pod's link is not as ADD made it
+	StoreRebuilt      Reason = "storeRebuilt"      // the file of leases was damaged
+	StoreUnreadable   Reason = "storeUnreadable"   // the file of leases cannot be read
+	PoolFull          Reason = "poolFull"          // no address for another pod
+	AddressTaken      Reason = "addressTaken"      // a free address is in use elsewhere
+	CompetingNetwork  Reason = "competingNetwork"  // the runtime takes another file than ours
+	StatusRefused     Reason = "statusRefused"     // the API server refuses this node's status
+	EventsRefused     Reason = "eventsRefused"     // the API server refuses this node's events
+	NotInstalled      Reason = "notInstalled"      // a kind at the API server, or a plugin of cni.chain, is missing
+)
+
+// The reasons that a source finds at an API server.
+const (
+	apiServerUnreachable Reason = "apiServerUnreachable" // no answer, or an answer that cannot be read
+	unauthorized         Reason = "unauthorized"         // 401: the server does not know us
+	forbidden            Reason = "forbidden"            // 403: the server does not allow it
+	emptyCluster         Reason = "emptyCluster"         // no Node, where there were Nodes before
+	badKubeconfig        Reason = "badKubeconfig"        // the present files give no connection
+)
+
+// The reasons that a source finds in manifests and objects.
+const (
+	badManifest     Reason = "badManifest"     // the file does not parse
+	emptyFile       Reason = "emptyFile"       // an empty file, or comments only
+	emptyDirectory  Reason = "emptyDirectory"  // no manifest, where there were some before
+	unreadableFile  Reason = "unreadableFile"  // permissions, or a dangling link
+	unknownKind     Reason = "unknownKind"     // our group, but not our kind or version
+	unknownKey      Reason = "unknownKey"      // a key that the kind does not have
+	duplicateKey    Reason = "duplicateKey"    // a key twice in one mapping
+	duplicateEntry  Reason = "duplicateEntry"  // an entry twice in one list
+	duplicateObject Reason = "duplicateObject" // kind and name twice in one directory
+	missingField    Reason = "missingField"
+	badValue        Reason = "badValue"
+	badASN          Reason = "badASN"
+	badAddress      Reason = "badAddress"
+	badCIDR         Reason = "badCIDR"
+	badSelector     Reason = "badSelector"
+	badSecret       Reason = "badSecret"
+	wrongNamespace  Reason = "wrongNamespace"
+)
