@@ -317,7 +317,7 @@ func startWatch(t *testing.T, s Source, changed func()) (stop func()) {
 			if err != nil {
 				t.Errorf("watch ended with %v", err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(longest):
 			t.Error("watch does not end")
 		}
 	})
@@ -329,7 +329,7 @@ func startWatch(t *testing.T, s Source, changed func()) (stop func()) {
 // World that nobody was called for does not count.
 func (c *client) until(t *testing.T, what string, ok func(World, error) bool) World {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(longest)
 	for {
 		select {
 		case <-c.signal:

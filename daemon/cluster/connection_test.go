@@ -63,7 +63,7 @@ func TestKubeconfigReplaced(t *testing.T) {
 
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); {
+	for deadline := time.Now().Add(longest); !ok(); {
 		if time.Now().After(deadline) {
 			t.Fatal("not seen: " + what)
 		}
@@ -351,7 +351,7 @@ func TestWatchEndsWhole(t *testing.T) {
 		c.stop()
 	}
 	waitFor(t, "idle server", func() bool { return s.watches() == 0 })
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(longest)
 	for after := stacks(); after > before; after = stacks() {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d goroutines of ours before, %d after", before, after)

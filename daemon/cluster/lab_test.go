@@ -56,10 +56,13 @@ func gvr(kind string) schema.GroupVersionResource {
 	return schema.GroupVersionResource{Group: group, Version: version, Resource: strings.ToLower(kind) + "s"}
 }
 
+// longest bounds a wait for something that happens: a machine with much other work takes long.
+const longest = time.Minute
+
 // eventually waits until got returns want.
 func eventually[T any](t *testing.T, what string, want T, got func() T) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(longest)
 	for {
 		d := cmp.Diff(want, got())
 		if d == "" {

@@ -51,7 +51,7 @@ func watch(t *testing.T, dir string, p pace) *watched {
 // without a signal does not count.
 func (w *watched) until(t *testing.T, nodes ...string) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(longest)
 	for {
 		select {
 		case <-w.signal:
@@ -193,7 +193,7 @@ func TestWatchIsNotStarved(t *testing.T) {
 	w.until(t)
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(longest)
 	for {
 		select {
 		case <-tick.C:
@@ -243,7 +243,7 @@ func TestWatchWithoutInotify(t *testing.T) {
 	mustWrite(t, filepath.Join(dir, "a.yaml"), nodeNamed("a"))
 	select {
 	case <-signal:
-	case <-time.After(10 * time.Second):
+	case <-time.After(longest):
 		t.Error("no signal")
 	}
 	cancel()

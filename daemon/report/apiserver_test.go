@@ -289,7 +289,7 @@ func TestAPIServerReporters(t *testing.T) {
 					continue // it may be written with the next one
 				}
 				want := fmt.Sprint(node, " ", i)
-				for deadline := time.Now().Add(20 * time.Second); !slices.Contains(prefixes(), want); {
+				for deadline := time.Now().Add(longest); !slices.Contains(prefixes(), want); {
 					if time.Now().After(deadline) {
 						t.Errorf("%q is not written: %v", want, prefixes())
 						return

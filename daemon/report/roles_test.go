@@ -54,7 +54,7 @@ func must[T any](v T, err error) func(testing.TB) T {
 // until waits for a condition.
 func until(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !is(); {
+	for deadline := time.Now().Add(time.Minute); !is(); {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: not in 30 s", what)
 		}
