@@ -159,11 +159,8 @@ func (j *journal) received(m message) (pass bool, err error) {
 		j.notified(notificationOf(m), true)
 		return true, nil
 	case kind == bgp.BGP_MSG_OPEN && !j.offer.known:
-		j.offer = offerOf(m)
-		if j.offer.hold < minHoldTime && j.offer.known {
-			return false, refusal{2, 6, nil}
-		}
-		return true, nil
+		j.offer, err = offerOf(m, j.peer)
+		return err == nil, err
 	case kind == bgp.BGP_MSG_OPEN || !j.offer.known || !j.alive[1] && kind != bgp.BGP_MSG_KEEPALIVE:
 		return false, refusal{5, map[string]uint8{stateOpenSent: 1, stateOpenConfirm: 2, stateEstablished: 3}[j.state], []byte{kind}}
 	case kind == bgp.BGP_MSG_KEEPALIVE:
@@ -270,11 +267,14 @@ type offer struct {
 	refresh      bool // RFC 2918
 }
 
-// offerOf reads an OPEN. If the OPEN cannot be read, GoBGP refuses it.
-func offerOf(m message) offer {
+// offerOf reads the switch's OPEN and checks it on the terms of p. Its error is a refusal. GoBGP would check
+// the same, but GoBGP does not always tell: if the OPEN arrives just when GoBGP has changed its state, GoBGP
+// neither sends its NOTIFICATION nor closes the connection (v3.37, peer.startFSMHandler: the handler runs
+// before fsm.h is set), and both sides wait until the switch's hold timer expires.
+func offerOf(m message, p Peer) (offer, error) {
 	parsed, err := bgp.ParseBGPMessage(m)
 	if err != nil {
-		return offer{}
+		return offer{}, refusalOf(err)
 	}
 	open := parsed.Body.(*bgp.BGPOpen)
 	o := offer{known: true, asn: uint32(open.MyAS), hold: time.Duration(open.HoldTime) * time.Second}
@@ -305,7 +305,13 @@ func offerOf(m message) offer {
 		}
 	}
 	o.ipv4 = o.ipv4 || !multiprotocol // RFC 4760, section 8
-	return o
+	if _, err := bgp.ValidateOpenMsg(open, p.ASN, p.LocalASN, p.RouterID.AsSlice()); err != nil {
+		return o, refusalOf(err)
+	}
+	if o.hold < minHoldTime { // 0 means no KEEPALIVEs, which GoBGP v3 does not support
+		return o, refusal{2, 6, nil}
+	}
+	return o, nil
 }
 
 func (o offer) takes(p netip.Prefix) bool {

@@ -3,6 +3,7 @@ package bgp
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -96,6 +97,15 @@ func (n notification) message() message {
 type refusal notification
 
 func (r refusal) Error() string { return notification(r).String() }
+
+// refusalOf returns the refusal for an error of GoBGP's parser.
+func refusalOf(err error) error {
+	var bad *bgp.MessageError
+	if !errors.As(err, &bad) {
+		return refusal{2, 0, nil} // an OPEN message error, unspecific (RFC 4271, section 6.2)
+	}
+	return refusal{bad.TypeCode, bad.SubTypeCode, bad.Data}
+}
 
 // inner returns the NOTIFICATION that a Hard Reset encloses (RFC 8538, section 3.1), or n itself.
 func (n notification) inner() notification {

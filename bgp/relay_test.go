@@ -32,13 +32,13 @@ func connected(t *testing.T) (here, there *net.TCPConn) {
 }
 
 // relayed returns a running relay, GoBGP's end of it and the switch's end.
-func relayed(t *testing.T) (r *relay, gobgp, sw *net.TCPConn) {
+func relayed(t *testing.T, quiet bool) (r *relay, gobgp, sw *net.TCPConn) {
 	t.Helper()
 	outer, sw := connected(t)
 	inner, gobgp := connected(t)
 	j := newJournal(goodPeer().normal(), time.Now(), func() {})
 	j.begun()
-	r = newRelay(j, outer, inner, false)
+	r = newRelay(j, outer, inner, quiet)
 	go r.run()
 	return r, gobgp, sw
 }
@@ -59,9 +59,33 @@ func kindsOf(t *testing.T, c *net.TCPConn) (kinds []uint8) {
 	}
 }
 
+// The switch's OPEN with another AS number is refused even if GoBGP does not say so. Once, a session with a
+// wrong AS number stayed in OpenSent without any reason, because GoBGP lost its own NOTIFICATION.
+func TestSessionWithWrongASNumberStaysInOpenSent(t *testing.T) {
+	for _, quiet := range []bool{true, false} {
+		r, _, sw := relayed(t, quiet)
+		b, err := openOf(Peer{ASN: 64999}).Serialize()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := sw.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		m, err := readMessage(sw)
+		if quiet && err != io.EOF || !quiet && (err != nil || !notificationOf(m).is(2, 2)) {
+			t.Errorf("quiet %v: got %v, %v", quiet, m, err)
+		}
+		sw.Close()
+		<-r.done
+		if st, _ := r.journal.status(); st.State != stateIdle || st.Reason != reasonASNMismatch || !strings.Contains(st.Detail, "AS number 64999, not 65002") {
+			t.Errorf("quiet %v: %+v", quiet, st)
+		}
+	}
+}
+
 // A Cease of ours comes after all that GoBGP has sent, and is the last message.
 func TestCeaseIsTheLastMessage(t *testing.T) {
-	r, gobgp, sw := relayed(t)
+	r, gobgp, sw := relayed(t, false)
 	if _, err := gobgp.Write(framed(bgp.BGP_MSG_KEEPALIVE)); err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +106,7 @@ func TestCeaseIsTheLastMessage(t *testing.T) {
 
 // A switch that sends our own Cease back is not quoted with our words.
 func TestEchoOfOurCease(t *testing.T) {
-	r, _, sw := relayed(t)
+	r, _, sw := relayed(t, false)
 	go r.leave(farewell("moving", false))
 	m, err := readMessage(sw)
 	if err != nil {
@@ -100,7 +124,7 @@ func TestEchoOfOurCease(t *testing.T) {
 
 // A switch that does not read holds nobody up, and gets no Cease in the middle of another message.
 func TestCeaseToSwitchThatDoesNotRead(t *testing.T) {
-	r, gobgp, sw := relayed(t)
+	r, gobgp, sw := relayed(t, false)
 	update := framed(bgp.BGP_MSG_UPDATE, make([]byte, 4000)...)
 	for n := 1; n > 0; { // until not an octet more fits into any buffer
 		if err := gobgp.SetWriteDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {

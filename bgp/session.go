@@ -69,6 +69,9 @@ func (s *session) decide(now time.Time) (why string) {
 		s.wake.Reset(s.trial.Sub(now))
 		return ""
 	case wanted: // the trial failed
+		if st.Reason == reasonReset { // nothing else is known: the switch takes the connection, and is silent
+			st.Reason, st.Detail = reasonHoldTimer, fmt.Sprintf("the switch did not answer within %s: check that BGP runs there and knows this node", span)
+		}
 		s.refused, s.failure, s.trial = s.want.Peer, Reset{now, st.Reason, s.good.differs(s.terms) + ": " + st.Detail}, noTime
 		s.terms = s.good
 		return "the new settings failed (" + st.Reason + "), back to the earlier ones"

@@ -3,6 +3,10 @@ package bgp
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -107,5 +111,74 @@ func TestNewSettingsThatFailAreTakenBack(t *testing.T) {
 		for _, s := range speakers {
 			s.end(syscall.SIGTERM)
 		}
+	})
+}
+
+// A trial is over in time, in whatever state the session stays.
+func TestTrialIsOverInTime(t *testing.T) {
+	for _, state := range []string{"", stateIdle, stateConnect, stateActive, stateOpenSent, stateOpenConfirm} {
+		good := Session{Peer: goodPeer().normal()}
+		s, now := newSession(good, Status{}, func() {}), time.Now()
+		s.proc, s.last = &process{}, answer{Status: Status{State: stateEstablished}}
+		if why := s.decide(now); why != "" {
+			t.Errorf("a session that works is restarted: %s", why)
+		}
+		s.want.Peer.ASN = 64999
+		why := s.decide(now)
+		if why != "as 64999, was 65002" {
+			t.Errorf("got %q", why)
+		}
+		s.ended(reasonReset, "restarted: "+why, why)
+		s.proc, s.last = &process{}, answer{Status: Status{State: state, Reason: reasonConnecting}}
+		if why := s.decide(now.Add(leastTrial - time.Second)); why != "" {
+			t.Errorf("%q: over too early: %s", state, why)
+		}
+		if why := s.decide(now.Add(leastTrial)); !strings.Contains(why, "back to the earlier ones") || s.terms != good.Peer {
+			t.Errorf("%q: not over: %q, %+v", state, why, s.terms)
+		}
+		if st := s.status(); st.Refused.Reason != reasonHoldTimer || st.Refused.Detail != "as 64999, was 65002: the switch did not answer within 20s: check that BGP runs there and knows this node" {
+			t.Errorf("%q: %+v", state, st.Refused)
+		}
+	}
+}
+
+// A switch that takes the connection of new settings and says nothing does not keep a session down.
+func TestSwitchThatSaysNothingToNewSettings(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for a trial")
+	}
+	t.Parallel()
+	var p Peer
+	ready := make(chan struct{})
+	var silent atomic.Bool
+	i := newImposter(t, func(c net.Conn) {
+		<-ready
+		if !silent.Load() {
+			greet(c, p)
+		}
+		_, _ = io.Copy(io.Discard, c)
+	})
+	p = i.peer()
+	close(ready)
+	s := newTestSpeaker(t)
+	mustSync(t, s, Session{Peer: p})
+	becomes(t, s, 20*time.Second, stateEstablished, "")
+	silent.Store(true)
+	now := p
+	now.ASN = 64999
+	eventually(t, 2*leastTrial, func() error {
+		mustSync(t, s, Session{Peer: now})
+		if st := s.Status(t.Context())[0]; st.Refused.Reason != reasonHoldTimer {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	silent.Store(false)
+	eventually(t, 20*time.Second, func() error {
+		mustSync(t, s, Session{Peer: now})
+		if st := s.Status(t.Context())[0]; st.State != stateEstablished || st.Refused.At.IsZero() {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
 	})
 }
