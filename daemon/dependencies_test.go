@@ -31,14 +31,16 @@ func TestDependencies(t *testing.T) {
 			"github.com/vishvananda/": "the cluster says what should be, not what is", "github.com/osrg/": "the cluster says what should be, not how"}},
 		{"daemon/report", []string{"daemon/cluster"}, map[string]string{
 			"github.com/vishvananda/": "it tells what others found", "github.com/osrg/": "it tells what others found", "k8s.io/client-go/kubernetes": "see daemon/edgewayd"}},
-		{"daemon/controller", []string{"daemon/cluster"}, map[string]string{
+		{"daemon/controller", []string{"daemon/cluster", "daemon/config/keys"}, map[string]string{
 			"github.com/vishvananda/": "it runs beside the control plane, on no node's behalf", "github.com/osrg/": "who gets which CIDR does not depend on switches", "go.etcd.io/": "the API server remembers"}},
 		{"daemon/controller/edgeway-controller", []string{"daemon/cluster", "daemon/controller"}, map[string]string{
 			"github.com/vishvananda/": "it runs on no node", "github.com/osrg/": "it runs on no node", "go.etcd.io/": "it runs on no node"}},
 		{"plugin", []string{"ipam", "routes", "daemon/api"}, pluginNever},
 		{"plugin/forward", nil, nil},
 		{"plugin/edgeway", []string{"plugin", "plugin/forward", "ipam", "routes", "daemon/api"}, pluginNever},
-		{"daemon/config", []string{"bgp", "daemon/api", "daemon/cluster"}, nil},
+		{"daemon/config/keys", []string{"daemon/cluster"}, map[string]string{
+			"github.com/osrg/": "edgeway-controller reads its file with it, on no node"}},
+		{"daemon/config", []string{"bgp", "daemon/api", "daemon/cluster", "daemon/config/keys"}, nil},
 		{"daemon/policy", []string{"ipam", "routes", "bgp", "daemon/cluster", "daemon/config"}, nil},
 		{"daemon/pods", []string{"ipam", "routes", "plugin", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/policy"}, nil},
 		{"daemon", []string{"routes", "bgp", "plugin", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/pods", "daemon/policy", "daemon/report"}, nil},

@@ -9,15 +9,12 @@
 package config
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -25,6 +22,7 @@ import (
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config/keys"
 )
 
 // DefaultFile is the configuration file unless another file is named.
@@ -148,19 +146,7 @@ func Read(path string) (Config, error) {
 // Parse reads the text of a configuration file. The error names the line and the expected value.
 func Parse(text []byte) (Config, error) {
 	c := Defaults()
-	dec := yaml.NewDecoder(bytes.NewReader(text))
-	var root yaml.Node
-	if err := dec.Decode(&root); err != nil && !errors.Is(err, io.EOF) {
-		return Config{}, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
-	}
-	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return Config{}, errors.New("a second document; keep one")
-	}
-	var doc document
-	if len(root.Content) > 0 && root.Content[0].ShortTag() != "!!null" {
-		doc.read(root.Content[0], c.read)
-	}
-	if err := errors.Join(doc.mistakes...); err != nil {
+	if err := keys.Parse(text, "the example configuration", c.read); err != nil {
 		return Config{}, err
 	}
 	if c.NodeName == "" {
@@ -190,68 +176,73 @@ func (c *Config) finish() error {
 }
 
 // read reads every key that the file may have.
-func (c *Config) read(s section) {
-	s.text("nodeName", &c.NodeName)
-	s.inside("cluster", func(s section) {
-		s.text("manifests", &c.Cluster.Manifests)
-		s.text("kubeconfig", &c.Cluster.Kubeconfig)
+func (c *Config) read(s keys.Section) {
+	s.Text("nodeName", &c.NodeName)
+	s.Inside("cluster", func(s keys.Section) {
+		s.Text("manifests", &c.Cluster.Manifests)
+		s.Text("kubeconfig", &c.Cluster.Kubeconfig)
 	})
-	s.mode("mode", &c.Mode)
-	s.each("modes", "a list of {nodeSelector, mode}", func(n *yaml.Node) {
+	mode(s, &c.Mode)
+	s.Sections("modes", "a list of {nodeSelector, mode}", func(s keys.Section) {
 		var m PoolMode
-		s.doc.read(n, func(s section) {
-			s.selector("nodeSelector", &m.NodeSelector)
-			s.mode("mode", &m.Mode)
-		})
+		s.Selector("nodeSelector", &m.NodeSelector)
+		mode(s, &m.Mode)
 		c.Modes = append(c.Modes, m)
 	})
-	s.inside("sourceNAT", func(s section) {
-		s.flag("enabled", &c.SourceNAT.Enabled)
-		s.prefixes("exclude", &c.SourceNAT.Exclude)
+	s.Inside("sourceNAT", func(s keys.Section) {
+		s.Flag("enabled", &c.SourceNAT.Enabled)
+		s.Prefixes("exclude", &c.SourceNAT.Exclude)
 	})
-	s.inside("vxlan", func(s section) {
-		number(s, "vni", &c.VXLAN.VNI, 1, 1<<24-1, "a VNI from 1 to 16777215") // RFC 7348, section 5: the VNI has 24 bits
-		number(s, "port", &c.VXLAN.Port, 1, 65535, wantPort)
-		s.flag("acceptAll", &c.VXLAN.AcceptAll)
+	s.Inside("vxlan", func(s keys.Section) {
+		keys.Number(s, "vni", &c.VXLAN.VNI, 1, 1<<24-1, "a VNI from 1 to 16777215") // RFC 7348, section 5: the VNI has 24 bits
+		keys.Number(s, "port", &c.VXLAN.Port, 1, 65535, wantPort)
+		s.Flag("acceptAll", &c.VXLAN.AcceptAll)
 	})
-	s.inside("bgp", c.BGP.read)
-	s.inside("cni", func(s section) {
-		s.text("confDir", &c.CNI.ConfDir)
-		s.text("binDir", &c.CNI.BinDir)
-		s.texts("chain", &c.CNI.Chain)
-		number(s, "mtu", &c.CNI.MTU, 1280, 65535, "an MTU from 1280 to 65535 bytes") // RFC 8200, section 5: no IPv6 link is smaller
-		s.flag("sourceCheck", &c.CNI.SourceCheck)
+	s.Inside("bgp", c.BGP.read)
+	s.Inside("cni", func(s keys.Section) {
+		s.Text("confDir", &c.CNI.ConfDir)
+		s.Text("binDir", &c.CNI.BinDir)
+		s.Texts("chain", &c.CNI.Chain)
+		keys.Number(s, "mtu", &c.CNI.MTU, 1280, 65535, "an MTU from 1280 to 65535 bytes") // RFC 8200, section 5: no IPv6 link is smaller
+		s.Flag("sourceCheck", &c.CNI.SourceCheck)
 	})
-	s.text("stateDir", &c.StateDir)
-	s.text("socket", &c.Socket)
-	s.text("metrics", &c.Metrics)
-	s.take("controller") // edgeway-controller reads this key: one file can serve both programs
+	s.Text("stateDir", &c.StateDir)
+	s.Text("socket", &c.Socket)
+	s.Text("metrics", &c.Metrics)
+	s.Take("controller") // edgeway-controller reads this key: one file can serve both programs
+}
+
+func mode(s keys.Section, to *Mode) {
+	s.Scalar("mode", "underlay, overlay or auto", func(n *yaml.Node) bool {
+		*to = Mode(n.Value)
+		return slices.Contains([]Mode{Underlay, Overlay, Auto}, *to)
+	})
 }
 
 const wantPort = "a port from 1 to 65535"
 
-func (b *BGP) read(s section) {
-	number(s, "port", &b.Port, 1, 65535, wantPort)
-	s.seconds("restartTime", &b.RestartTime, "a restart time from 0s (off) to 4095s (RFC 4724), whole seconds",
+func (b *BGP) read(s keys.Section) {
+	keys.Number(s, "port", &b.Port, 1, 65535, wantPort)
+	s.Seconds("restartTime", &b.RestartTime, "a restart time from 0s (off) to 4095s (RFC 4724), whole seconds",
 		func(t time.Duration) bool { return 0 <= t && t <= bgp.MaxRestartTime })
-	s.seconds("longLivedTime", &b.LongLivedTime, "a time from 0s (off) to 16777215s (RFC 9494), whole seconds",
+	s.Seconds("longLivedTime", &b.LongLivedTime, "a time from 0s (off) to 16777215s (RFC 9494), whole seconds",
 		func(t time.Duration) bool { return 0 <= t && t <= bgp.MaxLongLivedTime })
 	// RFC 4271, section 4.2: the hold time has 16 bits and is not 1 or 2.
-	s.seconds("holdTime", &b.HoldTime, "a hold time from 3s to 65535s, whole seconds",
+	s.Seconds("holdTime", &b.HoldTime, "a hold time from 3s to 65535s, whole seconds",
 		func(t time.Duration) bool { return 3*time.Second <= t && t <= 65535*time.Second })
-	s.seconds("withdrawAfter", &b.WithdrawAfter, "0s (never) or a time from 10s to 1h, whole seconds",
+	s.Seconds("withdrawAfter", &b.WithdrawAfter, "0s (never) or a time from 10s to 1h, whole seconds",
 		func(t time.Duration) bool { return t == 0 || 2*ProbeEvery <= t && t <= time.Hour })
-	s.scalar("routerID", "an IPv4 address", func(n *yaml.Node) bool {
+	s.Scalar("routerID", "an IPv4 address", func(n *yaml.Node) bool {
 		var err error
 		b.RouterID, err = netip.ParseAddr(n.Value)
 		return err == nil && b.RouterID.Is4() && !b.RouterID.IsUnspecified()
 	})
 	var learn []netip.Prefix
-	s.prefixes("learn", &learn)
+	s.Prefixes("learn", &learn)
 	for _, p := range learn {
 		if !slices.Contains(b.Learn, p) {
 			b.Learn = append(b.Learn, p)
 		}
 	}
-	number(s, "learnMost", &b.LearnMost, 1, 10000, "a number of routes from 1 to 10000")
+	keys.Number(s, "learnMost", &b.LearnMost, 1, 10000, "a number of routes from 1 to 10000")
 }

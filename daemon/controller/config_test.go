@@ -31,13 +31,13 @@ controller:
 	for text, want := range map[string]string{
 		"controller: {podCIDR: [10.0.0.0/8]}":                   "line 1: unknown key podCIDR",
 		"controller: {podCIDRs: [10.0.0.1/8]}":                  `line 1: want a CIDR such as 10.0.0.0/8, got "10.0.0.1/8"`,
-		"controller: {nodeMask: 24}":                            `line 1: want {ipv4: 24, ipv6: 64}, got "24"`,
+		"controller: {nodeMask: 24}":                            `line 1: want a mapping, got "24"`,
 		"controller: {nodeMask: {ipv4: 33}}":                    `line 1: want a prefix length from 1 to 32, got "33"`,
-		"controller: {nodeMask: {v4: 24}}":                      `line 1: want ipv4 or ipv6, got "v4"`,
+		"controller: {nodeMask: {v4: 24}}":                      `line 1: unknown key v4`,
 		"controller:\n  pools:\n  - {nodeSelector: 'a=('}":      "line 3",
 		"controller:\n  pools:\n  - {nodeSelectr: a}":           "line 3: unknown key nodeSelectr",
-		"controller: {pools: {nodeSelector: a, podCIDRs: [a]}}": "line 1: want another type than map",
-		"controller: {listen: [a]}":                             "line 1: want another type than seq",
+		"controller: {pools: {nodeSelector: a, podCIDRs: [a]}}": "line 1: want a list of pools, got a mapping",
+		"controller: {listen: [a]}":                             "line 1: want a text, got a list",
 		"controller: {}\n---\ncontroller: {}":                   "a second document; keep one",
 	} {
 		if _, err := parseConfig([]byte(text)); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "controller.") || strings.Contains(err.Error(), " into ") {
