@@ -264,7 +264,7 @@ func endLines(s routes.State) (lines []string, mac string) {
 	return lines, mac
 }
 
-// releaseLeases ends the named attachments as DEL does. Each word must name exactly one attachment.
+// releaseLeases ends attachments as DEL does. Each word is an attachment as show names it.
 func (n *leases) releaseLeases(ctx context.Context, words []string) ([]api.Released, error) {
 	force := slices.Contains(words, Force)
 	all, err := n.verbs.Attachments(ctx)
@@ -276,15 +276,14 @@ func (n *leases) releaseLeases(ctx context.Context, words []string) ([]api.Relea
 		if word == Force {
 			continue
 		}
-		a, err := one(all, word)
-		if err != nil {
-			return nil, err
+		i := slices.IndexFunc(all, func(a plugin.Attached) bool { return a.Lease.Attachment.String() == word })
+		if i < 0 {
+			return nil, errNothing(word)
 		}
-		if a.Standing.Lives() && !force {
-			return nil, fmt.Errorf("release %s: its pod %s is running; delete the pod instead, or add --force: the pod loses its network at once",
-				word, cmp.Or(a.Lease.Pod.String(), a.Lease.Attachment.ContainerID))
+		if all[i].Standing.Lives() && !force {
+			return nil, fmt.Errorf("release %s: its pod is running now; nothing was released", word)
 		}
-		chosen = append(chosen, a)
+		chosen = append(chosen, all[i])
 	}
 	out := []api.Released{}
 	for _, a := range chosen {
@@ -295,29 +294,6 @@ func (n *leases) releaseLeases(ctx context.Context, words []string) ([]api.Relea
 		out = append(out, r)
 	}
 	return out, nil
-}
-
-func one(all []plugin.Attached, word string) (plugin.Attached, error) {
-	var found []plugin.Attached
-	for _, a := range all {
-		if a.Lease.Attachment.String() == word {
-			return a, nil
-		}
-		if named(a, word) {
-			found = append(found, a)
-		}
-	}
-	switch len(found) {
-	case 0:
-		return plugin.Attached{}, errNothing(word)
-	case 1:
-		return found[0], nil
-	}
-	var names []string
-	for _, a := range found {
-		names = append(names, a.Lease.Attachment.String())
-	}
-	return plugin.Attached{}, fmt.Errorf("%s names %d leases; name one of %s", word, len(found), strings.Join(names, ", "))
 }
 
 // forget makes free addresses forget their last pods.

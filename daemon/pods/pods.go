@@ -46,20 +46,23 @@ type Pods struct {
 	Served func(verb string, failed bool, took time.Duration)
 
 	leases atomic.Pointer[leases]           // nil while the store is not open
-	tried  gate                             // lifted when Sync has tried to open the store
+	tried  chan struct{}                    // closed when Sync has tried to open the store
+	lift   func()                           // closes tried, once
 	broken atomic.Pointer[[]plugin.Finding] // what Keep's last look could not repair; nil before the first
 	again  chan struct{}                    // one slot: a broken pod may have been repaired or ended
 }
 
 // New returns the Pods of a daemon that starts now. The first Sync opens the store.
 func New(c config.Config, log *slog.Logger) *Pods {
-	return &Pods{config: c, log: log, begun: time.Now(), tried: newGate(), again: make(chan struct{}, 1)}
+	p := &Pods{config: c, log: log, begun: time.Now(), tried: make(chan struct{}), again: make(chan struct{}, 1)}
+	p.lift = sync.OnceFunc(func() { close(p.tried) })
+	return p
 }
 
 // Sync makes this machine ready to start pods: it opens the store, sets the pool, and then writes the network
 // configuration where the runtime finds it.
 func (p *Pods) Sync(ctx context.Context, plan policy.Plan) ([]cluster.Problem, error) {
-	defer p.tried.lift()
+	defer p.lift()
 	n, err := p.open(ctx)
 	if err != nil {
 		return nil, err
@@ -112,7 +115,7 @@ func (p *Pods) open(ctx context.Context) (*leases, error) {
 }
 
 // GiveUp says that the store will not be opened: verbs that wait for it are answered.
-func (p *Pods) GiveUp() { p.tried.lift() }
+func (p *Pods) GiveUp() { p.lift() }
 
 // Close makes a last copy of the store and closes it. No call of Sync may follow.
 func (p *Pods) Close() error {
@@ -204,19 +207,8 @@ func (p *Pods) opened(ctx context.Context) *leases {
 	ctx, cancel := context.WithDeadline(ctx, p.begun.Add(openPatience))
 	defer cancel()
 	select {
-	case <-p.tried.open:
+	case <-p.tried:
 	case <-ctx.Done():
 	}
 	return p.leases.Load()
 }
-
-// gate holds its callers until it is lifted. The zero gate is not usable: see newGate.
-type gate struct {
-	once *sync.Once
-	open chan struct{}
-}
-
-func newGate() gate { return gate{&sync.Once{}, make(chan struct{})} }
-
-// lift opens the gate for ever.
-func (g gate) lift() { g.once.Do(func() { close(g.open) }) }

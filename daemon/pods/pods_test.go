@@ -51,7 +51,7 @@ func TestPodStartedRightAfterARestartIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.leases.Store(n)
-		p.tried.lift()
+		p.lift()
 		if text := <-answer; text != "" {
 			t.Errorf("with the store open: %s", text)
 		}
@@ -68,7 +68,7 @@ func TestStoreThatDoesNotOpenIsNotWaitedFor(t *testing.T) {
 		do   func(p *Pods, hangUp func())
 		took time.Duration
 	}{
-		{"the first try failed", func(p *Pods, _ func()) { p.tried.lift() }, 0},
+		{"the first try failed", func(p *Pods, _ func()) { p.lift() }, 0},
 		{"the caller hung up", func(_ *Pods, hangUp func()) { hangUp() }, 0},
 		{"nothing happens", func(*Pods, func()) {}, openPatience},
 	} {

@@ -14,7 +14,7 @@ import (
 func TestStatusNamesAnAddressThatIsTaken(t *testing.T) {
 	lab.Need(t, "ip")
 	p := starting(t)
-	p.tried.lift()
+	p.lift()
 	host, err := lab.NewSpace("")
 	if err != nil {
 		t.Fatal(err)
