@@ -5,10 +5,12 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/bgp"
+	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/daemon/policy"
@@ -58,12 +60,14 @@ type speaker interface {
 type reporter interface {
 	Sync(sessions []report.Session)
 	Event(e report.Event)
+	Tell(problems []cluster.Problem)
 	Problems() []cluster.Problem
 }
 
 // podServer is pods.Pods as the loop uses it.
 type podServer interface {
 	Sync(ctx context.Context, plan policy.Plan) ([]cluster.Problem, error)
+	Status(ctx context.Context) (api.Leases, []cluster.Problem)
 }
 
 // view holds what one look saw and decided, for status. It is never changed after publication.
@@ -222,10 +226,10 @@ func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *ou
 		}
 	}
 	l.failed(o, cluster.SwitchNotTold, err, "edgewayd tries again on its own")
-	l.report(ctx, plan, o)
 	found, err := l.pods.Sync(ctx, plan)
 	o.problems = append(o.problems, found...)
 	l.failed(o, cluster.PodsNotServed, err, "running pods are not touched; edgewayd tries again on its own")
+	l.report(ctx, plan, o)
 }
 
 // learn makes the kernel's learned routes the desired routes. It deletes other learned routes only when the
@@ -241,13 +245,17 @@ func (l *loop) learn(ctx context.Context, o *outcome, desired routes.State, hear
 	l.changed(o, changes, err)
 }
 
-// report announces the state of the sessions in the log and to the cluster.
+// report announces the state of the sessions in the log and to the cluster, and tells the cluster all problems.
+// The announcement of a session tells why it is down.
 func (l *loop) report(ctx context.Context, plan policy.Plan, o *outcome) {
-	sessions := reports(plan, l.speaker.Status(ctx))
+	status := l.speaker.Status(ctx)
+	sessions := reports(plan, status)
 	l.held = sinceHeld(l.held, sessions, time.Now())
 	l.announcer.announce(sessions, time.Now())
 	if l.reporter != nil {
 		l.reporter.Sync(sessions)
+		_, ofPods := l.pods.Status(ctx)
+		l.reporter.Tell(slices.Concat(o.problems, l.found, lacks(status), ofPods))
 		o.problems = append(o.problems, l.reporter.Problems()...)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/edgeway-cni/edgeway/bgp"
+	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/daemon/policy"
@@ -53,6 +54,7 @@ func newMachine(t *testing.T) *machine {
 type noPods struct{}
 
 func (noPods) Sync(context.Context, policy.Plan) ([]cluster.Problem, error) { return nil, nil }
+func (noPods) Status(context.Context) (api.Leases, []cluster.Problem)       { return api.Leases{}, nil }
 
 func testNode(name string, n byte) cluster.Node {
 	return cluster.Node{Name: name, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, n})},

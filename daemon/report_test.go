@@ -87,7 +87,7 @@ func TestRefusedSettings(t *testing.T) {
 	st := bgp.Status{Peer: bgp.Peer{Name: "BGPPeer/peer", Address: key.Address, ASN: 64999, LocalASN: 65010}, State: "Established", Since: at.Add(-time.Hour),
 		Refused: bgp.Reset{At: at, Reason: "asnMismatch", Detail: "as 64999, was 65001: the switch has AS number 65001, not 64999"}}
 	lame := bgp.Status{State: "Established", Lacks: []bgp.Lack{{Reason: "noGracefulRestart", Detail: "enable graceful restart there"}}}
-	if got := sessionProblems([]bgp.Status{lame}); len(got) != 1 || got[0].Reason != "noGracefulRestart" || got[0].Next != "enable graceful restart there" {
+	if got := lacks([]bgp.Status{lame}); len(got) != 1 || got[0].Reason != "noGracefulRestart" || got[0].Next != "enable graceful restart there" {
 		t.Errorf("problems %+v", got)
 	}
 	problems := sessionProblems([]bgp.Status{st})

@@ -37,7 +37,7 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 	}
 	sessions := d.speaker.Status(ctx)
 	s.Sessions = sessionStatus(sessions)
-	problems := slices.Concat(v.Problems, sessionProblems(sessions))
+	problems := slices.Concat(v.Problems, sessionProblems(sessions), lacks(sessions))
 	observe := func(scope routes.Scope, desired routes.State) routes.State {
 		have, err := d.kernel.Observe(ctx, scope, desired)
 		if err != nil {
@@ -149,8 +149,8 @@ func sessionStatus(sessions []bgp.Status) []api.Session {
 	return out
 }
 
-// sessionProblems returns a problem for each session that is down, except a session that has just started,
-// for each part that an Established session lacks, and for each session that runs on earlier settings.
+// sessionProblems returns a problem for each session that is down, except a session that has just started, and
+// for each session that runs on earlier settings.
 func sessionProblems(sessions []bgp.Status) []cluster.Problem {
 	var out []cluster.Problem
 	for _, s := range sessions {
@@ -158,12 +158,19 @@ func sessionProblems(sessions []bgp.Status) []cluster.Problem {
 			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: cluster.Reason(s.Reason), Want: "an established session with " + s.Peer.Address.String(),
 				Got: s.State, Next: s.Detail})
 		}
-		for _, l := range s.Lacks {
-			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: cluster.Reason(l.Reason), Want: "all that the session with " + s.Peer.Address.String() + " asks for", Got: "a session that lacks a part", Next: l.Detail})
-		}
 		if !s.Refused.At.IsZero() {
 			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: cluster.SettingsRefused, Want: "the settings of the resource in the session with " + s.Peer.Address.String(),
 				Got: refusedGot(s), Next: refusedNext})
+		}
+	}
+	return out
+}
+
+// lacks returns a problem for each part that an Established session lacks.
+func lacks(sessions []bgp.Status) (out []cluster.Problem) {
+	for _, s := range sessions {
+		for _, l := range s.Lacks {
+			out = append(out, cluster.Problem{Object: s.Peer.Name, Reason: cluster.Reason(l.Reason), Want: "all that the session with " + s.Peer.Address.String() + " asks for", Got: "a session that lacks a part", Next: l.Detail})
 		}
 	}
 	return out

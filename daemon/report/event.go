@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -35,13 +34,12 @@ const (
 	Warning EventType = "Warning"
 )
 
-// Event is one line that `kubectl describe` lists below a BGPPeer or BGPClusterConfig.
+// Event is one line that `kubectl describe` lists below a BGPPeer, a BGPClusterConfig or a Node.
 type Event struct {
-	Resource string     // "BGPPeer/peer-a"
-	Peer     netip.Addr // the session's switch
-	Port     uint16     // 0 means 179
+	Resource string // "BGPPeer/peer-a", "Node/node-1"
+	About    string // what of the resource: a session's switch and port, or a problem
 	Type     EventType
-	Reason   string // Established, FailedEstablish
+	Reason   string // Established, FailedEstablish, or the reason of a problem: PoolFull
 	Message  string
 }
 
@@ -55,7 +53,7 @@ func (s Session) Event(node string) Event {
 	if port := s.endpoint().Port(); port != defaultPort {
 		peer += fmt.Sprintf(" port %d", port)
 	}
-	e := Event{Resource: s.Resource, Peer: s.Peer, Port: s.Port}
+	e := Event{Resource: s.Resource, About: s.endpoint().String()}
 	if s.Established() {
 		restart := "no graceful restart: switch it on there"
 		if s.RestartTime > 0 {
@@ -73,13 +71,10 @@ func (s Session) Event(node string) Event {
 	return e
 }
 
-// eventKey identifies a session of this node.
-type eventKey struct {
-	resource string
-	peer     netip.AddrPort
-}
+// eventKey identifies a session or a problem of this node. Only its latest event counts.
+type eventKey struct{ resource, about string }
 
-// pendingEvent is the latest event of a session that has not been sent.
+// pendingEvent is the latest event of a session or problem that has not been sent.
 type pendingEvent struct {
 	Event
 	first, last time.Time
@@ -95,7 +90,7 @@ func (p pendingEvent) then(e Event, now time.Time) pendingEvent {
 	return pendingEvent{Event: e, first: p.first, last: now, count: p.count + 1}
 }
 
-// eventRecord is the API server's event for one reason of one session.
+// eventRecord is the API server's event for one reason of one session or problem.
 type eventRecord struct {
 	uid         string // of the resource
 	first, last time.Time
@@ -130,10 +125,10 @@ type eventObject struct {
 }
 
 // eventText returns the name of the event's object and the text to send. The name is the same for every event
-// of that reason and session, also after a restart, so that repeated events are counted.
+// of that reason and session or problem, also after a restart, so that repeated events are counted.
 func eventText(node string, p pendingEvent, r eventRecord) (name string, text []byte, err error) {
 	kind, object, _ := strings.Cut(p.Resource, "/")
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s %s %s", r.uid, node, endpoint(p.Peer, p.Port), p.Reason))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s %s %s", r.uid, node, p.About, p.Reason))
 	name = fmt.Sprintf("%s.%x", strings.TrimRight(object[:min(len(object), 200)], "-."), sum[:8])
 	e := eventObject{
 		APIVersion: "v1", Kind: "Event", Metadata: map[string]string{"name": name, "namespace": eventNamespace},

@@ -1,9 +1,12 @@
 package report
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
 func TestSessionEvent(t *testing.T) {
@@ -68,7 +71,7 @@ func TestEventsAreBounded(t *testing.T) {
 	r := newReporter("n1", f.connect(t), quickReports)
 	for i := range 100_000 {
 		e := up("BGPPeer/a", 1).Event("n1")
-		e.Peer = netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
+		e.About = fmt.Sprint(i)
 		r.Event(e)
 	}
 	if len(r.pending) != maxPendingEvents {
@@ -94,5 +97,43 @@ func TestEventRecord(t *testing.T) {
 	}
 	if r = r.after(p(120), "u"); r.count != 1 || !r.first.Equal(at(120)) {
 		t.Errorf("after the API server dropped it %+v, want 1", r)
+	}
+}
+
+// A pool without a free address is an event of the Node, once, and again when it is full again much later.
+func TestFullPoolIsAnEventOfTheNode(t *testing.T) {
+	f := newFakeAPI(t)
+	f.add("BGPPeer/a", "uid-a", "n1")
+	p := quickReports
+	p.settle = time.Millisecond
+	r := reporting(t, f, "n1", p)
+	r.Sync([]Session{up("BGPPeer/a", 1)})
+	full := cluster.Problem{Object: "pool", Reason: cluster.PoolFull, Want: "an address for the next pod", Got: "none", Next: "delete pods of this node"}
+	problems := []cluster.Problem{full,
+		{Object: "BGPPeer/a", Reason: cluster.SelectsNothing, Next: "label the Nodes"},
+		{Object: "Node/n2", Reason: cluster.SilentNode, Next: "check the node"},
+		{Object: "Node/n3", Reason: cluster.Overlap, Next: "n3 tells that itself"},
+		{Object: "BGPPeer/b", Reason: cluster.SelectsNothing, Next: "its speakers tell that"},
+		{Object: "API server https://10.0.0.1", Reason: cluster.NotInstalled, Next: "cannot be told"},
+	}
+	tell := func() []string {
+		r.Tell(problems)
+		return f.told()
+	}
+	want := []string{"PoolFull x1", "SelectsNothing x1", "SilentNode x1"}
+	eventually(t, "the problems", want, tell)
+	for range 100 {
+		tell()
+	}
+	r.Event(up("BGPPeer/a", 1).Event("n1"))
+	eventually(t, "not again", append([]string{"Established x1"}, want...), tell)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range f.events {
+		object := e.InvolvedObject
+		if e.Reason == "PoolFull" && (object.Kind != "Node" || object.Name != "n1" || object.UID != "n1" || object.APIVersion != "v1" || e.Message != full.String()) ||
+			e.Reason == "SilentNode" && object.Name != "n2" || e.Reason == "SelectsNothing" && object.UID != "uid-a" {
+			t.Errorf("event %+v: kubectl describe would not list it", e)
+		}
 	}
 }

@@ -1,5 +1,5 @@
 // Package report tells the cluster the state of this node's BGP sessions: in the status of each BGPPeer and
-// BGPClusterConfig, and as events about them.
+// BGPClusterConfig, and as events about them. It also tells the node's problems, as events.
 //
 // It owns everything that edgewayd writes to the API server. It never reads what the cluster wants and never
 // decides anything. Nothing waits for it: while the API server is away or refuses, only the reports are
@@ -9,6 +9,7 @@
 //	go r.Run(ctx)
 //	r.Sync(sessions)                   // whenever something may have changed
 //	r.Event(sessions[0].Event("n1"))   // when it is worth an event
+//	r.Tell(problems)                   // an event for each problem that lasts
 package report
 
 import (
@@ -56,6 +57,7 @@ type Reporter struct {
 	mu       sync.Mutex // guards the fields below; never held during a request
 	wanted   map[string][]speakerStatus
 	pending  map[eventKey]pendingEvent
+	told     map[eventKey]telling // this node's problems
 	problems map[string]cluster.Problem
 }
 
@@ -92,7 +94,7 @@ func New(o cluster.KubernetesOptions) *Reporter {
 func newReporter(node string, dial func() (*cluster.Connection, error), p reportPace) *Reporter {
 	return &Reporter{
 		node: node, dial: dial, pace: p, wake: make(chan struct{}, 1),
-		pending: map[eventKey]pendingEvent{}, problems: map[string]cluster.Problem{},
+		pending: map[eventKey]pendingEvent{}, told: map[eventKey]telling{}, problems: map[string]cluster.Problem{},
 	}
 }
 
@@ -103,7 +105,7 @@ func (r *Reporter) Sync(sessions []Session) {
 	live := map[eventKey]bool{}
 	for _, s := range sessions {
 		wanted[s.Resource] = append(wanted[s.Resource], s.status(r.node))
-		live[eventKey{s.Resource, s.endpoint()}] = true
+		live[eventKey{s.Resource, s.endpoint().String()}] = true
 	}
 	for ref, entries := range wanted {
 		wanted[ref] = arranged(entries)
@@ -111,7 +113,7 @@ func (r *Reporter) Sync(sessions []Session) {
 	r.mu.Lock()
 	r.wanted = wanted
 	for key := range r.pending {
-		if !live[key] {
+		if _, problem := r.told[key]; !live[key] && !problem {
 			delete(r.pending, key) // no resource asks for this session any more
 		}
 	}
@@ -123,13 +125,18 @@ func (r *Reporter) Sync(sessions []Session) {
 // latest event of a session is kept.
 func (r *Reporter) Event(e Event) {
 	r.mu.Lock()
-	key := eventKey{e.Resource, endpoint(e.Peer, e.Port)}
+	r.event(e)
+	r.mu.Unlock()
+	r.look()
+}
+
+// event is Event; r.mu is held.
+func (r *Reporter) event(e Event) {
+	key := eventKey{e.Resource, e.About}
 	last, known := r.pending[key]
 	if known || len(r.pending) < maxPendingEvents {
 		r.pending[key] = last.then(e, time.Now())
 	}
-	r.mu.Unlock()
-	r.look()
 }
 
 // Problems returns why the API server refuses the reports, which an operator can repair. An API server that

@@ -256,7 +256,7 @@ func TestAPIServerRolesAreNeeded(t *testing.T) {
 	if !may("list", "secrets/bgp-secret", "-n", "kube-system") {
 		t.Error("a node may not list secrets/bgp-secret")
 	}
-	must(cp.Kubectl("patch", "role", "edgeway-speaker", "--type", "json", "-p", `[{"op": "replace", "path": "/rules/0/verbs", "value": ["patch"]}]`))(t)
+	must(cp.Kubectl("patch", "role", "edgeway-node", "--type", "json", "-p", `[{"op": "replace", "path": "/rules/0/verbs", "value": ["patch"]}]`))(t)
 	live(t, account)
 	until(t, "an event refused, as it may not be created", func() bool {
 		refused := must(cp.Requests(func(q kube.Request) bool { return strings.Contains(q.URI, "/events/") && q.Code == 403 }))(t)

@@ -61,10 +61,8 @@ type statusApply struct {
 }
 
 // endpoint returns the switch's end of the session.
-func (s Session) endpoint() netip.AddrPort { return endpoint(s.Peer, s.Port) }
-
-func endpoint(a netip.Addr, port uint16) netip.AddrPort {
-	return netip.AddrPortFrom(a, cmp.Or(port, defaultPort))
+func (s Session) endpoint() netip.AddrPort {
+	return netip.AddrPortFrom(s.Peer, cmp.Or(s.Port, defaultPort))
 }
 
 func (s Session) status(node string) speakerStatus {

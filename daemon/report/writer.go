@@ -122,15 +122,17 @@ func (w *reportWriter) next() job {
 		}
 	}
 	for key, p := range w.pending {
-		have := w.known[key.resource]
-		if have == nil || have.uid == "" {
+		uid, node := strings.CutPrefix(key.resource, "Node/") // a kubelet too gives its Node's name as the UID
+		if have := w.known[key.resource]; !node && (have == nil || have.uid == "") {
 			continue // its status is written first, which returns the UID
+		} else if !node {
+			uid = have.uid
 		}
 		at := p.first
 		if sent := w.events[eventRecordKey{key, p.Reason}]; sent != nil {
 			at = later(at, sent.notBefore)
 		}
-		j := job{at: at, label: key.resource, do: func(ctx context.Context) error { return w.writeEvent(ctx, key, p, have.uid) }}
+		j := job{at: at, label: key.resource, do: func(ctx context.Context) error { return w.writeEvent(ctx, key, p, uid) }}
 		if j.before(first) {
 			first = j
 		}
@@ -212,7 +214,7 @@ func (w *reportWriter) apply(ctx context.Context, path, manager string, text []b
 	return w.server.Apply(ctx, path, manager, text)
 }
 
-// writeEvent sends the latest event of a session. Its error means that the API server is away.
+// writeEvent sends the latest event of a session or problem. Its error means that the API server is away.
 func (w *reportWriter) writeEvent(ctx context.Context, key eventKey, p pendingEvent, uid string) error {
 	record := eventRecordKey{key, p.Reason}
 	sent := w.events[record]
@@ -230,7 +232,11 @@ func (w *reportWriter) writeEvent(ctx context.Context, key eventKey, p pendingEv
 		w.events[record] = &sentEvent{sent.eventRecord, now} // other events go first
 		return err
 	}
-	w.solve(eventsOf+p.Resource, err)
+	about := p.Resource
+	if strings.HasPrefix(about, "Node/") {
+		about = "Node/" + w.node
+	}
+	w.solve(eventsOf+about, err)
 	w.events[record] = &sentEvent{next, now.Add(w.pace.coalesce)}
 	if err != nil {
 		w.events[record] = &sentEvent{sent.eventRecord, now.Add(jitter(w.pace.refused))}
