@@ -1,13 +1,10 @@
 package ipam
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"math/bits"
 	"net/netip"
 	"slices"
-	"strings"
 )
 
 // span is a closed run of addresses of one family.
@@ -235,54 +232,4 @@ func without(s span, holes []span) []span {
 		at = h.last.Next()
 	}
 	return append(out, span{at, s.last})
-}
-
-// ParsePool reads a pool in host-local's syntax: the "ipam" object with "ranges" (a list of lists of
-// ranges), the same object with the keys of one range in it, or only the list of lists. As in host-local,
-// a range without a gateway reserves the subnet's first address for the gateway. Other keys of the object
-// are ignored. Errors wrap ErrInvalid.
-func ParsePool(data []byte) (Pool, error) {
-	var sets []RangeSet
-	if trimmed := bytes.TrimSpace(data); len(trimmed) > 0 && trimmed[0] == '[' {
-		if err := json.Unmarshal(data, &sets); err != nil {
-			return Pool{}, fmt.Errorf("ranges: %w: %w", ErrInvalid, err)
-		}
-	} else {
-		var conf struct {
-			Range
-			Ranges []RangeSet `json:"ranges"`
-		}
-		if err := json.Unmarshal(data, &conf); err != nil {
-			return Pool{}, fmt.Errorf("ipam: %w: %w", ErrInvalid, err)
-		}
-		if conf.Range != (Range{}) {
-			sets = append(sets, RangeSet{conf.Range})
-		}
-		sets = append(sets, conf.Ranges...)
-	}
-	for _, set := range sets {
-		for i, r := range set {
-			if r.Subnet.IsValid() && !r.Gateway.IsValid() {
-				set[i].Gateway = r.Subnet.Masked().Addr().Next()
-			}
-		}
-	}
-	p := Pool{Sets: sets}
-	return p, p.Validate()
-}
-
-func (s RangeSet) String() string {
-	var b strings.Builder
-	for i, r := range s {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		b.WriteString(r.Subnet.String())
-		if r.First.IsValid() || r.Last.IsValid() {
-			if a, err := r.area(); err == nil {
-				b.WriteString(" (" + a.span.String() + ")")
-			}
-		}
-	}
-	return b.String()
 }
