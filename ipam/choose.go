@@ -257,7 +257,7 @@ func (t *txn) vacant(c *choice, a netip.Addr, e entry) (bool, error) {
 }
 
 // hints say where in each range the search for an unknown address starts: all addresses before it are
-// known. The committer keeps the hints while the store is open, so the known part is walked once. Nil:
+// known. The store keeps the hints while it is open, so the known part is walked once. Nil:
 // nothing is kept.
 type hints map[string]hint
 

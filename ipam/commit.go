@@ -19,7 +19,7 @@ const maxBatch = 64
 type call struct {
 	run   func(*txn) error
 	err   error
-	taken atomic.Bool // by the committer, or taken back by the caller
+	taken atomic.Bool // into a commit, or back by the caller
 	done  chan struct{}
 }
 
@@ -41,10 +41,9 @@ func (s *Store) do(ctx context.Context, run func(*txn) error) error {
 	s.queue = append(s.queue, c)
 	s.mu.Unlock()
 	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
-	select {
+	case s.turn <- struct{}{}:
+		s.lead(c)
+		return c.err
 	case <-c.done:
 		return c.err
 	case <-ctx.Done():
@@ -55,29 +54,35 @@ func (s *Store) do(ctx context.Context, run func(*txn) error) error {
 	return fmt.Errorf("%w during the commit: %w; it may have been written: look it up or release it", errAbandoned, context.Cause(ctx))
 }
 
-// commits is the committer: the one goroutine that writes. It takes all queued calls at once, without a
-// timer (bbolt's Batch adds 10 ms to each lone call).
-func (s *Store) commits() {
-	defer close(s.finished)
-	for {
-		s.mu.Lock()
-		n := min(len(s.queue), maxBatch)
-		batch := s.queue[:n:n]
-		s.queue = s.queue[n:]
-		if n == 0 {
-			s.queue = nil
-		}
-		closed := s.closed
-		s.mu.Unlock()
-		if n > 0 {
-			s.commit(batch)
-			continue
-		}
-		if closed {
+// lead commits calls until none is queued, for a caller that has the turn: one goroutine at a time commits
+// for all. A lone caller waits for no other goroutine. Once own is committed, another goroutine commits the
+// rest. There is no timer (bbolt's Batch adds 10 ms to each lone call).
+func (s *Store) lead(own *call) {
+	for s.commitNext() {
+		select {
+		case <-own.done:
+			go s.lead(&call{}) // a call that is never done
 			return
+		default:
 		}
-		<-s.wake
 	}
+	<-s.turn
+}
+
+// commitNext commits at most maxBatch calls, and reports whether more are queued.
+func (s *Store) commitNext() (more bool) {
+	s.mu.Lock()
+	n := min(len(s.queue), maxBatch)
+	batch := s.queue[:n:n]
+	s.queue = s.queue[n:]
+	s.mu.Unlock()
+	s.commit(batch)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.queue) == 0 {
+		s.queue = nil
+	}
+	return len(s.queue) > 0
 }
 
 func (s *Store) commit(batch []*call) {
@@ -87,6 +92,9 @@ func (s *Store) commit(batch []*call) {
 			live = append(live, c)
 		}
 	}
+	if len(live) == 0 {
+		return
+	}
 	if err := s.update(live); err != nil && len(live) > 1 {
 		// The failing call is not known, so run each call alone.
 		for _, c := range live {
@@ -94,7 +102,7 @@ func (s *Store) commit(batch []*call) {
 				c.err = err
 			}
 		}
-	} else if err != nil && len(live) == 1 {
+	} else if err != nil {
 		live[0].err = err
 	}
 	for _, c := range live {

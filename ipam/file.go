@@ -98,7 +98,7 @@ func (f *file) read(bootID string, fn func(*txn) error) error {
 	})
 }
 
-// change calls fn in its own transaction, before the committer runs.
+// change calls fn in its own transaction, before the store is in use.
 func (f *file) change(bootID string, fn func(*txn) error) error {
 	return guarded(func() error {
 		return f.Update(func(tx *bbolt.Tx) error {

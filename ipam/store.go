@@ -20,12 +20,11 @@ type Store struct {
 	lock *os.File
 	db   *file
 
-	wake     chan struct{} // one slot: look at the queue
-	finished chan struct{} // closed when the committer ends
-	rebuilt  *Rebuild
-	backup   sync.Mutex // held by a running Backup
+	turn    chan struct{} // one slot: full while a caller commits, and once the store is closed
+	rebuilt *Rebuild
+	backup  sync.Mutex // held by a running Backup
 
-	parsed     layout // of the stored pool parsedFrom; only the committer uses this and the next three
+	parsed     layout // of the stored pool parsedFrom; the turn guards this and the next three
 	parsedFrom string
 	hints      hints
 	maxFree    uint64 // smaller in tests
@@ -59,12 +58,10 @@ func Open(ctx context.Context, path string, opts Options) (s *Store, err error) 
 			lock.Close()
 		}
 	}()
-	s = &Store{path: path, opts: opts, lock: lock, wake: make(chan struct{}, 1), finished: make(chan struct{}),
-		hints: hints{}, maxFree: maxFree}
+	s = &Store{path: path, opts: opts, lock: lock, turn: make(chan struct{}, 1), hints: hints{}, maxFree: maxFree}
 	if err := s.openOrRebuild(); err != nil {
 		return nil, err
 	}
-	go s.commits()
 	return s, nil
 }
 
@@ -112,11 +109,9 @@ func (s *Store) Close() error {
 	if closed {
 		return nil
 	}
-	select {
-	case s.wake <- struct{}{}:
-	default:
+	s.turn <- struct{}{}
+	for s.commitNext() {
 	}
-	<-s.finished
 	return errors.Join(s.db.close(), s.lock.Close())
 }
 
@@ -235,7 +230,7 @@ func (t *txn) pool() (p Pool, ok bool, err error) {
 	return p, true, nil
 }
 
-// storedLayout is the layout of the stored pool, parsed once. Only the committer calls it.
+// storedLayout is the layout of the stored pool, parsed once. The caller has the turn.
 func (s *Store) storedLayout(t *txn) (layout, error) {
 	raw, ok, err := t.meta.get([]byte(keyPool))
 	switch {
