@@ -66,12 +66,7 @@ func (c *checker) add(format string, args ...any) {
 }
 
 func (c *checker) checkAddrs() error {
-	return c.t.addrs.each(nil, func(k, v []byte) (bool, error) {
-		a, ok := parseAddrKey(k)
-		e, err := decodeEntry(v)
-		if !ok || err != nil {
-			return false, c.t.addrs.damaged(k, "not an address entry")
-		}
+	return c.t.eachEntry(nil, func(a netip.Addr, e entry) (bool, error) {
 		c.entries[a] = e
 		if e.held {
 			c.held++

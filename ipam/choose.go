@@ -340,8 +340,8 @@ func (t *txn) longestDead(c *choice, set int) (addr netip.Addr, ok bool, err err
 // eachHeld calls fn with the leases that hold addresses of a set, in the order of the addresses.
 func (t *txn) eachHeld(set []area, fn func(netip.Addr, held) (more bool)) error {
 	for _, x := range set {
-		err := t.eachEntry(x.span, func(a netip.Addr, e entry) (bool, error) {
-			if !e.held || !x.contains(a) {
+		err := t.eachOf(x, func(a netip.Addr, e entry) (bool, error) {
+			if !e.held {
 				return true, nil
 			}
 			h, err := t.holder(a, e)
@@ -391,9 +391,8 @@ func (t *txn) usage(l layout) (u Usage, err error) {
 			for _, s := range x.spans {
 				u.Total = min(u.Total+s.size(), sizeCap)
 			}
-			err := t.eachEntry(x.span, func(a netip.Addr, e entry) (bool, error) {
+			err := t.eachOf(x, func(_ netip.Addr, e entry) (bool, error) {
 				switch {
-				case !x.contains(a):
 				case e.held:
 					u.Used++
 				case e.memory != "":

@@ -34,6 +34,11 @@ func (r Request) check() error {
 	return nil
 }
 
+// check refuses a lease from elsewhere that cannot be stored.
+func (l Lease) check() error {
+	return Request{Attachment: l.Attachment, Network: l.Network + l.RememberAs, Pod: l.Pod, Netns: l.Netns, Addrs: l.Addrs}.check()
+}
+
 // begin writes the lease and its addresses.
 func (t *txn) begin(l Lease) error {
 	h := held{Seq: t.nextSeq(), Lease: l}

@@ -25,12 +25,7 @@ func (s *Store) Remembered() ([]Memory, error) {
 	}
 	var found []aged
 	err := s.view(func(t *txn) error {
-		return t.addrs.each(nil, func(k, v []byte) (bool, error) {
-			a, ok := parseAddrKey(k)
-			e, err := decodeEntry(v)
-			if !ok || err != nil {
-				return false, t.addrs.damaged(k, "not an address entry")
-			}
+		return t.eachEntry(nil, func(a netip.Addr, e entry) (bool, error) {
 			if f := strings.Split(e.memory, "\x00"); !e.held && len(f) == 4 {
 				found = append(found, aged{Memory{a, f[0], Pod{Namespace: f[1], Name: f[2]}, f[3]}, e.freed})
 			}
@@ -75,8 +70,7 @@ func (s *Store) Forget(ctx context.Context, a netip.Addr) error {
 func (s *Store) Import(ctx context.Context, leases []Lease) error {
 	taken := map[netip.Addr]Attachment{}
 	for _, l := range leases {
-		req := Request{Attachment: l.Attachment, Network: l.Network + l.RememberAs, Pod: l.Pod, Netns: l.Netns, Addrs: l.Addrs}
-		if err := req.check(); err != nil {
+		if err := l.check(); err != nil {
 			return fmt.Errorf("import: %w", err)
 		}
 		if len(l.Addrs) == 0 {

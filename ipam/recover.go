@@ -274,8 +274,7 @@ func (t *txn) correct(opts Options, found []Lease, copied bool, report *Rebuild)
 
 // untaken drops the addresses of l that an earlier lease has.
 func untaken(l Lease, taken map[netip.Addr]Attachment, report *Rebuild) (Lease, bool) {
-	req := Request{Attachment: l.Attachment, Network: l.Network, Pod: l.Pod, Netns: l.Netns, Addrs: l.Addrs}
-	if err := req.check(); err != nil {
+	if err := l.check(); err != nil {
 		report.Conflicts = append(report.Conflicts, err.Error())
 		return l, false
 	}
@@ -294,19 +293,8 @@ func untaken(l Lease, taken map[netip.Addr]Attachment, report *Rebuild) (Lease, 
 }
 
 func sameAddrs(a, b []netip.Addr) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	in := map[netip.Addr]bool{}
-	for _, x := range a {
-		in[x] = true
-	}
-	for _, x := range b {
-		if !in[x] {
-			return false
-		}
-	}
-	return true
+	sorted := func(s []netip.Addr) []netip.Addr { return slices.SortedFunc(slices.Values(s), netip.Addr.Compare) }
+	return slices.Equal(sorted(a), sorted(b))
 }
 
 // verify checks a closed file page by page and record by record. It writes nothing. A copy of an earlier

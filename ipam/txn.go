@@ -233,19 +233,26 @@ func (t *txn) entry(a netip.Addr) (entry, bool, error) {
 	return e, true, nil
 }
 
-// eachEntry calls fn with the known addresses of s in order.
-func (t *txn) eachEntry(s span, fn func(netip.Addr, entry) (more bool, err error)) error {
-	return t.addrs.each(addrKey(s.first), func(k, v []byte) (bool, error) {
+// eachEntry calls fn with the known addresses from the key on, in order; nil: with all.
+func (t *txn) eachEntry(from []byte, fn func(netip.Addr, entry) (more bool, err error)) error {
+	return t.addrs.each(from, func(k, v []byte) (bool, error) {
 		a, ok := parseAddrKey(k)
 		if !ok {
 			return false, t.addrs.damaged(k, "not an address")
 		}
-		if !s.contains(a) {
-			return false, nil
-		}
 		e, err := decodeEntry(v)
 		if err != nil {
 			return false, t.addrs.damaged(k, err.Error())
+		}
+		return fn(a, e)
+	})
+}
+
+// eachOf calls fn with the known addresses of x, in order.
+func (t *txn) eachOf(x area, fn func(netip.Addr, entry) (more bool, err error)) error {
+	return t.eachEntry(addrKey(x.first), func(a netip.Addr, e entry) (bool, error) {
+		if !x.contains(a) {
+			return x.span.contains(a), nil
 		}
 		return fn(a, e)
 	})
