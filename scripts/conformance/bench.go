@@ -9,8 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/scripts/lab"
@@ -58,7 +58,7 @@ func measure(ctx context.Context, o options) (r *report, err error) {
 }
 
 // runAll runs the selected checks and passes their outcomes to hand in order. Checks that have their own
-// hosts run several at a time.
+// hosts run several at a time: first those that only wait, last those that run alone.
 func (b *bench) runAll(hand func(outcome)) {
 	type job struct {
 		check   check
@@ -75,32 +75,36 @@ func (b *bench) runAll(hand func(outcome)) {
 	if b.sharedHost != nil {
 		workers = 1
 	}
-	next := make(chan int)
+	do := func(i int) {
+		j := jobs[i]
+		out := outcome{ID: j.check.id, Level: j.check.level, Status: "skip", Seen: "the run was ended"}
+		if b.ctx.Err() == nil {
+			out = b.one(j.check, j.version, i+1)
+		}
+		j.done <- out
+	}
 	go func() {
-		defer close(next)
-		for i := range jobs {
-			next <- i
+		var together, alone []int
+		for i, j := range jobs {
+			switch {
+			case j.check.alone || workers == 1:
+				alone = append(alone, i)
+			case j.check.idle:
+				go do(i)
+			default:
+				together = append(together, i)
+			}
+		}
+		var g errgroup.Group
+		g.SetLimit(workers)
+		for _, i := range together {
+			g.Go(func() error { do(i); return nil })
+		}
+		_ = g.Wait() // the outcomes have the errors
+		for _, i := range alone {
+			do(i)
 		}
 	}()
-	var alone sync.RWMutex // write-locked by checks that run alone
-	for range workers {
-		go func() {
-			for i := range next {
-				j := jobs[i]
-				lock, unlock := alone.RLock, alone.RUnlock
-				if j.check.alone {
-					lock, unlock = alone.Lock, alone.Unlock
-				}
-				lock()
-				out := outcome{ID: j.check.id, Level: j.check.level, Status: "skip", Seen: "the run was ended"}
-				if b.ctx.Err() == nil {
-					out = b.one(j.check, j.version, i+1)
-				}
-				unlock()
-				j.done <- out
-			}
-		}()
-	}
 	for _, j := range jobs {
 		hand(<-j.done)
 	}

@@ -40,7 +40,8 @@ type check struct {
 	asks    string // the requirement, in one line
 	since   string // the first protocol version that has the requirement
 	each    bool   // runs in each protocol version
-	alone   bool   // runs alone, because it measures time or changes the boot ID
+	alone   bool   // runs without others, because it measures time or changes the boot ID
+	idle    bool   // only waits: starts first, and runs beside all others
 	needs   need
 	run     func(t *T)
 }

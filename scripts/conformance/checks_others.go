@@ -238,23 +238,25 @@ func (t *T) hung(attached *pod) (fresh *pod, replies map[string]reply) {
 }
 
 func hangChecks() []check {
+	hangs := delegated("delegate.hangs", "when the IPAM plugin never answers, STATUS fails within 30 s and the other commands within two minutes; once it answers again, DEL leaves nothing", robust, "", nil, func(t *T) {
+		before := t.snap()
+		p, _ := t.addPod()
+		works := t.net
+		t.net = t.delegating(object{"hang": true})
+		fresh, replies := t.hung(p)
+		for command, r := range replies {
+			t.refuses(r, command)
+		}
+		t.net = works
+		for _, p := range []*pod{fresh, p} {
+			t.wants(t.tryDel(p), "DEL")
+			t.noInterface(p)
+		}
+		t.noNewVeth(before)
+	})
+	hangs.idle = true
 	return []check{
-		delegated("delegate.hangs", "when the IPAM plugin never answers, STATUS fails within 30 s and the other commands within two minutes; once it answers again, DEL leaves nothing", robust, "", nil, func(t *T) {
-			before := t.snap()
-			p, _ := t.addPod()
-			works := t.net
-			t.net = t.delegating(object{"hang": true})
-			fresh, replies := t.hung(p)
-			for command, r := range replies {
-				t.refuses(r, command)
-			}
-			t.net = works
-			for _, p := range []*pod{fresh, p} {
-				t.wants(t.tryDel(p), "DEL")
-				t.noInterface(p)
-			}
-			t.noNewVeth(before)
-		}),
+		hangs,
 		{alone: true, id: "daemon.hangs", level: robust, section: "-", asks: "when the plugin's daemon never answers, STATUS fails within 30 s and the other commands end within two minutes; once it answers again, DEL leaves nothing", needs: needDaemon, run: func(t *T) {
 			before := t.quiet()
 			p, _ := t.addPod()
