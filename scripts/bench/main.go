@@ -31,6 +31,7 @@ import (
 type options struct {
 	run    *regexp.Regexp
 	quick  bool
+	own    bool // no peers
 	output string
 	plot   string // file for the SVG; "": no SVG
 	bin    string // directory of edgeway and edgewayd
@@ -76,6 +77,7 @@ func parseFlags() (options, error) {
 		return err
 	})
 	flag.BoolVar(&o.quick, "quick", false, "fewer samples: under two minutes instead of eight")
+	flag.BoolVar(&o.own, "own", false, "edgeway and its daemon only; for -run pods/counts")
 	flag.StringVar(&o.output, "o", "text", "text, markdown or json")
 	flag.StringVar(&o.plot, "plot", "", "write the pods' table as an SVG to `file`")
 	flag.StringVar(&o.bin, "bin", "bin", "`directory` of edgeway and edgewayd")
@@ -123,8 +125,10 @@ func outside(ctx context.Context, o options) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	peers := filepath.Join(dir, "peers")
-	if err := buildPeers(ctx, peers); err != nil {
-		return err
+	if !o.own {
+		if err := buildPeers(ctx, peers); err != nil {
+			return err
+		}
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -133,6 +137,9 @@ func outside(ctx context.Context, o options) (err error) {
 	args := []string{"-run", o.run.String(), "-o", o.output, "-bin", o.bin, "-dir", dir, "-plot", o.plot, "-inside", peers}
 	if o.quick {
 		args = append(args, "-quick")
+	}
+	if o.own {
+		args = append(args, "-own")
 	}
 	cmd := exec.Command(self, args...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

@@ -58,14 +58,18 @@ func (b *bench) newArena(ctx context.Context, f family, pods int) (a *arena, err
 		return map[string]any{"type": "host-local", "dataDir": filepath.Join(a.dir, name), "ranges": ranges, "routes": routes}
 	}
 	ours, ptp, bridge := "edgeway, no daemon", "ptp + host-local", "bridge + host-local"
-	for _, c := range []*contender{
+	others := []*contender{
 		{name: ours, exe: filepath.Join(b.bin, "edgeway"), path: b.bin, conf: map[string]any{"type": "edgeway", "mtu": 1500,
 			"socket": filepath.Join(a.dir, "nobody.sock"), "dataDir": filepath.Join(a.dir, "edgeway"), "ipam": map[string]any{"ranges": ranges}}},
 		{name: ptp, exe: filepath.Join(b.peers, "ptp"), path: b.peers,
 			conf: map[string]any{"type": "ptp", "mtu": 1500, "ipam": hostLocal("ptp")}},
 		{name: bridge, exe: filepath.Join(b.peers, "bridge"), path: b.peers,
 			conf: map[string]any{"type": "bridge", "bridge": "br0", "isGateway": true, "mtu": 1500, "ipam": hostLocal("bridge")}},
-	} {
+	}
+	if b.own {
+		others = nil
+	}
+	for _, c := range others {
 		c.conf["cniVersion"], c.conf["name"] = "1.0.0", "bench"
 		if c.host, err = newSpace(filepath.Join("/run/netns", fmt.Sprintf("host-%d", len(a.contenders)))); err != nil {
 			return a, err
