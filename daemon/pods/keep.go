@@ -15,8 +15,10 @@ const (
 	keepEvery = 30 * time.Second
 	// keepLeast is the pause after a look: a burst of events costs one more look.
 	keepLeast = 100 * time.Millisecond
-	// keepShare bounds the processor time: after a look the pause is at least this many times as long.
+	// keepShare bounds the processor time: after a look the pause is this many times as long, up to keepMost.
+	// A look on a busy machine takes long because it waits.
 	keepShare = 20
+	keepMost  = 5 * time.Second
 )
 
 // Keep keeps the pods' links as ADD made them, until ctx ends. It looks at its start, whenever harmed fires
@@ -30,7 +32,7 @@ func (p *Pods) Keep(ctx context.Context, harmed <-chan struct{}) error {
 		if err := p.keep(ctx, whole); err != nil {
 			return err
 		}
-		pause := max(keepLeast, keepShare*time.Since(begin))
+		pause := min(max(keepLeast, keepShare*time.Since(begin)), keepMost)
 		select {
 		case <-ctx.Done():
 			return nil
