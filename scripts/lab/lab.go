@@ -231,17 +231,20 @@ func ipNetns(ctx context.Context, command string) error {
 	return nil
 }
 
-// pollInterval is short compared with every event that is waited for, and long compared with one check.
-const pollInterval = 20 * time.Millisecond
+// The pause between two checks is pollInterval, which is short compared with every event that is waited
+// for. After a long check it is twice as long as the check, up to maxPoll: checks must not delay the event.
+const (
+	pollInterval = 20 * time.Millisecond
+	maxPoll      = 250 * time.Millisecond
+)
 
 // Wait calls f until it returns nil, limit passes or ctx ends. It stops at ErrEnded, because an ended
 // process does not come back. It returns f's last error.
 func Wait(ctx context.Context, limit time.Duration, f func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	tick := time.NewTicker(pollInterval)
-	defer tick.Stop()
 	for {
+		began := time.Now()
 		err := f()
 		if err == nil || errors.Is(err, ErrEnded) {
 			return err
@@ -249,7 +252,7 @@ func Wait(ctx context.Context, limit time.Duration, f func() error) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w (%w)", err, ctx.Err())
-		case <-tick.C:
+		case <-time.After(min(max(pollInterval, 2*time.Since(began)), maxPoll)):
 		}
 	}
 }

@@ -75,6 +75,7 @@ func TestSwitchesPeer(t *testing.T) {
 	need(t)
 	for _, flavour := range flavours {
 		t.Run(string(flavour), func(t *testing.T) {
+			t.Parallel()
 			l := buildLab(t, strings.NewReplacer("FLAVOUR", string(flavour), "PASSWORD", "secret").Replace(twoSwitches))
 			a := l.Switch("sw-a")
 			waitLearned(t, a, "10.0.20.0/24 via 10.255.0.2", "192.168.0.0/16 via 10.255.0.2", "fd00:10:0:20::/64 via fd00:255::2")
@@ -148,6 +149,7 @@ func TestWrongPasswordHoldsTheSessionDown(t *testing.T) {
 
 func TestFlowCountsWhatIsLost(t *testing.T) {
 	need(t)
+	t.Parallel()
 	l := buildLab(t, `
 hosts:
 - {name: a, links: [{lan: x, addrs: [10.0.0.1/24, "fd00::1/64"]}]}
@@ -172,7 +174,7 @@ hosts:
 	if err := b.IP(t.Context(), "link set eth0 down\n"); err != nil {
 		t.Fatal(err)
 	}
-	waitSent(t, f, 30)
+	waitSent(t, f, f.Sent()+20)
 	if lost := f.Stop(); lost.Lost < 15 || lost.Longest == 0 {
 		t.Errorf("with the link down: %s", lost)
 	}
@@ -193,6 +195,7 @@ func waitSent(t *testing.T, f *lab.Flow, n int) {
 
 func TestMonitorSeesEachChange(t *testing.T) {
 	need(t)
+	t.Parallel()
 	l := buildLab(t, `hosts: [{name: a, links: [{lan: x, addrs: [10.0.0.1/24]}]}]`)
 	a := l.Machine("a")
 	mon, err := a.Monitor(t.Context(), "bird")
@@ -242,6 +245,7 @@ func TestSweepRemovesWhatACrashLeft(t *testing.T) {
 func TestOpenBGPDHearsANode(t *testing.T) {
 	lab.Need(t, lab.Tools(lab.OpenBGPD)...)
 	needPrograms(t)
+	t.Parallel()
 	l := buildLab(t, `
 switches:
 - name: switch
@@ -314,6 +318,7 @@ spec:
 // OpenBGPD and BIRD tell each other their networks, OpenBGPD those of the session's own family.
 func TestOpenBGPDPeersWithBIRD(t *testing.T) {
 	lab.Need(t, lab.Tools(lab.BIRD, lab.OpenBGPD)...)
+	t.Parallel()
 	topology := strings.NewReplacer("PASSWORD", "secret").Replace(twoSwitches)
 	topology = strings.Replace(topology, "FLAVOUR", "openbgpd", 1)
 	l := buildLab(t, strings.Replace(topology, "FLAVOUR", "bird", 1))

@@ -31,7 +31,7 @@ const (
 )
 
 // startTimeout is enough for a routing daemon on a busy machine.
-const startTimeout = 10 * time.Second
+const startTimeout = 30 * time.Second
 
 // Switch is a router that speaks BGP.
 type Switch struct {
