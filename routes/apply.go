@@ -20,12 +20,17 @@ type applier struct {
 	pending  []step
 	settings []*Change
 	raised   []step // links to set up after their settings are written
+	moved    bool   // routes have left a link, and a packet may still be on the old way
 }
+
+// onTheWay is how long a packet takes at most from the look-up of its route to the wire.
+const onTheWay = 10 * time.Millisecond
 
 // step is one message of a change.
 type step struct {
-	c *Change
-	m message
+	c    *Change
+	m    message
+	then message // sent after the kernel took m; nil: nothing follows
 }
 
 func (a *applier) apply(changes []Change) {
@@ -45,12 +50,13 @@ func (a *applier) apply(changes []Change) {
 			c.Err = fmt.Errorf("%v: not tried: %w", c, err)
 			continue
 		}
+		a.await(c)
 		if s, ok := c.Object.(Sysctl); ok {
 			if value, known := a.v.told(s.Key); known && value == s.Value {
 				continue // a link that was just made has the value by default
 			}
 			if m, ok := a.v.settingMessage(s); ok {
-				a.pending = append(a.pending, step{c, m})
+				a.pending = append(a.pending, step{c: c, m: m})
 			} else {
 				a.settings = append(a.settings, c)
 			}
@@ -59,7 +65,7 @@ func (a *applier) apply(changes []Change) {
 		if _, ok := c.Object.(Link); !ok {
 			a.set()
 		}
-		msgs, alone, err := a.messages(c)
+		steps, alone, err := a.steps(c)
 		switch {
 		case err != nil:
 			a.conclude(c, err)
@@ -71,14 +77,30 @@ func (a *applier) apply(changes []Change) {
 			a.conclude(c, err)
 			a.raise(c)
 		case raises(c):
-			a.raised = append(a.raised, step{c, msgs[0]})
+			a.raised = append(a.raised, steps...)
 		default:
-			for _, m := range msgs {
-				a.pending = append(a.pending, step{c, m})
-			}
+			a.pending = append(a.pending, steps...)
 		}
 	}
 	a.flush()
+}
+
+// await waits before the first deletion after routes have moved to another link: a packet that took the old
+// way still needs the neighbour, the forwarding entry and the link.
+func (a *applier) await(c *Change) {
+	r, isRoute := c.Object.(Route)
+	if was, ok := c.Was.(Route); ok && was.Link != r.Link {
+		a.moved = true
+	}
+	if !a.moved || isRoute || c.Op != Delete {
+		return
+	}
+	a.moved = false
+	a.flush()
+	select {
+	case <-time.After(onTheWay):
+	case <-a.ctx.Done():
+	}
 }
 
 // dyingLinks returns the deletions of links at the end, if there are at least two.
@@ -113,12 +135,14 @@ func (a *applier) end(dying []*Change) {
 	}
 }
 
-// messages returns the requests that make c. It returns alone instead where the requests depend on answers
+// steps returns the requests that make c. It returns alone instead where the requests depend on answers
 // of the kernel.
-func (a *applier) messages(c *Change) (msgs []message, alone func() error, err error) {
+func (a *applier) steps(c *Change) (steps []step, alone func() error, err error) {
 	if err := possible(c.Object); err != nil {
 		return nil, nil, err
 	}
+	one := step{c: c}
+	index := 0
 	switch o := c.Object.(type) {
 	case Link:
 		switch c.Op {
@@ -127,9 +151,9 @@ func (a *applier) messages(c *Change) (msgs []message, alone func() error, err e
 		case Delete:
 			return nil, func() error { return a.delLink(o) }, nil
 		}
-		index, ierr := a.v.index(o.Name)
-		m, err := linkMessage(o, index, 0)
-		return []message{m}, nil, errors.Join(ierr, err)
+		if index, err = a.v.index(o.Name); err == nil {
+			one.m, err = linkMessage(o, index, 0)
+		}
 	case NAT:
 		return nil, func() error { return a.k.setNAT(c.Op, o) }, nil
 	case Senders:
@@ -139,30 +163,27 @@ func (a *applier) messages(c *Change) (msgs []message, alone func() error, err e
 	case Masq:
 		return nil, func() error { return a.setMasq(c.Op, o) }, nil
 	case Route:
-		var m message
-		if c.Op == Delete {
-			m, err = a.v.delRoute(o)
-		} else {
-			m, err = a.v.newRoute(o, c.Op)
-		}
-		return []message{m}, nil, err
+		one, err = a.v.routeStep(c, o)
 	case Addr:
-		index, err := a.v.index(o.Link)
-		m := addrMessage(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, o, index)
-		if c.Op == Delete {
-			m = addrMessage(unix.RTM_DELADDR, 0, o, index)
+		index, err = a.v.index(o.Link)
+		if one.m = addrMessage(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, o, index); c.Op == Delete {
+			one.m = addrMessage(unix.RTM_DELADDR, 0, o, index)
 		}
-		return []message{m}, nil, err
 	case Neigh:
 		index, ierr := a.v.index(o.Link)
 		msgs, err := o.messages(neighType(c.Op), index)
-		return msgs, nil, errors.Join(ierr, err)
+		for _, m := range msgs {
+			steps = append(steps, step{c: c, m: m})
+		}
+		return steps, nil, errors.Join(ierr, err)
 	case FDB:
-		index, ierr := a.v.index(o.Link)
-		m, err := o.message(neighType(c.Op), index)
-		return []message{m}, nil, errors.Join(ierr, err)
+		if index, err = a.v.index(o.Link); err == nil {
+			one.m, err = o.message(neighType(c.Op), index)
+		}
+	default:
+		err = fmt.Errorf("type %T is not part of a State", o)
 	}
-	return nil, nil, fmt.Errorf("type %T is not part of a State", c.Object)
+	return []step{one}, nil, err
 }
 
 // possible refuses objects whose zero fields the kernel would read as something else: a route without Dst
@@ -250,11 +271,21 @@ func (a *applier) send() {
 	start := time.Now()
 	errs := a.k.c.change(msgs...)
 	each := time.Since(start) / time.Duration(len(a.pending))
+	var then []step
+	msgs = msgs[:0]
 	for i, s := range a.pending {
 		s.c.Took += each
 		a.conclude(s.c, errs[i])
+		if s.then != nil && errs[i] == nil {
+			then, msgs = append(then, s), append(msgs, s.then)
+		}
 	}
 	a.pending = nil
+	for i, err := range a.k.c.change(msgs...) {
+		if !absent(err) {
+			a.conclude(then[i].c, err)
+		}
+	}
 }
 
 func (a *applier) conclude(c *Change, err error) {
@@ -266,7 +297,7 @@ func (a *applier) conclude(c *Change, err error) {
 	}
 	if r, ok := c.Object.(Route); ok {
 		if errors.Is(err, unix.EINVAL) && r.Onlink && r.Via.Is6() {
-			if err = a.onlink(c.Op, r); err == nil {
+			if err = a.onlink(c, r); err == nil {
 				return
 			}
 		}
@@ -284,24 +315,24 @@ func (a *applier) conclude(c *Change, err error) {
 // a route although it says that the next hop is on the link (net/ipv6/route.c: ip6_route_check_nh_onlink).
 // This happens whenever a pod CIDR moves from the underlay to the overlay, because the next hop lies in the
 // CIDR. A host route to the next hop stands in meanwhile, so the destination always has a route.
-func (a *applier) onlink(op Op, r Route) error {
-	step := Route{Dst: netip.PrefixFrom(r.Via, r.Via.BitLen()), Link: r.Link, Protocol: r.Protocol, Table: r.Table}
-	there, err := a.v.newRoute(step, Add)
+func (a *applier) onlink(c *Change, r Route) error {
+	stand := Route{Dst: netip.PrefixFrom(r.Via, r.Via.BitLen()), Link: r.Link, Protocol: r.Protocol, Table: r.Table}
+	there, err := a.v.newRoute(stand, unix.NLM_F_EXCL)
 	if err != nil {
 		return err
 	}
-	route, err := a.v.newRoute(r, op)
+	route, err := a.v.routeStep(c, r)
 	if err != nil {
 		return err
 	}
-	gone, err := a.v.delRoute(step)
+	gone, err := a.v.delRoute(stand)
 	if err != nil {
 		return err
 	}
 	if a.k.c.change(there)[0] != nil { // a route to the next hop exists already, and stays
-		return a.k.c.change(route)[0]
+		return a.k.c.change(route.m)[0]
 	}
-	return a.k.c.change(route, gone)[0]
+	return a.k.c.change(route.m, gone)[0]
 }
 
 // absent reports whether the object of a delete is already gone, perhaps with its link.

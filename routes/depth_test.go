@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -276,65 +277,73 @@ func linkOfEvent(h unix.NlMsghdr, body []byte) int {
 	return e.index
 }
 
-// TestNextHopChangesWithoutGap looks the destination up all the time while its next hop changes,
-// from underlay to underlay and to the overlay and back: there is always a way.
+// TestNextHopChangesWithoutGap sends packets of both families all the time while the next hop of their
+// destination changes, from underlay to underlay and to the overlay and back: every packet arrives.
 func TestNextHopChangesWithoutGap(t *testing.T) {
 	s := newSpace(t)
-	s.wire()
+	lan := s.wire()
+	scope := Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}
+	here := overlayNode{addr("10.0.0.11"), "02:00:00:00:01:0a", prefixes("10.10.1.0/24", "fd00:10:1::/64")}
+	there := overlayNode{addr("10.0.0.12"), "02:00:00:00:01:0b", prefixes("10.10.2.0/24", "fd00:10:2::/64")}
+	lan.sync(Scope{}, State{Addrs: []Addr{
+		{Link: "lan0", Prefix: pfx("10.0.0.12/24")}, {Link: "lan0", Prefix: pfx("fd00:10::12/64")},
+		{Link: "lan0", Prefix: pfx("10.0.0.13/24")}, {Link: "lan0", Prefix: pfx("fd00:10::13/64")},
+	}})
+	lan.sync(scope, there.state(here))
 	via := func(n int) State {
 		return State{Routes: []Route{
-			{Dst: pfx("10.10.2.0/24"), Via: addr(fmt.Sprintf("10.0.0.%d", 12+n%2)), Link: "eth0", Protocol: ProtoNode},
-			{Dst: pfx("fd00:10:2::/64"), Via: addr(fmt.Sprintf("fd00:10::%d", 12+n%2)), Link: "eth0", Protocol: ProtoNode},
+			{Dst: there.cidrs[0], Via: addr(fmt.Sprintf("10.0.0.%d", 12+n%2)), Link: "eth0", Protocol: ProtoNode},
+			{Dst: there.cidrs[1], Via: addr(fmt.Sprintf("fd00:10::%d", 12+n%2)), Link: "eth0", Protocol: ProtoNode},
 		}}
 	}
-	overlay := State{
-		Links: []Link{{Name: "edgeway.1", Kind: "vxlan", MTU: 1450, Up: true, VXLAN: &VXLAN{VNI: 1, Port: 8472, Local: addr("10.0.0.11")}}},
-		Routes: []Route{
-			{Dst: pfx("10.10.2.0/24"), Via: addr("10.10.2.0"), Link: "edgeway.1", Protocol: ProtoNode, Onlink: true},
-			{Dst: pfx("fd00:10:2::/64"), Via: addr("fd00:10:2::"), Link: "edgeway.1", Protocol: ProtoNode, Onlink: true},
-		},
+	type flow struct {
+		from, at *net.UDPConn
+		to       netip.AddrPort
 	}
-	scope := Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}
-	s.sync(scope, via(0))
-
-	looker, err := OpenNetns(s.f)
-	if err != nil {
-		t.Fatal(err)
+	var flows []flow
+	for i, from := range []netip.Addr{addr("10.0.0.11"), addr("fd00:10::11")} {
+		to := there.cidrs[i].Addr()
+		for n := range 2 { // the neighbours answer
+			s.sync(scope, via(n))
+			seenFrom(t, s, lan, from, to)
+		}
+		at := lan.listen(netip.AddrPortFrom(to, 0))
+		flows = append(flows, flow{s.listen(netip.AddrPortFrom(from, 0)), at, at.LocalAddr().(*net.UDPAddr).AddrPort()})
 	}
-	defer looker.Close()
 	ctx, cancel := context.WithCancel(t.Context())
-	type result struct {
-		looks int
-		err   error
-	}
-	done := make(chan result)
-	go func() {
-		var r result
-		for ctx.Err() == nil && r.err == nil {
-			for _, a := range []string{"10.10.2.7", "fd00:10:2::7"} {
-				if _, err := looker.Lookup(t.Context(), addr(a)); err != nil {
-					r.err = err
-				}
-				r.looks++
+	sent := 0
+	send := func() error {
+		buf := make([]byte, 8)
+		for ; ctx.Err() == nil; sent++ {
+			f := flows[sent%len(flows)]
+			if _, err := f.from.WriteToUDPAddrPort([]byte("hello"), f.to); err != nil {
+				return err
+			}
+			if err := f.at.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				return err
+			}
+			if _, err := f.at.Read(buf); err != nil {
+				return fmt.Errorf("packet to %v: %w", f.to, err)
 			}
 		}
-		done <- r
-	}()
+		return nil
+	}
+	done := make(chan error, 1)
+	go func() { done <- send() }()
 	for n := range 100 {
 		want := via(n)
 		if n%10 == 9 {
-			want = overlay
+			want = here.state(there)
 		}
 		if _, err := s.k.Sync(t.Context(), scope, want); err != nil {
 			t.Error(err)
 		}
 	}
 	cancel()
-	r := <-done
-	if r.err != nil {
-		t.Fatalf("after %d lookups: %v", r.looks, r.err)
+	if err := <-done; err != nil {
+		t.Fatalf("after %d packets: %v", sent, err)
 	}
-	t.Logf("%d lookups during 100 changes, all with a way", r.looks)
+	t.Logf("all of %d packets arrived during 100 changes", sent)
 }
 
 // TestManyAtOnce: one Kernel serves many attachments side by side.

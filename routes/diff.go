@@ -111,7 +111,7 @@ func (id identity[T, K]) settle(observed []T, group []int, d T) (*Change, int) {
 		}
 	}
 	got := observed[group[0]]
-	c := &Change{Op: Replace, Object: d, Was: got}
+	c := &Change{Op: Replace, Object: d, Was: got, shared: len(group) > 1}
 	if id.foreign != nil {
 		c.Err = id.foreign(got, d)
 	}

@@ -59,6 +59,14 @@ func TestHostGatewayRoutes(t *testing.T) {
 		s.sync(nodeScope, want)
 		s.lacks("ip route", "10.0.0.97")
 	})
+	t.Run("another's route stands behind ours", func(t *testing.T) {
+		s.run("ip route replace 10.10.2.0/24 via 10.0.0.99 proto 119")
+		s.run("ip route append 10.10.2.0/24 via 10.0.0.98 proto static")
+		s.sync(nodeScope, want)
+		s.contains("ip route get 10.10.2.1", "via 10.0.0.12")
+		s.contains("ip route", "10.10.2.0/24 via 10.0.0.98 dev eth0 proto static")
+		s.run("ip route del 10.10.2.0/24 via 10.0.0.98 proto static")
+	})
 	t.Run("link down and up", func(t *testing.T) {
 		s.run("ip link set eth0 down")
 		s.lacks("ip route", "10.10.2.0/24")

@@ -155,7 +155,7 @@ func (a *applier) raise(c *Change) {
 	if err == nil {
 		var m message
 		m, err = linkMessage(Link{Up: l.Up, Alias: l.Alias}, index, 0)
-		a.raised = append(a.raised, step{c, m})
+		a.raised = append(a.raised, step{c: c, m: m})
 	}
 	a.conclude(c, err)
 }

@@ -44,9 +44,39 @@ func routeMessage(typ uint16, flags int, r Route, scope, kind uint8) message {
 	return m
 }
 
-// newRoute makes r by one RTM_NEWROUTE, even if r replaces a route: the destination always has a
-// route.
-func (v *view) newRoute(r Route, op Op) (message, error) {
+// routeStep makes the change of a route so that the destination always has a route.
+//
+// The kernel replaces an IPv6 route (NLM_F_REPLACE) without the loss of a packet. When it replaces an IPv4
+// route, it marks the old route as dead. A packet's lookup that holds the old route then skips it, goes on
+// behind it, and so misses the new route in the old route's place (net/ipv4/fib_trie.c: fib_table_insert,
+// fib_table_lookup). So the new route is appended behind the old route, where such a lookup finds it, and
+// then the old route is deleted. A route that shares its place with others is replaced: an appended route
+// would stand behind the others.
+func (v *view) routeStep(c *Change, r Route) (s step, err error) {
+	s.c = c
+	was, replaces := c.Was.(Route)
+	switch {
+	case c.Op == Delete:
+		s.m, err = v.delRoute(r)
+		return s, err
+	case !replaces:
+		s.m, err = v.newRoute(r, unix.NLM_F_EXCL)
+		return s, err
+	case c.shared || r.Dst.Addr().Is6():
+		s.m, err = v.newRoute(r, unix.NLM_F_REPLACE)
+		return s, err
+	}
+	if s.m, err = v.newRoute(r, unix.NLM_F_APPEND); err == nil {
+		if s.then, err = v.delRoute(was); absent(err) {
+			err = nil // the old route went with its link
+		}
+	}
+	return s, err
+}
+
+// newRoute makes r by one RTM_NEWROUTE. The flag (NLM_F_EXCL, NLM_F_REPLACE, NLM_F_APPEND) says what
+// happens if the place has a route.
+func (v *view) newRoute(r Route, flag int) (message, error) {
 	r = normal(r)
 	kind, err := routeType(r.Type)
 	if err != nil {
@@ -55,15 +85,11 @@ func (v *view) newRoute(r Route, op Op) (message, error) {
 	if h, ok := v.nextHopOf(r); ok && v.objects[h] != 0 {
 		r.NextHopID, r.Onlink = v.objects[h], false // the object has the flag
 	}
-	flags := unix.NLM_F_CREATE | unix.NLM_F_EXCL
-	if op == Replace {
-		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
-	}
 	scope := uint8(unix.RT_SCOPE_UNIVERSE)
 	if r.Dst.Addr().Is4() && !r.Via.IsValid() && r.Type == "" {
 		scope = unix.RT_SCOPE_LINK
 	}
-	m := routeMessage(unix.RTM_NEWROUTE, flags, r, scope, kind)
+	m := routeMessage(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|flag, r, scope, kind)
 	if m, err = v.way(m, r); err != nil {
 		return nil, err
 	}

@@ -209,6 +209,7 @@ type Change struct {
 	Was    any // only for a Replace: the observed object
 	Err    error
 	Took   time.Duration
+	shared bool // other objects stand in the place of a Replace
 }
 
 // Host is the part of the machine that a policy needs and does not own.
