@@ -109,9 +109,9 @@ type loop struct {
 // shared holds the fields of a loop that other goroutines use.
 type shared struct {
 	look, reread trigger
-	harmed       trigger                             // a pod's link may lack something: pods.Keep looks
-	seen         atomic.Pointer[view]                // the last look's view; nil before the first look
-	silent       atomic.Pointer[map[netip.Addr]bool] // of the last round of probes; nil before the first round
+	harmed       trigger              // a pod's link may lack something: pods.Keep looks
+	seen         atomic.Pointer[view] // the last look's view; nil before the first look
+	lan          atomic.Pointer[lan]  // of the last round of probes; nil before the first round
 }
 
 // newLoop returns a loop that knows nothing yet. The caller sets the source and the parts that the loop
@@ -182,8 +182,8 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	if hostErr == nil {
 		w.Host.Ruled, hostErr = l.kernel.Ruled(ctx, w.Asks())
 	}
-	if silent := l.silent.Load(); silent != nil {
-		w.Silent = *silent
+	if lan := l.lan.Load(); lan != nil {
+		w.Silent, w.MACs = lan.silent, lan.macs
 	}
 	l.failed(&o, cluster.HostUnreadable, hostErr, "nothing was changed; edgewayd tries again on its own")
 	if !l.known || hostErr != nil {

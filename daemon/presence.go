@@ -18,12 +18,13 @@ const probeMost = 256
 // presence counts the rounds in which a neighbour did not answer.
 //
 //	answers ──> 0 misses                  back at once
-//	silent ───> one more miss ──> after `withdrawAfter`: silent, as long as somebody answers
-//	nobody answers: our own link is cut; nothing is concluded from that
+//	silent ───> one more miss ──> after `withdrawAfter`: silent, as long as somebody on its link answers
+//	nobody on a link answers: our own end of it is cut; nothing is concluded from that
 type presence struct {
 	after  time.Duration
 	misses map[routes.Neighbour]int
-	turn   int // where the next round begins
+	macs   map[netip.Addr]string // of the last answers
+	turn   int                   // where the next round begins
 }
 
 // next chooses the neighbours for a round: all of them, or the first (a switch) and the next in turn.
@@ -39,39 +40,49 @@ func (p *presence) next(all []routes.Neighbour) []routes.Neighbour {
 	return round
 }
 
-// round takes the answers of one round and returns the addresses that are now silent. Neighbours that the
-// round did not probe keep their count.
-func (p *presence) round(all []routes.Neighbour, heard map[routes.Neighbour]routes.Hearing) map[netip.Addr]bool {
-	misses, anybody := map[routes.Neighbour]int{}, false
+// round takes the answers of one round and returns what the LAN says now. Neighbours that the round did not
+// probe keep their count.
+func (p *presence) round(all []routes.Neighbour, heard map[routes.Neighbour]routes.Heard) lan {
+	misses, answered := map[routes.Neighbour]int{}, map[string]bool{}
+	for _, n := range all {
+		answered[n.Link] = answered[n.Link] || heard[n].Hearing == routes.Answers
+	}
+	out := lan{silent: map[netip.Addr]bool{}, macs: map[netip.Addr]string{}}
 	for _, n := range all {
 		misses[n] = p.misses[n]
-		switch heard[n] { // Unsure where n was not probed
-		case routes.Answers:
-			misses[n], anybody = 0, true
-		case routes.Silent:
+		switch h := heard[n]; { // Unsure where n was not probed
+		case h.Hearing == routes.Answers:
+			misses[n] = 0
+			out.macs[n.IP] = h.MAC
+		case h.Hearing == routes.Silent && answered[n.Link]:
 			misses[n]++
+		case p.macs[n.IP] != "":
+			out.macs[n.IP] = p.macs[n.IP]
+		}
+		if time.Duration(misses[n])*config.ProbeEvery >= p.after {
+			out.silent[n.IP] = true
 		}
 	}
-	if anybody {
-		p.misses = misses
-	}
-	silent := map[netip.Addr]bool{}
-	for n, count := range p.misses {
-		if time.Duration(count)*config.ProbeEvery >= p.after {
-			silent[n.IP] = true
-		}
-	}
-	return silent
+	p.misses, p.macs = misses, out.macs
+	return out
 }
+
+// lan is what the neighbours' answers say.
+type lan struct {
+	silent map[netip.Addr]bool   // see policy.World
+	macs   map[netip.Addr]string // see policy.World
+}
+
+func (l lan) equal(o lan) bool { return maps.Equal(l.silent, o.silent) && maps.Equal(l.macs, o.macs) }
 
 // listener is routes.Kernel as probe uses it.
 type listener interface {
-	Listen(ctx context.Context, neighbours []routes.Neighbour) (map[routes.Neighbour]routes.Hearing, error)
+	Listen(ctx context.Context, neighbours []routes.Neighbour) (map[routes.Neighbour]routes.Heard, error)
 }
 
 // probe probes the LAN of a speaker until ctx ends. It withdraws nothing itself: policy.Decide reads the
 // silent addresses.
-func (l *loop) probe(ctx context.Context, lan listener) error {
+func (l *loop) probe(ctx context.Context, k listener) error {
 	p := &presence{after: l.config.BGP.WithdrawAfter}
 	if p.after == 0 {
 		<-ctx.Done()
@@ -83,12 +94,12 @@ func (l *loop) probe(ctx context.Context, lan listener) error {
 			continue
 		}
 		all := v.Plan.Neighbours
-		heard, err := lan.Listen(ctx, p.next(all))
+		heard, err := k.Listen(ctx, p.next(all))
 		if err != nil {
 			l.log.Debug("probe the LAN", "err", err) // a neighbour that could not be probed keeps its count
 		}
-		if silent := p.round(all, heard); !maps.Equal(silent, v.World.Silent) {
-			l.silent.Store(&silent)
+		if now := p.round(all, heard); !now.equal(lan{v.World.Silent, v.World.MACs}) {
+			l.lan.Store(&now)
 			l.look.fire()
 		}
 	}

@@ -15,8 +15,10 @@ func TestPresence(t *testing.T) {
 		return routes.Neighbour{Link: "eth0", IP: netip.AddrFrom4([4]byte{192, 0, 2, i})}
 	}
 	a, b, sw := node(1), node(2), node(254)
-	type heard = map[routes.Neighbour]routes.Hearing
-	all := func(of ...routes.Hearing) heard { return heard{a: of[0], b: of[1], sw: of[2]} }
+	type heard = map[routes.Neighbour]routes.Heard
+	all := func(of ...routes.Hearing) heard {
+		return heard{a: {Hearing: of[0], MAC: "a"}, b: {Hearing: of[1], MAC: "b"}, sw: {Hearing: of[2]}}
+	}
 	const yes, no, unsure = routes.Answers, routes.Silent, routes.Unsure
 
 	p := &presence{after: 3 * config.ProbeEvery}
@@ -37,14 +39,33 @@ func TestPresence(t *testing.T) {
 		{"b misses two", all(no, no, yes), 1},
 		{"b misses three", all(no, no, yes), 2},
 		{"a is back at once", all(yes, no, yes), 1},
-		{"b is no longer asked for: it left the cluster", heard{a: yes, sw: yes}, 0},
+		{"b is no longer asked for: it left the cluster", heard{a: {Hearing: yes}, sw: {Hearing: yes}}, 0},
 	} {
-		if got := p.round(slices.Collect(maps.Keys(step.heard)), step.heard); len(got) != step.silent {
-			t.Fatalf("round %d, %s: silent %v, want %d", i, step.what, got, step.silent)
+		if got := p.round(slices.Collect(maps.Keys(step.heard)), step.heard); len(got.silent) != step.silent {
+			t.Fatalf("round %d, %s: silent %v, want %d", i, step.what, got.silent, step.silent)
 		}
 	}
 	if config.Defaults().BGP.WithdrawAfter < 3*config.ProbeEvery {
 		t.Error("a node is withdrawn after fewer than three misses by default")
+	}
+}
+
+// The speaker's cable to one switch is cut, and its other link still works: no node behind the cable is silent.
+func TestOneOfTwoCablesIsCut(t *testing.T) {
+	far, near := routes.Neighbour{Link: "eth0", IP: netip.MustParseAddr("192.0.2.1")}, routes.Neighbour{Link: "eth1", IP: netip.MustParseAddr("198.51.100.1")}
+	permanent := routes.Neighbour{Link: "eth0", IP: netip.MustParseAddr("192.0.2.254")} // Listen says Unsure of it
+	all := []routes.Neighbour{permanent, far, near}
+	p := &presence{after: config.ProbeEvery}
+	p.round(all, map[routes.Neighbour]routes.Heard{far: {Hearing: routes.Answers, MAC: "far"}, near: {Hearing: routes.Answers, MAC: "near"}})
+	for range 5 {
+		got := p.round(all, map[routes.Neighbour]routes.Heard{far: {Hearing: routes.Silent}, near: {Hearing: routes.Answers, MAC: "near"}})
+		if len(got.silent) > 0 {
+			t.Fatalf("silent %v", got.silent)
+		}
+	}
+	got := p.round(all, map[routes.Neighbour]routes.Heard{near: {Hearing: routes.Silent}})
+	if len(got.silent) > 0 || len(got.macs) != 2 {
+		t.Errorf("silent %v, MACs %v; where nobody answers nothing is forgotten", got.silent, got.macs)
 	}
 }
 

@@ -20,6 +20,12 @@ const (
 	Silent
 )
 
+// Heard is what the kernel knows of a neighbour.
+type Heard struct {
+	Hearing
+	MAC string // of the last answer; "": none is known
+}
+
 // Neighbour is another machine on a link.
 type Neighbour struct {
 	Link string
@@ -30,7 +36,7 @@ type Neighbour struct {
 // up to three ARP requests or neighbour solicitations, a second apart (net/core/neighbour.c: NUD_PROBE,
 // NUD_INCOMPLETE). Traffic to a neighbour under probe continues. A second Listen finds the answers after
 // three seconds or more.
-func (k *Kernel) Listen(ctx context.Context, neighbours []Neighbour) (map[Neighbour]Hearing, error) {
+func (k *Kernel) Listen(ctx context.Context, neighbours []Neighbour) (map[Neighbour]Heard, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -39,7 +45,7 @@ func (k *Kernel) Listen(ctx context.Context, neighbours []Neighbour) (map[Neighb
 		return nil, fmt.Errorf("probe neighbours: %w", err)
 	}
 	defer h.Close()
-	heard := map[Neighbour]Hearing{}
+	heard := map[Neighbour]Heard{}
 	known := map[string]map[netip.Addr]netlink.Neigh{} // by link
 	index := map[string]int{}
 	var errs []error
@@ -52,7 +58,7 @@ func (k *Kernel) Listen(ctx context.Context, neighbours []Neighbour) (map[Neighb
 			continue
 		}
 		entry, ok := known[n.Link][n.IP]
-		heard[n] = hearing(entry, ok)
+		heard[n] = Heard{hearing(entry, ok), entry.HardwareAddr.String()}
 		errs = append(errs, probe(h, entry, ok, n, index[n.Link]))
 	}
 	return heard, errors.Join(errs...)
@@ -76,11 +82,12 @@ func neighboursOn(h *netlink.Handle, link string) (int, map[netip.Addr]netlink.N
 	return l.Attrs().Index, known, nil
 }
 
+// hearing says what an entry tells. A permanent or NOARP entry tells nothing: the kernel never probes it.
 func hearing(n netlink.Neigh, ok bool) Hearing {
 	switch {
 	case !ok:
 		return Unsure
-	case n.State&(unix.NUD_REACHABLE|unix.NUD_PERMANENT|unix.NUD_NOARP) != 0:
+	case n.State&unix.NUD_REACHABLE != 0:
 		return Answers
 	case n.State&unix.NUD_FAILED != 0:
 		return Silent

@@ -25,7 +25,7 @@ func TestListen(t *testing.T) {
 			}
 			wrong := 0
 			for n, h := range want {
-				if heard[n] != h {
+				if heard[n].Hearing != h {
 					wrong++
 				}
 			}
@@ -44,6 +44,13 @@ func TestListen(t *testing.T) {
 	until("two are gone", map[Neighbour]Hearing{gone[0]: Silent, gone[1]: Silent, stays: Answers})
 	there.run("ip addr add 192.0.2.2/32 dev eth0")
 	until("one is back", map[Neighbour]Hearing{gone[0]: Answers, gone[1]: Silent, stays: Answers})
+	heard, err := here.k.Listen(t.Context(), all)
+	if err != nil || heard[stays].MAC == "" || heard[gone[0]].MAC != heard[stays].MAC {
+		t.Errorf("heard %v, %v; want one MAC for both addresses of a machine", heard, err)
+	}
+	// An entry that an operator made permanent is no answer, and no silence either.
+	here.run("ip neigh replace 192.0.2.3 lladdr 02:00:00:00:00:03 dev eth0 nud permanent")
+	until("a permanent entry", map[Neighbour]Hearing{gone[0]: Answers, stays: Unsure})
 }
 
 // link joins two namespaces with eth0 on both sides: 192.0.2.1, fd00::1 here, .2, .3 and ::2 there.

@@ -18,6 +18,7 @@ const (
 	PeerOffSubnet      Reason = "peerOffSubnet"      // the switch is not one hop away
 	OffSubnet          Reason = "offSubnet"          // a node of this LAN is not one hop away
 	SilentNode         Reason = "silentNode"         // a node does not answer while others do
+	OneMAC             Reason = "oneMAC"             // one machine answers for several nodes
 	LinkDown           Reason = "linkDown"           // the link of the node's own address is down
 	ForwardingOff      Reason = "forwardingOff"      // IPv4 forwarding is off on a link to the LAN
 	NotSelected        Reason = "notSelected"        // no BGP resource selects a neighbour

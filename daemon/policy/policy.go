@@ -38,6 +38,8 @@ type World struct {
 	Host    routes.Host   // addresses and routes of this machine that are not ours
 	// Silent has the addresses on this LAN that no longer answer while others do.
 	Silent map[netip.Addr]bool
+	// MACs has the MAC with which each neighbour answered its last probe.
+	MACs map[netip.Addr]string
 	// Learned are the paths that the switches announce within bgp.learn, in the order of
 	// bgp.LearnedPath.Compare.
 	Learned []bgp.LearnedPath

@@ -68,7 +68,7 @@ func worldOf(t *testing.T, a *txtar.Archive, node string) World {
 		case f.Name == "config.yaml":
 			w.Config, err = config.Parse(f.Data)
 		case f.Name == "host "+node:
-			w.Host, w.Silent, w.Learned = hostOf(t, string(f.Data))
+			readHost(t, string(f.Data), &w)
 		case strings.HasSuffix(f.Name, ".yaml"):
 			err = os.WriteFile(filepath.Join(dir, f.Name), f.Data, 0o644)
 		}
@@ -86,13 +86,15 @@ func worldOf(t *testing.T, a *txtar.Archive, node string) World {
 	return w
 }
 
-// hostOf parses lines such as "addr 10.0.10.11/24 dev eth0", "link eth0 mtu 1500" or "link eth0 down", "route
-// 0.0.0.0/0 via 10.0.10.1 dev eth0", "blackhole 10.0.0.0/8", "rule 100 10.10.4.0 via 10.0.10.9 dev eth1" or "rule 100 10.10.4.0 prohibit", "unforwarded eth0", and "silent 10.0.10.12": that one answers no more. What the
-// switches announce is "learned 192.168.5.0/24 via 10.0.10.1 from 10.0.10.1", with "kept" after it
-// when that session is down.
-func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]bool, learned []bgp.LearnedPath) {
+// readHost parses lines such as "addr 10.0.10.11/24 dev eth0", "link eth0 mtu 1500" or "link eth0 down", "route
+// 0.0.0.0/0 via 10.0.10.1 dev eth0", "blackhole 10.0.0.0/8", "rule 100 10.10.4.0 via 10.0.10.9 dev eth1" or "rule
+// 100 10.10.4.0 prohibit", and "unforwarded eth0". A neighbour that answered is "mac 10.0.10.12 02:00:00:00:00:12",
+// and one that answers no more is "silent 10.0.10.12". A path that a switch announces is "learned 192.168.5.0/24
+// via 10.0.10.1 from 10.0.10.1", with "kept" after it when that session is down.
+func readHost(t *testing.T, text string, w *World) {
 	t.Helper()
-	silent = map[netip.Addr]bool{}
+	w.Silent, w.MACs = map[netip.Addr]bool{}, map[netip.Addr]string{}
+	h := &w.Host
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
 		switch {
@@ -116,7 +118,7 @@ func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]boo
 			h.Routes = append(h.Routes, routes.Route{Dst: netip.MustParsePrefix(f[1]), Via: netip.MustParseAddr(f[3]), Link: f[5], Protocol: 4})
 		case len(f) >= 6 && f[0] == "learned":
 			path := bgp.Path{Prefix: netip.MustParsePrefix(f[1]), NextHop: netip.MustParseAddr(f[3])}
-			learned = append(learned, bgp.LearnedPath{Path: path, From: netip.MustParseAddr(f[5]), Kept: len(f) == 7})
+			w.Learned = append(w.Learned, bgp.LearnedPath{Path: path, From: netip.MustParseAddr(f[5]), Kept: len(f) == 7})
 		case len(f) == 2 && (f[0] == "blackhole" || f[0] == "unreachable"):
 			h.Routes = append(h.Routes, routes.Route{Dst: netip.MustParsePrefix(f[1]), Type: f[0], Protocol: 12})
 		case len(f) >= 4 && f[0] == "rule":
@@ -135,13 +137,14 @@ func hostOf(t *testing.T, text string) (h routes.Host, silent map[netip.Addr]boo
 		case len(f) == 2 && f[0] == "unforwarded":
 			h.Unforwarded = append(h.Unforwarded, f[1])
 		case len(f) == 2 && f[0] == "silent":
-			silent[netip.MustParseAddr(f[1])] = true
+			w.Silent[netip.MustParseAddr(f[1])] = true
+		case len(f) == 3 && f[0] == "mac":
+			w.MACs[netip.MustParseAddr(f[1])] = f[2]
 		case len(f) > 0:
 			t.Fatalf("host: %q", line)
 		}
 	}
-	slices.SortFunc(learned, bgp.LearnedPath.Compare)
-	return h, silent, learned
+	slices.SortFunc(w.Learned, bgp.LearnedPath.Compare)
 }
 
 // When the Secret goes, the switch is not told that the resource is gone.

@@ -28,6 +28,7 @@ func (d *draft) speak() {
 	}
 	d.markOwn()
 	d.plan.Neighbours = d.neighbours()
+	d.proxied()
 }
 
 // resource finds the problems of a BGP resource as a whole.
@@ -213,6 +214,31 @@ func (d *draft) neighbours() []routes.Neighbour {
 		}
 	}
 	return out
+}
+
+// proxied records the links on which one machine answers for nodes: a switch with proxy ARP or ARP suppression
+// answers for dead nodes too, so that no node ever becomes silent.
+func (d *draft) proxied() {
+	owner := map[netip.Addr]string{}
+	for _, n := range d.Cluster.Nodes {
+		for _, a := range n.Addresses {
+			owner[a] = "Node/" + n.Name
+		}
+	}
+	type seen struct{ link, mac string }
+	first, told := map[seen]string{}, map[string]bool{}
+	for _, n := range d.plan.Neighbours {
+		at, who := seen{n.Link, d.MACs[n.IP]}, cmp.Or(owner[n.IP], "the switch")
+		if at.mac == "" {
+			continue
+		}
+		other := cmp.Or(first[at], who)
+		if first[at] = other; other != who && !told[n.Link] {
+			told[n.Link] = true
+			d.problem("link "+n.Link, cluster.OneMAC, "a MAC of its own for each node", fmt.Sprintf("%s and %s answer with %s", other, who, at.mac),
+				"turn proxy ARP or ARP suppression off on the switch; until then a dead node cannot be seen, and its pod CIDRs are never withdrawn")
+		}
+	}
 }
 
 // markOwn marks this node's own pod CIDRs for each switch to which another speaker advertises them too. When
