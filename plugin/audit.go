@@ -23,12 +23,17 @@ func (n *Node) Attachments(ctx context.Context) ([]Attached, error) {
 	return all, err
 }
 
-// look prepares an operator's request: it checks the store and borrows a kernel of the host.
-func (n *Node) look(ctx context.Context) (host kernel, done func(), err error) {
+// ready prepares the Node for a request that is not a verb.
+func (n *Node) ready(ctx context.Context) error {
 	if err := n.open(); err != nil {
-		return nil, nil, err
+		return err
 	}
-	if err := n.needStore(ctx); err != nil {
+	return n.needStore(ctx)
+}
+
+// look borrows a kernel of the host for such a request.
+func (n *Node) look(ctx context.Context) (host kernel, done func(), err error) {
+	if err := n.ready(ctx); err != nil {
 		return nil, nil, err
 	}
 	return n.host()
@@ -111,38 +116,37 @@ type Finding struct {
 
 // Audit compares leases with links, and both ends of each attachment with what ADD makes, as far as the
 // store knows. It changes nothing. Verbs wait until it is done.
-func (n *Node) Audit(ctx context.Context) ([]Finding, error) {
-	host, done, err := n.look(ctx)
-	if err != nil {
+func (n *Node) Audit(ctx context.Context) (found []Finding, err error) {
+	if err := n.ready(ctx); err != nil {
 		return nil, err
 	}
-	defer done()
-	n.sweep.Lock()
-	defer n.sweep.Unlock()
-	a, err := n.audit(ctx, host)
-	return a.findings, err
+	err = n.alone(func(host kernel) error {
+		a, err := n.audit(ctx, host)
+		found = a.findings
+		return err
+	})
+	return found, err
 }
 
 // Repair does what Sweep does, and restores what the host's ends of living attachments lack. It returns
 // what Audit found before, and what it finds after.
-func (n *Node) Repair(ctx context.Context) ([]Finding, error) {
-	host, done, err := n.look(ctx)
-	if err != nil {
+func (n *Node) Repair(ctx context.Context) (found []Finding, err error) {
+	if err := n.ready(ctx); err != nil {
 		return nil, err
 	}
-	defer done()
-	n.sweep.Lock()
-	defer n.sweep.Unlock()
-	before, err := n.audit(ctx, host)
-	if err != nil {
-		return nil, err
-	}
-	err = before.repair(ctx, n, host)
-	after, aerr := n.audit(ctx, host)
-	if aerr != nil {
-		return nil, errors.Join(err, aerr)
-	}
-	return settled(before, after), err
+	err = n.alone(func(host kernel) error {
+		before, err := n.audit(ctx, host)
+		if err != nil {
+			return err
+		}
+		err = before.repair(ctx, n, host)
+		after, aerr := n.audit(ctx, host)
+		if aerr == nil {
+			found = settled(before, after)
+		}
+		return errors.Join(err, aerr)
+	})
+	return found, err
 }
 
 // settled returns what is left after a repair, and what the repair did.

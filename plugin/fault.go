@@ -58,25 +58,25 @@ func asCNI(err error) *cniError {
 	if errors.As(err, &e) {
 		return &cniError{code: e.code, err: err, todo: e.todo, said: e.said}
 	}
-	switch {
-	case errors.Is(err, ipam.ErrExhausted):
-		return fault(codeTryAgain, "%w", err).next("delete pods of this node or give it a larger pod CIDR")
-	case errors.Is(err, ipam.ErrNoPool):
-		return fault(codeTryAgain, "no pool yet: %w", err).next("give the Node a podCIDR and check edgewayd status, or write ipam.ranges into the network configuration")
-	case errors.Is(err, ipam.ErrInUse):
-		return fault(codeInUse, "%w", err).next("ask for another address, or delete the pod that holds it")
-	case errors.Is(err, ipam.ErrNotInPool):
-		return fault(codeConfig, "%w", err).next("ask for an address of the node's pool")
-	case errors.Is(err, ipam.ErrHeld):
-		return fault(codeExists, "%w", err).next("call DEL before a second ADD of the same container and interface")
-	case errors.Is(err, ipam.ErrInvalid):
-		return fault(codeConfig, "%w", err).next("correct ipam in the network configuration")
-	case errors.Is(err, ipam.ErrDamaged):
-		return fault(codeTryAgain, "%w", err).next("edgewayd rebuilds the store when it opens it: check edgewayd status and the disk")
-	case errors.Is(err, ipam.ErrLocked):
-		return fault(codeTryAgain, "%w", err).next("edgewayd holds the store but does not answer: systemctl restart edgewayd, and check its log")
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return fault(codeTryAgain, "%w", err).next("try again")
+	for _, known := range []struct {
+		cause error
+		code  uint
+		todo  string
+	}{
+		{ipam.ErrExhausted, codeTryAgain, "delete pods of this node or give it a larger pod CIDR"},
+		{ipam.ErrNoPool, codeTryAgain, "give the Node a podCIDR and check edgewayd status, or write ipam.ranges into the network configuration"},
+		{ipam.ErrInUse, codeInUse, "ask for another address, or delete the pod that holds it"},
+		{ipam.ErrNotInPool, codeConfig, "ask for an address of the node's pool"},
+		{ipam.ErrHeld, codeExists, "call DEL before a second ADD of the same container and interface"},
+		{ipam.ErrInvalid, codeConfig, "correct ipam in the network configuration"},
+		{ipam.ErrDamaged, codeTryAgain, "edgewayd rebuilds the store when it opens it: check edgewayd status and the disk"},
+		{ipam.ErrLocked, codeTryAgain, "edgewayd holds the store but does not answer: systemctl restart edgewayd, and check its log"},
+		{context.DeadlineExceeded, codeTryAgain, "try again"},
+		{context.Canceled, codeTryAgain, "try again"},
+	} {
+		if errors.Is(err, known.cause) {
+			return fault(known.code, "%w", err).next("%s", known.todo)
+		}
 	}
 	return fault(codeIO, "%w", err).next("check the cause in msg and try again")
 }

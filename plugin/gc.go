@@ -41,7 +41,7 @@ func (n *Node) gc(ctx context.Context, rq request, keep map[ipam.Attachment]bool
 	defer cancel()
 	if rq.conf.delegated() {
 		if ok {
-			err = n.gcDelegated(ctx, rq, keep)
+			err = n.alone(func(host kernel) error { return n.gcDelegated(ctx, host, rq, keep) })
 		}
 		return errors.Join(err, n.delegate(ctx, rq, "GC"))
 	}
@@ -51,28 +51,16 @@ func (n *Node) gc(ctx context.Context, rq request, keep map[ipam.Attachment]bool
 	if err := n.needStore(ctx); err != nil {
 		return err
 	}
-	n.sweep.Lock()
-	defer n.sweep.Unlock()
-	host, done, err := n.host()
-	if err != nil {
+	return n.alone(func(host kernel) error {
+		_, err := n.collect(ctx, host, func(a Attached) bool {
+			return a.Lease.Network != rq.conf.network() || keep[a.Lease.Attachment]
+		})
 		return err
-	}
-	defer done()
-	_, err = n.collect(ctx, host, func(a Attached) bool {
-		return a.Lease.Network != rq.conf.network() || keep[a.Lease.Attachment]
 	})
-	return err
 }
 
 // gcDelegated removes the links of a network whose addresses another IPAM plugin gives.
-func (n *Node) gcDelegated(ctx context.Context, rq request, keep map[ipam.Attachment]bool) error {
-	n.sweep.Lock()
-	defer n.sweep.Unlock()
-	host, done, err := n.host()
-	if err != nil {
-		return err
-	}
-	defer done()
+func (n *Node) gcDelegated(ctx context.Context, host kernel, rq request, keep map[ipam.Attachment]bool) error {
 	prefix := delegatedPrefix(rq.conf.Name)
 	links, err := host.Links(ctx, prefix)
 	if err != nil {

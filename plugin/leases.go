@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/edgeway-cni/edgeway/ipam"
 )
@@ -73,7 +74,7 @@ func (n *Node) poolOf(configured *ipam.Pool) (*ipam.Pool, error) {
 	}
 	stored, ok, err := n.storedPool()
 	if err == nil && !ok {
-		err = ipam.ErrNoPool
+		err = fmt.Errorf("%w yet", ipam.ErrNoPool)
 	}
 	return &stored, err
 }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
-	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/ipam"
@@ -31,10 +30,7 @@ func (n *Node) lend(ctx context.Context, o order) (reply api.Reply, err error) {
 	defer done()
 	var cookie uint64
 	if o.netns != nil {
-		if socket, err := socketIn(o.netns); err == nil {
-			cookie = cookieOf(socket)
-			unix.Close(socket)
-		}
+		cookie, _ = cookieIn(o.netns) // without the number only the path counts
 	}
 	g, err := n.obtain(ctx, host, o, cookie)
 	if err != nil {

@@ -68,14 +68,19 @@ func socketIn(netns *os.File) (fd int, err error) {
 	return fd, err
 }
 
-// cookieOf is the number of the socket's namespace, which the kernel never reuses within a boot; 0 before
+// cookieIn is the number of a network namespace, which the kernel never reuses within a boot; 0 before
 // Linux 5.14.
-func cookieOf(socket int) uint64 {
+func cookieIn(netns *os.File) (uint64, error) {
+	socket, err := socketIn(netns)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(socket)
 	cookie, err := unix.GetsockoptUint64(socket, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 	if err != nil {
-		return 0
+		return 0, nil
 	}
-	return cookie
+	return cookie, nil
 }
 
 // isLeased reports whether f is the namespace that the lease was given for: the path may have come to
@@ -85,12 +90,8 @@ func isLeased(l ipam.Lease, f *os.File) bool {
 	if l.NetnsCookie == 0 {
 		return true
 	}
-	socket, err := socketIn(f)
-	if err != nil {
-		return true // not proven to differ
-	}
-	defer unix.Close(socket)
-	return cookieOf(socket) == l.NetnsCookie
+	cookie, err := cookieIn(f)
+	return err != nil || cookie == l.NetnsCookie // an error does not prove that they differ
 }
 
 // presence says whether the network namespace of a lease exists.

@@ -153,6 +153,18 @@ func (n *Node) host() (k kernel, done func(), err error) {
 	}, nil
 }
 
+// alone calls do with a kernel of the host, while no verb runs.
+func (n *Node) alone(do func(host kernel) error) error {
+	host, done, err := n.host()
+	if err != nil {
+		return err
+	}
+	defer done()
+	n.sweep.Lock()
+	defer n.sweep.Unlock()
+	return do(host)
+}
+
 func linkExists(ctx context.Context, k kernel, name string) (bool, error) {
 	observed, err := k.Observe(ctx, routes.Scope{}, routes.State{Links: []routes.Link{{Name: name}}})
 	if err != nil {
@@ -182,7 +194,32 @@ var errLockWait = errors.New("another call works on the same attachment")
 
 // lock waits for the attachment's turn; unlock must be called when err is nil.
 func (l *locks) lock(ctx context.Context, a ipam.Attachment) (unlock func(), err error) {
+	e := l.join(a)
+	select {
+	case <-e.turn:
+		return func() { l.pass(a, e) }, nil
+	case <-ctx.Done():
+		l.leave(a, e)
+		return nil, fault(codeTryAgain, "%s: %w: %w", a, errLockWait, context.Cause(ctx)).next("the runtime must not run two calls for one attachment at a time")
+	}
+}
+
+// try locks an attachment that nobody has locked.
+func (l *locks) try(a ipam.Attachment) (unlock func(), ok bool) {
+	e := l.join(a)
+	select {
+	case <-e.turn:
+		return func() { l.pass(a, e) }, true
+	default:
+		l.leave(a, e)
+		return nil, false
+	}
+}
+
+// join counts the caller among the lock's waiters.
+func (l *locks) join(a ipam.Attachment) *lock {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.held == nil {
 		l.held = map[ipam.Attachment]*lock{}
 	}
@@ -193,29 +230,7 @@ func (l *locks) lock(ctx context.Context, a ipam.Attachment) (unlock func(), err
 		l.held[a] = e
 	}
 	e.waiters++
-	l.mu.Unlock()
-	select {
-	case <-e.turn:
-		return func() { l.pass(a, e) }, nil
-	case <-ctx.Done():
-		l.leave(a, e)
-		return nil, fault(codeTryAgain, "%s: %w: %w", a, errLockWait, context.Cause(ctx)).next("the runtime must not run two calls for one attachment at a time")
-	}
-}
-
-// try locks an attachment that nobody has locked or waits for.
-func (l *locks) try(a ipam.Attachment) (unlock func(), ok bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.held[a] != nil {
-		return nil, false
-	}
-	if l.held == nil {
-		l.held = map[ipam.Attachment]*lock{}
-	}
-	e := &lock{turn: make(chan struct{}, 1), waiters: 1}
-	l.held[a] = e
-	return func() { l.pass(a, e) }, true
+	return e
 }
 
 // pass gives the turn to the next waiter.

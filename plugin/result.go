@@ -25,24 +25,17 @@ func (c conf) previous() (*current.Result, error) {
 	bad := func(err error) error {
 		return fault(codeDecode, "decode prevResult: %w", err).next("pass the result of the plugin before, in cniVersion %s", c.CNIVersion)
 	}
-	// Before 1.0.0 a result may lack its version: the configuration's version applies.
-	var in map[string]json.RawMessage
+	var in map[string]any
 	if err := json.Unmarshal(c.PrevResult, &in); err != nil {
 		return nil, bad(err)
 	}
-	var whole any
-	if err := json.Unmarshal(c.PrevResult, &whole); err != nil {
-		return nil, bad(err)
-	}
-	if holdsNull(whole) { // the library dereferences the nil pointer
+	if holdsNull(in) { // the library dereferences the nil pointer
 		return nil, bad(errors.New("a list has the entry null"))
 	}
-	version := ""
-	_ = json.Unmarshal(in["cniVersion"], &version) // a value of another type counts as missing
-	if version == "" {
-		version = c.CNIVersion
-		in["cniVersion"], _ = json.Marshal(version)
-	}
+	// Before 1.0.0 a result may lack its version: the configuration's version applies.
+	version, _ := in["cniVersion"].(string) // a value of another type counts as missing
+	version = cmp.Or(version, c.CNIVersion)
+	in["cniVersion"] = version
 	raw, err := json.Marshal(in)
 	if err != nil {
 		return nil, bad(err)

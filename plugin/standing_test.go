@@ -7,8 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/edgeway-cni/edgeway/ipam"
 )
 
@@ -55,12 +53,10 @@ func TestJudge(t *testing.T) {
 func TestNamespaceOfAnotherPod(t *testing.T) {
 	kernelTest(t)
 	pod, other := newSpace(t), newSpace(t)
-	socket, err := socketIn(pod.file)
+	cookie, err := cookieIn(pod.file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cookie := cookieOf(socket)
-	unix.Close(socket)
 	plain := filepath.Join(t.TempDir(), "plain")
 	if err := os.WriteFile(plain, nil, 0o600); err != nil {
 		t.Fatal(err)

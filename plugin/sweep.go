@@ -14,23 +14,17 @@ import (
 // Sweep removes what crashes left behind: leases without a link and links without a lease. Verbs wait
 // until it is done. It also makes the remaining links refuse routers and redirects. It returns one
 // sentence for each change.
-func (n *Node) Sweep(ctx context.Context) ([]string, error) {
-	if err := n.open(); err != nil {
+func (n *Node) Sweep(ctx context.Context) (did []string, err error) {
+	if err := n.ready(ctx); err != nil {
 		return nil, err
 	}
-	if err := n.needStore(ctx); err != nil {
-		return nil, err
-	}
-	n.sweep.Lock()
-	defer n.sweep.Unlock()
-	host, done, err := n.host()
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	did, err := n.collect(ctx, host, Attached.lives)
-	set, rerr := refuse(ctx, host)
-	return append(did, set...), errors.Join(err, rerr)
+	err = n.alone(func(host kernel) error {
+		ended, err := n.collect(ctx, host, Attached.lives)
+		set, rerr := refuse(ctx, host)
+		did = append(ended, set...)
+		return errors.Join(err, rerr)
+	})
+	return did, err
 }
 
 // refuse makes the host's ends of all attachments refuse routers and redirects. It covers links that an
