@@ -12,6 +12,10 @@ import (
 // inside runs do on a thread in the namespace ns, and returns when do returns. The
 // caller's thread never moves.
 func inside(ns netns.NsHandle, do func() error) error {
+	var there, here unix.Stat_t
+	if unix.Fstat(int(ns), &there) == nil && unix.Stat("/proc/thread-self/ns/net", &here) == nil && there.Ino == here.Ino && there.Dev == here.Dev {
+		return do() // every thread that may run the caller is in ns
+	}
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()

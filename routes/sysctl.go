@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -155,23 +157,30 @@ func sysctlPath(key string) (string, error) {
 }
 
 func readSysctl(key string) (string, error) {
-	path, err := sysctlPath(key)
-	if err != nil {
-		return "", err
-	}
-	b, err := os.ReadFile(path)
-	return strings.TrimSpace(string(b)), err
+	value := make([]byte, 512) // the settings of links and families are short
+	n, err := sysctlFile(key, unix.O_RDONLY, func(fd int) (int, error) { return unix.Read(fd, value) })
+	return strings.TrimSpace(string(value[:max(n, 0)])), err
 }
 
 func writeSysctl(key, value string) error {
+	_, err := sysctlFile(key, unix.O_WRONLY, func(fd int) (int, error) { return unix.Write(fd, []byte(value)) })
+	return err
+}
+
+// sysctlFile opens the file of a setting for one read or write. An os.File would be given to the Go runtime's
+// poller, with four more system calls. The file is never created: a missing key is an error.
+func sysctlFile(key string, flags int, do func(fd int) (int, error)) (n int, err error) {
 	path, err := sysctlPath(key)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0) // never O_CREATE: a missing key is an error
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
+	if err == nil {
+		n, err = do(fd)
+		err = errors.Join(err, unix.Close(fd))
+	}
 	if err != nil {
-		return err
+		return n, fmt.Errorf("%s: %w", path, err)
 	}
-	_, err = f.WriteString(value)
-	return errors.Join(err, f.Close())
+	return n, nil
 }
