@@ -135,23 +135,33 @@ func installed(m *lab.Machine, protocol int) (n int, err error) {
 	return n, err
 }
 
-// rss is the resident memory of the speaker's daemon and its session processes in MiB. It waits until the
-// daemon has settled.
-func (l *lan) rss(ctx context.Context) (float64, error) {
+// memory is in MiB. All processes are the daemon and its sessions'.
+type memory struct {
+	resident  float64 // of all; shared memory, such as the program's text, counts once (Pss)
+	anonymous float64 // of all
+	daemon    float64 // anonymous, of the daemon alone
+}
+
+// memory returns the memory of the speaker. It waits until the daemon has settled.
+func (l *lan) memory(ctx context.Context) (m memory, err error) {
 	if err := l.settled(ctx, time.Second); err != nil {
-		return 0, err
+		return m, err
 	}
-	// Pss divides shared memory, such as the program's text, among the processes that share it.
-	var sum int
-	for _, pid := range processes(l.node.PID()) {
-		text := field(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss")
-		kib, err := strconv.Atoi(strings.TrimSuffix(text, " kB"))
-		if err != nil {
-			return 0, err
+	for i, pid := range processes(l.node.PID()) {
+		var sizes [2]float64
+		for k, name := range []string{"Pss", "Anonymous"} {
+			kib, err := strconv.Atoi(strings.TrimSuffix(field(fmt.Sprintf("/proc/%d/smaps_rollup", pid), name), " kB"))
+			if err != nil {
+				return m, fmt.Errorf("%s of process %d: %w", name, pid, err)
+			}
+			sizes[k] = float64(kib) / 1024
 		}
-		sum += kib
+		m.resident, m.anonymous = m.resident+sizes[0], m.anonymous+sizes[1]
+		if i == 0 {
+			m.daemon = sizes[1]
+		}
 	}
-	return float64(sum) / 1024, nil
+	return m, nil
 }
 
 // settled waits until the speaker has used almost no processor time for a while.
@@ -244,8 +254,8 @@ func (l *lan) appearances(ctx context.Context, n int, t *table) error {
 	if err != nil {
 		return err
 	}
-	rss, err := l.rss(ctx)
-	t.row(size, ms(there.p50()), ms(there.p99()), ms(gone.p50()), ms(gone.p99()), ms(there.cpuEach()), rss, n)
+	m, err := l.memory(ctx)
+	t.row(size, ms(there.p50()), ms(there.p99()), ms(gone.p50()), ms(gone.p99()), ms(there.cpuEach()), m.resident, n)
 	return err
 }
 

@@ -2,7 +2,7 @@ package main
 
 import "fmt"
 
-// goals compares the results of the run with edgeway's goals. A goal is a count, or a ratio to a peer of
+// goals compares the results of the run with edgeway's goals. A goal is a count, a size, or a ratio to a peer of
 // the same run. A goal that was not measured is left out.
 func (b *bench) goals() {
 	t := table{Name: "goals", Title: "Goals", Columns: columns("what", "at most", "measured", "which is")}
@@ -28,6 +28,10 @@ func (b *bench) goals() {
 		{"lease beside 4,000 leases to beside 10, p50", "store/4000", 1.1},
 		{"lease beside 60,000 leases to beside 10, p50", "store/60000", 1.1},
 		{"pairs a second, 32 callers: bbolt.Update's to ours", "store/update/32", 0.25},
+		{"ADD p50 with source NAT for the pod, one at a time, to one without", "masquerade/1/add", 1.05},
+		{"fsyncs of a slow disk that a lone ADD waits for", "slowdisk/1/fsyncs", 1},
+		{"anonymous memory of a daemon among 10 nodes, MiB", "memory/10/daemon", 6},
+		{"anonymous memory of daemon and two sessions among 5,000 nodes, MiB", "memory/5000/all", 60},
 		{"first sync of 5,000 routes to ip -batch", "routes/first sync", 0.09},
 		{"sync with nothing changed to ip -batch replacing", "routes/nothing changed", 0.02},
 		{"kernel events of a sync with nothing changed", "routes/nothing changed/0/events", 0},

@@ -191,6 +191,8 @@ func sections() []section {
 		{"pods/start", "executables: size and start", "", (*bench).programs},
 		{"pods/v4", "a pod: ADD and DEL, IPv4", "", func(b *bench, ctx context.Context) error { return b.pods(ctx, v4) }},
 		{"pods/dual", "a pod: ADD and DEL, dual stack", "", func(b *bench, ctx context.Context) error { return b.pods(ctx, dual) }},
+		{"pods/masquerade", "a pod: source NAT", "", (*bench).masquerade},
+		{"pods/slowdisk", "a pod: a slow disk", "strace", (*bench).slowDisk},
 		{"routes", "routes to 5,000 nodes", "", (*bench).routes},
 		{"bgp/appear", "BGP: from a manifest to the switch's kernel", "bird", (*bench).appear},
 		{"bgp/5000", "BGP: 5,000 paths on two sessions", "bird", (*bench).manyPaths},

@@ -78,7 +78,7 @@ func (b *bench) newArena(ctx context.Context, f family, pods int) (a *arena, err
 	}
 	for i, c := range a.contenders {
 		for p := range pods {
-			s, err := newSpace(filepath.Join("/run/netns", fmt.Sprintf("pod-%d-%d", i, p)))
+			s, err := newSpace(fmt.Sprintf("/run/netns/%s-pod-%d-%d", filepath.Base(a.dir), i, p))
 			if err != nil {
 				return a, err
 			}

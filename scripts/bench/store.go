@@ -158,7 +158,6 @@ func (b *bench) storeLeases(ctx context.Context) error {
 	}
 	t := table{Name: "store/leases", Title: "Address store: one caller, beside leases in a /16",
 		Columns: columns("store", "held", "lease p50 (µs)", "p99 (µs)", "to 10 held", "release p50 (µs)", "to 10 held", "CPU/pair (µs)", "to 10 held", "pairs")}
-	ratio := func(a, b time.Duration) float64 { return float64(a) / float64(b) }
 	for i, k := range kinds {
 		c, first := &cells[i], &cells[0]
 		t.row(k.name, k.held, us(c.allocate.p50()), us(c.allocate.p99()), ratio(c.allocate.p50(), first.allocate.p50()),

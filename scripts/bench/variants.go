@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// variant is edgeway in a setting of its own, beside edgeway in another.
+type variant struct {
+	*contender
+	cells map[int]*verbs // by pods at once
+}
+
+// versus has the variants take turns: one pod at a time, and 32 at once.
+func (b *bench) versus(ctx context.Context, all []variant) error {
+	rounds, limit := 6, 2500*time.Millisecond
+	if b.quick {
+		rounds = 2
+	}
+	for _, at := range variantsAt {
+		pods := variantPods
+		if at == 1 {
+			pods /= 2
+		}
+		for i := range all {
+			all[i].cells[at] = &verbs{}
+		}
+		for round := range rounds {
+			for _, i := range rotated(len(all), round) {
+				v, err := all[i].round(ctx, fmt.Sprintf("%02d%02d", at, round), at, pods, limit)
+				if err != nil {
+					return err
+				}
+				all[i].cells[at].add.add(v.add)
+				all[i].cells[at].del.add(v.del)
+			}
+		}
+	}
+	return nil
+}
+
+// variantPods is the number of pods of each variant.
+const variantPods = 64
+
+// variantsAt are the numbers of pods at once.
+var variantsAt = []int{1, 32} // read only
+
+// alone makes an arena that has only edgeway and its daemon, whose executables are in bin.
+func (b *bench) alone(ctx context.Context, bin string) (*arena, error) {
+	only := *b
+	only.own, only.bin = true, bin
+	return only.newArena(ctx, v4, variantPods)
+}
+
+// masquerade compares pods that have source NAT with pods that do not.
+func (b *bench) masquerade(ctx context.Context) error {
+	a, err := b.alone(ctx, b.bin)
+	if a != nil {
+		defer a.close()
+	}
+	if err != nil {
+		return err
+	}
+	plain := a.contenders[0]
+	masked := *plain // the same daemon, and the same pods in its own rounds
+	masked.name, masked.conf = "edgeway with ipMasq", maps.Clone(plain.conf)
+	masked.conf["ipMasq"] = true
+	all := []variant{{plain, map[int]*verbs{}}, {&masked, map[int]*verbs{}}}
+	if err := b.versus(ctx, all); err != nil {
+		return err
+	}
+	t := table{Name: "pods/masquerade", Title: "Source NAT for a pod: ADD and DEL, IPv4",
+		Columns: columns("pods at once", "plugin", "ADD p50 (ms)", "to plain", "CPU (ms)", "to plain", "DEL p50 (ms)", "to plain", "pods")}
+	for _, at := range variantsAt {
+		base := all[0].cells[at]
+		for _, v := range all {
+			c := v.cells[at]
+			add, cpu := ratio(c.add.p50(), base.add.p50()), ratio(c.add.cpuEach(), base.add.cpuEach())
+			t.row(at, v.name, ms(c.add.p50()), add, ms(c.add.cpuEach()), cpu, ms(c.del.p50()), ratio(c.del.p50(), base.del.p50()), len(c.add.took))
+			b.out.keep(fmt.Sprintf("masquerade/%d/add", at), add)
+			b.out.keep(fmt.Sprintf("masquerade/%d/cpu", at), cpu)
+		}
+	}
+	b.out.add(t)
+	return nil
+}
+
+// fsyncDelay is what a slow disk adds to each fsync.
+const fsyncDelay = 2 * time.Millisecond
+
+// slowDisk compares a daemon whose fsyncs take fsyncDelay longer with one whose fsyncs do not. strace(1)
+// delays them. It runs beside both daemons, and stops them at these calls only.
+func (b *bench) slowDisk(ctx context.Context) error {
+	var all []variant
+	for i, name := range []string{"as it is", "2 ms slower"} {
+		bin, err := b.delayed(time.Duration(i) * fsyncDelay)
+		if err != nil {
+			return err
+		}
+		a, err := b.alone(ctx, bin)
+		if a != nil {
+			defer a.close()
+		}
+		if err != nil {
+			return err
+		}
+		a.contenders[0].name = name
+		all = append(all, variant{a.contenders[0], map[int]*verbs{}})
+	}
+	if err := b.versus(ctx, all); err != nil {
+		return err
+	}
+	t := table{Name: "pods/slowdisk", Title: "A disk whose fsyncs take 2 ms longer: ADD and DEL, IPv4",
+		Columns: columns("pods at once", "fsync", "ADD p50 (ms)", "longer (ms)", "fsyncs waited for", "ADDs/s", "DEL p50 (ms)", "longer (ms)", "DELs/s", "pods")}
+	for _, at := range variantsAt {
+		base := all[0].cells[at]
+		for _, v := range all {
+			c := v.cells[at]
+			longer := c.add.p50() - base.add.p50()
+			var waited any // 32 at once also wait for each other
+			if at == 1 {
+				waited = ratio(longer, fsyncDelay)
+				b.out.keep("slowdisk/1/fsyncs", ratio(longer, fsyncDelay))
+			}
+			t.row(at, v.name, ms(c.add.p50()), ms(longer), waited, c.add.rate(), ms(c.del.p50()), ms(c.del.p50()-base.del.p50()), c.del.rate(), len(c.add.took))
+		}
+	}
+	t.note("A commit has two fsyncs, one after the other. strace delays them in the daemon, and is beside both daemons.")
+	b.out.add(t)
+	return nil
+}
+
+// delayed makes a directory of executables whose daemon runs under strace. -D keeps the daemon's process ID,
+// and --seccomp-bpf stops it at no other call.
+func (b *bench) delayed(delay time.Duration) (bin string, err error) {
+	if bin, err = os.MkdirTemp(b.dir, "bin-"); err != nil {
+		return "", err
+	}
+	script := fmt.Sprintf("#!/bin/sh\n[ \"$1\" = run ] || exec %s/edgewayd \"$@\"\n"+
+		"exec strace -D -f -qq --seccomp-bpf -o /dev/null -e trace=fsync,fdatasync -e inject=fsync,fdatasync:delay_exit=%d %s/edgewayd \"$@\"\n",
+		b.bin, delay.Microseconds(), b.bin)
+	return bin, errors.Join(os.WriteFile(filepath.Join(bin, "edgewayd"), []byte(script), 0o755),
+		os.Symlink(filepath.Join(b.bin, "edgeway"), filepath.Join(bin, "edgeway")))
+}
+
+func ratio(a, b time.Duration) float64 { return float64(a) / float64(b) }
