@@ -42,9 +42,11 @@ func TestDependencies(t *testing.T) {
 			"github.com/osrg/": "edgeway-controller reads its file with it, on no node"}},
 		{"daemon/config", []string{"bgp", "daemon/api", "daemon/cluster", "daemon/config/keys"}, nil},
 		{"daemon/policy", []string{"ipam", "routes", "bgp", "daemon/cluster", "daemon/config"}, nil},
+		{"daemon/plan", []string{"bgp", "routes", "daemon/cluster", "daemon/config", "daemon/policy"}, nil},
+		{"daemon/switchconf", nil, map[string]string{"github.com/": "it writes text"}},
 		{"daemon/pods", []string{"ipam", "routes", "plugin", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/policy"}, nil},
-		{"daemon", []string{"routes", "bgp", "plugin", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/pods", "daemon/policy", "daemon/report"}, nil},
-		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/pods", "ipam", "plugin"}, map[string]string{
+		{"daemon", []string{"routes", "bgp", "plugin", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/plan", "daemon/pods", "daemon/policy", "daemon/report"}, nil},
+		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/plan", "daemon/pods", "daemon/switchconf", "ipam", "plugin", "routes"}, map[string]string{
 			"k8s.io/client-go/kubernetes": "typed clients are for edgeway-controller: 32 MB, and 7 ms at the start of each command"}},
 	}
 	for _, r := range rules {
