@@ -46,6 +46,7 @@ const (
 type Options struct {
 	Version string
 	Log     *slog.Logger
+	Level   *slog.LevelVar // of Log, changeable through the socket; nil: fixed
 	// Ready is called once, when the socket answers and the first look is done. Alive is called after every
 	// look (systemd's READY=1 and WATCHDOG=1, sd_notify(3)). Both may be nil.
 	Ready, Alive func()
@@ -195,6 +196,30 @@ func listen(ctx context.Context, socket string) (*net.UnixListener, error) {
 	return l, nil
 }
 
+// answerWith is a reply that has v as JSON.
+func answerWith(v any) api.Reply {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return api.Reply{Failed: true, Error: err.Error()}
+	}
+	return api.Reply{Output: text}
+}
+
+// logLevel sets the level of the log, if args name one, and answers with the present level.
+func (d *Daemon) logLevel(args []string) api.Reply {
+	level := d.options.Level
+	if level == nil {
+		return api.Reply{Failed: true, Error: "the level of this daemon's log is fixed"}
+	}
+	if len(args) > 0 {
+		if err := level.UnmarshalText([]byte(args[0])); err != nil {
+			return api.Reply{Failed: true, Error: fmt.Sprintf("log level %q: want debug, info, warn or error", args[0])}
+		}
+		d.options.Log.Info("log level", "level", level)
+	}
+	return answerWith(level)
+}
+
 // answer answers one request on the socket.
 func (d *Daemon) answer(ctx context.Context, req api.Request, netns *os.File) api.Reply {
 	switch req.Op {
@@ -203,11 +228,11 @@ func (d *Daemon) answer(ctx context.Context, req api.Request, netns *os.File) ap
 	case "cni":
 		return d.pods.CNI(ctx, req, netns)
 	case "status":
-		text, err := json.Marshal(d.status(ctx))
-		if err != nil {
-			return api.Reply{Failed: true, Error: err.Error()}
-		}
-		return api.Reply{Output: text}
+		return answerWith(d.status(ctx))
+	case "known":
+		return answerWith(d.known())
+	case "logLevel":
+		return d.logLevel(req.Args)
 	case "ipam":
 		return d.pods.IPAM(ctx, req)
 	}

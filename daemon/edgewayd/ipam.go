@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -42,7 +43,7 @@ func ipamCommand(f *flags) *cobra.Command {
 		Short: "show, check, release and import the addresses of this node's pods",
 		Long: `ipam asks the daemon who holds which address. Where no daemon runs, it opens the store of leases
 itself and does the same.`,
-		Args: cobra.NoArgs,
+		Args: knowsArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if l.output != "" && l.output != "json" {
@@ -66,6 +67,8 @@ func (l *leaseFlags) ask(ctx context.Context, answer any, args ...string) error 
 	defer cancel()
 	reply, err := api.Call(ctx, socket, api.Request{Op: "ipam", Args: args}, nil)
 	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return unreachable(err)
 	case errors.Is(err, api.ErrNoDaemon) && l.socket != "" && l.config == "":
 		return fmt.Errorf("%w: name its configuration with --config, to read the store without it", err)
 	case errors.Is(err, api.ErrNoDaemon):
@@ -294,7 +297,7 @@ what no pod owns, and gives the host's end of running pods back what it lacks.`,
 			case a.Error != "":
 				return errors.New(a.Error)
 			case len(left) > 0:
-				return fmt.Errorf("%d disagreements", len(left))
+				return errors.New(plural(len(left), "disagreement"))
 			}
 			return nil
 		},

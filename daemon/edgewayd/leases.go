@@ -154,6 +154,10 @@ func printFindings(out io.Writer, a api.Findings) {
 		}
 	}
 	if len(a.Findings) == 0 {
-		fmt.Fprintf(out, "%d leases agree with the links, routes and namespaces of this node.\n", a.Leases)
+		agree := "agree"
+		if a.Leases == 1 {
+			agree = "agrees"
+		}
+		fmt.Fprintf(out, "%s %s with the links, routes and namespaces of this node.\n", plural(a.Leases, "lease"), agree)
 	}
 }

@@ -35,9 +35,15 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := root().ExecuteContext(ctx); err != nil {
+	out := &output{Writer: os.Stdout}
+	cmd := root()
+	cmd.SetOut(out)
+	status, err := out.statusOf(cmd.ExecuteContext(ctx))
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "edgewayd:", err)
-		os.Exit(1)
+	}
+	if status != 0 {
+		os.Exit(status)
 	}
 }
 
@@ -67,18 +73,21 @@ on the nodes that BGP resources name as speakers, sessions with the LAN's switch
 		Version:       fmt.Sprintf("%s (commit %s)", version, commit),
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          knowsArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.CompletionOptions.HiddenDefaultCmd = true
+	cmd.SetHelpCommand(helpCommand())
 	cmd.PersistentFlags().StringVar(&f.config, "config", "", "configuration file (default "+config.DefaultFile+" where it exists)")
 	cmd.PersistentFlags().StringVar(&f.socket, "socket", "", "the daemon's socket (default: what the configuration says)")
 	cmd.PersistentFlags().StringVar(&f.node, "node-name", "", "this node's name in the cluster (default: what the configuration says)")
-	cmd.AddCommand(runCommand(&f), statusCommand(&f), checkCommand(&f), ipamCommand(&f), installCommand(&f), uninstallCommand(&f))
+	cmd.AddCommand(runCommand(&f), checkCommand(&f), ipamCommand(&f), installCommand(&f), uninstallCommand(&f))
+	cmd.AddCommand(viewCommands(&f)...)
+	cmd.AddCommand(planCommand(&f), switchConfigCommand(&f), logLevelCommand(&f))
 	return cmd
 }
 
 func runCommand(f *flags) *cobra.Command {
-	var level string
+	var level, format string
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "run the daemon until it is told to stop",
@@ -90,42 +99,21 @@ routes stay, and the switches keep the node's routes for the graceful restart ti
 			if err != nil {
 				return err
 			}
-			var l slog.Level
+			var l slog.LevelVar
 			if err := l.UnmarshalText([]byte(level)); err != nil {
 				return fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
 			}
-			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l}))
-			return daemon.Run(cmd.Context(), c, daemon.Options{Version: version, Log: log, Ready: notifyReady, Alive: notifyAlive,
+			log, err := logger(os.Stderr, format, &l)
+			if err != nil {
+				return err
+			}
+			return daemon.Run(cmd.Context(), c, daemon.Options{Version: version, Log: log, Level: &l, Ready: notifyReady, Alive: notifyAlive,
 				Session: []string{"/proc/self/exe", sessionCommand}})
 		},
 	}
-	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error; edgewayd log-level changes it later")
+	cmd.Flags().StringVar(&format, "log-format", "text", "text or json")
 	return cmd
-}
-
-func checkCommand(f *flags) *cobra.Command {
-	return &cobra.Command{
-		Use:   "check",
-		Short: "read configuration and manifests, and say what is wrong with them",
-		Long: `check reads the configuration and the manifests as the daemon would, changes nothing, and prints
-what this node would route and advertise, and every problem. It exits 1 when there is one.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.read()
-			if err != nil {
-				return err
-			}
-			text, problems, err := daemon.Preview(cmd.Context(), c)
-			if err != nil {
-				return err
-			}
-			fmt.Fprint(cmd.OutOrStdout(), text)
-			if n := len(problems); n > 0 {
-				return fmt.Errorf("%d problems", n)
-			}
-			return nil
-		},
-	}
 }
 
 // read reads the configuration: the named file, else the default file, else an empty configuration.

@@ -412,7 +412,7 @@ func (n *migrationNode) asked(t *testing.T, old, fresh box) {
 		}
 	}
 	n.sh(t, n.netns, "ip route del "+fresh.addr+" dev "+link)
-	n.refused(t, "1 disagreements", "ipam", "check")
+	n.refused(t, "1 disagreement", "ipam", "check")
 	if out := n.must(t, "ipam", "check", "--repair"); !strings.Contains(out, "repaired: add") {
 		t.Errorf("repair: %s", out)
 	}

@@ -3,54 +3,19 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
-
-	"github.com/spf13/cobra"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
 )
 
 // askFor bounds how long a command waits for the daemon.
 const askFor = 15 * time.Second
-
-func statusCommand(f *flags) *cobra.Command {
-	var output string
-	var all bool
-	cmd := &cobra.Command{
-		Use:   "status",
-		Short: "show what the node knows, routes and advertises, and what is wrong",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "" && output != "json" {
-				return fmt.Errorf("-o %q: want json", output)
-			}
-			text, err := ask(cmd.Context(), f, api.Request{Op: "status"})
-			if err != nil {
-				return err
-			}
-			var s api.Status
-			if err := json.Unmarshal(text, &s); err != nil {
-				return fmt.Errorf("daemon's answer: %w; the daemon is of another version than this command", err)
-			}
-			if output == "json" {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				return enc.Encode(s)
-			}
-			printStatus(cmd.OutOrStdout(), s, all)
-			return nil
-		},
-	}
-	cmd.Flags().StringVarP(&output, "output", "o", "", "json: for programs")
-	cmd.Flags().BoolVarP(&all, "all", "a", false, "every route, prefix and problem, however many")
-	return cmd
-}
 
 func ask(ctx context.Context, f *flags, req api.Request) ([]byte, error) {
 	socket, err := f.where()
@@ -60,11 +25,8 @@ func ask(ctx context.Context, f *flags, req api.Request) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, askFor)
 	defer cancel()
 	reply, err := api.Call(ctx, socket, req, nil)
-	if errors.Is(err, api.ErrNoDaemon) {
-		return nil, fmt.Errorf("%w: start it with systemctl start edgewayd, or name its socket with --socket", err)
-	}
 	if err != nil {
-		return nil, err
+		return nil, unreachable(err)
 	}
 	if reply.Error != "" {
 		return nil, errors.New(reply.Error)
@@ -80,6 +42,14 @@ type page struct {
 	out   io.Writer
 	table *tabwriter.Writer
 	most  int // lines of a table; 0: all
+}
+
+// marked marks the line of a reason that something is not right.
+func marked(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return reason + markBad
 }
 
 func (p *page) row(cells ...any) {
@@ -101,29 +71,44 @@ func (p *page) rows(n int, row func(i int)) {
 	}
 	p.table.Flush()
 	if shown < n {
-		fmt.Fprintf(p.out, "  ... and %d more; status --all shows them\n", n-shown)
+		fmt.Fprintf(p.out, "  ... and %d more; --all shows them\n", n-shown)
 	}
 }
 
-// printStatus writes the one screen that an operator needs.
-func printStatus(out io.Writer, s api.Status, all bool) {
+// newPage returns a page for out. A page that shows all has every row.
+func newPage(out *screen, all bool) *page {
 	p := &page{out: out, table: tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), most: screenful}
 	if all {
 		p.most = 0
 	}
+	return p
+}
+
+// status writes the one screen that an operator needs.
+func (p *page) status(s api.Status) {
 	p.row("Node", fmt.Sprintf("%s   addresses %s   pod CIDRs %s   mode %s", s.Node, list(s.Addresses), list(s.PodCIDRs), s.Mode))
 	p.row("Daemon", fmt.Sprintf("edgewayd %s, up %s", s.Version, age(s.Now.Sub(s.Started))))
 	p.row("Cluster", clusterLine(s))
 	p.row("Leases", leasesLine(s.Leases))
 	p.table.Flush()
-	p.routes(s.Routes)
-	p.sessions(s)
-	p.learned(s.Learned)
-	p.problems(s.Problems)
+	views := []func(api.Status){p.routes, p.sessions, p.learned, p.problems}
+	if len(s.Learned) == 0 {
+		views = slices.Delete(views, 2, 3)
+	}
+	for _, view := range views {
+		fmt.Fprintln(p.out)
+		view(s)
+	}
+}
+
+// heading writes the line above a table.
+func (p *page) heading(mark, format string, args ...any) {
+	fmt.Fprintf(p.out, format+mark+"\n", args...)
 }
 
 // routes shows the wrong routes first.
-func (p *page) routes(all []api.Route) {
+func (p *page) routes(s api.Status) {
+	all := s.Routes
 	var bad, good []api.Route
 	for _, r := range all {
 		if r.State == api.Installed {
@@ -132,19 +117,17 @@ func (p *page) routes(all []api.Route) {
 			bad = append(bad, r)
 		}
 	}
-	fmt.Fprintf(p.out, "\nRoutes to other nodes: %d of %d installed\n", len(good), len(all))
+	p.heading(markHead, "Routes to other nodes: %d of %d installed", len(good), len(all))
 	all = append(bad, good...)
 	p.rows(len(all), func(i int) {
 		r := all[i]
-		p.row("  "+r.Dst, "via "+cmp.Or(r.Via, "-"), "dev "+cmp.Or(r.Dev, "-"), r.Node, strings.TrimSuffix(r.State, api.Installed))
+		p.row("  "+r.Dst, "via "+cmp.Or(r.Via, "-"), "dev "+cmp.Or(r.Dev, "-"), r.Node, marked(strings.TrimSuffix(r.State, api.Installed)))
 	})
 }
 
 // learned shows the wrong routes first. It only counts the ignored prefixes.
-func (p *page) learned(all []api.Learned) {
-	if len(all) == 0 {
-		return
-	}
+func (p *page) learned(s api.Status) {
+	all := s.Learned
 	var bad, good []api.Learned
 	for _, l := range all {
 		switch l.State {
@@ -155,7 +138,7 @@ func (p *page) learned(all []api.Learned) {
 			bad = append(bad, l)
 		}
 	}
-	fmt.Fprintf(p.out, "\nLearned from switches: %d of %d\n", len(good), len(all))
+	p.heading(markHead, "Learned from switches: %d of %d", len(good), len(all))
 	shown := append(bad, good...)
 	p.rows(len(shown), func(i int) {
 		l := shown[i]
@@ -163,19 +146,19 @@ func (p *page) learned(all []api.Learned) {
 		if l.Kept {
 			kept = "kept"
 		}
-		p.row("  "+l.Dst, "via "+l.Via, "dev "+cmp.Or(l.Dev, "-"), "from "+l.Switch, strings.TrimSpace(strings.TrimSuffix(l.State, api.Installed)+" "+kept))
+		p.row("  "+l.Dst, "via "+l.Via, "dev "+cmp.Or(l.Dev, "-"), "from "+l.Switch, marked(strings.TrimSpace(strings.TrimSuffix(l.State, api.Installed)+" "+kept)))
 	})
 }
 
 func (p *page) sessions(s api.Status) {
 	if len(s.Sessions) == 0 {
-		fmt.Fprintln(p.out, "\nBGP: this node has no session")
+		p.heading(markHead, "BGP: this node has no session")
 		return
 	}
-	fmt.Fprintln(p.out, "\nBGP sessions")
+	p.heading(markHead, "BGP sessions")
 	p.row("  SWITCH", "ASN", "OUR ASN", "STATE", "SINCE", "PREFIXES", "RESTART", "RESOURCE")
 	for _, b := range s.Sessions {
-		p.row("  "+b.Peer, b.PeerASN, b.LocalASN, b.State, age(s.Now.Sub(b.Since)), len(b.Advertised), restart(b), b.Resource, b.Reason)
+		p.row("  "+b.Peer, b.PeerASN, b.LocalASN, b.State, age(s.Now.Sub(b.Since)), len(b.Advertised), restart(b), b.Resource, marked(b.Reason))
 	}
 	p.table.Flush()
 	for _, b := range s.Sessions {
@@ -195,15 +178,16 @@ func (p *page) sessions(s api.Status) {
 	}
 }
 
-func (p *page) problems(all []api.Problem) {
+func (p *page) problems(s api.Status) {
+	all := s.Problems
 	if len(all) == 0 {
-		fmt.Fprintln(p.out, "\nProblems: none")
+		p.heading(markGood, "Problems: none")
 		return
 	}
-	fmt.Fprintf(p.out, "\nProblems: %d\n", len(all))
+	p.heading(markBad, "Problems: %d", len(all))
 	p.rows(len(all), func(i int) {
 		problem := all[i]
-		fmt.Fprintf(p.out, "  %s: %s\n", problem.Object, problem.Reason)
+		p.heading(markBad, "  %s: %s", problem.Object, problem.Reason)
 		for _, l := range []struct{ word, text string }{{"want", problem.Want}, {"got", problem.Got}, {"next", problem.Next}} {
 			if l.text != "" {
 				fmt.Fprintf(p.out, "      %-5s %s\n", l.word+":", l.text)

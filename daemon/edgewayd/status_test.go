@@ -46,7 +46,7 @@ func TestStatusScreen(t *testing.T) {
 		s.Routes = append(s.Routes, api.Route{Dst: "10.10." + string(rune('a'+i)) + ".0/24", Via: "10.0.10.99", Dev: "eth0", Node: "Node-n", State: "installed"})
 	}
 	var out bytes.Buffer
-	printStatus(&out, s, false)
+	newPage(newScreen(&out, false), false).status(s)
 	const golden = "testdata/status.txt"
 	if *update {
 		if err := os.WriteFile(golden, out.Bytes(), 0o644); err != nil {
@@ -62,7 +62,7 @@ func TestStatusScreen(t *testing.T) {
 	}
 
 	out.Reset()
-	printStatus(&out, s, true)
+	newPage(newScreen(&out, false), true).status(s)
 	if n := strings.Count(out.String(), "Node-n"); n != 20 {
 		t.Errorf("--all shows %d of 20 routes", n)
 	}
