@@ -19,6 +19,12 @@ PACKAGE_VERSION=$(version "$VERSION")
 STAGE=$out/stage
 mkdir -p "$STAGE"
 sed 's|/usr/local/bin|/usr/bin|' deploy/systemd/edgewayd.service >"$STAGE/edgewayd.service"
+# What the commands say of themselves; the tests hold docs/cli.md equal to it.
+mkdir -p "$STAGE/man" "$STAGE/completion"
+${GO:-go} test ./daemon/edgewayd -count=1 -run '^TestPages$' -man "$(cd "$STAGE" && pwd)/man" >/dev/null
+for shell in bash zsh fish; do
+	${GO:-go} run ./daemon/edgewayd completion $shell >"$STAGE/completion/$shell"
+done
 # One time for all files: the same programs give the same package.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 export PACKAGE_VERSION STAGE SOURCE_DATE_EPOCH ARCH BIN

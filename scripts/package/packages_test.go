@@ -50,6 +50,11 @@ func installs(t *testing.T, s *story) {
 			t.Errorf("systemctl %s edgewayd: %s, want %s", what, out, want)
 		}
 	}
+	for _, file := range []string{"usr/share/man/man8/edgewayd-plan.8", "usr/share/bash-completion/completions/edgewayd"} {
+		if _, err := os.Stat(s.m.path(file)); err != nil {
+			t.Error(err)
+		}
+	}
 	if _, err := os.Stat(s.m.path("etc/cni/net.d/10-edgeway.conflist")); err == nil {
 		t.Error("a node without manifests has a network configuration: pods would start there")
 	}
