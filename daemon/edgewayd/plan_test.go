@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/txtar"
 
@@ -49,6 +50,9 @@ func TestPlanExitStatus(t *testing.T) {
 	w, err := cluster.ReadManifests(t.Context(), good)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for i := range w.Nodes { // as a daemon knows them
+		w.Nodes[i].Since = time.Now()
 	}
 	at := serve(t, map[string]any{"known": daemon.Known{Self: "Node-9", Cluster: w.Masked()}})
 	for _, c := range []struct {

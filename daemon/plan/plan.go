@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
@@ -82,6 +83,7 @@ type Problem struct {
 
 // Of decides for each node of the cluster.
 func Of(in Input) Plan {
+	in.Cluster.Nodes = undated(in.Cluster.Nodes)
 	nodes := in.Cluster.Nodes
 	if in.Only != "" {
 		only, _ := in.Cluster.Node(in.Only)
@@ -102,6 +104,15 @@ func Of(in Input) Plan {
 	p.switches()
 	p.problems(in.Cluster.Problems)
 	return p
+}
+
+// undated returns the nodes as manifests say them. A daemon also knows since when, and a path's MED says that.
+func undated(nodes []cluster.Node) []cluster.Node {
+	nodes = slices.Clone(nodes)
+	for i := range nodes {
+		nodes[i].Since = time.Time{}
+	}
+	return nodes
 }
 
 // linkName is the name of the only link of a machine that is assumed.
