@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// packetTimeout bounds a packet or a connection on a network inside one machine.
-	packetTimeout = time.Second
+	// packetTimeout bounds a packet or a connection on a network inside one busy machine.
+	packetTimeout = 3 * time.Second
 	// drainTime is how long Flow.Stop waits for outstanding answers.
 	drainTime = time.Second
 )

@@ -26,6 +26,7 @@ type verb func(s *story, args []string) (string, error)
 //	config NODE FILE                  lay FILE over its configuration; it counts from the next start;
 //	                                  $WORK in it is the script's directory
 //	switch start|kill|stop SWITCH     its routing daemons
+//	cut NODE...                       its BGP connections are reset; it waits until each session is up again
 //	reboot NODE...                    only the disk is left; the daemon is not started
 //	pod add NODE NAME... | pod del NAME... | pod check NAME...
 //	addr MACHINE                      its addresses
@@ -50,6 +51,7 @@ func verbs() map[string]verb {
 		"daemon":   (*story).daemon,
 		"config":   (*story).config,
 		"switch":   (*story).switches,
+		"cut":      (*story).cut,
 		"reboot":   (*story).reboot,
 		"pod":      (*story).pod,
 		"addr":     (*story).addr,
@@ -173,6 +175,31 @@ func (s *story) switches(args []string) (string, error) {
 		return "", sw.Stop()
 	}
 	return "", fmt.Errorf("switch %s: want start, kill or stop", args[0])
+}
+
+func (s *story) cut(args []string) (string, error) {
+	return s.each(args, func(n *lab.Node) error {
+		before, err := n.Status(s.ctx)
+		if err != nil {
+			return err
+		}
+		if _, err := n.Run(s.ctx, "ss", "-K", "dport", "=", "179"); err != nil {
+			return err
+		}
+		// The switch may see the session down for a moment only: the node counts each end.
+		return lab.Wait(s.ctx, waitLimit, func() error {
+			now, err := n.Status(s.ctx)
+			if err != nil {
+				return err
+			}
+			for i, was := range before.Sessions {
+				if is := now.Sessions[i]; was.State == "Established" && (is.State != "Established" || is.Flaps == was.Flaps) {
+					return fmt.Errorf("%s: session to %s is %s, ended %d times, before the cut %d", n.Name, is.Peer, is.State, is.Flaps, was.Flaps)
+				}
+			}
+			return nil
+		})
+	})
 }
 
 func (s *story) reboot(args []string) (string, error) {
