@@ -157,9 +157,9 @@ func (a *applier) steps(c *Change) (steps []step, alone func() error, err error)
 	case NAT:
 		return nil, func() error { return a.k.setNAT(c.Op, o) }, nil
 	case Senders:
-		return nil, func() error { return a.k.setSenders(c.Op, o) }, nil
+		return nil, func() error { return a.k.setTable(c.Op, o.table()) }, nil
 	case SourceCheck:
-		return nil, func() error { return a.k.setSourceCheck(c.Op, o) }, nil
+		return nil, func() error { return a.k.setTable(c.Op, o.table()) }, nil
 	case Masq:
 		return nil, func() error { return a.setMasq(c.Op, o) }, nil
 	case Route:

@@ -83,7 +83,7 @@ func (v *view) addrs(index int) ([]ifAddr, error) {
 // neighMessage has a struct ndmsg (linux/neighbour.h). AF_BRIDGE means the forwarding table, any other
 // family the neighbour table.
 func neighMessage(typ uint16, flags int, family uint8, index int, state uint16, ntf uint8) message {
-	h := make([]byte, sizeofNdMsg)
+	h := make([]byte, unix.SizeofNdMsg)
 	h[0] = family
 	binary.NativeEndian.PutUint32(h[4:], uint32(index))
 	binary.NativeEndian.PutUint16(h[8:], state)
@@ -92,11 +92,7 @@ func neighMessage(typ uint16, flags int, family uint8, index int, state uint16, 
 }
 
 const (
-	sizeofNdMsg  = 12
-	ntfSelf      = 1 << 1 // NTF_SELF: the device's own table
-	ntfProxy     = 1 << 3 // NTF_PROXY
-	ntfExtLearnt = 1 << 4 // NTF_EXT_LEARNED
-	createOrSet  = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+	createOrSet = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 )
 
 // messages gives an entry that learns the state NUD_STALE: the kernel uses it at once and checks it later.
@@ -113,7 +109,7 @@ func (n Neigh) messages(typ uint16, index int) ([]message, error) {
 	var out []message
 	state, ntf := uint16(unix.NUD_PERMANENT), uint8(0)
 	if n.Learns {
-		state, ntf = unix.NUD_STALE, ntfExtLearnt
+		state, ntf = unix.NUD_STALE, unix.NTF_EXT_LEARNED
 		out = append(out, patience(family(n.IP), index))
 	}
 	m := neighMessage(typ, createOrSet, family(n.IP), index, state, ntf)
@@ -156,7 +152,7 @@ func (f FDB) message(typ uint16, index int) (message, error) {
 			flags = unix.NLM_F_CREATE | unix.NLM_F_APPEND
 		}
 	}
-	m := neighMessage(typ, flags, unix.AF_BRIDGE, index, unix.NUD_PERMANENT|unix.NUD_NOARP, ntfSelf)
+	m := neighMessage(typ, flags, unix.AF_BRIDGE, index, unix.NUD_PERMANENT|unix.NUD_NOARP, unix.NTF_SELF)
 	return m.attr(unix.NDA_LLADDR, mac).attrAddr(unix.NDA_DST, f.Dst), nil
 }
 
@@ -170,11 +166,11 @@ type entry struct {
 }
 
 func parseNeigh(b []byte) (entry, bool) {
-	if len(b) < sizeofNdMsg {
+	if len(b) < unix.SizeofNdMsg {
 		return entry{}, false
 	}
 	e := entry{index: int(binary.NativeEndian.Uint32(b[4:])), state: binary.NativeEndian.Uint16(b[8:]), flags: b[10]}
-	for typ, v := range attrs(b[sizeofNdMsg:]) {
+	for typ, v := range attrs(b[unix.SizeofNdMsg:]) {
 		switch typ {
 		case unix.NDA_DST:
 			e.ip = attrAddr(v)
@@ -188,15 +184,15 @@ func parseNeigh(b []byte) (entry, bool) {
 // usable are the states in which the kernel sends packets to the entry's MAC.
 const usable = unix.NUD_PERMANENT | unix.NUD_REACHABLE | unix.NUD_STALE | unix.NUD_DELAY | unix.NUD_PROBE
 
-// entries reads the entries of a link that have a MAC.
-func (v *view) entries(family uint8, index int) ([]entry, error) {
+// entries reads the entries of a link that are in one of the states.
+func (v *view) entries(family uint8, index int, states uint16) ([]entry, error) {
 	m := neighMessage(unix.RTM_GETNEIGH, 0, family, 0, 0, 0).attr32(unix.NDA_IFINDEX, uint32(index))
 	if family == unix.AF_BRIDGE { // rtnetlink.c: valid_fdb_dump_strict
 		m = neighMessage(unix.RTM_GETNEIGH, 0, family, index, 0, 0)
 	}
 	entries, err := dump(v.c, m, 0, func(b []byte) (entry, bool) {
 		e, ok := parseNeigh(b)
-		return e, ok && e.index == index && e.state&usable != 0 && e.flags&ntfProxy == 0
+		return e, ok && e.index == index && e.state&states != 0 && e.flags&unix.NTF_PROXY == 0
 	})
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return nil, fmt.Errorf("list neighbours of link %s: %w", v.name(index), err)
@@ -237,10 +233,10 @@ func (v *view) observeNeighs(scope Scope, desired []Neigh) ([]Neigh, error) {
 		links = append(links, n.Link)
 	}
 	return eachLink(v, links, func(d device) (out []Neigh, err error) {
-		found, err := v.entries(unix.AF_UNSPEC, d.index)
+		found, err := v.entries(unix.AF_UNSPEC, d.index, usable)
 		for _, e := range found {
 			permanent := e.state&unix.NUD_PERMANENT != 0
-			given := permanent || e.flags&ntfExtLearnt != 0
+			given := permanent || e.flags&unix.NTF_EXT_LEARNED != 0
 			if want[Neigh{Link: d.Name, IP: e.ip}] || given && slices.Contains(scope.Links, d.Name) {
 				out = append(out, Neigh{d.Name, e.ip, e.mac, !permanent})
 			}
@@ -261,11 +257,8 @@ func (v *view) observeFDB(scope Scope, desired []FDB) ([]FDB, error) {
 		if d.Kind != "vxlan" {
 			return nil, nil
 		}
-		found, err := v.entries(unix.AF_BRIDGE, d.index)
+		found, err := v.entries(unix.AF_BRIDGE, d.index, unix.NUD_PERMANENT)
 		for _, e := range found {
-			if e.state&unix.NUD_PERMANENT == 0 {
-				continue
-			}
 			f := FDB{d.Name, e.mac, e.ip}
 			if want[keyOfFDB(f)] || slices.Contains(scope.Links, d.Name) {
 				out = append(out, f)

@@ -17,34 +17,23 @@ const (
 	netconfIfIndex    = 1 // NETCONFA_IFINDEX
 	netconfForwarding = 2 // NETCONFA_FORWARDING
 	netconfAll        = 0xffffffff
-
-	inetConf  = 1 // IFLA_INET_CONF: one number for each setting, from the second on (net/ipv4/devinet.c)
-	inet6Conf = 2 // IFLA_INET6_CONF
 )
 
-// linkSettings returns the place of a setting in a link's description, by family and name.
+// linkSettings returns the place of a setting in a link's description, by family and name. The place of an
+// IPv4 setting is one less than its number: the list starts with the second one (net/ipv4/devinet.c).
 func linkSettings(family, name string) (at int, ok bool) {
-	switch family + " " + name {
-	case "ipv4 forwarding":
-		return 0, true // IPV4_DEVCONF_FORWARDING, which is 1
-	case "ipv6 forwarding":
-		return 0, true // DEVCONF_FORWARDING
-	case "ipv4 accept_redirects":
-		return 3, true // IPV4_DEVCONF_ACCEPT_REDIRECTS, which is 4
-	case "ipv4 arp_notify":
-		return 21, true // IPV4_DEVCONF_ARP_NOTIFY, which is 22
-	case "ipv6 accept_ra":
-		return 3, true // DEVCONF_ACCEPT_RA
-	case "ipv6 accept_redirects":
-		return 4, true // DEVCONF_ACCEPT_REDIRECTS
-	case "ipv6 disable_ipv6":
-		return 26, true // DEVCONF_DISABLE_IPV6
-	case "ipv6 accept_dad":
-		return 27, true // DEVCONF_ACCEPT_DAD
-	case "ipv6 ndisc_notify":
-		return 29, true // DEVCONF_NDISC_NOTIFY
-	}
-	return 0, false
+	at, ok = map[string]int{
+		"ipv4 forwarding":       0,
+		"ipv4 accept_redirects": 3,
+		"ipv4 arp_notify":       21,
+		"ipv6 forwarding":       0,
+		"ipv6 accept_ra":        3,
+		"ipv6 accept_redirects": 4,
+		"ipv6 disable_ipv6":     26,
+		"ipv6 accept_dad":       27,
+		"ipv6 ndisc_notify":     29,
+	}[family+" "+name]
+	return at, ok
 }
 
 // told reads a setting without opening its file. known is false if only the file has the value. The value
@@ -103,7 +92,7 @@ func (v *view) settingMessage(s Sysctl) (m message, ok bool) {
 	}
 	return linkHeader(unix.RTM_NEWLINK, index).nest(unix.IFLA_AF_SPEC, func(m message) message {
 		return m.nest(unix.AF_INET, func(m message) message {
-			return m.nest(inetConf, func(m message) message { return m.attr32(uint16(at)+1, uint32(value)) })
+			return m.nest(unix.IFLA_INET_CONF, func(m message) message { return m.attr32(uint16(at)+1, uint32(value)) })
 		})
 	}), true
 }
@@ -154,9 +143,9 @@ func parseConf(b []byte) map[string][]byte {
 	for family, of := range attrs(b) {
 		for typ, values := range attrs(of) {
 			switch {
-			case family == unix.AF_INET && typ == inetConf:
+			case family == unix.AF_INET && typ == unix.IFLA_INET_CONF:
 				conf["ipv4"] = values
-			case family == unix.AF_INET6 && typ == inet6Conf:
+			case family == unix.AF_INET6 && typ == unix.IFLA_INET6_CONF:
 				conf["ipv6"] = values
 			}
 		}

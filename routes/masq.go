@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -112,7 +111,7 @@ func (k *Kernel) addMasq(m Masq, gapped bool) error {
 		return err
 	}
 	if !gapped {
-		err := errors.Join(addElements(c, m), c.Flush())
+		err := errors.Join(addMasqElements(c, m), c.Flush())
 		if err == nil {
 			if there, cerr := k.hasChain(masqChain); there || cerr != nil {
 				return cerr
@@ -123,10 +122,10 @@ func (k *Kernel) addMasq(m Masq, gapped bool) error {
 	}
 	natFrame(c)
 	natWrite(c, masqChain)
-	return errors.Join(addElements(c, m), c.Flush())
+	return errors.Join(addMasqElements(c, m), c.Flush())
 }
 
-func addElements(c *nftables.Conn, m Masq) error {
+func addMasqElements(c *nftables.Conn, m Masq) error {
 	var kept []nftables.SetElement
 	for _, n := range m.networks() {
 		kept = append(kept, nftables.SetElement{Key: pair(m.Addr, n.Addr()), KeyEnd: pair(m.Addr, lastOf(n))})
@@ -213,19 +212,8 @@ func podSet(kind int, a netip.Addr) *nftables.Set {
 	if a.Is6() {
 		kind += natKinds
 	}
-	return natSets()[kind].set(kind)
+	return natSets()[kind]
 }
-
-// Attributes of set elements (linux/netfilter/nf_tables.h: NFTA_SET_ELEM_LIST_, NFTA_LIST_ELEM,
-// NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE).
-const (
-	nftaElemsTable = 1
-	nftaElemsSet   = 2
-	nftaElems      = 3
-	nftaElem       = 1
-	nftaElemKey    = 1
-	nftaDataValue  = 1
-)
 
 // hasElement looks up one element of an address's set. It is one request over the socket that stays
 // open; the library lists the whole set.
@@ -234,10 +222,10 @@ func (k *Kernel) hasElement(kind int, of netip.Addr, key []byte) (bool, error) {
 		return m.nest(typ|unix.NLA_F_NESTED, fill)
 	}
 	m := nftMessage(unix.NFT_MSG_GETSETELEM).
-		attrString(nftaElemsTable, tableName).attrString(nftaElemsSet, podSet(kind, of).Name)
-	m = nest(m, nftaElems, func(m message) message {
-		return nest(m, nftaElem, func(m message) message {
-			return nest(m, nftaElemKey, func(m message) message { return m.attr(nftaDataValue, key) })
+		attrString(unix.NFTA_SET_ELEM_LIST_TABLE, tableName).attrString(unix.NFTA_SET_ELEM_LIST_SET, podSet(kind, of).Name)
+	m = nest(m, unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(m message) message {
+		return nest(m, unix.NFTA_LIST_ELEM, func(m message) message {
+			return nest(m, unix.NFTA_SET_ELEM_KEY, func(m message) message { return m.attr(unix.NFTA_DATA_VALUE, key) })
 		})
 	})
 	return k.hasNFT(m)
@@ -259,18 +247,4 @@ func (k *Kernel) hasNFT(m message) (bool, error) {
 
 func nftMessage(typ uint16) message {
 	return newMessage(unix.NFNL_SUBSYS_NFTABLES<<8|typ, 0, binary.BigEndian.AppendUint16([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0}, 0))
-}
-
-// ifThere ignores the errors that say that the object, or nftables itself, does not exist.
-func ifThere(err error) error {
-	if missing(err) || unsupported(err) {
-		return nil
-	}
-	return err
-}
-
-// missing reports whether the kernel has no such object. The library keeps only the text of an error
-// from a list.
-func missing(err error) bool {
-	return errors.Is(err, unix.ENOENT) || err != nil && strings.HasSuffix(err.Error(), unix.ENOENT.Error())
 }

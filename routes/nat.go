@@ -3,11 +3,11 @@ package routes
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,17 +45,7 @@ const (
 	// rulesVersion is in each rule's comment. A chain with other rules is rewritten. Version 1 had the
 	// rules of both chains in postrouting.
 	rulesVersion = "edgeway 2"
-	// setChunk elements fit the 64 KiB that a netlink attribute can hold.
-	setChunk = 500
 )
-
-// natSet is one set of the table.
-type natSet struct {
-	name     string
-	v6       bool
-	interval bool
-	pair     bool // source and destination
-}
 
 const (
 	natSources = iota
@@ -65,27 +55,25 @@ const (
 	natKinds
 )
 
-// natSets returns all sets; the set of kind k and family f is at k+natKinds*f.
-func natSets() []natSet {
-	return []natSet{
-		{"sources4", false, true, false}, {"exclude4", false, true, false}, {"pods4", false, false, false}, {"kept4", false, true, true},
-		{"sources6", true, true, false}, {"exclude6", true, true, false}, {"pods6", true, false, false}, {"kept6", true, true, true},
+// natSets returns all sets; the set of kind k and family f is at k+natKinds*f. IDs are fixed: they count
+// inside one transaction only.
+func natSets() (sets []*nftables.Set) {
+	for f, key := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr} {
+		for kind, name := range []string{"sources", "exclude", "pods", "kept"} {
+			s := &nftables.Set{
+				Table: natTable(), ID: uint32(len(sets) + 1), Name: name + []string{"4", "6"}[f],
+				KeyType: key, Interval: kind != natPods,
+			}
+			if kind == natKept {
+				s.KeyType, s.Concatenation = nftables.MustConcatSetType(key, key), true
+			}
+			sets = append(sets, s)
+		}
 	}
+	return sets
 }
 
 func natTable() *nftables.Table { return inetTable(tableName) }
-
-// set returns s as a set of the library. IDs are fixed: they count inside one transaction only.
-func (s natSet) set(id int) *nftables.Set {
-	out := &nftables.Set{Table: natTable(), ID: uint32(id + 1), Name: s.name, KeyType: nftables.TypeIPAddr, Interval: s.interval}
-	if s.v6 {
-		out.KeyType = nftables.TypeIP6Addr
-	}
-	if s.pair {
-		out.KeyType, out.Concatenation = nftables.MustConcatSetType(out.KeyType, out.KeyType), true
-	}
-	return out
-}
 
 // natConn opens a connection for each exchange: NAT changes are rare.
 func (k *Kernel) natConn() (*nftables.Conn, error) {
@@ -132,28 +120,23 @@ func (k *Kernel) readNAT() (content natContent, err error) {
 	if err != nil {
 		return content, err
 	}
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
+	if content.exists, err = hasTable(c, tableName); err != nil || !content.exists {
 		return content, err
-	}
-	content.exists = slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName })
-	if !content.exists {
-		return content, nil
 	}
 	sets, err := c.GetSets(natTable())
 	if err != nil {
 		return content, err
 	}
 	for i, s := range natSets() {
-		if !slices.ContainsFunc(sets, func(have *nftables.Set) bool { return have.Name == s.name }) {
+		if !slices.ContainsFunc(sets, func(have *nftables.Set) bool { return have.Name == s.Name }) {
 			content.Damaged = true
 			continue
 		}
 		content.sets = append(content.sets, i)
-		if s.pair {
+		if i%natKinds == natKept {
 			continue
 		}
-		elements, err := c.GetSetElements(s.set(i))
+		elements, err := c.GetSetElements(s)
 		if err != nil {
 			return content, err
 		}
@@ -179,30 +162,16 @@ func ourChains(c *nftables.Conn) (whole map[string]bool, err error) {
 		return nil, err
 	}
 	whole = map[string]bool{}
-	for _, have := range chains {
-		if have.Table.Name != tableName || have.Name != natChain && have.Name != masqChain {
-			continue
-		}
-		want := chainOf(have.Name)
-		rules, err := c.GetRules(natTable(), want)
+	for _, name := range []string{natChain, masqChain} {
+		rules, exists, err := rulesIn(c, chains, chainOf(name))
 		if err != nil {
 			return nil, err
 		}
-		whole[have.Name] = sameHook(have, want) && sameRules(rules, rulesOf(have.Name))
+		if exists {
+			whole[name] = sameRules(rules, rulesOf(name))
+		}
 	}
 	return whole, nil
-}
-
-func sameHook(have, want *nftables.Chain) bool {
-	return have.Type == want.Type && have.Hooknum != nil && *have.Hooknum == *want.Hooknum &&
-		have.Priority != nil && *have.Priority == *want.Priority
-}
-
-// sameRules compares the rules' comments, which identify the rules, and their lengths.
-func sameRules(have, want []*nftables.Rule) bool {
-	return slices.EqualFunc(have, want, func(have, want *nftables.Rule) bool {
-		return slices.Equal(have.UserData, want.UserData) && len(have.Exprs) == len(want.Exprs)
-	})
 }
 
 func chainOf(name string) *nftables.Chain {
@@ -219,10 +188,10 @@ func rulesOf(chain string) (rules []*nftables.Rule) {
 	if chain == masqChain {
 		from = natPods
 	}
-	for f, proto := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
+	for f := range 2 {
 		set := func(kind int) expr.Any {
-			at := kind + natKinds*f
-			return &expr.Lookup{SourceRegister: 1, SetName: sets[at].name, SetID: uint32(at + 1)}
+			s := sets[kind+natKinds*f]
+			return &expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID}
 		}
 		saddr, daddr := ipField(f == 1)
 		leave := &expr.Verdict{Kind: expr.VerdictReturn}
@@ -231,43 +200,13 @@ func rulesOf(chain string) (rules []*nftables.Rule) {
 			{daddr, set(natSources), leave},
 			{daddr, set(natPods), leave},
 			append(multicast(daddr, f == 1), leave),
-			{saddr, second(daddr), set(natKept), leave},
+			{saddr, second(daddr, daddr.(*expr.Payload).Len), set(natKept), leave},
 			{saddr, set(from), &expr.Masq{}},
 		} {
-			family := []expr.Any{
-				&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
-			}
-			rules = append(rules, &nftables.Rule{
-				Table: natTable(), Chain: chainOf(chain), Exprs: append(family, match...),
-				UserData: userdata.AppendString(nil, userdata.TypeComment, fmt.Sprintf("%s/%d", rulesVersion, len(rules)+1)),
-			})
+			rules = append(rules, newRule(chainOf(chain), f == 1, fmt.Sprintf("%s/%d", rulesVersion, len(rules)+1), match...))
 		}
 	}
 	return rules
-}
-
-// ipField loads the source or destination address: offsets 12 and 16 of the IPv4 header
-// (RFC 791), 8 and 24 of the IPv6 header (RFC 8200).
-func ipField(v6 bool) (saddr, daddr expr.Any) {
-	at := func(offset, size uint32) expr.Any {
-		return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size}
-	}
-	if v6 {
-		return at(8, 16), at(24, 16)
-	}
-	return at(12, 4), at(16, 4)
-}
-
-// second loads into the register after the first address (nf_tables.h: enum nft_registers; an IPv4
-// address takes a register of 4 bytes, an IPv6 address a register of 16).
-func second(field expr.Any) expr.Any {
-	p := *field.(*expr.Payload)
-	p.DestRegister = unix.NFT_REG32_01
-	if p.Len == 16 {
-		p.DestRegister = unix.NFT_REG_2
-	}
-	return &p
 }
 
 // multicast compares the destination with 224.0.0.0/4 or ff00::/8.
@@ -275,12 +214,12 @@ func multicast(daddr expr.Any, v6 bool) []expr.Any {
 	if v6 {
 		first := *daddr.(*expr.Payload)
 		first.Len = 1
-		return []expr.Any{&first, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0xff}}}
+		return []expr.Any{&first, equal(0xff)}
 	}
 	return []expr.Any{
 		daddr,
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: []byte{0xf0, 0, 0, 0}, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{224, 0, 0, 0}},
+		equal(224, 0, 0, 0),
 	}
 }
 
@@ -310,7 +249,7 @@ func (k *Kernel) setNAT(op Op, n NAT) error {
 			}
 			for _, i := range content.sets {
 				if !n.Whole {
-					c.DelSet(natSets()[i].set(i))
+					c.DelSet(natSets()[i])
 				}
 			}
 			c.DelTable(natTable())
@@ -331,35 +270,24 @@ func (k *Kernel) setNAT(op Op, n NAT) error {
 	} else {
 		natWrite(c, natChain)
 	}
-	for i, s := range sets {
-		from := n.Sources
-		switch i % natKinds {
-		case natPods, natKept:
-			continue
-		case natExclude:
-			from = n.Exclude
-		}
-		c.FlushSet(s)
-		elements := intervals(from, natSets()[i].v6)
-		for chunk := range slices.Chunk(elements, setChunk) {
-			if err := c.SetAddElements(s, chunk); err != nil {
+	for f := range 2 {
+		for kind, prefixes := range [][]netip.Prefix{natSources: n.Sources, natExclude: n.Exclude} {
+			set := sets[kind+natKinds*f]
+			c.FlushSet(set)
+			if err := addElements(c, set, intervals(prefixes, f == 1)); err != nil {
 				return err
 			}
 		}
 	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("%w; if another program made this table, run: nft delete table inet %s", err, tableName)
-	}
-	return nil
+	return commit(c, natTable())
 }
 
 // natFrame adds the table and the missing sets.
-func natFrame(c *nftables.Conn) (sets []*nftables.Set) {
+func natFrame(c *nftables.Conn) []*nftables.Set {
 	c.AddTable(natTable())
-	for i, s := range natSets() {
-		set := s.set(i)
+	sets := natSets()
+	for _, set := range sets {
 		_ = c.AddSet(set, nil) // c keeps the error until Flush
-		sets = append(sets, set)
 	}
 	return sets
 }

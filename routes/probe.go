@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -40,74 +40,68 @@ func (k *Kernel) Listen(ctx context.Context, neighbours []Neighbour) (map[Neighb
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	h, err := netlink.NewHandleAt(k.ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("probe neighbours: %w", err)
-	}
-	defer h.Close()
+	v := newView(k.c)
 	heard := map[Neighbour]Heard{}
-	known := map[string]map[netip.Addr]netlink.Neigh{} // by link
-	index := map[string]int{}
+	known := map[string]map[netip.Addr]entry{} // by link
 	var errs []error
+	var asked []Neighbour
+	var msgs []message
 	for _, n := range neighbours {
+		index, err := v.index(n.Link)
 		if _, ok := known[n.Link]; !ok {
-			index[n.Link], known[n.Link], err = neighboursOn(h, n.Link)
-			errs = append(errs, err)
+			known[n.Link] = map[netip.Addr]entry{}
+			var list []entry
+			if err == nil {
+				list, err = v.entries(unix.AF_UNSPEC, index, math.MaxUint16)
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("probe neighbours on %s: %w", n.Link, err))
+			}
+			for _, e := range list {
+				known[n.Link][e.ip] = e
+			}
 		}
-		if index[n.Link] == 0 {
+		if index == 0 {
 			continue
 		}
-		entry, ok := known[n.Link][n.IP]
-		heard[n] = Heard{hearing(entry, ok), entry.HardwareAddr.String()}
-		errs = append(errs, probe(h, entry, ok, n, index[n.Link]))
+		e := known[n.Link][n.IP]
+		heard[n] = Heard{e.hearing(), e.mac}
+		if m := e.probe(n.IP, index); m != nil {
+			asked, msgs = append(asked, n), append(msgs, m)
+		}
+	}
+	for i, err := range k.c.change(msgs...) {
+		// EHOSTDOWN or ENETDOWN: the link is down, which is an answer too.
+		if err != nil && !errors.Is(err, unix.ENETDOWN) && !errors.Is(err, unix.EHOSTDOWN) {
+			errs = append(errs, fmt.Errorf("probe %s on %s: %w", asked[i].IP, asked[i].Link, err))
+		}
 	}
 	return heard, errors.Join(errs...)
 }
 
-func neighboursOn(h *netlink.Handle, link string) (int, map[netip.Addr]netlink.Neigh, error) {
-	l, err := h.LinkByName(link)
-	if err != nil {
-		return 0, nil, fmt.Errorf("probe neighbours on %s: %w", link, err)
-	}
-	list, err := h.NeighList(l.Attrs().Index, unix.AF_UNSPEC)
-	if err != nil {
-		return 0, nil, fmt.Errorf("list neighbours on %s: %w", link, err)
-	}
-	known := make(map[netip.Addr]netlink.Neigh, len(list))
-	for _, n := range list {
-		if ip, ok := netip.AddrFromSlice(n.IP); ok {
-			known[ip.Unmap()] = n
-		}
-	}
-	return l.Attrs().Index, known, nil
-}
-
-// hearing says what an entry tells. A permanent or NOARP entry tells nothing: the kernel never probes it.
-func hearing(n netlink.Neigh, ok bool) Hearing {
+// hearing reads the state of the entry, which is zero if there is no entry. A permanent or NOARP entry tells
+// nothing: the kernel never probes it.
+func (e entry) hearing() Hearing {
 	switch {
-	case !ok:
-		return Unsure
-	case n.State&unix.NUD_REACHABLE != 0:
+	case e.state&unix.NUD_REACHABLE != 0:
 		return Answers
-	case n.State&unix.NUD_FAILED != 0:
+	case e.state&unix.NUD_FAILED != 0:
 		return Silent
 	}
 	return Unsure
 }
 
-// probe makes the kernel probe a neighbour. An entry with a MAC is probed at once, however fresh it is. An
-// entry without a MAC is resolved as for a packet.
-func probe(h *netlink.Handle, entry netlink.Neigh, ok bool, n Neighbour, index int) error {
-	ask := &netlink.Neigh{LinkIndex: index, IP: n.IP.AsSlice(), Family: int(family(n.IP)), State: unix.NUD_NONE, Flags: netlink.NTF_USE}
-	switch {
-	case ok && entry.State&(unix.NUD_PERMANENT|unix.NUD_NOARP|unix.NUD_PROBE|unix.NUD_INCOMPLETE) != 0:
+// probe makes the kernel probe a neighbour; nil if nothing is to ask. An entry with a MAC is probed at once,
+// however fresh it is. An entry without a MAC is resolved as for a packet.
+func (e entry) probe(ip netip.Addr, index int) message {
+	ask := func(state uint16, ntf uint8) message {
+		return neighMessage(unix.RTM_NEWNEIGH, createOrSet, family(ip), index, state, ntf).attrAddr(unix.NDA_DST, ip)
+	}
+	switch mac, err := hardwareAddr(e.mac); {
+	case e.state&(unix.NUD_PERMANENT|unix.NUD_NOARP|unix.NUD_PROBE|unix.NUD_INCOMPLETE) != 0:
 		return nil
-	case ok && entry.State&(unix.NUD_REACHABLE|unix.NUD_STALE|unix.NUD_DELAY) != 0:
-		ask.State, ask.Flags, ask.HardwareAddr = unix.NUD_PROBE, 0, entry.HardwareAddr
+	case err == nil && e.state&(unix.NUD_REACHABLE|unix.NUD_STALE|unix.NUD_DELAY) != 0:
+		return ask(unix.NUD_PROBE, 0).attr(unix.NDA_LLADDR, mac)
 	}
-	// EHOSTDOWN or ENETDOWN: the link is down, which is an answer too.
-	if err := h.NeighSet(ask); err != nil && !errors.Is(err, unix.ENETDOWN) && !errors.Is(err, unix.EHOSTDOWN) {
-		return fmt.Errorf("probe %s on %s: %w", n.IP, n.Link, err)
-	}
-	return nil
+	return ask(unix.NUD_NONE, unix.NTF_USE)
 }

@@ -32,21 +32,9 @@ type rule struct {
 }
 
 const (
-	ruleHeader    = 12 // sizeof(struct fib_rule_hdr)
-	ruleInverted  = 2  // FIB_RULE_INVERT
-	localTable    = 255
-	defaultTable  = 253
-	ruleToTable   = 1 // FR_ACT_TO_TBL
-	waysAtOnce    = 64
-	ruleAttrDst   = 1  // FRA_DST
-	ruleAttrSrc   = 2  // FRA_SRC
-	ruleAttrPref  = 6  // FRA_PRIORITY
-	ruleAttrTable = 15 // FRA_TABLE
-	ruleSuppress  = 14 // FRA_SUPPRESS_PREFIXLEN
-	ruleGroup     = 13 // FRA_SUPPRESS_IFGROUP
-	ruleAttrPad   = 18 // FRA_PAD
-	ruleL3        = 19 // FRA_L3MDEV
-	ruleProtocol  = 21 // FRA_PROTOCOL
+	ruleHeader = 12 // sizeof(struct fib_rule_hdr)
+	// waysAtOnce bounds the look-ups of one sendmsg.
+	waysAtOnce = 64
 )
 
 func parseRule(b []byte) (r rule, ok bool) {
@@ -54,22 +42,22 @@ func parseRule(b []byte) (r rule, ok bool) {
 		return r, false
 	}
 	r.table, r.action = int(b[4]), b[7]
-	r.special = b[3] != 0 || binary.NativeEndian.Uint32(b[8:])&ruleInverted != 0
+	r.special = b[3] != 0 || binary.NativeEndian.Uint32(b[8:])&unix.FIB_RULE_INVERT != 0
 	for typ, v := range attrs(b[ruleHeader:]) {
 		switch typ {
-		case ruleAttrDst:
+		case unix.FRA_DST:
 			r.to = netip.PrefixFrom(attrAddr(v), int(b[1]))
-		case ruleAttrSrc:
+		case unix.FRA_SRC:
 			r.from = netip.PrefixFrom(attrAddr(v), int(b[2]))
-		case ruleAttrPref:
+		case unix.FRA_PRIORITY:
 			r.priority = int(attrUint32(v))
-		case ruleAttrTable:
+		case unix.FRA_TABLE:
 			r.table = int(attrUint32(v))
-		case ruleSuppress, ruleGroup:
+		case unix.FRA_SUPPRESS_PREFIXLEN, unix.FRA_SUPPRESS_IFGROUP:
 			r.special = r.special || attrUint32(v) != 0xffffffff
-		case ruleL3:
+		case unix.FRA_L3MDEV:
 			r.special = r.special || len(v) > 0 && v[0] != 0
-		case ruleProtocol, ruleAttrPad:
+		case unix.FRA_PROTOCOL, unix.FRA_PAD:
 		default:
 			r.special = true
 		}
@@ -79,8 +67,8 @@ func parseRule(b []byte) (r rule, ok bool) {
 
 // usual reports whether the kernel made the rule, or a rule like it.
 func (r rule) usual() bool {
-	everything := !r.from.IsValid() && !r.to.IsValid() && !r.special && r.action == ruleToTable
-	return everything && (r.table == localTable || r.table == mainTable || r.table == defaultTable)
+	everything := !r.from.IsValid() && !r.to.IsValid() && !r.special && r.action == unix.FR_ACT_TO_TBL
+	return everything && (r.table == unix.RT_TABLE_LOCAL || r.table == mainTable || r.table == unix.RT_TABLE_DEFAULT)
 }
 
 func (r rule) String() string {
@@ -101,7 +89,7 @@ func (r rule) String() string {
 // drops returns the type of route that the rule stands for; "" if the rule looks into a table.
 func (r rule) drops() string {
 	switch r.action {
-	case 6, 7, 8: // FR_ACT_BLACKHOLE, FR_ACT_UNREACHABLE, FR_ACT_PROHIBIT
+	case unix.FR_ACT_BLACKHOLE, unix.FR_ACT_UNREACHABLE, unix.FR_ACT_PROHIBIT: // the numbers of RTN_*
 		return routeTypeText(r.action)
 	}
 	return ""
@@ -174,11 +162,11 @@ func (v *view) ruled(out map[netip.Addr]Way, rules []rule, src netip.Addr, link 
 	for i, a := range addrs {
 		if errs[i] == nil {
 			e, err := chosen(answers[i])
-			if err != nil || e.Table == mainTable || e.Table == localTable {
+			if err != nil || e.Table == mainTable || e.Table == unix.RT_TABLE_LOCAL {
 				continue
 			}
 			at := slices.IndexFunc(rules, func(r rule) bool {
-				return r.table == e.Table && r.action == ruleToTable && (r.special || r.covers(src, a))
+				return r.table == e.Table && r.action == unix.FR_ACT_TO_TBL && (r.special || r.covers(src, a))
 			})
 			if at >= 0 {
 				out[a] = Way{v.route(e), rules[at].String(), rules[at].priority}

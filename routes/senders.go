@@ -41,143 +41,67 @@ const (
 	sendersVersion = "edgeway 1"
 )
 
-func sendersSet(v6 bool) *nftables.Set {
-	if v6 {
-		return &nftables.Set{Table: inetTable(sendersTable), ID: 2, Name: "nodes6", KeyType: nftables.TypeIP6Addr}
-	}
-	return &nftables.Set{Table: inetTable(sendersTable), ID: 1, Name: "nodes4", KeyType: nftables.TypeIPAddr}
+func sendersSets() []*nftables.Set {
+	t := inetTable(sendersTable)
+	return []*nftables.Set{{Table: t, ID: 1, Name: "nodes4", KeyType: nftables.TypeIPAddr}, {Table: t, ID: 2, Name: "nodes6", KeyType: nftables.TypeIP6Addr}}
 }
 
-func inetTable(name string) *nftables.Table {
-	return &nftables.Table{Name: name, Family: nftables.TableFamilyINet}
-}
-
-func (k *Kernel) observeSenders(scope Scope, desired *Senders) *Senders {
-	if !scope.Senders && desired == nil {
-		return nil
-	}
-	s, err := k.readSenders()
-	if err != nil {
-		return nil // a kernel without nftables has no table; the error comes when the table is made
-	}
-	return s
-}
-
-// readSenders returns nil if the table does not exist.
-func (k *Kernel) readSenders() (*Senders, error) {
-	c, err := k.natConn()
-	if err != nil {
-		return nil, err
-	}
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil || !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == sendersTable }) {
-		return nil, err
-	}
-	out := &Senders{Damaged: true}
-	for _, v6 := range []bool{false, true} {
-		elements, err := c.GetSetElements(sendersSet(v6))
-		if err != nil {
-			return out, nil // the set is missing
-		}
-		for _, e := range elements {
-			if a, ok := netip.AddrFromSlice(e.Key); ok {
-				out.From = append(out.From, a)
-			}
-		}
-	}
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return out, err
-	}
-	want := inputChain()
-	if !slices.ContainsFunc(chains, func(have *nftables.Chain) bool {
-		return have.Table.Name == sendersTable && have.Name == want.Name && sameHook(have, want)
-	}) {
-		return out, nil
-	}
-	rules, err := c.GetRules(inetTable(sendersTable), want)
-	if err != nil || len(rules) == 0 {
-		return out, ifThere(err)
-	}
-	comment, _ := userdata.GetString(rules[0].UserData, userdata.TypeComment)
-	if _, err := fmt.Sscanf(comment, sendersVersion+"/1 vni %d port %d", &out.VNI, &out.Port); err != nil {
-		return out, nil
-	}
-	out.Damaged = !sameRules(rules, out.rules())
-	return out, nil
-}
-
-func inputChain() *nftables.Chain {
+func sendersHook() *nftables.Chain {
 	return &nftables.Chain{
 		Name: sendersChain, Table: inetTable(sendersTable), Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
 	}
 }
 
+func (k *Kernel) observeSenders(scope Scope, desired *Senders) *Senders {
+	if !scope.Senders && desired == nil {
+		return nil
+	}
+	t := k.readTable(sendersHook(), sendersSets())
+	if t == nil {
+		return nil
+	}
+	s := &Senders{}
+	for _, e := range slices.Concat(t.elements...) {
+		if a, ok := netip.AddrFromSlice(e.Key); ok {
+			s.From = append(s.From, a)
+		}
+	}
+	if len(t.rules) > 0 { // a comment without the numbers differs from ours
+		comment, _ := userdata.GetString(t.rules[0].UserData, userdata.TypeComment)
+		_, _ = fmt.Sscanf(comment, sendersVersion+"/1 vni %d port %d", &s.VNI, &s.Port)
+	}
+	s.Damaged = !sameRules(t.rules, s.rules())
+	return s
+}
+
 // rules drop packets from other machines. The VNI follows 8 bytes of UDP and 4 of VXLAN
 // (RFC 7348 section 5).
 func (s Senders) rules() (rules []*nftables.Rule) {
-	load := func(base expr.PayloadBase, offset, size uint32) expr.Any {
-		return &expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: size}
-	}
-	is := func(data []byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
 	vni := binary.BigEndian.AppendUint32(nil, s.VNI)
-	for f, proto := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
-		set := sendersSet(f == 1)
+	for f, set := range sendersSets() {
 		saddr, _ := ipField(f == 1)
-		rules = append(rules, &nftables.Rule{
-			Table: inetTable(sendersTable), Chain: inputChain(),
-			Exprs: []expr.Any{
-				&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, is([]byte{proto}),
-				&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, is([]byte{unix.IPPROTO_UDP}),
-				load(expr.PayloadBaseTransportHeader, 2, 2), is(binary.BigEndian.AppendUint16(nil, s.Port)),
-				load(expr.PayloadBaseTransportHeader, 12, 3), is(vni[1:]),
-				saddr, &expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID, Invert: true},
-				&expr.Verdict{Kind: expr.VerdictDrop},
-			},
-			UserData: userdata.AppendString(nil, userdata.TypeComment,
-				fmt.Sprintf("%s/%d vni %d port %d", sendersVersion, f+1, s.VNI, s.Port)),
-		})
+		rules = append(rules, newRule(sendersHook(), f == 1, fmt.Sprintf("%s/%d vni %d port %d", sendersVersion, f+1, s.VNI, s.Port),
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(unix.IPPROTO_UDP),
+			load(expr.PayloadBaseTransportHeader, 2, 2), equal(binary.BigEndian.AppendUint16(nil, s.Port)...),
+			load(expr.PayloadBaseTransportHeader, 12, 3), equal(vni[1:]...),
+			saddr, &expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID, Invert: true},
+			&expr.Verdict{Kind: expr.VerdictDrop}))
 	}
 	return rules
 }
 
-// setSenders replaces the table in one transaction.
-func (k *Kernel) setSenders(op Op, s Senders) error {
-	c, err := k.natConn()
-	if err != nil {
-		return err
-	}
-	table := inetTable(sendersTable)
-	c.AddTable(table) // so that there is a table to delete
-	c.DelTable(table)
-	if op == Delete {
-		return c.Flush()
-	}
-	c.AddTable(table)
-	for _, v6 := range []bool{false, true} {
-		set := sendersSet(v6)
-		_ = c.AddSet(set, nil) // c keeps the error until Flush
-		var elements []nftables.SetElement
-		for _, a := range sortedAddrs(s.From) {
-			if a.Is6() == v6 {
-				elements = append(elements, nftables.SetElement{Key: a.AsSlice()})
-			}
+// table returns the whole table of s.
+func (s Senders) table() table {
+	elements := make([][]nftables.SetElement, 2)
+	for _, a := range sortedAddrs(s.From) {
+		f := 0
+		if a.Is6() {
+			f = 1
 		}
-		for chunk := range slices.Chunk(elements, setChunk) {
-			if err := c.SetAddElements(set, chunk); err != nil {
-				return err
-			}
-		}
+		elements[f] = append(elements[f], nftables.SetElement{Key: a.AsSlice()})
 	}
-	c.AddChain(inputChain())
-	for _, r := range s.rules() {
-		c.AddRule(r)
-	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("%w; if another program made this table, run: nft delete table inet %s", err, sendersTable)
-	}
-	return nil
+	return table{sendersHook(), s.rules(), sendersSets(), elements}
 }
 
 // sortedAddrs returns the addresses sorted, each once.

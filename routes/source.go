@@ -8,7 +8,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 )
 
@@ -61,56 +60,39 @@ const (
 // metaIIFKind is NFT_META_IIFKIND (linux/netfilter/nf_tables.h), since Linux 4.20.
 const metaIIFKind expr.MetaKey = 26
 
+func othersSets() (sets []*nftables.Set) {
+	for f, key := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr} {
+		sets = append(sets, &nftables.Set{
+			Table: inetTable(sourceTable), ID: uint32(f + 1), Name: []string{"others4", "others6"}[f], Concatenation: true,
+			KeyType: nftables.MustConcatSetType(nftables.TypeIFName, key),
+		})
+	}
+	return sets
+}
+
+func sourceHook() *nftables.Chain {
+	return &nftables.Chain{
+		Name: sourceChain, Table: inetTable(sourceTable), Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
+	}
+}
+
 func (k *Kernel) observeSourceCheck(scope Scope, desired *SourceCheck) *SourceCheck {
 	if !scope.SourceCheck && desired == nil {
 		return nil
 	}
-	s, err := k.readSourceCheck()
-	if err != nil {
-		return nil // a kernel without nftables has no table; the error comes when the table is made
+	t := k.readTable(sourceHook(), othersSets())
+	if t == nil {
+		return nil
 	}
+	s := &SourceCheck{Damaged: !sameRules(t.rules, sourceRules())}
+	for _, e := range slices.Concat(t.elements...) {
+		if len(e.Key) > unix.IFNAMSIZ {
+			s.others = append(s.others, linkAddr{attrName(e.Key[:unix.IFNAMSIZ]), attrAddr(e.Key[unix.IFNAMSIZ:])})
+		}
+	}
+	slices.SortFunc(s.others, linkAddr.compare)
 	return s
-}
-
-// readSourceCheck returns nil if the table does not exist.
-func (k *Kernel) readSourceCheck() (*SourceCheck, error) {
-	c, err := k.natConn()
-	if err != nil {
-		return nil, err
-	}
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil || !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == sourceTable }) {
-		return nil, err
-	}
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return nil, err
-	}
-	want := sourceHook()
-	if !slices.ContainsFunc(chains, func(have *nftables.Chain) bool {
-		return have.Table.Name == sourceTable && have.Name == want.Name && sameHook(have, want)
-	}) {
-		return &SourceCheck{Damaged: true}, nil
-	}
-	rules, err := c.GetRules(want.Table, want)
-	if err != nil {
-		return nil, ifThere(err)
-	}
-	out := &SourceCheck{Damaged: !sameRules(rules, sourceRules())}
-	for _, v6 := range []bool{false, true} {
-		elements, err := c.GetSetElements(othersSet(v6))
-		if err != nil {
-			return &SourceCheck{Damaged: true}, nil // the set is missing
-		}
-		for _, e := range elements {
-			if len(e.Key) > unix.IFNAMSIZ {
-				a, _ := netip.AddrFromSlice(e.Key[unix.IFNAMSIZ:])
-				out.others = append(out.others, linkAddr{attrName(e.Key[:unix.IFNAMSIZ]), a})
-			}
-		}
-	}
-	slices.SortFunc(out.others, linkAddr.compare)
-	return out, nil
 }
 
 // otherAddrs finds the pods with several links, and the other links on which they may send each address.
@@ -151,32 +133,12 @@ func (v *view) otherAddrs() (out []linkAddr, err error) {
 	return out, nil
 }
 
-func othersSet(v6 bool) *nftables.Set {
-	name, id, key := "others4", uint32(1), nftables.TypeIPAddr
-	if v6 {
-		name, id, key = "others6", 2, nftables.TypeIP6Addr
-	}
-	return &nftables.Set{
-		Table: inetTable(sourceTable), ID: id, Name: name, Concatenation: true,
-		KeyType: nftables.MustConcatSetType(nftables.TypeIFName, key),
-	}
-}
-
-func sourceHook() *nftables.Chain {
-	return &nftables.Chain{
-		Name: sourceChain, Table: inetTable(sourceTable), Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
-	}
-}
-
 func sourceRules() (rules []*nftables.Rule) {
-	is := func(data ...byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
-	for f, proto := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
+	for f, set := range othersSets() {
 		exprs := []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, is(proto),
-			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, is('e', 'w'), // a prefix of the name
-			&expr.Meta{Key: metaIIFKind, Register: 1}, is(append([]byte("veth"), make([]byte, unix.IFNAMSIZ-len("veth"))...)...),
-			&expr.Fib{Register: 1, ResultOIF: true, FlagSADDR: true, FlagIIF: true}, is(0, 0, 0, 0),
+			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, equal('e', 'w'), // a prefix of the name
+			&expr.Meta{Key: metaIIFKind, Register: 1}, equal(linkName("veth")...),
+			&expr.Fib{Register: 1, ResultOIF: true, FlagSADDR: true, FlagIIF: true}, equal(0, 0, 0, 0),
 		}
 		saddr, _ := ipField(f == 1)
 		if f == 1 {
@@ -184,55 +146,29 @@ func sourceRules() (rules []*nftables.Rule) {
 				&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 16, Mask: append([]byte{0xff, 0xc0}, make([]byte, 14)...), Xor: make([]byte, 16)},
 				&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: append([]byte{0xfe, 0x80}, make([]byte, 14)...)})
 		}
-		behind, set := *saddr.(*expr.Payload), othersSet(f == 1)
-		behind.DestRegister = unix.NFT_REG_2 // an interface's name takes one register of 16 bytes
-		exprs = append(exprs, &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, &behind,
-			&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID, Invert: true})
-		rules = append(rules, &nftables.Rule{
-			Table: inetTable(sourceTable), Chain: sourceHook(), Exprs: append(exprs, &expr.Verdict{Kind: expr.VerdictDrop}),
-			UserData: userdata.AppendString(nil, userdata.TypeComment, fmt.Sprintf("%s/%d", sourceVersion, f+1)),
-		})
+		exprs = append(exprs, &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, second(saddr, unix.IFNAMSIZ),
+			&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID, Invert: true}, &expr.Verdict{Kind: expr.VerdictDrop})
+		rules = append(rules, newRule(sourceHook(), f == 1, fmt.Sprintf("%s/%d", sourceVersion, f+1), exprs...))
 	}
 	return rules
 }
 
-// setSourceCheck replaces the table in one transaction.
-func (k *Kernel) setSourceCheck(op Op, s SourceCheck) error {
-	c, err := k.natConn()
-	if err != nil {
-		return err
-	}
-	table := inetTable(sourceTable)
-	c.AddTable(table) // so that there is a table to delete
-	c.DelTable(table)
-	if op == Delete {
-		return c.Flush()
-	}
-	c.AddTable(table)
-	for _, v6 := range []bool{false, true} {
-		set := othersSet(v6)
-		_ = c.AddSet(set, nil) // c keeps the error until Flush
-		var elements []nftables.SetElement
-		for _, o := range s.others {
-			if o.addr.Is6() == v6 {
-				name := append([]byte(o.link), make([]byte, unix.IFNAMSIZ-len(o.link))...)
-				elements = append(elements, nftables.SetElement{Key: append(name, o.addr.AsSlice()...)})
-			}
+// linkName is a name as the kernel compares it.
+func linkName(name string) []byte {
+	return append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)
+}
+
+// table returns the whole table of s.
+func (s SourceCheck) table() table {
+	elements := make([][]nftables.SetElement, 2)
+	for _, o := range s.others {
+		f := 0
+		if o.addr.Is6() {
+			f = 1
 		}
-		for chunk := range slices.Chunk(elements, setChunk) {
-			if err := c.SetAddElements(set, chunk); err != nil {
-				return err
-			}
-		}
+		elements[f] = append(elements[f], nftables.SetElement{Key: append(linkName(o.link), o.addr.AsSlice()...)})
 	}
-	c.AddChain(sourceHook())
-	for _, r := range sourceRules() {
-		c.AddRule(r)
-	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("%w; if another program made this table, run: nft delete table inet %s", err, sourceTable)
-	}
-	return nil
+	return table{sourceHook(), sourceRules(), othersSets(), elements}
 }
 
 func diffSourceCheck(observed, desired *SourceCheck) []Change {

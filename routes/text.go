@@ -9,41 +9,12 @@ import (
 
 // String returns the name that ip prints (iproute2, etc/iproute2/rt_protos).
 func (p Protocol) String() string {
-	switch p {
-	case 0:
-		return "unspec"
-	case 1:
-		return "redirect"
-	case 2:
-		return "kernel"
-	case 3:
-		return "boot"
-	case 4:
-		return "static"
-	case 8:
-		return "gated"
-	case 9:
-		return "ra"
-	case 11:
-		return "zebra"
-	case 12:
-		return "bird"
-	case 16:
-		return "dhcp"
-	case 18:
-		return "keepalived"
-	case 42:
-		return "babel"
-	case 186:
-		return "bgp"
-	case 187:
-		return "isis"
-	case 188:
-		return "ospf"
-	case 189:
-		return "rip"
-	case 192:
-		return "eigrp"
+	names := map[Protocol]string{
+		0: "unspec", 1: "redirect", 2: "kernel", 3: "boot", 4: "static", 8: "gated", 9: "ra", 11: "zebra", 12: "bird",
+		16: "dhcp", 18: "keepalived", 42: "babel", 186: "bgp", 187: "isis", 188: "ospf", 189: "rip", 192: "eigrp",
+	}
+	if name, ok := names[p]; ok {
+		return name
 	}
 	return strconv.Itoa(int(p))
 }

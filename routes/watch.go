@@ -284,7 +284,7 @@ func (w *watcher) counts(b []byte) (worth bool) {
 				delete(w.harmed, d.index)
 			}
 		case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-			if len(body) < sizeofNdMsg {
+			if len(body) < unix.SizeofNdMsg {
 				break
 			}
 			index := int(binary.NativeEndian.Uint32(body[4:]))
