@@ -81,7 +81,7 @@ func Run(ctx context.Context, c config.Config, o Options) error {
 	}
 	defer k.Close()
 	d := &Daemon{config: c, options: o, started: time.Now(), kernel: k, pods: pods.New(c, o.Log)}
-	d.metrics = newMetrics(d)
+	d.metrics = newMetrics(c.Metrics, d.status)
 	d.pods.Served = d.metrics.observe
 	d.loop = newLoop(c, o.Log)
 	d.loop.source, d.loop.kernel, d.loop.pods, d.loop.turned = c.Source(o.Version), k, d.pods, d.alive()

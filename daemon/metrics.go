@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
@@ -22,13 +23,14 @@ type metrics struct {
 	calls    *prometheus.HistogramVec
 }
 
-func newMetrics(d *Daemon) *metrics {
-	m := &metrics{address: d.config.Metrics, registry: prometheus.NewRegistry()}
+func newMetrics(address string, status func(context.Context) api.Status) *metrics {
+	m := &metrics{address: address, registry: prometheus.NewRegistry()}
 	m.calls = prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "edgeway_cni_call_seconds", Help: "CNI calls served by the daemon, by verb and result.",
+		Name: "edgeway_cni_call_duration_seconds", Help: "CNI calls served by the daemon, by verb and result.",
 		Buckets: []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .5, 1, 5},
 	}, []string{"verb", "result"})
-	m.registry.MustRegister(m.calls, statusCollector{d})
+	m.registry.MustRegister(m.calls, statusCollector{status},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -64,7 +66,9 @@ func (m *metrics) serve(ctx context.Context) error {
 	return nil
 }
 
-type statusCollector struct{ d *Daemon }
+type statusCollector struct {
+	status func(context.Context) api.Status
+}
 
 func describe(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("edgeway_"+name, help, labels, nil)
@@ -77,7 +81,7 @@ func (c statusCollector) Describe(chan<- *prometheus.Desc) {}
 func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	s := c.d.status(ctx)
+	s := c.status(ctx)
 	gauge := func(v float64, desc *prometheus.Desc, labels ...string) {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, labels...)
 	}
@@ -111,10 +115,12 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 			gauge(1, describe("bgp_session_down", "1 for a session that is not Established, by reason.", "peer", "resource", "peer_asn", "reason"), append(labels, b.Reason)...)
 		}
 		gauge(float64(len(b.Advertised)), describe("bgp_advertised_prefixes", "Prefixes that are advertised to the switch.", "peer", "resource", "peer_asn"), labels...)
-		gauge(float64(b.Flaps), describe("bgp_session_flaps", "Times the session left Established since the daemon started.", "peer", "resource", "peer_asn"), labels...)
+		out <- prometheus.MustNewConstMetric(describe("bgp_session_flaps_total", "Times the session left Established since the daemon started.", "peer", "resource", "peer_asn"),
+			prometheus.CounterValue, float64(b.Flaps), labels...)
+		gauge(float64(b.Since.Unix()), describe("bgp_session_since_timestamp_seconds", "When the session reached its present state.", "peer", "resource", "peer_asn"), labels...)
 		gauge(float64(b.GracefulRestart), describe("bgp_graceful_restart_seconds", "Negotiated restart time; 0: graceful restart was not negotiated.", "peer", "resource", "peer_asn"), labels...)
 	}
-	gauge(float64(s.Leases.Total), describe("addresses_total", "Addresses of the pod pool."))
+	gauge(float64(s.Leases.Total), describe("addresses", "Addresses of the pod pool."))
 	gauge(float64(s.Leases.Used), describe("addresses_used", "Addresses that pods hold."))
 	gauge(float64(s.Leases.Free), describe("addresses_free", "Addresses that are free for pods."))
 	reasons := map[string]int{}

@@ -22,6 +22,7 @@ bgpctl:openbgpd
 containerd:containerd
 runc:runc
 busybox:busybox-static
+promtool:prometheus
 '
 
 # Daemons that Debian puts into sbin are often outside an ordinary user's PATH.
@@ -68,7 +69,7 @@ fi
 rm -f "$log"
 
 # Nor must one start at the next boot.
-for unit in bird frr openbgpd containerd; do
+for unit in bird frr openbgpd containerd prometheus; do
 	case "$packages" in
 	*" $unit"*) systemctl disable "$unit" >/dev/null 2>&1 || true ;; # absent in containers
 	esac
