@@ -98,8 +98,9 @@ func (c *conn) create(m message) (description []byte, err error) {
 	return all[0], nil
 }
 
-// localTimeout bounds the wait for a new IPv6 address. The wait takes 0.1 ms on an idle machine.
-const localTimeout = 200 * time.Millisecond
+// localTimeout bounds the wait for a new IPv6 address. The wait takes 0.1 ms on an idle machine. A machine that
+// is busy with other work has needed more than 200 ms, and the pod's first packet was lost.
+const localTimeout = 2 * time.Second
 
 // AwaitLocal waits until the namespace receives packets for its new IPv6 addresses. The kernel installs
 // their local routes from a work queue, even without duplicate detection (net/ipv6/addrconf.c:
