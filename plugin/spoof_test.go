@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -348,4 +350,61 @@ func tellClients(t *testing.T, at string) error {
 		}
 	}()
 	return nil
+}
+
+// A pod's DHCP and LLMNR reach programs of the host that listen on every link, or on the pod's, with and
+// without the check of sources: nothing is held there (docs/security.md).
+func TestPodSpeaksToListenersOfTheHost(t *testing.T) {
+	kernelTest(t)
+	need(t, "nft")
+	h := newHost(t)
+	var calls []call
+	send := map[string]func(to string, n int){}
+	for _, id := range []string{"asks", "own"} {
+		pod := newSpace(t)
+		c := call{verb: "ADD", id: id, ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
+		h.must(t, c)
+		calls = append(calls, c)
+		send[id] = func(to string, n int) {
+			pod.run(t, func() error {
+				d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
+					cerr := c.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), "eth0") })
+					return errors.Join(cerr, err)
+				}}
+				c, err := d.DialContext(context.Background(), "udp4", to)
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				_, err = fmt.Fprint(c, id, " ", n)
+				return err
+			})
+		}
+		if id == "asks" { // a client of DHCP: it sends from 0.0.0.0
+			pod.sh(t, "ip addr del 10.99.0.1/32 dev eth0")
+		}
+	}
+	var llmnr *net.UDPConn
+	h.run(t, func() error {
+		link, err := net.InterfaceByName(HostLink(ipam.Attachment{ContainerID: "own", IfName: "eth0"}))
+		if err == nil {
+			llmnr, err = net.ListenMulticastUDP("udp4", link, &net.UDPAddr{IP: net.IPv4(224, 0, 0, 252)})
+		}
+		return err
+	})
+	defer llmnr.Close()
+	port := func(c *net.UDPConn) int { return c.LocalAddr().(*net.UDPAddr).Port }
+	for _, check := range []*routes.SourceCheck{nil, {}} {
+		h.checkSources(t, check)
+		dhcp := h.hear(t, "0.0.0.0")
+		heard(t, dhcp, func(n int) {
+			send["asks"](fmt.Sprint("255.255.255.255:", port(dhcp)), n)
+			send["own"](fmt.Sprint("255.255.255.255:", port(dhcp)), n)
+		}, func(from []string) bool { return len(from) == 2 })
+		heard(t, llmnr, func(n int) { send["own"](fmt.Sprint("224.0.0.252:", port(llmnr)), n) }, func(from []string) bool { return len(from) > 0 })
+	}
+	for _, c := range calls {
+		c.verb = "DEL"
+		h.must(t, c)
+	}
 }
