@@ -43,7 +43,19 @@ func (n *Node) add(ctx context.Context, o order) (reply api.Reply, err error) {
 		return reply, err
 	}
 	defer done()
-	reply, err = n.attach(ctx, o, ends{host: host, pod: pod})
+	for range maxRefused {
+		var refused []netip.Addr
+		reply, refused, err = n.attach(ctx, o, ends{host: host, pod: pod})
+		if len(refused) == 0 || slices.ContainsFunc(refused, func(a netip.Addr) bool { return slices.Contains(o.addrs, a) }) {
+			break
+		}
+		n.passOver(refused)
+		pool, perr := n.reserve(o.pool, refused)
+		if perr != nil {
+			return reply, errors.Join(err, perr)
+		}
+		o.pool = pool
+	}
 	if errors.Is(err, ipam.ErrHeld) {
 		err = errors.Join(n.vacant(ctx, o, pod), err)
 	}
@@ -94,15 +106,20 @@ func (n *Node) enter(ctx context.Context, rq request) (release func(), err error
 // ends are the two namespaces of an attachment.
 type ends struct{ host, pod kernel }
 
-// attach is the part of ADD that changes something. It undoes its changes when it fails.
-func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, err error) {
+// maxRefused bounds how many leases one ADD tries: each costs a link that is made and deleted.
+const maxRefused = 4
+
+// attach is the part of ADD that changes something. It undoes its changes when it fails. The refused
+// addresses are those of a lease that the kernel does not take, since something else on this host has them:
+// Holders does not see everything.
+func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, refused []netip.Addr, err error) {
 	mtu, err := o.mtu(ctx, at.host)
 	if err != nil {
-		return reply, err
+		return reply, nil, err
 	}
 	g, err := n.obtain(ctx, at.host, o, at.pod.Cookie())
 	if err != nil {
-		return reply, err
+		return reply, nil, err
 	}
 	w := wiring{
 		hostLink: o.hostLink(), hostMAC: macOf(o.attachment, "host"),
@@ -116,28 +133,27 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, e
 	if o.conf.IPMasq {
 		w.masq = masquerade(g.addrs, g.networks)
 	}
-	var forgotten []netip.Addr
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, n.undo(ctx, o.request, at.host, w, forgotten))
+			err = errors.Join(err, n.undo(ctx, o.request, at.host, w, refused))
 		}
 	}()
 	// The lease is on disk, so other processes may use the store while the pod is wired.
 	if err := n.yield(); err != nil {
-		return reply, err
+		return reply, nil, err
 	}
 	if least := minMTUFor(w.has(true)); mtu < least {
-		return reply, smallMTU(mtu, least)
+		return reply, nil, smallMTU(mtu, least)
 	}
 	if w.metric, err = n.make(ctx, o, w, at); err != nil {
-		if errors.Is(err, routes.ErrForeign) && !o.conf.delegated() { // the next ADD gets another address
-			forgotten = g.addrs
+		if errors.Is(err, routes.ErrForeign) && !o.conf.delegated() {
+			refused = g.addrs
 		}
-		return reply, err
+		return reply, refused, err
 	}
 	reply, err = printed(w.result(o.previous, g.dns, o.cni.Netns), o.conf.CNIVersion)
 	reply.Undelivered = func(ctx context.Context) { n.withdraw(ctx, o.request, g.lease) }
-	return reply, err
+	return reply, nil, err
 }
 
 // mtu is the MTU of the pod's link: the configuration's, or the uplink's.

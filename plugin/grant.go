@@ -133,8 +133,8 @@ func (n *Node) obtain(ctx context.Context, k kernel, o order, cookie uint64) (gr
 const maxPassedOver = 32
 
 // lease gets addresses that lead nowhere else on this host. It passes over an address that the host
-// itself has, or to which a route of another agent or of another store's pod leads. If such an address
-// was requested, the ADD is refused. link is the future host link; src is the source of the host's routes
+// itself has, that a neighbour of the host has, or to which a route of another agent or of another store's
+// pod leads. If such an address was requested, the ADD is refused. link is the future host link; src is the source of the host's routes
 // to the addresses (see hostSource).
 func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link string) (lease ipam.Lease, src netip.Addr, err error) {
 	var passed []string
@@ -156,7 +156,7 @@ func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link st
 		var held []netip.Addr
 		there, sourceless, err := host.Holders(ctx, lease.Addrs...)
 		for _, r := range there {
-			if r.Type != "" || r.Link != link && !isForeign(lease) {
+			if r.Type != "" && r.Type != routes.TypeNeighbour || r.Link != link && !isForeign(lease) {
 				held = append(held, r.Dst.Addr())
 				passed = append(passed, r.String())
 			}
@@ -217,6 +217,15 @@ func (n *Node) Taken(ctx context.Context) ([]routes.Route, error) {
 	there, _, err := host.Holders(ctx, slices.SortedFunc(maps.Keys(n.taken.addrs), netip.Addr.Compare)...)
 	if err != nil {
 		return nil, err
+	}
+	others, err := host.Host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range others.Routes { // blackholes and the like
+		if r.Type != "" && r.Dst.IsSingleIP() && n.taken.addrs[r.Dst.Addr()] {
+			there = append(there, r)
+		}
 	}
 	clear(n.taken.addrs)
 	for _, r := range there {

@@ -136,9 +136,15 @@ func (k *Kernel) Lookup(ctx context.Context, a netip.Addr) (Route, error) {
 // loopback is the index of lo in every namespace (linux/if.h: LOOPBACK_IFINDEX).
 const loopback = 1
 
+// TypeNeighbour is the Type of a holder that is no route: another machine, or something else on that link, answered
+// for the address.
+const TypeNeighbour = "neighbour"
+
 // Holders returns the routes of exactly these addresses: host routes, or type "local" or "broadcast" for
-// addresses of this machine. An address that only a wider route covers has none. Holders does not see a host
-// route without a next hop, such as a blackhole.
+// addresses of this machine. An address that only a wider route covers has none, unless the route leads
+// straight to a link that has a neighbour entry with a MAC for the address: such an entry is returned as
+// TypeNeighbour. Holders does not see a host route without a next hop, such as a blackhole (Host does), and no
+// neighbours before Linux 5.0.
 //
 // sourceless reports that this machine has no IPv4 source address for a link without addresses, such as a
 // pod's link: packets leave as 0.0.0.0 unless their route names a source. If lo is down, this is not known,
@@ -154,6 +160,7 @@ func (k *Kernel) Holders(ctx context.Context, addrs ...netip.Addr) (held []Route
 		msgs = append(msgs, lookup(a, unix.RTM_F_FIB_MATCH|unix.RTM_F_LOOKUP_TABLE))
 	}
 	v := newView(k.c)
+	var near []message
 	answers, errs := k.c.gets(msgs...)
 	if errs[0] == nil {
 		e, err := chosen(answers[0])
@@ -163,8 +170,25 @@ func (k *Kernel) Holders(ctx context.Context, addrs ...netip.Addr) (held []Route
 		if errs[i+1] != nil {
 			continue // no route, or a route without a next hop
 		}
-		if e, err := chosen(answers[i+1]); err == nil && e.Dst == netip.PrefixFrom(a, a.BitLen()) {
+		e, err := chosen(answers[i+1])
+		switch {
+		case err != nil:
+		case e.Dst == netip.PrefixFrom(a, a.BitLen()):
 			held = append(held, v.route(e))
+		case e.Type == "" && e.index != 0 && !e.Via.IsValid():
+			near = append(near, neighMessage(unix.RTM_GETNEIGH, 0, family(a), e.index, 0, 0).attrAddr(unix.NDA_DST, a))
+		}
+	}
+	if len(near) == 0 {
+		return held, sourceless, nil
+	}
+	answers, errs = k.c.gets(near...)
+	for i, err := range errs {
+		if err != nil {
+			continue // no entry
+		}
+		if e, ok := parseNeigh(answers[i]); ok && e.mac != "" && e.state&usable != 0 {
+			held = append(held, Route{Type: TypeNeighbour, Dst: netip.PrefixFrom(e.ip, e.ip.BitLen()), Link: v.name(e.index)})
 		}
 	}
 	return held, sourceless, nil

@@ -336,6 +336,9 @@ func (n *leases) check(ctx context.Context, look func(context.Context) ([]plugin
 	for _, f := range found {
 		out.Findings = append(out.Findings, api.Finding(f))
 	}
+	for _, p := range n.addressTaken(ctx) {
+		out.Findings = append(out.Findings, api.Finding{Object: p.Object, Got: p.Got, Next: p.Next})
+	}
 	if err != nil {
 		out.Error = err.Error()
 	}

@@ -113,7 +113,7 @@ func (n *leases) addressTaken(ctx context.Context) (out []cluster.Problem) {
 	}
 	for _, r := range taken {
 		out = append(out, cluster.Problem{Object: "address " + r.Dst.Addr().String(), Reason: cluster.AddressTaken, Want: "a free address of the pool", Got: r.String(),
-			Next: "delete that route or address, or take it out of the node's pod CIDR; pods get other addresses until then"})
+			Next: "delete that route, neighbour or address, or take it out of the node's pod CIDR; pods get other addresses until then"})
 	}
 	return out
 }

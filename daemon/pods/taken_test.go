@@ -51,6 +51,9 @@ func TestStatusNamesAnAddressThatIsTaken(t *testing.T) {
 	if len(problems) != 1 || problems[0].Reason != "addressTaken" || problems[0].Object != "address 10.88.0.1" {
 		t.Errorf("problems %+v", problems)
 	}
+	if checked, err := n.check(t.Context(), n.verbs.Audit); err != nil || len(checked.Findings) != 1 || checked.Findings[0].Object != "address 10.88.0.1" {
+		t.Errorf("ipam check: %+v, %v", checked, err)
+	}
 	call("DEL")
 	if err := n.close(); err != nil {
 		t.Error(err)
