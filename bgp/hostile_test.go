@@ -135,12 +135,12 @@ func TestHostileSwitch(t *testing.T) {
 			s := newTestSpeaker(t)
 			mustSync(t, s, Session{Peer: p, Paths: pods(2), Learn: learnList})
 			if tt.reason == "" {
-				if st := becomes(t, s, 15*time.Second, "Established", ""); st.Flaps != 0 {
+				if st := becomes(t, s, "Established", ""); st.Flaps != 0 {
 					t.Errorf("%+v", st)
 				}
 				return
 			}
-			eventually(t, 15*time.Second, func() error {
+			eventually(t, func() error {
 				st := s.Status(t.Context())[0]
 				if why := st.Reason; why != tt.reason && st.LastReset.Reason != tt.reason {
 					return fmt.Errorf("%s: %q, last reset %+v", st.Reason, st.Detail, st.LastReset)
@@ -151,7 +151,7 @@ func TestHostileSwitch(t *testing.T) {
 				return nil
 			})
 			begun, before := time.Now(), i.calls.Load()
-			eventually(t, 20*time.Second, func() error {
+			eventually(t, func() error {
 				if time.Since(begun) < 6*time.Second {
 					return fmt.Errorf("counting")
 				}
@@ -207,7 +207,7 @@ func TestMessageOfUnknownTypeCostsOneSession(t *testing.T) {
 	good.LocalASN++ // its own session
 	s := newTestSpeaker(t)
 	mustSync(t, s, Session{Peer: good, Paths: []Path{{Prefix: pfx("10.10.1.0/24"), NextHop: addr("192.0.2.9")}}}, Session{Peer: bad})
-	eventually(t, 50*time.Second, func() error {
+	eventually(t, func() error {
 		for _, st := range s.Status(t.Context()) {
 			if st.Peer.Port == bad.Port {
 				if i.calls.Load() < 4 || st.Reason != reasonMalformed || !strings.Contains(st.Detail, "bad message type (1/3)") {
@@ -283,7 +283,7 @@ func TestNotifications(t *testing.T) {
 				close(ready)
 				s := newTestSpeaker(t)
 				mustSync(t, s, Session{Peer: p, Paths: pods(2)})
-				st := becomes(t, s, 20*time.Second, "", tt.reason)
+				st := becomes(t, s, "", tt.reason)
 				if !strings.Contains(st.Detail, tt.detail) || !strings.Contains(st.Detail, ":") {
 					t.Errorf("got %q, want %q and a next step", st.Detail, tt.detail)
 				}

@@ -1,144 +1,153 @@
 package bgp
 
 import (
-	"bufio"
-	"fmt"
-	"os"
+	"context"
+	"net/netip"
 	"os/exec"
-	"strings"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// lan is a bridge that the node and the switches are plugged into.
+// lan is a LAN with the node 10.0.0.10, fd00:10::10 and the switches sw1 (.1) and sw2 (.2).
 type lan struct {
-	t testing.TB
+	t    *testing.T
+	lab  *lab.Lab
+	node *lab.Machine
 }
 
-// needLAN skips or fails the test where there can be no LAN.
-func needLAN(t testing.TB) {
+func newLAN(t *testing.T) *lan {
 	t.Helper()
 	lab.Need(t, lab.Tools(lab.BIRD, lab.FRR)...)
-	if os.Getenv(envLAN) == "" {
-		t.Skip("LAN test: not in namespaces of its own")
-	}
-}
-
-func newLAN(t testing.TB) *lan {
-	t.Helper()
-	needLAN(t)
-	l := &lan{t: t}
-	ip(t, "netns add lan")
-	t.Cleanup(func() { ip(t, "netns del lan") })
-	ip(t, "-n lan link add br0 type bridge mcast_snooping 0")
-	ip(t, "-n lan link set br0 up")
-	ip(t, "link add eth0 type veth peer name node netns lan")
-	t.Cleanup(func() { ip(t, "link del eth0") })
-	ip(t, "-n lan link set node master br0 up")
-	ip(t, "link set eth0 up")
-	ip(t, "addr add 10.0.0.10/24 dev eth0")
-	ip(t, "addr add fd00:10::10/64 dev eth0 nodad")
-	return l
-}
-
-// ip runs one ip(8) command.
-func ip(t testing.TB, args string) string {
-	t.Helper()
-	return run(t, "ip", strings.Fields(args)...)
-}
-
-func run(t testing.TB, name string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
+	l, err := lab.New(lab.Options{})
 	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+		t.Fatal(err)
 	}
-	return string(out)
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	var all lab.Topology
+	for _, m := range []struct{ name, number string }{{"node", "10"}, {"sw1", "1"}, {"sw2", "2"}} {
+		addrs := []netip.Prefix{pfx("10.0.0." + m.number + "/24"), pfx("fd00:10::" + m.number + "/64")}
+		all.Hosts = append(all.Hosts, lab.HostSpec{Name: m.name, Links: []lab.LinkSpec{{LAN: "lan", Addrs: addrs}}})
+	}
+	if err := l.Build(t.Context(), all); err != nil {
+		t.Fatal(err)
+	}
+	return &lan{t, l, l.Machine("node")}
 }
 
-// watch counts the route messages of the switch's kernel from now on.
+// ip runs one ip(8) command on the node.
+func (l *lan) ip(args string) {
+	l.t.Helper()
+	ip(l.t, l.node, args)
+}
+
+// ip runs one ip(8) command on a machine.
+func ip(t *testing.T, m *lab.Machine, args string) {
+	t.Helper()
+	if err := m.IP(t.Context(), args+"\n"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// run runs a command on the node and returns its output.
+func (l *lan) run(name string, args ...string) string {
+	l.t.Helper()
+	return run(l.t, l.node, name, args...)
+}
+
+func run(t *testing.T, m *lab.Machine, name string, args ...string) string {
+	t.Helper()
+	out, err := m.Run(t.Context(), name, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// cut destroys the node's connections with a switch, or with all switches of a prefix.
+func (l *lan) cut(to string) {
+	l.t.Helper()
+	l.run("ss", "-K", "dst", to)
+}
+
+// cable sets the bridge's end of the node's cable "up" or "down".
+func (l *lan) cable(state string) {
+	l.t.Helper()
+	ip(l.t, l.lab.Machine("wire"), "link set dev p1 "+state)
+}
+
+// inside is the command line that runs argv on the node.
+func (l *lan) inside(argv ...string) []string {
+	return append([]string{"nsenter", "--net=" + l.node.Path, "--"}, argv...)
+}
+
+// speaker returns a Speaker of the node.
+func (l *lan) speaker(t *testing.T) *Speaker {
+	return newSpeaker(t, l.inside(sessionCommand...)...)
+}
+
+// start starts a daemon on the node.
+func (l *lan) start(t *testing.T, sessions ...Session) *daemon {
+	t.Helper()
+	argv := l.inside(self())
+	return startProcess(t, exec.Command(argv[0], argv[1:]...), sessions...)
+}
+
+// watch reports the changes of BGP's routes in the switch's kernel from now on.
 func (r *router) watch() *watch {
 	r.t.Helper()
-	cmd := exec.Command("ip", "-n", r.ns, "-o", "monitor", "route")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.StdoutPipe()
+	m, err := r.Monitor(r.t.Context(), r.Proto())
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		r.t.Fatal(err)
-	}
-	w := &watch{t: r.t, r: r}
-	go func() {
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			if text := lines.Text(); strings.Contains(text, "10.1") || strings.Contains(text, "fd01:") {
-				w.n.Add(1)
-				w.last.Store(&text)
-			} else {
-				w.other.Add(1)
-			}
-		}
-	}()
-	r.t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	// It watches once it reports a route that we make.
-	eventually(r.t, 5*time.Second, func() error {
-		run(r.t, "ip", "-n", r.ns, "route", "replace", "192.0.2.1/32", "dev", "lo")
-		run(r.t, "ip", "-n", r.ns, "route", "del", "192.0.2.1/32", "dev", "lo")
-		if w.other.Load() == 0 {
-			return fmt.Errorf("ip monitor is silent")
-		}
-		return nil
-	})
-	return w
+	return &watch{r: r, monitor: m}
 }
 
 type watch struct {
-	t        testing.TB
-	r        *router
-	n, other atomic.Int64
-	last     atomic.Pointer[string]
+	r       *router
+	monitor *lab.Monitor
+	seen    int // events that an earlier call of events has returned
 }
 
-// sync waits until the monitor has reported all that happened so far.
-func (w *watch) sync() {
-	w.r.t.Helper()
-	before := w.other.Load()
-	run(w.r.t, "ip", "-n", w.r.ns, "route", "replace", "192.0.2.2/32", "dev", "lo")
-	run(w.r.t, "ip", "-n", w.r.ns, "route", "del", "192.0.2.2/32", "dev", "lo")
-	eventually(w.r.t, 5*time.Second, func() error {
-		if w.other.Load() < before+2 {
-			return fmt.Errorf("ip monitor is silent")
-		}
-		return nil
-	})
+// events returns the events since the last call.
+func (w *watch) events(t *testing.T) []string {
+	t.Helper()
+	all, err := w.monitor.Events(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := all[w.seen:]
+	w.seen = len(all)
+	return out
 }
 
-// still fails the test if any pod route of the switch's kernel was touched.
-func (w *watch) still(what string) {
-	w.t.Helper()
-	w.sync()
+// still fails the test if a route of the switch's kernel has changed since the last call of events.
+func (w *watch) still(t *testing.T, what string) {
+	t.Helper()
 	w.r.sawRestart()
-	if n := w.n.Load(); n != 0 {
-		w.t.Errorf("%s: %s: %d route events, want 0; last: %s", w.r.kind, what, n, *w.last.Load())
+	if e := w.events(t); len(e) != 0 {
+		t.Errorf("%s: %s: %d route events, want none; last: %s", w.r.kind, what, len(e), e[len(e)-1])
 	}
 }
 
+// patience bounds a wait whose length is not what the test is about: a busy machine is slow. It is less than
+// the restart time of peerOf.
+const patience = time.Minute
+
 // eventually waits until f has no objection.
-func eventually(t testing.TB, d time.Duration, f func() error) {
+func eventually(t testing.TB, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(d)
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("after %v: %v", d, err)
-		}
-		time.Sleep(20 * time.Millisecond) // between two looks
+	waitFor(t, patience, f)
+}
+
+func waitFor(t testing.TB, d time.Duration, f func() error) {
+	t.Helper()
+	if err := lab.Wait(context.Background(), d, f); err != nil {
+		t.Fatalf("after %v: %v", d, err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 )
 
 // What goes wrong with passwords looks the same from here, a SYN without an answer. A second one
@@ -42,11 +41,11 @@ func TestPassword(t *testing.T) {
 				c.neighbours = append(c.neighbours, neighbour{addr: row.from, asn: 65001, password: row.theirs})
 			}
 			if row.from != "10.0.0.10" {
-				ip(t, "addr add "+row.from+"/24 dev eth0")
+				l.ip("addr add " + row.from + "/24 dev eth0")
 			}
 		}
 		sw.start(c)
-		run(t, "ip", "netns", "exec", sw.ns, "nft", "add table inet f; add chain inet f in { type filter hook input priority 0; };"+
+		run(t, sw.Machine, "nft", "add table inet f; add chain inet f in { type filter hook input priority 0; };"+
 			"add rule inet f in tcp dport 179 ip saddr 10.0.0.25 drop; add rule inet f in tcp dport 179 ip saddr 10.0.0.26-10.0.0.27 reject with icmpx type admin-prohibited")
 		speakers := make([]*Speaker, len(rows))
 		session := func(i int, password string) Session {
@@ -55,13 +54,13 @@ func TestPassword(t *testing.T) {
 			return Session{Peer: p, Paths: pods(len(rows))[2*i : 2*i+2]}
 		}
 		for i, row := range rows {
-			speakers[i] = newTestSpeaker(t)
+			speakers[i] = l.speaker(t)
 			mustSync(t, speakers[i], session(i, row.ours))
 		}
-		sw.hears(15*time.Second, session(0, "").Paths)
+		sw.hears(session(0, "").Paths)
 		for i, row := range rows[1:] {
 			detail := strings.ReplaceAll(row.detail, "SWITCH", sw.addr4.String())
-			eventually(t, 30*time.Second, func() error {
+			eventually(t, func() error {
 				st := speakers[i+1].Status(t.Context())[0]
 				if st.Reason != row.reason || !strings.Contains(st.Detail, detail) {
 					return fmt.Errorf("%s: %s: %s, want %s: %s", row.name, st.Reason, st.Detail, row.reason, detail)
@@ -73,12 +72,12 @@ func TestPassword(t *testing.T) {
 		if lines := sw.complaints(); len(lines) > most {
 			t.Errorf("%d lines in the switch's log for two probes that it took:\n%s", len(lines), strings.Join(lines, "\n"))
 		}
-		if st := becomes(t, speakers[0], time.Second, "Established", ""); st.Flaps != 0 {
+		if st := becomes(t, speakers[0], "Established", ""); st.Flaps != 0 {
 			t.Errorf("%+v", st)
 		}
 
 		// Each is mended where it is wrong, and comes up in its usual time.
-		run(t, "ip", "netns", "exec", sw.ns, "nft", "delete table inet f")
+		run(t, sw.Machine, "nft", "delete table inet f")
 		want := session(0, "").Paths
 		for i, row := range rows {
 			switch row.name {
@@ -91,7 +90,7 @@ func TestPassword(t *testing.T) {
 			}
 			want = append(want, session(i, "").Paths...)
 		}
-		sw.hears(25*time.Second, want)
+		sw.hears(want)
 	})
 }
 

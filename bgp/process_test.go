@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// daemon is one that can be killed: the test binary again, with a Speaker that Syncs
-// each line of its standard input, a State as JSON, and Stops at SIGTERM.
+// daemon is a process that can be killed: the test binary with a Speaker. It Syncs each line of its standard
+// input, which is a State as JSON, and Syncs it again when the Speaker asks for it. It Stops at SIGTERM.
 type daemon struct {
 	t     testing.TB
 	cmd   *exec.Cmd
@@ -25,7 +25,7 @@ type daemon struct {
 	flaps int
 }
 
-// report is what a process answers to each line.
+// report is the answer to each line.
 type report struct {
 	Err        string
 	Changes    []string
@@ -36,9 +36,15 @@ type report struct {
 }
 
 func speakerProcess() int {
-	s := NewSpeaker(Options{Command: sessionCommand}) // as the daemon does
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
+	trigger := make(chan struct{}, 1)
+	s := NewSpeaker(Options{Command: sessionCommand, Changed: func() {
+		select {
+		case trigger <- struct{}{}:
+		default:
+		}
+	}})
 	lines := make(chan []byte)
 	go func() {
 		in := bufio.NewReader(os.Stdin)
@@ -51,25 +57,28 @@ func speakerProcess() int {
 		}
 	}()
 	out := json.NewEncoder(os.Stdout)
+	var desired State
 	for {
 		select {
+		case <-trigger: // as the daemon does
+			_, _ = s.Sync(context.Background(), desired) // the next line reports what is still wrong
 		case <-term:
 			s.Stop()
 			return 0
 		case line := <-lines:
-			if err := out.Encode(respond(s, line)); err != nil {
+			if err := out.Encode(respond(s, line, &desired)); err != nil {
 				return 1
 			}
 		}
 	}
 }
 
-func respond(s *Speaker, line []byte) (r report) {
-	var desired *State
-	if err := json.Unmarshal(line, &desired); err != nil {
-		return report{Err: err.Error()}
-	}
-	if desired != nil {
+func respond(s *Speaker, line []byte, desired *State) (r report) {
+	if string(line) != "null\n" {
+		*desired = State{}
+		if err := json.Unmarshal(line, desired); err != nil {
+			return report{Err: err.Error()}
+		}
 		begun := time.Now()
 		changes, err := s.Sync(context.Background(), *desired)
 		r.TookMS = time.Since(begun).Milliseconds()
@@ -81,6 +90,9 @@ func respond(s *Speaker, line []byte) (r report) {
 		}
 	}
 	r.Status = s.Status(context.Background())
+	for i := range r.Status {
+		r.Status[i].Advertised = nil // thousands
+	}
 	r.Goroutines = runtime.NumGoroutine()
 	runtime.GC()
 	var mem runtime.MemStats
@@ -89,9 +101,8 @@ func respond(s *Speaker, line []byte) (r report) {
 	return r
 }
 
-func startProcess(t testing.TB, sessions ...Session) *daemon {
+func startProcess(t testing.TB, cmd *exec.Cmd, sessions ...Session) *daemon {
 	t.Helper()
-	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), envSpeaker+"=1")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -149,10 +160,10 @@ func (p *daemon) end(sig os.Signal) {
 }
 
 // established waits until all n sessions are.
-func (p *daemon) established(d time.Duration, n int) report {
+func (p *daemon) established(n int) report {
 	p.t.Helper()
 	var r report
-	eventually(p.t, d, func() error {
+	eventually(p.t, func() error {
 		r = p.report()
 		up := 0
 		for _, st := range r.Status {
@@ -169,9 +180,9 @@ func (p *daemon) established(d time.Duration, n int) report {
 }
 
 // flapped waits until every session has been lost once more than at the last call.
-func (p *daemon) flapped(d time.Duration) {
+func (p *daemon) flapped() {
 	p.t.Helper()
-	eventually(p.t, d, func() error {
+	eventually(p.t, func() error {
 		r := p.report()
 		for _, st := range r.Status {
 			if st.Flaps <= p.flaps {

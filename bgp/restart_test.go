@@ -23,120 +23,154 @@ func manyPaths() []Path {
 	return out
 }
 
-// peerASN of the session with BIRD and FRR in one speaker: 65000 both.
-func bothSwitches(t *testing.T, l *lan) (bird, frr *router) {
-	c := swconf{asn: 65000, neighbours: []neighbour{{addr: "10.0.0.10", asn: 65001}}}
-	return l.router("bird", 1).start(c), l.router("frr", 2).start(c)
+func bothSwitches(l *lan) (bird, frr *router) {
+	bird, frr = l.router("bird", 1), l.router("frr", 2)
+	return bird.start(nodeOf(bird)), frr.start(nodeOf(frr))
+}
+
+// restarts is a daemon that tells all paths to two switches, and is restarted.
+type restarts struct {
+	*lan
+	bird, frr *router
+	want      []Session
+	daemon    *daemon
+	watches   []*watch
+}
+
+func newRestarts(t *testing.T) *restarts {
+	t.Helper()
+	l := newLAN(t)
+	r := &restarts{lan: l}
+	r.bird, r.frr = bothSwitches(l)
+	r.want = []Session{{Peer: peerOf(r.bird), Paths: manyPaths()}, {Peer: peerOf(r.frr), Paths: manyPaths()}}
+	r.begin(r.want...)
+	r.bird.hears(manyPaths())
+	r.frr.hears(manyPaths())
+	r.watches = []*watch{r.bird.watch(), r.frr.watch()}
+	return r
+}
+
+// begin starts the daemon, which outlives a subtest.
+func (r *restarts) begin(sessions ...Session) { r.daemon = r.start(r.t, sessions...) }
+
+func (r *restarts) restart(sig syscall.Signal) {
+	r.daemon.end(sig)
+	r.begin(r.want...)
+	r.daemon.established(2)
+}
+
+// settled waits until both switches have flushed what a restart flushes.
+func (r *restarts) settled() {
+	r.bird.settled()
+	r.frr.settled()
+}
+
+// still fails the test if a route of a switch has changed, or is missing.
+func (r *restarts) still(t *testing.T, what string) {
+	t.Helper()
+	r.settled()
+	for _, w := range r.watches {
+		w.still(t, what)
+		if err := w.r.compare(manyPaths()); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 func TestGracefulRestart(t *testing.T) {
-	l := newLAN(t)
-	bird, frr := bothSwitches(t, l)
-	want := []Session{{Peer: peerOf(bird), Paths: manyPaths()}, {Peer: peerOf(frr), Paths: manyPaths()}}
-	begin := func(sessions ...Session) *daemon { return startProcess(t, sessions...) } // outlives a subtest
-	p := begin(want...)
-	bird.hears(20*time.Second, manyPaths())
-	frr.hears(20*time.Second, manyPaths())
-	watches := []*watch{bird.watch(), frr.watch()}
-	still := func(t *testing.T, what string) {
-		t.Helper()
-		bird.settled()
-		frr.settled()
-		for _, w := range watches {
-			w.t = t
-			w.still(what)
-			w.n.Store(0)
-			if err := w.r.compare(manyPaths()); err != nil {
-				t.Error(err)
-			}
-		}
-	}
-	restart := func(sig syscall.Signal) {
-		p.end(sig)
-		p = begin(want...)
-		p.established(20*time.Second, 2)
-	}
+	t.Parallel()
+	r := newRestarts(t)
 	t.Run("killed", func(t *testing.T) {
-		restart(syscall.SIGKILL)
-		still(t, "after kill -9")
+		r.restart(syscall.SIGKILL)
+		r.still(t, "after kill -9")
 	})
 	t.Run("stopped", func(t *testing.T) {
-		restart(syscall.SIGTERM)
-		still(t, "after SIGTERM")
+		r.restart(syscall.SIGTERM)
+		r.still(t, "after SIGTERM")
 	})
 	t.Run("twice in a row", func(t *testing.T) {
-		p.end(syscall.SIGKILL)
-		p = begin(want...) // killed again before its sessions are up
-		restart(syscall.SIGKILL)
-		bird.settled() // a switch flushes what is still stale at the next loss (RFC 4724, section 4.2)
-		frr.settled()
-		restart(syscall.SIGKILL)
-		still(t, "after three restarts in a row")
+		r.daemon.end(syscall.SIGKILL)
+		r.cable("down") // killed again before its sessions are up
+		r.begin(r.want...)
+		r.daemon.end(syscall.SIGKILL)
+		r.cable("up")
+		r.restart(syscall.SIGKILL)
+		r.settled() // a switch flushes what is still stale at the next loss (RFC 4724, section 4.2)
+		r.restart(syscall.SIGKILL)
+		r.still(t, "after three restarts in a row")
 	})
+}
+
+func TestRoutesStayWhenTheConnectionIsLost(t *testing.T) {
+	t.Parallel()
+	r := newRestarts(t)
 	t.Run("connection cut", func(t *testing.T) {
 		for range 2 {
-			bird.settled()
-			frr.settled()
-			run(t, "ss", "-K", "dst", bird.addr4.String())
-			run(t, "ss", "-K", "dst", frr.addr4.String())
-			p.flapped(10 * time.Second)
-			if r := p.established(30*time.Second, 2).Status[0].LastReset; r.Reason != reasonConnectionLost {
+			r.settled()
+			r.cut(r.bird.addr4.String())
+			r.cut(r.frr.addr4.String())
+			r.daemon.flapped()
+			if r := r.daemon.established(2).Status[0].LastReset; r.Reason != reasonConnectionLost {
 				t.Errorf("%+v", r)
 			}
 		}
-		still(t, "after two TCP resets")
+		r.still(t, "after two TCP resets")
 	})
 	t.Run("link down", func(t *testing.T) {
-		ip(t, "-n lan link set node down")
+		r.cable("down")
 		time.Sleep(2 * time.Second) // the fault itself
-		ip(t, "-n lan link set node up")
-		p.established(30*time.Second, 2)
-		still(t, "after a short link loss")
+		r.cable("up")
+		r.daemon.established(2)
+		r.still(t, "after a short link loss")
 	})
 	t.Run("power cut", func(t *testing.T) {
 		// The switch hears no FIN and no RST: a new connection comes while its session is up.
-		ip(t, "-n lan link set node down")
-		p.end(syscall.SIGKILL)
-		run(t, "ss", "-K", "dst", "10.0.0.0/24")
-		ip(t, "-n lan link set node up")
-		p = begin(want...)
-		p.established(30*time.Second, 2)
-		still(t, "after a power cut")
+		r.cable("down")
+		r.daemon.end(syscall.SIGKILL)
+		r.cut("10.0.0.0/24")
+		r.cable("up")
+		r.begin(r.want...)
+		r.daemon.established(2)
+		r.still(t, "after a power cut")
 	})
+}
+
+func TestRoutesStayWhenSettingsChange(t *testing.T) {
+	t.Parallel()
+	r := newRestarts(t)
 	t.Run("settings changed", func(t *testing.T) {
-		changed := []Session{want[0], want[1]}
+		changed := slices.Clone(r.want)
 		changed[0].Peer.HoldTime, changed[1].Peer.HoldTime = 60*time.Second, 60*time.Second
-		r := p.sync(changed...)
-		if r.Err != "" || len(r.Changes) != 2 {
-			t.Errorf("err %q, changes %q, want two resets", r.Err, r.Changes)
+		got := r.daemon.sync(changed...)
+		if got.Err != "" || len(got.Changes) != 2 {
+			t.Errorf("err %q, changes %q, want two resets", got.Err, got.Changes)
 		}
-		if r := p.established(20*time.Second, 2).Status[0].LastReset; r.Reason != reasonReset || !strings.Contains(r.Detail, "hold time 1m0s") {
-			t.Errorf("%+v", r)
+		if last := r.daemon.established(2).Status[0].LastReset; last.Reason != reasonReset || !strings.Contains(last.Detail, "hold time 1m0s") {
+			t.Errorf("%+v", last)
 		}
-		still(t, "after a reset for a new hold time")
+		r.still(t, "after a reset for a new hold time")
 		for i := range changed {
 			changed[i].Peer.RouterID = addr("10.0.0.110")
 		}
-		p.sync(changed...)
-		p.established(20*time.Second, 2)
-		still(t, "after a reset for a new router ID")
-		p.sync(want...)
-		p.established(20*time.Second, 2)
-		still(t, "after a reset back")
+		r.daemon.sync(changed...)
+		r.daemon.established(2)
+		r.still(t, "after a reset for a new router ID")
+		r.daemon.sync(r.want...)
+		r.daemon.established(2)
+		r.still(t, "after a reset back")
 	})
 	t.Run("changed while down", func(t *testing.T) {
 		moved := manyPaths()
 		moved[7].NextHop = addr("10.0.0.99")
 		moved = moved[:many-1]
-		p.end(syscall.SIGKILL)
-		p = begin(Session{Peer: want[0].Peer, Paths: moved}, Session{Peer: want[1].Peer, Paths: moved})
-		p.established(20*time.Second, 2)
-		for _, w := range watches {
-			w.r.hears(20*time.Second, moved)
+		r.daemon.end(syscall.SIGKILL)
+		r.begin(Session{Peer: r.want[0].Peer, Paths: moved}, Session{Peer: r.want[1].Peer, Paths: moved})
+		r.daemon.established(2)
+		for _, w := range r.watches {
+			w.r.hears(moved)
 			w.r.settled()
-			w.sync()
-			if n := w.n.Load(); n == 0 || n > 4 {
-				t.Errorf("%s: %d route events for 2 changes; last: %s", w.r.kind, n, *w.last.Load())
+			if e := w.events(t); len(e) == 0 || len(e) > 4 {
+				t.Errorf("%s: %d route events for 2 changes: %q", w.r.kind, len(e), e)
 			}
 		}
 	})
@@ -149,15 +183,15 @@ func TestGracefulRestartWithDefaults(t *testing.T) {
 		c.defaultRestart = true
 		sw.start(c)
 		want := Session{Peer: peerOf(sw), Paths: pods(many / 2)}
-		p := startProcess(t, want)
-		sw.hears(20*time.Second, want.Paths)
+		p := l.start(t, want)
+		sw.hears(want.Paths)
 		sw.settled()
 		w := sw.watch()
 		p.end(syscall.SIGKILL)
-		p = startProcess(t, want)
-		p.established(20*time.Second, 1)
+		p = l.start(t, want)
+		p.established(1)
 		sw.settled()
-		w.still("after kill -9")
+		w.still(t, "after kill -9")
 		if err := sw.compare(want.Paths); err != nil {
 			t.Error(err)
 		}
@@ -169,7 +203,7 @@ func TestGracefulRestartWithDefaults(t *testing.T) {
 // since must win: a pod CIDR that has another owner, at once, not when the restart time ends.
 func TestChangeWinsOverStalePath(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
-		ip(t, "addr add 10.0.0.20/24 dev eth0")
+		l.ip("addr add 10.0.0.20/24 dev eth0")
 		c := nodeOf(sw)
 		c.neighbours = append(c.neighbours, neighbour{addr: "10.0.0.20", asn: 65001})
 		sw.start(c)
@@ -180,10 +214,10 @@ func TestChangeWinsOverStalePath(t *testing.T) {
 		}
 		away, live := peerOf(sw), peerOf(sw)
 		live.LocalAddress, live.RouterID = addr("10.0.0.20"), addr("10.0.0.20")
-		p := startProcess(t, Session{Peer: away, Paths: paths})
-		sw.hears(20*time.Second, paths)
-		q := startProcess(t, Session{Peer: live, Paths: paths})
-		q.established(20*time.Second, 1)
+		p := l.start(t, Session{Peer: away, Paths: paths})
+		sw.hears(paths)
+		q := l.start(t, Session{Peer: live, Paths: paths})
+		q.established(1)
 		w := sw.watch()
 		sw.settled()
 		p.end(syscall.SIGKILL)
@@ -192,31 +226,29 @@ func TestChangeWinsOverStalePath(t *testing.T) {
 		moved[7].NextHop, moved[7].MED = addr("10.0.0.99"), Freshness(began.Add(time.Second))
 		begun := time.Now()
 		q.sync(Session{Peer: live, Paths: moved})
-		sw.hears(5*time.Second, moved)
+		sw.hears(moved)
 		t.Logf("%s: heard after %v", sw.kind, time.Since(begun))
 
 		// The speaker returns with its old knowledge, then learns the news.
-		p = startProcess(t, Session{Peer: away, Paths: paths})
-		p.established(20*time.Second, 1)
+		p = l.start(t, Session{Peer: away, Paths: paths})
+		p.established(1)
 		sw.settled()
 		if err := sw.compare(moved); err != nil {
 			t.Error(err)
 		}
 		p.sync(Session{Peer: away, Paths: moved})
-		sw.hears(5*time.Second, moved)
-		w.sync()
-		if n := w.n.Load(); n > 4 {
-			t.Errorf("%d route events for one change; last: %s", n, *w.last.Load())
+		sw.hears(moved)
+		if e := w.events(t); len(e) > 4 {
+			t.Errorf("%d route events for one change: %q", len(e), e)
 		}
 		// Fresher knowledge of the same next hops is no event.
-		w.n.Store(0)
 		for i := range moved {
 			moved[i].MED = Freshness(began.Add(time.Hour))
 		}
 		p.sync(Session{Peer: away, Paths: moved})
 		q.sync(Session{Peer: live, Paths: moved})
 		last := moved[len(moved)-1]
-		eventually(t, 20*time.Second, func() error {
+		eventually(t, func() error {
 			command := "show route all for " + last.Prefix.String()
 			if sw.kind == "frr" {
 				command = "show bgp ipv4 unicast " + last.Prefix.String()
@@ -226,7 +258,7 @@ func TestChangeWinsOverStalePath(t *testing.T) {
 			}
 			return nil
 		})
-		w.still("after 5000 new MEDs")
+		w.still(t, "after 5000 new MEDs")
 	})
 }
 
@@ -240,11 +272,11 @@ func TestLongLivedGracefulRestart(t *testing.T) {
 		}
 		sw.start(c)
 		want := Session{Peer: peerOf(sw), Paths: manyPaths()}
-		want.Peer.RestartTime, want.Peer.LongLivedTime = 3*time.Second, 20*time.Second
-		p := startProcess(t, want)
-		sw.hears(20*time.Second, want.Paths)
+		want.Peer.RestartTime, want.Peer.LongLivedTime = 3*time.Second, time.Hour
+		p := l.start(t, want)
+		sw.hears(want.Paths)
 		sw.settled()
-		if st := p.established(5*time.Second, 1).Status[0]; st.LongLived != 20*time.Second || len(st.Lacks) != 0 {
+		if st := p.established(1).Status[0]; st.LongLived != time.Hour || len(st.Lacks) != 0 {
 			t.Errorf("not negotiated: %+v", st)
 		}
 		w := sw.watch()
@@ -260,7 +292,7 @@ func TestLongLivedGracefulRestart(t *testing.T) {
 			}
 			return nil
 		}
-		eventually(t, 15*time.Second, marked)
+		eventually(t, marked)
 		for time.Since(died) < 12*time.Second { // four times the restart time
 			if err := sw.compare(want.Paths); err != nil {
 				t.Fatal(err)
@@ -270,16 +302,22 @@ func TestLongLivedGracefulRestart(t *testing.T) {
 		if err := marked(); err != nil {
 			t.Error(err)
 		}
-		p = startProcess(t, want)
-		p.established(10*time.Second, 1)
+		p = l.start(t, want)
+		p.established(1)
 		sw.settled()
-		w.still("after a return from the dead")
+		w.still(t, "after a return from the dead")
 		if err := sw.compare(want.Paths); err != nil {
 			t.Error(err)
 		}
 		// Not for ever.
+		p.end(syscall.SIGTERM)
+		want.Peer.LongLivedTime = 3 * time.Second
+		p = l.start(t, want)
+		p.established(1)
+		sw.settled()
+		died = time.Now()
 		p.end(syscall.SIGKILL)
-		sw.hears(60*time.Second, nil)
+		sw.hears(nil)
 		t.Logf("%s: gone after %v", sw.kind, time.Since(died))
 	})
 }
@@ -289,7 +327,7 @@ func TestLongLivedGracefulRestart(t *testing.T) {
 // another speaker still says, or has said, that its node lives.
 func TestDeadSpeakersOwnPrefix(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
-		ip(t, "addr add 10.0.0.20/24 dev eth0")
+		l.ip("addr add 10.0.0.20/24 dev eth0")
 		c := nodeOf(sw)
 		c.neighbours = append(c.neighbours, neighbour{addr: "10.0.0.20", asn: 65001})
 		if sw.kind == "frr" {
@@ -300,7 +338,7 @@ func TestDeadSpeakersOwnPrefix(t *testing.T) {
 		all := manyPaths()[:4]
 		speaker := func(own int, paths ...Path) Session {
 			s := Session{Peer: peerOf(sw), Paths: slices.Clone(paths)}
-			s.Peer.RestartTime, s.Peer.LongLivedTime = 3*time.Second, 25*time.Second
+			s.Peer.RestartTime, s.Peer.LongLivedTime = 3*time.Second, time.Hour
 			s.Peer.LocalAddress = addr([]string{"10.0.0.10", "10.0.0.20"}[own])
 			s.Peer.RouterID = s.Peer.LocalAddress
 			for i := range s.Paths {
@@ -308,24 +346,24 @@ func TestDeadSpeakersOwnPrefix(t *testing.T) {
 			}
 			return s
 		}
-		first, second := startProcess(t, speaker(0, all...)), startProcess(t, speaker(1, all...))
-		first.established(15*time.Second, 1)
-		second.established(15*time.Second, 1)
-		sw.hears(10*time.Second, all)
+		first, second := l.start(t, speaker(0, all...)), l.start(t, speaker(1, all...))
+		first.established(1)
+		second.established(1)
+		sw.hears(all)
 		sw.settled()
 
 		// The first speaker's node dies, and then another one: the second withdraws both.
 		first.end(syscall.SIGKILL)
 		died := time.Now()
 		second.sync(speaker(1, all[1:3]...))
-		sw.hears(12*time.Second, all[1:]) // the restart time, and 3 s that BIRD adds
+		sw.hears(all[1:]) // the restart time, and 3 s that BIRD adds
 		t.Logf("%s: the dead speaker's own prefix went after %v", sw.kind, time.Since(died))
 
 		// It comes back. Both speakers are away for longer than the restart time: all stays.
-		first = startProcess(t, speaker(0, all...))
-		first.established(15*time.Second, 1)
+		first = l.start(t, speaker(0, all...))
+		first.established(1)
 		second.sync(speaker(1, all...))
-		sw.hears(15*time.Second, all)
+		sw.hears(all)
 		sw.settled()
 		first.end(syscall.SIGKILL)
 		second.end(syscall.SIGKILL)
@@ -340,13 +378,14 @@ func TestDeadSpeakersOwnPrefix(t *testing.T) {
 
 // A switch that does not know RFC 9494 is named.
 func TestLongLivedNotNegotiated(t *testing.T) {
+	t.Parallel()
 	l := newLAN(t)
 	frr := l.router("frr", 2).start(swconf{asn: 65000, neighbours: []neighbour{{addr: "10.0.0.10", asn: 65001}}})
-	s := newTestSpeaker(t)
+	s := l.speaker(t)
 	p := peerOf(frr)
 	p.LongLivedTime = time.Hour
 	mustSync(t, s, Session{Peer: p, Paths: pods(1)})
-	eventually(t, 15*time.Second, func() error {
+	eventually(t, func() error {
 		st := s.Status(t.Context())[0]
 		if !st.Restart || st.LongLived != 0 || len(st.Lacks) != 1 || !strings.Contains(st.Lacks[0].Detail, "10m0s after this daemon is gone: enable long-lived graceful restart") {
 			return fmt.Errorf("%+v", st)
@@ -359,6 +398,7 @@ func TestLongLivedNotNegotiated(t *testing.T) {
 // shows whether it withdraws anything.
 func TestGracefulRestartOpenBGPD(t *testing.T) {
 	lab.Need(t, lab.Tools(lab.OpenBGPD)...)
+	t.Parallel()
 	l := newLAN(t)
 	sw, behind := l.router("openbgpd", 1), l.router("bird", 2)
 	c := nodeOf(sw)
@@ -367,11 +407,11 @@ func TestGracefulRestartOpenBGPD(t *testing.T) {
 	sw.start(c)
 	behind.start(swconf{asn: 65002, neighbours: []neighbour{{addr: "10.0.0.1", asn: 65000}}})
 	want := Session{Peer: peerOf(sw), Paths: manyPaths()}
-	begin := func() *daemon { return startProcess(t, want) } // outlives a subtest
+	begin := func() *daemon { return l.start(t, want) } // outlives a subtest
 	p := begin()
-	p.established(20*time.Second, 1)
-	sw.hears(20*time.Second, want.Paths)
-	eventually(t, 20*time.Second, func() error {
+	p.established(1)
+	sw.hears(want.Paths)
+	eventually(t, func() error {
 		if n := len(behind.routes()); n < many {
 			return fmt.Errorf("%d routes", n)
 		}
@@ -380,8 +420,8 @@ func TestGracefulRestartOpenBGPD(t *testing.T) {
 	w := behind.watch()
 	still := func(t *testing.T) {
 		t.Helper()
-		p.established(30*time.Second, 1)
-		eventually(t, 20*time.Second, func() error {
+		p.established(1)
+		eventually(t, func() error {
 			if out := sw.ask("-j show rib"); strings.Contains(out, "stale") {
 				return errors.New("stale paths")
 			}
@@ -390,11 +430,9 @@ func TestGracefulRestartOpenBGPD(t *testing.T) {
 		if err := sw.compare(want.Paths); err != nil {
 			t.Error(err)
 		}
-		w.sync()
-		if n := w.n.Load(); n != 0 {
-			t.Errorf("%d route events, want 0; last: %s", n, *w.last.Load())
+		if e := w.events(t); len(e) != 0 {
+			t.Errorf("%d route events, want none; last: %s", len(e), e[len(e)-1])
 		}
-		w.n.Store(0)
 	}
 	for _, tt := range []struct {
 		name string
@@ -402,7 +440,7 @@ func TestGracefulRestartOpenBGPD(t *testing.T) {
 	}{
 		{"killed", func() { p.end(syscall.SIGKILL); p = begin() }},
 		{"stopped", func() { p.end(syscall.SIGTERM); p = begin() }},
-		{"connection cut", func() { run(t, "ss", "-K", "dst", sw.addr4.String()); p.flapped(10 * time.Second) }},
+		{"connection cut", func() { l.cut(sw.addr4.String()); p.flapped() }},
 		{"settings changed", func() { want.Peer.HoldTime = 60 * time.Second; p.sync(want) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -412,6 +450,6 @@ func TestGracefulRestartOpenBGPD(t *testing.T) {
 	}
 	t.Run("removed", func(t *testing.T) {
 		p.sync()
-		sw.hears(5*time.Second, nil)
+		sw.hears(nil)
 	})
 }

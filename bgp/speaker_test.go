@@ -31,8 +31,10 @@ func pods(n int) []Path {
 	return out
 }
 
-func newTestSpeaker(t testing.TB) *Speaker {
-	s := NewSpeaker(Options{Command: sessionCommand})
+func newTestSpeaker(t testing.TB) *Speaker { return newSpeaker(t, sessionCommand...) }
+
+func newSpeaker(t testing.TB, command ...string) *Speaker {
+	s := NewSpeaker(Options{Command: command})
 	t.Cleanup(s.Stop)
 	return s
 }
@@ -47,10 +49,10 @@ func mustSync(t testing.TB, s *Speaker, sessions ...Session) []Change {
 }
 
 // becomes waits until the first session has that state and reason.
-func becomes(t testing.TB, s *Speaker, d time.Duration, state, reason string) Status {
+func becomes(t testing.TB, s *Speaker, state, reason string) Status {
 	t.Helper()
 	var st Status
-	eventually(t, d, func() error {
+	eventually(t, func() error {
 		all := s.Status(t.Context())
 		if len(all) == 0 {
 			return fmt.Errorf("no session")
@@ -62,22 +64,6 @@ func becomes(t testing.TB, s *Speaker, d time.Duration, state, reason string) St
 		return nil
 	})
 	return st
-}
-
-func TestThirdPartyNextHop(t *testing.T) {
-	each(t, func(t *testing.T, l *lan, sw *router) {
-		sw.start(swconf{asn: 65000, neighbours: []neighbour{{addr: "10.0.0.10", asn: 65001}}})
-		s := newTestSpeaker(t)
-		mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(5)})
-		sw.hears(15*time.Second, pods(5))
-		st := becomes(t, s, time.Second, "Established", "")
-		if !st.Restart || len(st.Advertised) != 10 || len(st.Lacks) != 0 {
-			t.Errorf("status %+v", st)
-		}
-		if again := mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(5)}); len(again) != 0 {
-			t.Errorf("second Sync: %v", again)
-		}
-	})
 }
 
 // What is known of a session outlives its process.
@@ -93,7 +79,7 @@ func TestEndedSessionIsRemembered(t *testing.T) {
 	}
 	up := func() Status {
 		t.Helper()
-		return becomes(t, a, 20*time.Second, "Established", "")
+		return becomes(t, a, "Established", "")
 	}
 	sync(want)
 	up()

@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
@@ -39,55 +38,39 @@ type swconf struct {
 	extra          string // more lines of the switch's own syntax, at top level (bird) or in router bgp (frr)
 }
 
-// router is a switch: real BIRD or real FRR in its own namespace.
+// router is a switch: real BIRD, FRR or OpenBGPD on a machine of a LAN.
 type router struct {
 	*lab.Switch
-	t     testing.TB
-	kind  string // "bird" or "frr"
-	ns    string
+	t     *testing.T
+	kind  string // "bird", "frr" or "openbgpd"
 	dir   string
 	addr4 netip.Addr
 	addr6 netip.Addr
 }
 
-// kinds of switches; every story is told to both.
-var kinds = []string{"bird", "frr"}
+// kinds of switches that write to the kernel; every story is told to both.
+var kinds = []string{"bird", "frr"} // read only
 
-// each runs the story against both switches.
+// each tells the story to both switches, in LANs of their own.
 func each(t *testing.T, story func(t *testing.T, l *lan, sw *router)) {
+	t.Parallel()
 	for i, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
 			l := newLAN(t)
 			story(t, l, l.router(kind, i+1))
 		})
 	}
 }
 
-// router plugs a switch of that kind in as 10.0.0.n. It speaks no BGP yet.
+// router makes the LAN's n-th switch one of that kind. It speaks no BGP yet. Its programs end with the test.
 func (l *lan) router(kind string, n int) *router {
-	t := l.t
-	t.Helper()
-	r := &router{t: t, kind: kind, ns: fmt.Sprintf("sw%d", n), dir: t.TempDir(),
-		addr4: netip.MustParseAddr(fmt.Sprintf("10.0.0.%d", n)), addr6: netip.MustParseAddr(fmt.Sprintf("fd00:10::%d", n))}
-	ns, err := lab.NewSpace("/run/netns/" + r.ns)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if r.Switch, err = lab.NewSwitch(&lab.Machine{Space: ns, Name: r.ns, Dir: r.dir}, lab.SwitchSpec{Flavour: lab.Flavour(kind)}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { r.kill(); ns.Remove() })
-	ip(t, fmt.Sprintf("-n %s link add eth0 type veth peer name %s netns lan", r.ns, r.ns))
-	ip(t, fmt.Sprintf("-n lan link set %s master br0 up", r.ns))
-	ip(t, fmt.Sprintf("-n %s link set lo up", r.ns))
-	ip(t, fmt.Sprintf("-n %s link set eth0 up", r.ns))
-	ip(t, fmt.Sprintf("-n %s addr add %s/24 dev eth0", r.ns, r.addr4))
-	ip(t, fmt.Sprintf("-n %s addr add %s/64 dev eth0 nodad", r.ns, r.addr6))
-	// The directory is used by daemons that drop root.
-	for d := r.dir; strings.HasPrefix(d, os.TempDir()+"/"); d = filepath.Dir(d) {
-		if err := os.Chmod(d, 0o777); err != nil {
-			t.Fatal(err)
-		}
+	l.t.Helper()
+	at := l.lab.Machine(fmt.Sprintf("sw%d", n))
+	r := &router{t: l.t, kind: kind, dir: at.Dir, addr4: at.Addrs[0], addr6: at.Addrs[1]}
+	var err error
+	if r.Switch, err = lab.NewSwitch(&lab.Machine{Space: at.Space, Name: kind, Dir: at.Dir}, lab.SwitchSpec{Flavour: lab.Flavour(kind)}); err != nil {
+		l.t.Fatal(err)
 	}
 	return r
 }
@@ -114,7 +97,7 @@ func (r *router) start(c swconf) *router {
 	if err := r.StartWith(r.t.Context(), files); err != nil {
 		r.t.Fatal(err)
 	}
-	eventually(r.t, 5*time.Second, func() error { _, err := r.try(command); return err })
+	eventually(r.t, func() error { _, err := r.try(command); return err })
 	return r
 }
 
@@ -247,13 +230,13 @@ func (r *router) ask(command string) string {
 // says waits until the console's answer matches all of the patterns.
 func (r *router) says(command string, patterns ...string) {
 	r.t.Helper()
-	eventually(r.t, 5*time.Second, func() error { return matches(r.ask(command), patterns) })
+	eventually(r.t, func() error { return matches(r.ask(command), patterns) })
 }
 
 // logged waits until the switch's log matches the patterns.
 func (r *router) logged(patterns ...string) {
 	r.t.Helper()
-	eventually(r.t, 5*time.Second, func() error {
+	eventually(r.t, func() error {
 		text, err := os.ReadFile(r.file(map[string]string{"bird": "bird.log", "frr": "bgpd.log"}[r.kind]))
 		return errors.Join(err, matches(string(text), patterns))
 	})
@@ -272,7 +255,7 @@ func matches(text string, patterns []string) error {
 // what a restart was going to flush is flushed then.
 func (r *router) settled() {
 	r.t.Helper()
-	eventually(r.t, 30*time.Second, func() error {
+	eventually(r.t, func() error {
 		if r.kind == "bird" {
 			log, err := os.ReadFile(r.file("bird.log"))
 			if err != nil {
@@ -339,9 +322,9 @@ func (r *router) routes() map[netip.Prefix]netip.Addr {
 }
 
 // hears waits until the switch's kernel has exactly these paths.
-func (r *router) hears(d time.Duration, want []Path) {
+func (r *router) hears(want []Path) {
 	r.t.Helper()
-	eventually(r.t, d, func() error { return r.compare(want) })
+	eventually(r.t, func() error { return r.compare(want) })
 }
 
 func (r *router) compare(want []Path) error {

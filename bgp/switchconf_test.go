@@ -26,6 +26,7 @@ func TestSwitchConfig(t *testing.T) {
 		{"openbgpd", "socket \"DIR/bgpd.sock\"\nrouter-id 10.0.0.1\nfib-update no\n", "bgpd.conf", []string{"/usr/sbin/bgpd", "-n", "-f"}},
 	} {
 		t.Run(tt.vendor, func(t *testing.T) {
+			t.Parallel()
 			l := newLAN(t)
 			sw := l.router(tt.vendor, 1)
 			paths := pods(3)
@@ -59,14 +60,14 @@ func TestSwitchConfig(t *testing.T) {
 			p := peerOf(sw)
 			p.ASN, p.LocalASN, p.Password = 65002, 65010, "PASSWORD"
 			p.RestartTime, p.LongLivedTime = 600*time.Second, 0
-			s := newTestSpeaker(t)
+			s := l.speaker(t)
 			stray := Path{Prefix: pfx("192.168.77.0/24"), NextHop: addr("10.0.0.10")}
 			mustSync(t, s, Session{Peer: p, Paths: append(paths[:len(paths):len(paths)], stray), Learn: learnList})
-			sw.hears(30*time.Second, paths)
-			if st := becomes(t, s, time.Second, "Established", ""); !st.Restart || len(st.Lacks) != 0 {
+			sw.hears(paths)
+			if st := becomes(t, s, "Established", ""); !st.Restart || len(st.Lacks) != 0 {
 				t.Errorf("%+v", st)
 			}
-			learns(t, s, 20*time.Second) // nothing
+			learns(t, s) // nothing
 			if tt.vendor == "frr" {
 				if out := lab.Tail(sw.dir+"/bgpd.log", 50); strings.Contains(out, "Unknown command") || strings.Contains(out, "line ") {
 					t.Error(out)

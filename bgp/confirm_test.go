@@ -12,11 +12,29 @@ import (
 	"time"
 )
 
-// One file that is saved with a mistake reaches all speakers of a LAN at once. None of them loses a
-// route for it, and each says what is wrong.
+// edit is a change of a resource that reaches all speakers of a LAN at once.
+type edit struct {
+	name, reason string
+	change       func(*Peer)
+}
+
+// One file that is saved with a mistake costs no speaker of the LAN a route, and each says what is wrong.
 func TestNewSettingsThatFailAreTakenBack(t *testing.T) {
+	confirmed(t,
+		edit{"AS number of the switch", reasonASNMismatch, func(p *Peer) { p.ASN = 64999 }},
+		edit{"our AS number", reasonASNMismatch, func(p *Peer) { p.LocalASN = 64999 }},
+		edit{"none: a shorter hold time", "", func(p *Peer) { p.HoldTime = 60 * time.Second }})
+}
+
+func TestNewSettingsWithoutAnAnswerAreTakenBack(t *testing.T) {
+	confirmed(t,
+		edit{"password", reasonTimeout, func(p *Peer) { p.Password = "wrong" }},
+		edit{"address of the switch", "", func(p *Peer) { p.Address = addr("10.0.0.77") }})
+}
+
+func confirmed(t *testing.T, edits ...edit) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
-		ip(t, "addr add 10.0.0.20/24 dev eth0")
+		l.ip("addr add 10.0.0.20/24 dev eth0")
 		c := nodeOf(sw)
 		c.neighbours[0].password = "s3cret"
 		c.neighbours = append(c.neighbours, c.neighbours[0])
@@ -28,26 +46,28 @@ func TestNewSettingsThatFailAreTakenBack(t *testing.T) {
 			good[i] = Session{Peer: peerOf(sw), Paths: manyPaths()}
 			p := &good[i].Peer
 			p.LocalAddress, p.RouterID, p.Password, p.RestartTime = addr(local), addr(local), "s3cret", 80*time.Second
-			speakers[i] = startProcess(t, good[i])
+			speakers[i] = l.start(t, good[i])
 		}
 		now = good
-		// until Syncs as the daemon does, again and again.
-		until := func(t *testing.T, d time.Duration, f func(Status) error) {
+		until := func(t *testing.T, f func(Status) error) {
 			t.Helper()
-			eventually(t, d, func() error {
+			eventually(t, func() error {
 				var errs []error
-				for i, s := range speakers {
-					r := s.sync(now[i])
-					if r.Err != "" {
-						t.Fatal(r.Err)
-					}
-					for _, st := range r.Status {
+				for _, s := range speakers {
+					for _, st := range s.report().Status {
 						errs = append(errs, f(st))
 					}
 				}
-				time.Sleep(100 * time.Millisecond) // between two looks
 				return errors.Join(errs...)
 			})
+		}
+		apply := func(t *testing.T) {
+			t.Helper()
+			for i, s := range speakers {
+				if r := s.sync(now[i]); r.Err != "" {
+					t.Fatal(r.Err)
+				}
+			}
 		}
 		established := func(st Status) error {
 			if st.State != "Established" {
@@ -55,26 +75,18 @@ func TestNewSettingsThatFailAreTakenBack(t *testing.T) {
 			}
 			return nil
 		}
-		until(t, 20*time.Second, established)
-		sw.hears(20*time.Second, manyPaths())
+		until(t, established)
+		sw.hears(manyPaths())
 		sw.settled()
 		w := sw.watch()
-		for _, tt := range []struct {
-			name, reason string
-			change       func(*Peer)
-		}{
-			{"AS number of the switch", reasonASNMismatch, func(p *Peer) { p.ASN = 64999 }},
-			{"our AS number", reasonASNMismatch, func(p *Peer) { p.LocalASN = 64999 }},
-			{"password", reasonTimeout, func(p *Peer) { p.Password = "wrong" }},
-			{"address of the switch", "", func(p *Peer) { p.Address = addr("10.0.0.77") }},
-			{"none: a shorter hold time", "", func(p *Peer) { p.HoldTime = 60 * time.Second }},
-		} {
+		for _, tt := range edits {
 			t.Run(tt.name, func(t *testing.T) {
 				for i := range now {
 					tt.change(&now[i].Peer)
 				}
+				apply(t)
 				begun := time.Now()
-				until(t, 60*time.Second, func(st Status) error {
+				until(t, func(st Status) error {
 					if tt.reason != "" && st.Refused.Reason != tt.reason {
 						return fmt.Errorf("%+v", st)
 					}
@@ -87,25 +99,25 @@ func TestNewSettingsThatFailAreTakenBack(t *testing.T) {
 					return established(st)
 				})
 				t.Logf("%s: after %v: %+v", sw.kind, time.Since(begun), speakers[0].report().Status[0].Refused)
-				w.t = t
 				if tt.name == "our AS number" && sw.kind == "bird" { // it drops the paths when it refuses an OPEN
-					sw.hears(20*time.Second, manyPaths())
-					w.n.Store(0)
+					sw.hears(manyPaths())
+					w.events(t)
 				}
 				sw.settled()
-				w.still(tt.name)
+				w.still(t, tt.name)
 				if err := sw.compare(manyPaths()); err != nil {
 					t.Error(err)
 				}
 				now = good
-				until(t, 20*time.Second, func(st Status) error {
+				apply(t)
+				until(t, func(st Status) error {
 					if !st.Refused.At.IsZero() {
 						return fmt.Errorf("%+v", st)
 					}
 					return established(st)
 				})
 				sw.settled()
-				w.still("back from " + tt.name)
+				w.still(t, "back from "+tt.name)
 			})
 		}
 		for _, s := range speakers {
@@ -162,11 +174,11 @@ func TestSwitchThatSaysNothingToNewSettings(t *testing.T) {
 	close(ready)
 	s := newTestSpeaker(t)
 	mustSync(t, s, Session{Peer: p})
-	becomes(t, s, 20*time.Second, stateEstablished, "")
+	becomes(t, s, stateEstablished, "")
 	silent.Store(true)
 	now := p
 	now.ASN = 64999
-	eventually(t, 2*leastTrial, func() error {
+	eventually(t, func() error {
 		mustSync(t, s, Session{Peer: now})
 		if st := s.Status(t.Context())[0]; st.Refused.Reason != reasonHoldTimer {
 			return fmt.Errorf("%+v", st)
@@ -174,7 +186,7 @@ func TestSwitchThatSaysNothingToNewSettings(t *testing.T) {
 		return nil
 	})
 	silent.Store(false)
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, func() error {
 		mustSync(t, s, Session{Peer: now})
 		if st := s.Status(t.Context())[0]; st.State != stateEstablished || st.Refused.At.IsZero() {
 			return fmt.Errorf("%+v", st)
