@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// TestGate holds what a pod start costs, by counts that no neighbour on the machine disturbs; a time
-// is never asked for. A limit is what was measured and a little more, for what the Go runtime does
-// at its leisure. Who gets below one lowers it.
+// TestGate bounds the cost of a pod's start by counts, which other load on the machine does not change. It
+// never bounds a time. A limit is the measured count and a little more, because the Go runtime varies.
+// Lower a limit when the count falls.
 func TestGate(t *testing.T) {
 	if testing.Short() {
 		t.Skip("kernel test")

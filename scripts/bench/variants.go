@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// variant is edgeway in a setting of its own, beside edgeway in another.
+// variant is edgeway with one setting, to be compared with edgeway with another.
 type variant struct {
 	*contender
 	cells map[int]*verbs // by pods at once

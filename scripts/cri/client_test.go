@@ -24,7 +24,7 @@ type Client struct {
 	images  runtimeapi.ImageServiceClient
 }
 
-// Dial prepares a connection to the runtime at a unix socket; it is made by the first call.
+// Dial prepares a connection to the runtime at a unix socket. The first call makes the connection.
 func Dial(socket string) (*Client, error) {
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithUnaryInterceptor(callOnce))
@@ -53,7 +53,7 @@ func (c *Client) Version(ctx context.Context) (string, error) {
 	return reply.GetRuntimeVersion(), err
 }
 
-// NetworkReady is nil when the runtime says so; otherwise it says why not.
+// NetworkReady returns nil if the runtime reports a ready network, and otherwise the reason.
 func (c *Client) NetworkReady(ctx context.Context) error {
 	reply, err := c.runtime.Status(ctx, &runtimeapi.StatusRequest{})
 	if err != nil {
@@ -71,13 +71,13 @@ func (c *Client) NetworkReady(ctx context.Context) error {
 	return errors.New("runtime says nothing about NetworkReady")
 }
 
-// HasImage says whether the runtime knows an image.
+// HasImage reports whether the runtime knows an image.
 func (c *Client) HasImage(ctx context.Context, ref string) (bool, error) {
 	reply, err := c.images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
 	return reply.GetImage() != nil, err
 }
 
-// Sandbox is what the kubelet says of a pod.
+// Sandbox is the kubelet's description of a pod.
 type Sandbox struct {
 	Namespace, Name, UID string
 	// Attempt counts the sandboxes of one pod.
@@ -118,19 +118,19 @@ func (c *Client) RunSandbox(ctx context.Context, s Sandbox) (id string, err erro
 	return reply.GetPodSandboxId(), err
 }
 
-// StopSandbox ends what runs in a sandbox: the runtime calls DEL, however often it was stopped.
+// StopSandbox ends what runs in a sandbox. The runtime calls DEL each time.
 func (c *Client) StopSandbox(ctx context.Context, id string) error {
 	_, err := c.runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id})
 	return err
 }
 
-// RemoveSandbox forgets a sandbox, which the runtime stops once more before: DEL again.
+// RemoveSandbox removes a sandbox. The runtime stops it once more before, with another DEL.
 func (c *Client) RemoveSandbox(ctx context.Context, id string) error {
 	_, err := c.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
 	return err
 }
 
-// Status is what the runtime says of a sandbox.
+// Status is the runtime's report of a sandbox.
 type Status struct {
 	Ready bool
 	Addrs []netip.Addr // none before ADD and after DEL

@@ -63,7 +63,7 @@ status: {addresses: [{type: InternalIP, address: 192.0.2.12}, {type: InternalIP,
 	waitLimit = 20 * time.Second
 )
 
-// chain are the reference plugins that pods get beside ours; loopback is called by containerd.
+// chain has the reference plugins after ours. containerd calls loopback.
 var chain = []string{"portmap", "bandwidth"}
 
 // cluster is two nodes in one LAN, containerd and edgewayd on each.
@@ -134,7 +134,7 @@ func newCluster(t *testing.T, runtime string) *cluster {
 	return c
 }
 
-// sweepAll removes what a test left that was killed.
+// sweepAll removes what a killed test left.
 func sweepAll(t *testing.T) {
 	t.Helper()
 	gone, err := lab.Sweep()
@@ -146,7 +146,7 @@ func sweepAll(t *testing.T) {
 	}
 }
 
-// close ends what runs on the nodes, of which some may be missing.
+// close ends the programs of the nodes. Some nodes may be missing.
 func (c *cluster) close() error {
 	var errs []error
 	for _, n := range []*Node{c.n1, c.n2} {
@@ -157,7 +157,7 @@ func (c *cluster) close() error {
 	return errors.Join(errs...)
 }
 
-// onSignal takes everything down when the test is interrupted: containers outlive it otherwise.
+// onSignal takes everything down when the test is interrupted. Otherwise the containers would outlive it.
 func onSignal(t *testing.T, takeDown func() error) {
 	ctx, stop := signal.NotifyContext(t.Context(), unix.SIGINT, unix.SIGTERM)
 	t.Cleanup(stop)
@@ -169,7 +169,7 @@ func onSignal(t *testing.T, takeDown func() error) {
 	})
 }
 
-// logTails shows the last words of the nodes' programs.
+// logTails logs the last lines of the nodes' programs.
 func (c *cluster) logTails(t *testing.T) {
 	for _, n := range []*Node{c.n1, c.n2} {
 		if n != nil {
@@ -191,8 +191,8 @@ func (c *cluster) both(t *testing.T, do func(*Node, context.Context) error) {
 	}
 }
 
-// buildPrograms returns a directory with ours, which `make build` made, and the reference plugins.
-// Ours are copied: a build must not change them under the test.
+// buildPrograms returns a directory with our programs, which `make build` made, and the reference plugins.
+// Our programs are copied, so that a build does not change them during the test.
 func buildPrograms(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -214,7 +214,7 @@ func buildPrograms(t *testing.T) string {
 	return dir
 }
 
-// installPlugins fills a node's directory of plugins; ours is recorded.
+// installPlugins fills a node's directory of plugins. Calls of ours are recorded.
 func installPlugins(t *testing.T, dir, bin, record string) {
 	t.Helper()
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -232,7 +232,7 @@ func installPlugins(t *testing.T, dir, bin, record string) {
 
 func recordPath(l *lab.Lab, node string) string { return filepath.Join(l.Dir, node, "cni-calls") }
 
-// calls of our plugin that a node's containerd made for a container, or for none.
+// calls returns the calls of our plugin that a node's containerd made for a container, or for none.
 func (n *Node) calls(t *testing.T, container string) []string {
 	t.Helper()
 	calls, err := readRecord(n.file("cni-calls"))
@@ -248,8 +248,8 @@ func (n *Node) calls(t *testing.T, container string) []string {
 	return lines
 }
 
-// run makes a sandbox for the pod and starts its HTTP server, as the kubelet does: also for a pod
-// that had a sandbox before.
+// run makes a sandbox for the pod and starts its HTTP server, as the kubelet does. The pod may have had a
+// sandbox before.
 func (c *cluster) run(t *testing.T, n *Node, s Sandbox) *pod {
 	t.Helper()
 	s.Namespace, s.UID, s.CgroupParent = "default", "uid-of-"+s.Name, string(n.Cgroup)
@@ -293,7 +293,7 @@ func (p *pod) remove(t *testing.T) {
 	}
 }
 
-// reaches: from gets the page of p at its every address, and its pings come back.
+// reaches checks that from gets the page of p, and answers to pings, at each address of p.
 func (p *pod) reaches(t *testing.T, to *pod) {
 	t.Helper()
 	for _, addr := range to.addrs {
@@ -341,7 +341,7 @@ func (n *Node) get(ctx context.Context, url string) (string, error) {
 	return strings.TrimSpace(string(text)), err
 }
 
-// wantPage is nil when the node gets this page from a port of an address.
+// wantPage returns nil if the node gets this page from a port of an address.
 func (n *Node) wantPage(ctx context.Context, addr netip.Addr, port uint16, want string) error {
 	url := "http://" + netip.AddrPortFrom(addr, port).String() + "/"
 	page, err := n.get(ctx, url)

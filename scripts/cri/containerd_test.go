@@ -12,8 +12,8 @@ import (
 // hostPort of the pod web.
 const hostPort = 18080
 
-// TestContainerd tells the life of two nodes. The parts build on each other: a cluster takes
-// longer to make than all that happens in it. CONTAINERD_BIN_DIR names a directory with another
+// TestContainerd is the life of two nodes. The parts build on each other, because making the cluster takes
+// longer than all parts together. CONTAINERD_BIN_DIR names a directory with another
 // containerd than the one in PATH (see build-containerd.sh).
 func TestContainerd(t *testing.T) {
 	runtime := os.Getenv("CONTAINERD_BIN_DIR")
@@ -38,7 +38,7 @@ func TestContainerd(t *testing.T) {
 		{"nothing is left of removed pods", leaveNothing},
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.play(t, c) }) {
-			t.FailNow() // what comes builds on it
+			t.FailNow() // the later parts build on it
 		}
 	}
 }
@@ -63,7 +63,7 @@ func becomesReady(t *testing.T, c *cluster) {
 		wantUsed(t, n, 0)
 	}
 	if major, _, _ := strings.Cut(strings.TrimPrefix(version, "v"), "."); major != "1" {
-		// From 2.0 on containerd asks the plugin: cniVersion 1.1.0 has STATUS, for no container.
+		// containerd 2.0 and later call STATUS of cniVersion 1.1.0, which is for no container.
 		if calls := c.n1.calls(t, ""); len(calls) == 0 || calls[0] != "STATUS, no netns" {
 			t.Errorf("%s: calls of the plugin for no container: %v, want STATUS", c.n1.Name, calls)
 		}
@@ -85,7 +85,7 @@ func podsReach(t *testing.T, c *cluster) {
 	far.reaches(t, web)
 	web.reaches(t, far)
 	near.reaches(t, web)
-	for _, addr := range near.addrs { // the way of the kubelet's probes
+	for _, addr := range near.addrs { // as the kubelet's probes do
 		if err := lab.Wait(t.Context(), waitLimit, func() error { return c.n1.wantPage(t.Context(), addr, httpPort, "near") }); err != nil {
 			t.Errorf("probe of near: %v", err)
 		}
@@ -103,8 +103,8 @@ func hostPortLeadsToPod(t *testing.T, c *cluster) {
 	}
 }
 
-// bandwidthIsShaped: the pod's ingress leaves the node by the host's end of the veth pair, its
-// egress is redirected to a link of type ifb.
+// bandwidthIsShaped checks both directions: the pod's ingress leaves the node by the host's end of the veth
+// pair, and its egress is redirected to a link of type ifb.
 func bandwidthIsShaped(t *testing.T, c *cluster) {
 	web := c.pods["web"]
 	link, err := c.n1.hostLink(t.Context(), web.addrs[0])
@@ -121,7 +121,7 @@ func bandwidthIsShaped(t *testing.T, c *cluster) {
 	}
 }
 
-// withoutDaemon: the plugin does itself what it otherwise asks the daemon for.
+// withoutDaemon checks that the plugin does the daemon's work itself.
 func withoutDaemon(t *testing.T, c *cluster) {
 	if err := c.n1.StopDaemon(); err != nil {
 		t.Fatal(err)
@@ -147,9 +147,9 @@ func withoutDaemon(t *testing.T, c *cluster) {
 	wantUsed(t, c.n1, 2)
 }
 
-// newSandbox: the kubelet stops a pod's dead sandbox, makes a new one, and comes back 20 seconds
-// later to remove the old one: DEL once more, when its namespace is gone and its addresses are
-// those of a running pod.
+// newSandbox does what the kubelet does after a sandbox died: it stops the sandbox, makes a new one, and
+// removes the old one 20 seconds later. The last DEL comes when the old namespace is gone and a running pod
+// has the addresses.
 func newSandbox(t *testing.T, c *cluster) {
 	old := c.pods["far"]
 	old.stop(t)
@@ -163,7 +163,7 @@ func newSandbox(t *testing.T, c *cluster) {
 	c.pods["web"].reaches(t, far)
 }
 
-// leaveNothing: the kubelet stops and removes every pod.
+// leaveNothing stops and removes every pod, as the kubelet does.
 func leaveNothing(t *testing.T, c *cluster) {
 	for _, p := range c.pods {
 		p.stop(t)

@@ -16,7 +16,7 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// manyAtOnce is a node's start: the kubelet does not wait for one pod before it starts the next.
+// manyAtOnce starts pods as at a node's start: the kubelet does not wait for one pod before the next.
 func manyAtOnce(t *testing.T, c *cluster) {
 	const count = 8
 	var mu sync.Mutex // guards seen
@@ -61,7 +61,7 @@ func manyAtOnce(t *testing.T, c *cluster) {
 	wantUsed(t, c.n2, 1)
 }
 
-// chainFails: containerd calls DEL at once, of every plugin and without prevResult.
+// chainFails breaks a later plugin. containerd calls DEL of every plugin at once, without prevResult.
 func chainFails(t *testing.T, c *cluster) {
 	last := filepath.Join(c.n2.bins.cni, chain[len(chain)-1])
 	plugin, err := os.Readlink(last)
@@ -88,7 +88,7 @@ func chainFails(t *testing.T, c *cluster) {
 	wantUsed(t, c.n2, 1)
 }
 
-// containerdRestarts: the pods go on, and no verb is called.
+// containerdRestarts checks that the pods go on and that no verb is called.
 func containerdRestarts(t *testing.T, c *cluster) {
 	web := c.pods["web"]
 	if err := c.n1.StopContainerd(); err != nil {
@@ -105,8 +105,8 @@ func containerdRestarts(t *testing.T, c *cluster) {
 	wantUsed(t, c.n1, 2)
 }
 
-// diesDuringAdd: the plugin goes on alone, and nobody reads its result. When the kubelet removes
-// what containerd finds of the sandbox, DEL comes without prevResult.
+// diesDuringAdd kills containerd during ADD. The plugin goes on alone, and nobody reads its result. When
+// the kubelet removes the sandbox that containerd finds, DEL comes without prevResult.
 func diesDuringAdd(t *testing.T, c *cluster) {
 	record := c.n2.file("cni-calls")
 	hold := record + ".hold"
@@ -150,8 +150,8 @@ func diesDuringAdd(t *testing.T, c *cluster) {
 	c.pods["web"].reaches(t, c.pods["far"])
 }
 
-// reboot: every process is killed and /run is empty afterwards. For one pod the kubelet stops the
-// old sandbox before it makes the new one; for the other it comes later.
+// reboot kills every process and empties /run. For one pod the kubelet stops the old sandbox before it
+// makes the new one; for the other pod it stops the old sandbox later.
 func reboot(t *testing.T, c *cluster) {
 	before := map[string]*pod{"web": c.pods["web"], "near": c.pods["near"]}
 	if err := c.n1.Reboot(t.Context()); err != nil {
@@ -169,7 +169,7 @@ func reboot(t *testing.T, c *cluster) {
 		}
 	}
 	before["near"].stop(t)
-	// The other way round of their first start: what is remembered decides, not the order.
+	// In the reverse order of their first start: the remembered address decides, not the order.
 	near := c.run(t, c.n1, Sandbox{Name: "near"})
 	web := c.run(t, c.n1, Sandbox{Name: "web"})
 	wantSameAddrs(t, before["web"], web)
@@ -180,7 +180,7 @@ func reboot(t *testing.T, c *cluster) {
 		p.remove(t)
 		calls := c.n1.calls(t, p.id)
 		if len(calls) < 3 || calls[0] != "ADD" || calls[1] != "DEL, no netns, prevResult" || calls[2] != "DEL, no netns" {
-			t.Errorf("%s: calls of the plugin for the sandbox of before the reboot: %q", p.Name, calls)
+			t.Errorf("%s: calls of the plugin for the sandbox from before the reboot: %q", p.Name, calls)
 		}
 	}
 	wantUsed(t, c.n1, 2)
@@ -190,7 +190,7 @@ func reboot(t *testing.T, c *cluster) {
 	hostPortLeadsToPod(t, c)
 }
 
-// rebootAlone: the pods are back before the daemon is, and the old sandboxes' DEL comes last.
+// rebootAlone starts the pods before the daemon. The old sandboxes' DEL comes last.
 func rebootAlone(t *testing.T, c *cluster) {
 	before := c.pods["far"]
 	if err := c.n2.Reboot(t.Context()); err != nil {
@@ -199,7 +199,7 @@ func rebootAlone(t *testing.T, c *cluster) {
 	if err := lab.Wait(t.Context(), waitLimit, func() error { return c.n2.CRI.NetworkReady(t.Context()) }); err != nil {
 		t.Fatal(err)
 	}
-	other := c.run(t, c.n2, Sandbox{Name: "other"}) // a pod that was not there takes none of the others' addresses
+	other := c.run(t, c.n2, Sandbox{Name: "other"}) // a new pod does not take the addresses of the old pods
 	far := c.run(t, c.n2, Sandbox{Name: "far"})
 	wantSameAddrs(t, before, far)
 	before.stop(t)

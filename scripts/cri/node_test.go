@@ -49,7 +49,7 @@ func newNode(l *lab.Lab, name string, bins programs) (*Node, error) {
 
 func (n *Node) file(name string) string { return filepath.Join(n.Dir, name) }
 
-// Start switches the node on, with what is on its disk, and returns when containerd answers. The daemon
+// Start switches the node on, with the files on its disk, and returns when containerd answers. The daemon
 // is not started.
 func (n *Node) Start(ctx context.Context) error {
 	if err := n.Boot(ctx, "mount -t tmpfs -o mode=755 tmpfs /run\nmount --bind DIR/var-lib /var/lib"); err != nil {
@@ -85,7 +85,7 @@ func (n *Node) StartContainerd(ctx context.Context) (err error) {
 	})
 }
 
-// StopContainerd ends containerd as systemd does: the pods go on.
+// StopContainerd ends containerd as systemd does. The pods go on.
 func (n *Node) StopContainerd() error {
 	_ = n.CRI.Close()
 	return n.Program("containerd").End(unix.SIGTERM)
@@ -105,8 +105,8 @@ func (n *Node) StartDaemon(ctx context.Context) error {
 // StopDaemon ends edgewayd as systemd does.
 func (n *Node) StopDaemon() error { return n.Program("edgewayd").End(unix.SIGTERM) }
 
-// Reboot ends every program of the node and its pods as a power cut does, and boots it with what is
-// on disk. The daemon is not started.
+// Reboot ends every program of the node and its pods as a power cut does, and boots the node with the files
+// on its disk. The daemon is not started.
 func (n *Node) Reboot(ctx context.Context) error {
 	if err := n.PowerOff(ctx); err != nil {
 		return err

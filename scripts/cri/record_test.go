@@ -14,8 +14,8 @@ type verbCall struct {
 	PrevResult bool
 }
 
-// recorder is a script in the place of the plugin: it notes the call and hands over to the plugin,
-// for as long as the file RECORD.hold is not there.
+// recorder is a script in place of the plugin. It records the call and executes the plugin, but not while
+// the file RECORD.hold exists.
 const recorder = `#!/bin/sh
 config=$(cat)
 case $config in *'"prevResult"'*) prev=prevResult ;; *) prev=- ;; esac
@@ -29,7 +29,7 @@ func writeRecorder(path, plugin, record string) error {
 	return os.WriteFile(path, []byte(script), 0o755)
 }
 
-// readRecord returns the calls that were made until now.
+// readRecord returns the calls so far.
 func readRecord(path string) ([]verbCall, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -51,7 +51,7 @@ func readRecord(path string) ([]verbCall, error) {
 	return calls, nil
 }
 
-// String is a call as a line: "DEL, no netns, prevResult".
+// String returns the call as a line: "DEL, no netns, prevResult".
 func (c verbCall) String() string {
 	s := c.Verb
 	if c.Netns == "" {

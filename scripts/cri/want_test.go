@@ -15,7 +15,7 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// wantOwnAddrs: one address of each of the node's pod CIDRs.
+// wantOwnAddrs checks that the pod has one address of each of the node's pod CIDRs.
 func wantOwnAddrs(t *testing.T, p *pod) {
 	t.Helper()
 	status, err := p.on.Status(t.Context())
@@ -35,7 +35,7 @@ func wantOwnAddrs(t *testing.T, p *pod) {
 	}
 }
 
-// wantSameAddrs: the new sandbox of a pod has the addresses of the old one.
+// wantSameAddrs checks that the new sandbox of a pod has the addresses of the old one.
 func wantSameAddrs(t *testing.T, before, after *pod) {
 	t.Helper()
 	if !slices.Equal(before.addrs, after.addrs) {
@@ -43,7 +43,7 @@ func wantSameAddrs(t *testing.T, before, after *pod) {
 	}
 }
 
-// wantUsed: the daemon counts the wanted number of leases, and the node has as many links of pods.
+// wantUsed checks that the daemon counts this many leases and that the node has as many links of pods.
 func wantUsed(t *testing.T, n *Node, want uint64) {
 	t.Helper()
 	status, err := n.Status(t.Context())
@@ -65,7 +65,7 @@ func wantUsed(t *testing.T, n *Node, want uint64) {
 	}
 }
 
-// wantCalls compares what containerd called for a sandbox.
+// wantCalls compares the calls that containerd made for a sandbox.
 func wantCalls(t *testing.T, p *pod, want ...string) {
 	t.Helper()
 	if diff := cmp.Diff(want, p.on.calls(t, p.id)); diff != "" {
@@ -73,7 +73,7 @@ func wantCalls(t *testing.T, p *pod, want ...string) {
 	}
 }
 
-// wantClean: no link, route, address, namespace, lease or rule of a pod is left on the node.
+// wantClean checks that no link, route, address, namespace, lease or rule of a pod is left on the node.
 func wantClean(t *testing.T, n *Node) {
 	t.Helper()
 	for what, argv := range map[string][]string{
@@ -101,7 +101,7 @@ func wantClean(t *testing.T, n *Node) {
 	wantUsed(t, n, 0)
 }
 
-// wantNothingLeft: the laboratory took all of its things along.
+// wantNothingLeft checks that nothing of the laboratory is left.
 func wantNothingLeft(t *testing.T, l *lab.Lab) {
 	t.Helper()
 	var left []string
@@ -124,7 +124,7 @@ func wantNothingLeft(t *testing.T, l *lab.Lab) {
 	}
 }
 
-// hostLink is the host's end of a pod's veth pair: where the route to its address leads.
+// hostLink returns the host's end of a pod's veth pair, to which the route to its address leads.
 func (n *Node) hostLink(ctx context.Context, addr netip.Addr) (string, error) {
 	out, err := n.RunInside(ctx, "ip", "-o", "route", "get", addr.String())
 	if err != nil {

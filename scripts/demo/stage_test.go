@@ -55,7 +55,7 @@ func TestPageKeepsToItsWidth(t *testing.T) {
 			t.Errorf("colour %v: escape sequences: %v", colour, got)
 		}
 		if !strings.Contains(b.String(), "word\n            word") {
-			t.Errorf("a long line does not go on indented:\n%s", b.String())
+			t.Errorf("the continuation of a long line is not indented:\n%s", b.String())
 		}
 	}
 }

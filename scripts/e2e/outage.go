@@ -53,7 +53,7 @@ func (s *story) daemonIsAwayToo(ctx context.Context) error {
 	if err := s.wantSessions(ctx); err != nil {
 		return err
 	}
-	s.pass("edgewayd of %s is back, from what it had saved, and has its BGP session", n.Name)
+	s.pass("edgewayd of %s is back with the cluster state that it saved, and has its BGP session", n.Name)
 	return s.wantNoRouteEvents(ctx)
 }
 
@@ -73,7 +73,7 @@ func (s *story) restartQuietly(ctx context.Context, p pod, when string) error {
 	if err != nil {
 		return err
 	}
-	s.pass("%s: the sandbox of %s is killed, and the pod is back at %v after %.1f s; of %d pings between others none is lost",
+	s.pass("%s: the sandbox of %s is killed, and the pod is back at %v after %.1f s; none of %d pings between other pods is lost",
 		when, p.Name, p.Addrs, took.Seconds(), sent)
 	return s.wantNoRouteEvents(ctx)
 }
@@ -236,10 +236,10 @@ func (s *story) powerFails(ctx context.Context) error {
 		}
 	}
 	if s.install == byDaemonSet { // the kubelets do not know the daemon's pods before the API server is back
-		s.pass("they reach each other without edgewayd: the switch, which has kept the routes, sends on")
+		s.pass("they reach each other without edgewayd: the switch kept the routes and forwards the packets")
 		return s.wantNoRouteEvents(ctx)
 	}
-	s.pass("they reach each other: edgewayd took the cluster from its disk")
+	s.pass("they reach each other: edgewayd read the cluster state from its disk")
 	if err := s.wantSessions(ctx); err != nil {
 		return err
 	}
@@ -367,15 +367,15 @@ func (s *story) nodeLeaves(ctx context.Context) error {
 	// next hop, and deletes it when the other speaker withdraws it too.
 	for _, event := range events {
 		if !slices.ContainsFunc(status.PodCIDRs, func(cidr string) bool { return strings.Contains(event, cidr+" via ") }) {
-			return fmt.Errorf("%s left, and at the switch: %s", gone.Name, event)
+			return fmt.Errorf("%s left, and the switch changed another route: %s", gone.Name, event)
 		}
 	}
 	for _, cidr := range status.PodCIDRs {
 		if !strings.Contains(strings.Join(events, "\n"), "Deleted "+cidr+" ") {
-			return fmt.Errorf("%s left, and its route %s was not seen going: %v", gone.Name, cidr, events)
+			return fmt.Errorf("%s left, and the switch did not remove its route %s: %v", gone.Name, cidr, events)
 		}
 	}
-	s.pass("%s was switched off: the switch kept its routes; it was deleted from the cluster: these were gone after %.1f s, and no other was touched",
+	s.pass("%s was switched off, and the switch kept its routes; it was deleted from the cluster, and its routes were gone after %.1f s; no other route changed",
 		gone.Name, took.Seconds())
 	return nil
 }

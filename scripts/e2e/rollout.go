@@ -40,7 +40,7 @@ func (s *story) daemonsAreReplaced(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.pass("kubectl rollout restart replaced all daemons, one after another, in %.0f s: of %d pings none is lost", took.Seconds(), sent)
+	s.pass("kubectl rollout restart replaced all daemons, one after another, in %.0f s: none of %d pings is lost", took.Seconds(), sent)
 	if err := s.wantNoRouteEvents(ctx); err != nil {
 		return err
 	}

@@ -51,7 +51,7 @@ func (s *story) wanIsCut(ctx context.Context) error {
 			return err
 		}
 	}
-	s.pass("the WAN drops every packet: all daemons say so after %.1f s", time.Since(begin).Seconds())
+	s.pass("the WAN drops every packet: all daemons report it after %.1f s", time.Since(begin).Seconds())
 	if err := s.control.ApplyText(newNode9); err != nil {
 		return err
 	}
@@ -62,7 +62,7 @@ func (s *story) wanIsCut(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.pass("meanwhile %d pings between pods, and from the switch: none lost", sent)
+	s.pass("none of %d pings between pods and from the switch is lost meanwhile", sent)
 
 	if _, err := s.switchA.Run(ctx, "nft", "delete table inet wan_is_cut"); err != nil {
 		return err
@@ -71,7 +71,7 @@ func (s *story) wanIsCut(ctx context.Context) error {
 	if err := s.wantLearned(ctx, noticeLimit); err != nil {
 		return err
 	}
-	s.pass("the packets flow again: the switch has the route to node-9, which came meanwhile, after %.1f s", time.Since(begin).Seconds())
+	s.pass("the packets flow again: the switch has the route to node-9, which joined meanwhile, after %.1f s", time.Since(begin).Seconds())
 	for _, n := range s.nodes {
 		if err := s.waitProblem(ctx, n, ""); err != nil {
 			return err

@@ -12,7 +12,7 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// The version that build.sh builds is the one that is looked for.
+// build.sh builds the version that Version names.
 func TestVersion(t *testing.T) {
 	text, err := os.ReadFile("build/go.mod")
 	if err != nil {
@@ -44,7 +44,7 @@ func podCIDRs(t *testing.T, c *ControlPlane, node string) string {
 	return out
 }
 
-// Nodes get pod CIDRs of both families, and have the same ones when the API server was away.
+// Nodes get pod CIDRs of both families, and keep them over an outage of the API server.
 func TestAPIServerKeepsWhatItHad(t *testing.T) {
 	begin := time.Now()
 	c := Start(t, Options{PodCIDRs: []string{"10.244.0.0/16", "fd00:244::/48"}})
@@ -87,7 +87,7 @@ func TestAPIServerKeepsWhatItHad(t *testing.T) {
 	}
 }
 
-// A user may do what RBAC says, and the log says who asked for what.
+// RBAC decides what a user may do, and the audit log has the requests of each user.
 func TestAPIServerKnowsItsUsers(t *testing.T) {
 	c := Start(t, Options{})
 	if err := c.ApplyText(nodes + `

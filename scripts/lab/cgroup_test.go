@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// TestSweepRemovesPodsWithoutOwner: of two nodes' pods those go whose owner has ended.
+// TestSweepRemovesPodsWithoutOwner checks that Sweep removes the pods of an ended owner only.
 func TestSweepRemovesPodsWithoutOwner(t *testing.T) {
 	Need(t)
 	l, err := New(Options{Bin: t.TempDir()}) // nobody else has its prefix

@@ -45,7 +45,7 @@ func TestAPIServerStories(t *testing.T) {
 // kube runs the API server in one machine's namespace:
 //
 //	kube start MACHINE    with our kinds and roles; every node's daemon reads it as its service account
-//	kube stop             the API server goes away; what it knows stays
+//	kube stop             the API server goes away; its data stay
 //	kube resume
 func (s *story) kube(args []string) (string, error) {
 	switch args[0] {

@@ -16,7 +16,7 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// flavours are the switches that every story is told to.
+// flavours are the switches with which every story runs.
 var flavours = []lab.Flavour{lab.BIRD, lab.FRR} // read only
 
 func need(t *testing.T) {
@@ -315,7 +315,7 @@ spec:
 	waitLearned(t, sw, routes...)
 }
 
-// OpenBGPD and BIRD tell each other their networks, OpenBGPD those of the session's own family.
+// OpenBGPD and BIRD advertise their networks to each other, OpenBGPD only networks of the session's family.
 func TestOpenBGPDPeersWithBIRD(t *testing.T) {
 	lab.Need(t, lab.Tools(lab.BIRD, lab.OpenBGPD)...)
 	t.Parallel()

@@ -73,7 +73,7 @@ func needPrograms(t *testing.T) {
 	}
 }
 
-// story is what the commands of one script share.
+// story is the state that the commands of one script share.
 type story struct {
 	ctx      context.Context
 	lab      *lab.Lab

@@ -171,7 +171,7 @@ func (l *Lab) addMachine(ctx context.Context, name string) (*Machine, error) {
 	}
 	l.mu.Unlock()
 	if taken {
-		return nil, fmt.Errorf("machine %s: there are two of that name", name)
+		return nil, fmt.Errorf("machine %s: two machines have this name", name)
 	}
 	if err := os.MkdirAll(m.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("machine %s: %w", name, err)

@@ -23,25 +23,25 @@ type verb func(s *story, args []string) (string, error)
 //
 //	lab TOPOLOGY                      build it; the script's directory cluster is what nodes read
 //	daemon start|kill|stop NODE...    kill is SIGKILL, stop is SIGTERM
-//	config NODE FILE                  lay FILE over its configuration; it counts from the next start;
+//	config NODE FILE                  merge FILE into its configuration, which takes effect at the next start;
 //	                                  $WORK in it is the script's directory
 //	switch start|kill|stop SWITCH     its routing daemons
-//	cut NODE...                       its BGP connections are reset; it waits until each session is up again
+//	cut NODE...                       reset its BGP connections, and wait until each session is up again
 //	reboot NODE...                    only the disk is left; the daemon is not started
 //	pod add NODE NAME... | pod del NAME... | pod check NAME...
 //	addr MACHINE                      its addresses
 //	routes MACHINE [FILTER...]        what `ip route show FILTER` selects, sorted
-//	learned SWITCH                    what BGP put into its kernel
+//	learned SWITCH                    the routes that BGP put into its kernel
 //	sessions SWITCH
 //	status NODE [-o json]
-//	log NODE                          its daemon's
+//	log NODE                          its daemon's log
 //	in MACHINE COMMAND...             run there
 //	ping FROM TO...                   every address of TO answers
 //	tcp FROM TO...                    every address of TO sees FROM's own address
 //	traffic start FROM TO... | traffic for PACKETS | traffic stop
 //	monitor start MACHINE... | monitor stop [MAX]    what BGP changes in a switch's or a node's kernel
 //	phantoms COUNT FILE               manifests of nodes that exist on paper only
-//	kube start MACHINE | kube stop | kube resume    an API server; what nodes read instead of cluster
+//	kube start MACHINE | kube stop | kube resume    an API server, which nodes read instead of cluster
 //	kubectl ARGS...                   as the administrator
 //	count VERB...                     how many lines it prints
 //	until [-SECONDS] VERB... [== FILE | ~ REGEXP]    repeat until it succeeds and prints that
@@ -80,7 +80,7 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 			fmt.Fprint(ts.Stdout(), out)
 			switch {
 			case neg && err == nil:
-				ts.Fatalf("%s %s: succeeded, and must not", name, strings.Join(args, " "))
+				ts.Fatalf("%s %s: succeeded, but must fail", name, strings.Join(args, " "))
 			case neg:
 				fmt.Fprintln(ts.Stderr(), err)
 			default:

@@ -97,7 +97,7 @@ type podStory struct {
 	id    string
 }
 
-// begins starts the container, and waits until the readiness probe and the session say so.
+// begins starts the container, and waits for the readiness probe and the session.
 func (p *podStory) begins(t *testing.T, version string) {
 	t.Helper()
 	c := p.spec.Containers[0]
@@ -155,7 +155,7 @@ func (p *podStory) unnoticed(t *testing.T, web *lab.Pod, do func()) {
 	}
 }
 
-// serves starts a pod, which the host behind the switch must reach.
+// serves starts a pod. The host behind the switch must reach it.
 func (p *podStory) serves(t *testing.T, name string) *lab.Pod {
 	t.Helper()
 	pod, err := p.lab.Node("packaged").AddPod(t.Context(), "default", name)
@@ -174,7 +174,7 @@ func (p *podStory) serves(t *testing.T, name string) *lab.Pod {
 	return pod
 }
 
-// uninstalls runs the container of the overlay that takes edgeway off the nodes.
+// uninstalls runs the container of the overlay that removes edgeway from the nodes.
 func (p *podStory) uninstalls(t *testing.T, web *lab.Pod) {
 	p.ends(t)
 	spec := overlay(t, "uninstall").Spec.Template.Spec
@@ -225,7 +225,7 @@ func loadVersion(t *testing.T, k *kubelet, version string) (bin string) {
 	return bin
 }
 
-// writePause writes the image of a program that waits: what keeps a pod's namespaces.
+// writePause writes the image of a program that waits. Its process keeps a pod's namespaces.
 func writePause(t *testing.T, archive string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -260,7 +260,7 @@ func runtimeCalls(t *testing.T, k *kubelet, calls, built string) {
 	}
 }
 
-// applyCluster applies what an operator applies, and the nodes that a kubelet and a controller
+// applyCluster applies an operator's manifests, and the nodes that a kubelet and a controller
 // manager would have made.
 func applyCluster(t *testing.T, server *kube.ControlPlane) {
 	t.Helper()
@@ -286,7 +286,7 @@ func addresses(node string) string {
 	return fmt.Sprintf(`{"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.%s"}, {"type": "InternalIP", "address": "fd00:10::%s"}]}}`, last, last)
 }
 
-// serviceAccount is what the kubelet mounts into the pod.
+// serviceAccount makes the files that the kubelet mounts into the pod.
 func serviceAccount(t *testing.T, server *kube.ControlPlane, dir string) given {
 	t.Helper()
 	token, err := server.Kubectl("create", "token", "-n", "kube-system", "edgeway")

@@ -23,7 +23,7 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// TestImageArchive reads the archive as a runtime does: from its index to the files in its root.
+// TestImageArchive reads the archive as a runtime does: from the index to the files in the root.
 func TestImageArchive(t *testing.T) {
 	p, content := testPrograms(t)
 	archive, err := p.image(content).Archive()
@@ -145,7 +145,7 @@ ctr -n k8s.io run --rm --cgroup /$name --mount type=bind,src=$dir,dst=/host,opti
 
 func testPrograms(t *testing.T) (programs, []lab.File) {
 	t.Helper()
-	// As much of a program as is looked at: the header of one for this architecture.
+	// Only the header of a program is read: this is the header of a program for this architecture.
 	h := elf.Header64{Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
 		Type: uint16(elf.ET_EXEC), Machine: uint16(machines[runtime.GOARCH]), Version: uint32(elf.EV_CURRENT), Ehsize: 64}
 	var program bytes.Buffer

@@ -11,8 +11,8 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// TestInstallScript upgrades a node by install.sh, with traffic on the way and an eye on the switch's
-// routes, and takes it off by uninstall.sh.
+// TestInstallScript upgrades a node with install.sh and removes edgeway with uninstall.sh. It watches
+// traffic and the switch's routes.
 func TestInstallScript(t *testing.T) {
 	lab.Need(t, "ip", "nft", "bird", "birdc")
 	l, bin := newLab(t)
@@ -77,7 +77,7 @@ func TestInstallScript(t *testing.T) {
 	uninstallsAll(t, n, web, new, root)
 }
 
-// uninstallsAll: nothing is left but what is said.
+// uninstallsAll checks that nothing is left except the files that the command names.
 func uninstallsAll(t *testing.T, n *lab.Node, web *lab.Pod, source, root string) {
 	t.Helper()
 	if err := n.Terminate(); err != nil {
@@ -86,7 +86,7 @@ func uninstallsAll(t *testing.T, n *lab.Node, web *lab.Pod, source, root string)
 	if out, err := n.Command(t.Context(), "uninstall", "--purge"); err == nil || !strings.Contains(err.Error(), "default/web") {
 		t.Errorf("while a pod runs: %v: %s; want an error that names it", err, out)
 	}
-	// A lost store does not make a pod go unnoticed.
+	// The command notices a pod even if the store is lost.
 	store := filepath.Join(n.Dir, "state", "ipam.db")
 	if err := os.Rename(store, store+".away"); err != nil {
 		t.Fatal(err)
@@ -116,7 +116,7 @@ func uninstallsAll(t *testing.T, n *lab.Node, web *lab.Pod, source, root string)
 	}
 }
 
-// sourceTree is what of the source the scripts read, with the programs of a version built.
+// sourceTree has the files that the scripts read, and the built programs of a version.
 func sourceTree(t *testing.T, version string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -141,7 +141,7 @@ func script(t *testing.T, source, root, name string) string {
 	return string(out)
 }
 
-// list is every file below dir.
+// list returns every file below dir.
 func list(t *testing.T, dir string) map[string]bool {
 	t.Helper()
 	files := map[string]bool{}

@@ -23,8 +23,8 @@ import (
 
 const pauseImage = "localhost/edgeway:pause"
 
-// kubelet is as much of one as the DaemonSet's pod needs: it tells a real containerd, on a node of
-// the laboratory, what a kubelet would.
+// kubelet has the parts of a kubelet that the DaemonSet's pod needs. It gives the orders of a kubelet to a
+// real containerd on a node of the laboratory.
 type kubelet struct {
 	*lab.Node
 	dir     string
@@ -36,8 +36,8 @@ type kubelet struct {
 	attempt uint32
 }
 
-// runtimeScript starts containerd where the node's default paths are the node's own. The network
-// namespaces that come and go below /run/netns are seen in there too.
+// runtimeScript starts containerd where the default paths belong to the node. The network namespaces
+// below /run/netns appear there too.
 const runtimeScript = `set -e
 dir=$1
 mkdir -p $dir/netns $dir/lib $dir/etc $dir/etc-work
@@ -72,7 +72,7 @@ func startRuntime(t *testing.T, n *lab.Node, dir string) *kubelet {
 		if t.Failed() {
 			t.Logf("containerd:\n%s", lab.Tail(log, 40))
 		}
-		ctx := context.Background() // the test's has ended
+		ctx := context.Background() // the test's context has ended
 		if err := errors.Join(lab.KillIn(ctx, n.Machine, 0), k.cgroup().Remove(ctx)); err != nil {
 			t.Error(err)
 		}
@@ -127,7 +127,7 @@ func (k *kubelet) imageID(ctx context.Context, name string) (string, error) {
 	return reply.GetImage().GetId(), err
 }
 
-// path is a file of the node as seen from here.
+// path is the path of a node's file on this machine.
 func (k *kubelet) path(name string) string {
 	return filepath.Join(fmt.Sprintf("/proc/%d/root", k.pid), name)
 }
@@ -146,7 +146,7 @@ func readDaemonSet(t *testing.T, path string) appsv1.DaemonSet {
 	return ds
 }
 
-// given is what the kubelet has from the API server.
+// given is what the API server gives the kubelet.
 type given struct {
 	volumes map[string]string // directories of the volumes that are not directories of the host
 	account string            // directory of the service account's files
@@ -233,8 +233,8 @@ func (k *kubelet) start(t *testing.T, spec corev1.PodSpec, c corev1.Container, g
 	return created.ContainerId
 }
 
-// mounts are the container's, with what the kubelet makes of each volume: a directory of the host,
-// and for others one that is given.
+// mounts returns the container's mounts. The kubelet makes a directory of each volume: the host's, or one
+// that the test gives.
 func mounts(t *testing.T, spec corev1.PodSpec, c corev1.Container, g given) (out []*runtimeapi.Mount) {
 	t.Helper()
 	for _, m := range c.VolumeMounts {
@@ -255,7 +255,7 @@ func mounts(t *testing.T, spec corev1.PodSpec, c corev1.Container, g given) (out
 	return append(out, &runtimeapi.Mount{ContainerPath: "/var/run/secrets/kubernetes.io/serviceaccount", HostPath: g.account, Readonly: true})
 }
 
-// ended waits for a container's end.
+// ended waits until a container has ended.
 func (k *kubelet) ended(t *testing.T, id string) (code int32) {
 	t.Helper()
 	err := lab.Wait(t.Context(), waitLimit, func() error {
@@ -272,7 +272,7 @@ func (k *kubelet) ended(t *testing.T, id string) (code int32) {
 	return code
 }
 
-// said is a container's log.
+// said returns a container's log.
 func (k *kubelet) said(id string) string {
 	reply, err := k.runtime.ContainerStatus(context.Background(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
 	if err != nil {

@@ -22,16 +22,16 @@ const (
 	waitLimit   = 30 * time.Second
 )
 
-// machine is a node of a laboratory with a real systemd: its root is this machine's, under an
-// overlay that takes what it writes, its network the node's namespace.
+// machine is a node of a laboratory with a real systemd. Its root is this machine's root under an overlay
+// that takes the writes; its network is the node's namespace.
 type machine struct {
 	*lab.Node
 	dir string
-	pid int // systemd's, as seen from here
+	pid int // systemd's, on this machine
 }
 
-// bootScript starts systemd in a cgroup, mounts and namespaces of its own. What this machine would
-// do at its boot is not done: it may be something to keep.
+// bootScript starts systemd in a cgroup, mounts and namespaces of its own. The
+// units that this machine would start at its boot are not started.
 const bootScript = `set -e
 dir=$1 netns=$2 name=$3
 for cgroup in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
@@ -74,7 +74,7 @@ func boot(t *testing.T, n *lab.Node, dir string) *machine {
 			t.Logf("journal:\n%s\nsystemd:\n%s", out, text)
 		}
 		if m.pid != 0 {
-			_ = unix.Kill(m.pid, unix.SIGKILL) // with it all of its PID namespace
+			_ = unix.Kill(m.pid, unix.SIGKILL) // and its whole PID namespace
 		} else {
 			_ = cmd.Process.Kill()
 		}
@@ -106,7 +106,7 @@ func boot(t *testing.T, n *lab.Node, dir string) *machine {
 	return m
 }
 
-// firstProcess is the process that is number 1 of its PID namespace, and in the node's network.
+// firstProcess returns the process that is number 1 of its PID namespace and in the node's network.
 func firstProcess(n *lab.Node) int {
 	var want unix.Stat_t
 	if unix.Stat(n.Path, &want) != nil {
@@ -150,7 +150,7 @@ func (m *machine) must(t *testing.T, argv ...string) string {
 	return out
 }
 
-// path is a file of the machine as seen from here.
+// path is the path of the machine's file on this machine.
 func (m *machine) path(name string) string {
 	return filepath.Join(fmt.Sprintf("/proc/%d/root", m.pid), name)
 }
@@ -162,7 +162,7 @@ func (m *machine) write(t *testing.T, name, text string) {
 	}
 }
 
-// changed lists the files that the machine wrote and that are not its own business.
+// changed lists the files that the machine wrote, without the files that systemd itself writes.
 func (m *machine) changed(t *testing.T) map[string]bool {
 	t.Helper()
 	files := map[string]bool{}
@@ -180,7 +180,7 @@ func (m *machine) changed(t *testing.T) map[string]bool {
 				return nil
 			}
 		}
-		// A directory of below is copied when a file in it changes; a whiteout is a device.
+		// The overlay copies a lower directory when a file in it changes; a whiteout is a device.
 		if below, err := os.Stat(name); err == nil && below.IsDir() && d.IsDir() {
 			return nil
 		}
@@ -195,8 +195,8 @@ func (m *machine) changed(t *testing.T) map[string]bool {
 	return files
 }
 
-// network is what of the machine's network somebody could have forgotten. Anycast addresses come
-// with forwarding, which stays on.
+// network lists what a program may leave in the machine's network. Anycast addresses come with
+// forwarding, which stays on.
 func (m *machine) network(t *testing.T) string {
 	t.Helper()
 	var out strings.Builder
@@ -214,7 +214,7 @@ func (m *machine) network(t *testing.T) string {
 	return out.String()
 }
 
-// removeCgroups removes what boot made, when the last process has ended.
+// removeCgroups removes the cgroups that boot made, after the last process has ended.
 func removeCgroups(t *testing.T, name string) {
 	if err := lab.Cgroup("/" + name).Remove(context.Background()); err != nil {
 		t.Errorf("cgroups: %v", err)

@@ -18,7 +18,7 @@ import (
 
 const helm = "helm.sh/helm/v3/cmd/helm@v3.22.0"
 
-// The chart is made of the same manifests: files of it are copies.
+// The chart has copies of the same manifests.
 func TestChartHasTheManifests(t *testing.T) {
 	const source, chart = "../../deploy/", "../../deploy/helm/edgeway/"
 	copies := map[string]string{
@@ -44,7 +44,7 @@ func TestChartHasTheManifests(t *testing.T) {
 	}
 }
 
-// TestAPIServerManifests has a real API server look at everything that an operator may apply.
+// TestAPIServerManifests has a real API server check everything that an operator may apply.
 func TestAPIServerManifests(t *testing.T) {
 	server := withCRDs(t)
 	for _, dir := range []string{"kubernetes", "kubernetes/controller", "kubernetes/rbac/kubelet", "overlays/speakers", "overlays/uninstall"} {
@@ -52,7 +52,7 @@ func TestAPIServerManifests(t *testing.T) {
 	}
 }
 
-// TestAPIServerChart does the same with what helm makes of the chart.
+// TestAPIServerChart does the same with helm's output for the chart.
 func TestAPIServerChart(t *testing.T) {
 	needAsked(t)
 	server := withCRDs(t)
@@ -79,8 +79,7 @@ func withCRDs(t *testing.T) *kube.ControlPlane {
 	return server
 }
 
-// dryRun has the API server take everything but keep nothing; a key that it does not know is an
-// error.
+// dryRun has the API server check everything and keep nothing. An unknown key is an error.
 func dryRun(t *testing.T, server *kube.ControlPlane, what ...string) {
 	t.Helper()
 	out, err := server.Kubectl(append([]string{"apply", "--server-side", "--dry-run=server", "--validate=strict"}, what...)...)
@@ -90,7 +89,7 @@ func dryRun(t *testing.T, server *kube.ControlPlane, what ...string) {
 	t.Log(out)
 }
 
-// chartValues are what values an operator may set.
+// chartValues are the values that an operator may set.
 func chartValues() map[string][]string {
 	return map[string][]string{
 		"defaults": nil,
@@ -99,7 +98,8 @@ func chartValues() map[string][]string {
 	}
 }
 
-// TestChart: helm's own opinion, and that the defaults are the DaemonSet of the kustomization.
+// TestChart runs helm's own check, and compares the chart's defaults with the DaemonSet of the
+// kustomization.
 func TestChart(t *testing.T) {
 	needAsked(t)
 	if out, err := exec.Command("go", "run", helm, "lint", "--strict", "../../deploy/helm/edgeway").CombinedOutput(); err != nil {
@@ -126,7 +126,7 @@ func TestChart(t *testing.T) {
 	}
 }
 
-// template is what helm would apply.
+// template returns what helm would apply.
 func template(t *testing.T, values ...string) string {
 	t.Helper()
 	cmd := exec.Command("go", append([]string{"run", helm, "template", "edgeway", "../../deploy/helm/edgeway", "--namespace", "kube-system"}, values...)...)
@@ -149,7 +149,7 @@ func overlay(t *testing.T, name string) appsv1.DaemonSet {
 	return daemonSet(t, string(out))
 }
 
-// daemonSet finds the first one in a text of several objects.
+// daemonSet returns the first DaemonSet in a text of several objects.
 func daemonSet(t *testing.T, text string) (ds appsv1.DaemonSet) {
 	t.Helper()
 	for doc := range strings.SplitSeq(text, "\n---\n") {

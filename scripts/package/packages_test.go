@@ -13,11 +13,12 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// mostExposed is what `systemd-analyze security` may give the service, in tenths: 0 is none, 100 all.
+// mostExposed bounds the exposure that `systemd-analyze security` reports for the service, in tenths: from
+// 0 to 100.
 const mostExposed = 25
 
 // TestPackages installs, upgrades, removes and purges the Debian package with dpkg, and then the RPM
-// with rpm, on a machine with a real systemd, a real switch and pods whose traffic must not notice.
+// with rpm, on a machine with a real systemd, a real switch and pods that must not lose a packet.
 func TestPackages(t *testing.T) {
 	needAsked(t, "systemd-nspawn", "dpkg", "rpm", "nsenter", "ip", "nft", "bird", "birdc", "systemd-analyze")
 	s := newStory(t)
@@ -69,7 +70,7 @@ func installs(t *testing.T, s *story) {
 	s.reach(t, s.web.Addrs)
 }
 
-// isConfined: the pod above was wired under all the restrictions of the unit. Here is what they are.
+// isConfined checks the restrictions of the unit, under which the pod above was wired.
 func isConfined(t *testing.T, s *story) {
 	pid := strings.TrimSpace(s.m.must(t, "systemctl", "show", "-P", "MainPID", "edgewayd"))
 	process := s.m.must(t, "grep", "-E", "^(CapEff|CapBnd|NoNewPrivs|Seccomp):", "/proc/"+pid+"/status")
@@ -96,8 +97,7 @@ func isConfined(t *testing.T, s *story) {
 	}
 }
 
-// upgrades: to the second version, with traffic on the way and an eye on the switch's and the
-// machine's routes.
+// upgrades installs the second version, and watches traffic and the routes of the switch and the machine.
 func upgrades(t *testing.T, s *story) {
 	ctx := t.Context()
 	var flows []*lab.Flow
@@ -173,8 +173,8 @@ func without(lines []string, addrs []netip.Addr) (rest []string) {
 	return rest
 }
 
-// removes: the network configuration goes, so that the runtime starts no pod without a plugin; the
-// running pod and its address stay.
+// removes checks that the network configuration is gone, so that the runtime starts no pod without a
+// plugin, and that the running pod and its address stay.
 func removes(t *testing.T, s *story) {
 	out := s.m.must(t, "dpkg", "-r", "edgeway")
 	for _, want := range []string{"delete /etc/cni/net.d/10-edgeway.conflist", "left   pods: default/web", "left   files: /var/lib/edgeway/ipam.db"} {
@@ -195,12 +195,12 @@ func installsAgain(t *testing.T, s *story) {
 	s.up(t, "v0.0.2")
 	status, err := s.status(t)
 	if err != nil || status.Leases.Used != 1 {
-		t.Errorf("%d leases, %v; want that of the pod", status.Leases.Used, err)
+		t.Errorf("%d leases, %v; want the pod's lease", status.Leases.Used, err)
 	}
 }
 
-// readyAlone: units that come after it, such as the kubelet, do not wait for an API server, which may
-// be a pod that this kubelet starts. The kubelet's own kubeconfig may come later, too.
+// readyAlone checks that units after the daemon, such as the kubelet, do not wait for an API server, which
+// may be a pod that this kubelet starts. The kubelet's own kubeconfig may come later, too.
 func readyAlone(t *testing.T, s *story) {
 	config := s.m.path("etc/edgeway/edgewayd.yaml")
 	before := read(t, config)
@@ -233,7 +233,7 @@ func readyAlone(t *testing.T, s *story) {
 	}
 }
 
-// purges: what is on the machine is what was there before the package, but for what it says.
+// purges checks that the machine is as before the package, except for the files that purge names.
 func purges(t *testing.T, s *story) {
 	out := s.m.must(t, "dpkg", "-P", "edgeway")
 	t.Logf("dpkg -P:\n%s", out)
@@ -255,7 +255,7 @@ func purges(t *testing.T, s *story) {
 	}
 }
 
-// rpms: rpm's scriptlets are told how many versions there are, not what is done.
+// rpms does the same with rpm, whose scriptlets get the number of installed versions, not the action.
 func rpms(t *testing.T, s *story) {
 	files := strings.Fields(s.m.must(t, "rpm", "-qlp", rpm("0.0.1")))
 	want := []string{"/etc/cni/net.d", "/etc/edgeway/cluster.d", "/etc/edgeway/edgewayd.yaml", "/opt/cni/bin/edgeway", "/usr/bin/edgewayd",

@@ -94,7 +94,7 @@ func newStory(t *testing.T) *story {
 // newLab builds the topology. The directory of its programs is empty.
 func newLab(t *testing.T) (l *lab.Lab, bin string) {
 	t.Helper()
-	gone, err := lab.Sweep() // of tests that were killed
+	gone, err := lab.Sweep() // laboratories of tests that were killed
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func newLab(t *testing.T) (l *lab.Lab, bin string) {
 	return l, bin
 }
 
-// needAsked skips what downloads or builds other people's tools. Where it was asked for it must run.
+// needAsked skips a test that downloads or builds other people's tools, unless the test was asked for.
 func needAsked(t *testing.T, tools ...string) {
 	t.Helper()
 	if os.Getenv("EDGEWAY_PACKAGES") == "" {
@@ -133,8 +133,8 @@ func needAsked(t *testing.T, tools ...string) {
 	}
 }
 
-// install gives the laboratory its bin: on the machine the runtime's calls go to the plugin of the
-// package, with the machine's files before it, on the other node to the plugin itself.
+// install gives the laboratory its bin. On the machine, the runtime calls the package's plugin, which sees
+// the machine's files. On the other node, it calls the plugin itself.
 func (s *story) install(t *testing.T, bin string) {
 	t.Helper()
 	built := buildPrograms(t, "v0.0.1")
@@ -155,7 +155,7 @@ func (s *story) install(t *testing.T, bin string) {
 	}
 }
 
-// buildPackage leaves edgeway_VERSION_ARCH.deb in out.
+// buildPackage writes edgeway_VERSION_ARCH.deb into out.
 func buildPackage(t *testing.T, version, out string) {
 	t.Helper()
 	bins := filepath.Join(t.TempDir(), "dist")
@@ -192,7 +192,7 @@ func (s *story) status(t *testing.T) (api.Status, error) {
 	return status, err
 }
 
-// up waits until the daemon of that version runs, and its session is there.
+// up waits until the daemon of that version runs and its session is established.
 func (s *story) up(t *testing.T, version string) {
 	t.Helper()
 	err := lab.Wait(t.Context(), waitLimit, func() error {
