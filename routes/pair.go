@@ -1,6 +1,7 @@
 package routes
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -30,10 +31,12 @@ func (k *Kernel) MakePair(ctx context.Context, desired State) (peer int, err err
 		return 0, err
 	}
 	v := newView(k.c)
-	description, err := k.c.create(m)
+	description, err := k.c.create(m, aliasMessage(l))
 	if err != nil {
 		return 0, fmt.Errorf("link %s: %w", l.Name, err)
 	}
+	l.Alias = ""
+	desired.Links = []Link{l}
 	if d, ok := parseLink(description); ok {
 		v.put(d)
 		v.noteConf(d.Name, description)
@@ -83,19 +86,40 @@ func (k *Kernel) furnish(ctx context.Context, v *view, desired State) error {
 	return errors.Join(errs...)
 }
 
-// create sends a request that makes an object, and returns the kernel's description of the object;
-// nil before Linux 6.2.
-func (c *conn) create(m message) (description []byte, err error) {
+// aliasMessage gives a link its alias; the link is found by its name.
+func aliasMessage(l Link) message {
+	return linkHeader(unix.RTM_NEWLINK, 0).attrString(unix.IFLA_IFNAME, l.Name).attr(unix.IFLA_IFALIAS, []byte(l.Alias))
+}
+
+// create sends a request that makes an object and a request that follows at once: no kill comes between
+// them. It returns the kernel's description of the object; nil before Linux 6.2.
+func (c *conn) create(m, then message) (description []byte, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	flags := binary.NativeEndian.Uint16(m[6:]) | unix.NLM_F_ACK | unix.NLM_F_ECHO
 	binary.NativeEndian.PutUint16(m[6:], flags)
-	c.writes.Add(1)
-	all, err := dumpOnce(c, m, nil, func(b []byte) ([]byte, bool) { return slices.Clone(b), true })
-	if err != nil || len(all) == 0 {
+	binary.NativeEndian.PutUint16(then[6:], binary.NativeEndian.Uint16(then[6:])|unix.NLM_F_ACK)
+	c.writes.Add(2)
+	if err := c.send(append(c.stamp(m), c.stamp(then)...)); err != nil {
 		return nil, err
 	}
-	return all[0], nil
+	first, left := c.seq-1, 2
+	for left > 0 {
+		rerr := c.receive(func(h unix.NlMsghdr, body []byte) {
+			switch {
+			case h.Seq != first && h.Seq != c.seq:
+			case h.Type == unix.NLMSG_ERROR:
+				left--
+				err = cmp.Or(err, ackError(h, body))
+			case h.Seq == first:
+				description = append([]byte(nil), body...)
+			}
+		})
+		if rerr != nil {
+			return nil, rerr
+		}
+	}
+	return description, err
 }
 
 // localTimeout bounds the wait for a new IPv6 address. The wait takes 0.1 ms on an idle machine. A machine that
