@@ -17,10 +17,11 @@ const maxBatch = 64
 // call is one caller's change. run must decide before its first write. An error before that write leaves
 // nothing behind, so the other calls of the batch do not fail.
 type call struct {
-	run   func(*txn) error
-	err   error
-	taken atomic.Bool // into a commit, or back by the caller
-	done  chan struct{}
+	run    func(*txn) error
+	err    error
+	taken  atomic.Bool   // into a commit, or back by the caller
+	chosen chan struct{} // closed before the commit; nil: nobody asks
+	done   chan struct{}
 }
 
 // errAbandoned: the caller stopped waiting. The caller must not read the variables that run sets.
@@ -29,21 +30,42 @@ var errAbandoned = errors.New("gave up waiting")
 // do queues run and waits until it is committed. If ctx ends after the commit started, the outcome is not
 // known.
 func (s *Store) do(ctx context.Context, run func(*txn) error) error {
-	if ctx.Err() != nil {
-		return fmt.Errorf("%w: %w", errAbandoned, context.Cause(ctx))
-	}
 	c := &call{run: run, done: make(chan struct{})}
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return ErrClosed
+	if err := s.enqueue(ctx, c); err != nil {
+		return err
 	}
-	s.queue = append(s.queue, c)
-	s.mu.Unlock()
 	select {
 	case s.turn <- struct{}{}:
 		s.lead(c)
+	case <-c.done:
+	case <-ctx.Done():
+	}
+	return c.wait(ctx, nil)
+}
+
+func (s *Store) enqueue(ctx context.Context, c *call) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", errAbandoned, context.Cause(ctx))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return ErrClosed
+	}
+	s.queue = append(s.queue, c)
+	return nil
+}
+
+// wait returns when the call is committed, early is closed, or ctx ends.
+func (c *call) wait(ctx context.Context, early <-chan struct{}) error {
+	select {
+	case <-c.done: // even if ctx has ended too
 		return c.err
+	default:
+	}
+	select {
+	case <-early:
+		return nil
 	case <-c.done:
 		return c.err
 	case <-ctx.Done():
@@ -96,10 +118,15 @@ func (s *Store) commit(batch []*call) {
 		return
 	}
 	if err := s.update(live); err != nil && len(live) > 1 {
-		// The failing call is not known, so run each call alone.
+		// The failing call is not known, so run each call alone. A caller that acts on its choice already
+		// must not get another.
 		for _, c := range live {
-			if err := s.update([]*call{c}); err != nil {
-				c.err = err
+			alone := err
+			if !c.isChosen() {
+				alone = s.update([]*call{c})
+			}
+			if alone != nil {
+				c.err = alone
 			}
 		}
 	} else if err != nil {
@@ -107,6 +134,15 @@ func (s *Store) commit(batch []*call) {
 	}
 	for _, c := range live {
 		close(c.done)
+	}
+}
+
+func (c *call) isChosen() bool {
+	select {
+	case <-c.chosen:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -136,6 +172,11 @@ func (s *Store) update(calls []*call) error {
 			}
 			if !t.dirty {
 				return errNoChange
+			}
+			for _, c := range calls {
+				if c.chosen != nil && c.err == nil {
+					close(c.chosen)
+				}
 			}
 			return t.finish()
 		})

@@ -118,21 +118,33 @@ func (s *Store) Close() error {
 // Allocate leases one address of each set to the attachment, and returns when the lease is on disk. Order
 // of choice: the requested addresses, the pod's last addresses, never used, longest free.
 func (s *Store) Allocate(ctx context.Context, req Request) (Lease, error) {
+	l, commit, err := s.Begin(ctx, req)
+	if err == nil {
+		err = commit(ctx)
+	}
+	return l, err
+}
+
+// Begin is Allocate that returns when the addresses are chosen, while the lease is written. The lease is on
+// disk when commit returned nil. Until then the caller may prepare what it can undo, and must tell nobody: a
+// kill or a failed write takes the lease back. After an error of commit, Release ends the lease if it was
+// written after all.
+func (s *Store) Begin(ctx context.Context, req Request) (l Lease, commit func(context.Context) error, err error) {
 	if err := req.check(); err != nil {
-		return Lease{}, err
+		return Lease{}, nil, err
 	}
 	var given layout
 	if req.Pool != nil {
-		var err error
 		if given, err = req.Pool.layout(); err != nil {
-			return Lease{}, fmt.Errorf("allocate %s: %w", req.Attachment, err)
+			return Lease{}, nil, fmt.Errorf("allocate %s: %w", req.Attachment, err)
 		}
 	}
 	dead := verdicts{}
 	for {
 		var l Lease
 		var question ask
-		err := s.do(ctx, func(t *txn) (err error) {
+		c := &call{chosen: make(chan struct{}), done: make(chan struct{})}
+		c.run = func(t *txn) (err error) {
 			pool := given
 			if pool == nil {
 				if pool, err = s.storedLayout(t); err != nil {
@@ -141,12 +153,24 @@ func (s *Store) Allocate(ctx context.Context, req Request) (Lease, error) {
 			}
 			l, err = t.allocate(req, pool, dead)
 			return err
-		})
+		}
+		if err = s.enqueue(ctx, c); err == nil {
+			go func() {
+				select {
+				case s.turn <- struct{}{}:
+					s.lead(c)
+				case <-c.done:
+				}
+			}()
+			err = c.wait(ctx, c.chosen)
+		}
 		switch {
+		case err == nil:
+			return l, func(ctx context.Context) error { return c.wait(ctx, nil) }, nil
 		case errors.Is(err, errAbandoned):
-			return Lease{}, fmt.Errorf("allocate %s: %w", req.Attachment, err)
+			return Lease{}, nil, fmt.Errorf("allocate %s: %w", req.Attachment, err)
 		case !errors.As(err, &question):
-			return l, err
+			return l, nil, err
 		}
 		for _, h := range question.leases {
 			dead[h.Seq] = req.Dead(h.Lease)

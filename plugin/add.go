@@ -138,9 +138,13 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, r
 			err = errors.Join(err, n.undo(ctx, o.request, at.host, w, refused))
 		}
 	}()
-	// The lease is on disk, so other processes may use the store while the pod is wired.
-	if err := n.yield(); err != nil {
-		return reply, nil, err
+	// In the daemon the pod is wired while the lease is written. A process without a daemon first lets other
+	// processes use the store. Whoever is killed in between leaves links that no lease owns: they are swept,
+	// their addresses are passed over until then, and a DEL finds them by name.
+	if n.reopen != nil {
+		if err := errors.Join(g.commit(ctx), n.yield()); err != nil {
+			return reply, nil, err
+		}
 	}
 	if least := minMTUFor(w.has(true)); mtu < least {
 		return reply, nil, smallMTU(mtu, least)
@@ -152,8 +156,11 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, r
 		return reply, refused, err
 	}
 	reply, err = printed(w.result(o.previous, g.dns, o.cni.Netns), o.conf.CNIVersion)
+	if err = errors.Join(err, g.commit(ctx)); err != nil {
+		return api.Reply{}, nil, err
+	}
 	reply.Undelivered = func(ctx context.Context) { n.withdraw(ctx, o.request, g.lease) }
-	return reply, nil, err
+	return reply, nil, nil
 }
 
 // mtu is the MTU of the pod's link: the configuration's, or the uplink's.

@@ -42,7 +42,7 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 	if rq.conf.delegated() {
 		addrs, err := addrsOn(ctx, host, rq.hostLink())
 		if err == nil {
-			err = n.cut(ctx, host, rq.hostLink(), addrs[rq.hostLink()])
+			_, err = n.cut(ctx, host, rq.hostLink(), addrs[rq.hostLink()])
 		}
 		// Ask the other plugin in any case: it knows what it gave.
 		return errors.Join(err, n.delegate(ctx, rq, "DEL"))
@@ -53,8 +53,8 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 	}
 	if !ok {
 		// The addresses may belong to another attachment by now.
-		err := n.cut(ctx, host, rq.hostLink(), nil)
-		if n.unborn { // the store may have been lost, and its leases with it
+		existed, err := n.cut(ctx, host, rq.hostLink(), nil)
+		if existed || n.unborn { // its lease was never written, or the store was lost with it
 			err = errors.Join(err, endStrayMasquerade(ctx, host))
 		}
 		return err
@@ -62,7 +62,7 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 	if isForeign(lease) {
 		err = n.unplug(ctx, rq, lease)
 	} else {
-		err = n.cut(ctx, host, linkOf(lease), lease.Addrs)
+		_, err = n.cut(ctx, host, linkOf(lease), lease.Addrs)
 	}
 	if err != nil {
 		return err
@@ -77,19 +77,19 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 }
 
 // cut removes a host link by the name that ADD gave it, and the rest of what the kernel keeps about its
-// addresses.
-func (n *Node) cut(ctx context.Context, host kernel, link string, addrs []netip.Addr) error {
-	existed, err := n.deleteLink(ctx, host, link)
+// addresses. It reports whether the link existed.
+func (n *Node) cut(ctx context.Context, host kernel, link string, addrs []netip.Addr) (existed bool, err error) {
+	existed, err = n.deleteLink(ctx, host, link)
 	if err == nil && !existed {
 		var links hostLinks
 		if links, err = findHostLinks(ctx, host); err == nil && links[link].Name != "" { // renamed
-			_, err = n.deleteLink(ctx, host, links[link].Name)
+			existed, err = n.deleteLink(ctx, host, links[link].Name)
 		}
 	}
 	if err != nil {
-		return fault(codeWiring, "delete link %s: %w", link, err).next("check ip link show %s", link)
+		return existed, fault(codeWiring, "delete link %s: %w", link, err).next("check ip link show %s", link)
 	}
-	return forget(ctx, host, addrs)
+	return existed, forget(ctx, host, addrs)
 }
 
 // deleteLink removes a link of ours and everything on it, and reports whether the link existed.

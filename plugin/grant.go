@@ -19,12 +19,16 @@ import (
 // grant is what an attachment may use, given by the store or by another IPAM plugin.
 type grant struct {
 	lease    ipam.Lease // zero when delegated
+	commit   commit
 	src      netip.Addr // the source of the host's routes to addrs; see hostSource
 	addrs    []netip.Addr
 	networks []netip.Prefix // the networks of addrs
 	routes   []podRoute
 	dns      types.DNS
 }
+
+// commit returns when the lease is on disk (ipam.Store.Begin).
+type commit func(context.Context) error
 
 // order is an ADD whose demands were all checked.
 type order struct {
@@ -92,7 +96,7 @@ func (n *Node) obtain(ctx context.Context, k kernel, o order, cookie uint64) (gr
 			if _, sourceless, err = k.Holders(ctx); err != nil {
 				err = errors.Join(err, n.giveBack(context.WithoutCancel(ctx), o.request))
 			}
-			g.src = hostSource(sourceless)
+			g.src, g.commit = hostSource(sourceless), func(context.Context) error { return nil }
 		}
 		return g, err
 	}
@@ -110,11 +114,11 @@ func (n *Node) obtain(ctx context.Context, k kernel, o order, cookie uint64) (gr
 		Attachment: o.attachment, Network: o.conf.network(), Pod: o.pod, Pool: o.pool, Addrs: o.addrs,
 		Netns: o.cni.Netns, NetnsCookie: cookie, Dead: dead,
 	}
-	lease, src, err := n.lease(ctx, k, ask, o.hostLink())
+	lease, commit, src, err := n.lease(ctx, k, ask, o.hostLink())
 	if err != nil {
 		return grant{}, fmt.Errorf("network %s: %w", o.conf.Name, err)
 	}
-	g := grant{lease: lease, src: src, addrs: lease.Addrs, routes: podRoutes(o.routes, lease.Addrs), dns: o.conf.DNS}
+	g := grant{lease: lease, commit: commit, src: src, addrs: lease.Addrs, routes: podRoutes(o.routes, lease.Addrs), dns: o.conf.DNS}
 	pool := o.pool
 	if pool == nil && o.conf.IPMasq {
 		stored, _, err := n.storedPool()
@@ -134,24 +138,24 @@ const maxPassedOver = 32
 
 // lease gets addresses that lead nowhere else on this host. It passes over an address that the host
 // itself has, that a neighbour of the host has, or to which a route of another agent or of another store's
-// pod leads. If such an address was requested, the ADD is refused. link is the future host link; src is the source of the host's routes
-// to the addresses (see hostSource).
-func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link string) (lease ipam.Lease, src netip.Addr, err error) {
+// pod leads. If such an address was requested, the ADD is refused. link is the future host link; src is the
+// source of the host's routes to the addresses (see hostSource). The lease is on disk after commit.
+func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link string) (lease ipam.Lease, commit commit, src netip.Addr, err error) {
 	var passed []string
 	for {
-		lease, err = n.Store.Allocate(ctx, ask)
+		lease, commit, err = n.Store.Begin(ctx, ask)
 		if errors.Is(err, ipam.ErrExhausted) {
 			if some, rerr := n.reclaim(ctx, host); rerr != nil {
 				err = errors.Join(err, rerr)
 			} else if some {
-				lease, err = n.Store.Allocate(ctx, ask)
+				lease, commit, err = n.Store.Begin(ctx, ask)
 			}
 		}
 		if err != nil && len(passed) > 0 {
 			err = fmt.Errorf("%w; passed over: %s", err, strings.Join(passed, ", "))
 		}
 		if err != nil {
-			return lease, src, err
+			return lease, commit, src, err
 		}
 		var held []netip.Addr
 		there, sourceless, err := host.Holders(ctx, lease.Addrs...)
@@ -163,19 +167,19 @@ func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link st
 		}
 		src = hostSource(sourceless)
 		if err == nil && len(held) == 0 {
-			return lease, src, nil
+			return lease, commit, src, nil
 		}
 		err = errors.Join(err, n.unlearn(context.WithoutCancel(ctx), lease, held))
 		switch {
 		case err != nil:
-			return lease, src, err
+			return lease, commit, src, err
 		case len(passed) > maxPassedOver || slices.ContainsFunc(held, func(a netip.Addr) bool { return slices.Contains(ask.Addrs, a) }):
-			return lease, src, fault(codeInUse, "addresses lead elsewhere on this host: %s", strings.Join(passed, ", ")).
+			return lease, commit, src, fault(codeInUse, "addresses lead elsewhere on this host: %s", strings.Join(passed, ", ")).
 				next("delete the routes or addresses, or take them out of the pod's network")
 		}
 		n.passOver(held)
 		if ask.Pool, err = n.reserve(ask.Pool, held); err != nil {
-			return lease, src, err
+			return lease, commit, src, err
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -208,4 +209,53 @@ func (h *host) killed(t *testing.T, c call, binary string, after time.Duration) 
 		return nil
 	})
 	return ended
+}
+
+// A daemon was killed when the pod was wired and its lease not yet on disk: a link that no lease owns. Its
+// address is not leased again while the link is there; a DEL, or the sweep of the next daemon, removes it.
+func TestKilledBeforeTheLeaseIsWritten(t *testing.T) {
+	kernelTest(t)
+	need(t, "nft")
+	h := newHost(t)
+	n := h.node(t)
+	add := func(id string) (c call, addr string) {
+		c = call{verb: "ADD", id: id, ifName: "eth0", netns: newSpace(t).path, conf: h.conf("1.1.0", `"ipMasq":true`)}
+		reply := c.do(t, n)
+		if reply.Failed {
+			t.Fatalf("%s: %s", id, reply.Output)
+		}
+		c.verb = "DEL"
+		return c, parseResult(t, string(reply.Output)).addrs()[0]
+	}
+	lose := func(c call) {
+		if _, ok, err := n.Store.Release(t.Context(), attachmentOf(c)); !ok || err != nil {
+			t.Fatal("release", ok, err)
+		}
+		for _, a := range []string{"10.99.0.1", "fd00:99::1"} { // the store does not know the address at all
+			if err := n.Store.Forget(t.Context(), netip.MustParseAddr(a)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	first, addr := add("first")
+	lose(first)
+	for i := range 3 {
+		if c, other := add(fmt.Sprint("other", i)); other == addr {
+			t.Fatalf("%s is on two links", addr)
+		} else if reply := c.do(t, n); reply.Failed {
+			t.Fatalf("%s", reply.Output)
+		}
+	}
+	if reply := first.do(t, n); reply.Failed {
+		t.Fatalf("%s", reply.Output)
+	}
+	h.whole(t)
+	if out := h.sh(t, "nft list table inet edgeway"); strings.Contains(out, addr) {
+		t.Errorf("masquerade stays:\n%s", out)
+	}
+	second, _ := add("second")
+	lose(second)
+	if did, err := n.Sweep(t.Context()); err != nil || len(did) != 1 || !strings.Contains(did[0], HostLink(attachmentOf(second))) {
+		t.Errorf("sweep: %q, %v", did, err)
+	}
 }

@@ -36,7 +36,8 @@ func (n *Node) lend(ctx context.Context, o order) (reply api.Reply, err error) {
 	if err != nil {
 		return reply, err
 	}
-	if reply, err = printed(o.lent(g.lease), o.conf.CNIVersion); err != nil {
+	reply, err = printed(o.lent(g.lease), o.conf.CNIVersion)
+	if err = errors.Join(err, g.commit(ctx)); err != nil {
 		return api.Reply{}, errors.Join(err, n.giveBack(context.WithoutCancel(ctx), o.request))
 	}
 	reply.Undelivered = func(ctx context.Context) { n.withdraw(ctx, o.request, g.lease) }

@@ -70,8 +70,9 @@ type Attached struct {
 }
 
 // attached judges all leases, oldest first. unowned are host links of this store that no lease owns: a
-// name proves nothing, and other stores have links too. Links are read before leases, since a lease is on
-// disk before its link is made.
+// name proves nothing, and other stores have links too. Only a caller that keeps verbs off may act on
+// unowned: an ADD of the daemon makes the link while the lease is written. Links are read before leases: a
+// process without a daemon makes the link when the lease is on disk.
 func (n *Node) attached(ctx context.Context, host kernel) (all []Attached, unowned []string, err error) {
 	s, err := n.sight(ctx, host)
 	if err != nil {
