@@ -2,6 +2,7 @@ package routes
 
 import (
 	"net/netip"
+	"runtime"
 	"testing"
 )
 
@@ -28,6 +29,22 @@ func largeSpace(b testing.TB) *space {
 	}
 	lan.run("ip link set lan0 up")
 	return s
+}
+
+// A look at 5,000 routes that are right allocated 4.8 MB each time.
+func TestLookAtManyRoutesAllocatesLittle(t *testing.T) {
+	s, want := largeSpace(t), manyRoutes(5000)
+	s.sync(nodeScope, want)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	const looks = 5
+	for range looks {
+		s.quiet(nodeScope, want)
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / looks; each > 1<<20 {
+		t.Errorf("a look allocates %d bytes, want at most 1 MiB", each)
+	}
 }
 
 func BenchmarkSyncUnchanged5000(b *testing.B) {

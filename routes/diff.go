@@ -256,6 +256,12 @@ func diffLinks(observed, desired []Link) (set, drop []Change) {
 	return set, drop
 }
 
+// remakes reports whether a link must be deleted and created again. It loses its routes.
+func remakes(observed, desired []Link) bool {
+	set, _ := diffLinks(observed, desired)
+	return slices.ContainsFunc(set, func(c Change) bool { return c.Op == Delete })
+}
+
 func rightLink(got, want Link) bool {
 	return (want.Kind == "" || got.Kind == want.Kind) &&
 		(want.MAC == "" || strings.EqualFold(got.MAC, want.MAC)) &&

@@ -41,14 +41,15 @@ func (k *Kernel) Host(ctx context.Context) (Host, error) {
 		}
 	}
 	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		entries, err := v.fib(fam, mainTable, 0, 0)
+		entries, err := v.fibIf(fam, owner{mainTable, 0}, 0, func(e fibEntry) bool {
+			others := e.Protocol != ProtoPod && e.Protocol != ProtoNode && e.Protocol != ProtoLearned
+			return others && (e.Type == "" || drops(e.Type))
+		})
 		if err != nil {
 			return Host{}, err
 		}
 		for _, e := range entries {
-			if (e.Type == "" || drops(e.Type)) && e.Protocol != ProtoPod && e.Protocol != ProtoNode && e.Protocol != ProtoLearned {
-				h.Routes = append(h.Routes, v.hostRoutes(e)...)
-			}
+			h.Routes = append(h.Routes, v.hostRoutes(e)...)
 		}
 	}
 	return h, nil

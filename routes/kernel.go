@@ -89,6 +89,7 @@ func (k *Kernel) Observe(ctx context.Context, scope Scope, desired State) (State
 func (k *Kernel) observe(ctx context.Context, v *view, scope Scope, desired State) (s State, err error) {
 	parts := []func() error{
 		func() (err error) { s.Links, err = v.observeLinks(scope, desired.Links); return err },
+		func() error { v.brief = v.brief && !remakes(s.Links, desired.Links); return nil },
 		func() (err error) { s.Addrs, err = v.observeAddrs(scope, desired.Addrs); return err },
 		func() (err error) { s.Neighs, err = v.observeNeighs(scope, desired.Neighs); return err },
 		func() (err error) { s.FDB, err = v.observeFDB(scope, desired.FDB); return err },
@@ -121,10 +122,12 @@ func (k *Kernel) Sync(ctx context.Context, scope Scope, desired State) ([]Change
 		}
 		desired.SourceCheck = &SourceCheck{others: others}
 	}
+	v.brief = true
 	observed, err := k.observe(ctx, v, scope, desired)
 	if err != nil {
 		return nil, err
 	}
+	desired.Routes = v.wrong(desired.Routes)
 	changes := Diff(observed, desired)
 	a := applier{k: k, v: v, ctx: ctx}
 	a.apply(changes)

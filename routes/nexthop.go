@@ -81,20 +81,24 @@ func (v *view) nexthops() ([]nexthopObject, error) {
 
 // reveal fills in the next hops of routes that the kernel lists only by their object's number
 // (sysctl net.ipv4.nexthop_compat_mode = 0).
-func (v *view) reveal(entries []fibEntry) error {
-	objects, err := v.nexthops()
-	if err != nil {
-		return err
-	}
-	byID := make(map[uint32]nexthopObject, len(objects))
-	for _, o := range objects {
-		byID[o.id] = o
-	}
-	for i := range entries {
-		if e := &entries[i]; e.NextHopID != 0 && e.index == 0 {
-			o := byID[e.NextHopID]
-			e.Via, e.index, e.Onlink, e.Multipath = o.via, o.index, o.onlink, len(o.members) > 0
+func (v *view) reveal(entries []*fibEntry) error {
+	var byID map[uint32]nexthopObject
+	for _, e := range entries {
+		if e.NextHopID == 0 || e.index != 0 {
+			continue
 		}
+		if byID == nil {
+			objects, err := v.nexthops()
+			if err != nil {
+				return err
+			}
+			byID = make(map[uint32]nexthopObject, len(objects))
+			for _, o := range objects {
+				byID[o.id] = o
+			}
+		}
+		o := byID[e.NextHopID]
+		e.Via, e.index, e.Onlink, e.Multipath = o.via, o.index, o.onlink, len(o.members) > 0
 	}
 	return nil
 }

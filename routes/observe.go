@@ -16,6 +16,7 @@ import (
 func (v *view) observeRoutes(scope Scope, desired []Route) ([]Route, error) {
 	var out []Route
 	var errs []error
+	v.right = make([]bool, len(desired))
 	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		routes, err := v.observeFamily(fam, scope, desired)
 		out, errs = append(out, routes...), append(errs, err)
@@ -30,13 +31,20 @@ type owner struct {
 }
 
 func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, error) {
-	want := make(map[routeKey]int, len(desired)) // to index in desired
 	var owners []owner
 	if scope.Protocol != 0 {
 		owners = append(owners, owner{mainTable, scope.Protocol})
 	}
+	of := func(r Route) bool { return r.Dst.IsValid() && family(r.Dst.Addr()) == fam }
+	n := 0
+	for _, r := range desired {
+		if of(r) {
+			n++
+		}
+	}
+	want := make(map[routeKey]int, n) // to index in desired
 	for i, r := range desired {
-		if r.Dst.IsValid() && family(r.Dst.Addr()) == fam {
+		if of(r) {
 			k := keyOfRoute(r)
 			want[k] = i
 			if o := (owner{k.table, r.Protocol}); !slices.Contains(owners, o) {
@@ -47,23 +55,28 @@ func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, 
 	if out, ok := v.observeHosts(scope, want, desired); ok {
 		return out, nil
 	}
+	brief := v.brief && len(want) == n // of two routes for one place neither is left out: Diff reports them
 	var out []Route
 	right, wrong := 0, false
 	for _, o := range owners {
-		entries, err := v.fib(fam, o.table, o.protocol, len(want))
+		ofScope := scope.Protocol != 0 && o == owner{mainTable, scope.Protocol}
+		all, err := v.compare(fam, o, want, desired, brief)
 		if err != nil {
 			return nil, err
 		}
-		out = slices.Grow(out, len(entries))
-		for i := range entries {
-			at, wanted := want[keyOfRoute(entries[i].Route)]
-			if !wanted && (scope.Protocol == 0 || o != (owner{mainTable, scope.Protocol})) {
+		for _, l := range all {
+			if l.entry == nil {
+				v.right[l.at] = true
+				right++
 				continue
 			}
-			r := v.route(entries[i])
-			if wanted && normal(r) == normal(desired[at]) {
+			if l.at < 0 && !ofScope {
+				continue
+			}
+			r := v.route(*l.entry)
+			if l.at >= 0 && normal(r) == normal(desired[l.at]) {
 				right++
-			} else if wanted {
+			} else if l.at >= 0 {
 				wrong = true
 			}
 			out = append(out, r)
@@ -72,7 +85,62 @@ func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, 
 	if !wrong && (right >= len(want) || !v.holders) {
 		return out, nil
 	}
+	for _, at := range want {
+		v.right[at] = false
+	}
 	return v.observeTables(fam, scope, want, owners)
+}
+
+// wrong returns the desired routes that are not marked as right.
+func (v *view) wrong(desired []Route) (out []Route) {
+	for i, r := range desired {
+		if !v.right[i] {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// listed is a route that the kernel listed.
+type listed struct {
+	at    int       // index of the desired route in its place; -1: there is none
+	entry *fibEntry // nil: the desired route itself
+}
+
+// compare lists the owner's routes. If brief is set, it compares them with the desired routes while the kernel
+// lists them, and leaves out the entries of those that are right: nearly all, as a rule.
+func (v *view) compare(fam uint8, o owner, want map[routeKey]int, desired []Route, brief bool) ([]listed, error) {
+	link := ""
+	for _, r := range desired { // while the kernel lists routes, nothing else can be asked
+		if brief && r.Link != link {
+			link = r.Link
+			_, _, _ = v.named(link) // an unknown link is asked for again, with its error
+		}
+	}
+	index := 0
+	all, err := listRoutes(v.c, fam, o, len(want), func(e fibEntry) (listed, bool) {
+		at, ok := want[keyOfRoute(e.Route)]
+		if !ok {
+			at = -1
+		}
+		if ok && brief {
+			if e.index != index {
+				index, link = e.index, v.byIndex[e.index].Name
+			}
+			if e.Link = link; normal(e.Route) == normal(desired[at]) {
+				return listed{at, nil}, true
+			}
+		}
+		kept := e
+		return listed{at, &kept}, true
+	})
+	var entries []*fibEntry
+	for _, l := range all {
+		if l.entry != nil {
+			entries = append(entries, l.entry)
+		}
+	}
+	return all, errors.Join(err, v.reveal(entries))
 }
 
 // observeTables reads whole tables, so that other owners' routes in the place of ours are

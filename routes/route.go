@@ -271,31 +271,48 @@ func parseHops(b []byte) (hops []hop) {
 
 // fib reads one table of one family; table or protocol 0 means any. expect is the likely number of entries.
 func (v *view) fib(family uint8, table int, protocol Protocol, expect int) ([]fibEntry, error) {
+	return v.fibIf(family, owner{table, protocol}, expect, func(fibEntry) bool { return true })
+}
+
+// fibIf reads the owner's entries that are wanted.
+func (v *view) fibIf(family uint8, of owner, expect int, wanted func(fibEntry) bool) ([]fibEntry, error) {
+	entries, err := listRoutes(v.c, family, of, expect, func(e fibEntry) (fibEntry, bool) { return e, wanted(e) })
+	if err != nil {
+		return nil, err
+	}
+	hidden := make([]*fibEntry, len(entries))
+	for i := range entries {
+		hidden[i] = &entries[i]
+	}
+	return entries, v.reveal(hidden)
+}
+
+// listRoutes calls keep for each route of the owner while the kernel lists them, and returns what keep kept.
+// If changes interrupt the list, keep is called for all routes again.
+func listRoutes[T any](c *conn, family uint8, of owner, expect int, keep func(fibEntry) (T, bool)) ([]T, error) {
 	h := make([]byte, unix.SizeofRtMsg)
-	h[0], h[5] = family, uint8(protocol)
-	if table < 256 {
-		h[4] = uint8(table)
+	h[0], h[5] = family, uint8(of.protocol)
+	if of.table < 256 {
+		h[4] = uint8(of.table)
 	}
 	m := newMessage(unix.RTM_GETROUTE, 0, h)
-	if table != 0 {
-		m = m.attr32(unix.RTA_TABLE, uint32(table))
+	if of.table != 0 {
+		m = m.attr32(unix.RTA_TABLE, uint32(of.table))
 	}
-	hidden := false
-	entries, err := dump(v.c, m, expect, func(b []byte) (fibEntry, bool) {
+	kept, err := dump(c, m, expect, func(b []byte) (kept T, ok bool) {
 		e, ok := parseRoute(b)
-		hidden = hidden || (e.NextHopID != 0 && e.index == 0)
-		return e, ok && e.family == family && (table == 0 || e.Table == table) && (protocol == 0 || e.Protocol == protocol)
+		if !ok || e.family != family || of.table != 0 && e.Table != of.table || of.protocol != 0 && e.Protocol != of.protocol {
+			return kept, false
+		}
+		return keep(e)
 	})
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EOPNOTSUPP):
 		return nil, nil // the table does not exist, or the kernel lacks the family
 	case err != nil:
-		return nil, fmt.Errorf("list routes of table %d: %w", table, err)
+		return nil, fmt.Errorf("list routes of table %d: %w", of.table, err)
 	}
-	if hidden {
-		return entries, v.reveal(entries)
-	}
-	return entries, nil
+	return kept, nil
 }
 
 // route returns the entry's Route with its link's name.

@@ -32,6 +32,8 @@ type view struct {
 	conf    map[string]map[string][]byte // settings of links, by name and family
 	gapped  bool                         // the pods' chain of nftables lacks rules
 	quiet   bool                         // settings are not read: writing them costs less
+	brief   bool                         // routes that are as desired are marked in right, and not observed
+	right   []bool                       // by index of the desired routes
 }
 
 var errNoLink = errors.New("link does not exist")
