@@ -34,6 +34,7 @@ func (b *bench) goals() {
 		{"anonymous memory of daemon and two sessions among 5,000 nodes, MiB", "memory/5000/all", 60},
 		{"first sync of 5,000 routes to ip -batch", "routes/first sync", 0.09},
 		{"sync with nothing changed to ip -batch replacing", "routes/nothing changed", 0.02},
+		{"heap growth of all syncs with nothing changed, MiB", "routes/nothing changed/heap", 0.1},
 		{"kernel events of a sync with nothing changed", "routes/nothing changed/0/events", 0},
 		{"processor time for a KiB, pod to pod on another node, to node to node", "path/1/cost", 1.2},
 		{"round trip p50, pod to pod on another node, to node to node", "path/1/rr", 1.45},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"runtime"
 	"strings"
 	"time"
 
@@ -75,21 +76,23 @@ func (b *bench) routes(ctx context.Context) (err error) {
 	}
 	steps := []string{"first sync", "nothing changed", "removal"}
 	var samples [2][3]sample
+	var grown [2][3]float64 // MiB by which this process's heap grew
 	for round := range rounds {
 		for _, i := range rotated(len(all), round) {
 			for j := range steps {
-				own, start := ownCPU(), time.Now()
+				heap, own, start := heapMiB(), ownCPU(), time.Now()
 				cpu, err := all[i].steps[j](ctx)
 				if err != nil {
 					return fmt.Errorf("%s: %w", all[i].name, err)
 				}
 				took := time.Since(start)
+				grown[i][j] += heapMiB() - heap
 				samples[i][j].add(sample{took: []time.Duration{took}, cpu: cpu + ownCPU() - own})
 			}
 		}
 	}
 	t := table{Name: "routes", Title: "Routes to 5,000 nodes, each with a next hop of its own on one link",
-		Columns: columns("what", "by", "p50 (ms)", "most (ms)", "to ip -batch", "CPU (ms)", "events", "rounds")}
+		Columns: columns("what", "by", "p50 (ms)", "most (ms)", "to ip -batch", "CPU (ms)", "events", "heap growth (MiB)", "rounds")}
 	for j, what := range steps {
 		for i, r := range all {
 			events, err := counted(r.space, func() error { _, err := r.steps[j](ctx); return err })
@@ -97,14 +100,27 @@ func (b *bench) routes(ctx context.Context) (err error) {
 				return err
 			}
 			s, peer := &samples[i][j], &samples[1][j]
-			t.row(what, r.name, ms(s.p50()), ms(s.quantile(1)), float64(s.p50())/float64(peer.p50()), ms(s.cpuEach()), events, rounds)
+			var heap any // ip has a process of its own
+			if i == 0 {
+				heap = grown[i][j]
+				b.out.keep("routes/"+what+"/heap", grown[i][j])
+			}
+			t.row(what, r.name, ms(s.p50()), ms(s.quantile(1)), float64(s.p50())/float64(peer.p50()), ms(s.cpuEach()), events, heap, rounds)
 			b.out.keep(fmt.Sprintf("routes/%s/%d/events", what, i), float64(events))
 		}
 		b.out.keep("routes/"+what, float64(samples[0][j].p50())/float64(samples[1][j].p50()))
 	}
-	t.note("With nothing changed ip -batch replaces every route one by one: it cannot know that nothing has changed. Events are what the kernel announced in one more round (rtnetlink(7)): routes of IPv4, and next hop objects.")
+	t.note("With nothing changed ip -batch replaces every route one by one: it cannot know that nothing has changed. Events are what the kernel announced in one more round (rtnetlink(7)): routes of IPv4, and next hop objects. The heap's growth (HeapSys and StackSys of runtime.MemStats) is of all rounds together.")
 	b.out.add(t)
 	return nil
+}
+
+// heapMiB is the memory that the heap of this process has taken from the kernel, and its goroutines' stacks,
+// which take their memory from the heap and give it back.
+func heapMiB() float64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapSys+m.StackSys) / (1 << 20)
 }
 
 // counted calls f and counts the kernel's events about routes and next hop objects.
