@@ -151,6 +151,13 @@ func (t *T) pod() *pod {
 	return p
 }
 
+// takenPod makes a container whose interface name is already in use.
+func (t *T) takenPod() *pod {
+	p := t.pod()
+	t.OK(p.veth(p.ifName, "other"), "make a link in the pod")
+	return p
+}
+
 // again returns the same container with another interface name.
 func (p *pod) again(ifName string) *pod {
 	q := *p
@@ -267,6 +274,13 @@ func (t *T) tryDel(p *pod) reply { return t.each(p, "DEL", p.env("DEL"), p.withP
 func (t *T) del(p *pod) {
 	if r := t.tryDel(p); !r.ok() {
 		t.Fatalf("%s", r.said())
+	}
+}
+
+// checks runs CHECK, which must succeed, unless the version does not have it.
+func (t *T) checks(p *pod, what string) {
+	if !before(t.net.version, sinceCheck) {
+		t.wants(t.check(p), what)
 	}
 }
 

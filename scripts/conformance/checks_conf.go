@@ -22,6 +22,11 @@ func (t *T) accepts(what string, extra object) (res result) {
 	return res
 }
 
+// accepted is a check that ADD and DEL work with additional keys in the first plugin's configuration.
+func accepted(id string, l level, section, asks string, extra object) check {
+	return check{id: id, level: l, section: section, asks: asks, run: func(t *T) { t.accepts(asks, extra) }}
+}
+
 func (t *T) refusesConf(what string, n network, codes ...int) {
 	old := t.net
 	defer func() { t.net = old }()
@@ -104,15 +109,9 @@ func confChecks() []check {
 			}
 			t.net = n
 		}},
-		{id: "conf.args", level: should, section: "CONV", asks: "args that a plugin does not understand are ignored", run: func(t *T) {
-			t.accepts("args", object{"args": object{"cni": object{"labels": []object{{"key": "app", "value": "web"}}}, "org.example": object{"x": 1}}})
-		}},
-		{id: "conf.runtime-config", level: should, section: "CONV", asks: "runtimeConfig that a plugin does not understand is ignored", run: func(t *T) {
-			t.accepts("runtimeConfig", object{"runtimeConfig": object{"cgroupPath": "/x", "io.kubernetes.cri.pod-annotations": object{"a": "b"}, "deviceID": "0000:04:00.5"}})
-		}},
-		{id: "conf.cni-dev-keys", level: must, section: "3", asks: "keys that begin with cni.dev/ are accepted in ADD and DEL", run: func(t *T) {
-			t.accepts("cni.dev/", object{"cni.dev/future": object{"x": 1}})
-		}},
+		accepted("conf.args", should, "CONV", "args that a plugin does not understand are ignored", object{"args": object{"cni": object{"labels": []object{{"key": "app", "value": "web"}}}, "org.example": object{"x": 1}}}),
+		accepted("conf.runtime-config", should, "CONV", "runtimeConfig that a plugin does not understand is ignored", object{"runtimeConfig": object{"cgroupPath": "/x", "io.kubernetes.cri.pod-annotations": object{"a": "b"}, "deviceID": "0000:04:00.5"}}),
+		accepted("conf.cni-dev-keys", must, "3", "keys that begin with cni.dev/ are accepted in ADD and DEL", object{"cni.dev/future": object{"x": 1}}),
 		{id: "conf.capabilities", level: robust, section: "3", asks: "capabilities left in the configuration do not matter", run: func(t *T) {
 			p := t.pod()
 			c := p.main("ADD", object{"capabilities": object{"portMappings": true, "mac": true}})
@@ -157,14 +156,8 @@ func confChecks() []check {
 			t.wants(t.exec(c), "ADD")
 			t.exec(p.main("DEL", nil))
 		}},
-		{id: "conf.version-list", level: robust, section: "1", asks: "cniVersions beside cniVersion is accepted", run: func(t *T) {
-			t.accepts("cniVersions", object{"cniVersions": []string{"0.4.0", "1.0.0", "1.1.0"}})
-		}},
-		{id: "conf.disable-keys", level: robust, section: "1", asks: "disableCheck, disableGC and loadOnlyInlinedPlugins are accepted", run: func(t *T) {
-			t.accepts("disable keys", object{"disableCheck": false, "disableGC": false, "loadOnlyInlinedPlugins": true})
-		}},
-		{id: "conf.non-ascii", level: robust, section: "1", asks: "unknown keys may hold text in any script", run: func(t *T) {
-			t.accepts("non-ASCII", object{"args": object{"cni": object{"labels": []object{{"key": "où", "value": "端"}}}}})
-		}},
+		accepted("conf.version-list", robust, "1", "cniVersions beside cniVersion is accepted", object{"cniVersions": []string{"0.4.0", "1.0.0", "1.1.0"}}),
+		accepted("conf.disable-keys", robust, "1", "disableCheck, disableGC and loadOnlyInlinedPlugins are accepted", object{"disableCheck": false, "disableGC": false, "loadOnlyInlinedPlugins": true}),
+		accepted("conf.non-ascii", robust, "1", "unknown keys may hold text in any script", object{"args": object{"cni": object{"labels": []object{{"key": "où", "value": "端"}}}}}),
 	}
 }

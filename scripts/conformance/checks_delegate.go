@@ -153,9 +153,7 @@ func delegateChecks() []check {
 			t.noNewVeth(before)
 		}),
 		delegated("delegate.undone-later", "the IPAM plugin is called with DEL when ADD fails later", robust, "", nil, func(t *T) {
-			p := t.pod()
-			t.OK(p.veth(p.ifName, "other"), "take the interface's name")
-			t.refuses(t.exec(p.main("ADD", nil)), "ADD")
+			t.refuses(t.exec(t.takenPod().main("ADD", nil)), "ADD")
 			if a, d := len(t.fakeNotes("ADD")), len(t.fakeNotes("DEL")); a > 0 && d == 0 {
 				t.Errorf("%d ADD, %d DEL", a, d)
 			}

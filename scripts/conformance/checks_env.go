@@ -240,11 +240,7 @@ func (t *T) life(edit func(c *call), between func(p *pod)) {
 
 // lifeEnv is life with CHECK in the middle and with each call's environment edited.
 func (t *T) lifeEnv(edit func(env map[string]string)) {
-	t.life(func(c *call) { edit(c.env) }, func(p *pod) {
-		if !before(t.net.version, sinceCheck) {
-			t.wants(t.check(p), "CHECK")
-		}
-	})
+	t.life(func(c *call) { edit(c.env) }, func(p *pod) { t.checks(p, "CHECK") })
 }
 
 func (t *T) lifeArgs(args string) {

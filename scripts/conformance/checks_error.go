@@ -46,11 +46,7 @@ func provocations() []provocation {
 			c.env["CNI_NETNS"] = t.file("plain", nil)
 			return t.exec(c)
 		}},
-		{"an interface name that is taken", nil, func(t *T) reply {
-			p := t.pod()
-			t.OK(p.veth(p.ifName, "other"), "make a link in the pod")
-			return t.exec(p.main("ADD", nil))
-		}},
+		{"an interface name that is taken", nil, func(t *T) reply { return t.exec(t.takenPod().main("ADD", nil)) }},
 		{"an IPAM plugin that is not there", nil, func(t *T) reply {
 			n := t.net
 			defer func() { t.net = n }()
@@ -141,13 +137,9 @@ func errorChecks() []check {
 			t.provoke(func(p provocation, r reply) { t.nothingNew(before, p.what) })
 		}},
 		{id: "error.del-after-failed-add", level: must, section: "3", asks: "DEL after an ADD that failed succeeds", run: func(t *T) {
-			for _, what := range []string{"ns", "taken"} {
-				p := t.pod()
-				if what == "ns" {
-					p.netns = "/run/netns/no-such-namespace"
-				} else {
-					t.OK(p.veth(p.ifName, "other"), "make a link in the pod")
-				}
+			lost := t.pod()
+			lost.netns = "/run/netns/no-such-namespace"
+			for what, p := range map[string]*pod{"ns": lost, "taken": t.takenPod()} {
 				t.refuses(t.tryAdd(p), "ADD")
 				t.wants(t.tryDel(p), fmt.Sprintf("DEL (%s)", what))
 			}

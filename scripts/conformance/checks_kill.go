@@ -139,9 +139,7 @@ func killChecks() []check {
 			})
 			r := keep.result()
 			t.connected(keep, r)
-			if !before(t.net.version, sinceCheck) {
-				t.wants(t.check(keep), "CHECK")
-			}
+			t.checks(keep, "CHECK")
 		}},
 	}
 }

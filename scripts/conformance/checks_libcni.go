@@ -36,23 +36,30 @@ func (t *T) libraryAdd(p *pod) {
 	t.Cleanup(func() { t.tryDel(p) })
 }
 
+// libraryCheck runs CHECK through the library, unless the version does not have it.
+func (t *T) libraryCheck(p *pod) {
+	t.withLibrary("CHECK", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+		if before(list.CNIVersion, sinceCheck) {
+			return nil
+		}
+		return c.CheckNetworkList(t.ctx, list, p.runtimeConf())
+	})
+}
+
+func (t *T) libraryDel(p *pod, what string) {
+	t.withLibrary(what, func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+		return c.DelNetworkList(t.ctx, list, p.runtimeConf())
+	})
+}
+
 func libcniChecks() []check {
 	return []check{
 		{id: "libcni.life", level: must, section: "3", asks: "ADD, CHECK and DEL work through libcni", each: true, run: func(t *T) {
 			p := t.pod()
 			t.libraryAdd(p)
-			t.withLibrary("CHECK", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
-				if before(list.CNIVersion, sinceCheck) {
-					return nil
-				}
-				return c.CheckNetworkList(t.ctx, list, p.runtimeConf())
-			})
-			t.withLibrary("DEL", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
-				return c.DelNetworkList(t.ctx, list, p.runtimeConf())
-			})
-			t.withLibrary("DEL without cache", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
-				return c.DelNetworkList(t.ctx, list, p.runtimeConf())
-			})
+			t.libraryCheck(p)
+			t.libraryDel(p, "DEL")
+			t.libraryDel(p, "DEL without cache")
 			t.noInterface(p)
 		}},
 		{id: "libcni.validate", level: must, section: "3", asks: "libcni accepts the list", run: func(t *T) {
@@ -90,9 +97,7 @@ func libcniChecks() []check {
 			if drop.link("eth0") != nil {
 				t.Errorf("the other is still there")
 			}
-			t.withLibrary("CHECK", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
-				return c.CheckNetworkList(t.ctx, list, keep.runtimeConf())
-			})
+			t.libraryCheck(keep)
 		}},
 		{id: "libcni.upgrade", level: robust, section: "3", asks: "after the list's cniVersion was raised, CHECK and DEL of older attachments work through libcni's cache", run: func(t *T) {
 			if t.net.version != "1.1.0" {
@@ -102,12 +107,8 @@ func libcniChecks() []check {
 			t.net.version = "1.0.0"
 			t.libraryAdd(p)
 			t.net.version = "1.1.0"
-			t.withLibrary("CHECK", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
-				return c.CheckNetworkList(t.ctx, list, p.runtimeConf())
-			})
-			t.withLibrary("DEL", func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
-				return c.DelNetworkList(t.ctx, list, p.runtimeConf())
-			})
+			t.libraryCheck(p)
+			t.libraryDel(p, "DEL")
 		}},
 	}
 }

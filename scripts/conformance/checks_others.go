@@ -237,6 +237,14 @@ func (t *T) hung(attached *pod) (fresh *pod, replies map[string]reply) {
 	return fresh, replies
 }
 
+// ended deletes the pods, and fails if an interface is left.
+func (t *T) ended(pods ...*pod) {
+	for _, p := range pods {
+		t.wants(t.tryDel(p), "DEL")
+		t.noInterface(p)
+	}
+}
+
 func hangChecks() []check {
 	hangs := delegated("delegate.hangs", "when the IPAM plugin never answers, STATUS fails within 30 s and the other commands within two minutes; once it answers again, DEL leaves nothing", robust, "", nil, func(t *T) {
 		before := t.snap()
@@ -248,10 +256,7 @@ func hangChecks() []check {
 			t.refuses(r, command)
 		}
 		t.net = works
-		for _, p := range []*pod{fresh, p} {
-			t.wants(t.tryDel(p), "DEL")
-			t.noInterface(p)
-		}
+		t.ended(fresh, p)
 		t.noNewVeth(before)
 	})
 	hangs.idle = true
@@ -274,10 +279,7 @@ func hangChecks() []check {
 					return nil
 				}), "STATUS of the daemon that goes on")
 			}
-			for _, p := range []*pod{fresh, p} {
-				t.wants(t.tryDel(p), "DEL")
-				t.noInterface(p)
-			}
+			t.ended(fresh, p)
 			t.nothingNew(before, "all of it")
 		}},
 	}

@@ -44,6 +44,13 @@ func (t *T) attached(pods []*pod) (out []result) {
 	return out
 }
 
+// wantAll calls f for all pods at the same time; each call must succeed.
+func (t *T) wantAll(pods []*pod, what string, f func(t *T, p *pod) reply) {
+	for i, r := range t.atOnce(pods, f) {
+		t.wants(r, fmt.Sprintf("%s %d", what, i))
+	}
+}
+
 func addOne(t *T, p *pod) reply { return t.tryAdd(p) }
 func delOne(t *T, p *pod) reply { return t.tryDel(p) }
 
@@ -123,19 +130,15 @@ func concurrencyChecks() []check {
 			const n = 64
 			before := t.quiet()
 			pods := t.somePods(n)
-			for i, r := range t.atOnce(pods, addOne) {
-				t.wants(r, fmt.Sprintf("ADD %d", i))
-			}
+			t.wantAll(pods, "ADD", addOne)
 			t.distinct(t.attached(pods)...)
-			for i, r := range t.atOnce(pods, delOne) {
-				t.wants(r, fmt.Sprintf("DEL %d", i))
-			}
+			t.wantAll(pods, "DEL", delOne)
 			t.nothingNew(before, "all of it")
 		}},
 		{alone: true, id: "concurrency.churn", level: must, section: "3", asks: "concurrent ADDs and DELs of different containers succeed (16 workers, 4 rounds) and leave nothing", run: func(t *T) {
 			before := t.quiet()
 			pods := t.somePods(16)
-			for i, r := range t.atOnce(pods, func(t *T, p *pod) (r reply) {
+			t.wantAll(pods, "worker", func(t *T, p *pod) (r reply) {
 				for range 4 {
 					if r = t.tryAdd(p); !r.ok() {
 						return r
@@ -145,9 +148,7 @@ func concurrencyChecks() []check {
 					}
 				}
 				return r
-			}) {
-				t.wants(r, fmt.Sprintf("worker %d", i))
-			}
+			})
 			t.nothingNew(before, "the churn")
 		}},
 		{alone: true, id: "concurrency.last-addresses", level: must, section: "3", asks: "16 concurrent ADDs for 6 addresses: each address is given once, and none is lost", needs: needRanges, run: func(t *T) {
@@ -212,12 +213,8 @@ func hostChecks() []check {
 			before := t.quiet()
 			for range 12 { // four at a time
 				pods := t.somePods(4)
-				for _, r := range t.atOnce(pods, addOne) {
-					t.wants(r, "ADD")
-				}
-				for _, r := range t.atOnce(pods, delOne) {
-					t.wants(r, "DEL")
-				}
+				t.wantAll(pods, "ADD", addOne)
+				t.wantAll(pods, "DEL", delOne)
 				for _, p := range pods {
 					p.remove()
 				}
