@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,6 +20,9 @@ type verbs struct {
 
 // pods compares the execs of ADD and DEL, for which a container runtime waits.
 func (b *bench) pods(ctx context.Context, f family) error {
+	if b.own {
+		return errors.New("-own leaves out the peers to compare with; use -run pods/counts")
+	}
 	rounds, n, limit := 4, 64, 2500*time.Millisecond
 	if b.quick {
 		rounds, n = 1, 32
