@@ -30,9 +30,7 @@ func TestAuditFindsAndRepairs(t *testing.T) {
 	for i, p := range pods {
 		c := call{verb: "ADD", id: []string{"c1", "c2"}[i], ifName: "eth0", netns: p.path, conf: h.conf("1.1.0"),
 			args: "K8S_POD_NAMESPACE=default;K8S_POD_NAME=till-" + []string{"1", "2"}[i]}
-		if reply := c.do(t, n); reply.Failed {
-			t.Fatalf("%s", reply.Output)
-		}
+		c.does(t, n)
 	}
 	if found := audited(t, n.Audit); len(found) > 0 {
 		t.Fatalf("of what ADD made: %+v", found)
@@ -88,9 +86,7 @@ func TestAuditOfThePodsEnd(t *testing.T) {
 	h, pod := newHost(t), newSpace(t)
 	n := h.node(t)
 	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
-	if reply := c.do(t, n); reply.Failed {
-		t.Fatalf("%s", reply.Output)
-	}
+	c.does(t, n)
 	pod.sh(t, "ip neigh replace fe80::1 lladdr 02:00:00:00:00:01 nud permanent dev eth0; ip addr del 10.99.0.1/32 dev eth0")
 	found := audited(t, n.Repair)
 	var got []string
@@ -121,9 +117,7 @@ func TestAuditOfADeadPod(t *testing.T) {
 	h, pod := newHost(t), newSpace(t)
 	n := h.node(t)
 	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0"), args: "K8S_POD_NAMESPACE=d;K8S_POD_NAME=p"}
-	if reply := c.do(t, n); reply.Failed {
-		t.Fatalf("%s", reply.Output)
-	}
+	c.does(t, n)
 	h.sh(t, "ip link del "+HostLink(attachmentOf(c)))
 	// As long as the namespace exists the pod may use the address.
 	if found := audited(t, n.Repair); len(found) != 1 || found[0].Done || found[0].Next == "" || len(h.leases(t)) != 1 {
@@ -176,9 +170,7 @@ func TestAdoptedLease(t *testing.T) {
 		}
 	}
 	del := call{verb: "DEL", id: "old", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
-	if reply := del.do(t, n); reply.Failed {
-		t.Fatalf("%s", reply.Output)
-	}
+	del.does(t, n)
 	if links := pod.sh(t, "ip -br link"); strings.Contains(links, "eth0") {
 		t.Errorf("the old pod still has its interface: %s", links)
 	}

@@ -68,7 +68,7 @@ func TestAddressThatIsPassedOverIsSaid(t *testing.T) {
 	c := call{verb: "ADD", ifName: "eth0", conf: h.conf("1.1.0", `"ipam":{"ranges":[[{"subnet":"10.88.0.0/29"}]]}`)}
 	add := func(id string) {
 		c.id, c.netns = id, newSpace(t).path
-		h.does(t, n, c)
+		c.does(t, n)
 	}
 	says("[]")
 	h.sh(t, "ip link add cali1 type veth peer name cali2; ip link set cali1 up; ip route add 10.88.0.1/32 dev cali1 scope link; "+

@@ -282,6 +282,16 @@ func (c call) do(t testing.TB, n *Node) api.Reply {
 	return n.Do(t.Context(), Call{CNI: c.cni(), NetnsFile: netns})
 }
 
+// does is do for a call that must succeed.
+func (c call) does(t testing.TB, n *Node) []byte {
+	t.Helper()
+	reply := c.do(t, n)
+	if reply.Failed {
+		t.Fatalf("%s %s: %s", c.verb, c.id, reply.Output)
+	}
+	return reply.Output
+}
+
 // command is the call as a runtime makes it.
 func (c call) command(ctx context.Context) *exec.Cmd {
 	exe := os.Args[0]

@@ -19,7 +19,7 @@ func TestDamagedPodStayedCutOff(t *testing.T) {
 	n := h.node(t)
 	for i, id := range []string{"c1", "c2"} {
 		pod := newSpace(t)
-		h.does(t, n, call{verb: "ADD", id: id, ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0"), args: fmt.Sprintf("K8S_POD_NAMESPACE=d;K8S_POD_NAME=till-%d", i)})
+		call{verb: "ADD", id: id, ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0"), args: fmt.Sprintf("K8S_POD_NAMESPACE=d;K8S_POD_NAME=till-%d", i)}.does(t, n)
 	}
 	link := HostLink(ipam.Attachment{ContainerID: "c1", IfName: "eth0"})
 	for _, breaks := range []string{
@@ -58,8 +58,8 @@ func TestPodThatCannotBeRepairedIsSaid(t *testing.T) {
 	kernelTest(t)
 	h, lost, cut := newHost(t), newSpace(t), newSpace(t)
 	n := h.node(t)
-	h.does(t, n, call{verb: "ADD", id: "c1", ifName: "eth0", netns: lost.path, conf: h.conf("1.1.0")})
-	h.does(t, n, call{verb: "ADD", id: "c2", ifName: "eth0", netns: cut.path, conf: h.conf("1.1.0")})
+	call{verb: "ADD", id: "c1", ifName: "eth0", netns: lost.path, conf: h.conf("1.1.0")}.does(t, n)
+	call{verb: "ADD", id: "c2", ifName: "eth0", netns: cut.path, conf: h.conf("1.1.0")}.does(t, n)
 	lost.sh(t, "ip route del default")
 	lost.sh(t, "ip route del 169.254.1.1")
 	h.sh(t, "ip link del "+HostLink(ipam.Attachment{ContainerID: "c2", IfName: "eth0"}))
@@ -90,7 +90,7 @@ func BenchmarkKeepOf250Pods(b *testing.B) {
 		pod := newSpace(b)
 		id := fmt.Sprintf("k%d", i)
 		ids = append(ids, id)
-		h.does(b, n, call{verb: "ADD", id: id, ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")})
+		call{verb: "ADD", id: id, ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}.does(b, n)
 	}
 	for name, look := range map[string]func(context.Context) ([]Finding, error){"hosts": n.KeepHosts, "both": n.Keep} {
 		b.Run(name, func(b *testing.B) {
@@ -109,14 +109,6 @@ func BenchmarkKeepOf250Pods(b *testing.B) {
 		})
 	}
 	h.endAll(b, n, ids...)
-}
-
-// does runs a call that must succeed on the Node.
-func (h *host) does(t testing.TB, n *Node, c call) {
-	t.Helper()
-	if reply := c.do(t, n); reply.Failed {
-		t.Fatalf("%s", reply.Output)
-	}
 }
 
 func (h *host) endAll(t testing.TB, n *Node, ids ...string) {

@@ -98,12 +98,12 @@ func TestProbesFailWithoutAHostAddress(t *testing.T) {
 	}
 	reach(gateway)
 	for _, c := range checks {
-		h.does(t, n, c)
+		c.does(t, n)
 	}
 
 	h.sh(t, "ip link set up0 up; ip addr add 192.0.2.1/24 dev up0")
 	for _, c := range checks {
-		h.does(t, n, c) // before anything is corrected
+		c.does(t, n) // before anything is corrected
 	}
 	audited(t, n.KeepHosts)
 	reach(node)

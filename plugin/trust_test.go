@@ -16,9 +16,9 @@ func TestPodTakesThePacketsOfOthers(t *testing.T) {
 	kernelTest(t)
 	h, thief, victim := newHost(t), newSpace(t), newSpace(t)
 	n := h.node(t)
-	h.does(t, n, call{verb: "ADD", id: "c1", ifName: "eth0", netns: thief.path, conf: h.conf("1.1.0")})
+	call{verb: "ADD", id: "c1", ifName: "eth0", netns: thief.path, conf: h.conf("1.1.0")}.does(t, n)
 	add := call{verb: "ADD", id: "c2", ifName: "eth0", netns: victim.path, conf: h.conf("1.1.0")}
-	h.does(t, n, add)
+	add.does(t, n)
 	const gateway, uplinkMAC = "192.0.2.254", "02:00:00:00:00:fe"
 	h.sh(t, "ip neigh replace "+gateway+" lladdr "+uplinkMAC+" nud reachable dev up0")
 	victim.listen(t, "80")
@@ -77,7 +77,7 @@ func TestPodReachesTheHostsLoopback(t *testing.T) {
 	kernelTest(t)
 	h, pod := newHost(t), newSpace(t)
 	n := h.node(t)
-	h.does(t, n, call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")})
+	call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}.does(t, n)
 	var ports []string
 	for _, on := range []string{"0.0.0.0:0", "127.0.0.1:0"} {
 		var l net.Listener
@@ -125,8 +125,8 @@ func TestPodSendsFromOthersAddresses(t *testing.T) {
 	kernelTest(t)
 	h, thief, victim := newHost(t), newSpace(t), newSpace(t)
 	n := h.node(t)
-	h.does(t, n, call{verb: "ADD", id: "c1", ifName: "eth0", netns: thief.path, conf: h.conf("1.1.0")})
-	h.does(t, n, call{verb: "ADD", id: "c2", ifName: "eth0", netns: victim.path, conf: h.conf("1.1.0")})
+	call{verb: "ADD", id: "c1", ifName: "eth0", netns: thief.path, conf: h.conf("1.1.0")}.does(t, n)
+	call{verb: "ADD", id: "c2", ifName: "eth0", netns: victim.path, conf: h.conf("1.1.0")}.does(t, n)
 	thief.sh(t, "ip addr add 198.51.100.7/32 dev eth0")
 	heard := func() string {
 		_, _ = thief.try(t, "ping -c1 -W1 -I 198.51.100.7 10.99.0.2") // nobody can answer

@@ -267,9 +267,7 @@ func TestGCStopsAtTheFirstError(t *testing.T) {
 	pods := []*space{newSpace(t), newSpace(t)}
 	for i, p := range pods {
 		c := call{verb: "ADD", id: []string{"c1", "c2"}[i], ifName: "eth0", netns: p.path, conf: h.conf("1.1.0")}
-		if reply := c.do(t, n); reply.Failed {
-			t.Fatalf("%s", reply.Output)
-		}
+		c.does(t, n)
 	}
 	pods[1].sh(t, "ip link del eth0") // the second one's link is gone, the first one's cannot be deleted
 	dial := n.dial
@@ -286,9 +284,7 @@ func TestGCStopsAtTheFirstError(t *testing.T) {
 	}
 	n.dial = dial
 	drainIdle(n)
-	if reply := gc.do(t, n); reply.Failed {
-		t.Errorf("the next GC: %s", reply.Output)
-	}
+	gc.does(t, n)
 }
 
 // stuckLinks is a kernel that deletes no link.
@@ -344,9 +340,7 @@ func TestSweep(t *testing.T) {
 	}
 	for _, c := range calls {
 		c.verb = "DEL"
-		if reply := c.do(t, n); reply.Failed {
-			t.Errorf("DEL: %s", reply.Output)
-		}
+		c.does(t, n)
 	}
 }
 
@@ -490,9 +484,7 @@ func TestFull(t *testing.T) {
 		if text := full(); text != "" {
 			t.Errorf("full with %d pods: %s", i, text)
 		}
-		if reply := (call{verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0", `"ipam":{}`)}).do(t, n); reply.Failed {
-			t.Fatalf("%s", reply.Output)
-		}
+		(call{verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0", `"ipam":{}`)}).does(t, n)
 	}
 	if got, want := full(), "2 of 2 addresses of 10.98.0.0/30 are used"; got != want {
 		t.Errorf("got %q, want %q", got, want)
@@ -502,7 +494,5 @@ func TestFull(t *testing.T) {
 	if _, err := n.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if reply := (call{verb: "DEL", id: "c1", ifName: "eth0", conf: h.conf("1.1.0")}).do(t, n); reply.Failed {
-		t.Fatalf("%s", reply.Output)
-	}
+	(call{verb: "DEL", id: "c1", ifName: "eth0", conf: h.conf("1.1.0")}).does(t, n)
 }
