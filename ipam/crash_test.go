@@ -154,8 +154,7 @@ func TestKill(t *testing.T) {
 	t.Logf("%d kills, %d answered changes, all of them there", rounds, answers)
 }
 
-// checkKilled compares what is in the store with what was answered, and takes over what was
-// under way.
+// checkKilled compares the store with the answers, and takes over the changes that were under way.
 func checkKilled(t *testing.T, path string, acked map[string]string, underWay map[string]bool) {
 	t.Helper()
 	s, err := Open(t.Context(), path, Options{BootID: "boot-1"})
@@ -295,7 +294,7 @@ func TestPowerLoss(t *testing.T) {
 }
 
 // A disk that says too early that it wrote can leave the new meta page without some of its pages, or
-// without some of the commits before it. What is lost is found when the store is first opened
+// without some of the commits before it. The loss is found when the store is first opened
 // after the boot, so that no address is given twice and no lease is missing without an error.
 func TestDiskThatLies(t *testing.T) {
 	if limited(t) {

@@ -14,7 +14,7 @@ import (
 )
 
 // The stores in testdata were written by the last programs of schemas 1 and 2: two boots, two families,
-// free addresses that remember pods, one that was told to forget; that of schema 2 has records in its
+// free addresses that remember pods, one that was told to forget. The store of schema 2 has records in its
 // journal, two pools that overlap, an adopted lease. schema1.txt and schema2.txt are what those programs
 // said of them.
 func earlier(t testing.TB, schema int) (file []byte, says string) {

@@ -61,7 +61,7 @@ func FuzzState(f *testing.F) {
 	})
 }
 
-// FuzzFile opens what is no store, or almost one: errors, never a crash.
+// FuzzFile opens files that are not stores, or almost stores: errors, never a crash.
 func FuzzFile(f *testing.F) {
 	path := filepath.Join(ramDir(f), "ipam.db")
 	filled(f, path, 4, false)

@@ -20,9 +20,9 @@ import (
 // The power cut, on what really went to the disk: a child process does the work of a story under
 // strace(1), which records each call that changes a file with its data. After every call, and
 // with every (or many) of the sets of calls that no sync has covered yet, whole and torn, the
-// disk is laid out anew and opened: all that was answered must be there.
+// disk is laid out again and opened: every answered change must be there.
 
-// answered is what the child was told until now.
+// answered are the answers that the child got until now.
 type answered struct {
 	open     bool
 	backedUp bool
@@ -66,8 +66,8 @@ type seen struct {
 	goodGone bool
 }
 
-// look opens what a power cut left. Recovered leases are taken from living, nil: there shall be
-// nothing to recover.
+// look opens the files that a power cut left. Recovered leases are taken from living; nil: there must
+// be nothing to recover.
 func look(path string, living node) (x seen) {
 	if good := path + suffixGood; exists(good) {
 		x.goodErr = verify(good)
@@ -107,7 +107,7 @@ func look(path string, living node) (x seen) {
 	return x
 }
 
-// judge compares what was answered with what is there.
+// judge compares the answers with the store.
 func (a *answered) judge(x seen) error {
 	switch {
 	case x.err != nil:

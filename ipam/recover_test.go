@@ -84,7 +84,7 @@ func filled(t testing.TB, path string, n int, backup bool) node {
 	return living
 }
 
-// holds checks that s holds what is living and hands none of it out again.
+// holds checks that s holds the living leases and gives none of their addresses to others.
 func holds(t testing.TB, s *Store, living node) {
 	t.Helper()
 	if err := s.Check(); err != nil {

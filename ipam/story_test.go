@@ -18,14 +18,14 @@ import (
 // story is the work of one recorded child.
 type story struct {
 	name string
-	// prepare lays out what is there before.
+	// prepare makes the files that are there before.
 	prepare func(t testing.TB, path string) node
-	// work is what the child does. It says "try ID" before a change and "held ID ADDRS" or
+	// work is the work of the child. It says "try ID" before a change and "held ID ADDRS" or
 	// "gone ID" when it was answered.
 	work func(w *worker) error
 	// lost: the store is damaged until the child says "open": what the node has decides.
 	lost bool
-	// unsynced: what is there before was made by one that was killed before it synced any name.
+	// unsynced: a process made the files that are there before, and was killed before it synced any name.
 	unsynced bool
 }
 

@@ -139,7 +139,7 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, r
 		}
 	}()
 	// In the daemon the pod is wired while the lease is written. A process without a daemon first lets other
-	// processes use the store. Whoever is killed in between leaves links that no lease owns: they are swept,
+	// processes use the store. A process that is killed in between leaves links that no lease owns: they are swept,
 	// their addresses are passed over until then, and a DEL finds them by name.
 	if n.reopen != nil {
 		if err := errors.Join(g.commit(ctx), n.yield()); err != nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/edgeway-cni/edgeway/ipam"
 )
 
-// A store that is made anew from its copy keeps the leases of pods that other plugins wired: no
+// A store that is rebuilt from its copy keeps the leases of pods that other plugins wired: no
 // link of ours says that they live, and their addresses must not be given twice.
 func TestRebuiltStoreKeepsImportedPods(t *testing.T) {
 	boot, err := BootID()

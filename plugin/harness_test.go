@@ -101,7 +101,7 @@ type host struct {
 	leased func() []ipam.Lease // set while a Node holds the store
 }
 
-// newHost makes a machine with an uplink of both families. When the test ends, what is there must
+// newHost makes a machine with an uplink of both families. When the test ends, the host must
 // be whole: no lease without link, no link without lease, no route without owner.
 func newHost(t testing.TB) *host {
 	t.Helper()
@@ -326,7 +326,7 @@ func (h *host) exec(t testing.TB, c call) (stdout string, status int) {
 	return out.String(), status
 }
 
-// must is exec of what has to succeed.
+// must is exec for a call that must succeed.
 func (h *host) must(t testing.TB, c call) string {
 	t.Helper()
 	out, status := h.exec(t, c)
@@ -336,7 +336,7 @@ func (h *host) must(t testing.TB, c call) string {
 	return out
 }
 
-// refused is exec of what has to fail with the code; it returns the error.
+// refused is exec for a call that must fail with the code; it returns the error.
 func (h *host) refused(t testing.TB, c call, code uint) string {
 	t.Helper()
 	out, status := h.exec(t, c)
@@ -360,7 +360,7 @@ func wantError(t testing.TB, what, out string, failed bool, code uint) string {
 	return e.Msg + "; " + e.Details
 }
 
-// podResult is what the tests read of a result.
+// podResult has the fields of a result that the tests read.
 type podResult struct {
 	CNIVersion string
 	Interfaces []struct {

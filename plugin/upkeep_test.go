@@ -51,7 +51,7 @@ func TestFullPoolEvictsPods(t *testing.T) {
 func TestStatusIsReadyAndEveryAddFails(t *testing.T) {
 	kernelTest(t)
 	for _, tt := range []struct{ name, do, ipam string }{
-		{"route that is none", "true", `{"subnet":"10.98.0.0/24","routes":[{"dst":"10.0.0.0"}]}`},
+		{"unusable route", "true", `{"subnet":"10.98.0.0/24","routes":[{"dst":"10.0.0.0"}]}`},
 		{"sets that overlap", "true", `{"ranges":[[{"subnet":"10.98.0.0/24"}],[{"subnet":"10.98.0.0/16"}]]}`},
 		{"uplink too small for IPv6", "ip link set up0 mtu 1000", `{"ranges":[[{"subnet":"fd00:98::/64"}]]}`},
 	} {
@@ -366,8 +366,8 @@ func TestLostStore(t *testing.T) {
 	}
 }
 
-// A store that was made anew from the node's links showed hashes for names, and GC of no network
-// ended what it had found. A link of an earlier version has no alias: it is kept under its name.
+// A store that was rebuilt from the node's links showed hashes for names, and GC of no network
+// ended the leases that it had found. A link of an earlier version has no alias: it is kept under its name.
 func TestRebuiltStoreShowsHashes(t *testing.T) {
 	kernelTest(t)
 	for _, tt := range []struct {

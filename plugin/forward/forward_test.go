@@ -172,7 +172,7 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// What is unusual is left to the program, with all that was read, and nothing is printed.
+// An unusual call is left to the program, with all that was read, and nothing is printed.
 func TestLeft(t *testing.T) {
 	asked := 0
 	socket := daemon(t, func(context.Context, api.Request, *os.File) api.Reply {
