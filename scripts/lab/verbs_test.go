@@ -34,6 +34,7 @@ type verb func(s *story, args []string) (string, error)
 //	learned SWITCH                    the routes that BGP put into its kernel
 //	sessions SWITCH
 //	status NODE [-o json]
+//	plan NODE ARGS...                 what the manifests would do, planned there
 //	log NODE                          its daemon's log
 //	in MACHINE COMMAND...             run there
 //	ping FROM TO...                   every address of TO answers
@@ -59,6 +60,7 @@ func verbs() map[string]verb {
 		"learned":  (*story).learned,
 		"sessions": (*story).sessions,
 		"status":   (*story).status,
+		"plan":     (*story).plan,
 		"in":       (*story).in,
 		"log":      (*story).log,
 		"ping":     (*story).ping,
@@ -301,6 +303,15 @@ func (s *story) status(args []string) (string, error) {
 		return "", fmt.Errorf("no node %s", args[0])
 	}
 	return n.Command(s.ctx, slices.Concat([]string{"status"}, args[1:])...)
+}
+
+// plan plans the laboratory's manifests on a node, which has no more than they say.
+func (s *story) plan(args []string) (string, error) {
+	n := s.lab.Node(args[0])
+	if n == nil {
+		return "", fmt.Errorf("no node %s", args[0])
+	}
+	return n.Command(s.ctx, slices.Concat([]string{"plan", "-f", s.lab.ClusterDir}, args[1:])...)
 }
 
 func (s *story) log(args []string) (string, error) {
