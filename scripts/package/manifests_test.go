@@ -115,6 +115,15 @@ func TestChart(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("the DaemonSet (-deploy/kubernetes +chart):\n%s", diff)
 	}
+	watched := template(t, "--set", "podMonitor.enabled=true,podMonitor.labels.release=prometheus")
+	if ports := daemonSet(t, watched).Spec.Template.Spec.Containers[0].Ports; len(ports) != 1 || ports[0].Name != "metrics" || ports[0].ContainerPort != 9475 {
+		t.Errorf("ports: %v", ports)
+	}
+	for _, want := range []string{"\nkind: PodMonitor\n", "release: prometheus", "- port: metrics", "    metrics: 0.0.0.0:9475\n"} {
+		if !strings.Contains(watched, want) {
+			t.Errorf("with a PodMonitor there is no %q in\n%s", want, watched)
+		}
+	}
 	for want, args := range map[string][]string{
 		"controller.podCIDRs":     {"--namespace", "kube-system", "--set", "controller.enabled=true"},
 		"--namespace kube-system": {"--namespace", "edgeway"},

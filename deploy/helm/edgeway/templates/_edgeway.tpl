@@ -10,12 +10,20 @@
 {{- $_ := set $template.metadata "annotations" $annotations }}
 {{- end }}
 
+{{/* edgewayd.yaml. A PodMonitor needs metrics that another machine can reach. */}}
+{{- define "edgeway.config" -}}
+{{- $config := deepCopy .Values.config }}
+{{- if .Values.podMonitor.enabled }}{{ $config = merge $config (dict "metrics" (printf "0.0.0.0:%v" .Values.podMonitor.port)) }}{{ end }}
+{{- toYaml $config }}
+{{- end }}
+
 {{/* The daemons' DaemonSet: component is "edgewayd", or "edgewayd-speaker" where these are separate. */}}
 {{- define "edgeway.daemonset" -}}
 {{- $v := .top.Values }}
 {{- $ds := .top.Files.Get "files/daemonset.yaml" | fromYaml }}
 {{- $template := $ds.spec.template }}{{ $pod := $template.spec }}{{ $main := first $pod.containers }}
-{{- include "edgeway.pod" (dict "top" .top "template" $template "image" $v.image.repository "config" (toYaml $v.config)) }}
+{{- include "edgeway.pod" (dict "top" .top "template" $template "image" $v.image.repository "config" (include "edgeway.config" .top)) }}
+{{- if $v.podMonitor.enabled }}{{ $_ := set $main "ports" (list (dict "name" "metrics" "containerPort" $v.podMonitor.port)) }}{{ end }}
 {{- $_ := set $ds.metadata "namespace" .top.Release.Namespace }}
 {{- $_ := set $pod "tolerations" $v.tolerations }}
 {{- $_ := set $pod "priorityClassName" $v.priorityClassName }}
