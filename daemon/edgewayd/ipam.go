@@ -46,13 +46,10 @@ itself and does the same.`,
 		Args: knowsArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if l.output != "" && l.output != "json" {
-				return fmt.Errorf("-o %q: want json", l.output)
-			}
-			return nil
+			return oneOf(l.output, "json", "yaml")
 		},
 	}
-	cmd.PersistentFlags().StringVarP(&l.output, "output", "o", "", "json: for programs")
+	cmd.PersistentFlags().StringVarP(&l.output, "output", "o", "", "json or yaml: for programs")
 	cmd.AddCommand(listCommand(l), showCommand(l), releaseCommand(l), ipamCheckCommand(l), importCommand(l))
 	return cmd
 }
@@ -90,12 +87,15 @@ func (l *leaseFlags) ask(ctx context.Context, answer any, args ...string) error 
 	return nil
 }
 
-// print writes the answer as JSON, or calls text.
-func (l *leaseFlags) print(out io.Writer, answer any, text func(io.Writer)) error {
-	if l.output == "json" {
-		enc := json.NewEncoder(out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(answer)
+// items is a document that is a list.
+type items[T any] struct {
+	Items []T `json:"items"`
+}
+
+// print writes the answer as a document, or calls text.
+func (l *leaseFlags) print(out io.Writer, kind string, answer any, text func(io.Writer)) error {
+	if l.output != "" {
+		return writeDocument(out, l.output, kind, answer)
 	}
 	text(out)
 	return nil
@@ -136,7 +136,7 @@ func listCommand(l *leaseFlags) *cobra.Command {
 			if all {
 				most = 0
 			}
-			return l.print(cmd.OutOrStdout(), a, func(out io.Writer) {
+			return l.print(cmd.OutOrStdout(), "LeaseList", a, func(out io.Writer) {
 				if remembered {
 					printRemembered(out, a, most)
 				} else {
@@ -162,7 +162,7 @@ func showCommand(l *leaseFlags) *cobra.Command {
 			if err := l.ask(cmd.Context(), &a, append([]string{"show"}, args...)...); err != nil {
 				return err
 			}
-			return l.print(cmd.OutOrStdout(), a, func(out io.Writer) { printDetails(out, a) })
+			return l.print(cmd.OutOrStdout(), "LeaseDetails", a, func(out io.Writer) { printDetails(out, a) })
 		},
 	}
 }
@@ -235,7 +235,7 @@ func (l *leaseFlags) release(cmd *cobra.Command, words []string, force bool, yes
 			errs = append(errs, fmt.Errorf("release %s: %s", podOrContainer(r.Lease), r.Error))
 		}
 	}
-	return errors.Join(append(errs, l.print(cmd.OutOrStdout(), done, func(out io.Writer) {
+	return errors.Join(append(errs, l.print(cmd.OutOrStdout(), "ReleasedList", items[api.Released]{done}, func(out io.Writer) {
 		for _, r := range done {
 			if r.Error == "" {
 				fmt.Fprintf(out, "released %s of %s\n", strings.Join(r.Addrs, ", "), podOrContainer(r.Lease))
@@ -253,7 +253,7 @@ func (l *leaseFlags) forget(cmd *cobra.Command, addrs []string, yes *bool) error
 	if err := l.ask(cmd.Context(), &done, append([]string{"forget"}, addrs...)...); err != nil {
 		return err
 	}
-	return l.print(cmd.OutOrStdout(), done, func(out io.Writer) {
+	return l.print(cmd.OutOrStdout(), "ForgottenList", items[api.Remembered]{done}, func(out io.Writer) {
 		for _, m := range done {
 			fmt.Fprintf(out, "forgot that %s belonged to %s\n", m.Addr, m.Pod)
 		}
@@ -289,7 +289,7 @@ what no pod owns, and gives the host's end of running pods back what it lacks.`,
 			if err := l.ask(cmd.Context(), &a, verb); err != nil {
 				return err
 			}
-			if err := l.print(cmd.OutOrStdout(), a, func(out io.Writer) { printFindings(out, a) }); err != nil {
+			if err := l.print(cmd.OutOrStdout(), "Findings", a, func(out io.Writer) { printFindings(out, a) }); err != nil {
 				return err
 			}
 			left := slices.DeleteFunc(slices.Clone(a.Findings), func(f api.Finding) bool { return f.Done })
@@ -349,7 +349,7 @@ func (l *leaseFlags) importAll(cmd *cobra.Command, args []string, yes *bool) err
 		}
 	}
 	if todo == 0 {
-		return l.print(cmd.OutOrStdout(), plan, func(out io.Writer) {
+		return l.print(cmd.OutOrStdout(), "ImportedList", items[api.Imported]{plan}, func(out io.Writer) {
 			printImport(out, plan)
 			fmt.Fprintln(out, "\nNothing is left to import.")
 		})
@@ -364,7 +364,7 @@ func (l *leaseFlags) importAll(cmd *cobra.Command, args []string, yes *bool) err
 	if err := l.ask(cmd.Context(), &done, append(args, pods.Apply)...); err != nil {
 		return err
 	}
-	return l.print(cmd.OutOrStdout(), done, func(out io.Writer) {
+	return l.print(cmd.OutOrStdout(), "ImportedList", items[api.Imported]{done}, func(out io.Writer) {
 		if *yes {
 			printImport(out, done)
 		}

@@ -79,7 +79,7 @@ func serve(t *testing.T, answers map[string]any) []string {
 
 func TestViews(t *testing.T) {
 	at := serve(t, map[string]any{"status": api.Status{Node: "n1", Problems: []api.Problem{{Object: "Node/n2", Reason: "noPodCIDR", Next: "give it one"}},
-		Sessions: []api.Session{{Peer: "10.0.0.1", State: "Active"}}}})
+		Sessions: []api.Session{{Peer: "10.0.0.1", State: "Active"}}}, "ipam": api.LeaseList{Leases: []api.Lease{{Pod: "shop/till", Addrs: []string{"10.0.0.7"}}}, Pools: []api.PoolUsage{}, Remembered: []api.Remembered{}}})
 	for _, c := range []struct {
 		args   string
 		status int
@@ -93,6 +93,8 @@ func TestViews(t *testing.T) {
 		{"sessions -o wide", 0, []string{"10.0.0.1  0"}},
 		{"status -o json", 0, []string{`"apiVersion": "cli.edgeway.io/v1"`, `"kind": "Status"`, `"routes": []`, `"learned": []`, `"podCIDRs": []`, `"advertised": []`}},
 		{"routes -o json", 0, []string{`"kind": "RouteList"`, `"routes": []`, `"learned": []`}},
+		{"ipam list -o json", 0, []string{`"apiVersion": "cli.edgeway.io/v1"`, `"kind": "LeaseList"`, `"pod": "shop/till"`}},
+		{"ipam list -o yaml", 0, []string{"kind: LeaseList", "pod: shop/till"}},
 		{"problems -o yaml --exit-code", 3, []string{"kind: ProblemList", "reason: noPodCIDR"}},
 	} {
 		out, status, err := command(t, append(strings.Fields(c.args), at...)...)
@@ -104,7 +106,7 @@ func TestViews(t *testing.T) {
 				t.Errorf("%s: no %q in\n%s", c.args, want, out)
 			}
 		}
-		if strings.Contains(out, "null") || strings.ContainsAny(out, "\x01\x02\x03\x1b") {
+		if strings.Contains(out, ": null") || strings.ContainsAny(out, "\x01\x02\x03\x1b") {
 			t.Errorf("%s: %q", c.args, out)
 		}
 	}
