@@ -294,8 +294,9 @@ func (l *loop) read(ctx context.Context, host routes.Host) {
 		l.found = nil
 		return
 	}
-	next, l.found = policy.Admit(l.last, next, host)
-	next = policy.Date(l.last, next, time.Now())
+	next, refused := policy.Admit(l.last, next, host)
+	next, wrong := policy.Date(l.last, next, time.Now())
+	l.found = append(refused, wrong...)
 	if !l.known || !cluster.Equal(l.last, next) {
 		l.saved = false
 		l.log.Info("cluster state changed", "source", next.Source, "nodes", len(next.Nodes), "bgpResources", len(next.Peerings))

@@ -46,6 +46,9 @@ type World struct {
 	Source string `json:"source"`
 	// ReadAt is when the source was last read successfully.
 	ReadAt time.Time `json:"readAt"`
+	// Ahead is how far this machine's clock is ahead of the API server's, by the Date of its last answer. 0: equal,
+	// or there is no API server.
+	Ahead time.Duration `json:"-"`
 	// FromDisk says that this World was loaded from disk and that no source has confirmed it since.
 	FromDisk bool `json:"-"`
 }

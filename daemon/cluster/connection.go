@@ -14,6 +14,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -34,8 +35,9 @@ type Connection struct {
 	server string // "https://10.0.0.1:6443"
 	base   *url.URL
 	client *http.Client
-	files  []string // the connection was made from them
-	print  digest   // of the files' content
+	files  []string     // the connection was made from them
+	print  digest       // of the files' content
+	ahead  atomic.Int64 // see World.Ahead, in nanoseconds
 }
 
 // Connect makes a connection from the configuration as it is now. It sends nothing. Connect reads the files
@@ -165,6 +167,9 @@ func (c *Connection) send(ctx context.Context, method, path string, query url.Va
 			err = fmt.Errorf("connection closed without an answer: %w", err)
 		}
 		return nil, &unreached{err}
+	}
+	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		c.ahead.Store(int64(time.Since(date.Add(time.Second / 2)))) // Date has whole seconds
 	}
 	if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusCreated {
 		return resp.Body, nil

@@ -32,7 +32,7 @@ func (k *kubernetes) connected(c *Connection, err error) {
 	k.update(func() bool {
 		news := (err == nil) != (k.fault == nil) || c == nil && k.server == ""
 		if k.fault = err; c != nil {
-			k.server = c.server
+			k.server, k.used = c.server, c
 		}
 		return news
 	})

@@ -34,6 +34,7 @@ type kubernetes struct {
 
 	mu      sync.Mutex
 	server  string           // that the feeds connect to; "": none yet
+	used    *Connection      // the last that the feeds used; nil: none yet
 	fault   error            // why there is no connection, or why the present files give none
 	started time.Time        // when the first attempt began
 	feeds   map[string]*feed // by ref
@@ -162,6 +163,9 @@ func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 	w.Problems = append(w.Problems, k.problems(last)...)
 	sortProblems(w.Problems)
 	w.Source = "API server " + k.server
+	if k.used != nil {
+		w.Ahead = time.Duration(k.used.ahead.Load())
+	}
 	w.ReadAt = k.confirmed(last.ReadAt)
 	w.FromDisk = last.FromDisk && !k.feeds[kindNode].synced
 	return w, nil

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // known is a cluster that a client has read in full, and its client.
@@ -400,4 +401,22 @@ func TestCachingProxyOffline(t *testing.T) {
 	})
 	s.fails(nil)
 	c.untilIs(t, "n1 BGPPeer/lan Secret/bgp=secret")
+}
+
+// This machine's clock is a day ahead of the API server's: the World says so.
+func TestClockADayAheadOfTheAPIServer(t *testing.T) {
+	s, c := known(t)
+	s.fails(func(w http.ResponseWriter, _ *http.Request) bool {
+		w.Header().Set("Date", time.Now().Add(-24*time.Hour).UTC().Format(http.TimeFormat))
+		return false
+	})
+	if c.last.Ahead.Abs() > time.Hour {
+		t.Errorf("ahead %v of a server on the same machine", c.last.Ahead)
+	}
+	s.cut() // the next watch hears the Date
+	s.put(kindNode, apiNode(t, "n9", "192.0.2.19", "10.10.9.0/24"))
+	w := c.until(t, "a day ahead", func(w World, err error) bool { return err == nil && w.Ahead > 23*time.Hour })
+	if w.Ahead > 25*time.Hour {
+		t.Errorf("ahead %v", w.Ahead)
+	}
 }

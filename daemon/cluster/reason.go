@@ -30,6 +30,7 @@ const (
 	TooManyLearned     Reason = "tooManyLearned"     // more learned prefixes than bgp.learnMost
 	LearnedOffSubnet   Reason = "learnedOffSubnet"   // learned prefixes whose next hop is not one hop away
 	LearnedHeld        Reason = "learnedHeld"        // learned prefixes to which the host has its own route
+	WrongClock         Reason = "wrongClock"         // this machine's clock is implausible
 	Shadowed           Reason = "shadowed"           // another owner's route wins over ours
 )
 

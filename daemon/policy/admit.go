@@ -52,23 +52,48 @@ func Admit(last, next cluster.World, host routes.Host) (cluster.World, []cluster
 	return next, problems
 }
 
+// clockOff is the difference of clocks from which an operator should act. Below it, an answer of the API server
+// may just have been slow.
+const clockOff = time.Minute
+
 // Date sets Since of each node of next: the time in last if the node's addresses and pod CIDRs did not
-// change, else now.
-func Date(last, next cluster.World, now time.Time) cluster.World {
+// change, else now, and always later than before. Now is read from this machine's clock. The API server's
+// clock counts, where there is one: a speaker whose clock is a day ahead would win over all others for a day.
+// A time that lies in the API server's future is wrong, and becomes now.
+func Date(last, next cluster.World, now time.Time) (cluster.World, []cluster.Problem) {
+	now = now.Add(-next.Ahead).UTC().Truncate(time.Second)
 	had := map[string]cluster.Node{}
 	for _, n := range last.Nodes {
 		had[n.Name] = n
 	}
 	next.Nodes = slices.Clone(next.Nodes)
+	var future time.Time
 	for i := range next.Nodes {
 		n := &next.Nodes[i]
-		n.Since = now.UTC().Truncate(time.Second)
-		old, ok := had[n.Name]
-		if ok && !old.Since.IsZero() && slices.Equal(old.Addresses, n.Addresses) && slices.Equal(old.PodCIDRs, n.PodCIDRs) {
+		old := had[n.Name]
+		switch n.Since = now; {
+		case old.Since.IsZero(), next.Ahead != 0 && old.Since.After(now.Add(clockOff)):
+		case slices.Equal(old.Addresses, n.Addresses) && slices.Equal(old.PodCIDRs, n.PodCIDRs):
 			n.Since = old.Since
+		case !now.After(old.Since):
+			n.Since = old.Since.Add(time.Second)
+		}
+		if n.Since.After(now.Add(clockOff)) {
+			future = n.Since
 		}
 	}
-	return next
+	p := cluster.Problem{Object: "clock", Reason: cluster.WrongClock, Next: "check the time service (chronyd, systemd-timesyncd) of this node"}
+	switch {
+	case next.Ahead.Abs() > clockOff:
+		p.Want, p.Got = "the API server's time", fmt.Sprintf("a difference of %s", next.Ahead.Round(time.Second))
+		p.Next += "; BGP paths are dated by the API server's clock meanwhile"
+	case !future.IsZero():
+		p.Want, p.Got = "a time after "+future.Format(time.RFC3339)+", when a Node changed", now.Format(time.RFC3339)
+		p.Next += "; where this node is a speaker, switches may prefer an absent speaker's older paths until then"
+	default:
+		return next, nil
+	}
+	return next, []cluster.Problem{p}
 }
 
 // claimed names the pod CIDR of a settled node that overlaps a pod CIDR of n, or returns "".

@@ -16,11 +16,11 @@ import (
 func TestNewerKnowledgeHasLowerMED(t *testing.T) {
 	monday, tuesday := time.Unix(1.7e9, 0), time.Unix(1.7e9+86400, 0)
 	before := cluster.World{Nodes: []cluster.Node{testNode("a", 1), testNode("b", 2)}}
-	seen := Date(cluster.World{}, before, monday)
+	seen, _ := Date(cluster.World{}, before, monday)
 
 	after := cluster.World{Nodes: []cluster.Node{testNode("a", 1), testNode("b", 2)}}
 	after.Nodes[1].Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.99")}
-	moved := Date(seen, after, tuesday)
+	moved, _ := Date(seen, after, tuesday)
 
 	if got := moved.Nodes[0].Since; !got.Equal(monday) {
 		t.Errorf("a did not change, and is dated %v", got)
@@ -31,7 +31,7 @@ func TestNewerKnowledgeHasLowerMED(t *testing.T) {
 	if old, now := bgp.Freshness(seen.Nodes[1].Since), bgp.Freshness(moved.Nodes[1].Since); now >= old {
 		t.Errorf("MED %d is not lower than %d", now, old)
 	}
-	if again := Date(moved, after, tuesday.Add(time.Hour)); !again.Nodes[1].Since.Equal(tuesday) {
+	if again, _ := Date(moved, after, tuesday.Add(time.Hour)); !again.Nodes[1].Since.Equal(tuesday) {
 		t.Errorf("nothing changed, and b is dated %v", again.Nodes[1].Since)
 	}
 }
@@ -59,4 +59,29 @@ func TestPodCIDROfTheLANKeepsTheOldOne(t *testing.T) {
 func testNode(name string, n byte) cluster.Node {
 	return cluster.Node{Name: name, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, n})},
 		PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, n, 0}), 24)}}
+}
+
+// A speaker whose clock is a day ahead dates a change as the others do, by the API server's clock, and says that its
+// clock is wrong. What it dated before it knew is dated again.
+func TestSpeakerWithAClockADayAhead(t *testing.T) {
+	day := 24 * time.Hour
+	node := func(last byte) cluster.World {
+		return cluster.World{Nodes: []cluster.Node{{Name: "n", Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, last})}}}}
+	}
+	now := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+	offline, problems := Date(cluster.World{}, node(1), now.Add(day)) // the API server has not answered yet
+	if len(problems) > 0 {
+		t.Errorf("problems %v of a clock that nobody knows to be wrong", problems)
+	}
+	next := node(1)
+	next.Ahead = day
+	dated, problems := Date(offline, next, now.Add(time.Hour+day))
+	if got, want := dated.Nodes[0].Since, now.Add(time.Hour); !got.Equal(want) || len(problems) != 1 || problems[0].Reason != cluster.WrongClock {
+		t.Errorf("since %v, want %v; problems %v", got, want, problems)
+	}
+	// Without an API server a clock that was set back keeps the order of what it saw, and is named.
+	back, problems := Date(offline, node(2), now)
+	if got, want := back.Nodes[0].Since, now.Add(day+time.Second); !got.Equal(want) || len(problems) != 1 || problems[0].Reason != cluster.WrongClock {
+		t.Errorf("since %v, want %v; problems %v", got, want, problems)
+	}
 }
