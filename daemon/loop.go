@@ -199,6 +199,7 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	complete := true // a node that learns nothing waits for no switch
 	if len(l.config.BGP.Learn) > 0 {
 		w.Learned, complete = l.speaker.Learned(ctx)
+		w.LearnedAll = complete && !slices.ContainsFunc(l.speaker.Status(ctx), func(s bgp.Status) bool { return s.State != api.Established })
 	}
 	plan := policy.Decide(w)
 	o.problems = append(append(o.problems, plan.Problems...), l.last.Problems...)
@@ -296,6 +297,7 @@ func (l *loop) read(ctx context.Context, host routes.Host) {
 	}
 	next, refused := policy.Admit(l.last, next, host)
 	next, wrong := policy.Date(l.last, next, time.Now())
+	next = policy.Leave(l.last, next, l.config.NodeName)
 	l.found = append(refused, wrong...)
 	if !l.known || !cluster.Equal(l.last, next) {
 		l.saved = false

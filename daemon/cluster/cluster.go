@@ -49,6 +49,8 @@ type World struct {
 	// Ahead is how far this machine's clock is ahead of the API server's, by the Date of its last answer. 0: equal,
 	// or there is no API server.
 	Ahead time.Duration `json:"-"`
+	// Left is the resource that selected this node until it was deleted. It is not saved: a restart forgets it.
+	Left string `json:"-"`
 	// FromDisk says that this World was loaded from disk and that no source has confirmed it since.
 	FromDisk bool `json:"-"`
 }

@@ -22,12 +22,14 @@ const (
 	LinkDown           Reason = "linkDown"           // the link of the node's own address is down
 	ForwardingOff      Reason = "forwardingOff"      // IPv4 forwarding is off on a link to the LAN
 	NotSelected        Reason = "notSelected"        // no BGP resource selects a neighbour
+	PeeringGone        Reason = "peeringGone"        // the resource that selected this node was deleted
 	SelectsNothing     Reason = "selectsNothing"     // a BGP resource selects no Node
 	NoSuchSpeaker      Reason = "noSuchSpeaker"      // a speaker is not a Node
 	SpeakerNotSelected Reason = "speakerNotSelected" // a resource does not select its own speaker
 	NoPassword         Reason = "noPassword"         // the Secret or its key is missing or empty
 	Conflict           Reason = "conflict"           // two resources want different sessions with one switch
 	TooManyLearned     Reason = "tooManyLearned"     // more learned prefixes than bgp.learnMost
+	NothingLearned     Reason = "nothingLearned"     // the switches announce nothing within bgp.learn
 	LearnedOffSubnet   Reason = "learnedOffSubnet"   // learned prefixes whose next hop is not one hop away
 	LearnedHeld        Reason = "learnedHeld"        // learned prefixes to which the host has its own route
 	WrongClock         Reason = "wrongClock"         // this machine's clock is implausible

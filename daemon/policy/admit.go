@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -94,6 +95,24 @@ func Date(last, next cluster.World, now time.Time) (cluster.World, []cluster.Pro
 		return next, nil
 	}
 	return next, []cluster.Problem{p}
+}
+
+// Leave sets Left of next: the last resource that selected the node self, if no resource selects it now and that
+// resource is gone.
+func Leave(last, next cluster.World, self string) cluster.World {
+	selecting := func(w cluster.World) string {
+		n, _ := w.Node(self)
+		i := slices.IndexFunc(w.Peerings, func(r cluster.Peering) bool { return r.Selector.Selects(n.Labels) })
+		if i < 0 {
+			return ""
+		}
+		return w.Peerings[i].Ref()
+	}
+	next.Left = cmp.Or(selecting(last), last.Left)
+	if selecting(next) != "" || slices.ContainsFunc(next.Peerings, func(r cluster.Peering) bool { return r.Ref() == next.Left }) {
+		next.Left = "" // another problem says that the resource does not select the node
+	}
+	return next
 }
 
 // claimed names the pod CIDR of a settled node that overlaps a pod CIDR of n, or returns "".

@@ -85,3 +85,27 @@ func TestSpeakerWithAClockADayAhead(t *testing.T) {
 		t.Errorf("since %v, want %v; problems %v", got, want, problems)
 	}
 }
+
+// A BGPPeer that is deleted by mistake cuts a LAN off: its nodes remember that it selected them.
+func TestDeletedResourceIsRemembered(t *testing.T) {
+	all, err := cluster.ParseSelector("all()")
+	if err != nil {
+		t.Fatal(err)
+	}
+	none := cluster.World{Nodes: []cluster.Node{testNode("a", 1)}}
+	with := none
+	with.Peerings = []cluster.Peering{{Kind: "BGPPeer", Name: "p", Selector: all}}
+	for _, gone := range []cluster.World{Leave(with, none, "a"), Leave(Leave(with, none, "a"), none, "a")} {
+		if gone.Left != "BGPPeer/p" {
+			t.Errorf("left %q, want BGPPeer/p", gone.Left)
+		}
+		if back := Leave(gone, with, "a"); back.Left != "" {
+			t.Errorf("left %q after it is back", back.Left)
+		}
+	}
+	other := none
+	other.Peerings = []cluster.Peering{{Kind: "BGPPeer", Name: "p"}} // selects nothing
+	if changed := Leave(with, other, "a"); changed.Left != "" {
+		t.Errorf("left %q of a resource that is there", changed.Left)
+	}
+}

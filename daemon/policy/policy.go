@@ -43,6 +43,8 @@ type World struct {
 	// Learned are the paths that the switches announce within bgp.learn, in the order of
 	// bgp.LearnedPath.Compare.
 	Learned []bgp.LearnedPath
+	// LearnedAll says that all sessions are Established and their switches have announced everything.
+	LearnedAll bool
 }
 
 // Plan says what this node does. If the cluster does not know the node, the Plan has only the source check.

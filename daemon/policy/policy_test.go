@@ -61,14 +61,14 @@ func TestDesired(t *testing.T) {
 func worldOf(t *testing.T, a *txtar.Archive, node string) World {
 	t.Helper()
 	dir := t.TempDir()
-	w := World{Self: node, Config: config.Defaults()}
+	w, left := World{Self: node, Config: config.Defaults()}, ""
 	for _, f := range a.Files {
 		var err error
 		switch {
 		case f.Name == "config.yaml":
 			w.Config, err = config.Parse(f.Data)
 		case f.Name == "host "+node:
-			readHost(t, string(f.Data), &w)
+			left = readHost(t, string(f.Data), &w)
 		case strings.HasSuffix(f.Name, ".yaml"):
 			err = os.WriteFile(filepath.Join(dir, f.Name), f.Data, 0o644)
 		}
@@ -80,6 +80,7 @@ func worldOf(t *testing.T, a *txtar.Archive, node string) World {
 	if w.Cluster, err = cluster.Manifests(dir).World(t.Context(), cluster.World{}); err != nil {
 		t.Fatal(err)
 	}
+	w.Cluster.Left = left
 	if len(w.Cluster.Problems) > 0 {
 		t.Fatalf("manifests: %v", w.Cluster.Problems)
 	}
@@ -91,7 +92,7 @@ func worldOf(t *testing.T, a *txtar.Archive, node string) World {
 // 100 10.10.4.0 prohibit", and "unforwarded eth0". A neighbour that answered is "mac 10.0.10.12 02:00:00:00:00:12",
 // and one that answers no more is "silent 10.0.10.12". A path that a switch announces is "learned 192.168.5.0/24
 // via 10.0.10.1 from 10.0.10.1", with "kept" after it when that session is down.
-func readHost(t *testing.T, text string, w *World) {
+func readHost(t *testing.T, text string, w *World) (left string) {
 	t.Helper()
 	w.Silent, w.MACs = map[netip.Addr]bool{}, map[netip.Addr]string{}
 	h := &w.Host
@@ -138,6 +139,10 @@ func readHost(t *testing.T, text string, w *World) {
 			h.Unforwarded = append(h.Unforwarded, f[1])
 		case len(f) == 2 && f[0] == "silent":
 			w.Silent[netip.MustParseAddr(f[1])] = true
+		case len(f) == 2 && f[0] == "announced": // "announced all": the switches have announced everything
+			w.LearnedAll = true
+		case len(f) == 2 && f[0] == "left": // "left BGPPeer/peer-a": this resource selected the node, and was deleted
+			left = f[1]
 		case len(f) == 3 && f[0] == "mac":
 			w.MACs[netip.MustParseAddr(f[1])] = f[2]
 		case len(f) > 0:
@@ -145,6 +150,7 @@ func readHost(t *testing.T, text string, w *World) {
 		}
 	}
 	slices.SortFunc(w.Learned, bgp.LearnedPath.Compare)
+	return left
 }
 
 // When the Secret goes, the switch is not told that the resource is gone.

@@ -29,6 +29,14 @@ func (d *draft) speak() {
 	d.markOwn()
 	d.plan.Neighbours = d.neighbours()
 	d.proxied()
+	if d.Cluster.Left != "" {
+		d.problem(d.Cluster.Left, cluster.PeeringGone, "a BGP resource that selects this node, as this one did", "none: it was deleted",
+			"apply the resource again: no switch learns this node's pods; if there is to be no BGP, restart edgewayd")
+	}
+	if len(d.Config.BGP.Learn) > 0 && len(d.plan.BGP.Sessions) > 0 && d.LearnedAll && len(d.Learned) == 0 {
+		d.problem("bgp.learn", cluster.NothingLearned, "prefixes that the switches announce within "+fmt.Sprint(d.Config.BGP.Learn), "none",
+			"let the switches announce them to this node, or correct bgp.learn")
+	}
 }
 
 // resource finds the problems of a BGP resource as a whole.
