@@ -11,7 +11,7 @@ import (
 const house = "github.com/edgeway-cni/edgeway/"
 
 // TestDependencies holds who may import whom. One package, one noun, one family of libraries:
-// that is what lets a reader learn them one at a time, and a pod start without linking GoBGP.
+// a reader can learn them one at a time, and a pod starts without linking GoBGP.
 func TestDependencies(t *testing.T) {
 	rules := []struct {
 		pkg  string

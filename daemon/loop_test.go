@@ -156,7 +156,7 @@ func TestClusterGoneKeepsRoutes(t *testing.T) {
 	})
 }
 
-// A cluster that cannot be read was no problem any more as soon as something else happened.
+// An unreadable cluster stopped being a problem as soon as something else happened.
 func TestClusterGoneIsSaidAsLongAsItIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)

@@ -53,7 +53,7 @@ func TestPresence(t *testing.T) {
 // The speaker's cable to one switch is cut, and its other link still works: no node behind the cable is silent.
 func TestOneOfTwoCablesIsCut(t *testing.T) {
 	far, near := routes.Neighbour{Link: "eth0", IP: netip.MustParseAddr("192.0.2.1")}, routes.Neighbour{Link: "eth1", IP: netip.MustParseAddr("198.51.100.1")}
-	permanent := routes.Neighbour{Link: "eth0", IP: netip.MustParseAddr("192.0.2.254")} // Listen says Unsure of it
+	permanent := routes.Neighbour{Link: "eth0", IP: netip.MustParseAddr("192.0.2.254")} // Listen returns Unsure for it
 	all := []routes.Neighbour{permanent, far, near}
 	p := &presence{after: config.ProbeEvery}
 	p.round(all, map[routes.Neighbour]routes.Heard{far: {Hearing: routes.Answers, MAC: "far"}, near: {Hearing: routes.Answers, MAC: "near"}})

@@ -79,7 +79,7 @@ func TestReports(t *testing.T) {
 	}
 }
 
-// What a session lacks is a problem. A session that runs on earlier settings is a problem, too, and not
+// A part that a session lacks is a problem. A session that runs on earlier settings is a problem, too, and not
 // what the resource asks for.
 func TestRefusedSettings(t *testing.T) {
 	at := time.Unix(1e9, 0)

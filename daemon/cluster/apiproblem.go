@@ -19,7 +19,7 @@ func (k *kubernetes) problems(last World) []Problem {
 	var all []Problem
 	if k.fault != nil {
 		all = append(all, Problem{Object: object, Reason: badKubeconfig, Got: k.fault.Error(),
-			Next: "repair the file; until then the connection is the one that was made before"})
+			Next: "repair the file; until then the earlier connection stays"})
 	}
 	var silent, unknown *feed
 	for _, ref := range slices.Sorted(maps.Keys(k.feeds)) {

@@ -38,7 +38,7 @@ func ClientConfig(kubeconfig, userAgent string) (*rest.Config, error) {
 		c, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("API server: %w; correct cluster.kubeconfig, or wait for whoever writes it", err)
+		return nil, fmt.Errorf("API server: %w; correct cluster.kubeconfig, or wait until the program that writes it has written it", err)
 	}
 	c.UserAgent = userAgent
 	c.QPS, c.Burst = requestsPerSecond, requestBurst

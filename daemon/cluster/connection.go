@@ -56,7 +56,7 @@ func connectWith(o KubernetesOptions, p patience) (*Connection, error) {
 		return nil, err
 	}
 	if err := rest.LoadTLSFiles(config); err != nil {
-		return nil, fmt.Errorf("API server %s: %w; wait for whoever writes the file, or correct cluster.kubeconfig", config.Host, err)
+		return nil, fmt.Errorf("API server %s: %w; wait until the program that writes the file has written it, or correct cluster.kubeconfig", config.Host, err)
 	}
 	config.CAFile, config.CertFile, config.KeyFile, config.BearerTokenFile = "", "", "", ""
 	if c.base, _, err = rest.DefaultServerUrlFor(config); err != nil {

@@ -32,7 +32,7 @@ func TestKubeconfigComesLate(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kubeconfig")
 	c := newClient(t, path, hasty)
 	c.until(t, "nothing", func(_ World, err error) bool {
-		return err != nil && strings.Contains(err.Error(), path) && strings.Contains(err.Error(), "wait for whoever writes it")
+		return err != nil && strings.Contains(err.Error(), path) && strings.Contains(err.Error(), "wait until the program that writes it")
 	})
 	mustWrite(t, path, "half a fi: [")
 	mustWrite(t, path, kubeconfigOf(s.URL, ""))
@@ -44,7 +44,7 @@ func TestKubeconfigReplaced(t *testing.T) {
 	path := c.source.options.Kubeconfig
 	mustWrite(t, path, "nonsense")
 	p := c.untilProblem(t, all, badKubeconfig)
-	if !strings.Contains(p.Next, "the connection is the one that was made before") {
+	if !strings.Contains(p.Next, "the earlier connection stays") {
 		t.Errorf("got %s", p)
 	}
 	s.put(kindNode, apiNode(t, "n3", "192.0.2.13", "10.10.3.0/24")) // which goes on
@@ -308,7 +308,7 @@ func TestHalfOpenConnection(t *testing.T) {
 	c.untilIs(t, "n1 n2")
 }
 
-// What kubelets write all the time wakes nobody.
+// The status that kubelets keep writing wakes nobody.
 func TestHeartbeatsDoNotWake(t *testing.T) {
 	s, c := known(t)
 	for i := range 50 {
@@ -373,7 +373,7 @@ func stacks() int {
 	return n
 }
 
-// What libraries want to say is nobody's log: errors are World's to tell.
+// Libraries write to no log: World returns their errors.
 func TestSilentOnStderr(t *testing.T) {
 	if os.Getenv("EDGEWAY_TEST_FLAPPING") != "" {
 		flap(t)

@@ -194,8 +194,8 @@ func ourObjects(n *yaml.Node) []map[string]any {
 	return all
 }
 
-// What a manifest in a directory may say, the API server takes, and refuses what would be a
-// Problem there, naming the field.
+// The API server accepts what a manifest in a directory may say. It refuses what would be a Problem there, and
+// names the field.
 func TestAPIServerValidation(t *testing.T) {
 	cp := servedKinds(t, kube.Options{})
 	c := dynamicClient(t, cp.AdminKubeconfig())

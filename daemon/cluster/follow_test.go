@@ -24,7 +24,7 @@ func TestAnotherSecretIsNamed(t *testing.T) {
 	})
 }
 
-// What is created, changed and deleted in the cluster is in the World.
+// The World follows the objects that are created, changed and deleted in the cluster.
 func TestKubernetesFollowsTheCluster(t *testing.T) {
 	s := newAPIServer(t)
 	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))

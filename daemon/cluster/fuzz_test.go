@@ -62,7 +62,7 @@ func readAndMerge(t *testing.T, file string, text []byte) {
 	}
 }
 
-// What an API server answers never panics, and an object that is taken from it is read.
+// No answer of an API server makes us panic, and each object that we take from it can be read.
 func FuzzAnswer(f *testing.F) {
 	f.Add([]byte(`{"kind":"NodeList","metadata":{"resourceVersion":"7","continue":""},"items":[{"metadata":{"name":"n"},"spec":{"podCIDR":"10.0.0.0/24"}}]}`))
 	f.Add([]byte(`{"type":"MODIFIED","object":{"metadata":{"name":"n","resourceVersion":"8"}}}{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"9"}}}`))

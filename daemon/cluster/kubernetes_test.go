@@ -13,7 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// What Kubernetes' own types marshal to is read, as YAML and as JSON.
+// The output of Kubernetes' own types is read, as YAML and as JSON.
 func TestKubernetesTypes(t *testing.T) {
 	created := metav1.NewTime(time.Date(2026, 11, 22, 3, 0, 0, 0, time.UTC))
 	node := corev1.Node{

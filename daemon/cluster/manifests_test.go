@@ -47,7 +47,7 @@ func TestStories(t *testing.T) {
 	}
 }
 
-// tell plays the story and returns it with the Worlds and problems that came of it.
+// tell plays the story and returns it with the Worlds and problems that it gave.
 func tell(t *testing.T, story *txtar.Archive) *txtar.Archive {
 	t.Helper()
 	steps := map[string][]txtar.File{}

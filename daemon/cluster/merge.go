@@ -25,7 +25,7 @@ func merge(files []manifest, last World) World {
 	for _, f := range files {
 		for _, p := range f.problems {
 			if f.broken || f.unsure {
-				p.Next += "; until then what it said before stays"
+				p.Next += "; until then the objects that it had before stay"
 			}
 			m.problems = append(m.problems, p)
 		}

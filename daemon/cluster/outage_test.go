@@ -81,7 +81,7 @@ func TestServerAwayAndBack(t *testing.T) {
 	}
 }
 
-// What was never read is an error, with the cause and the next step; what the disk knew counts.
+// A cluster that was never read is an error, with the cause and the next step. The saved state counts.
 func TestServerAwayFromTheStart(t *testing.T) {
 	s := newAPIServer(t)
 	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
@@ -98,7 +98,7 @@ func TestServerAwayFromTheStart(t *testing.T) {
 	c.untilIs(t, "n1")
 }
 
-// A kind that is not answered keeps what was known of it, and the others count.
+// A kind that the server does not answer for keeps its known objects. The other kinds count.
 func TestKindsCountOneByOne(t *testing.T) {
 	s := newAPIServer(t)
 	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
@@ -110,7 +110,7 @@ func TestKindsCountOneByOne(t *testing.T) {
 	c.untilIs(t, "n1")
 }
 
-// A kind whose CustomResourceDefinition is not installed is no problem unless it takes something
+// A kind whose CustomResourceDefinition is not installed is not a problem unless it takes something
 // away; it is read as soon as it is installed.
 func TestKindInstalledLate(t *testing.T) {
 	s := newAPIServer(t)
@@ -126,7 +126,7 @@ func TestKindInstalledLate(t *testing.T) {
 	c.untilIs(t, "n1 n2 BGPPeer/lan")
 }
 
-// What the server does not let us read stays as it was; the problem says which rule is missing.
+// Objects that the server does not let us read stay as they were. The problem says which rule is missing.
 func TestForbidden(t *testing.T) {
 	for _, tt := range []struct {
 		resource, message string
@@ -181,7 +181,7 @@ func TestForbiddenSecretFromTheStart(t *testing.T) {
 	c.untilProblem(t, "n1 BGPPeer/lan", forbidden)
 }
 
-// BGP resources without Nodes are no World.
+// BGP resources without Nodes do not make a World.
 func TestNodesForbiddenFromTheStart(t *testing.T) {
 	s := newAPIServer(t)
 	s.put(kindPeer, apiPeer(t, "lan", `"n2"`))
@@ -257,7 +257,7 @@ func TestNullObject(t *testing.T) {
 			}))
 			s.mu.Lock()
 			s.version++
-			s.compact = s.version // all is listed anew
+			s.compact = s.version // everything is listed again
 			s.mu.Unlock()
 			s.cut()
 			c.untilProblem(t, all, apiServerUnreachable)
@@ -267,8 +267,7 @@ func TestNullObject(t *testing.T) {
 	}
 }
 
-// A version that the server does not remember any more is listed anew, once, as a change of what
-// counts and not as a problem.
+// When the server has forgotten a version, the kind is listed again, once. That is not a problem.
 func TestVersionTooOld(t *testing.T) {
 	for name, forget := range map[string]func(s *apiServer){
 		"410 at the watch": func(s *apiServer) { s.compact = s.version },

@@ -61,7 +61,7 @@ func TestAPIServerSource(t *testing.T) {
 
 	mustApply(t, cp, mustJSONText(apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24")))
 	mustApply(t, cp, rbac+"node.yaml")
-	w := c.untilIs(t, "n1") // without the kinds, which is no problem
+	w := c.untilIs(t, "n1") // without the kinds, which is not a problem
 	if n := w.Nodes[0]; !n.Ready || len(n.Addresses) != 1 || len(n.PodCIDRs) != 1 {
 		t.Errorf("got node %+v", n)
 	}
@@ -94,7 +94,7 @@ func TestAPIServerSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.untilIs(t, "n1 BGPPeer/lan Secret/bgp-secret=two")
-	// A server that was started anew may not remember the versions of before: 410.
+	// A restarted server may not remember earlier versions: 410.
 	if again := listed(t, cp, stopped); len(again) > 4 {
 		t.Errorf("after the restart more was listed than each once: %v", again)
 	}

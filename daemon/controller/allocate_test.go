@@ -123,11 +123,11 @@ sharedPodCIDR: Node/b: want a pod CIDR of its own, got 10.10.3.0/24, which overl
 		{"the mask was changed: old blocks stay", State{Pools: []Pool{pool(t, "10.10.0.0/16")}, Nodes: []Node{node("a", "10.10.0.0/26"), node("b")}}, `
 b gets 10.10.1.0/24`},
 		{"text that is no CIDR", State{Pools: []Pool{dual}, Nodes: []Node{{Name: "odd", UID: "o", Unread: "010.0.0.0/24"}, node("a")}}, `
-unreadPodCIDR: Node/odd: want CIDRs in spec.podCIDRs, got "010.0.0.0/24"; without pod CIDRs: a; nothing is given while it is not known what is taken; delete the Node and let it register again`},
+unreadPodCIDR: Node/odd: want CIDRs in spec.podCIDRs, got "010.0.0.0/24"; without pod CIDRs: a; delete the Node and let it register again; no Node gets pod CIDRs meanwhile, because the taken ones are not known`},
 		{"somebody else serves new nodes", State{Pools: []Pool{dual}, Ledger: Ledger{Since: epoch},
 			Nodes: []Node{node("a"), young(node("b", "10.10.9.0/24", "fd00:10:0:9::/64"), "kube-controller-manager")}}, `
 otherAllocator: pool 10.10.0.0/16, fd00:10::/48: want nobody else who gives pod CIDRs to this pool's nodes, got Node/b, new, with 10.10.9.0/24, fd00:10:0:9::/64 set by kube-controller-manager; without pod CIDRs: a; edgeway gives none now. Let one of the two do it: stop edgeway-controller; or end the other (kube-controller-manager --allocate-node-cidrs=false), then: kubectl -n kube-system patch configmap edgeway-controller --type=merge -p '{"data":{"since":null}}'`},
-		{"after the operator began the ledger anew", State{Pools: []Pool{dual},
+		{"after the operator restarted the ledger", State{Pools: []Pool{dual},
 			Nodes: []Node{node("a"), young(node("b", "10.10.9.0/24", "fd00:10:0:9::/64"), "kube-controller-manager")}}, `
 a gets 10.10.0.0/24, fd00:10::/64`},
 		{"a person set them with kubectl", State{Pools: []Pool{dual}, Ledger: Ledger{Since: epoch},
@@ -241,8 +241,8 @@ func randomStep(t *testing.T, r *rand.Rand, s *State) {
 	}
 }
 
-// Whatever nodes come and go and pools change: what is granted overlaps nothing, nobody is
-// forgotten, the order of the list does not matter, and a plan that was carried out is final.
+// Nodes come and go, and pools change: no grant overlaps anything, no Node is forgotten, the order of the list
+// does not matter, and a plan that was carried out is final.
 func TestAllocateProperties(t *testing.T) {
 	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 2))

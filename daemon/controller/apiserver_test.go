@@ -17,7 +17,7 @@ import (
 )
 
 // 200 nodes register in bursts, by eight clients at once, and some of them again under their
-// name, while three replicas are killed, stand still for longer than their Lease, and start anew:
+// name, while three replicas are killed, stand still for longer than their Lease, and restart:
 // every Node gets both families, no two overlap at any time, none changes.
 func TestAPIServerBurst(t *testing.T) {
 	l := newLab(t, kube.Options{}, "all()")

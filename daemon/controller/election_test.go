@@ -12,7 +12,7 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// One replica leads at a time; when the API server does not hear of it any more, another one does
+// One replica leads at a time. When the API server stops hearing from it, another replica leads
 // after the Lease's duration, and not before; the first stops before that.
 func TestElection(t *testing.T) {
 	f := newFake(t)

@@ -32,7 +32,7 @@ type fake struct {
 	objects map[string]object // by path
 	history []string          // path of each version, for watches
 	gone    map[int]object    // what a version deleted
-	changed chan struct{}     // closed and made anew at each version
+	changed chan struct{}     // closed and replaced at each version
 	faults  func(r *http.Request) fault
 	events  []string
 	broken  []string // what no API server would have let happen, or what must never happen

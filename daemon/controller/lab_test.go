@@ -112,7 +112,7 @@ func (l *lab) replica(t *testing.T) *process.Process {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = syscall.Kill(p.PID(), syscall.SIGCONT) // one that was killed while it stood still is no failure
+		_ = syscall.Kill(p.PID(), syscall.SIGCONT) // a replica that was killed while it stood still is not a failure
 		if err := p.End(syscall.SIGTERM); err != nil {
 			t.Error(err)
 		}
@@ -210,7 +210,7 @@ func (l *lab) harm(t *testing.T, over <-chan struct{}) {
 				_ = syscall.Kill(p.PID(), syscall.SIGCONT)
 			}
 			if t.Logf("%d replicas killed, %d times one stood still", kills, stops); kills == 0 || stops == 0 {
-				t.Error("that is too little harm to show anything")
+				t.Error("the harm was too little to show anything")
 			}
 			return
 		case <-time.After(time.Duration(100+random.IntN(700)) * time.Millisecond):

@@ -244,7 +244,7 @@ func TestTwoLeaders(t *testing.T) {
 		t.Errorf("overlaps in %d of %d plays:\n%s", len(faults), most, strings.Join(faults, "\n"))
 	}
 	if given < 20*int(most) {
-		t.Errorf("%d writes of the ledger in %d plays: that shows nothing", given, most)
+		t.Errorf("%d writes of the ledger in %d plays are too few to show anything", given, most)
 	}
 	// The play is worth what it finds: each part of the protocol, left out, leads to overlaps.
 	for _, flaw := range []string{"the ledger is written over", "promises are forgotten", "the list is older than the ledger", "the UID is not tested", "pod CIDRs are not tested"} {

@@ -22,7 +22,7 @@ func TestLedgerMistakes(t *testing.T) {
 	}
 }
 
-// Whatever stands in the ConfigMap: it is refused, or it comes back the same and can be used.
+// Any text in the ConfigMap is refused, or it comes back the same and can be used.
 func FuzzLedger(f *testing.F) {
 	f.Add("")
 	f.Add(`{"promised":[{"node":"a","uid":"u","podCIDRs":["10.10.0.0/24","fd00:10::/64"]}],"released":[{"node":"b","podCIDRs":["10.10.1.0/24"]}],"next":{"10.10.0.0/16":"10.10.2.0"}}`)

@@ -72,7 +72,7 @@ func halted(s State, since time.Time) *Problem {
 	for _, n := range s.Nodes {
 		if n.Unread != "" {
 			return &Problem{Problem: cluster.Problem{Object: "Node/" + n.Name, Reason: unreadPodCIDR, Want: "CIDRs in spec.podCIDRs", Got: fmt.Sprintf("%q", n.Unread),
-				Next: "nothing is given while it is not known what is taken; delete the Node and let it register again"}}
+				Next: "delete the Node and let it register again; no Node gets pod CIDRs meanwhile, because the taken ones are not known"}}
 		}
 	}
 	for _, n := range s.Nodes {

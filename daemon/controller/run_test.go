@@ -227,7 +227,7 @@ func TestServicesBefore133(t *testing.T) {
 	})
 }
 
-// A redirect is no answer: the credentials go to nobody else.
+// A redirect is not an answer: nobody else gets the credentials.
 func TestNoRedirect(t *testing.T) {
 	f := newFake(t)
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("asked somebody else") }))

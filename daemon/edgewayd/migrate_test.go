@@ -255,7 +255,7 @@ func (n *migrationNode) list(t *testing.T) (a api.LeaseList) {
 }
 
 // A node of flannel (bridge) or of ptp becomes one of edgeway while its pods run: they keep their
-// addresses, a pod that is made anew gets the one it had, and no address is given twice.
+// addresses, a recreated pod gets the address that it had, and no address is given twice.
 func TestMigration(t *testing.T) {
 	kernelTest(t)
 	const ours = "net.d/10-edgeway.conflist"
@@ -307,7 +307,7 @@ func TestMigration(t *testing.T) {
 				n.answers(t, b.netns, fresh)
 			}
 
-			// One pod is deleted and made anew, one after its sandbox died, one that died long ago.
+			// One pod is deleted and recreated, one after its sandbox died, one that died long ago.
 			n.del(t, ours, live[0])
 			n.end(live[0].netns)
 			n.end(live[1].netns)

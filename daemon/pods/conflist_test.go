@@ -59,7 +59,7 @@ func TestConflist(t *testing.T) {
 		t.Errorf("rewritten: %v", err)
 	}
 
-	// A torn file, as a power cut leaves it, is written anew; a plugin that appeared is chained.
+	// A torn file, as a power cut leaves it, is written again. A plugin that appeared is chained.
 	if err := os.WriteFile(path, []byte(`{"cniVersion`), 0o644); err != nil {
 		t.Fatal(err)
 	}

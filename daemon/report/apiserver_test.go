@@ -71,7 +71,7 @@ func gvr(kind string) schema.GroupVersionResource {
 }
 
 // seeds returns the manifests that the tests of directories begin with, as users write them,
-// without their Secrets: those have a placeholder that is no base64.
+// without their Secrets, which have a placeholder that is not base64.
 func seeds(t *testing.T) []string {
 	t.Helper()
 	var all []string
@@ -190,7 +190,7 @@ func reportingTo(t *testing.T, kubeconfig, node string, p reportPace) *Reporter 
 	return r
 }
 
-// What an operator sees with kubectl of a session that is up and of one that is not.
+// An operator sees with kubectl a session that is up, and a session that is down.
 func TestAPIServerDescribe(t *testing.T) {
 	cp := servedKinds(t, kube.Options{})
 	withSpeakers(t, cp, "node-1", "node-2")

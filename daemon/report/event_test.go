@@ -65,7 +65,7 @@ func TestEventsAreCounted(t *testing.T) {
 	}
 }
 
-// Events of a session that nobody wants any more are dropped, and so is what goes over the bound.
+// Events of a session that no resource asks for are dropped. Events over the bound are dropped too.
 func TestEventsAreBounded(t *testing.T) {
 	f := newFakeAPI(t)
 	r := newReporter("n1", f.connect(t), quickReports)
@@ -93,7 +93,7 @@ func TestEventRecord(t *testing.T) {
 		t.Errorf("after 50 minutes %+v, want 2 since the first", r)
 	}
 	if again := r.after(p(51), "new"); again.count != 1 || !again.first.Equal(at(51)) {
-		t.Errorf("of an object made again %+v, want 1", again)
+		t.Errorf("of a recreated object %+v, want 1", again)
 	}
 	if r = r.after(p(120), "u"); r.count != 1 || !r.first.Equal(at(120)) {
 		t.Errorf("after the API server dropped it %+v, want 1", r)

@@ -328,7 +328,7 @@ func TestReporterCountWaits(t *testing.T) {
 	}
 }
 
-// A session that was just begun is no news for a while: it usually comes up at once.
+// A session that has just started is not reported for a while: it usually comes up at once.
 func TestReporterWaitsForNewSession(t *testing.T) {
 	f := newFakeAPI(t)
 	f.add("BGPPeer/a", "uid-a", "n1")
@@ -376,7 +376,7 @@ func TestReporterFaults(t *testing.T) {
 			eventually(t, "the present", "n1 10.0.0.1 Active refused 0\n", func() string { return f.says("BGPPeer/a") })
 			eventually(t, "one event", []string{"FailedEstablish x1"}, f.told)
 			if p := r.Problems(); len(p) != 0 {
-				t.Errorf("problems %v, want none: that the API server is away is said by the source", p)
+				t.Errorf("problems %v, want none: the source says that the API server is away", p)
 			}
 		})
 	}
@@ -468,7 +468,7 @@ func TestReporterRefused(t *testing.T) {
 	eventually(t, "no problem", nil, func() []string { return texts(r.Problems()) })
 }
 
-// What the API server refused is no problem any more when this node has nothing to say there.
+// A refusal of the API server stops being a problem when this node has nothing to report there.
 func TestReporterRefusedThenNoSpeaker(t *testing.T) {
 	f := newFakeAPI(t)
 	f.add("BGPPeer/a", "uid-a", "n1")
@@ -506,7 +506,7 @@ func texts(problems []cluster.Problem) []string {
 	return all
 }
 
-// A resource that is deleted is no problem; made again, it has its status again.
+// A deleted resource is not a problem. When it is recreated, it gets its status again.
 func TestReporterResourceGone(t *testing.T) {
 	f := newFakeAPI(t)
 	r := reporting(t, f, "n1", quickReports)
@@ -519,7 +519,7 @@ func TestReporterResourceGone(t *testing.T) {
 	eventually(t, "written", "n1 10.0.0.1 Established  1\n", func() string { return f.says("BGPPeer/a") })
 }
 
-// What others changed is put right at the next check, and the message stays as it was.
+// The next check corrects what others changed, and keeps the message.
 func TestReporterChecks(t *testing.T) {
 	f := newFakeAPI(t)
 	f.add("BGPPeer/a", "uid-a", "n1")
@@ -538,7 +538,7 @@ func TestReporterChecks(t *testing.T) {
 	}
 }
 
-// Entries of a node that is no speaker any more, and cannot say so, are removed by one that is.
+// A speaker removes the entries of a node that has stopped being a speaker and cannot remove them itself.
 func TestReporterRemovesStrays(t *testing.T) {
 	f := newFakeAPI(t)
 	f.add("BGPPeer/a", "uid-a", "n1", "n2", "dead")

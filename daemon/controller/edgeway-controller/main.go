@@ -137,7 +137,7 @@ func (f flags) pools(c controller.Config) ([]controller.Pool, error) {
 		}
 		pools = []controller.Pool{p}
 	case f.selector != "" || len(f.exclude) > 0 || f.mask != (controller.Mask{}):
-		return nil, errors.New("--node-selector, --exclude and --node-mask-* say more of --pod-cidr; set that too, or write all of it in the configuration's controller section")
+		return nil, errors.New("--node-selector, --exclude and --node-mask-* describe the pool of --pod-cidr; set --pod-cidr too, or write all of them in the configuration's controller section")
 	}
 	return pools, controller.CheckPools(pools)
 }

@@ -27,7 +27,7 @@ func TestPools(t *testing.T) {
 		{"none", "", "", "no pool; set controller.podCIDRs or controller.pools"},
 		{"no selector", "controller: {podCIDRs: [10.9.0.0/16]}", "", "pool 10.9.0.0/16: no nodeSelector; write all() to select every node"},
 		{"no selector by flag", "", "--pod-cidr 10.10.0.0/16", "--node-selector: selector: empty; write all() to select every node"},
-		{"flags without --pod-cidr", "", "--node-selector all()", "set that too"},
+		{"flags without --pod-cidr", "", "--node-selector all()", "set --pod-cidr too"},
 		{"both kinds", "controller: {podCIDRs: [10.9.0.0/16], pools: [{podCIDRs: [10.8.0.0/16], nodeSelector: all()}]}", "", "either pools, or podCIDRs"},
 		{"host bits", "", "--pod-cidr 10.10.0.1/16 --node-selector all()", `--pod-cidr "10.10.0.1/16": want a CIDR such as 10.10.0.0/16`},
 		{"no room", "controller: {podCIDRs: [10.9.0.0/25], nodeSelector: all()}", "", "podCIDRs 10.9.0.0/25: no block of /24 fits in; set nodeMask from /25 to /32"},
