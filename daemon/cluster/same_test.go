@@ -122,7 +122,7 @@ func compareSources(t *testing.T, c *client, want World) {
 // comparable leaves out what differs between the sources: where an object stands.
 func comparable(w World) World {
 	w = canonical(w)
-	w.Source = ""
+	w.Source, w.Ahead = "", 0
 	w.Problems = slices.Clone(w.Problems)
 	for i := range w.Nodes {
 		w.Nodes[i].Origin = ""
