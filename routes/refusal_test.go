@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -352,5 +354,28 @@ func TestLinkRefusesBeforeItIsUp(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// On a kernel without nft_fib the daemon blamed another program, beside the right next step. The kernel then
+// answers ENOENT to the rule. Sync goes on with the other objects, as after any other error of a change.
+func TestKernelWithoutAPartOfNftables(t *testing.T) {
+	s := newSpace(t)
+	c, err := s.k.natConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	missingSet := &expr.Lookup{SourceRegister: 1, SetName: "none"} // ENOENT too
+	tab := SourceCheck{}.table()
+	tab.sets, tab.rules = nil, []*nftables.Rule{newRule(tab.chain, false, "", missingSet)}
+	err = s.k.setTable(Add, tab)
+	change := Change{Op: Add, Object: SourceCheck{}}
+	(&applier{}).conclude(&change, err)
+	const want = ": no such file or directory; load the kernel modules nf_tables and nft_fib_inet, or set cni.sourceCheck to false"
+	if change.Err == nil || !strings.HasSuffix(change.Err.Error(), want) {
+		t.Errorf("got %v, want ...%s", change.Err, want)
+	}
+	if there, err := hasTable(c, sourceTable); err != nil || there {
+		t.Errorf("half of the table is left: %v, %v", there, err)
 	}
 }

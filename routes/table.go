@@ -83,12 +83,13 @@ func addElements(c *nftables.Conn, set *nftables.Set, elements []nftables.SetEle
 	return nil
 }
 
-// commit sends the transaction that makes a table.
+// commit sends the transaction that makes a table. ENOENT means that the kernel lacks an expression of a rule.
 func commit(c *nftables.Conn, t *nftables.Table) error {
-	if err := c.Flush(); err != nil {
+	err := c.Flush()
+	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("%w; if another program made this table, run: nft delete table inet %s", err, t.Name)
 	}
-	return nil
+	return err
 }
 
 func inetTable(name string) *nftables.Table {
