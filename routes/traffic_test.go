@@ -160,7 +160,11 @@ func TestManyLinksGoTogether(t *testing.T) {
 func TestImpossibleObjectsAreRefused(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
-	before := s.run("ip route") + s.run("ip -6 route") + s.run("ip addr") + s.run("ip neigh show nud permanent")
+	all := func() string { // a link-local address becomes usable by itself
+		return s.run("ip route") + s.run("ip -6 route") + s.run("ip -o addr show scope global") + s.run("ip neigh show nud permanent")
+	}
+	eventually(t, "the route of link-local addresses", func() bool { return strings.Contains(s.run("ip -6 route"), "fe80::/64 dev eth0") })
+	before := all()
 	writes := s.k.c.writes.Load()
 	changes, err := s.k.Sync(t.Context(), Scope{}, State{
 		Links: []Link{{Name: "a-name-of-more-than-15-bytes", Kind: "bridge", Up: true}, {Name: "br0", Kind: "bridge", MAC: "nonsense"}},
@@ -188,7 +192,7 @@ func TestImpossibleObjectsAreRefused(t *testing.T) {
 	if n := s.k.c.writes.Load() - writes; n != 0 {
 		t.Errorf("%d writes", n)
 	}
-	if after := s.run("ip route") + s.run("ip -6 route") + s.run("ip addr") + s.run("ip neigh show nud permanent"); after != before {
+	if after := all(); after != before {
 		t.Errorf("before\n%s\nafter\n%s", before, after)
 	}
 }
