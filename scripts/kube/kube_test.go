@@ -63,7 +63,7 @@ func TestAPIServerKeepsWhatItHad(t *testing.T) {
 		}
 	}
 	n1, n2 := podCIDRs(t, c, "n1"), podCIDRs(t, c, "n2")
-	if pattern := regexp.MustCompile(`^\["10\.244\.[01]\.0/24","fd00:244(:0:1)?::/64"\]$`); !pattern.MatchString(n1) || !pattern.MatchString(n2) || n1 == n2 {
+	if pattern := regexp.MustCompile(`^\["10\.244\.\d+\.0/24","fd00:244:(0:[0-9a-f]+:)?:/64"\]$`); !pattern.MatchString(n1) || !pattern.MatchString(n2) || n1 == n2 {
 		t.Errorf("pod CIDRs: n1 %s, n2 %s", n1, n2)
 	}
 
