@@ -1,11 +1,13 @@
 package ipam
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -49,14 +51,19 @@ func TestFullDisk(t *testing.T) {
 	}
 	p := testPool(t, "10.1.0.0/16")
 	living := node{}
+	var req Request
+	var chosen Lease
 	for i := range 5000 {
-		req := request(fmt.Sprintf("%064d", i), fmt.Sprint("pod", i))
+		req = request(fmt.Sprintf("%064d", i), fmt.Sprint("pod", i))
 		req.Pool = &p
-		var l Lease
-		if l, err = s.Allocate(t.Context(), req); err != nil {
+		var commit func(context.Context) error
+		if chosen, commit, err = s.Begin(t.Context(), req); err == nil {
+			err = commit(t.Context())
+		}
+		if err != nil {
 			break
 		}
-		living[l.Attachment] = l
+		living[chosen.Attachment] = chosen
 	}
 	if !errors.Is(err, syscall.ENOSPC) || len(living) < 50 {
 		t.Fatalf("after %d leases: %v", len(living), err)
@@ -70,6 +77,13 @@ func TestFullDisk(t *testing.T) {
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT, "size=8m"); err != nil {
 		t.Fatal(err)
 	}
+	if _, ok, err := s.Lookup(chosen.Attachment); ok || err != nil {
+		t.Errorf("a lease that was chosen and not written: %v, %v", ok, err)
+	}
+	if again, err := s.Allocate(t.Context(), req); err != nil || !slices.Equal(again.Addrs, chosen.Addrs) {
+		t.Errorf("its address went elsewhere: %v, %v, want %v", again.Addrs, err, chosen.Addrs)
+	}
+	del(t, s, req.Attachment.ContainerID)
 	holds(t, s, living) // goes on as it is
 	for i := range 20 {
 		del(t, s, fmt.Sprint("after-", i))
