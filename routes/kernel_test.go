@@ -2,6 +2,7 @@ package routes
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -446,6 +447,13 @@ func TestHostAndLookup(t *testing.T) {
 	held, sourceless, err := s.k.Holders(t.Context(), addr("10.0.0.11"), addr("10.10.2.7"), addr("fd77::1"), addr("fd00:10::11"))
 	if err != nil || sourceless || len(held) != 2 || held[0].Type != "local" || held[0].Dst != pfx("10.0.0.11/32") || held[1].Type != "local" {
 		t.Errorf("holders %+v, %v, %v", held, sourceless, err)
+	}
+	s.run("ip neigh add 10.0.0.40 lladdr 02:00:00:00:00:40 dev eth0 nud stale")
+	s.run("ip neigh add fd00:10::40 lladdr 02:00:00:00:00:40 dev eth0 nud stale")
+	s.run("ip neigh add 10.0.0.41 dev eth0 nud failed")
+	held, _, err = s.k.Holders(t.Context(), addr("10.0.0.40"), addr("10.0.0.41"), addr("fd00:10::40"))
+	if err != nil || fmt.Sprint(held) != "[neighbour 10.0.0.40 dev eth0 neighbour fd00:10::40 dev eth0]" {
+		t.Errorf("neighbours: %v, %v", held, err)
 	}
 	if _, err := s.k.Lookup(t.Context(), addr("fd77::1")); err == nil {
 		t.Error("lookup without a route succeeded")

@@ -35,7 +35,9 @@ func (r Route) String() string {
 	if r.Table != 0 && r.Table != mainTable {
 		b.WriteString(" table " + strconv.Itoa(r.Table))
 	}
-	b.WriteString(" proto " + r.Protocol.String())
+	if r.Type != TypeNeighbour {
+		b.WriteString(" proto " + r.Protocol.String())
+	}
 	if r.Src.IsValid() {
 		b.WriteString(" src " + r.Src.String())
 	}
