@@ -148,8 +148,7 @@ func TestOneAttachmentAtATimeWithoutDaemon(t *testing.T) {
 	}
 	wait.Wait()
 	h.whole(t)
-	c.verb = "DEL"
-	h.must(t, c)
+	h.end(t, c)
 }
 
 // share makes the node give up the store where others may have it, as the executable does without a daemon.
@@ -249,8 +248,7 @@ func TestDaemonStartsWhileAPluginWaits(t *testing.T) {
 	served := make(chan error, 1)
 	go func() { served <- api.Serve(ctx, l, handler(n)) }()
 	h.sh(t, "ping -c1 -W5 "+parseResult(t, <-added).addrs()[0])
-	c.verb = "DEL"
-	h.must(t, c)
+	h.end(t, c)
 	stop()
 	h.leased = nil
 	if err := errors.Join(<-served, n.Close(), store.Close()); err != nil {
@@ -365,8 +363,7 @@ func daemonDies(t *testing.T, exe, when string) {
 	c.verb, c.conf = "CHECK", with(c.conf, "prevResult", added)
 	h.must(t, c)
 	h.sh(t, "ping -c1 -W5 "+parseResult(t, added).addrs()[0])
-	c.verb = "DEL"
-	h.must(t, c)
+	h.end(t, c)
 }
 
 // STATUS waited for ever for a daemon that was stopped (kill -STOP), and the runtime reported the whole

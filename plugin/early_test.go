@@ -34,8 +34,7 @@ func TestDaemonKilledBeforeAcknowledgement(t *testing.T) {
 		c := call{exe: exe, verb: "ADD", id: fmt.Sprint("c", i), ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
 		d := h.doomedDaemon(t)
 		h.must(t, c)
-		c.verb = "DEL"
-		h.must(t, c)
+		h.end(t, c)
 		d.kill()
 		if leases := h.leases(t); len(leases) > 0 {
 			t.Errorf("leases stay: %v", leases)

@@ -117,8 +117,5 @@ func TestGCDeletesLinksOfAnotherStore(t *testing.T) {
 	if text := h.refused(t, late, codeConfig); !strings.Contains(text, h.dir) || !strings.Contains(text, "dataDir") {
 		t.Errorf("the directories are not named: %s", text)
 	}
-	for _, c := range []call{lan, storage} {
-		c.verb = "DEL"
-		h.must(t, c)
-	}
+	h.end(t, lan, storage)
 }

@@ -171,8 +171,7 @@ func TestDuplicateAdd(t *testing.T) {
 	check.verb, check.conf = "CHECK", with(c.conf, "prevResult", first)
 	h.must(t, check)
 	h.sh(t, "ping -c1 -W5 "+parseResult(t, first).addrs()[0])
-	c.verb = "DEL"
-	h.must(t, c)
+	h.end(t, c)
 }
 
 // The same attachment in a new namespace, after the old one went away with its pod: it is taken
@@ -196,8 +195,7 @@ func TestTakeover(t *testing.T) {
 		t.Errorf("got %v, had %v", got, want)
 	}
 	h.sh(t, "ping -c1 -W5 "+got[0])
-	c.verb = "DEL"
-	h.must(t, c)
+	h.end(t, c)
 }
 
 // An interface that is there already is not touched.
@@ -275,8 +273,7 @@ func TestLateDelLeavesTheNewHolder(t *testing.T) {
 	second.verb, second.conf = "CHECK", with(second.conf, "prevResult", result)
 	h.must(t, second)
 	h.sh(t, "ping -c1 -W5 "+want[0])
-	second.verb = "DEL"
-	h.must(t, second)
+	h.end(t, second)
 }
 
 // GC keeps what is listed, under either key, and frees the rest of its own network. Without a
@@ -303,8 +300,7 @@ func TestOddButRight(t *testing.T) {
 			}
 			c.verb, c.conf = "CHECK", with(c.conf, "prevResult", added)
 			h.must(t, c)
-			c.verb = "DEL"
-			h.must(t, c)
+			h.end(t, c)
 		})
 	}
 }
@@ -323,8 +319,7 @@ func TestPrevResultIsKept(t *testing.T) {
 	}
 	c.verb, c.conf = "CHECK", with(h.conf("1.0.0"), "prevResult", out)
 	h.must(t, c)
-	c.verb = "DEL"
-	h.must(t, c)
+	h.end(t, c)
 }
 
 // Requested addresses and MAC, in their order of precedence.
@@ -347,8 +342,7 @@ func TestRequests(t *testing.T) {
 			twin := c
 			twin.id, twin.netns = "c2", newSpace(t).path
 			h.refused(t, twin, codeInUse)
-			c.verb = "DEL"
-			h.must(t, c)
+			h.end(t, c)
 		})
 	}
 	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: newSpace(t).path, args: "IP=203.0.113.9", conf: h.conf("1.1.0")}
@@ -379,8 +373,7 @@ func TestConfiguredRoutes(t *testing.T) {
 	}
 	c.verb, c.conf = "CHECK", with(c.conf, "prevResult", added)
 	h.must(t, c)
-	c.verb = "DEL"
-	h.must(t, c)
+	h.end(t, c)
 }
 
 // A pod's traffic that leaves its network has the node's address; inside it keeps its own.
@@ -402,8 +395,7 @@ func TestMasquerade(t *testing.T) {
 	if text := h.refused(t, check, codeDifferent); !strings.Contains(text, "missing masquerade of 10.99.0.1") {
 		t.Errorf("CHECK says %s", text)
 	}
-	c.verb = "DEL"
-	h.must(t, c)
+	h.end(t, c)
 	if out, err := h.try(t, "nft list table inet edgeway 2>/dev/null"); err == nil && strings.Contains(out, "10.99.0.1") {
 		t.Errorf("the pod's element stays: %s", out)
 	}
@@ -497,8 +489,7 @@ func TestGCEndsMasqueradeOfAPodWhoseLinkWentFirst(t *testing.T) {
 	if strings.Contains(out, "10.97.0.") || !strings.Contains(out, "10.99.0.1") || !strings.Contains(out, "fd00:99::1") {
 		t.Errorf("want the masquerade of the pod that lives alone:\n%s", out)
 	}
-	c.verb = "DEL"
-	h.must(t, c)
+	h.end(t, c)
 }
 
 // Two interfaces of one container: traffic to both, and to one when the other is gone.
@@ -526,14 +517,12 @@ func TestTwoInterfaces(t *testing.T) {
 			reach("eth0")
 			reach("net1")
 			gone := calls[first]
-			gone.verb = "DEL"
-			h.must(t, gone)
+			h.end(t, gone)
 			delete(calls, first)
 			for name, c := range calls {
 				reach(name)
 				pod.sh(t, "ping -c1 -W5 192.0.2.1 && ping -c1 -W5 2001:db8::1")
-				c.verb = "DEL"
-				h.must(t, c)
+				h.end(t, c)
 			}
 		})
 	}

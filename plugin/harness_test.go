@@ -336,6 +336,15 @@ func (h *host) must(t testing.TB, c call) string {
 	return out
 }
 
+// end makes a DEL of each call.
+func (h *host) end(t testing.TB, calls ...call) {
+	t.Helper()
+	for _, c := range calls {
+		c.verb = "DEL"
+		h.must(t, c)
+	}
+}
+
 // refused is exec for a call that must fail with the code; it returns the error.
 func (h *host) refused(t testing.TB, c call, code uint) string {
 	t.Helper()

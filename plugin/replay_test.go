@@ -136,8 +136,7 @@ func TestSandboxIsDeletedOverAnOrphanADD(t *testing.T) {
 				if leases := h.leases(t); len(leases) != 1 || leases[0].Attachment != attachmentOf(fresh) {
 					t.Errorf("leases: %v", leases)
 				}
-				fresh.verb = "DEL"
-				h.must(t, fresh)
+				h.end(t, fresh)
 			}
 		})
 	}

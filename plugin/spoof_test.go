@@ -193,10 +193,7 @@ func TestPodSendsFromAnAddressThatIsNotItsOwn(t *testing.T) {
 	}
 	attacker.sh(t, "ip neigh flush all nud permanent; ping -c1 -W5 fd00:99::2; ping -c1 -W5 10.99.0.2") // asks for its gateway
 	h.sh(t, "ping -c1 -W5 10.99.0.1; ping -c1 -W5 fd00:99::1")
-	for _, c := range calls {
-		c.verb = "DEL"
-		h.must(t, c)
-	}
+	h.end(t, calls...)
 }
 
 // Somebody changes the table; Sync makes it whole, and writes nothing when it is.
@@ -264,18 +261,14 @@ func TestCheckedPodWithTwoInterfaces(t *testing.T) {
 		}
 	}
 	gone := calls[1]
-	gone.verb = "DEL"
-	h.must(t, gone)
+	h.end(t, gone)
 	if changes := h.checkSources(t, &routes.SourceCheck{}); len(changes) != 1 {
 		t.Errorf("after DEL of net1: changes %v, want its addresses gone", changes)
 	}
 	if out := h.sh(t, "nft list table inet edgeway-source"); strings.Contains(out, addrs[2]) || strings.Contains(out, addrs[3]) {
 		t.Errorf("the addresses of net1 stay:\n%s", out)
 	}
-	for _, c := range []call{calls[0], last} {
-		c.verb = "DEL"
-		h.must(t, c)
-	}
+	h.end(t, calls[0], last)
 }
 
 // The source check drops nothing of a pod whose packets other plugins shape, translate or send back to it.
@@ -403,8 +396,5 @@ func TestPodSpeaksToListenersOfTheHost(t *testing.T) {
 		}, func(from []string) bool { return len(from) == 2 })
 		heard(t, llmnr, func(n int) { send["own"](fmt.Sprint("224.0.0.252:", port(llmnr)), n) }, func(from []string) bool { return len(from) > 0 })
 	}
-	for _, c := range calls {
-		c.verb = "DEL"
-		h.must(t, c)
-	}
+	h.end(t, calls...)
 }

@@ -71,8 +71,7 @@ func TestCallsOfAStoppedDaemon(t *testing.T) {
 	}
 	h.sh(t, "ping -c1 -W5 "+parseResult(t, added).addrs()[0])
 	for _, c := range append(retries, old) {
-		c.verb = "DEL"
-		h.must(t, c)
+		h.end(t, c)
 	}
 	until(t, "nothing is left", func() bool {
 		links, routes := h.wired(t)

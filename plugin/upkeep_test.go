@@ -41,10 +41,7 @@ func TestFullPoolEvictsPods(t *testing.T) {
 	h.must(t, status)
 	h.must(t, c)
 	held[3] = c
-	for _, c := range held {
-		c.verb = "DEL"
-		h.must(t, c)
-	}
+	h.end(t, held...)
 }
 
 // STATUS was ready where every ADD failed: it did not check what an ADD does.
@@ -107,8 +104,7 @@ func TestMTUComesFromTheLinkThatCarriesThePodsPackets(t *testing.T) {
 			if got := pod.sh(t, "ip link show eth0"); !strings.Contains(got, fmt.Sprintf("mtu %d ", tt.want)) {
 				t.Errorf("want mtu %d, got %s", tt.want, got)
 			}
-			c.verb = "DEL"
-			h.must(t, c)
+			h.end(t, c)
 		})
 	}
 }
@@ -121,8 +117,7 @@ func TestIPv6OffByDefault(t *testing.T) {
 	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}
 	added := parseResult(t, h.must(t, c))
 	h.sh(t, "ping -c1 -W5 "+added.addrs()[1])
-	c.verb = "DEL"
-	h.must(t, c)
+	h.end(t, c)
 }
 
 // STATUS of a store that cannot be written failed with code 5, which the SPEC has for other faults.
@@ -141,8 +136,7 @@ func TestStatusOfAReadOnlyStore(t *testing.T) {
 		}
 		return nil
 	})
-	c.verb = "DEL"
-	h.must(t, c)
+	h.end(t, c)
 }
 
 // CHECK sees each thing that is gone, on both ends, and nothing that others added.
@@ -189,8 +183,7 @@ func TestCheck(t *testing.T) {
 			} else if text := h.refused(t, check, codeDifferent); !strings.Contains(text, strings.ReplaceAll(tt.want, "HOST", link)) {
 				t.Errorf("got %s, want %s in it", text, tt.want)
 			}
-			c.verb = "DEL"
-			h.must(t, c)
+			h.end(t, c)
 		})
 	}
 }
@@ -213,8 +206,7 @@ func TestCheckGoesByPrevResult(t *testing.T) {
 	}
 	c.verb, c.conf = "CHECK", with(c.conf, "prevResult", string(text))
 	h.must(t, c)
-	c.verb = "DEL"
-	h.must(t, c)
+	h.end(t, c)
 }
 
 // list it does nothing.
@@ -254,8 +246,7 @@ func TestGC(t *testing.T) {
 			t.Errorf("after %s: held %q, want %q", tt.list, got, tt.want)
 		}
 	}
-	other.verb = "DEL"
-	h.must(t, other)
+	h.end(t, other)
 }
 
 // A link that could not be deleted ended a GC before it freed the rest (SPEC 1.1.0 section 2, GC:
@@ -357,10 +348,7 @@ func TestLostStore(t *testing.T) {
 		t.Errorf("%v is leased twice", got)
 	}
 	h.sh(t, "ping -c1 -W5 "+had[0])
-	for _, c := range []call{c, d} {
-		c.verb = "DEL"
-		h.must(t, c)
-	}
+	h.end(t, c, d)
 	if leases := h.leases(t); len(leases) > 0 {
 		t.Errorf("leases: %v", leases)
 	}
@@ -405,8 +393,7 @@ func TestRebuiltStoreShowsHashes(t *testing.T) {
 			if got := len(h.leases(t)) == 0; got != tt.freed {
 				t.Errorf("freed by GC: %v, want %v", got, tt.freed)
 			}
-			c.verb = "DEL"
-			h.must(t, c)
+			h.end(t, c)
 			if leases := h.leases(t); len(leases) > 0 {
 				t.Errorf("leases: %v", leases)
 			}
@@ -459,8 +446,7 @@ func TestFullPoolOfTheDead(t *testing.T) {
 	h.must(t, call{verb: "STATUS", conf: conf})
 	c := call{verb: "ADD", id: "next", ifName: "eth0", netns: newSpace(t).path, conf: conf}
 	h.must(t, c)
-	c.verb = "DEL"
-	h.must(t, c)
+	h.end(t, c)
 }
 
 // Full names the pool that has no address left. Leases of pods that went away without DEL are room.

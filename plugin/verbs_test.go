@@ -76,8 +76,7 @@ func TestResultShapes(t *testing.T) {
 			if diff := cmp.Diff(tt.want, masked); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
-			c.verb = "DEL"
-			h.must(t, c)
+			h.end(t, c)
 		})
 	}
 }
@@ -113,8 +112,7 @@ fe80::1 dev eth0 lladdr HOSTMAC PERMANENT
 	if diff := cmp.Diff(want, mask.Replace(got)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	c.verb = "DEL"
-	h.must(t, c)
+	h.end(t, c)
 }
 
 // The first packet arrives: nothing waits for ARP, neighbour discovery, duplicate address
