@@ -22,18 +22,23 @@ const (
 // linkSettings returns the place of a setting in a link's description, by family and name. The place of an
 // IPv4 setting is one less than its number: the list starts with the second one (net/ipv4/devinet.c).
 func linkSettings(family, name string) (at int, ok bool) {
-	at, ok = map[string]int{
-		"ipv4 forwarding":       0,
-		"ipv4 accept_redirects": 3,
-		"ipv4 arp_notify":       21,
-		"ipv6 forwarding":       0,
-		"ipv6 accept_ra":        3,
-		"ipv6 accept_redirects": 4,
-		"ipv6 disable_ipv6":     26,
-		"ipv6 accept_dad":       27,
-		"ipv6 ndisc_notify":     29,
-	}[family+" "+name]
-	return at, ok
+	switch family + " " + name {
+	case "ipv4 forwarding", "ipv6 forwarding":
+		return 0, true
+	case "ipv4 accept_redirects", "ipv6 accept_ra":
+		return 3, true
+	case "ipv4 arp_notify":
+		return 21, true
+	case "ipv6 accept_redirects":
+		return 4, true
+	case "ipv6 disable_ipv6":
+		return 26, true
+	case "ipv6 accept_dad":
+		return 27, true
+	case "ipv6 ndisc_notify":
+		return 29, true
+	}
+	return 0, false
 }
 
 // told reads a setting without opening its file. known is false if only the file has the value. The value

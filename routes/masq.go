@@ -212,7 +212,7 @@ func podSet(kind int, a netip.Addr) *nftables.Set {
 	if a.Is6() {
 		kind += natKinds
 	}
-	return natSets()[kind]
+	return natSet(kind)
 }
 
 // hasElement looks up one element of an address's set. It is one request over the socket that stays

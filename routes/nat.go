@@ -58,19 +58,26 @@ const (
 // natSets returns all sets; the set of kind k and family f is at k+natKinds*f. IDs are fixed: they count
 // inside one transaction only.
 func natSets() (sets []*nftables.Set) {
-	for f, key := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr} {
-		for kind, name := range []string{"sources", "exclude", "pods", "kept"} {
-			s := &nftables.Set{
-				Table: natTable(), ID: uint32(len(sets) + 1), Name: name + []string{"4", "6"}[f],
-				KeyType: key, Interval: kind != natPods,
-			}
-			if kind == natKept {
-				s.KeyType, s.Concatenation = nftables.MustConcatSetType(key, key), true
-			}
-			sets = append(sets, s)
-		}
+	for i := range 2 * natKinds {
+		sets = append(sets, natSet(i))
 	}
 	return sets
+}
+
+// natSet is one of natSets.
+func natSet(i int) *nftables.Set {
+	key, suffix, kind := nftables.TypeIPAddr, "4", i%natKinds
+	if i >= natKinds {
+		key, suffix = nftables.TypeIP6Addr, "6"
+	}
+	s := &nftables.Set{
+		Table: natTable(), ID: uint32(i + 1), Name: [natKinds]string{"sources", "exclude", "pods", "kept"}[kind] + suffix,
+		KeyType: key, Interval: kind != natPods,
+	}
+	if kind == natKept {
+		s.KeyType, s.Concatenation = nftables.MustConcatSetType(key, key), true
+	}
+	return s
 }
 
 func natTable() *nftables.Table { return inetTable(tableName) }
