@@ -194,3 +194,32 @@ func TestSwitchThatSaysNothingToNewSettings(t *testing.T) {
 		return nil
 	})
 }
+
+// A second mistake, saved while the session is on its way back from the first, is a trial, too: the settings
+// that worked are not forgotten.
+func TestSecondMistakeLosesWhatWorked(t *testing.T) {
+	good := Session{Peer: goodPeer().normal()}
+	speaker, now := newTestSpeaker(t), time.Now()
+	s := newSession(good, Status{}, func() {})
+	speaker.sessions[s.key] = s
+	s.proc, s.last = &process{}, answer{Status: Status{State: stateEstablished}}
+	s.want.Peer.ASN = 64999
+	s.ended(reasonReset, "", s.decide(now))
+	s.proc, s.last = &process{}, answer{Status: Status{State: stateIdle, Reason: reasonASNMismatch}, Sure: true}
+	s.ended(reasonReset, "", s.decide(now)) // back to the earlier settings, and not yet Established
+	if s.terms != good.Peer {
+		t.Fatalf("%+v", s.terms)
+	}
+	second := good
+	second.Peer.LocalASN = 64998
+	next, ok := speaker.successor(s, []Session{second})
+	if !ok || next.Peer.LocalASN != 64998 {
+		t.Fatalf("the session is ended: %v, %+v", ok, next)
+	}
+	speaker.rename(s, next.Peer.Key())
+	one, _ := speaker.expect(next)
+	if one != s || one.terms.LocalASN != 64998 || one.good != good.Peer || one.trial.IsZero() {
+		t.Errorf("not a trial: %+v", one)
+	}
+	delete(speaker.sessions, s.key) // it has no process to stop
+}

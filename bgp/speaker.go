@@ -108,13 +108,13 @@ func (s *Speaker) Sync(ctx context.Context, desired State) ([]Change, error) {
 	return slices.Concat(results...), errors.Join(append(errs, desired.Validate())...)
 }
 
-// successor returns the session that replaces an Established session that is no longer desired: the resource
-// now names another switch, or another AS number of ours. The old session stays until the successor is
-// Established.
+// successor returns the session that replaces a session that is no longer desired: the resource now names
+// another switch, or another AS number of ours. The old session must be Established, or know settings that
+// worked. It stays until the successor is Established.
 func (s *Speaker) successor(one *session, desired []Session) (next Session, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if one.status().State != stateEstablished {
+	if one.status().State != stateEstablished && one.good == (Peer{}) {
 		return Session{}, false
 	}
 	for _, want := range desired {

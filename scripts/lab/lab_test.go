@@ -2,8 +2,6 @@ package lab_test
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -239,80 +237,6 @@ func TestSweepRemovesWhatACrashLeft(t *testing.T) {
 	if _, err := os.Stat(l.Machine("a").Path); !os.IsNotExist(err) {
 		t.Errorf("its namespace is still there: %v", err)
 	}
-}
-
-// A switch that is OpenBGPD learns a node's pod CIDRs, and keeps them while the node's daemon restarts.
-func TestOpenBGPDHearsANode(t *testing.T) {
-	lab.Need(t, lab.Tools(lab.OpenBGPD)...)
-	needPrograms(t)
-	t.Parallel()
-	l := buildLab(t, `
-switches:
-- name: switch
-  flavour: openbgpd
-  asn: 65001
-  links: [{lan: a, addrs: [10.0.0.1/24, "fd00:10::1/64"]}]
-  neighbors: [{name: node-1, address: 10.0.0.11, asn: 65010, password: secret}]
-nodes:
-- name: node-1
-  links: [{lan: a, addrs: [10.0.0.11/24, "fd00:10::11/64"]}]
-`)
-	err := os.WriteFile(filepath.Join(l.ClusterDir, "cluster.yaml"), []byte(`
-apiVersion: v1
-kind: Node
-metadata: {name: node-1}
-spec: {podCIDRs: [10.10.0.0/24, "fd00:10:10::/64"]}
-status: {addresses: [{type: InternalIP, address: 10.0.0.11}, {type: InternalIP, address: "fd00:10::11"}]}
----
-apiVersion: v1
-kind: Secret
-metadata: {name: bgp, namespace: kube-system}
-stringData: {password: secret}
----
-apiVersion: network.openyurt.io/v1alpha1
-kind: BGPPeer
-metadata: {name: switch}
-spec:
-  localSpeakers: [node-1]
-  localAsNumber: 65010
-  peerIP: 10.0.0.1
-  peerAsNumber: 65001
-  nodeSelector: all()
-  authPassword: {secretKeyRef: {name: bgp, key: password}}
-`), 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, sw := l.Node("node-1"), l.Switch("switch")
-	if err := n.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.WaitSession(t.Context(), 30*time.Second); err != nil {
-		t.Fatalf("%v\n%s", err, lab.Tail(filepath.Join(sw.Dir, "bgpd.log"), 20))
-	}
-	routes := []string{"10.10.0.0/24 via 10.0.0.11", "fd00:10:10::/64 via fd00:10::11"}
-	waitLearned(t, sw, routes...)
-	sessions, err := sw.Sessions(t.Context())
-	if err != nil || len(sessions) != 1 || sessions[0].String() != "10.0.0.11 as 65010 Established" {
-		t.Errorf("sessions: %v, %v", sessions, err)
-	}
-	if err := n.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	err = lab.Wait(t.Context(), 10*time.Second, func() error {
-		if sessions, err := sw.Sessions(t.Context()); err != nil || sessions[0].State == "Established" {
-			return fmt.Errorf("sessions after the daemon was killed: %v, %v", sessions, err)
-		}
-		return nil
-	})
-	if err != nil {
-		t.Error(err)
-	}
-	waitLearned(t, sw, routes...)
-	if err := errors.Join(n.Start(t.Context()), n.WaitSession(t.Context(), 30*time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	waitLearned(t, sw, routes...)
 }
 
 // OpenBGPD and BIRD advertise their networks to each other, OpenBGPD only networks of the session's family.
