@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Whatever an UPDATE holds, it is read without a panic.
+// Every UPDATE is read without a panic, whatever it contains.
 func FuzzUpdate(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 20, 0x40, 1, 1, 0, 0x40, 2, 6, 2, 1, 0, 0, 0xfd, 0xea, 0x40, 3, 4, 192, 0, 2, 1, 24, 10, 1, 2})
 	f.Add([]byte{0, 0, 0, 10, 0x90, 15, 0, 6, 0, 2, 1, 16, 0xfd, 0x99})

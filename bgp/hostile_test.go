@@ -13,13 +13,13 @@ import (
 	"github.com/osrg/gobgp/v3/pkg/packet/bgp"
 )
 
-// imposter is a switch that says what it likes, on the loopback network.
+// imposter is a switch on the loopback network that sends whatever a test wants.
 type imposter struct {
 	port  uint16
 	calls atomic.Int64 // connections taken
 }
 
-// newImposter answers each connection by talk, which may read and write as long as it wants.
+// newImposter calls talk for each connection. talk may read and write as long as it wants.
 func newImposter(t *testing.T, talk func(net.Conn)) *imposter {
 	t.Helper()
 	ln, err := net.Listen("tcp4", "127.0.0.2:0")
@@ -45,7 +45,7 @@ func newImposter(t *testing.T, talk func(net.Conn)) *imposter {
 	return i
 }
 
-// peer is the session with it.
+// peer is the session with the imposter.
 func (i *imposter) peer() Peer {
 	p := goodPeer()
 	p.Address, p.LocalAddress, p.Port, p.RestartTime = addr("127.0.0.2"), addr("127.0.0.1"), i.port, time.Minute
@@ -58,7 +58,7 @@ func openOf(p Peer) *bgp.BGPMessage {
 		[]bgp.ParameterCapabilityInterface{bgp.NewCapMultiProtocol(bgp.RF_IPv4_UC), bgp.NewCapFourOctetASNumber(p.ASN)})})
 }
 
-// greet brings a session up, or as far as that goes.
+// greet sends the messages that bring a session up.
 func greet(c net.Conn, p Peer) {
 	for _, m := range []*bgp.BGPMessage{openOf(p), bgp.NewBGPKeepAliveMessage()} {
 		b, err := m.Serialize()
@@ -75,8 +75,8 @@ func framed(kind byte, body ...byte) []byte {
 	return append(append(bytes.Repeat([]byte{0xff}, 16), byte(n>>8), byte(n), kind), body...)
 }
 
-// What a switch sends costs its own session at most, that one says why, and is not dialled without
-// pause.
+// A hostile message costs at most its own session. That session says why, and the switch is not dialled
+// without a pause.
 func TestHostileSwitch(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for pauses between dials")
@@ -188,7 +188,7 @@ func decent(t *testing.T) Peer {
 	return p
 }
 
-// A switch that sent a message of an unknown type ended the daemon once, and with it all sessions.
+// Once, a message of an unknown type ended the daemon, and with it all sessions.
 func TestMessageOfUnknownTypeCostsOneSession(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for pauses between dials")
@@ -221,7 +221,7 @@ func TestMessageOfUnknownTypeCostsOneSession(t *testing.T) {
 	})
 }
 
-// Each NOTIFICATION has a reason of its own, before the session is Established and after it.
+// Each NOTIFICATION has its own reason, before the session is Established and after it.
 func TestNotifications(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for connections")

@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// announcing is a switch that has these prefixes of its own.
+// announcing is a switch that announces these prefixes.
 func announcing(r *router, prefixes ...string) swconf {
 	c := nodeOf(r)
 	if r.kind == "frr" {
@@ -42,7 +42,7 @@ func (r *router) withdraws(i int, prefix string) {
 	r.configure("router bgp 65000", "address-family ipv4 unicast", "no network "+prefix)
 }
 
-// told prints what was learned: "192.168.1.0/24 via 10.0.0.1 from 10.0.0.1".
+// told prints the learned paths: "192.168.1.0/24 via 10.0.0.1 from 10.0.0.1".
 func told(s *Speaker, t *testing.T) (out []string, complete bool) {
 	paths, complete := s.Learned(t.Context())
 	for _, p := range paths {
@@ -55,7 +55,7 @@ func told(s *Speaker, t *testing.T) (out []string, complete bool) {
 	return out, complete
 }
 
-// learns waits until s has learned just that, and knows that it is all.
+// learns waits until s has learned exactly these paths, and knows that there are no others.
 func learns(t *testing.T, s *Speaker, want ...string) {
 	t.Helper()
 	eventually(t, func() error {
@@ -69,8 +69,8 @@ func learns(t *testing.T, s *Speaker, want ...string) {
 
 var learnList = []netip.Prefix{pfx("192.168.0.0/16"), pfx("0.0.0.0/0"), pfx("fd99::/32")} // read only
 
-// What lies in the list is learned, with the switch's next hop; what does not is not, and a default
-// route in the list is no licence for everything.
+// A path whose prefix is in the list, or lies within it, is learned with the switch's next hop. All other paths
+// are not. A default route in the list selects only the default route.
 func TestLearns(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		all := []string{"192.168.5.0/24", "192.168.0.0/16", "192.169.0.0/24", "192.0.0.0/8", "0.0.0.0/0", "198.51.100.0/24", "fd99:0:1::/48", "fd98::/32"}
@@ -104,7 +104,8 @@ func TestLearns(t *testing.T) {
 	})
 }
 
-// What one switch announces is told to no other, and each switch's own view of a prefix is known.
+// The paths of one switch are not advertised to another switch, and the paths of each switch for a prefix are
+// known.
 func TestLearnsFromTwoAndTellsNobody(t *testing.T) {
 	t.Parallel()
 	l := newLAN(t)
@@ -124,7 +125,7 @@ func TestLearnsFromTwoAndTellsNobody(t *testing.T) {
 	bird.hears(pods(2))
 }
 
-// Over the loss of a session and the restart of the switch what was learned stays.
+// Learned paths stay while a session is lost and while the switch restarts.
 func TestLearnedStays(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		conf := announcing(sw, "192.168.5.0/24", "192.168.6.0/24", "0.0.0.0/0")
@@ -187,7 +188,7 @@ func TestLearnedStays(t *testing.T) {
 	})
 }
 
-// A switch that takes its leave has withdrawn what it announced.
+// A switch that shuts the neighbour down has withdrawn its paths.
 func TestLearnedEndsWithFarewell(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		sw.start(announcing(sw, "192.168.5.0/24"))
@@ -266,7 +267,7 @@ func TestFlood(t *testing.T) {
 	bird.hears(pods(2))
 }
 
-// A path of a switch that is about to go is learned, and comes after another switch's.
+// A path with the community GRACEFUL_SHUTDOWN is learned, and comes after the path of another switch.
 func TestLearnsFromSwitchThatIsLeaving(t *testing.T) {
 	t.Parallel()
 	l := newLAN(t)

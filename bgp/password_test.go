@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// What goes wrong with passwords looks the same from here, a SYN without an answer. A second one
-// without signature tells some of it apart, and leaves no trace at the switch's sessions.
+// A SYN without an answer is all that this node sees of a wrong password. A second SYN without a signature tells
+// some of the causes apart, and leaves no trace in the switch's sessions.
 func TestPassword(t *testing.T) {
 	type row struct {
 		name, from     string

@@ -176,7 +176,7 @@ func TestRoutesStayWhenSettingsChange(t *testing.T) {
 	})
 }
 
-// A switch that nobody told of graceful restart: both help a restarting neighbour by default.
+// A switch without any setting for graceful restart helps a restarting neighbour: BIRD and FRR do by default.
 func TestGracefulRestartWithDefaults(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		c := nodeOf(sw)
@@ -199,8 +199,8 @@ func TestGracefulRestartWithDefaults(t *testing.T) {
 	})
 }
 
-// While one speaker is away and the switch keeps its paths, what another one has seen change
-// since must win: a pod CIDR that has another owner, at once, not when the restart time ends.
+// While one speaker is away and the switch keeps its paths, a change that another speaker has seen since wins at
+// once, for example a new owner of a pod CIDR.
 func TestChangeWinsOverStalePath(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		l.ip("addr add 10.0.0.20/24 dev eth0")
@@ -262,8 +262,8 @@ func TestChangeWinsOverStalePath(t *testing.T) {
 	})
 }
 
-// After the restart time a switch that knows RFC 9494 keeps the paths as a last resort: a speaker that
-// is away much longer than the restart time costs no route, and its return neither.
+// After the restart time, a switch that knows RFC 9494 keeps the paths as a last resort. A speaker that is away
+// for much longer than the restart time costs no route, and neither does its return.
 func TestLongLivedGracefulRestart(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		c := nodeOf(sw)
@@ -322,9 +322,9 @@ func TestLongLivedGracefulRestart(t *testing.T) {
 	})
 }
 
-// What a dead speaker told stays on the switch even where the living have withdrawn it. With long-lived
-// graceful restart a speaker marks its own prefix: it goes when the restart time is over, unless
-// another speaker still says, or has said, that its node lives.
+// The switch keeps the paths of a dead speaker even if the other speakers have withdrawn theirs. With long-lived
+// graceful restart a speaker marks its own prefix. The switch drops such a path when the restart time is over,
+// unless another speaker advertises the prefix, or has advertised it and is away, too.
 func TestDeadSpeakersOwnPrefix(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		l.ip("addr add 10.0.0.20/24 dev eth0")

@@ -66,7 +66,7 @@ func becomes(t testing.TB, s *Speaker, state, reason string) Status {
 	return st
 }
 
-// What is known of a session outlives its process.
+// The last reset of a session is known after its process has ended.
 func TestEndedSessionIsRemembered(t *testing.T) {
 	good := decent(t)
 	a := newTestSpeaker(t)

@@ -121,7 +121,7 @@ peer 10.0.10.1 as 65002 local as 65010 source 10.0.10.11 router-id 10.0.10.11 # 
 	}
 }
 
-// Nonsense in one session leaves the others alone, and what runs under its Key too.
+// An invalid session changes no other session, and no running session with its Key.
 func TestSyncInvalidSessionLeavesOthers(t *testing.T) {
 	s := newTestSpeaker(t)
 	a, b := goodPeer(), goodPeer()
@@ -201,7 +201,7 @@ func TestDialCause(t *testing.T) {
 	}
 }
 
-// A switch that does not answer is probed at once and then rarely; one that does is not.
+// A switch that does not answer is probed at once, and then rarely. A switch that answers is not probed.
 func TestProbesAreRare(t *testing.T) {
 	p, now := goodPeer().normal(), time.Now()
 	p.Password = "s3cret"

@@ -118,7 +118,7 @@ func TestPathsChangeWithoutFlap(t *testing.T) {
 	})
 }
 
-// A session that is not wanted any more ends with a word for the switch's operator (RFC 9003).
+// A session that is no longer desired ends at once, with a text for the switch's operator (RFC 9003).
 func TestRemovedPeerIsWithdrawnAtOnce(t *testing.T) {
 	t.Parallel()
 	l := newLAN(t)
@@ -166,7 +166,7 @@ func TestRemovedPeerIsWithdrawnAtOnce(t *testing.T) {
 	}
 }
 
-// A session that ends while GoBGP still sends: no switch gets our last word in the middle of another.
+// If a session ends while GoBGP still sends, the switch does not get our Cease in the middle of another message.
 func TestRemovedWhileTelling(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		sw.start(nodeOf(sw))
@@ -264,7 +264,7 @@ func TestCeased(t *testing.T) {
 	})
 }
 
-// What a switch says of the cause stays the headline while it does not take connections any more.
+// The first cause stays the headline while the switch refuses connections afterwards.
 func TestFirstCauseStays(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		c := nodeOf(sw)
@@ -289,7 +289,7 @@ func TestFirstCauseStays(t *testing.T) {
 	})
 }
 
-// A switch's own terms that do not fit have a reason each.
+// Each setting of the switch that this node cannot meet has its own reason.
 func TestTermsThatDoNotFit(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		for _, tt := range []struct {
@@ -345,7 +345,7 @@ func TestHoldTimer(t *testing.T) {
 	})
 }
 
-// A dead switch must not hold back what the living one is told.
+// A dead switch does not delay the paths to another switch.
 func TestDeadSwitchDelaysNobody(t *testing.T) {
 	t.Parallel()
 	l := newLAN(t)
@@ -381,7 +381,7 @@ func TestSwitchWithoutGracefulRestart(t *testing.T) {
 	})
 }
 
-// What the switch sends is installed nowhere and told to nobody.
+// Paths of a switch are not installed, and not advertised to any switch.
 func TestLearnsNothing(t *testing.T) {
 	t.Parallel()
 	l := newLAN(t)

@@ -48,10 +48,10 @@ type router struct {
 	addr6 netip.Addr
 }
 
-// kinds of switches that write to the kernel; every story is told to both.
+// kinds are the switches that write routes to the kernel. Every story runs with both.
 var kinds = []string{"bird", "frr"} // read only
 
-// each tells the story to both switches, in LANs of their own.
+// each runs the story with both switches, each in its own LAN.
 func each(t *testing.T, story func(t *testing.T, l *lan, sw *router)) {
 	t.Parallel()
 	for i, kind := range kinds {

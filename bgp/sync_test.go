@@ -40,7 +40,7 @@ func (s *server) rib(t *testing.T) []string {
 	return out
 }
 
-// After any order the RIB holds what was wanted.
+// After each order the RIB holds exactly the desired paths.
 func TestOrdersConverge(t *testing.T) {
 	session := newTalk(gob.NewEncoder(io.Discard))
 	if err := session.begin(order{Session: Session{Peer: loopPeer().normal()}}); err != nil {
@@ -76,8 +76,8 @@ func TestOrdersConverge(t *testing.T) {
 	}
 }
 
-// A session whose paths did not all get into the RIB is not opened: its End-of-RIB would make the
-// switch flush the others.
+// A session is not opened if some of its paths are not in the RIB: its End-of-RIB would make the switch flush
+// these paths.
 func TestHalfATableOpensNothing(t *testing.T) {
 	session := newTalk(gob.NewEncoder(io.Discard))
 	half := append(pods(3), Path{Prefix: pfx("10.99.0.0/16")}) // without a next hop
@@ -86,7 +86,7 @@ func TestHalfATableOpensNothing(t *testing.T) {
 	}
 }
 
-// The second of two equal Syncs changes nothing, and asks no process.
+// The second of two equal Syncs changes nothing, and gives no order to a process.
 func TestSyncTwice(t *testing.T) {
 	s := newTestSpeaker(t)
 	want := Session{Peer: loopPeer(), Paths: pods(3)}
@@ -100,8 +100,8 @@ func TestSyncTwice(t *testing.T) {
 	becomes(t, s, "", reasonRefused)
 }
 
-// Whatever happens to sessions while they are changed, what was wanted last is what both switches
-// end with, nothing hangs, and nothing is left running.
+// Whatever happens while sessions change, both switches end with the paths that were desired last. Nothing hangs,
+// and nothing is left running.
 func TestChaos(t *testing.T) {
 	if testing.Short() || !alone(t) {
 		return
