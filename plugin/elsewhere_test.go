@@ -21,7 +21,7 @@ func TestAddressThatIsElsewhereOnTheHost(t *testing.T) {
 		{"blackhole of another agent", func(t *testing.T, h *host) { h.sh(t, "ip route add blackhole 10.88.0.1/32") }},
 		{"unreachable route of another agent", func(t *testing.T, h *host) { h.sh(t, "ip route add unreachable 10.88.0.1/32") }},
 		{"machine beside the host", func(t *testing.T, h *host) {
-			h.sh(t, "ip addr add 10.88.0.200/24 dev up0; ip neigh add 10.88.0.1 lladdr 02:00:00:00:00:99 dev up0 nud stale")
+			h.sh(t, "ip addr add 10.88.0.200/24 dev up0; ip neigh add 10.88.0.1 lladdr 02:00:00:00:00:99 dev up0 nud permanent")
 		}},
 		{"address of the host", func(t *testing.T, h *host) { h.sh(t, "ip addr add 10.88.0.1/24 dev up0") }},
 		{"pod of another store", func(t *testing.T, h *host) {

@@ -137,14 +137,15 @@ func (k *Kernel) Lookup(ctx context.Context, a netip.Addr) (Route, error) {
 // loopback is the index of lo in every namespace (linux/if.h: LOOPBACK_IFINDEX).
 const loopback = 1
 
-// TypeNeighbour is the Type of a holder that is no route: another machine, or something else on that link, answered
-// for the address.
+// TypeNeighbour is the Type of a holder that is not a route: somebody wrote a permanent neighbour entry for the
+// address.
 const TypeNeighbour = "neighbour"
 
 // Holders returns the routes of exactly these addresses: host routes, or type "local" or "broadcast" for
 // addresses of this machine. An address that only a wider route covers has none, unless the route leads
-// straight to a link that has a neighbour entry with a MAC for the address: such an entry is returned as
-// TypeNeighbour. Holders does not see a host route without a next hop, such as a blackhole (Host does), and no
+// straight to a link that has a permanent neighbour entry for the address: such an entry is returned as
+// TypeNeighbour. An entry that the kernel learned proves nothing: it outlives the pod of an earlier network
+// plugin on its bridge. Holders does not see a host route without a next hop, such as a blackhole (Host does), and no
 // neighbours before Linux 5.0.
 //
 // sourceless reports that this machine has no IPv4 source address for a link without addresses, such as a
@@ -188,7 +189,7 @@ func (k *Kernel) Holders(ctx context.Context, addrs ...netip.Addr) (held []Route
 		if err != nil {
 			continue // no entry
 		}
-		if e, ok := parseNeigh(answers[i]); ok && e.mac != "" && e.state&usable != 0 {
+		if e, ok := parseNeigh(answers[i]); ok && e.mac != "" && e.state&unix.NUD_PERMANENT != 0 {
 			held = append(held, Route{Type: TypeNeighbour, Dst: netip.PrefixFrom(e.ip, e.ip.BitLen()), Link: v.name(e.index)})
 		}
 	}

@@ -448,9 +448,9 @@ func TestHostAndLookup(t *testing.T) {
 	if err != nil || sourceless || len(held) != 2 || held[0].Type != "local" || held[0].Dst != pfx("10.0.0.11/32") || held[1].Type != "local" {
 		t.Errorf("holders %+v, %v, %v", held, sourceless, err)
 	}
-	s.run("ip neigh add 10.0.0.40 lladdr 02:00:00:00:00:40 dev eth0 nud stale")
-	s.run("ip neigh add fd00:10::40 lladdr 02:00:00:00:00:40 dev eth0 nud stale")
-	s.run("ip neigh add 10.0.0.41 dev eth0 nud failed")
+	s.run("ip neigh add 10.0.0.40 lladdr 02:00:00:00:00:40 dev eth0 nud permanent")
+	s.run("ip neigh add fd00:10::40 lladdr 02:00:00:00:00:40 dev eth0 nud permanent")
+	s.run("ip neigh add 10.0.0.41 lladdr 02:00:00:00:00:41 dev eth0 nud reachable")
 	held, _, err = s.k.Holders(t.Context(), addr("10.0.0.40"), addr("10.0.0.41"), addr("fd00:10::40"))
 	if err != nil || fmt.Sprint(held) != "[neighbour 10.0.0.40 dev eth0 neighbour fd00:10::40 dev eth0]" {
 		t.Errorf("neighbours: %v, %v", held, err)
