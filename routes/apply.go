@@ -202,7 +202,7 @@ func possible(object any) error {
 				return err
 			}
 			if o.Dst.Addr().Is6() && o.Via.Is4() {
-				return errors.New("an IPv6 route has no IPv4 next hop")
+				return errors.New("an IPv6 route cannot have an IPv4 next hop")
 			}
 		}
 		return proper("destination", o.Dst.Addr())

@@ -59,7 +59,7 @@ func ifTracked(a netip.Addr, err error) error {
 	if unsupported(err) {
 		return nil // the kernel has no nf_conntrack_netlink
 	}
-	return fmt.Errorf("forget connections of %v: %w", a, err)
+	return fmt.Errorf("delete tracked connections of %v: %w", a, err)
 }
 
 // unsupported reports whether the kernel lacks a part of netfilter (net/netfilter/nfnetlink.c:

@@ -117,7 +117,7 @@ type ending struct {
 	over error      // result of sent; errSending until then
 }
 
-var errSending = errors.New("the kernel has not taken it yet")
+var errSending = errors.New("the kernel has not accepted the deletion yet")
 
 func newEnding(c *conn, link string) *ending {
 	m := linkHeader(unix.RTM_DELLINK, 0).attrString(unix.IFLA_IFNAME, link)

@@ -67,7 +67,7 @@ func diff[T any, K comparable](observed, desired []T, id identity[T, K]) (set, d
 		k := id.key(d)
 		if at, ok := seen[k]; ok {
 			if twin := desired[at]; !id.right(twin, d) {
-				set = append(set, Change{Op: Add, Object: d, Err: fmt.Errorf("%s: desired twice, the other is %v", objectText(d), any(twin))})
+				set = append(set, Change{Op: Add, Object: d, Err: fmt.Errorf("%s: desired twice; the first desired object is %v", objectText(d), any(twin))})
 			}
 			continue
 		}
@@ -283,7 +283,7 @@ func foreignLink(got, want Link) error {
 	if kind == "" {
 		kind = "hardware"
 	}
-	return fmt.Errorf("link %s: want type %s, there is one of type %s: %w; delete or rename it", want.Name, want.Kind, kind, ErrForeign)
+	return fmt.Errorf("link %s: want type %s, but the existing link has type %s: %w; delete or rename the existing link", want.Name, want.Kind, kind, ErrForeign)
 }
 
 // withoutRemade removes the objects that are lost with links that are deleted and created again.

@@ -284,7 +284,7 @@ func TestDiff(t *testing.T) {
 			desired: rs(via("10.0.0.12"), via("10.0.0.12"), via("10.0.0.13")),
 			want: []string{
 				"add route 10.10.2.0/24 via 10.0.0.12 dev eth0 proto 119",
-				"add route 10.10.2.0/24 via 10.0.0.13 dev eth0 proto 119 ERR route 10.10.2.0/24 via 10.0.0.13 dev eth0 proto 119: desired twice, the other is 10.10.2.0/24 via 10.0.0.12 dev eth0 proto 119",
+				"add route 10.10.2.0/24 via 10.0.0.13 dev eth0 proto 119 ERR route 10.10.2.0/24 via 10.0.0.13 dev eth0 proto 119: desired twice; the first desired object is 10.10.2.0/24 via 10.0.0.12 dev eth0 proto 119",
 			},
 		},
 		"a vxlan that has to be made anew takes what is on it along": {
@@ -299,7 +299,7 @@ func TestDiff(t *testing.T) {
 		"a link of another kind": {
 			observed: State{Links: []Link{bridge}}, desired: State{Links: []Link{vx(1)}},
 			want: []string{"replace link edgeway.1 mtu 1450 up type vxlan id 1 local 10.0.0.11 dstport 8472 nolearning (was edgeway.1 mtu 1450 up type bridge)" +
-				" ERR link edgeway.1: want type vxlan, there is one of type bridge: held by another owner; delete or rename it"},
+				" ERR link edgeway.1: want type vxlan, but the existing link has type bridge: held by another owner; delete or rename the existing link"},
 		},
 		"what is left to the kernel is right as it is": {
 			observed: State{Links: []Link{{Name: "eth0", Kind: "veth", MAC: "02:00:00:00:00:01", MTU: 1500, Up: true}}},

@@ -235,7 +235,7 @@ func TestPodWiring(t *testing.T) {
 	t.Run("the name is taken in the pod", func(t *testing.T) {
 		twin := State{Links: []Link{{Name: "ewtwin", Kind: "veth", Peer: &Peer{Name: "eth0", Netns: pod.f}}}}
 		_, err := host.k.Sync(t.Context(), Scope{}, twin)
-		if err == nil || !strings.Contains(err.Error(), "the peer's network namespace has a link eth0 already") {
+		if err == nil || !strings.Contains(err.Error(), "the peer's network namespace already has a link eth0") {
 			t.Fatalf("err %v", err)
 		}
 	})

@@ -169,11 +169,11 @@ func linkHeader(typ uint16, index int) message {
 func (a *applier) addLink(l Link) error {
 	switch {
 	case l.Kind == "":
-		return fmt.Errorf("%w; it is not made here: check the name", errNoLink)
+		return fmt.Errorf("%w; edgeway does not create this link: check the name", errNoLink)
 	case l.Kind == "veth" && l.Peer == nil:
-		return errors.New("a veth is made with its peer, and none is given")
+		return errors.New("a veth needs a peer, but the desired link has no peer")
 	case len(l.Name) >= unix.IFNAMSIZ || (l.Peer != nil && len(l.Peer.Name) >= unix.IFNAMSIZ):
-		return fmt.Errorf("a link's name has at most %d bytes", unix.IFNAMSIZ-1)
+		return fmt.Errorf("the name of a link can have at most %d bytes", unix.IFNAMSIZ-1)
 	}
 	m, err := linkMessage(l, 0, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	if err != nil {
@@ -182,7 +182,7 @@ func (a *applier) addLink(l Link) error {
 	err = a.k.c.change(m)[0]
 	_, ok, ferr := a.v.fetch(l.Name)
 	if errors.Is(err, unix.EEXIST) && !ok && l.Peer != nil {
-		return fmt.Errorf("the peer's network namespace has a link %s already: %w", l.Peer.Name, err)
+		return fmt.Errorf("the peer's network namespace already has a link %s: %w", l.Peer.Name, err)
 	}
 	return errors.Join(err, ferr)
 }

@@ -227,7 +227,7 @@ func chosen(body []byte) (fibEntry, error) {
 	}
 	e, ok := parseRoute(body)
 	if !ok {
-		return e, errors.New("the kernel's answer is not understood")
+		return e, errors.New("the kernel's answer does not contain a usable route")
 	}
 	return e, nil
 }

@@ -23,7 +23,7 @@ import (
 // After an error the pair may exist in part; Sync says what is wrong.
 func (k *Kernel) MakePair(ctx context.Context, desired State) (peer int, err error) {
 	if len(desired.Links) != 1 || desired.Links[0].Peer == nil {
-		return 0, errors.New("a pair is one link with its peer")
+		return 0, errors.New("a pair needs exactly one desired link, and the link needs a peer")
 	}
 	l := desired.Links[0]
 	m, err := linkMessage(l, 0, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
@@ -53,7 +53,7 @@ func (k *Kernel) MakePair(ctx context.Context, desired State) (peer int, err err
 // asks nothing first.
 func (k *Kernel) Fill(ctx context.Context, index int, desired State) error {
 	if len(desired.Links) != 1 || index <= 0 {
-		return errors.New("one link is filled at a time")
+		return errors.New("exactly one desired link and its index are needed")
 	}
 	if slices.ContainsFunc(desired.Addrs, func(a Addr) bool { return a.Prefix.Addr().Is6() }) {
 		if _, err := k.c.listenLocal(); err != nil {
