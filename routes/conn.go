@@ -55,8 +55,8 @@ func dial(ns netns.NsHandle, protocol int) (*conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
-	// Strict checks let the kernel filter dumps (Linux 4.20). Without them our code still applies every
-	// filter. Extended acknowledgements carry the kernel's error text.
+	// Strict checks let the kernel filter dumps (Linux 4.20). Without strict checks our code still applies
+	// every filter. Extended acknowledgements carry the kernel's error text.
 	_ = unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
 	_ = unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
 	_ = unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
@@ -134,9 +134,9 @@ func (c *conn) change(msgs ...message) []error {
 	return errs
 }
 
-// batch sends msgs in one sendmsg. The kernel works on them in order and answers each that fails
-// (net/netlink/af_netlink.c: netlink_rcv_skb). So only the last message asks for an acknowledgement, which
-// says that all are done.
+// batch sends msgs in one sendmsg. The kernel works on them in order and answers each message
+// that fails (net/netlink/af_netlink.c: netlink_rcv_skb). So only the last message asks for an
+// acknowledgement. The acknowledgement says that the kernel has worked on all messages.
 func (c *conn) batch(msgs []message, errs []error) error {
 	first := c.seq + 1
 	var out []byte

@@ -20,7 +20,7 @@ const (
 )
 
 // linkSettings returns the place of a setting in a link's description, by family and name. The place of an
-// IPv4 setting is one less than its number: the list starts with the second one (net/ipv4/devinet.c).
+// IPv4 setting is its number minus one, because the numbers start at 1 (net/ipv4/devinet.c).
 func linkSettings(family, name string) (at int, ok bool) {
 	switch family + " " + name {
 	case "ipv4 forwarding", "ipv6 forwarding":
@@ -140,7 +140,7 @@ func (v *view) noteConf(link string, description []byte) {
 // forwardsNot reports whether the settings of a link say that IPv4 forwarding is off.
 func forwardsNot(b []byte) bool {
 	values := parseConf(b)["ipv4"]
-	return len(values) >= 4 && binary.NativeEndian.Uint32(values) == 0 // linkSettings: the first one
+	return len(values) >= 4 && binary.NativeEndian.Uint32(values) == 0 // forwarding is the first setting: see linkSettings
 }
 
 func parseConf(b []byte) map[string][]byte {

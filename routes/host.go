@@ -142,9 +142,9 @@ const loopback = 1
 const TypeNeighbour = "neighbour"
 
 // Holders returns the routes of exactly these addresses: host routes, or type "local" or "broadcast" for
-// addresses of this machine. An address that only a wider route covers has none, unless the route leads
-// straight to a link that has a permanent neighbour entry for the address: such an entry is returned as
-// TypeNeighbour. An entry that the kernel learned proves nothing: it outlives the pod of an earlier network
+// addresses of this machine. An address that only a wider route covers has no holder, unless the route
+// leads straight to a link that has a permanent neighbour entry for the address: Holders returns such an entry
+// as TypeNeighbour. An entry that the kernel learned proves nothing: it outlives the pod of an earlier network
 // plugin on its bridge. Holders does not see a host route without a next hop, such as a blackhole (Host does), and no
 // neighbours before Linux 5.0.
 //

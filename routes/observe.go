@@ -55,7 +55,7 @@ func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, 
 	if out, ok := v.observeHosts(scope, want, desired); ok {
 		return out, nil
 	}
-	brief := v.brief && len(want) == n // of two routes for one place neither is left out: Diff reports them
+	brief := v.brief && len(want) == n // two desired routes in one place are both observed: Diff reports them
 	var out []Route
 	right, wrong := 0, false
 	for _, o := range owners {
@@ -103,12 +103,12 @@ func (v *view) wrong(desired []Route) (out []Route) {
 
 // listed is a route that the kernel listed.
 type listed struct {
-	at    int       // index of the desired route in its place; -1: there is none
+	at    int       // index of the desired route in its place; -1: no desired route is there
 	entry *fibEntry // nil: the desired route itself
 }
 
 // compare lists the owner's routes. If brief is set, it compares them with the desired routes while the kernel
-// lists them, and leaves out the entries of those that are right: nearly all, as a rule.
+// lists them, and leaves out the entries of the routes that are right. Usually nearly all routes are right.
 func (v *view) compare(fam uint8, o owner, want map[routeKey]int, desired []Route, brief bool) ([]listed, error) {
 	link := ""
 	for _, r := range desired { // while the kernel lists routes, nothing else can be asked
@@ -171,9 +171,9 @@ func (v *view) observeTables(fam uint8, scope Scope, want map[routeKey]int, owne
 // hostRoutesAtOnce is how many routes are looked up one by one before a dump is cheaper.
 const hostRoutesAtOnce = 4
 
-// observeHosts looks up the few host routes of one attachment, without reading those of all others:
-// the longest match of a whole address is its host route, if there is one. ok is false if
-// only a dump can tell.
+// observeHosts looks up the few host routes of one attachment, without reading the routes of all other
+// attachments. The longest match of a whole address is the host route of the address, if there is a host
+// route. ok is false if only a dump can tell.
 func (v *view) observeHosts(scope Scope, want map[routeKey]int, desired []Route) (out []Route, ok bool) {
 	if scope.Protocol != 0 || v.holders || len(want) > hostRoutesAtOnce {
 		return nil, false

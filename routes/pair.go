@@ -15,12 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MakePair makes the veth pair desired.Links[0], and gives the end in this namespace all objects that desired
-// has on it. It asks nothing first, because the content of a new link is known. So it takes two messages to
-// the kernel where Sync takes ten. peer is the index of the other end, or 0 if the kernel does not report it
-// (before Linux 6.2).
+// MakePair makes the veth pair desired.Links[0], and adds all objects that desired has on the end in this
+// namespace. MakePair does not read the new link first, because a new link is empty. So MakePair sends two
+// messages to the kernel, while Sync sends ten. peer is the index of the other end, or 0 if the kernel does
+// not report the index (before Linux 6.2).
 //
-// After an error the pair may exist in part; Sync says what is wrong.
+// After an error the pair may be incomplete. Sync reports what is wrong.
 func (k *Kernel) MakePair(ctx context.Context, desired State) (peer int, err error) {
 	if len(desired.Links) != 1 || desired.Links[0].Peer == nil {
 		return 0, errors.New("a pair needs exactly one desired link, and the link needs a peer")
@@ -49,8 +49,8 @@ func (k *Kernel) MakePair(ctx context.Context, desired State) (peer int, err err
 	return peer, k.furnish(ctx, v, desired)
 }
 
-// Fill gives the empty link with that index all objects that desired has on it, and sets the link up. It
-// asks nothing first.
+// Fill adds all objects that desired has on the link to the empty link with that index, and sets the link
+// up. Fill does not read the link first.
 func (k *Kernel) Fill(ctx context.Context, index int, desired State) error {
 	if len(desired.Links) != 1 || index <= 0 {
 		return errors.New("exactly one desired link and its index are needed")
@@ -65,7 +65,7 @@ func (k *Kernel) Fill(ctx context.Context, index int, desired State) error {
 	return k.furnish(ctx, v, desired)
 }
 
-// furnish gives the new link that desired names all its objects.
+// furnish adds all objects of desired to the new link that desired names.
 func (k *Kernel) furnish(ctx context.Context, v *view, desired State) error {
 	v.quiet = true
 	link := Change{Op: Add, Object: desired.Links[0]}
@@ -86,13 +86,14 @@ func (k *Kernel) furnish(ctx context.Context, v *view, desired State) error {
 	return errors.Join(errs...)
 }
 
-// aliasMessage gives a link its alias; the link is found by its name.
+// aliasMessage sets the alias of a link. The kernel finds the link by its name.
 func aliasMessage(l Link) message {
 	return linkHeader(unix.RTM_NEWLINK, 0).attrString(unix.IFLA_IFNAME, l.Name).attr(unix.IFLA_IFALIAS, []byte(l.Alias))
 }
 
-// create sends a request that makes an object and a request that follows at once: no kill comes between
-// them. It returns the kernel's description of the object; nil before Linux 6.2.
+// create sends a request that makes an object together with the request that must follow. A process that is
+// killed has sent both requests or none. create returns the kernel's description of the object, or nil before
+// Linux 6.2.
 func (c *conn) create(m, then message) (description []byte, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -148,7 +149,7 @@ func (k *Kernel) AwaitLocal(ctx context.Context, addrs []netip.Addr) {
 }
 
 // listenLocal makes the kernel announce new IPv6 routes to this socket. The socket was bound when it was
-// opened: an unbound socket hears nothing. before reports whether the kernel already announced them.
+// opened: an unbound socket receives no announcements. before reports whether the socket was already listening.
 func (c *conn) listenLocal() (before bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -189,8 +190,8 @@ func (c *conn) awaitLocal(addrs []netip.Addr) {
 	_ = unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: replyTimeout})
 }
 
-// Cookie is the number of the namespace, which the kernel never reuses within a boot; 0 before
-// Linux 5.14.
+// Cookie is the number of the namespace. The kernel never reuses the number within a boot. Cookie is 0
+// before Linux 5.14.
 func (k *Kernel) Cookie() uint64 {
 	k.c.mu.Lock()
 	defer k.c.mu.Unlock()
@@ -201,7 +202,7 @@ func (k *Kernel) Cookie() uint64 {
 	return cookie
 }
 
-// Settle makes an end of a pair work at once. When a carrier comes up, the kernel leaves the rest to a
+// Settle makes an end of a pair usable at once. When a carrier comes up, the kernel leaves the rest to a
 // work queue for up to a second (net/core/link_watch.c). The end that was set up first needs a queue
 // discipline (net/sched/sch_generic.c: dev_activate): without it, everything that the end sends is dropped.
 // IPv6 addresses need the state UP (net/ipv6/addrconf.c: addrconf_dad_begin). A request for the carrier

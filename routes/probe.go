@@ -79,8 +79,8 @@ func (k *Kernel) Listen(ctx context.Context, neighbours []Neighbour) (map[Neighb
 	return heard, errors.Join(errs...)
 }
 
-// hearing reads the state of the entry, which is zero if there is no entry. A permanent or NOARP entry tells
-// nothing: the kernel never probes it.
+// hearing reads the state of the entry, which is zero if there is no entry. A permanent or NOARP entry is
+// no evidence: the kernel never probes such an entry.
 func (e entry) hearing() Hearing {
 	switch {
 	case e.state&unix.NUD_REACHABLE != 0:
@@ -91,8 +91,8 @@ func (e entry) hearing() Hearing {
 	return Unsure
 }
 
-// probe makes the kernel probe a neighbour; nil if nothing is to ask. An entry with a MAC is probed at once,
-// however fresh it is. An entry without a MAC is resolved as for a packet.
+// probe returns the request that makes the kernel probe a neighbour, or nil if no probe is needed. The kernel
+// probes an entry with a MAC at once, however fresh the entry is. An entry without a MAC is resolved as for a packet.
 func (e entry) probe(ip netip.Addr, index int) message {
 	ask := func(state uint16, ntf uint8) message {
 		return neighMessage(unix.RTM_NEWNEIGH, createOrSet, family(ip), index, state, ntf).attrAddr(unix.NDA_DST, ip)

@@ -47,11 +47,11 @@ func routeMessage(typ uint16, flags int, r Route, scope, kind uint8) message {
 // routeStep makes the change of a route so that the destination always has a route.
 //
 // The kernel replaces an IPv6 route (NLM_F_REPLACE) without the loss of a packet. When it replaces an IPv4
-// route, it marks the old route as dead. A packet's lookup that holds the old route then skips it, goes on
-// behind it, and so misses the new route in the old route's place (net/ipv4/fib_trie.c: fib_table_insert,
-// fib_table_lookup). So the new route is appended behind the old route, where such a lookup finds it, and
-// then the old route is deleted. A route that shares its place with others is replaced: an appended route
-// would stand behind the others.
+// route, it marks the old route as dead. A lookup that has already reached the old route then skips the old
+// route and continues behind it, so the lookup misses the new route in the old route's place
+// (net/ipv4/fib_trie.c: fib_table_insert, fib_table_lookup). So routeStep appends the new route behind the
+// old route, where such a lookup finds the new route, and then deletes the old route. If other routes share
+// the place, routeStep replaces the old route: an appended route would stand behind the other routes.
 func (v *view) routeStep(c *Change, r Route) (s step, err error) {
 	s.c = c
 	was, replaces := c.Was.(Route)
@@ -83,7 +83,7 @@ func (v *view) newRoute(r Route, flag int) (message, error) {
 		return nil, err
 	}
 	if h, ok := v.nextHopOf(r); ok && v.objects[h] != 0 {
-		r.NextHopID, r.Onlink = v.objects[h], false // the object has the flag
+		r.NextHopID, r.Onlink = v.objects[h], false // the next hop object carries the flag
 	}
 	scope := uint8(unix.RT_SCOPE_UNIVERSE)
 	if r.Dst.Addr().Is4() && !r.Via.IsValid() && r.Type == "" {
@@ -274,7 +274,7 @@ func (v *view) fib(family uint8, table int, protocol Protocol, expect int) ([]fi
 	return v.fibIf(family, owner{table, protocol}, expect, func(fibEntry) bool { return true })
 }
 
-// fibIf reads the owner's entries that are wanted.
+// fibIf reads the owner's entries for which wanted returns true.
 func (v *view) fibIf(family uint8, of owner, expect int, wanted func(fibEntry) bool) ([]fibEntry, error) {
 	entries, err := listRoutes(v.c, family, of, expect, func(e fibEntry) (fibEntry, bool) { return e, wanted(e) })
 	if err != nil {
@@ -287,8 +287,8 @@ func (v *view) fibIf(family uint8, of owner, expect int, wanted func(fibEntry) b
 	return entries, v.reveal(hidden)
 }
 
-// listRoutes calls keep for each route of the owner while the kernel lists them, and returns what keep kept.
-// If changes interrupt the list, keep is called for all routes again.
+// listRoutes calls keep for each route of the owner while the kernel lists the routes, and returns the values
+// that keep accepted. If a change interrupts the list, listRoutes calls keep for all routes again.
 func listRoutes[T any](c *conn, family uint8, of owner, expect int, keep func(fibEntry) (T, bool)) ([]T, error) {
 	h := make([]byte, unix.SizeofRtMsg)
 	h[0], h[5] = family, uint8(of.protocol)

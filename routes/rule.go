@@ -101,8 +101,8 @@ func (r rule) covers(src, dst netip.Addr) bool {
 }
 
 // Ruled asks the kernel for the ways of packets to addrs. It returns the ways that a policy rule of another
-// owner decides: the kernel does not ask main, or finds nothing there. If the node has a pod, they are the
-// ways of a pod's packets. Without such rules Ruled asks for no way.
+// owner decides: the kernel does not look into table main, or finds no route in table main. If the node has a
+// pod, the ways are those of a pod's packets. Without such rules Ruled asks for no way.
 func (k *Kernel) Ruled(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]Way, error) {
 	v := newView(k.c)
 	out := map[netip.Addr]Way{}
