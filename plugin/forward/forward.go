@@ -22,7 +22,7 @@
 //	  length, 0x01, NAME=VALUE NUL ..., NUL,
 //	  standard input, NUL, path of the socket (+ netns) ---->
 //	                                         <---- length, exit status (0 or 1), standard output
-//	  0x06, once that is printed ---------------------------> end of file instead: it is undone
+//	  0x06, once the answer is printed ---------------------> end of file instead: the call is undone
 //
 // An answer with another first byte than 0 or 1 is a refusal: the daemon did nothing.
 package forward
@@ -69,7 +69,7 @@ type Rest struct {
 	Stdin []byte
 	// Begun: a daemon took the call and did not answer. The effect of the call is not known.
 	Begun bool
-	// Silent: a daemon is still connected, and has not read the call or not answered it in time.
+	// Silent: a daemon is still connected, and has not read the call, or has not answered the call in time.
 	Silent bool
 }
 
@@ -125,8 +125,8 @@ func (c *call) close() {
 }
 
 // variables starts the request with the CNI variables. A call without a verb comes from a person, and
-// VERSION needs no daemon. The environment is read as the kernel has it (proc(5)), since package syscall
-// makes a map of it.
+// VERSION needs no daemon. The environment is read from the kernel (proc(5)), because package syscall makes
+// a map of the environment.
 func (c *call) variables(environ string) bool {
 	fd, errno := open(unsafe.StringData(environ))
 	if errno != 0 {
@@ -310,8 +310,8 @@ func (c *call) receive() bool {
 	return true
 }
 
-// print writes the answer to standard output and acknowledges it. Without that the daemon undoes what it
-// did.
+// print writes the answer to standard output and acknowledges the answer. Without the acknowledgement
+// the daemon undoes the call.
 func (c *call) print() bool {
 	c.patience.seconds = c.limit.print
 	for len(c.answer) > 0 {
@@ -326,13 +326,13 @@ func (c *call) print() bool {
 			c.answer = c.answer[n:]
 		}
 	}
-	// Lost if the daemon is gone by now, and then nobody waits for it.
+	// If the daemon has ended by now, the acknowledgement is lost, but then nobody waits for it.
 	c.buffer[0] = acknowledged
 	_, _ = c.sendmsg(c.daemon, c.buffer[:1], -1)
 	return true
 }
 
-// hangUp ends the call without the acknowledgement, and waits until the daemon has undone what it did.
+// hangUp ends the call without the acknowledgement, and waits until the daemon has undone the call.
 func (c *call) hangUp() {
 	shutdown(c.daemon)
 	c.patience.seconds = c.limit.answer

@@ -24,8 +24,8 @@ import (
 
 const patienceOfTests = 20 * time.Second
 
-// exchange makes one call, as the process does, with files in the place of its environment, of
-// standard input and of standard output.
+// exchange makes one call, as the process does. Files take the place of the environment, standard input
+// and standard output.
 type exchange struct {
 	env    []string
 	stdin  io.Reader
@@ -73,7 +73,7 @@ func pipe(t testing.TB) (r, w *os.File) {
 	return r, w
 }
 
-// listen makes a socket on which serve has each connection.
+// listen makes a socket, and calls serve with each connection.
 func listen(t testing.TB, serve func(conn *net.UnixConn)) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "sock")
@@ -119,7 +119,7 @@ func daemon(t testing.TB, h api.Handler) (path string) {
 
 func conf(socket string) string { return fmt.Sprintf(`{"name":"net","socket": %q}`, socket) }
 
-// The daemon gets what the runtime gave, and the runtime what the daemon answers.
+// The daemon receives the whole call of the runtime, and the runtime receives the answer of the daemon.
 func TestForward(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "netns")
 	if err := os.WriteFile(file, []byte("the namespace"), 0o600); err != nil {
@@ -158,7 +158,7 @@ func TestForward(t *testing.T) {
 	if e.run(t); !e.served || brought != "" || got.Command != "GC" {
 		t.Errorf("without a namespace: %+v", e)
 	}
-	// Standard input that comes in pieces is put together.
+	// Standard input may arrive in pieces.
 	r, w := io.Pipe()
 	go func() {
 		for _, b := range []byte(conf(socket)) {
@@ -172,7 +172,7 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// An unusual call is left to the program, with all that was read, and nothing is printed.
+// An unusual call is left to the program, with all input that was read. Nothing is printed.
 func TestLeft(t *testing.T) {
 	asked := 0
 	socket := daemon(t, func(context.Context, api.Request, *os.File) api.Reply {
@@ -221,7 +221,7 @@ func TestLeft(t *testing.T) {
 	}
 }
 
-// A daemon that takes the call and does not answer it leaves the caller in the dark, which is told.
+// If a daemon takes the call and does not answer, the effect of the call is not known. The Rest says so.
 func TestBroken(t *testing.T) {
 	for _, tt := range []struct {
 		name, answer string
@@ -260,7 +260,7 @@ func receive(t testing.TB, conn *net.UnixConn) {
 	}
 }
 
-// Each wait has an end: for standard input, for a daemon that takes nothing, for its answer.
+// Each wait ends: for standard input, for a daemon that does not read the call, and for the answer.
 func TestPatience(t *testing.T) {
 	short := patience{stdin: 1, answer: 1, print: 1}
 	gone := make(chan struct{})
@@ -279,7 +279,7 @@ func TestPatience(t *testing.T) {
 		select {
 		case <-done:
 		case <-time.After(patienceOfTests):
-			t.Fatal("it waits for ever")
+			t.Fatal("the wait does not end")
 		}
 		if e.served || e.Begun || string(e.Stdin) != conf(socket) {
 			t.Errorf("%+v", e)
@@ -317,7 +317,7 @@ func TestPatience(t *testing.T) {
 	})
 }
 
-// A result that reached nobody is not acknowledged.
+// A result that could not be printed is not acknowledged, and the daemon undoes the call.
 func TestUndelivered(t *testing.T) {
 	undone := make(chan struct{})
 	socket := daemon(t, func(context.Context, api.Request, *os.File) api.Reply {
@@ -338,19 +338,20 @@ func TestUndelivered(t *testing.T) {
 	}
 	c := &call{in: int(in.Fd()), out: int(full.Fd()), limit: usual}
 	if !c.serve(environ+"\x00") || c.status != 1 {
-		t.Errorf("status %d", c.status)
+		t.Errorf("the call was not served, or its status is %d; want 1", c.status)
 	}
 	select {
 	case <-undone: // before the plugin ends
 	default:
-		t.Error("it is not undone")
+		t.Error("the call is not undone when serve returns")
 	}
 	c.close()
 	in.Close()
 	full.Close()
 }
 
-// Standard output that was closed is /dev/null to a Go program: nothing may be made for it.
+// A Go program sees a closed standard output as /dev/null. A call whose result nobody can read must not make
+// anything.
 func TestClosedStandardOutput(t *testing.T) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -359,7 +360,7 @@ func TestClosedStandardOutput(t *testing.T) {
 	defer null.Close()
 	c := &call{out: int(null.Fd())}
 	if c.printable() {
-		t.Error("/dev/null passes for a reader")
+		t.Error("/dev/null is taken for a usable standard output")
 	}
 	zero, err := os.Open("/dev/zero")
 	if err != nil {
@@ -371,7 +372,7 @@ func TestClosedStandardOutput(t *testing.T) {
 	}
 }
 
-// The package writes the kernel's numbers and structures down itself.
+// The package has its own copies of the kernel's numbers and structures.
 func TestNumbers(t *testing.T) {
 	for name, pair := range map[string][2]uintptr{
 		"read": {sysRead, syscall.SYS_READ}, "write": {sysWrite, syscall.SYS_WRITE}, "close": {sysClose, syscall.SYS_CLOSE},
@@ -394,12 +395,12 @@ func TestNumbers(t *testing.T) {
 		}
 	}
 	if defaultSocket != api.DefaultSocket || maxAnswer != api.MaxMessage {
-		t.Error("the package's idea of daemon/api is out of date")
+		t.Error("defaultSocket or maxAnswer differs from daemon/api")
 	}
 }
 
-// The executable forwards before it has initialised what it links, but for packages of the runtime
-// and two that ask the processor about its features.
+// The executable forwards the call before it initialises the packages that it links. Exceptions are the
+// packages of the runtime, and two packages that ask the processor about its features.
 func TestOrder(t *testing.T) {
 	exe := filepath.Join(t.TempDir(), "edgeway")
 	build := exec.Command("go", "build", "-o", exe, "github.com/edgeway-cni/edgeway/plugin/edgeway")
@@ -408,7 +409,7 @@ func TestOrder(t *testing.T) {
 	}
 	cmd := exec.Command(exe)
 	cmd.Env = []string{"GODEBUG=inittrace=1"}
-	out, _ := cmd.CombinedOutput() // an error: there is no verb
+	out, _ := cmd.CombinedOutput() // the command fails because there is no verb
 	var before, after []string
 	for line := range strings.Lines(string(out)) {
 		f := strings.Fields(line)
@@ -429,7 +430,7 @@ func TestOrder(t *testing.T) {
 	}
 	for _, p := range []string{"os", "net", "github.com/mdlayher/netlink"} {
 		if !slices.Contains(after, p) {
-			t.Errorf("%s is not seen to be initialised after it: before %v, after %v", p, before, after)
+			t.Errorf("%s is not initialised after the call is forwarded: before %v, after %v", p, before, after)
 		}
 	}
 }

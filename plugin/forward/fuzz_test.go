@@ -11,8 +11,8 @@ import (
 	"github.com/edgeway-cni/edgeway/plugin"
 )
 
-// FuzzForward compares a forwarded call with the same call of the whole program: whatever the
-// daemon answers to the one it answers to the other.
+// FuzzForward compares a forwarded call with the same call of the whole program. Both calls must have the
+// same exit status and print the same answer.
 func FuzzForward(f *testing.F) {
 	const keys = `"cniVersion":"1.1.0","name":"net","type":"edgeway","socket":"SOCKET"`
 	for _, stdin := range []string{
@@ -36,7 +36,7 @@ func FuzzForward(f *testing.F) {
 		e := exchange{}
 		for k, v := range variables {
 			if strings.Contains(v, "\x00") {
-				t.Skip("no environment has it")
+				t.Skip("an environment variable cannot contain a NUL")
 			}
 			e.env = append(e.env, k+"="+v)
 		}
@@ -53,7 +53,7 @@ func FuzzForward(f *testing.F) {
 		var out bytes.Buffer
 		status := plugin.Process{Getenv: func(k string) string { return variables[k] }, Stdin: bytes.NewReader(stdin), Stdout: &out}.Run(t.Context())
 		if status != e.status || out.String() != e.stdout {
-			t.Errorf("forwarded: status %d, %q\nitself:    status %d, %q", e.status, e.stdout, status, out.String())
+			t.Errorf("forwarded:     status %d, %q\nwhole program: status %d, %q", e.status, e.stdout, status, out.String())
 		}
 	})
 }
