@@ -31,7 +31,7 @@ func largeSpace(b testing.TB) *space {
 	return s
 }
 
-// A look at 5,000 routes that are right allocated 4.8 MB each time.
+// Each look at 5,000 routes that were right allocated 4.8 MB.
 func TestLookAtManyRoutesAllocatesLittle(t *testing.T) {
 	s, want := largeSpace(t), manyRoutes(5000)
 	s.sync(nodeScope, want)

@@ -7,8 +7,9 @@ import (
 	"testing"
 )
 
-// A link is gone, with its other end and all that was on both, when Delete returns, and its name and
-// addresses can be used at once. The kernel acknowledges it later: Close waits for that.
+// When Delete returns, the link, its other end and all objects on both ends are gone. The name and the
+// addresses can be used at once. The kernel acknowledges the deletion later: Close waits for the
+// acknowledgement.
 func TestDeletions(t *testing.T) {
 	s, pod := newSpace(t), newSpace(t)
 	d, err := OpenDeletions(s.f)
@@ -33,16 +34,16 @@ func TestDeletions(t *testing.T) {
 		}
 		early += len(d.dying)
 		if links, err := s.k.Links(t.Context(), "ew"); err != nil || len(links) > 0 {
-			t.Errorf("link %d stays: %v, %v", i, links, err)
+			t.Errorf("link %d still exists: %v, %v", i, links, err)
 		}
 		if out := pod.run("ip addr"); strings.Contains(out, "eth0") {
-			t.Errorf("the other end stays: %s", out)
+			t.Errorf("the other end still exists: %s", out)
 		}
 		if out := s.run("ip route"); strings.Contains(out, "10.9.0.1") {
-			t.Errorf("its route stays: %s", out)
+			t.Errorf("the route over the link still exists: %s", out)
 		}
 	}
-	t.Logf("%d of 20 deletions had no acknowledgement when they returned", early)
+	t.Logf("%d of 20 deletions were not acknowledged when Delete returned", early)
 	if existed, err := d.Delete(t.Context(), "ew0"); existed || err != nil {
 		t.Errorf("absent link: existed %v, %v", existed, err)
 	}
@@ -65,7 +66,7 @@ func TestDeletionsSideBySide(t *testing.T) {
 	}
 	var wait sync.WaitGroup
 	for _, l := range want.Links {
-		for range 2 { // one of two finds it
+		for range 2 { // only one of the two calls finds the link
 			wait.Go(func() {
 				if _, err := d.Delete(t.Context(), l.Name); err != nil {
 					t.Errorf("%s: %v", l.Name, err)
@@ -75,7 +76,7 @@ func TestDeletionsSideBySide(t *testing.T) {
 	}
 	wait.Wait()
 	if left, err := s.k.Links(t.Context(), "ew"); err != nil || len(left) > 0 {
-		t.Errorf("%d links stay: %v", len(left), err)
+		t.Errorf("%d links still exist: %v", len(left), err)
 	}
 	d.Close()
 	if len(d.dying) > 0 {

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watched runs Watch on its own; stop ends it and must not take long.
+// watched runs Watch in a goroutine. stop ends Watch, and must return soon.
 func (s *space) watched(changed func()) (stop func()) {
 	s.t.Helper()
 	ctx, cancel := context.WithCancel(s.t.Context())
@@ -39,10 +39,10 @@ func signal(ch chan struct{}) {
 	}
 }
 
-// listening waits until the watch hears what happens, and empties events.
+// listening waits until the watch reports changes, and empties events.
 func (s *space) listening(events chan struct{}) {
 	s.t.Helper()
-	eventually(s.t, "the watch listens", func() bool {
+	eventually(s.t, "the watch reports a change", func() bool {
 		s.run("ip addr replace 10.0.0.78/32 dev eth0")
 		s.run("ip addr del 10.0.0.78/32 dev eth0")
 		select {
@@ -57,8 +57,8 @@ func (s *space) listening(events chan struct{}) {
 	}
 }
 
-// TestWatchSurvivesLostEvents floods the socket while the watcher is busy, until the kernel says
-// ENOBUFS; the watcher must say "look again" and go on.
+// TestWatchSurvivesLostEvents floods the socket while the watcher is busy, until the kernel answers ENOBUFS.
+// The watcher must call back once and continue.
 func TestWatchSurvivesLostEvents(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
@@ -87,7 +87,7 @@ func TestWatchSurvivesLostEvents(t *testing.T) {
 	drops := s.netlinkDrops()
 	close(busy)
 	if drops == 0 {
-		t.Fatal("the kernel lost no event: the test proves nothing")
+		t.Fatal("the kernel lost no event, so the test proves nothing")
 	}
 	<-events
 	s.listening(events)
@@ -113,7 +113,8 @@ func (s *space) netlinkDrops() (sum int) {
 	return sum
 }
 
-// TestArpDoesNotWakeTheWatch: what ARP learns on the uplink is no event, nor on a pod's link.
+// TestArpDoesNotWakeTheWatch: an entry that ARP learns on the uplink or on a pod's link does not count as a
+// change.
 func TestArpDoesNotWakeTheWatch(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
@@ -132,16 +133,16 @@ func TestArpDoesNotWakeTheWatch(t *testing.T) {
 		t.Error("neighbours of edgeway.1 are not watched")
 	}
 	if w.counts(neigh(3)) {
-		t.Error("a neighbour of another's link counts")
+		t.Error("a neighbour on a link that is not ours counts")
 	}
 	if !w.counts(neigh(7)) {
-		t.Error("a neighbour of our link does not count")
+		t.Error("a neighbour on our link does not count")
 	}
 }
 
-// TestPodsDoNotWakeTheWatch: each pod that came and went had the daemon look at the whole node. The
-// kernel says things of the uplink at its leisure (an address has passed duplicate detection), so
-// that not the looks are counted: each event that counts must be about another link than the pods'.
+// TestPodsDoNotWakeTheWatch: each pod that started or ended made the daemon look at the whole node. The test
+// does not count the looks, because the kernel announces changes of the uplink at any time (for example, an
+// address has passed duplicate detection). Instead, no event that counts may be about a pod's link.
 func TestPodsDoNotWakeTheWatch(t *testing.T) {
 	s, pod := newSpace(t), newSpace(t)
 	s.wire()
@@ -151,7 +152,7 @@ func TestPodsDoNotWakeTheWatch(t *testing.T) {
 	}
 	defer events.Close()
 	w := newWatcher()
-	others := map[int]bool{0: true} // links that are not a pod's; 0: the event names none
+	others := map[int]bool{0: true} // links that are not a pod's; 0: the event names no link
 	devices, err := newView(s.k.c).all()
 	if err != nil {
 		t.Fatal(err)
@@ -164,7 +165,7 @@ func TestPodsDoNotWakeTheWatch(t *testing.T) {
 	for range 3 {
 		s.sync(Scope{}, onHost)
 		pod.sync(Scope{}, inPod)
-		eventually(t, "the pod answers", func() bool { _, err := s.try("ping -c1 -W1 fd00:10:1::5"); return err == nil })
+		eventually(t, "the pod answers the ping", func() bool { _, err := s.try("ping -c1 -W1 fd00:10:1::5"); return err == nil })
 		s.sync(Scope{Links: []string{podLink}}, State{})
 	}
 	const last = "10.0.0.79/32"
@@ -192,11 +193,11 @@ func TestPodsDoNotWakeTheWatch(t *testing.T) {
 		}
 	}
 	if ofPods < 3*10 {
-		t.Errorf("%d events of three pods' links: the test proves nothing", ofPods)
+		t.Errorf("only %d events of three pods' links, so the test proves nothing", ofPods)
 	}
 	for index := range w.harmed {
 		if !others[index] && index != elsewhere {
-			t.Errorf("a pod that came and went left link %d to be repaired", index)
+			t.Errorf("link %d of a pod that has ended is still reported for repair", index)
 		}
 	}
 
@@ -212,7 +213,7 @@ func TestPodsDoNotWakeTheWatch(t *testing.T) {
 		select {
 		case <-heard:
 		case <-time.After(5 * time.Second):
-			t.Errorf("%s was not heard", change)
+			t.Errorf("the watch did not report the change: %s", change)
 		}
 	}
 }
@@ -237,7 +238,7 @@ func TestLossOnAPodsLinkWasNotHeard(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	eventually(t, "the watch hears", func() bool {
+	eventually(t, "the watch reports a loss", func() bool {
 		s.run("ip route replace blackhole 10.0.9.9/32 metric 7")
 		select {
 		case <-heard:
@@ -256,12 +257,12 @@ func TestLossOnAPodsLinkWasNotHeard(t *testing.T) {
 		select {
 		case <-heard:
 		case <-time.After(5 * time.Second):
-			t.Errorf("%s was not heard", loss)
+			t.Errorf("the watch did not report the loss: %s", loss)
 		}
 	}
 }
 
-// linkOfEvent is the index of the link that a message of rtnetlink is about; 0 where it names none.
+// linkOfEvent is the index of the link that an rtnetlink message is about; 0 if the message names no link.
 func linkOfEvent(h unix.NlMsghdr, body []byte) int {
 	switch h.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_NEWADDR, unix.RTM_DELADDR, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
@@ -277,8 +278,8 @@ func linkOfEvent(h unix.NlMsghdr, body []byte) int {
 	return e.index
 }
 
-// TestNextHopChangesWithoutGap sends packets of both families all the time while the next hop of their
-// destination changes, from underlay to underlay and to the overlay and back: every packet arrives.
+// TestNextHopChangesWithoutGap sends packets of both families without a pause while the next hop of
+// their destination changes, from underlay to underlay, to the overlay and back. Every packet must arrive.
 func TestNextHopChangesWithoutGap(t *testing.T) {
 	s := newSpace(t)
 	lan := s.wire()
@@ -346,7 +347,7 @@ func TestNextHopChangesWithoutGap(t *testing.T) {
 	t.Logf("all of %d packets arrived during 100 changes", sent)
 }
 
-// TestManyAtOnce: one Kernel serves many attachments side by side.
+// TestManyAtOnce: one Kernel serves many attachments at the same time.
 func TestManyAtOnce(t *testing.T) {
 	host := newSpace(t)
 	const pods = 8
@@ -385,7 +386,7 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
-// TestNothingIsLeftOpen: a Kernel that is closed leaves no descriptor and no goroutine.
+// TestNothingIsLeftOpen: a closed Kernel leaves no open descriptor and no goroutine.
 func TestNothingIsLeftOpen(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
@@ -439,7 +440,7 @@ func openFiles(t *testing.T) int {
 }
 
 // TestForwardingKeepsAdvertisedDefaultRoute: a host that got its IPv6 default route from the
-// router on the LAN keeps it when it begins to forward.
+// router on the LAN keeps the route when the host begins to forward.
 func TestForwardingKeepsAdvertisedDefaultRoute(t *testing.T) {
 	forward := Sysctl{"net/ipv6/conf/all/forwarding", "1"}
 	for _, c := range []struct {
@@ -451,7 +452,7 @@ func TestForwardingKeepsAdvertisedDefaultRoute(t *testing.T) {
 			_, err := s.k.Sync(t.Context(), Scope{}, State{Sysctls: []Sysctl{forward}})
 			return err
 		}, true},
-		{"by hand it is lost", func(s *space) error {
+		{"by hand, which loses the route", func(s *space) error {
 			_, err := s.try("sysctl -w net.ipv6.conf.all.forwarding=1")
 			return err
 		}, false},
@@ -469,7 +470,7 @@ func TestForwardingKeepsAdvertisedDefaultRoute(t *testing.T) {
 				t.Fatal(err)
 			}
 			if has() != c.kept {
-				t.Errorf("default route is there: %v, want %v\n%s", has(), c.kept, s.run("ip -6 route"))
+				t.Errorf("default route exists: %v, want %v\n%s", has(), c.kept, s.run("ip -6 route"))
 			}
 		})
 	}
@@ -510,8 +511,8 @@ func (s *space) index(link string) int {
 	return index
 }
 
-// TestRoutesInOtherShapes: on the link, with source, MTU, metric, another table, an IPv6 next hop
-// for IPv4, types without a next hop, and from one to the other.
+// TestRoutesInOtherShapes makes routes on the link itself, with source, MTU, metric, another table, an IPv6
+// next hop for IPv4, and types without a next hop. It also changes one shape into the other.
 func TestRoutesInOtherShapes(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
@@ -538,7 +539,7 @@ func TestRoutesInOtherShapes(t *testing.T) {
 			t.Fatalf("%v: %d routes\n%s", r, n, all)
 		}
 	}
-	// A table other than main is nobody's scope: such a route is made, and goes only by hand.
+	// No scope covers a table other than main: Sync makes such a route, but never deletes it.
 	other := node(Route{Dst: pfx("10.30.0.0/24"), Link: "eth0", Via: addr("10.0.0.12"), Table: 1000})
 	s.sync(nodeScope, State{Routes: []Route{other}})
 	s.contains("ip route show table 1000", "10.30.0.0/24 via 10.0.0.12 dev eth0 proto 119")

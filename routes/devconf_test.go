@@ -2,7 +2,7 @@ package routes
 
 import "testing"
 
-// What rtnetlink says of a setting is what its file says.
+// A setting has the same value in the answer of rtnetlink and in its file.
 func TestSettingsAreToldAsTheirFilesSay(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
@@ -18,16 +18,16 @@ func TestSettingsAreToldAsTheirFilesSay(t *testing.T) {
 				}
 			}
 			if got, ok := newView(s.k.c).told(key); !ok || got != value {
-				t.Errorf("%s is %s, told %q, %v", key, value, got, ok)
+				t.Errorf("%s is %s, but rtnetlink answers %q, %v", key, value, got, ok)
 			}
 		}
 	}
 	if got, known := newView(s.k.c).told("net/ipv6/conf/gone/accept_dad"); got != "" || !known {
-		t.Errorf("of a link that does not exist: told %q, %v", got, known)
+		t.Errorf("setting of a link that does not exist: got %q, %v; want an empty value that is known", got, known)
 	}
 	for _, key := range []string{"net/ipv4/conf/eth0/rp_filter", "net/ipv4/tcp_syncookies"} {
 		if got, ok := newView(s.k.c).told(key); ok {
-			t.Errorf("%s: told %q", key, got)
+			t.Errorf("%s: got %q from rtnetlink, which does not have this setting", key, got)
 		}
 	}
 }

@@ -135,17 +135,17 @@ func (m *model) apply(c Change) {
 
 func (m *model) on(c Change, link string) {
 	if !m.link(link) {
-		m.t.Fatalf("%v: the link is not there yet, or not any more", c)
+		m.t.Fatalf("%v: the link does not exist at this point", c)
 	}
 }
 
-// place adds, replaces or deletes; adding what is there and replacing or deleting what is not is
-// a bug in the order of changes.
+// place adds, replaces or deletes an object. It is a bug in the order of the changes to add an object that
+// exists, or to replace or delete an object that does not exist.
 func place[T any](t *testing.T, in []T, c Change, o T, key func(T) string) []T {
 	t.Helper()
 	i := slices.IndexFunc(in, func(x T) bool { return key(x) == key(o) })
 	if (c.Op == Add) != (i < 0) {
-		t.Fatalf("%v: there already or not there", c)
+		t.Fatalf("%v: an Add needs an absent object, and a Replace or Delete needs an existing object", c)
 	}
 	out := slices.Clone(in)
 	switch c.Op {
@@ -187,7 +187,7 @@ func TestDiffOfEqualStatesIsEmpty(t *testing.T) {
 	for range 2000 {
 		s := randomState(r)
 		if d := Diff(s, s); len(d) != 0 {
-			t.Fatalf("Diff(x, x) = %v", texts(d))
+			t.Fatalf("Diff(x, x) = %v, want no changes", texts(d))
 		}
 		shuffled := s
 		shuffled.Routes = slices.Clone(s.Routes)
@@ -195,7 +195,7 @@ func TestDiffOfEqualStatesIsEmpty(t *testing.T) {
 			shuffled.Routes[i], shuffled.Routes[j] = shuffled.Routes[j], shuffled.Routes[i]
 		})
 		if d := Diff(shuffled, s); len(d) != 0 {
-			t.Fatalf("Diff of another order = %v", texts(d))
+			t.Fatalf("Diff(x, x in another order) = %v, want no changes", texts(d))
 		}
 	}
 }
@@ -209,7 +209,7 @@ func TestApplyingDiffGivesDesired(t *testing.T) {
 		for _, c := range changes {
 			m.apply(c)
 		}
-		m.s.Sysctls = without(m.s.Sysctls, func(y Sysctl) bool { // a setting has no absence
+		m.s.Sysctls = without(m.s.Sysctls, func(y Sysctl) bool { // a setting cannot be deleted
 			return !slices.ContainsFunc(b.Sysctls, func(w Sysctl) bool { return w.Key == y.Key })
 		})
 		if d := gocmp.Diff(sorted(m.s), sorted(b), netipComparer()); d != "" {
@@ -254,7 +254,7 @@ func TestDiff(t *testing.T) {
 		"IPv6 metric 0 is 1024": {
 			observed: rs(six1024), desired: rs(six),
 		},
-		"another metric is another route, added before the old one goes": {
+		"another metric is another route, which is added before the old route is deleted": {
 			observed: rs(six1024), desired: rs(sixOther),
 			want: []string{
 				"add route fd00:2::/64 via fd00::2 dev eth0 proto 119 metric 512",
@@ -273,7 +273,7 @@ func TestDiff(t *testing.T) {
 		"beside another protocol's": {
 			observed: rs(bird, via("10.0.0.12")), desired: rs(via("10.0.0.12")),
 		},
-		"appended ones go": {
+		"appended routes are deleted": {
 			observed: rs(via("10.0.0.12"), via("10.0.0.13"), via("10.0.0.14")), desired: rs(via("10.0.0.13")),
 			want: []string{
 				"delete route 10.10.2.0/24 via 10.0.0.12 dev eth0 proto 119",
@@ -287,7 +287,7 @@ func TestDiff(t *testing.T) {
 				"add route 10.10.2.0/24 via 10.0.0.13 dev eth0 proto 119 ERR route 10.10.2.0/24 via 10.0.0.13 dev eth0 proto 119: desired twice; the first desired object is 10.10.2.0/24 via 10.0.0.12 dev eth0 proto 119",
 			},
 		},
-		"a vxlan that has to be made anew takes what is on it along": {
+		"a vxlan that must be recreated loses the objects on it": {
 			observed: State{Links: []Link{vx(1)}, FDB: []FDB{{"edgeway.1", "02:00:00:00:00:01", addr("10.0.0.12")}}},
 			desired:  State{Links: []Link{vx(2)}, FDB: []FDB{{"edgeway.1", "02:00:00:00:00:01", addr("10.0.0.12")}}},
 			want: []string{
@@ -301,7 +301,7 @@ func TestDiff(t *testing.T) {
 			want: []string{"replace link edgeway.1 mtu 1450 up type vxlan id 1 local 10.0.0.11 dstport 8472 nolearning (was edgeway.1 mtu 1450 up type bridge)" +
 				" ERR link edgeway.1: want type vxlan, but the existing link has type bridge: held by another owner; delete or rename the existing link"},
 		},
-		"what is left to the kernel is right as it is": {
+		"a field that is left to the kernel is right with any value": {
 			observed: State{Links: []Link{{Name: "eth0", Kind: "veth", MAC: "02:00:00:00:00:01", MTU: 1500, Up: true}}},
 			desired:  State{Links: []Link{{Name: "eth0", Up: true}}},
 		},
@@ -367,7 +367,7 @@ func TestCanonicalPrefixes(t *testing.T) {
 	}
 }
 
-// TestIntervalsComeBack: what is written to an interval set is what is read from it.
+// TestIntervalsComeBack: the prefixes that are written to an interval set are read back unchanged.
 func TestIntervalsComeBack(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
 	for range 3000 {

@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FuzzKernelAnswers: whatever a datagram holds, reading it ends and does not panic.
+// FuzzKernelAnswers: whatever a datagram contains, the code that reads the datagram returns and does not panic.
 func FuzzKernelAnswers(f *testing.F) {
 	c := &conn{}
 	route := routeMessage(unix.RTM_NEWROUTE, 0, Route{Dst: pfx("10.10.2.0/24"), Metric: 5, Table: 1000}, 0, unix.RTN_UNICAST)
