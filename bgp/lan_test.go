@@ -98,7 +98,7 @@ func (l *lan) start(t *testing.T, sessions ...Session) *daemon {
 	return startProcess(t, exec.Command(argv[0], argv[1:]...), sessions...)
 }
 
-// watch reports the changes of BGP's routes in the switch's kernel from now on.
+// watch reports the writes of BGP's routes in the switch's kernel from now on.
 func (r *router) watch() *watch {
 	r.t.Helper()
 	m, err := r.Monitor(r.t.Context(), r.Proto())
@@ -117,7 +117,7 @@ type watch struct {
 // events returns the events since the last call.
 func (w *watch) events(t *testing.T) []string {
 	t.Helper()
-	all, err := w.monitor.Events(t.Context())
+	all, err := w.monitor.Writes(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +126,7 @@ func (w *watch) events(t *testing.T) []string {
 	return out
 }
 
-// still fails the test if a route of the switch's kernel has changed since the last call of events.
+// still fails the test if a route of the switch's kernel was written or deleted since the last call of events.
 func (w *watch) still(t *testing.T, what string) {
 	t.Helper()
 	w.r.sawRestart()

@@ -114,10 +114,16 @@ func (mon *Monitor) sync(ctx context.Context) error {
 
 // Events returns the changes of routes seen so far, as `ip monitor` prints them.
 func (mon *Monitor) Events(ctx context.Context) ([]string, error) {
+	all, err := mon.Writes(ctx)
+	return changes(all, mon.begin), err
+}
+
+// Writes returns all writes of routes seen so far, also those that changed nothing.
+func (mon *Monitor) Writes(ctx context.Context) ([]string, error) {
 	if err := mon.sync(ctx); err != nil {
 		return nil, err
 	}
-	return changes(mon.all()[mon.from:], mon.begin), nil
+	return mon.all()[mon.from:], nil
 }
 
 // Stop ends the monitor and returns the changes that it saw.
