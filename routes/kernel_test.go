@@ -115,7 +115,7 @@ func TestForeignRouteIsLeftAndReported(t *testing.T) {
 		}
 	}
 	if len(changes) != 3 || changes[1].Err != nil {
-		t.Errorf("changes %v: the sibling was not made", texts(changes))
+		t.Errorf("changes %v: the route beside the foreign route was not made", texts(changes))
 	}
 	s.contains("ip route", "10.10.2.0/24 via 10.0.0.1 dev eth0 proto bird")
 	s.contains("ip -6 route", "fd00:10:2::/64 via fd00:10::1 dev eth0 proto static")
@@ -125,9 +125,10 @@ func TestForeignRouteIsLeftAndReported(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := Diff(observed, nodeRoutes()); len(diff) != 2 || !errors.Is(diff[0].Err, ErrForeign) || !errors.Is(diff[1].Err, ErrForeign) {
-		t.Errorf("diff of what is observed: %v, want two changes with ErrForeign", texts(diff))
+		t.Errorf("diff of the observed state: %v, want two changes with ErrForeign", texts(diff))
 	}
-	// Beside a foreign route stands a wrong one of ours: the kernel would replace the first.
+	// A wrong route of ours shares the place of a foreign route. A replace would hit the foreign route, because
+	// the kernel replaces the first route.
 	s.run("ip route append 10.10.2.0/24 via 10.0.0.96 proto 119")
 	_, err = s.k.Sync(t.Context(), nodeScope, nodeRoutes())
 	if !errors.Is(err, ErrForeign) {
@@ -301,7 +302,7 @@ func TestOverlay(t *testing.T) {
 	t.Run("to the underlay without a gap", func(t *testing.T) {
 		changes := s.sync(scope, nodeRoutes())
 		if c := changes[0]; c.Op != Replace || changes[len(changes)-1].Op != Delete {
-			t.Errorf("the link goes before its routes have another:\n%s", strings.Join(texts(changes), "\n"))
+			t.Errorf("the link is deleted before its routes have moved to another link:\n%s", strings.Join(texts(changes), "\n"))
 		}
 		s.lacks("ip link", "edgeway.1")
 		s.contains("ip route", "10.10.2.0/24 via 10.0.0.12 dev eth0 proto 119")
@@ -318,7 +319,7 @@ func TestSysctl(t *testing.T) {
 	s.contains("sysctl net.ipv6.conf.eth0.forwarding", "= 1")
 	_, err := s.k.Sync(t.Context(), Scope{}, State{Sysctls: []Sysctl{{"net/ipv4/no_such_thing", "1"}}})
 	if err == nil {
-		t.Fatal("a key that does not exist was written")
+		t.Fatal("writing a key that does not exist succeeded")
 	}
 }
 
@@ -341,13 +342,13 @@ func TestWatch(t *testing.T) {
 		select {
 		case <-events:
 		case <-time.After(10 * time.Second):
-			t.Fatalf("%s was not seen", command)
+			t.Fatalf("the watch did not report the change: %s", command)
 		}
 	}
 }
 
-// Another program (systemd-networkd 256) flushed the next hop objects, and with them went the routes. The
-// kernel announces no such route, so that they were missed half a minute later.
+// Another program (systemd-networkd 256) flushed the next hop objects, and so deleted their routes. The kernel
+// does not announce the loss of such routes, so the daemon noticed the loss half a minute later.
 func TestRoutesAreBackAfterNextHopsWereFlushed(t *testing.T) {
 	s := largeSpace(t)
 	want := manyRoutes(bulk + 10)
@@ -360,15 +361,15 @@ func TestRoutesAreBackAfterNextHopsWereFlushed(t *testing.T) {
 	select {
 	case <-events:
 	case <-time.After(10 * time.Second):
-		t.Fatal("nobody heard of it")
+		t.Fatal("the watch did not report the flush of the next hop objects")
 	}
 	if changes := s.sync(nodeScope, want); len(changes) != bulk+10 {
 		t.Errorf("%d changes, want %d", len(changes), bulk+10)
 	}
 }
 
-// net.ipv4.conf.default.forwarding=0 (systemd 256 sets it) made each new link one that does not forward,
-// and new pods reached nothing outside of the node.
+// After systemd 256 set net.ipv4.conf.default.forwarding=0, a new link did not forward, and new pods could
+// reach nothing outside the node.
 func TestLinkForwardsWhateverTheDefaultIs(t *testing.T) {
 	s, pod := newSpace(t), newSpace(t)
 	s.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.default.forwarding=0 net.ipv6.conf.default.forwarding=0")
@@ -383,12 +384,12 @@ func TestLinkForwardsWhateverTheDefaultIs(t *testing.T) {
 		s.run("sysctl -qw " + key + "=0")
 	}
 	if changes := s.sync(Scope{}, onHost); len(changes) != 2 {
-		t.Errorf("changes %v, want both links' settings", texts(changes))
+		t.Errorf("changes %v, want the setting of both families", texts(changes))
 	}
 }
 
-// net.ipv4.conf.eth0.forwarding=0 (systemd 256 sets it) dropped pods' packets, and nothing said so. IPv6
-// packets pass in spite of their setting.
+// After systemd 256 set net.ipv4.conf.eth0.forwarding=0, pods' packets were dropped, and the daemon did not
+// report the cause. IPv6 packets pass whatever the IPv6 setting is.
 func TestLinkThatDoesNotForwardIsSeen(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
@@ -396,7 +397,7 @@ func TestLinkThatDoesNotForwardIsSeen(t *testing.T) {
 		t.Helper()
 		h, err := s.k.Host(t.Context())
 		if err != nil || !slices.Equal(h.Unforwarded, want) {
-			t.Errorf("%v, %v; want %v", h.Unforwarded, err, want)
+			t.Errorf("links that do not forward: %v, %v; want %v", h.Unforwarded, err, want)
 		}
 	}
 	s.run("sysctl -qw net.ipv4.ip_forward=0")
@@ -431,18 +432,18 @@ func TestHostAndLookup(t *testing.T) {
 	for _, want := range []string{"10.0.0.11/24 dev eth0", "fd00:10::11/64 dev eth0", "default via 10.0.0.1 dev eth0 proto dhcp metric 100", "10.0.0.0/24 dev eth0 proto kernel src 10.0.0.11",
 		"blackhole 10.0.0.0/8 proto bird", "unreachable fd00:99::/32 proto bird metric 1024"} {
 		if !strings.Contains(got, want+"\n") {
-			t.Errorf("no %q in\n%s", want, got)
+			t.Errorf("Host has no %q:\n%s", want, got)
 		}
 	}
 	if strings.Contains(got, "proto 119") {
-		t.Errorf("our own routes in\n%s", got)
+		t.Errorf("Host must leave out our own routes:\n%s", got)
 	}
 	r, err := s.k.Lookup(t.Context(), addr("10.10.2.7"))
 	if err != nil || r.Via != addr("10.0.0.12") || r.Link != "eth0" || r.Src != addr("10.0.0.11") {
-		t.Errorf("lookup %+v, %v", r, err)
+		t.Errorf("lookup of a pod of another node: %+v, %v", r, err)
 	}
 	if r, err := s.k.Lookup(t.Context(), addr("10.0.0.11")); err != nil || r.Type != "local" {
-		t.Errorf("lookup of an own address %+v, %v", r, err)
+		t.Errorf("lookup of an address of this machine: %+v, %v; want type local", r, err)
 	}
 	held, sourceless, err := s.k.Holders(t.Context(), addr("10.0.0.11"), addr("10.10.2.7"), addr("fd77::1"), addr("fd00:10::11"))
 	if err != nil || sourceless || len(held) != 2 || held[0].Type != "local" || held[0].Dst != pfx("10.0.0.11/32") || held[1].Type != "local" {
@@ -453,7 +454,7 @@ func TestHostAndLookup(t *testing.T) {
 	s.run("ip neigh add 10.0.0.41 lladdr 02:00:00:00:00:41 dev eth0 nud reachable")
 	held, _, err = s.k.Holders(t.Context(), addr("10.0.0.40"), addr("10.0.0.41"), addr("fd00:10::40"))
 	if err != nil || fmt.Sprint(held) != "[neighbour 10.0.0.40 dev eth0 neighbour fd00:10::40 dev eth0]" {
-		t.Errorf("neighbours: %v, %v", held, err)
+		t.Errorf("permanent neighbours: %v, %v", held, err)
 	}
 	if _, err := s.k.Lookup(t.Context(), addr("fd77::1")); err == nil {
 		t.Error("lookup without a route succeeded")

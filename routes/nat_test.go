@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// masqOf is what a DEL owns.
+// masqOf is the Scope of a DEL: the masquerade of one address.
 func masqOf(addrs ...netip.Addr) (s Scope) {
 	for _, a := range addrs {
 		s.Masq = append(s.Masq, netip.PrefixFrom(a, a.BitLen()))
@@ -32,7 +32,7 @@ func TestNAT(t *testing.T) {
 	out := s.run("nft list table inet edgeway")
 	for _, rule := range []string{"ip daddr @exclude4 return", "ip saddr @sources4 masquerade", "ip daddr 224.0.0.0/4 return", "ip6 saddr . ip6 daddr @kept6 return"} {
 		if !strings.Contains(squeeze(out), rule) {
-			t.Errorf("no rule %q", rule)
+			t.Errorf("the table has no rule %q", rule)
 		}
 	}
 	s.lacks("nft list table inet edgeway", "chain pods")
@@ -63,7 +63,7 @@ func TestNAT(t *testing.T) {
 	s.contains("nft list set inet edgeway pods6", "fd00::5")
 }
 
-// Sync makes whole what somebody damaged, and reads networks back as they were given.
+// Sync repairs a damaged masquerade, and reads networks back unchanged.
 func TestMasq(t *testing.T) {
 	s := newSpace(t)
 	for _, text := range []string{"10.10.1.5", "fd00::5"} {
@@ -94,17 +94,17 @@ func TestMasq(t *testing.T) {
 	}
 }
 
-// A DEL may be killed at any point: its elements go together, and what it asks tells the next DEL
-// whether they went. Each DEL asks, whether the pod was masqueraded or not.
+// A DEL may be killed at any point. It deletes all elements of the address together, so the next DEL can see
+// whether the elements are deleted. Each DEL looks, whether the pod was masqueraded or not.
 func TestMasqEndsAsAWhole(t *testing.T) {
 	s := newSpace(t)
 	for _, text := range []string{"10.10.1.5", "fd00::5"} {
 		a, other := addr(text), addr(text).Next()
 		networks := prefixes("10.10.0.0/16", "fd00::/64")
-		s.sync(masqOf(a), State{}) // without a table, or without it there
+		s.sync(masqOf(a), State{}) // without a table, or without the address in the table
 		s.sync(Scope{}, State{Masq: []Masq{{a, networks}, {other, networks}}})
 		s.sync(masqOf(a), State{})
-		// Somebody else's hand: half of it is found, too.
+		// If somebody deleted one element, the DEL still finds the other elements.
 		s.sync(Scope{}, State{Masq: []Masq{{a, networks}}})
 		s.run(fmt.Sprintf("nft delete element inet edgeway %s { %v }", podSet(natPods, a).Name, a))
 		s.sync(masqOf(a), State{})
@@ -116,8 +116,8 @@ func TestMasqEndsAsAWhole(t *testing.T) {
 	}
 }
 
-// The table of version 1: the pods that run keep their masquerade when the daemon, or the plugin alone,
-// is of this version.
+// Running pods keep the masquerade of a table of version 1 after an upgrade of the daemon, or of the plugin
+// alone.
 func TestUpgradeKeepsMasquerade(t *testing.T) {
 	const old = `add table inet edgeway
 		add set inet edgeway sources4 { type ipv4_addr; flags interval; }
@@ -139,7 +139,7 @@ func TestUpgradeKeepsMasquerade(t *testing.T) {
 		name    string
 		scope   Scope
 		desired State
-		rules   bool // of the new chain
+		rules   bool // the new chain must have its rules
 	}{
 		{"the daemon, without source NAT", Scope{NAT: true}, State{}, true},
 		{"the daemon, with source NAT", Scope{NAT: true}, State{NAT: &NAT{Sources: prefixes("10.20.0.0/16")}}, true},
@@ -176,8 +176,8 @@ func (s *space) nft(line string) {
 	s.run("nft -f " + path)
 }
 
-// TestDeletingTheTableLosesNoPod: the daemon ends its source NAT while pods come and go. No pod that was
-// added is without its masquerade afterwards, and nobody fails for the other.
+// TestDeletingTheTableLosesNoPod: the daemon ends its source NAT while pods start and end. Each pod that was
+// added must have its masquerade afterwards, and neither the daemon nor a pod may fail because of the other.
 func TestDeletingTheTableLosesNoPod(t *testing.T) {
 	s := newSpace(t)
 	stop := make(chan struct{})
@@ -217,7 +217,7 @@ func TestDeletingTheTableLosesNoPod(t *testing.T) {
 		if i%8 != 0 {
 			continue
 		}
-		// So that the table is the daemon's alone again, and may go at any moment.
+		// After this, only the daemon uses the table, so the table may be deleted at any moment.
 		if _, err := k.Sync(t.Context(), Scope{NAT: true, Masq: Everywhere()}, State{}); err != nil {
 			t.Fatal(err)
 		}

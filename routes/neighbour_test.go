@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// paired are a host and a pod that forwards nothing but speaks to it.
+// paired returns a host and a wired pod, after each of the pod's addresses has answered the host.
 func paired(t *testing.T) (host, pod *space) {
 	host, pod = newSpace(t), newSpace(t)
 	host.wire()
@@ -19,14 +19,14 @@ func paired(t *testing.T) (host, pod *space) {
 	host.sync(Scope{}, onHost)
 	pod.sync(Scope{}, inPod)
 	host.quiet(Scope{}, onHost)
-	for _, to := range []string{"10.10.1.5", "fd00:10:1::5"} { // IPv6 has no route before it saw the carrier
+	for _, to := range []string{"10.10.1.5", "fd00:10:1::5"} { // IPv6 has no route before the link has a carrier
 		eventually(t, to+" answers", func() bool { _, err := host.try("ping -c1 -W1 " + to); return err == nil })
 	}
 	return host, pod
 }
 
-// A chained plugin (tuning) or somebody in the pod changed the MAC address of its interface, and
-// nothing reached it any more.
+// A chained plugin (tuning) or somebody in the pod changed the MAC address of the pod's interface, and no
+// packet reached the pod any more.
 func TestPodIsReachedUnderItsNewMAC(t *testing.T) {
 	host, pod := paired(t)
 	for i, change := range []string{
@@ -34,7 +34,7 @@ func TestPodIsReachedUnderItsNewMAC(t *testing.T) {
 		"ip link set eth0 address 02:00:00:00:00:d2",
 	} {
 		for _, to := range []string{"10.10.1.5", "fd00:10:1::5"} {
-			host.run("ping -c1 -W1 " + to) // the old one is in use
+			host.run("ping -c1 -W1 " + to) // the old MAC address is in use
 		}
 		pod.run(change)
 		for _, to := range []string{"10.10.1.5", "fd00:10:1::5"} {
@@ -49,7 +49,7 @@ func TestPodIsReachedUnderItsNewMAC(t *testing.T) {
 	host.contains("ip -6 route get fd00:10:1::5", "src fd00:10::11")
 }
 
-// A change that nobody announced is found by asking, as soon as the entry is in use.
+// The kernel finds an unannounced MAC address by asking, as soon as the neighbour entry is in use.
 func TestPodIsReachedUnderAMACThatItDidNotAnnounce(t *testing.T) {
 	host, pod := paired(t)
 	pod.run("sysctl -qw net.ipv4.conf.eth0.arp_notify=0 net.ipv6.conf.eth0.ndisc_notify=0")
@@ -61,7 +61,7 @@ func TestPodIsReachedUnderAMACThatItDidNotAnnounce(t *testing.T) {
 }
 
 // A pod that answers no ARP request, for example because its rp_filter refuses the host's address,
-// was reached by permanent entries; the kernel's usual ones would be dropped after three requests.
+// was reached by permanent entries. The kernel would drop its usual entries after three requests.
 func TestPodThatAnswersNoARPIsReached(t *testing.T) {
 	host, pod := paired(t)
 	pod.run("sysctl -qw net.ipv4.conf.all.arp_ignore=8")

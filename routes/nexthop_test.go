@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestManyRoutesUseNextHopObjects: a bulk of routes goes over objects, which are ours by their
-// protocol, are found again, and go with their routes.
+// TestManyRoutesUseNextHopObjects: many routes use next hop objects. The objects are ours by their
+// protocol. Sync finds the objects again, and deletes them with their routes.
 func TestManyRoutesUseNextHopObjects(t *testing.T) {
 	s := largeSpace(t)
 	s.run("ip nexthop add id 7 via 10.0.0.7 dev eth0 proto zebra")
@@ -39,7 +39,7 @@ func TestManyRoutesUseNextHopObjects(t *testing.T) {
 			t.Fatalf("changes %v", texts(changes))
 		}
 		if n := objects(); n != bulk+100 {
-			t.Fatalf("%d objects, want %d: the one without route is swept", n, bulk+100)
+			t.Fatalf("%d objects, want %d: the object without a route must be deleted", n, bulk+100)
 		}
 		s.contains("ip route get "+want.Routes[5].Dst.Addr().Next().String(), "via 10.0.99.99")
 	})
@@ -60,14 +60,14 @@ func TestManyRoutesUseNextHopObjects(t *testing.T) {
 	t.Run("all go", func(t *testing.T) {
 		s.sync(nodeScope, State{})
 		if got := squeeze(s.run("ip nexthop")); strings.Count(got, "\n") != 3 {
-			t.Fatalf("objects left:\n%s", got)
+			t.Fatalf("objects still exist:\n%s", got)
 		}
 		s.contains("ip nexthop", "id 8 via 10.0.0.8 dev eth0")
 	})
 }
 
-// TestNextHopObjectsAreCheaper compares processor time, which other work on the machine does not
-// change much: the same routes at once, over objects, and in portions too small for objects.
+// TestNextHopObjectsAreCheaper compares the processor time of the same routes made at once, over objects,
+// and in portions too small for objects. Other work on the machine hardly changes the processor time.
 func TestNextHopObjectsAreCheaper(t *testing.T) {
 	s := largeSpace(t)
 	want := manyRoutes(4000)
@@ -89,7 +89,7 @@ func TestNextHopObjectsAreCheaper(t *testing.T) {
 	objects, plain := spent(len(want.Routes)), spent(bulk-1)
 	t.Logf("%d routes: %d us over objects, %d us plain", len(want.Routes), objects, plain)
 	if objects > plain {
-		t.Errorf("objects cost %d us, plain routes %d us", objects, plain)
+		t.Errorf("routes over objects cost %d us, plain routes %d us; objects must be cheaper", objects, plain)
 	}
 }
 

@@ -66,8 +66,8 @@ func (s *space) try(command string) (string, error) {
 	return string(out), err
 }
 
-// wire makes the host's uplink: eth0 with 10.0.0.11/24 and fd00:10::11/64; its other end hangs
-// in a second namespace.
+// wire makes the host's uplink eth0 with 10.0.0.11/24 and fd00:10::11/64. The other end is in a second
+// namespace.
 func (s *space) wire() *space {
 	s.t.Helper()
 	lan := newSpace(s.t)
@@ -92,7 +92,7 @@ func (s *space) carrier(link string) {
 	})
 }
 
-// sync must succeed and must change nothing the second time.
+// sync calls Sync twice. Both calls must succeed, and the second call must change nothing.
 func (s *space) sync(scope Scope, want State) []Change {
 	s.t.Helper()
 	changes, err := s.k.Sync(s.t.Context(), scope, want)
@@ -103,7 +103,7 @@ func (s *space) sync(scope Scope, want State) []Change {
 	return changes
 }
 
-// quiet: a second Sync writes nothing.
+// quiet calls Sync, which must write nothing.
 func (s *space) quiet(scope Scope, want State) {
 	s.t.Helper()
 	before := s.k.c.writes.Load()

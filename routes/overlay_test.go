@@ -11,7 +11,7 @@ import (
 type overlayNode struct {
 	underlay netip.Addr
 	mac      string
-	cidrs    []netip.Prefix // the first address of each is the VTEP's
+	cidrs    []netip.Prefix // the VTEP has the first address of each
 }
 
 func (n overlayNode) state(other overlayNode) (s State) {
@@ -33,7 +33,7 @@ func (n overlayNode) state(other overlayNode) (s State) {
 }
 
 // TestOverlayCarriesPackets sends packets of both families through VXLAN, over an underlay of
-// either family, with nothing learned and nothing flooded.
+// either family. Nothing is learned, and nothing is flooded.
 func TestOverlayCarriesPackets(t *testing.T) {
 	for name, underlay := range map[string][2]string{
 		"over IPv4": {"10.0.0.11", "10.0.0.12"},
@@ -57,7 +57,7 @@ func TestOverlayCarriesPackets(t *testing.T) {
 			b.sync(scope, nodeB.state(nodeA))
 			for i, c := range nodeA.cidrs {
 				if got := seenFrom(t, a, b, c.Addr(), nodeB.cidrs[i].Addr()); got != c.Addr() {
-					t.Errorf("saw %v, want %v", got, c.Addr())
+					t.Errorf("the packet came from %v, want %v", got, c.Addr())
 				}
 			}
 			// The other node gets another address: only the forwarding entry and the link follow.
@@ -65,18 +65,18 @@ func TestOverlayCarriesPackets(t *testing.T) {
 			b.sync(Scope{}, State{Addrs: []Addr{{Link: "eth0", Prefix: netip.PrefixFrom(nodeB.underlay, bits)}}})
 			b.sync(scope, nodeB.state(nodeA))
 			if changes := a.sync(scope, nodeA.state(nodeB)); len(changes) != 1 {
-				t.Errorf("changes %v, want the forwarding entry alone", texts(changes))
+				t.Errorf("changes %v, want only the forwarding entry", texts(changes))
 			}
 			if got := seenFrom(t, a, b, nodeA.cidrs[0].Addr(), nodeB.cidrs[0].Addr()); got != nodeA.cidrs[0].Addr() {
-				t.Errorf("saw %v after the move", got)
+				t.Errorf("the packet came from %v after the move", got)
 			}
 			a.quiet(scope, nodeA.state(nodeB))
 		})
 	}
 }
 
-// TestLargeOverlay: a node that joins an overlay of many makes all in one Sync, its routes over
-// next hop objects on the link that it has just made.
+// TestLargeOverlay: a node that joins a large overlay makes all objects in one Sync. The routes use next
+// hop objects on the new link.
 func TestLargeOverlay(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
@@ -101,6 +101,6 @@ func TestLargeOverlay(t *testing.T) {
 	}
 	s.sync(scope, State{})
 	if out := s.run("ip nexthop") + s.run("ip route show proto 119"); out != "" {
-		t.Errorf("left over:\n%s", out)
+		t.Errorf("objects still exist:\n%s", out)
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pairOf is a pod's pair as the plugin wants it.
+// pairOf returns the host's and the pod's State of a pair, as the plugin desires them.
 func pairOf(pod *space) (host, inside State) {
 	const hostMAC, podMAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 	host = State{
@@ -33,7 +33,7 @@ func pairOf(pod *space) (host, inside State) {
 	return host, inside
 }
 
-// What MakePair and Fill make without asking is what Sync makes: Sync finds nothing to do.
+// MakePair and Fill make the same objects as Sync: a Sync afterwards changes nothing.
 func TestPairIsWhatSyncMakes(t *testing.T) {
 	for range 10 {
 		s, pod := newSpace(t), newSpace(t)
@@ -52,7 +52,7 @@ func TestPairIsWhatSyncMakes(t *testing.T) {
 		pod.k.AwaitLocal(t.Context(), []netip.Addr{addr("10.9.0.1"), addr("fd00:9::1")})
 		waited := time.Since(begin)
 		if out := pod.run("ip -6 route show table local"); !strings.Contains(out, "local fd00:9::1") && waited < localTimeout {
-			t.Errorf("no local route after %v: %s", waited, out)
+			t.Errorf("no local route after a wait of %v: %s", waited, out)
 		}
 		for _, end := range []struct {
 			k    *Kernel
@@ -60,7 +60,7 @@ func TestPairIsWhatSyncMakes(t *testing.T) {
 		}{{s.k, host}, {pod.k, inside}} {
 			changes, err := end.k.Sync(t.Context(), Scope{}, end.want)
 			if err != nil || len(changes) > 0 {
-				t.Errorf("Sync finds %v, %v", changes, err)
+				t.Errorf("Sync changes %v, %v; want no changes", changes, err)
 			}
 		}
 		s.run("ip addr add 192.0.2.1/32 dev lo")
@@ -73,11 +73,11 @@ func TestPairIsRefused(t *testing.T) {
 	host, _ := pairOf(pod)
 	pod.run("ip link add eth0 type veth peer name other")
 	if _, err := s.k.MakePair(t.Context(), host); !errors.Is(err, unix.EEXIST) {
-		t.Errorf("the pod has an eth0: %v", err)
+		t.Errorf("the pod already has a link eth0: got %v, want EEXIST", err)
 	}
 	pod.run("ip link del eth0")
 	s.run("ip route add blackhole 10.9.0.1")
 	if _, err := s.k.MakePair(t.Context(), host); !errors.Is(err, ErrForeign) {
-		t.Errorf("another's route: %v", err)
+		t.Errorf("another owner has a route of the pod's address: got %v, want ErrForeign", err)
 	}
 }

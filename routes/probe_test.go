@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// A machine that goes away without a word is found silent within two rounds of probes, one that
-// stays keeps answering, and one that was never there is silent too.
+// A machine that disappears without notice is Silent within two rounds of probes. A machine that stays keeps
+// answering. A machine that never existed is Silent too.
 func TestListen(t *testing.T) {
 	here, there := newSpace(t), newSpace(t)
 	link(t, here, there)
@@ -33,22 +33,22 @@ func TestListen(t *testing.T) {
 				return
 			}
 			if time.Now().After(deadline) {
-				t.Fatalf("%s: heard %v", what, heard)
+				t.Fatalf("%s: heard %v, want %v", what, heard, want)
 			}
 			<-time.After(3500 * time.Millisecond) // the kernel's three probes are a second apart
 		}
 	}
-	until("all that are there answer", map[Neighbour]Hearing{gone[0]: Answers, gone[1]: Answers, stays: Answers, never: Silent})
+	until("all addresses that exist answer", map[Neighbour]Hearing{gone[0]: Answers, gone[1]: Answers, stays: Answers, never: Silent})
 	there.run("ip addr del 192.0.2.2/32 dev eth0")
 	there.run("ip addr del fd00::2/64 dev eth0")
-	until("two are gone", map[Neighbour]Hearing{gone[0]: Silent, gone[1]: Silent, stays: Answers})
+	until("two addresses are gone", map[Neighbour]Hearing{gone[0]: Silent, gone[1]: Silent, stays: Answers})
 	there.run("ip addr add 192.0.2.2/32 dev eth0")
-	until("one is back", map[Neighbour]Hearing{gone[0]: Answers, gone[1]: Silent, stays: Answers})
+	until("one address is back", map[Neighbour]Hearing{gone[0]: Answers, gone[1]: Silent, stays: Answers})
 	heard, err := here.k.Listen(t.Context(), all)
 	if err != nil || heard[stays].MAC == "" || heard[gone[0]].MAC != heard[stays].MAC {
 		t.Errorf("heard %v, %v; want one MAC for both addresses of a machine", heard, err)
 	}
-	// An entry that an operator made permanent is no answer, and no silence either.
+	// A permanent entry of an operator is neither an answer nor silence.
 	here.run("ip neigh replace 192.0.2.3 lladdr 02:00:00:00:00:03 dev eth0 nud permanent")
 	until("a permanent entry", map[Neighbour]Hearing{gone[0]: Answers, stays: Unsure})
 }

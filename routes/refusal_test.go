@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a neighbour on a link can say, as bytes behind the IP header.
+// The messages that a neighbour on a link can send, as bytes behind the IP header.
 
 // advertisement is a router advertisement (RFC 4861 section 4.2) with the sender's link-layer address
 // and an on-link prefix for autoconfiguration (sections 4.6.1, 4.6.2).
@@ -93,7 +93,7 @@ func (s *space) datagram(to string, payload []byte) {
 	s.datagramFrom("", to, payload)
 }
 
-// datagramFrom sends it from an address of the namespace.
+// datagramFrom sends UDP from an address of the namespace.
 func (s *space) datagramFrom(from, to string, payload []byte) {
 	s.t.Helper()
 	err := inside(netns.NsHandle(s.f.Fd()), func() error {
@@ -122,19 +122,20 @@ var (
 	advertised = addr("2001:db8:bad::")
 )
 
-// gullible waits until the control link, which is like ours but for the settings, has fallen for what
-// it was told: then so would ours have. What our link was told, it was told before.
+// gullible sends messages until the control link has accepted a message. The control link differs from our
+// link only in the settings, so without the settings our link would have accepted the messages too. Our link
+// has received its messages before.
 func gullible(t *testing.T, s *space, tell func(), fell func() bool) {
 	t.Helper()
-	eventually(t, "a link that does not refuse is taken in", func() bool { tell(); return fell() })
+	eventually(t, "the control link accepts a message", func() bool { tell(); return fell() })
 }
 
 func (s *space) advised(link string) bool {
 	return strings.Contains(s.run("ip -6 route show default dev "+link), "proto ra")
 }
 
-// TestPodBecomesTheNodesIPv6Gateway is CVE-2020-10749: one router advertisement from a pod, and all of
-// the node's IPv6 traffic left through it.
+// TestPodBecomesTheNodesIPv6Gateway is CVE-2020-10749: after one router advertisement from a pod, all
+// IPv6 traffic of the node left through the pod.
 func TestPodBecomesTheNodesIPv6Gateway(t *testing.T) {
 	for _, acceptRA := range []string{"1", "2"} {
 		t.Run("accept_ra="+acceptRA, func(t *testing.T) {
@@ -160,7 +161,7 @@ func TestPodBecomesTheNodesIPv6Gateway(t *testing.T) {
 			s.lacks("ip -6 addr show dev "+podLink, "2001:db8:bad:")
 			s.lacks("ip -6 route show dev "+podLink, "2001:db8:bad:")
 
-			// Somebody sets it, the next look sets it back.
+			// Somebody changes the settings. The next Sync restores them.
 			s.run("sysctl -qw net.ipv6.conf." + podLink + ".accept_ra=2 net.ipv4.conf." + podLink + ".accept_redirects=1")
 			if changes := s.sync(Scope{}, onHost); len(changes) != 2 {
 				t.Errorf("changes %v, want both settings", texts(changes))
@@ -169,7 +170,8 @@ func TestPodBecomesTheNodesIPv6Gateway(t *testing.T) {
 	}
 }
 
-// TestLANHostBecomesTheNodesIPv6Gateway: the same through the VXLAN port, from a machine that is no node.
+// TestLANHostBecomesTheNodesIPv6Gateway: the same attack through the VXLAN port, from a
+// machine that is not a node.
 func TestLANHostBecomesTheNodesIPv6Gateway(t *testing.T) {
 	for _, acceptRA := range []string{"1", "2"} {
 		t.Run("accept_ra="+acceptRA, func(t *testing.T) {
@@ -198,13 +200,13 @@ func TestLANHostBecomesTheNodesIPv6Gateway(t *testing.T) {
 
 			s.run("sysctl -qw net.ipv6.conf.edgeway/1.accept_ra=2")
 			if changes := s.sync(scope, want); len(changes) != 1 {
-				t.Errorf("changes %v, want the setting alone", texts(changes))
+				t.Errorf("changes %v, want only the setting", texts(changes))
 			}
 		})
 	}
 }
 
-// TestPodRedirectsTheNode: a pod that says it is the next hop gets no traffic redirected.
+// TestPodRedirectsTheNode: a pod that claims to be the next hop must not redirect traffic.
 func TestPodRedirectsTheNode(t *testing.T) {
 	s, pod := newSpace(t), newSpace(t)
 	s.wire()
@@ -236,11 +238,11 @@ func TestPodRedirectsTheNode(t *testing.T) {
 			tell(s, "control", "peer")
 		}, func() bool { return strings.Contains(way("control"), "via fe80::77") })
 		if got := way(podLink); !strings.Contains(got, "via fe80::66") {
-			t.Errorf("the pod redirected: %s", got)
+			t.Errorf("the pod redirected the traffic: %s", got)
 		}
 	})
 	t.Run("IPv4", func(t *testing.T) {
-		// The pod takes the part of the gateway on the uplink.
+		// The pod pretends to be the gateway on the uplink.
 		gateway, target, far := addr("10.0.0.1"), addr("10.0.0.66"), addr("203.0.113.5")
 		s.run("ip route add 203.0.113.0/24 via 10.0.0.1 dev eth0")
 		s.run("ip neigh replace 10.0.0.66 lladdr " + controlMAC + " nud permanent dev eth0")
@@ -264,12 +266,12 @@ func TestPodRedirectsTheNode(t *testing.T) {
 			return append(append(bytes.Clone(hw), 2, 0, 0, 0, 0x66, 0x66, 8, 0), packet...)
 		}
 		way := func() string { return s.run("ip route get 203.0.113.5") }
-		eventually(t, "a redirect is heard", func() bool {
+		eventually(t, "the kernel counts a redirect", func() bool {
 			pod.frame("eth0", to(podLink))
 			return strings.Contains(s.run("cat /proc/net/snmp"), "InType5")
 		})
 		if got := way(); !strings.Contains(got, "via 10.0.0.1 ") {
-			t.Errorf("the pod redirected: %s", got)
+			t.Errorf("the pod redirected the traffic: %s", got)
 		}
 		gullible(t, s, func() { s.frame("peer", to("control")) }, func() bool { return strings.Contains(way(), "via 10.0.0.66") })
 	})
@@ -347,7 +349,7 @@ func TestLinkRefusesBeforeItIsUp(t *testing.T) {
 					v.noteConf(d.Name, body)
 					for _, want := range Refusals(tt.link) {
 						if got, known := v.told(want.Key); !known || got != want.Value {
-							t.Errorf("up with %s = %s", want.Key, got)
+							t.Errorf("the link is up with %s = %s, want %s", want.Key, got, want.Value)
 						}
 					}
 					up = true
@@ -357,15 +359,16 @@ func TestLinkRefusesBeforeItIsUp(t *testing.T) {
 	}
 }
 
-// On a kernel without nft_fib the daemon blamed another program, beside the right next step. The kernel then
-// answers ENOENT to the rule. Sync goes on with the other objects, as after any other error of a change.
+// On a kernel without nft_fib, the daemon blamed another program in addition to the right next step. Such a
+// kernel answers ENOENT to the rule. Sync continues with the other objects, as after any other error of a
+// change.
 func TestKernelWithoutAPartOfNftables(t *testing.T) {
 	s := newSpace(t)
 	c, err := s.k.natConn()
 	if err != nil {
 		t.Fatal(err)
 	}
-	missingSet := &expr.Lookup{SourceRegister: 1, SetName: "none"} // ENOENT too
+	missingSet := &expr.Lookup{SourceRegister: 1, SetName: "none"} // the kernel answers ENOENT to this expression too
 	tab := SourceCheck{}.table()
 	tab.sets, tab.rules = nil, []*nftables.Rule{newRule(tab.chain, false, "", missingSet)}
 	err = s.k.setTable(Add, tab)
@@ -376,6 +379,6 @@ func TestKernelWithoutAPartOfNftables(t *testing.T) {
 		t.Errorf("got %v, want ...%s", change.Err, want)
 	}
 	if there, err := hasTable(c, sourceTable); err != nil || there {
-		t.Errorf("half of the table is left: %v, %v", there, err)
+		t.Errorf("part of the table still exists: %v, %v", there, err)
 	}
 }

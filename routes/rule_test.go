@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// A default route in a table of its own was called missing, and a policy rule that took the packets of a
-// pod CIDR elsewhere, or dropped them, was not seen.
+// The daemon reported a default route in a separate table as missing. It did not see a policy rule that sent
+// the packets of a pod CIDR elsewhere, or dropped the packets.
 func TestPolicyRulesWereNotSeen(t *testing.T) {
 	s, pod := newSpace(t), newSpace(t)
 	s.wire()
@@ -26,7 +26,7 @@ func TestPolicyRulesWereNotSeen(t *testing.T) {
 		return out
 	}
 	if got := ways(); len(got) > 0 {
-		t.Errorf("without rules: %q", got)
+		t.Errorf("without rules: got %q, want no ways", got)
 	}
 	s.run("sysctl -qw net.ipv4.ip_forward=1")
 	s.run("sysctl -qw net.ipv6.conf.all.forwarding=1")
@@ -57,11 +57,11 @@ func TestPolicyRulesWereNotSeen(t *testing.T) {
 		s.sync(Scope{}, onHost)
 		pod.sync(Scope{}, inPod)
 	}
-	// Only the packets of pods are ruled.
+	// This rule applies only to the packets of pods.
 	s.run("ip route add 10.10.3.0/24 via 10.0.0.9 table 101")
 	s.run("ip rule add pref 90 from 10.10.1.0/24 lookup 101")
 	s.run("sysctl -qw net.ipv4.conf." + podLink + ".forwarding=1")
 	if got, want := fmt.Sprintf("%q", ways()), `["10.10.3.0: 10.10.3.0/24 via 10.0.0.9 dev eth0 table 101 proto boot (90: from 10.10.1.0/24 lookup 101)"]`; got != want {
-		t.Errorf("of pods:\n got %s\nwant %s", got, want)
+		t.Errorf("packets of pods:\n got %s\nwant %s", got, want)
 	}
 }

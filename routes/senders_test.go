@@ -27,8 +27,8 @@ func tunnelled(vni uint32, mac string, src, dst netip.AddrPort, payload string) 
 	return append(append(append(packet, ip...), udp...), payload...)
 }
 
-// A machine of the LAN that is no node sent to UDP 8472, and a pod got its packet, with another pod's
-// source address.
+// A machine on the LAN that is not a node sent to UDP port 8472, and a pod received the packet with the source
+// address of another pod.
 func TestStrangerSendsIntoTheOverlay(t *testing.T) {
 	for _, tt := range []struct{ underlay, node, stranger string }{
 		{"10.0.0.11", "10.0.0.12", "10.0.0.66"},
@@ -61,7 +61,7 @@ func TestStrangerSendsIntoTheOverlay(t *testing.T) {
 			}
 			defer vtep.Close()
 			to := netip.AddrPortFrom(addr("10.10.1.0"), vtep.LocalAddr().(*net.UDPAddr).AddrPort().Port())
-			// heard sends from each machine until the node's, or all, have arrived.
+			// heard sends from each machine until the packets of the node, or of all machines, have arrived.
 			heard := func(last string) (from []string) {
 				t.Helper()
 				buf := make([]byte, 100)
@@ -82,11 +82,11 @@ func TestStrangerSendsIntoTheOverlay(t *testing.T) {
 						}
 					}
 				}
-				t.Fatalf("nothing of %s arrived, only %v", last, from)
+				t.Fatalf("no packet from %s arrived, only %v", last, from)
 				return nil
 			}
 			if got := heard(tt.node); len(got) != 1 {
-				t.Errorf("arrived: %v, want what the node sent alone", got)
+				t.Errorf("arrived: %v, want only the packets of the node", got)
 			}
 			for _, damage := range []string{
 				"nft add element inet edgeway-vxlan nodes4 { 10.0.0.66 }", "nft flush chain inet edgeway-vxlan input", "nft delete table inet edgeway-vxlan",
@@ -97,9 +97,9 @@ func TestStrangerSendsIntoTheOverlay(t *testing.T) {
 				}
 			}
 			if got := heard(tt.node); len(got) != 1 {
-				t.Errorf("arrived: %v, want what the node sent alone", got)
+				t.Errorf("arrived: %v, want only the packets of the node", got)
 			}
-			want.Senders.VNI = 2 // another VXLAN on the port is another's
+			want.Senders.VNI = 2 // a VXLAN with another VNI on the port has another owner
 			s.sync(scope, want)
 			heard(tt.stranger)
 			want.Senders = nil

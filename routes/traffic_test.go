@@ -29,7 +29,8 @@ func (s *space) listen(at netip.AddrPort) *net.UDPConn {
 	return c
 }
 
-// seenFrom sends from pod's address to the lan's and returns whom the lan saw.
+// seenFrom sends a packet from the pod's address to the LAN's address. It returns the source address that the
+// LAN saw.
 func seenFrom(t *testing.T, pod, lan *space, from, to netip.Addr) netip.Addr {
 	t.Helper()
 	at := lan.listen(netip.AddrPortFrom(to, 0))
@@ -125,12 +126,12 @@ func TestPacketsOfPods(t *testing.T) {
 	host.sync(Scope{NAT: true, Masq: Everywhere()}, State{})
 	host.lacks("nft list ruleset", "edgeway")
 
-	// Nothing was ever asked between pod and host.
+	// The pod and the host never sent an ARP request or a neighbour solicitation to each other.
 	pod.lacks("ip neigh show nud reachable nud stale nud delay nud probe", "169.254.1.1")
 	pod.lacks("ip neigh show nud reachable nud stale nud delay nud probe", "fe80::1")
 }
 
-// TestManyLinksGoTogether: a node that starts after a crash removes all dead pods' links at once.
+// TestManyLinksGoTogether: a node that starts after a crash deletes the links of all dead pods at once.
 func TestManyLinksGoTogether(t *testing.T) {
 	host, pod := newSpace(t), newSpace(t)
 	var want State
@@ -147,7 +148,7 @@ func TestManyLinksGoTogether(t *testing.T) {
 		t.Errorf("%d changes, want 39", len(changes))
 	}
 	if n := host.k.c.writes.Load() - before; n != 40 {
-		t.Errorf("%d writes, want 39 marks and one deletion", n)
+		t.Errorf("%d writes, want 39 group changes and one deletion", n)
 	}
 	links, err := host.k.Links(t.Context(), "ew")
 	if err != nil || len(links) != 1 || links[0].Name != "ew00000000000" {
@@ -156,7 +157,7 @@ func TestManyLinksGoTogether(t *testing.T) {
 	t.Logf("39 links in %v", changes[0].Took)
 }
 
-// TestImpossibleObjectsAreRefused: a zero field must never reach the kernel as something else.
+// TestImpossibleObjectsAreRefused: a zero field must never mean something else to the kernel.
 func TestImpossibleObjectsAreRefused(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
@@ -187,17 +188,17 @@ func TestImpossibleObjectsAreRefused(t *testing.T) {
 		}
 	}
 	if len(changes) == 0 || err == nil {
-		t.Error("no error")
+		t.Error("Sync returned no error for impossible objects")
 	}
 	if n := s.k.c.writes.Load() - writes; n != 0 {
-		t.Errorf("%d writes", n)
+		t.Errorf("%d writes, want none", n)
 	}
 	if after := all(); after != before {
 		t.Errorf("before\n%s\nafter\n%s", before, after)
 	}
 }
 
-// TestFlushConntrack forgets the flows of one address and no others.
+// TestFlushConntrack deletes the flows of one address and no other flows.
 func TestFlushConntrack(t *testing.T) {
 	s := newSpace(t)
 	for _, flow := range []string{
@@ -222,7 +223,7 @@ func TestFlushConntrack(t *testing.T) {
 	defer c.close()
 	listed, err := dump(c, flowsOf(addr("10.10.1.5"), ctaTupleOrig, 0), 0, func([]byte) (bool, bool) { return true, true })
 	if err != nil || len(listed) != 2 {
-		t.Errorf("the kernel listed %d flows from 10.10.1.5, %v; want 2: it filters", len(listed), err)
+		t.Errorf("the kernel listed %d flows from 10.10.1.5, %v; want 2, because the kernel filters", len(listed), err)
 	}
 	for _, step := range []struct {
 		a    string
@@ -237,8 +238,8 @@ func TestFlushConntrack(t *testing.T) {
 	}
 }
 
-// TestOneAttachmentAmongMany: the routes of one pod are looked up, not listed with all others',
-// and what is wrong with them is found all the same.
+// TestOneAttachmentAmongMany: Sync looks up the routes of one pod, and does not list the routes of all pods.
+// It still finds what is wrong with the pod's routes.
 func TestOneAttachmentAmongMany(t *testing.T) {
 	s := newSpace(t)
 	s.wire()
@@ -277,12 +278,12 @@ func TestOneAttachmentAmongMany(t *testing.T) {
 	s.run("ip route del 10.10.1.5 proto 101")
 	s.run("ip route replace 10.10.1.5 dev eth0 proto static")
 	if _, err := s.k.Sync(t.Context(), Scope{}, want); !errors.Is(err, ErrForeign) {
-		t.Errorf("another's host route: %v, want ErrForeign", err)
+		t.Errorf("host route of another owner: %v, want ErrForeign", err)
 	}
-	// What another of ours made between the look and the write is right.
+	// A route that another process of ours made between the look and the write is right.
 	a := applier{k: s.k, v: newView(s.k.c), ctx: t.Context()}
 	late := []Change{{Op: Add, Object: want.Routes[1]}}
 	if a.apply(late); late[0].Err != nil {
-		t.Errorf("made meanwhile: %v", late[0].Err)
+		t.Errorf("route that was made meanwhile: %v", late[0].Err)
 	}
 }
