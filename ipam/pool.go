@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // span is a closed run of addresses of one family.
@@ -232,4 +233,21 @@ func without(s span, holes []span) []span {
 		at = h.last.Next()
 	}
 	return append(out, span{at, s.last})
+}
+
+// String prints the set's ranges as an operator reads them: "10.10.0.0/24".
+func (s RangeSet) String() string {
+	var b strings.Builder
+	for i, r := range s {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(r.Subnet.String())
+		if r.First.IsValid() || r.Last.IsValid() {
+			if a, err := r.area(); err == nil {
+				b.WriteString(" (" + a.span.String() + ")")
+			}
+		}
+	}
+	return b.String()
 }

@@ -3,6 +3,7 @@ package ipam
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -187,4 +188,15 @@ func FuzzPoolLayout(f *testing.F) {
 			}
 		}
 	})
+}
+
+// The log printed the fields of a pool's ranges: "[{Subnet:10.10.0.0/24 First:invalid IP ...}]".
+func TestLogNamesThePoolAsSubnets(t *testing.T) {
+	sets := []RangeSet{
+		{{Subnet: netip.MustParsePrefix("10.10.0.0/24")}, {Subnet: netip.MustParsePrefix("10.11.0.0/24"), First: netip.MustParseAddr("10.11.0.9")}},
+		{{Subnet: netip.MustParsePrefix("fd00:10:10::/64")}},
+	}
+	if got, want := fmt.Sprint(sets), "[10.10.0.0/24, 10.11.0.0/24 (10.11.0.9-10.11.0.254) fd00:10:10::/64]"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
 }
