@@ -25,8 +25,9 @@ const (
 	attachTimeout = 10 * time.Second
 	// deafAfter is how many times an octet must be sent again to count as dropped: this takes 3 s.
 	deafAfter = 4
-	// farewellTimeout bounds the wait for a switch to read everything that we sent and to close its end.
-	farewellTimeout = time.Second
+	// farewellTimeout bounds the wait for a switch to handle everything that we sent and to close its end. An FRR
+	// that handles 5,000 paths on a busy processor takes more than a second.
+	farewellTimeout = 3 * time.Second
 )
 
 // relay is one connection to the switch. It carries the messages between GoBGP and the switch, and the
@@ -87,7 +88,7 @@ func (r *relay) inward() {
 		}
 	}
 	_ = r.inner.Close()
-	for { // until the switch closes its end, or the deadline set by close
+	for { // until the switch closes its end, or the deadline set by await
 		if _, err := in.Discard(in.Buffered() + 1); err != nil {
 			return
 		}
@@ -129,8 +130,13 @@ func (r *relay) send(m message, flush bool) {
 	if err == nil && (flush || last) {
 		err = r.out.Flush()
 	}
-	if err != nil || last {
+	switch {
+	case err != nil:
 		r.close()
+	case last:
+		// We send no FIN: FRR handles it before the messages that it has read earlier, misses the NOTIFICATION,
+		// and keeps our paths for the restart time. The switch closes the connection after a NOTIFICATION.
+		r.await()
 	}
 }
 
@@ -146,8 +152,13 @@ func (r *relay) finish() {
 
 // close ends our side of the connection. The caller holds sending.
 func (r *relay) close() {
-	r.last = true
 	_ = r.outer.CloseWrite()
+	r.await()
+}
+
+// await gives the switch farewellTimeout to close its end. We send no more. The caller holds sending.
+func (r *relay) await() {
+	r.last = true
 	_ = r.outer.SetReadDeadline(time.Now().Add(farewellTimeout))
 }
 

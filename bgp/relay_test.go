@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -97,7 +98,9 @@ func TestCeaseIsTheLastMessage(t *testing.T) {
 		t.Fatal(m, err)
 	}
 	_, _ = gobgp.Write(framed(bgp.BGP_MSG_KEEPALIVE))
-	if n, err := sw.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+	// Not even a FIN: FRR handles the end of a connection before the messages that it has not handled yet.
+	_ = sw.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	if n, err := sw.Read(make([]byte, 1)); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%d octets after the last message, %v", n, err)
 	}
 	sw.Close()
@@ -137,7 +140,7 @@ func TestCeaseToSwitchThatDoesNotRead(t *testing.T) {
 	}
 	begun := time.Now()
 	r.leave(farewell("moving", false))
-	if took := time.Since(begun); took > 10*farewellTimeout {
+	if took := time.Since(begun); took > 3*farewellTimeout {
 		t.Errorf("left after %v", took)
 	}
 	r.outer.Close()
