@@ -123,11 +123,15 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	gauge(float64(s.Leases.Total), describe("addresses", "Addresses of the pod pool."))
 	gauge(float64(s.Leases.Used), describe("addresses_used", "Addresses that pods hold."))
 	gauge(float64(s.Leases.Free), describe("addresses_free", "Addresses that are free for pods."))
-	reasons := map[string]int{}
-	for _, p := range s.Problems {
-		reasons[p.Reason]++
+	byReason := func(problems []api.Problem, desc *prometheus.Desc) {
+		reasons := map[string]int{}
+		for _, p := range problems {
+			reasons[p.Reason]++
+		}
+		for reason, n := range reasons {
+			gauge(float64(n), desc, reason)
+		}
 	}
-	for reason, n := range reasons {
-		gauge(float64(n), describe("problems", "Problems that an operator should solve, by reason; see edgewayd status.", "reason"), reason)
-	}
+	byReason(s.Problems, describe("problems", "Problems that an operator should solve, by reason; see edgewayd status.", "reason"))
+	byReason(s.Advice, describe("advice", "Advice to the operator, by reason; see edgewayd status.", "reason"))
 }

@@ -28,7 +28,7 @@ func exported(t *testing.T) string {
 	m := newMetrics("", func(context.Context) api.Status {
 		return api.Status{Node: "n", Version: "v", Now: now, World: api.World{ReadAt: now.Add(-time.Minute)},
 			Sessions: []api.Session{{Peer: "10.0.0.1", Resource: "BGPPeer/p", PeerASN: 1, State: "Active", Reason: "refused"}},
-			Problems: []api.Problem{{Object: "Node/n", Reason: "overlap"}}}
+			Problems: []api.Problem{{Object: "Node/n", Reason: "overlap"}}, Advice: []api.Problem{{Object: "BGPPeer/p", Reason: "singleSpeaker"}}}
 	})
 	m.observe("ADD", true, time.Millisecond)
 	answer := httptest.NewRecorder()

@@ -53,10 +53,16 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 	}
 	leases, found := d.pods.Status(ctx)
 	s.Leases = leases
-	for _, p := range policy.Sorted(problems, found) {
-		s.Problems = append(s.Problems, api.Problem{Object: p.Object, Reason: string(p.Reason), Want: p.Want, Got: p.Got, Next: p.Next})
-	}
+	wrong, advice := cluster.Divide(policy.Sorted(problems, found))
+	s.Problems, s.Advice = problemStatus(wrong), problemStatus(advice)
 	return s
+}
+
+func problemStatus(problems []cluster.Problem) (out []api.Problem) {
+	for _, p := range problems {
+		out = append(out, api.Problem{Object: p.Object, Reason: string(p.Reason), Want: p.Want, Got: p.Got, Next: p.Next})
+	}
+	return out
 }
 
 // routeStatus compares the wanted routes to other nodes with the kernel's routes.

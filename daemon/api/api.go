@@ -85,6 +85,7 @@ type Status struct {
 	Learned   []Learned `json:"learned"`
 	Leases    Leases    `json:"leases"`
 	Problems  []Problem `json:"problems"`
+	Advice    []Problem `json:"advice"` // everything works, but one more fault would be worse than it must be
 	Now       time.Time `json:"now"`
 }
 

@@ -25,6 +25,18 @@ func (p Problem) String() string {
 	return s
 }
 
+// Divide returns the problems without the advice, and the advice.
+func Divide(all []Problem) (problems, advice []Problem) {
+	for _, p := range all {
+		if p.Reason.IsAdvice() {
+			advice = append(advice, p)
+		} else {
+			problems = append(problems, p)
+		}
+	}
+	return problems, advice
+}
+
 func sortProblems(problems []Problem) {
 	slices.SortStableFunc(problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Reason, b.Reason),

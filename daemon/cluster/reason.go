@@ -4,6 +4,10 @@ package cluster
 // has a line for each reason; a test compares the two.
 type Reason string
 
+// IsAdvice reports whether a problem of this reason is advice: everything works, but one more fault would be
+// worse than it must be. Advice changes no exit status, and does not count as a problem.
+func (r Reason) IsAdvice() bool { return r == SingleSpeaker }
+
 // The reasons that package policy finds.
 const (
 	NoSelf             Reason = "noSelf"             // the cluster has no Node of this name
@@ -26,6 +30,7 @@ const (
 	SelectsNothing     Reason = "selectsNothing"     // a BGP resource selects no Node
 	NoSuchSpeaker      Reason = "noSuchSpeaker"      // a speaker is not a Node
 	SpeakerNotSelected Reason = "speakerNotSelected" // a resource does not select its own speaker
+	SingleSpeaker      Reason = "singleSpeaker"      // advice: one speaker for a LAN of several nodes
 	NoPassword         Reason = "noPassword"         // the Secret or its key is missing or empty
 	Conflict           Reason = "conflict"           // two resources want different sessions with one switch
 	TooManyLearned     Reason = "tooManyLearned"     // more learned prefixes than bgp.learnMost

@@ -45,6 +45,9 @@ for every node, on no node.`,
 				for _, problem := range p.Problems {
 					fmt.Fprintf(cmd.OutOrStdout(), "problem: %s\n", problem.Problem)
 				}
+				for _, advice := range p.Advice {
+					fmt.Fprintf(cmd.OutOrStdout(), "advice: %s\n", advice.Problem)
+				}
 			}
 			if n := len(p.Problems); n > 0 {
 				return errors.New(plural(n, "problem"))

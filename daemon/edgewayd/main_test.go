@@ -95,7 +95,7 @@ func TestViews(t *testing.T) {
 		{"routes -o json", 0, []string{`"kind": "RouteList"`, `"routes": []`, `"learned": []`}},
 		{"ipam list -o json", 0, []string{`"apiVersion": "cli.edgeway.io/v1"`, `"kind": "LeaseList"`, `"pod": "shop/till"`}},
 		{"ipam list -o yaml", 0, []string{"kind: LeaseList", "pod: shop/till"}},
-		{"problems -o yaml --exit-code", 3, []string{"kind: ProblemList", "reason: noPodCIDR"}},
+		{"problems -o yaml --exit-code", 3, []string{"kind: ProblemList", "reason: noPodCIDR", "advice: []"}},
 	} {
 		out, status, err := command(t, append(strings.Fields(c.args), at...)...)
 		if status != c.status || err != nil {
@@ -108,6 +108,17 @@ func TestViews(t *testing.T) {
 		}
 		if strings.Contains(out, ": null") || strings.ContainsAny(out, "\x01\x02\x03\x1b") {
 			t.Errorf("%s: %q", c.args, out)
+		}
+	}
+}
+
+// Advice is shown like a problem, and is none: a check of --exit-code stays green.
+func TestAdviceIsNoProblem(t *testing.T) {
+	at := serve(t, map[string]any{"status": api.Status{Advice: []api.Problem{{Object: "BGPPeer/p", Reason: "singleSpeaker", Next: "name a second one"}}}})
+	for _, args := range []string{"status --exit-code", "problems --exit-code", "problems -o json --exit-code"} {
+		out, status, err := command(t, append(strings.Fields(args), at...)...)
+		if status != 0 || err != nil || !strings.Contains(out, "singleSpeaker") || !strings.Contains(out, "name a second one") {
+			t.Errorf("%s: exit %d, %v:\n%s", args, status, err, out)
 		}
 	}
 }

@@ -60,7 +60,7 @@ func TestPlanExitStatus(t *testing.T) {
 		want int
 		says string
 	}{
-		{[]string{"-f", good}, 0, "Problems: none"},
+		{[]string{"-f", good}, 0, "Problems: none\nAdvice: 2\n"}, // advice is no problem
 		{[]string{"-f", good, "--against", good}, 0, "Changes against"},
 		{[]string{"-f", good, "-o", "svg"}, 0, "<svg"},
 		{[]string{"-f", good, "-o", "json", "--against", changed}, 2, `"object": "Switch 10.0.20.1"`},

@@ -179,15 +179,22 @@ func (p *page) sessions(s api.Status) {
 }
 
 func (p *page) problems(s api.Status) {
-	all := s.Problems
-	if len(all) == 0 {
+	if len(s.Problems) == 0 {
 		p.heading(markGood, "Problems: none")
-		return
+	} else {
+		p.heading(markBad, "Problems: %d", len(s.Problems))
+		p.list(s.Problems, markBad)
 	}
-	p.heading(markBad, "Problems: %d", len(all))
+	if len(s.Advice) > 0 {
+		p.heading(markHead, "Advice: %d", len(s.Advice))
+		p.list(s.Advice, markHead)
+	}
+}
+
+func (p *page) list(all []api.Problem, mark string) {
 	p.rows(len(all), func(i int) {
 		problem := all[i]
-		p.heading(markBad, "  %s: %s", problem.Object, problem.Reason)
+		p.heading(mark, "  %s: %s", problem.Object, problem.Reason)
 		for _, l := range []struct{ word, text string }{{"want", problem.Want}, {"got", problem.Got}, {"next", problem.Next}} {
 			if l.text != "" {
 				fmt.Fprintf(p.out, "      %-5s %s\n", l.word+":", l.text)

@@ -41,6 +41,7 @@ func TestStatusScreen(t *testing.T) {
 			{Dst: "192.168.6.0/24", Via: "10.0.10.2", Dev: "eth0", Switch: "10.0.10.2", Kept: true, State: "installed"},
 		},
 		Problems: []api.Problem{{Object: "BGPPeer/peer-b", Reason: "refused", Want: "an established session with 10.0.10.2", Got: "Active", Next: "start BGP on the switch"}},
+		Advice:   []api.Problem{{Object: "BGPPeer/peer-a", Reason: "singleSpeaker", Want: "two speakers", Got: "node-1 alone", Next: "name a second one"}},
 	}
 	for i := range 20 {
 		s.Routes = append(s.Routes, api.Route{Dst: "10.10." + string(rune('a'+i)) + ".0/24", Via: "10.0.10.99", Dev: "eth0", Node: "Node-n", State: "installed"})

@@ -42,6 +42,7 @@ type (
 	problemList struct {
 		Node     string        `json:"node"`
 		Problems []api.Problem `json:"problems"`
+		Advice   []api.Problem `json:"advice"`
 	}
 )
 
@@ -59,7 +60,7 @@ func viewCommands(f *flags) (all []*cobra.Command) {
 		{use: "peers", alias: "sessions", kind: "PeerList", short: "show the BGP sessions with the switches, and what is advertised to each",
 			show: (*page).sessions, part: func(s api.Status) any { return peerList{s.Node, s.Sessions} }},
 		{use: "problems", kind: "ProblemList", short: "show what is wrong, and the next step of each",
-			show: (*page).problems, part: func(s api.Status) any { return problemList{s.Node, s.Problems} }},
+			show: (*page).problems, part: func(s api.Status) any { return problemList{s.Node, s.Problems, s.Advice} }},
 	} {
 		v.flags = f
 		all = append(all, v.command())
@@ -152,6 +153,7 @@ func readStatus(text []byte) (s api.Status, err error) {
 	fill(&s.Sessions)
 	fill(&s.Learned)
 	fill(&s.Problems)
+	fill(&s.Advice)
 	for i := range s.Sessions {
 		fill(&s.Sessions[i].Advertised)
 	}

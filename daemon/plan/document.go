@@ -11,6 +11,7 @@ type Document struct {
 	Nodes    []DocumentNode    `json:"nodes"`
 	Switches []DocumentSwitch  `json:"switches"`
 	Problems []DocumentProblem `json:"problems"`
+	Advice   []DocumentProblem `json:"advice"`
 	Changes  []Change          `json:"changes"`
 }
 
@@ -57,7 +58,7 @@ type DocumentProblem struct {
 
 // Document returns the plan, and its difference to another, for programs.
 func (p Plan) Document(changes []Change) Document {
-	d := Document{Nodes: []DocumentNode{}, Switches: []DocumentSwitch{}, Problems: []DocumentProblem{}, Changes: some(changes)}
+	d := Document{Nodes: []DocumentNode{}, Switches: []DocumentSwitch{}, Problems: documentProblems(p.Problems), Advice: documentProblems(p.Advice), Changes: some(changes)}
 	for _, n := range p.Nodes {
 		d.Nodes = append(d.Nodes, DocumentNode{Name: n.Name, Addresses: some(n.Addresses), LANs: some(n.LANs), Mode: string(n.Mode),
 			Pool: some(n.pool()), MTU: n.MTU, Assumed: n.Assumed, Lines: n.Lines()})
@@ -72,10 +73,15 @@ func (p Plan) Document(changes []Change) Document {
 		}
 		d.Switches = append(d.Switches, out)
 	}
-	for _, problem := range p.Problems {
-		d.Problems = append(d.Problems, DocumentProblem{Problem: problem.Problem, Nodes: some(problem.Nodes)})
-	}
 	return d
+}
+
+func documentProblems(problems []Problem) []DocumentProblem {
+	out := []DocumentProblem{}
+	for _, p := range problems {
+		out = append(out, DocumentProblem{Problem: p.Problem, Nodes: some(p.Nodes)})
+	}
+	return out
 }
 
 // some returns an empty list for none.

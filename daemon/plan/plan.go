@@ -41,6 +41,7 @@ type Plan struct {
 	Nodes    []Node
 	Switches []Switch
 	Problems []Problem
+	Advice   []Problem
 }
 
 // Node is what one node would do.
@@ -181,7 +182,7 @@ func (sw *Switch) hears(path bgp.Path, from string) {
 	sw.Table[i].From = append(sw.Table[i].From, from)
 }
 
-// problems collects the problems of all nodes, each once.
+// problems collects the problems and the advice of all nodes, each once.
 func (p *Plan) problems(manifests []cluster.Problem) {
 	all := [][]cluster.Problem{manifests}
 	nodes := map[cluster.Problem][]string{}
@@ -192,7 +193,11 @@ func (p *Plan) problems(manifests []cluster.Problem) {
 		}
 	}
 	for _, problem := range policy.Sorted(all...) {
-		p.Problems = append(p.Problems, Problem{Problem: problem, Nodes: nodes[problem]})
+		to := &p.Problems
+		if problem.Reason.IsAdvice() {
+			to = &p.Advice
+		}
+		*to = append(*to, Problem{Problem: problem, Nodes: nodes[problem]})
 	}
 }
 

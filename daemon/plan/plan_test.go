@@ -76,7 +76,7 @@ func TestPlanIsWhatEachNodeDecides(t *testing.T) {
 				continue
 			}
 			i := slices.IndexFunc(p.Nodes, func(n Node) bool { return n.Name == node })
-			want := regexp.MustCompile(`(?m)^problem: .*\n`).ReplaceAllString(string(f.Data), "")
+			want := regexp.MustCompile(`(?m)^(problem|advice): .*\n`).ReplaceAllString(string(f.Data), "")
 			if diff := cmp.Diff(want, p.Nodes[i].Plan.String()); diff != "" {
 				t.Errorf("%s, %s (-want +got):\n%s", name, node, diff)
 			}

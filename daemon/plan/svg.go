@@ -50,21 +50,20 @@ type line struct{ class, text string }
 // legend explains the signs, and lists the problems.
 func (p Plan) legend() []line {
 	lines := []line{{"s", "blue: speaker; dashed line: BGP session; yellow: switch, which hears each pod CIDR with its node as next hop"}}
-	if len(p.Problems) == 0 {
-		return append(lines, line{"h", "Problems: none"})
-	}
-	lines = append(lines, line{"h", fmt.Sprintf("Problems: %d", len(p.Problems))})
-	for _, problem := range p.Problems {
-		text := problem.Problem.String()
-		for len(text) > wrapAt {
-			cut := strings.LastIndexByte(text[:wrapAt], ' ')
-			if cut <= 0 {
-				cut = wrapAt
+	for _, l := range p.lists() {
+		lines = append(lines, line{"h", l.heading})
+		for _, problem := range l.problems {
+			text := problem.Problem.String()
+			for len(text) > wrapAt {
+				cut := strings.LastIndexByte(text[:wrapAt], ' ')
+				if cut <= 0 {
+					cut = wrapAt
+				}
+				lines = append(lines, line{"p", text[:cut]})
+				text = "    " + strings.TrimSpace(text[cut:])
 			}
-			lines = append(lines, line{"p", text[:cut]})
-			text = "    " + strings.TrimSpace(text[cut:])
+			lines = append(lines, line{"p", text})
 		}
-		lines = append(lines, line{"p", text})
 	}
 	return lines
 }

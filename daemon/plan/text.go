@@ -24,14 +24,30 @@ func (p Plan) Text(out io.Writer) {
 		}
 		fmt.Fprintln(out)
 	}
-	if len(p.Problems) == 0 {
-		fmt.Fprintln(out, "Problems: none")
-		return
+	for _, l := range p.lists() {
+		fmt.Fprintln(out, l.heading)
+		for _, problem := range l.problems {
+			fmt.Fprintf(out, "  %s (%s; %s)\n", problem.Problem, problem.Reason, problem.reporters(len(p.Nodes)))
+		}
 	}
-	fmt.Fprintf(out, "Problems: %d\n", len(p.Problems))
-	for _, problem := range p.Problems {
-		fmt.Fprintf(out, "  %s (%s; %s)\n", problem.Problem, problem.Reason, problem.reporters(len(p.Nodes)))
+}
+
+// problemList is the problems, or the advice, below a heading.
+type problemList struct {
+	heading  string
+	problems []Problem
+}
+
+// lists returns the problems, and the advice if there is any.
+func (p Plan) lists() []problemList {
+	out := []problemList{{"Problems: none", nil}}
+	if n := len(p.Problems); n > 0 {
+		out[0] = problemList{fmt.Sprintf("%s: %d", problemsName, n), p.Problems}
 	}
+	if n := len(p.Advice); n > 0 {
+		out = append(out, problemList{fmt.Sprintf("%s: %d", adviceName, n), p.Advice})
+	}
+	return out
 }
 
 func (n Node) heading() string {
@@ -143,10 +159,13 @@ func (p Plan) names() (out []string) {
 	for _, sw := range p.Switches {
 		out = append(out, "Switch "+sw.endpoint())
 	}
-	return append(out, problemsName)
+	return append(out, problemsName, adviceName)
 }
 
-const problemsName = "Problems"
+const (
+	problemsName = "Problems"
+	adviceName   = "Advice"
+)
 
 // objects returns the lines of each object that names lists.
 func (p Plan) objects() map[string][]string {
@@ -159,6 +178,9 @@ func (p Plan) objects() map[string][]string {
 	}
 	for _, problem := range p.Problems {
 		out[problemsName] = append(out[problemsName], problem.String())
+	}
+	for _, advice := range p.Advice {
+		out[adviceName] = append(out[adviceName], advice.String())
 	}
 	return out
 }

@@ -185,7 +185,11 @@ func tell(t *testing.T, w World) string {
 	var b strings.Builder
 	b.WriteString(plan.String())
 	for _, p := range Sorted(plan.Problems) {
-		fmt.Fprintf(&b, "problem: %s\n", p)
+		kind := "problem"
+		if p.Reason.IsAdvice() {
+			kind = "advice"
+		}
+		fmt.Fprintf(&b, "%s: %s\n", kind, p)
 	}
 	return b.String()
 }

@@ -29,6 +29,7 @@ func (d *draft) speak() {
 	d.markOwn()
 	d.plan.Neighbours = d.neighbours()
 	d.proxied()
+	d.lone()
 	if d.Cluster.Left != "" {
 		d.problem(d.Cluster.Left, cluster.PeeringGone, "a BGP resource that selects this node, as this one did", "none: it was deleted",
 			"apply the resource again: no switch learns this node's pods; if there is to be no BGP, restart edgewayd")
@@ -51,6 +52,35 @@ func (d *draft) resource(r cluster.Peering) {
 			d.problem(r.Ref(), cluster.NoSuchSpeaker, "speakers that are Nodes", s.Node, "correct the speaker's name, or add the Node")
 		case !r.Selector.Selects(d.Cluster.Nodes[i].Labels):
 			d.problem(r.Ref(), cluster.SpeakerNotSelected, "speakers that nodeSelector selects", s.Node, "label the Node "+r.Selector.String()+", or name another speaker")
+		}
+	}
+}
+
+// lone advises a second speaker for each LAN of several nodes in which this node is the only speaker.
+func (d *draft) lone() {
+	speakers := map[uint32][]string{} // by local ASN
+	for _, r := range d.Cluster.Peerings {
+		for _, s := range r.Speakers {
+			if _, known := d.Cluster.Node(s.Node); known && !slices.Contains(speakers[r.LocalASN], s.Node) {
+				speakers[r.LocalASN] = append(speakers[r.LocalASN], s.Node)
+			}
+		}
+	}
+	for _, r := range d.Cluster.Peerings {
+		here := slices.ContainsFunc(r.Speakers, func(s cluster.Speaker) bool { return s.Node == d.Self })
+		if !here || len(speakers[r.LocalASN]) != 1 {
+			continue
+		}
+		delete(speakers, r.LocalASN) // once for each LAN
+		nodes := 0
+		for _, n := range d.Cluster.Nodes {
+			if slices.Contains(d.lans(n), r.LocalASN) {
+				nodes++
+			}
+		}
+		if nodes > 1 {
+			d.problem(r.Ref(), cluster.SingleSpeaker, fmt.Sprintf("two speakers for the %d nodes of AS %d", nodes, r.LocalASN), d.Self+" alone",
+				"name a second node as speaker, and as neighbour on the switch: while "+d.Self+" is away, no dead node is withdrawn, and after the restart time the switch drops all their routes")
 		}
 	}
 }

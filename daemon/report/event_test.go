@@ -113,6 +113,7 @@ func TestFullPoolIsAnEventOfTheNode(t *testing.T) {
 		{Object: "BGPPeer/a", Reason: cluster.SelectsNothing, Next: "label the Nodes"},
 		{Object: "Node/n2", Reason: cluster.SilentNode, Next: "check the node"},
 		{Object: "Node/n3", Reason: cluster.Overlap, Next: "n3 tells that itself"},
+		{Object: "BGPPeer/a", Reason: cluster.SingleSpeaker, Next: "name a second one"},
 		{Object: "BGPPeer/b", Reason: cluster.SelectsNothing, Next: "its speakers tell that"},
 		{Object: "API server https://10.0.0.1", Reason: cluster.NotInstalled, Next: "cannot be told"},
 	}
@@ -120,7 +121,7 @@ func TestFullPoolIsAnEventOfTheNode(t *testing.T) {
 		r.Tell(problems)
 		return f.told()
 	}
-	want := []string{"PoolFull x1", "SelectsNothing x1", "SilentNode x1"}
+	want := []string{"PoolFull x1", "SelectsNothing x1", "SilentNode x1", "SingleSpeaker x1"}
 	eventually(t, "the problems", want, tell)
 	for range 100 {
 		tell()
@@ -132,6 +133,7 @@ func TestFullPoolIsAnEventOfTheNode(t *testing.T) {
 	for _, e := range f.events {
 		object := e.InvolvedObject
 		if e.Reason == "PoolFull" && (object.Kind != "Node" || object.Name != "n1" || object.UID != "n1" || object.APIVersion != "v1" || e.Message != full.String()) ||
+			(e.Type == "Normal") != (e.Reason == "Established" || e.Reason == "SingleSpeaker") ||
 			e.Reason == "SilentNode" && object.Name != "n2" || e.Reason == "SelectsNothing" && object.UID != "uid-a" {
 			t.Errorf("event %+v: kubectl describe would not list it", e)
 		}

@@ -43,7 +43,11 @@ func (r *Reporter) Tell(problems []cluster.Problem) {
 		}
 		if now.Sub(t.since) >= r.pace.settle && now.Sub(t.at) >= wait {
 			t.at = now
-			r.event(Event{Resource: on, About: key.about, Type: Warning, Reason: eventReason(p.Reason), Message: p.String()})
+			kind := Warning
+			if p.Reason.IsAdvice() {
+				kind = Normal
+			}
+			r.event(Event{Resource: on, About: key.about, Type: kind, Reason: eventReason(p.Reason), Message: p.String()})
 		}
 		r.told[key] = t
 	}
