@@ -53,6 +53,56 @@ func TestAddressThatIsElsewhereOnTheHost(t *testing.T) {
 	}
 }
 
+// The pool lay inside a LAN of the host, and a pod got the address of a machine of that LAN. The host had spoken with
+// the machine, so it had a neighbour entry. The entry alone proves nothing: a machine that is gone leaves one, too.
+func TestPodGetsTheAddressOfAMachineOfTheLAN(t *testing.T) {
+	kernelTest(t)
+	for _, served := range []bool{true, false} {
+		t.Run(fmt.Sprintf("by a daemon %v", served), func(t *testing.T) {
+			h, machine, pod := newHost(t), newSpace(t), newSpace(t)
+			h.sh(t, "ip link add lan0 type veth peer name lan1 netns "+machine.path+"; ip addr add 10.88.0.200/24 dev lan0; ip addr add fd00:88::200/64 dev lan0 nodad; ip link set lan0 up")
+			machine.sh(t, "ip link set lo up; ip addr add 10.88.0.1/24 dev lan1; ip addr add fd00:88::1/64 dev lan1 nodad; ip link set lan1 up")
+			for _, a := range []string{"10.88.0.1", "fd00:88::1"} {
+				until(t, "the machine answers "+a, func() bool { _, err := h.try(t, "ping -c1 -W1 "+a); return err == nil })
+			}
+			until(t, "the link has a link-local address, from which the kernel asks", func() bool {
+				return !strings.Contains(h.sh(t, "ip -6 addr show dev lan0"), "tentative")
+			})
+			c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: pod.path,
+				conf: h.conf("1.1.0", `"ipam":{"ranges":[[{"subnet":"10.88.0.0/24"}],[{"subnet":"fd00:88::/64"}]]}`)}
+			var n *Node
+			if served {
+				n, _ = h.serve(t, handler)
+			}
+			if got := parseResult(t, h.must(t, c)).addrs(); fmt.Sprint(got) != "[10.88.0.2 fd00:88::2]" {
+				t.Errorf("beside a machine with 10.88.0.1 and fd00:88::1 the pod got %v", got)
+			}
+			h.end(t, c)
+			if served {
+				if taken, err := n.Taken(t.Context()); err != nil || fmt.Sprint(taken) != "[neighbour 10.88.0.1 dev lan0 neighbour fd00:88::1 dev lan0]" {
+					t.Errorf("taken: %v, %v", taken, err)
+				}
+			}
+
+			machine.sh(t, "ip addr del 10.88.0.1/24 dev lan1; ip addr del fd00:88::1/64 dev lan1")
+			for _, a := range []string{"10.88.0.1", "fd00:88::1"} {
+				h.sh(t, "ip neigh replace "+a+" lladdr 02:00:00:00:00:99 dev lan0 nud stale")
+			}
+			if served { // who is silent is said no more
+				if taken, err := n.Taken(t.Context()); err != nil || len(taken) > 0 {
+					t.Errorf("taken by a machine that is gone: %v, %v", taken, err)
+				}
+			}
+			for _, a := range []string{"10.88.0.1", "fd00:88::1"} {
+				h.sh(t, "ip neigh replace "+a+" lladdr 02:00:00:00:00:99 dev lan0 nud reachable")
+			}
+			c.conf = with(c.conf, "runtimeConfig", `{"ips":["10.88.0.1","fd00:88::1"]}`)
+			h.must(t, c)
+			h.end(t, c)
+		})
+	}
+}
+
 // New pods passed over an address that something else had, and nobody said so.
 func TestAddressThatIsPassedOverIsSaid(t *testing.T) {
 	kernelTest(t)

@@ -137,8 +137,8 @@ func (n *Node) obtain(ctx context.Context, k kernel, o order, cookie uint64) (gr
 const maxPassedOver = 32
 
 // lease gets addresses that lead nowhere else on this host. It passes over an address that the host
-// itself has, that a neighbour of the host has, or to which a route of another agent or of another store's
-// pod leads. If such an address was requested, the ADD is refused. link is the future host link; src is the
+// itself has, that a neighbour of the host has and answers for, or to which a route of another agent or of
+// another store's pod leads. If such an address was requested, the ADD is refused. link is the future host link; src is the
 // source of the host's routes to the addresses (see hostSource). The lease is on disk after commit.
 func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link string) (lease ipam.Lease, commit commit, src netip.Addr, err error) {
 	var passed []string
@@ -159,8 +159,15 @@ func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link st
 		}
 		var held []netip.Addr
 		there, sourceless, err := host.Holders(ctx, lease.Addrs...)
+		if err == nil && isForeign(lease) { // the other main plugin's link has the subnet, and knows its pods
+			there = slices.DeleteFunc(there, func(r routes.Route) bool {
+				return r.Type == "" || r.Type == routes.TypeNeighbour || r.Type == routes.TypeLearned
+			})
+		} else if err == nil {
+			there, err = host.Answering(ctx, there)
+		}
 		for _, r := range there {
-			if r.Type != "" && r.Type != routes.TypeNeighbour || r.Link != link && !isForeign(lease) {
+			if r.Type != "" || r.Link != link {
 				held = append(held, r.Dst.Addr())
 				passed = append(passed, r.String())
 			}
@@ -219,6 +226,9 @@ func (n *Node) Taken(ctx context.Context) ([]routes.Route, error) {
 	}
 	defer done()
 	there, _, err := host.Holders(ctx, slices.SortedFunc(maps.Keys(n.taken.addrs), netip.Addr.Compare)...)
+	if err == nil {
+		there, err = host.Answering(ctx, there)
+	}
 	if err != nil {
 		return nil, err
 	}

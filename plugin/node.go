@@ -128,6 +128,7 @@ type kernel interface {
 	Lookup(ctx context.Context, a netip.Addr) (routes.Route, error)
 	Links(ctx context.Context, prefix string) ([]routes.Link, error)
 	Holders(ctx context.Context, addrs ...netip.Addr) (held []routes.Route, sourceless bool, err error)
+	Answering(ctx context.Context, held []routes.Route) ([]routes.Route, error)
 	RoutesOn(ctx context.Context, link string) ([]routes.Route, error)
 	FlushConntrack(ctx context.Context, a netip.Addr) error
 	Close()

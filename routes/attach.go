@@ -95,6 +95,11 @@ const (
 	createOrSet = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 )
 
+// getNeigh asks for the neighbour entry of an address on the link.
+func getNeigh(a netip.Addr, index int) message {
+	return neighMessage(unix.RTM_GETNEIGH, 0, family(a), index, 0, 0).attrAddr(unix.NDA_DST, a)
+}
+
 // messages gives an entry that learns the state NUD_STALE: the kernel uses it at once and checks it later.
 // All namespaces share the neighbour tables. The flag NTF_EXT_LEARNED keeps the kernel from dropping the
 // entry when a table is full (net/core/neighbour.c: neigh_update_gc_list).

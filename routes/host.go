@@ -137,16 +137,19 @@ func (k *Kernel) Lookup(ctx context.Context, a netip.Addr) (Route, error) {
 // loopback is the index of lo in every namespace (linux/if.h: LOOPBACK_IFINDEX).
 const loopback = 1
 
-// TypeNeighbour is the Type of a holder that is not a route: somebody wrote a permanent neighbour entry for the
-// address.
-const TypeNeighbour = "neighbour"
+// Types of a holder that is not a route but a neighbour entry of a link that is not ours. TypeNeighbour: somebody
+// wrote the entry, or the neighbour answered (see Answering). TypeLearned: the kernel learned the entry, which proves
+// nothing: it outlives the pod of an earlier network plugin on its bridge.
+const (
+	TypeNeighbour = "neighbour"
+	TypeLearned   = "learned neighbour"
+)
 
 // Holders returns the routes of exactly these addresses: host routes, or type "local" or "broadcast" for
-// addresses of this machine. An address that only a wider route covers has no holder, unless the route
-// leads straight to a link that has a permanent neighbour entry for the address: Holders returns such an entry
-// as TypeNeighbour. An entry that the kernel learned proves nothing: it outlives the pod of an earlier network
-// plugin on its bridge. Holders does not see a host route without a next hop, such as a blackhole (Host does), and no
-// neighbours before Linux 5.0.
+// addresses of this machine. An address that only a wider route covers has no holder, unless the route leads
+// straight to a link of another owner that has a neighbour entry for the address: Holders returns the entry as
+// TypeNeighbour or TypeLearned. Holders does not see a host route without a next hop, such as a blackhole (Host
+// does), and no neighbours before Linux 5.0.
 //
 // sourceless reports that this machine has no IPv4 source address for a link without addresses, such as a
 // pod's link: packets leave as 0.0.0.0 unless their route names a source. If lo is down, this is not known,
@@ -178,7 +181,7 @@ func (k *Kernel) Holders(ctx context.Context, addrs ...netip.Addr) (held []Route
 		case e.Dst == netip.PrefixFrom(a, a.BitLen()):
 			held = append(held, v.route(e))
 		case e.Type == "" && e.index != 0 && !e.Via.IsValid():
-			near = append(near, neighMessage(unix.RTM_GETNEIGH, 0, family(a), e.index, 0, 0).attrAddr(unix.NDA_DST, a))
+			near = append(near, getNeigh(a, e.index))
 		}
 	}
 	if len(near) == 0 {
@@ -189,9 +192,15 @@ func (k *Kernel) Holders(ctx context.Context, addrs ...netip.Addr) (held []Route
 		if err != nil {
 			continue // no entry
 		}
-		if e, ok := parseNeigh(answers[i]); ok && e.mac != "" && e.state&unix.NUD_PERMANENT != 0 {
-			held = append(held, Route{Type: TypeNeighbour, Dst: netip.PrefixFrom(e.ip, e.ip.BitLen()), Link: v.name(e.index)})
+		e, ok := parseNeigh(answers[i])
+		if !ok || e.mac == "" || e.state&usable == 0 || ours(v.name(e.index)) {
+			continue
 		}
+		h := Route{Type: TypeLearned, Dst: netip.PrefixFrom(e.ip, e.ip.BitLen()), Link: v.name(e.index)}
+		if e.state&unix.NUD_PERMANENT != 0 || e.flags&unix.NTF_EXT_LEARNED != 0 {
+			h.Type = TypeNeighbour
+		}
+		held = append(held, h)
 	}
 	return held, sourceless, nil
 }

@@ -453,8 +453,16 @@ func TestHostAndLookup(t *testing.T) {
 	s.run("ip neigh add fd00:10::40 lladdr 02:00:00:00:00:40 dev eth0 nud permanent")
 	s.run("ip neigh add 10.0.0.41 lladdr 02:00:00:00:00:41 dev eth0 nud reachable")
 	held, _, err = s.k.Holders(t.Context(), addr("10.0.0.40"), addr("10.0.0.41"), addr("fd00:10::40"))
+	if err != nil || fmt.Sprint(held) != "[neighbour 10.0.0.40 dev eth0 learned neighbour 10.0.0.41 dev eth0 neighbour fd00:10::40 dev eth0]" {
+		t.Errorf("neighbours: %v, %v", held, err)
+	}
+	held, err = s.k.Answering(t.Context(), held)
 	if err != nil || fmt.Sprint(held) != "[neighbour 10.0.0.40 dev eth0 neighbour fd00:10::40 dev eth0]" {
-		t.Errorf("permanent neighbours: %v, %v", held, err)
+		t.Errorf("neighbours that answer, or that somebody wrote: %v, %v", held, err)
+	}
+	before := s.k.c.seq
+	if again, err := s.k.Answering(t.Context(), held); err != nil || len(again) != 2 || s.k.c.seq != before {
+		t.Errorf("Answering sent %d messages although no neighbour was learned: %v, %v", s.k.c.seq-before, again, err)
 	}
 	if _, err := s.k.Lookup(t.Context(), addr("fd77::1")); err == nil {
 		t.Error("lookup without a route succeeded")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -94,14 +95,104 @@ func (e entry) hearing() Hearing {
 // probe returns the request that makes the kernel probe a neighbour, or nil if no probe is needed. The kernel
 // probes an entry with a MAC at once, however fresh the entry is. An entry without a MAC is resolved as for a packet.
 func (e entry) probe(ip netip.Addr, index int) message {
-	ask := func(state uint16, ntf uint8) message {
-		return neighMessage(unix.RTM_NEWNEIGH, createOrSet, family(ip), index, state, ntf).attrAddr(unix.NDA_DST, ip)
-	}
 	switch mac, err := hardwareAddr(e.mac); {
 	case e.state&(unix.NUD_PERMANENT|unix.NUD_NOARP|unix.NUD_PROBE|unix.NUD_INCOMPLETE) != 0:
 		return nil
 	case err == nil && e.state&(unix.NUD_REACHABLE|unix.NUD_STALE|unix.NUD_DELAY) != 0:
-		return ask(unix.NUD_PROBE, 0).attr(unix.NDA_LLADDR, mac)
+		return setNeigh(ip, index, unix.NUD_PROBE, 0).attr(unix.NDA_LLADDR, mac)
 	}
-	return ask(unix.NUD_NONE, unix.NTF_USE)
+	return setNeigh(ip, index, unix.NUD_NONE, unix.NTF_USE)
+}
+
+func setNeigh(ip netip.Addr, index int, state uint16, ntf uint8) message {
+	return neighMessage(unix.RTM_NEWNEIGH, createOrSet, family(ip), index, state, ntf).attrAddr(unix.NDA_DST, ip)
+}
+
+const (
+	// askRounds is how often Answering asks for a neighbour: one packet may be lost.
+	askRounds = 3
+	// askLooks and askPause are how often, and how far apart, a round looks for the answer: for 100 ms. A LAN
+	// answers within a few milliseconds. Looks are counted, so that a busy machine waits longer.
+	askLooks = 20
+	askPause = 5 * time.Millisecond
+)
+
+// Answering returns held, the result of Holders, without the learned neighbours that do not answer. A neighbour that
+// answers becomes TypeNeighbour. The kernel sends the questions, so CAP_NET_ADMIN is enough: first to the MAC of the
+// entry, which the machine may have lost since, and then to everybody on the link (ARP, RFC 826; neighbour
+// solicitation, RFC 4861 section 7.2.2). The wait is 300 ms if somebody does not answer, less if all answer, and nothing
+// if no neighbour is learned. The entry of a silent neighbour becomes FAILED, as if somebody had sent it a packet.
+func (k *Kernel) Answering(ctx context.Context, held []Route) (out []Route, err error) {
+	v := newView(k.c)
+	index := map[netip.Addr]int{} // of those who have not answered yet
+	for _, h := range held {
+		if h.Type == TypeLearned {
+			if i, err := v.index(h.Link); err == nil {
+				index[h.Dst.Addr()] = i
+			}
+		}
+	}
+	for round := 0; round < askRounds && len(index) > 0; round++ {
+		if err := k.ask(index, round > 0); err != nil {
+			return nil, err
+		}
+		for look := 0; look < askLooks && len(index) > 0; look++ {
+			select {
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			case <-time.After(askPause):
+			}
+			for a, e := range k.known(index) {
+				if e.hearing() == Answers {
+					delete(index, a)
+				}
+			}
+		}
+	}
+	for _, h := range held {
+		if _, silent := index[h.Dst.Addr()]; h.Type == TypeLearned && !silent {
+			h.Type = TypeNeighbour
+		}
+		if h.Type != TypeLearned {
+			out = append(out, h)
+		}
+	}
+	return out, nil
+}
+
+// ask makes the kernel probe each address on the link of that index: at the MAC of its entry, or everybody on the
+// link. A failed entry has no MAC, so the kernel asks everybody (net/core/neighbour.c: __neigh_event_send).
+func (k *Kernel) ask(index map[netip.Addr]int, everybody bool) error {
+	var msgs []message
+	known := k.known(index)
+	for a, i := range index {
+		if everybody {
+			msgs = append(msgs, setNeigh(a, i, unix.NUD_FAILED, 0), setNeigh(a, i, unix.NUD_NONE, unix.NTF_USE))
+		} else if m := known[a].probe(a, i); m != nil {
+			msgs = append(msgs, m)
+		}
+	}
+	for _, err := range k.c.change(msgs...) {
+		// EHOSTDOWN, ENETDOWN or ENODEV: nobody answers on a link that is down or gone.
+		if err != nil && !errors.Is(err, unix.ENETDOWN) && !errors.Is(err, unix.EHOSTDOWN) && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("probe neighbours: %w", err)
+		}
+	}
+	return nil
+}
+
+// known reads the neighbour entries of the addresses on the links of those indexes. An address may have no entry.
+func (k *Kernel) known(index map[netip.Addr]int) map[netip.Addr]entry {
+	var msgs []message
+	for a, i := range index {
+		msgs = append(msgs, getNeigh(a, i))
+	}
+	out := map[netip.Addr]entry{}
+	answers, errs := k.c.gets(msgs...)
+	for i, b := range answers {
+		if e, ok := parseNeigh(b); ok && errs[i] == nil {
+			out[e.ip] = e
+		}
+	}
+	return out
 }

@@ -11,7 +11,8 @@
 // own, never runs another program, and knows nothing of Kubernetes, leases or BGP.
 //
 // [Kernel.FlushConntrack] stands beside Sync because nobody desires tracked connections: the kernel
-// makes them, and there is nothing to compare. [Kernel.Listen] probes neighbours and changes no state.
+// makes them, and there is nothing to compare. [Kernel.Listen] and [Kernel.Answering] make the kernel probe neighbours,
+// and change no other state.
 //
 //	k, err := routes.Open()          // the calling thread's network namespace
 //	changes, err := k.Sync(ctx, routes.Scope{Protocol: routes.ProtoNode}, routes.State{

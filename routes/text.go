@@ -35,7 +35,7 @@ func (r Route) String() string {
 	if r.Table != 0 && r.Table != mainTable {
 		b.WriteString(" table " + strconv.Itoa(r.Table))
 	}
-	if r.Type != TypeNeighbour {
+	if r.Type != TypeNeighbour && r.Type != TypeLearned {
 		b.WriteString(" proto " + r.Protocol.String())
 	}
 	if r.Src.IsValid() {
