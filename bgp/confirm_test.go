@@ -84,8 +84,8 @@ func confirmed(t *testing.T, edits ...edit) {
 				for i := range now {
 					tt.change(&now[i].Peer)
 				}
-				apply(t)
 				begun := time.Now()
+				apply(t)
 				until(t, func(st Status) error {
 					if tt.reason != "" && st.Refused.Reason != tt.reason {
 						return fmt.Errorf("%+v", st)
@@ -98,7 +98,18 @@ func confirmed(t *testing.T, edits ...edit) {
 					}
 					return established(st)
 				})
-				t.Logf("%s: after %v: %+v", sw.kind, time.Since(begun), speakers[0].report().Status[0].Refused)
+				for _, s := range speakers {
+					refused := s.report().Status[0].Refused
+					t.Logf("%s: %+v", sw.kind, refused)
+					switch tt.reason {
+					case reasonASNMismatch: // at once, not when the trial is over
+						if took := refused.At.Sub(begun); took >= leastTrial {
+							t.Errorf("taken back after %v", took)
+						}
+					case reasonTimeout:
+						promised(t, sw.kind+": taken back", begun, refused.At, leastTrial, leastTrial)
+					}
+				}
 				if tt.name == "our AS number" && sw.kind == "bird" { // it drops the paths when it refuses an OPEN
 					sw.hears(manyPaths())
 					w.events(t)

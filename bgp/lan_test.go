@@ -139,6 +139,24 @@ func (w *watch) still(t *testing.T, what string) {
 // the restart time of peerOf.
 const patience = time.Minute
 
+// late is how much later than its timer says a busy machine may do something. No promise is told from its
+// opposite by less.
+const late = 15 * time.Second
+
+// redial is how long a session takes at most to come up, and its first paths to be sent, once its switch answers.
+const redial = connectRetry + dialTimeout + deferral
+
+// promised fails the test if an effect did not come least to most after its cause. A timer of whole seconds may end
+// a second early.
+func promised(t testing.TB, what string, cause, effect time.Time, least, most time.Duration) {
+	t.Helper()
+	took := effect.Sub(cause)
+	t.Logf("%s: after %v", what, took.Round(time.Millisecond))
+	if took < least-time.Second || took > most+late {
+		t.Errorf("%s: after %v, want %v to %v, or %v later on a busy machine", what, took, least, most, late)
+	}
+}
+
 // eventually waits until f has no objection.
 func eventually(t testing.TB, f func() error) {
 	t.Helper()

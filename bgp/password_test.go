@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A SYN without an answer is all that this node sees of a wrong password. A second SYN without a signature tells
@@ -78,6 +79,7 @@ func TestPassword(t *testing.T) {
 
 		// Each is mended where it is wrong, and comes up in its usual time.
 		run(t, sw.Machine, "nft", "delete table inet f")
+		mended := time.Now()
 		want := session(0, "").Paths
 		for i, row := range rows {
 			switch row.name {
@@ -91,6 +93,7 @@ func TestPassword(t *testing.T) {
 			want = append(want, session(i, "").Paths...)
 		}
 		sw.hears(want)
+		promised(t, sw.kind+": all that was mended is heard", mended, time.Now(), 0, redial)
 	})
 }
 

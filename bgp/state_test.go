@@ -241,6 +241,34 @@ func TestProbesAreRare(t *testing.T) {
 	}
 }
 
+// A session that lasted is dialled again at once. A session that is lost at once is dialled again after pauses that
+// grow. A switch that does not answer is dialled every few seconds.
+func TestPausesBetweenDials(t *testing.T) {
+	j, backoff := newJournal(goodPeer().normal(), time.Now(), func() {}), time.Duration(0)
+	for _, tt := range []struct {
+		lifetime    time.Duration
+		least, most time.Duration
+	}{
+		{steady, 0, 0},
+		{time.Second, time.Second, time.Second},
+		{0, connectRetry * 3 / 4, connectRetry}, // this does not shorten the next pause
+		{time.Second, 2 * time.Second, 2 * time.Second},
+		{steady - 1, 4 * time.Second, 4 * time.Second},
+		{steady, 0, 0},
+		{time.Second, time.Second, time.Second},
+	} {
+		j.lifetime = tt.lifetime
+		if got := j.wait(&backoff); got < tt.least || got > tt.most {
+			t.Errorf("up for %v: pause %v, want %v to %v", tt.lifetime, got, tt.least, tt.most)
+		}
+	}
+	for range 10 {
+		if j.lifetime = time.Second; j.wait(&backoff) > maxBackoff {
+			t.Errorf("pause %v", backoff)
+		}
+	}
+}
+
 func TestHardResetTellsWhatItStandsFor(t *testing.T) {
 	for _, tt := range []struct {
 		code, subcode uint8

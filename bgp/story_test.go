@@ -132,34 +132,43 @@ func TestRemovedPeerIsWithdrawnAtOnce(t *testing.T) {
 	mustSync(t, s, both...)
 	bird.hears(pods(3))
 	frr.hears(pods(3))
+	atOnce := func(sw *router, removed time.Time) {
+		t.Helper()
+		sw.hears(nil)
+		promised(t, sw.kind+": withdrawn", removed, time.Now(), 0, farewellTimeout) // not 600 s, nor 90 s
+	}
+	removed := time.Now()
 	changes := mustSync(t, s, both[1])
 	if len(changes) != 1 || changes[0].Op != "delete" {
 		t.Errorf("changes %v", changes)
 	}
-	bird.hears(nil)
+	atOnce(bird, removed)
 	bird.logged("n0: Received: Administrative shutdown: \"BGPPeer/bird asks for no session with this speaker any more\"")
 	if err := frr.compare(pods(3)); err != nil {
 		t.Error(err)
 	}
 	held := Held{Key: both[1].Peer.Key(), Why: "the password of BGPPeer/frr is missing"}
+	removed = time.Now()
 	if _, err := s.Sync(t.Context(), State{Sessions: both[:1], Held: []Held{held}}); err != nil {
 		t.Error(err)
 	}
-	frr.hears(nil)
+	atOnce(frr, removed)
 	frr.says("show bgp neighbors 10.0.0.10", `Notification received \(Cease/Administrative Shutdown/Hard Reset\)`) // RFC 8538
 	frr.logged(`NOTIFICATION\(Hard Reset\): received from neighbor 10.0.0.10 6/2 .* "the password of BGPPeer/frr is missing"`)
 	bird.hears(pods(3))
 	if st := s.Status(t.Context())[0]; st.Flaps != 1 || st.LastReset.Reason != reasonEnded || time.Since(st.LastReset.At) > time.Minute {
 		t.Errorf("the past of a session that came back: %+v", st)
 	}
+	removed = time.Now()
 	mustSync(t, s)
-	bird.hears(nil)
+	atOnce(bird, removed)
 	// Without graceful restart there is nothing to reset the hard way.
 	both[1].Peer.RestartTime = 0
 	mustSync(t, s, both[1])
 	frr.hears(pods(3))
+	removed = time.Now()
 	mustSync(t, s)
-	frr.hears(nil)
+	atOnce(frr, removed)
 	frr.logged(`NOTIFICATION: received from neighbor 10.0.0.10 6/2 .* "BGPPeer/frr asks for no session with this speaker any more"`)
 	if all := s.Status(t.Context()); len(all) != 0 {
 		t.Errorf("status %v", all)
@@ -261,6 +270,7 @@ func TestCeased(t *testing.T) {
 		if !strings.Contains(st.Detail, `administrative shutdown, saying "cabling till six"`) || st.Flaps != 1 {
 			t.Errorf("%+v", st)
 		}
+		enabled := time.Now()
 		if sw.kind == "bird" {
 			sw.ask("enable n0")
 		} else {
@@ -268,6 +278,7 @@ func TestCeased(t *testing.T) {
 		}
 		// When it is up again, it is still known why it was not.
 		again := becomes(t, s, "Established", "")
+		promised(t, sw.kind+": back", enabled, again.Since, 0, redial)
 		if r := again.LastReset; r.Reason != reasonCeased || r.Detail != st.Detail || r.At.After(again.Since) || again.Flaps != 1 {
 			t.Errorf("%+v", again)
 		}
@@ -341,12 +352,17 @@ func TestHoldTimer(t *testing.T) {
 		sw.hears(want)
 		sw.settled()
 		w := sw.watch()
+		cut := time.Now()
 		l.cable("down")
 		becomes(t, s, "", reasonHoldTimer)
+		mended := time.Now()
 		l.cable("up")
-		if st := becomes(t, s, "Established", ""); st.LastReset.Reason != reasonHoldTimer {
+		st := becomes(t, s, "Established", "")
+		if st.LastReset.Reason != reasonHoldTimer {
 			t.Errorf("%+v", st.LastReset)
 		}
+		promised(t, sw.kind+": noticed", cut, st.LastReset.At, 0, p.HoldTime)
+		promised(t, sw.kind+": back", mended, st.Since, 0, redial)
 		sw.hears(want)
 		sw.settled()
 		if sw.kind == "frr" {
@@ -463,10 +479,10 @@ func TestSwitchRestarts(t *testing.T) {
 		s := l.speaker(t)
 		mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(3)})
 		sw.hears(pods(3))
-		begun := time.Now()
 		sw.start(nodeOf(sw))
+		started := time.Now()
 		sw.hears(pods(3))
-		t.Logf("%s: heard again %v after its start", sw.kind, time.Since(begun))
+		promised(t, sw.kind+": heard again", started, time.Now(), 0, redial)
 	})
 }
 
