@@ -35,7 +35,7 @@ type process struct {
 // start starts command with one end of a link as its file descriptor 3.
 func start(command []string) (*process, error) {
 	if len(command) == 0 {
-		return nil, errors.New("start the process of a session: no command")
+		return nil, errors.New("start the process of a session: the Speaker has no Options.Command")
 	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -73,7 +73,7 @@ func (p *process) listen(hear func(answer)) error {
 	}
 	p.kill()
 	err := p.cmd.Wait()
-	return cmp.Or(p.last.reason(), err, errors.New("it ended by itself"))
+	return cmp.Or(p.last.reason(), err, errors.New("exit status 0"))
 }
 
 // ask gives an order and waits for its answer. Only one caller at a time is allowed.
@@ -89,7 +89,7 @@ func (p *process) ask(ctx context.Context, o order) error {
 	_ = p.link.SetWriteDeadline(time.Now().Add(answerTimeout)) // a socket always takes a deadline
 	if err := p.out.Encode(o); err != nil {
 		p.kill() // no order can follow half an order
-		return fmt.Errorf("the session's process does not listen: %w", err)
+		return fmt.Errorf("the session's process reads no orders and is restarted: %w", err)
 	}
 	select {
 	case a := <-answered:
@@ -98,7 +98,7 @@ func (p *process) ask(ctx context.Context, o order) error {
 		}
 		return nil
 	case <-p.gone:
-		return errors.New("the session's process ended")
+		return errors.New("the session's process ended and is restarted")
 	case <-ctx.Done():
 		return fmt.Errorf("the session's process has not answered: %w", ctx.Err())
 	case <-timeout.C:

@@ -138,7 +138,7 @@ func (s *session) crashed(err error, lived time.Duration) time.Duration {
 		s.backoff = 0
 	}
 	s.retryAt = time.Now().Add(s.backoff)
-	s.ended(reasonCrashed, fmt.Sprintf("the process of this session ended: %v; it is restarted after %s; look at what the switch sends, and report this", err, s.backoff), "its process ended: "+err.Error())
+	s.ended(reasonCrashed, fmt.Sprintf("the process of this session ended: %v; it is restarted after %s; check the switch's log for the messages that it sent, and report this", err, s.backoff), "its process ended: "+err.Error())
 	return s.backoff
 }
 

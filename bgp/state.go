@@ -233,11 +233,11 @@ func (p Peer) nonsense() string {
 	case p.LongLivedTime < 0 || p.LongLivedTime > MaxLongLivedTime || p.LongLivedTime%time.Second != 0:
 		return fmt.Sprintf("long-lived time %s is out of range; set whole seconds, 0 to %s (RFC 9494, section 3)", p.LongLivedTime, MaxLongLivedTime)
 	case p.LongLivedTime > 0 && p.RestartTime == 0:
-		return "long-lived graceful restart follows graceful restart; set a restart time (RFC 9494, section 4.1)"
+		return "long-lived graceful restart needs graceful restart; set a restart time (RFC 9494, section 4.1)"
 	case p.HoldTime != 0 && (p.HoldTime < minHoldTime || p.HoldTime > maxHoldTime || p.HoldTime%time.Second != 0):
 		return fmt.Sprintf("hold time %s is out of range; set whole seconds, %s to %s (RFC 4271, section 4.2)", p.HoldTime, minHoldTime, maxHoldTime)
 	case len(p.Password) > maxPassword:
-		return fmt.Sprintf("password has %d octets; TCP MD5 takes at most %d", len(p.Password), maxPassword)
+		return fmt.Sprintf("password has %d octets; TCP MD5 takes at most %d; choose a shorter password", len(p.Password), maxPassword)
 	}
 	return ""
 }

@@ -39,7 +39,7 @@ func (t *txn) check() error {
 		"free addresses": {c.free, t.state.free}, "free addresses in the queue": {c.queued, t.state.free}, "pods of addresses": {c.pods, c.remembered},
 	} {
 		if n[0] != n[1] {
-			c.add("%d %s, %d counted", n[0], what, n[1])
+			c.add("the file has %d %s, and counts %d", n[0], what, n[1])
 		}
 	}
 	if c.more > 0 {
@@ -89,17 +89,19 @@ func (c *checker) checkLeases() error {
 			return false, c.t.leases.damaged(k, err.Error())
 		}
 		if !bytes.Equal(h.Lease.Attachment.key(), k) {
-			c.add("lease %x is of %s", k, h.Lease.Attachment)
+			c.add("the record of lease %x names the attachment %s", k, h.Lease.Attachment)
 		}
-		if by, dup := seqs[h.Seq]; dup || h.Seq == 0 || h.Seq > c.t.state.seq {
-			c.add("lease %s has number %d as %s", h.Lease.Attachment, h.Seq, by)
+		if by, dup := seqs[h.Seq]; dup {
+			c.add("the leases of %s and %s have the same number %d", h.Lease.Attachment, by, h.Seq)
+		} else if h.Seq == 0 || h.Seq > c.t.state.seq {
+			c.add("the lease of %s has the number %d, the last number is %d", h.Lease.Attachment, h.Seq, c.t.state.seq)
 		}
 		seqs[h.Seq] = h.Lease.Attachment
 		for _, a := range h.Lease.Addrs {
 			c.named++
 			want := entry{held: true, leased: h.Seq, holder: string(k), memory: h.memory()}
 			if c.entries[a] != want {
-				c.add("%s is in the lease of %s, its own record says otherwise", a, h.Lease.Attachment)
+				c.add("%s is in the lease of %s, but the record of the address says otherwise", a, h.Lease.Attachment)
 			}
 		}
 		return true, nil
@@ -116,7 +118,7 @@ func (c *checker) checkIndex(tab table, head int, n *uint64, key func(e entry, a
 			e = c.entries[a]
 		}
 		if !e.known() || len(v) > 0 || !bytes.Equal(k, key(e, k[head:])) {
-			c.add("%s record %x contradicts its address", tab.name, k)
+			c.add("%s record %x contradicts the record of its address", tab.name, k)
 		}
 		return true, nil
 	})

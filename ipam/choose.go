@@ -101,7 +101,7 @@ func (c *choice) requested() (map[int]netip.Addr, error) {
 			return nil, fmt.Errorf("allocate %s: requested %s: %w: no range contains it, or it is reserved", c.req.Attachment, a, ErrNotInPool)
 		}
 		if b, dup := out[set]; dup && a != b {
-			return nil, fmt.Errorf("allocate %s: %w: %s and %s are requested of the same set; one address is taken of each", c.req.Attachment, ErrInvalid, b, a)
+			return nil, fmt.Errorf("allocate %s: %w: %s and %s are requested from the same range set; request one address of each set", c.req.Attachment, ErrInvalid, b, a)
 		}
 		out[set] = a
 	}
@@ -230,7 +230,7 @@ func (t *txn) eachMemory(memory string, state byte, fn func(netip.Addr, entry) (
 			return false, err
 		}
 		if e.memory == "" || !bytes.Equal(podKey(e, addrKey(a)), k) {
-			return false, t.pods.damaged(k, "the address says otherwise")
+			return false, t.pods.damaged(k, "the record of its address says otherwise")
 		}
 		if e.memory != memory {
 			return true, nil // another memory with the same hash

@@ -25,7 +25,7 @@ type call struct {
 }
 
 // errAbandoned: the caller stopped waiting. The caller must not read the variables that run sets.
-var errAbandoned = errors.New("gave up waiting")
+var errAbandoned = errors.New("gave up waiting for the store")
 
 // do queues run and waits until it is committed. If ctx ends after the commit started, the outcome is not
 // known.
@@ -73,7 +73,7 @@ func (c *call) wait(ctx context.Context, early <-chan struct{}) error {
 	if c.taken.CompareAndSwap(false, true) {
 		return fmt.Errorf("%w: %w", errAbandoned, context.Cause(ctx))
 	}
-	return fmt.Errorf("%w during the commit: %w; it may have been written: look it up or release it", errAbandoned, context.Cause(ctx))
+	return fmt.Errorf("%w during the commit: %w; the change may have been written: check the lease, or release it", errAbandoned, context.Cause(ctx))
 }
 
 // lead commits calls until none is queued, for a caller that has the turn: one goroutine at a time commits

@@ -68,7 +68,7 @@ func mapFile(path string, f *os.File) (*file, error) {
 	}
 	f.Close()
 	if errors.Is(err, berrors.ErrTimeout) {
-		err = fmt.Errorf("%w: %s is open elsewhere", ErrLocked, path)
+		err = fmt.Errorf("%w: a program that is not part of edgeway holds %s; end that program", ErrLocked, path)
 	} else if errors.Is(err, berrors.ErrInvalid) || errors.Is(err, berrors.ErrChecksum) || errors.Is(err, berrors.ErrVersionMismatch) {
 		err = fmt.Errorf("%w: %w", ErrDamaged, err)
 	}

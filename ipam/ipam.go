@@ -131,6 +131,8 @@ type Options struct {
 var (
 	// ErrLocked is returned by Open when another process holds the store: try again later.
 	ErrLocked = errors.New("store is locked by another process")
+	// ErrClaimed is returned by Claim when another process, or another call, has claimed the attachment.
+	ErrClaimed = errors.New("another call works on the attachment")
 	// ErrExhausted is returned by Allocate when a set has no address left.
 	ErrExhausted = errors.New("no address left")
 	// ErrInUse is returned by Allocate when a requested address is held by another attachment.
@@ -142,7 +144,7 @@ var (
 	// and is not dead.
 	ErrHeld = errors.New("attachment holds a lease already")
 	// ErrNoPool is returned by Allocate when the request names no pool and no pool was ever set.
-	ErrNoPool = errors.New("no pool")
+	ErrNoPool = errors.New("no pool is set")
 	// ErrDamaged is wrapped by errors about a file whose content contradicts itself. Nothing is leased
 	// from such a file, since the held addresses are not known. The next Open rebuilds it, see
 	// Options.Recover.

@@ -28,7 +28,7 @@ func (r Request) check() error {
 	}
 	for _, a := range r.Addrs {
 		if !a.IsValid() || a.Zone() != "" {
-			return fmt.Errorf("allocate %s: %w: requested address %q", r.Attachment, ErrInvalid, a)
+			return fmt.Errorf("allocate %s: %w: requested address %q is not a plain address; write it as 10.10.1.2", r.Attachment, ErrInvalid, a)
 		}
 	}
 	return nil
@@ -114,7 +114,7 @@ func (t *txn) all() ([]held, error) {
 		return uint64(len(out)) <= t.state.leases, nil
 	})
 	if err == nil && uint64(len(out)) != t.state.leases {
-		err = fmt.Errorf("leases: %w: %d records, %d counted", ErrDamaged, len(out), t.state.leases)
+		err = fmt.Errorf("leases: %w: the file has %d leases, and counts %d", ErrDamaged, len(out), t.state.leases)
 	}
 	slices.SortFunc(out, func(a, b held) int { return cmp.Compare(a.Seq, b.Seq) })
 	return out, err

@@ -23,7 +23,7 @@ const defaultLockTimeout = 2 * time.Second
 func lockFile(ctx context.Context, path string, timeout time.Duration) (*os.File, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("waited %v", timeout))
 	defer cancel()
-	return lockIn(ctx, path, func(fd int, wait bool) error {
+	return lockIn(ctx, path, ErrLocked, func(fd int, wait bool) error {
 		how := unix.LOCK_EX
 		if !wait {
 			how |= unix.LOCK_NB
@@ -34,14 +34,14 @@ func lockFile(ctx context.Context, path string, timeout time.Duration) (*os.File
 
 // Claim keeps other processes off an attachment of the store at path, without holding the store. An ADD
 // wires a pod after its lease is on disk, and a DEL of the same attachment must not release the lease
-// before the ADD is done. Claim waits until ctx ends; the error wraps ErrLocked then. The claims of one
+// before the ADD is done. Claim waits until ctx ends; the error wraps ErrClaimed then. The claims of one
 // process exclude each other too. The directory of the store must exist.
 //
 // The claim is a lock on one byte of the store's lock file (fcntl(2), F_OFD_SETLKW), and ends with the
 // process. Two attachments with the same 62 bits of hash wait for each other.
 func Claim(ctx context.Context, path string, a Attachment) (release func() error, err error) {
 	at := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(binary.BigEndian.Uint64(a.key()) >> 2), Len: 1}
-	f, err := lockIn(ctx, path+suffixLock, func(fd int, wait bool) error {
+	f, err := lockIn(ctx, path+suffixLock, ErrClaimed, func(fd int, wait bool) error {
 		how := unix.F_OFD_SETLKW
 		if !wait {
 			how = unix.F_OFD_SETLK
@@ -55,8 +55,8 @@ func Claim(ctx context.Context, path string, a Attachment) (release func() error
 }
 
 // lockIn opens the file at path and locks it until the file is closed. The wait cannot be interrupted: if
-// ctx ends first, the lock is released as soon as it is granted.
-func lockIn(ctx context.Context, path string, lock func(fd int, wait bool) error) (*os.File, error) {
+// ctx ends first, the error is taken, and the lock is released as soon as it is granted.
+func lockIn(ctx context.Context, path string, taken error, lock func(fd int, wait bool) error) (*os.File, error) {
 	// os.OpenFile would give the file to the Go runtime's poller, with five more system calls.
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -88,6 +88,6 @@ func lockIn(ctx context.Context, path string, lock func(fd int, wait bool) error
 			<-got
 			f.Close()
 		}()
-		return nil, fmt.Errorf("%w: %s: %w", ErrLocked, path, context.Cause(ctx))
+		return nil, fmt.Errorf("%w: %s: %w", taken, path, context.Cause(ctx))
 	}
 }

@@ -97,7 +97,7 @@ func TestClaim(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if _, err := Claim(ctx, path, one); !errors.Is(err, ErrLocked) {
+	if _, err := Claim(ctx, path, one); !errors.Is(err, ErrClaimed) {
 		t.Fatal(err)
 	}
 	got := make(chan error)

@@ -78,7 +78,7 @@ func (s *Store) Import(ctx context.Context, leases []Lease) error {
 		}
 		for _, a := range l.Addrs {
 			if by, dup := taken[a.Unmap()]; dup {
-				return fmt.Errorf("import %s: %s: %w: %s has it in the same list", l.Attachment, a, ErrInUse, by)
+				return fmt.Errorf("import %s: %s: %w: %s has the address in the same list", l.Attachment, a, ErrInUse, by)
 			}
 			taken[a.Unmap()] = l.Attachment
 		}

@@ -50,7 +50,7 @@ func (f *file) migrate(bootID string) error {
 			return migrate(tx, bootID)
 		})
 		if err != nil {
-			return fmt.Errorf("bring schema %d to %d: %w", found, schema, err)
+			return fmt.Errorf("convert schema %d to schema %d: %w", found, schema, err)
 		}
 		return nil
 	})
@@ -114,7 +114,7 @@ func migrate(tx *bbolt.Tx, bootID string) error {
 		return err
 	}
 	if t.state.leases != old.leases || t.state.held != old.held {
-		return fmt.Errorf("%w: %d leases of %d addresses, %d of %d counted", ErrDamaged, t.state.leases, t.state.held, old.leases, old.held)
+		return fmt.Errorf("%w: the file has %d leases and %d held addresses, and counts %d and %d", ErrDamaged, t.state.leases, t.state.held, old.leases, old.held)
 	}
 	if err := t.finish(); err != nil {
 		return err
@@ -142,7 +142,7 @@ func dropOldMeta(meta table) error {
 func oldRecords(tx *bbolt.Tx, tree int) (map[string][]byte, error) {
 	tab := table{name: oldTrees[tree], b: tx.Bucket([]byte(oldTrees[tree]))}
 	if tab.b == nil {
-		return nil, fmt.Errorf("bucket %s: %w: it is missing", tab.name, ErrDamaged)
+		return nil, fmt.Errorf("%w: bucket %s is missing", ErrDamaged, tab.name)
 	}
 	stored := map[string][]byte{}
 	cur := tab.b.Cursor()
@@ -187,11 +187,11 @@ func oldChanges(tx *bbolt.Tx, tree int, stored map[string][]byte) error {
 	next, end := bounds.uint(), bounds.uint()
 	tab := table{name: "journal", b: tx.Bucket([]byte("journal"))}
 	if tab.b == nil || bounds.bad {
-		return fmt.Errorf("bucket journal: %w: it is missing", ErrDamaged)
+		return fmt.Errorf("%w: bucket journal, or the record of its bounds, is missing", ErrDamaged)
 	}
 	err = tab.each(nil, func(k, b []byte) (bool, error) {
 		if !bytes.Equal(k, binary.BigEndian.AppendUint64(nil, next)) || next >= end {
-			return false, tab.damaged(k, fmt.Sprintf("record %d should be here", next))
+			return false, tab.damaged(k, fmt.Sprintf("record %d is expected here", next))
 		}
 		next++
 		for r := (reader{b: b}); len(r.b) > 0; {

@@ -42,7 +42,7 @@ func inspect(f *os.File) error {
 		return err
 	}
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("not a regular file but %s", info.Mode().Type())
+		return fmt.Errorf("%s is not a regular file: move it away", f.Name())
 	}
 	if info.Size() < 2*minPageSize {
 		return damagedf("%d bytes are too few for a store", info.Size())
@@ -83,7 +83,7 @@ func inspectPages(data []byte) error {
 	p.size = u32(m[8:])
 	root, freelist, n := u64(m[16:]), u64(m[32:]), u64(m[40:])
 	if n > uint64(len(data))/p.size {
-		return damagedf("the file ends at %d bytes, its %d pages of %d bytes do not fit: truncated", len(data), n, p.size)
+		return damagedf("the file has %d bytes, too few for its %d pages of %d bytes: it was truncated", len(data), n, p.size)
 	}
 	p.free, p.kept, p.refs = make([]bool, n), make([]bool, n), make([]bool, n)
 	p.kept[0], p.kept[1] = true, true
@@ -129,7 +129,7 @@ func (p *pages) order(id uint64, low, high []byte) error {
 	case n == 0: // the root of an empty bucket
 		return nil
 	case low != nil && bytes.Compare(key(0), low) < 0 || high != nil && bytes.Compare(key(n-1), high) >= 0:
-		return damagedf("page %d: its keys do not belong below its parent's", id)
+		return damagedf("page %d has keys that do not belong below its parent", id)
 	case u16(b[8:]) == flagLeaf:
 		return nil
 	}
@@ -160,7 +160,7 @@ func readMeta(data []byte) ([]byte, error) {
 	a, b := u64(first[48:]), u64(second[48:])
 	switch {
 	case u32(first[8:]) != u32(second[8:]) || a+1 != b && b+1 != a:
-		return nil, damagedf("the two meta pages are of different times, transactions %d and %d", a, b)
+		return nil, damagedf("the two meta pages are of transactions %d and %d, which do not follow each other", a, b)
 	case a > b:
 		return first, nil
 	}
@@ -192,7 +192,7 @@ func metaAt(data []byte, at, id uint64) ([]byte, error) {
 func (p *pages) body(id uint64) ([]byte, error) {
 	n := uint64(len(p.free))
 	if id < 2 || id >= n {
-		return nil, damagedf("page %d is out of bounds, there are %d", id, n)
+		return nil, damagedf("page %d is out of bounds, the file has %d pages", id, n)
 	}
 	head := p.data[id*p.size:]
 	if u64(head) != id {
@@ -200,7 +200,7 @@ func (p *pages) body(id uint64) ([]byte, error) {
 	}
 	over := u32(head[12:])
 	if over >= n-id {
-		return nil, damagedf("page %d: %d overflow pages, there are %d pages", id, over, n)
+		return nil, damagedf("page %d has %d overflow pages, the file has %d pages", id, over, n)
 	}
 	return head[:(over+1)*p.size], nil
 }
@@ -226,7 +226,7 @@ func (p *pages) readFreelist(id uint64) error {
 	for i := range n {
 		x := u64(ids[i*8:])
 		if x >= uint64(len(p.free)) || p.kept[x] || p.free[x] {
-			return damagedf("free list: page %d is out of bounds, in use or there twice", x)
+			return damagedf("free list: page %d is out of bounds, in use or listed twice", x)
 		}
 		p.free[x] = true
 	}
@@ -236,7 +236,7 @@ func (p *pages) readFreelist(id uint64) error {
 // refer records page id as the child of page by.
 func (p *pages) refer(id, by uint64) error {
 	if id >= uint64(len(p.free)) || p.free[id] || p.kept[id] || p.refs[id] {
-		return damagedf("page %d leads to page %d, which is out of bounds, free or the child of another", by, id)
+		return damagedf("page %d leads to page %d, which is out of bounds, free or the child of another page", by, id)
 	}
 	p.refs[id] = true
 	return nil
@@ -252,7 +252,7 @@ func (p *pages) page(id uint64) (last uint64, err error) {
 	last = id + uint64(len(b))/p.size - 1
 	for x := id + 1; x <= last; x++ {
 		if p.free[x] || p.kept[x] || p.refs[x] {
-			return 0, damagedf("page %d: its overflow page %d is used otherwise", id, x)
+			return 0, damagedf("page %d: its overflow page %d is free, or another page's", id, x)
 		}
 		p.kept[x] = true // not the child of another page
 	}
@@ -293,7 +293,7 @@ func (k *keys) read(i, pos, ksize, vsize uint64) error {
 	at := k.next
 	k.next += ksize + vsize
 	if ksize == 0 || at != pageHead+i*elementSize+pos || k.next > uint64(len(k.page)) {
-		return damagedf("element %d is not where it belongs", i)
+		return damagedf("element %d is in the wrong place", i)
 	}
 	key := k.page[at:][:ksize]
 	if k.last != nil && bytes.Compare(k.last, key) >= 0 {

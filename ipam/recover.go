@@ -57,12 +57,12 @@ func (s *Store) openOrRebuild() error {
 	case errors.Is(cause, os.ErrNotExist) && !exists(s.path+suffixGood):
 		return s.createNew()
 	case errors.Is(cause, os.ErrNotExist):
-		cause = fmt.Errorf("%w: the file is missing, but %s is there", ErrDamaged, s.path+suffixGood)
+		cause = fmt.Errorf("%w: the file is missing, but its copy %s exists", ErrDamaged, s.path+suffixGood)
 	case cause == nil || !errors.Is(cause, ErrDamaged):
 		return cause
 	}
 	if s.opts.Recover == nil {
-		return fmt.Errorf("%w; which addresses are held cannot be known: start edgewayd, which rebuilds it from the node's links", cause)
+		return fmt.Errorf("%w; the file does not say which addresses are held: start edgewayd, which rebuilds the file from the node's links", cause)
 	}
 	if err := s.rebuild(cause); err != nil {
 		return fmt.Errorf("%w; rebuild: %w", cause, err)
@@ -112,7 +112,7 @@ func (s *Store) createNew() error {
 	if s.opts.Recover != nil {
 		var err error
 		if found, err = s.opts.Recover(); err != nil {
-			return fmt.Errorf("leases of the node: %w", err)
+			return fmt.Errorf("read leases from the node's links: %w", err)
 		}
 	}
 	report := &Rebuild{}
@@ -133,7 +133,7 @@ func (s *Store) createNew() error {
 func (s *Store) rebuild(cause error) error {
 	found, err := s.opts.Recover()
 	if err != nil {
-		return fmt.Errorf("leases of the node: %w", err)
+		return fmt.Errorf("read leases from the node's links: %w", err)
 	}
 	report := &Rebuild{Cause: cause}
 	good := s.path + suffixGood

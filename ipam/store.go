@@ -84,7 +84,7 @@ func (s *Store) suspect(cause error) {
 	if s.cause != nil {
 		return
 	}
-	s.cause = fmt.Errorf("%w; nothing is leased until the store is opened again, which rebuilds it", cause)
+	s.cause = fmt.Errorf("%w; the store leases nothing until edgewayd opens it again, which rebuilds the file", cause)
 	// Without this mark the damage is found when it is read again.
 	_ = os.WriteFile(s.path+suffixSuspect, []byte(cause.Error()+"\n"), 0o600)
 }
@@ -261,7 +261,7 @@ func (s *Store) storedLayout(t *txn) (layout, error) {
 	case err != nil:
 		return nil, err
 	case !ok:
-		return nil, fmt.Errorf("allocate: %w: none was set; name ranges in the network configuration or start edgewayd", ErrNoPool)
+		return nil, fmt.Errorf("allocate: %w; name ranges in the network configuration or start edgewayd", ErrNoPool)
 	case s.parsed != nil && string(raw) == s.parsedFrom:
 		return s.parsed, nil
 	}

@@ -108,7 +108,7 @@ func beginCopy(tx *bbolt.Tx, bootID string) (*txn, error) {
 	t := newTxn(tx, bootID)
 	for _, tab := range t.tables() {
 		if tab.b == nil {
-			return nil, fmt.Errorf("bucket %s: %w: it is missing", tab.name, ErrDamaged)
+			return nil, fmt.Errorf("%w: bucket %s is missing", ErrDamaged, tab.name)
 		}
 	}
 	raw, ok, err := t.meta.get([]byte(keyState))
@@ -143,7 +143,7 @@ func (t *txn) tables() map[string]*table {
 func schemaOf(tx *bbolt.Tx) (uint64, error) {
 	meta := newTxn(tx, "").meta
 	if meta.b == nil {
-		return 0, fmt.Errorf("bucket %s: %w: it is missing", bucketMeta, ErrDamaged)
+		return 0, fmt.Errorf("%w: bucket %s is missing", ErrDamaged, bucketMeta)
 	}
 	raw, ok, err := meta.get([]byte(keySchema))
 	if err != nil {

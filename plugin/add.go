@@ -35,7 +35,7 @@ func (n *Node) add(ctx context.Context, o order) (reply api.Reply, err error) {
 
 	pod, err := n.dial(rq.netns)
 	if err != nil {
-		return reply, fault(codeIO, "enter network namespace %s: %w", rq.cni.Netns, err)
+		return reply, fault(codeIO, "enter network namespace %s: %w", rq.cni.Netns, err).next("check that the namespace exists: its container may have ended")
 	}
 	defer pod.Close()
 	host, done, err := n.host()
@@ -192,7 +192,7 @@ func smallMTU(mtu, least int) error {
 func freeMetric(ctx context.Context, pod kernel, w wiring, a ipam.Attachment) (int, error) {
 	observed, err := pod.Observe(ctx, routes.Scope{}, routes.State{Routes: w.pod().Routes})
 	if err != nil {
-		return 0, fmt.Errorf("routes of the pod: %w", err)
+		return 0, fmt.Errorf("read the routes of the pod: %w", err)
 	}
 	if len(observed.Routes) > 0 {
 		return secondMetric(a), nil
@@ -280,7 +280,7 @@ func (n *Node) undo(ctx context.Context, rq request, host kernel, w wiring, forg
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("undo: %w", err)
+		return fmt.Errorf("undo the ADD: %w", err)
 	}
 	return nil
 }

@@ -36,7 +36,7 @@ func (n *Node) unplug(ctx context.Context, rq request, l ipam.Lease) error {
 	}
 	pod, err := n.dial(netns)
 	if err != nil {
-		return fault(codeIO, "enter network namespace %s: %w", l.Netns, err)
+		return fault(codeIO, "enter network namespace %s: %w", l.Netns, err).next("check that the namespace exists: its container may have ended")
 	}
 	defer pod.Close()
 	link := l.Attachment.IfName

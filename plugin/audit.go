@@ -97,7 +97,7 @@ func (n *Node) podEnd(ctx context.Context, l ipam.Lease) (s routes.State, absent
 		return s, "", fmt.Errorf("namespace %s: %w", l.Netns, err)
 	}
 	if len(s.Links) == 0 {
-		absent = fmt.Sprintf("no %s in %s", l.Attachment.IfName, l.Netns)
+		absent = fmt.Sprintf("%s does not exist in %s", l.Attachment.IfName, l.Netns)
 	}
 	others, err := pod.Host(ctx)
 	s.Routes = append(s.Routes, others.Routes...)
@@ -350,7 +350,7 @@ func (n *Node) auditPod(ctx context.Context, a *audit, l ipam.Lease, w *wiring) 
 		a.against(l, Finding{Got: fmt.Sprintf(format, args...), Next: "delete the pod, so that it is recreated; find out what changed it"})
 	}
 	if absent != "" {
-		differs("%s, its link %s on the host is there", absent, w.hostLink)
+		differs("%s, but its link %s exists on the host", absent, w.hostLink)
 		return nil
 	}
 	if !isRecovered(l) {

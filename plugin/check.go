@@ -19,7 +19,7 @@ import (
 func planCheck(rq request) (step, error) {
 	previous, err := rq.conf.previous()
 	if err == nil && previous == nil {
-		err = fault(codeConfig, "CHECK without prevResult").next("the runtime must pass the result of ADD as prevResult")
+		err = fault(codeConfig, "CHECK has no prevResult").next("the runtime must pass the result of ADD as prevResult")
 	}
 	return func(n *Node, ctx context.Context) (api.Reply, error) { return n.check(ctx, rq, previous) }, err
 }
@@ -72,14 +72,14 @@ func (n *Node) inspectLease(p *inspection) error {
 		return err
 	}
 	if !ok {
-		p.differs("no lease of its addresses")
+		p.differs("the store has no lease for it")
 		p.addrs = p.listedAddrs(p.podInterface())
 		return nil
 	}
 	listed := p.listedAddrs(-1)
 	for _, a := range lease.Addrs {
 		if !slices.Contains(listed, a) {
-			p.differs("%s is leased and not in prevResult", a)
+			p.differs("%s is leased, but prevResult does not list it", a)
 			continue
 		}
 		p.addrs = append(p.addrs, a)
@@ -165,12 +165,12 @@ func (n *Node) inspectEnds(ctx context.Context, p *inspection) error {
 	defer done()
 	answers, err := host.Observe(ctx, routes.Scope{}, routes.State{Addrs: w.answers()})
 	if err != nil {
-		return fmt.Errorf("host end: %w", err)
+		return fmt.Errorf("read the host's end: %w", err)
 	}
 	p.answers = answers.Addrs
 	pod, err := n.dial(p.rq.netns)
 	if err != nil {
-		return fault(codeIO, "enter network namespace %s: %w", p.rq.cni.Netns, err)
+		return fault(codeIO, "enter network namespace %s: %w", p.rq.cni.Netns, err).next("check that the namespace exists: its container may have ended")
 	}
 	defer pod.Close()
 	pods := p.compare(ctx, pod, "pod", w)
@@ -200,7 +200,7 @@ func (p *inspection) compare(ctx context.Context, k kernel, end string, w wiring
 	}
 	observed, err := k.Observe(ctx, routes.Scope{}, want)
 	if err != nil {
-		out.err = fmt.Errorf("%s end: %w", end, err)
+		out.err = fmt.Errorf("read the %s's end: %w", end, err)
 		return out
 	}
 	if end == "pod" {
@@ -209,7 +209,7 @@ func (p *inspection) compare(ctx context.Context, k kernel, end string, w wiring
 	changes := routes.Diff(observed, want)
 	if end == "pod" {
 		if changes, err = withoutMoved(ctx, k, w.ifName, changes); err != nil {
-			out.err = fmt.Errorf("%s end: %w", end, err)
+			out.err = fmt.Errorf("read the %s's end: %w", end, err)
 			return out
 		}
 	}

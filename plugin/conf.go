@@ -108,10 +108,10 @@ func parseConf(stdin []byte) (conf, error) {
 		return c, fault(codeVersion, "cniVersion %q is not supported", c.CNIVersion).next("supported are %v", versions)
 	}
 	if !isIdentifier(c.Name) {
-		return c, fault(codeConfig, "name %q is not a network name", c.Name).next("it starts with a letter or digit, followed by letters, digits, '_', '.' and '-'")
+		return c, fault(codeConfig, "name %q is not a network name", c.Name).next("a network name starts with a letter or digit, followed by letters, digits, '_', '.' and '-'")
 	}
 	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU) {
-		return c, fault(codeConfig, "mtu %d is not possible", c.MTU).next("use %d to %d, or 0 for the uplink's", minMTU, maxMTU)
+		return c, fault(codeConfig, "mtu %d is out of range", c.MTU).next("use %d to %d, or 0 for the uplink's", minMTU, maxMTU)
 	}
 	return c, nil
 }

@@ -106,7 +106,7 @@ func (n *Node) deleteLink(ctx context.Context, host kernel, link string) (existe
 func forget(ctx context.Context, host kernel, addrs []netip.Addr) error {
 	err := endMasquerade(ctx, host, addrs)
 	if err = errors.Join(err, endFlows(ctx, host, addrs)); err != nil {
-		return fmt.Errorf("addresses %v: %w", addrs, err)
+		return fmt.Errorf("end masquerade and tracked connections of %v: %w", addrs, err)
 	}
 	return nil
 }

@@ -107,7 +107,7 @@ func (n *Node) execute(ctx context.Context, rq request, command string) ([]byte,
 		return stdout.Bytes(), nil
 	}
 	if ctx.Err() != nil {
-		return nil, fault(codeTryAgain, "ipam plugin %s %s: %w", rq.conf.IPAM.Type, command, context.Cause(ctx)).next("it did not answer in time")
+		return nil, fault(codeTryAgain, "ipam plugin %s %s: %w", rq.conf.IPAM.Type, command, context.Cause(ctx)).next("check why the ipam plugin does not end, then try again")
 	}
 	var said types.Error
 	if json.Unmarshal(stdout.Bytes(), &said) == nil && said.Msg != "" {

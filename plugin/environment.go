@@ -28,7 +28,7 @@ func checkContainerID(id string) error {
 		return fault(codeEnvironment, "CNI_CONTAINERID is not set").next("the runtime must name the container")
 	}
 	if !isIdentifier(id) {
-		return fault(codeEnvironment, "CNI_CONTAINERID %q is not an identifier", id).next("it starts with a letter or digit, followed by letters, digits, '_', '.' and '-'")
+		return fault(codeEnvironment, "CNI_CONTAINERID %q is not an identifier", id).next("an identifier starts with a letter or digit, followed by letters, digits, '_', '.' and '-'")
 	}
 	return nil
 }
@@ -56,9 +56,9 @@ func checkIfName(name string) error {
 	case len(name) > maxIfName:
 		why = "is longer than 15 bytes"
 	case name == "." || name == "..":
-		why = "is a directory"
+		why = "names a directory"
 	case strings.ContainsAny(name, "/:%") || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f || r == 0x85 || r == 0xa0 }):
-		why = "has a character that no interface name can have"
+		why = "has a character that the kernel does not allow in interface names"
 	}
 	if why != "" {
 		return fault(codeEnvironment, "CNI_IFNAME %q %s", name, why).next("use 1 to 15 bytes without space, '/', ':' and '%%'")
@@ -76,11 +76,11 @@ func checkNetns(rq request, home *os.File) error {
 	}
 	pod, err := rq.netns.Stat()
 	if err != nil {
-		return fault(codeIO, "CNI_NETNS: %w", err)
+		return fault(codeIO, "CNI_NETNS: %w", err).next("check that the namespace exists: its container may have ended")
 	}
 	host, err := home.Stat()
 	if err != nil {
-		return fault(codeIO, "host's network namespace: %w", err)
+		return fault(codeIO, "the host's network namespace: %w", err).next("mount /proc")
 	}
 	if os.SameFile(pod, host) {
 		return fault(codeEnvironment, "CNI_NETNS %s is the host's own network namespace", rq.cni.Netns).next("a pod on the host's network needs no CNI call")
@@ -151,7 +151,7 @@ func parseMAC(s string) (string, error) {
 	case mac[0]&1 != 0:
 		return "", errors.New(s + " is a multicast address")
 	case mac.String() == "00:00:00:00:00:00":
-		return "", errors.New(s + " is not a usable address")
+		return "", errors.New(s + " is the address of no interface")
 	}
 	return mac.String(), nil
 }

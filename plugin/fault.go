@@ -71,6 +71,7 @@ func asCNI(err error) *cniError {
 		{ipam.ErrInvalid, codeConfig, "correct ipam in the network configuration"},
 		{ipam.ErrDamaged, codeTryAgain, "edgewayd rebuilds the store when it opens it: check edgewayd status and the disk"},
 		{ipam.ErrLocked, codeTryAgain, "edgewayd holds the store but does not answer: systemctl restart edgewayd, and check its log"},
+		{ipam.ErrClaimed, codeTryAgain, "the runtime must not run two calls for one attachment at a time; if none runs, edgewayd does not answer: systemctl restart edgewayd"},
 		{context.DeadlineExceeded, codeTryAgain, "try again"},
 		{context.Canceled, codeTryAgain, "try again"},
 	} {

@@ -152,7 +152,7 @@ func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link st
 			}
 		}
 		if err != nil && len(passed) > 0 {
-			err = fmt.Errorf("%w; passed over: %s", err, strings.Join(passed, ", "))
+			err = fmt.Errorf("%w; passed over, because something else on this host has them: %s", err, strings.Join(passed, ", "))
 		}
 		if err != nil {
 			return lease, commit, src, err

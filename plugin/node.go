@@ -142,7 +142,7 @@ func (n *Node) host() (k kernel, done func(), err error) {
 	case k = <-n.idle:
 	default:
 		if k, err = n.dial(n.home); err != nil {
-			return nil, nil, fault(codeIO, "open the host's network namespace: %w", err).next("the plugin needs root in the host's network namespace")
+			return nil, nil, fault(codeIO, "open the host's network namespace: %w", err).next("run the plugin as root in the host's network namespace")
 		}
 	}
 	return k, func() {

@@ -170,7 +170,7 @@ func (c *caller) serve(ctx context.Context) (api.Reply, error) {
 			return reply, fault(codeTryAgain, "%w", err).next("check edgewayd status and its log")
 		}
 		if ctx.Err() != nil {
-			return reply, fault(codeTryAgain, "%w", err).next("the call was ended from outside")
+			return reply, fault(codeTryAgain, "%w", err).next("a signal ended the call: the runtime may try again")
 		}
 		if deadline.IsZero() {
 			c.cutEarly(ctx)

@@ -97,7 +97,7 @@ func TestRefusals(t *testing.T) {
 		{"bad GC list", map[string]string{"CNI_COMMAND": "GC"}, conf(`,"cni.dev/valid-attachments":[{"containerID":"x"}]`), 7, "valid-attachments"},
 		{"GC list is an object", map[string]string{"CNI_COMMAND": "GC"}, conf(`,"cni.dev/valid-attachments":{}`), 6, "valid-attachments"},
 		{"delegated without CNI_PATH", nil, conf(`,"ipam":{"type":"host-local"}`), 4, ""},
-		{"no pool", map[string]string{"CNI_COMMAND": "STATUS"}, conf(""), 50, "no pool yet"},
+		{"no pool", map[string]string{"CNI_COMMAND": "STATUS"}, conf(""), 50, "no pool is set yet"},
 		{"STATUS with a bad pool", map[string]string{"CNI_COMMAND": "STATUS"}, conf(`,"ipam":{"subnet":"x"}`), 50, ""},
 		{"STATUS without the delegate", map[string]string{"CNI_COMMAND": "STATUS", "CNI_PATH": dir}, conf(`,"ipam":{"type":"none"}`), 50, "none"},
 	} {

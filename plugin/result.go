@@ -30,7 +30,7 @@ func (c conf) previous() (*current.Result, error) {
 		return nil, bad(err)
 	}
 	if holdsNull(in) { // the library dereferences the nil pointer
-		return nil, bad(errors.New("a list has the entry null"))
+		return nil, bad(errors.New("a list contains null"))
 	}
 	// Before 1.0.0 a result may lack its version: the configuration's version applies.
 	version, _ := in["cniVersion"].(string) // a value of another type counts as missing
@@ -50,7 +50,7 @@ func (c conf) previous() (*current.Result, error) {
 	}
 	for _, ip := range out.IPs {
 		if ip.Interface != nil && (*ip.Interface < 0 || *ip.Interface >= len(out.Interfaces)) {
-			return nil, bad(fmt.Errorf("ips: interface %d is not one of %d", *ip.Interface, len(out.Interfaces)))
+			return nil, bad(fmt.Errorf("ips: interface %d does not exist, the result has %d interfaces", *ip.Interface, len(out.Interfaces)))
 		}
 	}
 	return out, nil
@@ -111,11 +111,11 @@ func printed(result *current.Result, version string) (api.Reply, error) {
 	}
 	out, err := result.GetAsVersion(version)
 	if err != nil {
-		return api.Reply{}, fault(codeVersion, "result in cniVersion %s: %w", version, err)
+		return api.Reply{}, fault(codeVersion, "encode result in cniVersion %s: %w", version, err).next("report this")
 	}
 	var b bytes.Buffer
 	if err := out.PrintTo(&b); err != nil {
-		return api.Reply{}, fault(codeIO, "encode result: %w", err)
+		return api.Reply{}, fault(codeIO, "encode result: %w", err).next("report this")
 	}
 	b.WriteByte('\n')
 	return api.Reply{Output: b.Bytes()}, nil

@@ -185,11 +185,11 @@ func forwards(ctx context.Context, host kernel, leases []ipam.Lease, boot string
 func BootID() (string, error) {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return "", fault(codeIO, "boot ID: %w", err).next("mount /proc")
+		return "", fault(codeIO, "read the boot ID: %w", err).next("mount /proc")
 	}
 	id := strings.TrimSpace(string(b))
 	if id == "" {
-		return "", errors.New("boot ID is empty")
+		return "", errors.New("/proc/sys/kernel/random/boot_id is empty")
 	}
 	return id, nil
 }
