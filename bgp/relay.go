@@ -8,8 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -291,30 +291,21 @@ var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1}) // read only
 
 // ours reports whether the TCP connection from local to remote belongs to this process.
 func ours(local, remote netip.AddrPort) bool {
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return false
-	}
-	for _, entry := range entries {
-		fd, err := strconv.Atoi(entry.Name())
+	files, _ := os.ReadDir("/proc/self/fd") // without a list, no connection is ours
+	return slices.ContainsFunc(files, func(file os.DirEntry) bool {
+		fd, err := strconv.Atoi(file.Name())
 		if err != nil {
-			continue
+			return false
 		}
-		if link, err := os.Readlink("/proc/self/fd/" + entry.Name()); err != nil || !strings.HasPrefix(link, "socket:") {
-			continue
-		}
-		self, err1 := unix.Getsockname(fd)
-		peer, err2 := unix.Getpeername(fd)
-		if err1 == nil && err2 == nil && addrPort(self) == local && addrPort(peer) == remote {
-			return true
-		}
-	}
-	return false
+		// A file that is not an IPv4 socket has other names, or none.
+		here, _ := unix.Getsockname(fd)
+		there, _ := unix.Getpeername(fd)
+		a, ok1 := here.(*unix.SockaddrInet4)
+		b, ok2 := there.(*unix.SockaddrInet4)
+		return ok1 && ok2 && *a == inet4(local) && *b == inet4(remote)
+	})
 }
 
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	if sa, ok := sa.(*unix.SockaddrInet4); ok {
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	}
-	return netip.AddrPort{}
+func inet4(a netip.AddrPort) unix.SockaddrInet4 {
+	return unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
 }
