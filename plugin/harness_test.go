@@ -86,9 +86,13 @@ func (s *space) sh(t testing.TB, line string) string {
 func (s *space) try(t testing.TB, line string) (out string, err error) {
 	t.Helper()
 	s.run(t, func() error {
-		var b []byte
-		b, err = exec.Command("sh", "-ec", line).CombinedOutput()
-		out = string(b)
+		var stdout, stderr strings.Builder
+		cmd := exec.Command("sh", "-ec", line)
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		err = cmd.Run()
+		if out = stdout.String(); err != nil { // ip(8) warns of namespaces that end while it reads /run/netns
+			out += stderr.String()
+		}
 		return nil
 	})
 	return out, err
