@@ -34,8 +34,8 @@ func lockFile(ctx context.Context, path string, timeout time.Duration) (*os.File
 
 // Claim keeps other processes off an attachment of the store at path, without holding the store. An ADD
 // wires a pod after its lease is on disk, and a DEL of the same attachment must not release the lease
-// before the ADD is done. Claim waits until ctx ends; the error wraps ErrClaimed then. The claims of one
-// process exclude each other too. The directory of the store must exist.
+// before the ADD is done. The claims of one process exclude each other too. Claim waits in the kernel's queue
+// until ctx ends; the error wraps ErrClaimed then. The directory of the store must exist.
 //
 // The claim is a lock on one byte of the store's lock file (fcntl(2), F_OFD_SETLKW), and ends with the
 // process. Two attachments with the same 62 bits of hash wait for each other.
@@ -54,8 +54,15 @@ func Claim(ctx context.Context, path string, a Attachment) (release func() error
 	return f.Close, nil
 }
 
-// lockIn opens the file at path and locks it until the file is closed. The wait cannot be interrupted: if
-// ctx ends first, the error is taken, and the lock is released as soon as it is granted.
+// TryClaim is Claim that does not wait.
+func TryClaim(path string, a Attachment) (release func() error, err error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return Claim(ctx, path, a)
+}
+
+// lockIn opens the file at path and locks it until the file is closed. If it must wait and ctx ends first, the
+// error is taken. That wait cannot be interrupted: the lock is then released as soon as it is granted.
 func lockIn(ctx context.Context, path string, taken error, lock func(fd int, wait bool) error) (*os.File, error) {
 	// os.OpenFile would give the file to the Go runtime's poller, with five more system calls.
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
@@ -70,24 +77,29 @@ func lockIn(ctx context.Context, path string, taken error, lock func(fd int, wai
 			}
 		}
 	}
-	got := make(chan error, 1)
-	if err := take(false); err != unix.EAGAIN && err != unix.EACCES {
-		got <- err
-	} else {
+	busy := func(err error) bool { return err == unix.EAGAIN || err == unix.EACCES }
+	waited := func() error { return fmt.Errorf("%w: %s: %w", taken, path, context.Cause(ctx)) }
+	if err = take(false); busy(err) && ctx.Err() == nil {
+		got := make(chan error, 1)
 		go func() { got <- take(true) }()
-	}
-	select {
-	case err := <-got:
-		if err != nil {
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
+		select {
+		case err = <-got:
+		case <-ctx.Done():
+			go func() {
+				<-got
+				f.Close()
+			}()
+			return nil, waited()
 		}
-		return f, nil
-	case <-ctx.Done():
-		go func() {
-			<-got
-			f.Close()
-		}()
-		return nil, fmt.Errorf("%w: %s: %w", taken, path, context.Cause(ctx))
 	}
+	switch {
+	case err == nil:
+		return f, nil
+	case busy(err):
+		err = waited()
+	default:
+		err = fmt.Errorf("lock %s: %w", path, err)
+	}
+	f.Close()
+	return nil, err
 }

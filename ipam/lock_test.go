@@ -100,6 +100,9 @@ func TestClaim(t *testing.T) {
 	if _, err := Claim(ctx, path, one); !errors.Is(err, ErrClaimed) {
 		t.Fatal(err)
 	}
+	if _, err := TryClaim(path, one); !errors.Is(err, ErrClaimed) {
+		t.Fatal(err)
+	}
 	got := make(chan error)
 	go func() {
 		again, err := Claim(t.Context(), path, one)
@@ -108,7 +111,14 @@ func TestClaim(t *testing.T) {
 		}
 		got <- err
 	}()
-	if err := errors.Join(release(), <-got, free(), s.Close()); err != nil {
+	if err := errors.Join(release(), <-got, free()); err != nil {
+		t.Fatal(err)
+	}
+	again, err := TryClaim(path, one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(again(), s.Close()); err != nil {
 		t.Fatal(err)
 	}
 	open(t, path, "b") // the claims were no lock of the store

@@ -80,26 +80,17 @@ func (n *Node) enter(ctx context.Context, rq request) (release func(), err error
 		}
 	}
 	n.sweep.RLock()
-	unlock, err := n.attachments.lock(ctx, rq.attachment)
-	if err != nil {
-		n.sweep.RUnlock()
-		return nil, err
-	}
-	leave := func() {
-		unlock()
-		n.sweep.RUnlock()
-	}
 	if n.Store == nil || n.claimed {
-		return leave, nil
+		return n.sweep.RUnlock, nil
 	}
 	unclaim, err := ipam.Claim(ctx, n.Store.Path(), rq.attachment)
 	if err != nil {
-		leave()
+		n.sweep.RUnlock()
 		return nil, err
 	}
 	return func() {
 		_ = unclaim() // nothing was written to the file
-		leave()
+		n.sweep.RUnlock()
 	}, nil
 }
 

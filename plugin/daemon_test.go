@@ -126,8 +126,10 @@ func TestOneAttachmentAtATime(t *testing.T) {
 	h.whole(t)
 	c.verb = "DEL"
 	c.do(t, n)
-	if len(n.attachments.held) > 0 {
-		t.Errorf("locks stay: %v", n.attachments.held)
+	if unclaim, err := ipam.TryClaim(n.Store.Path(), ipam.Attachment{ContainerID: c.id, IfName: c.ifName}); err != nil {
+		t.Errorf("a claim stays: %v", err)
+	} else if err := unclaim(); err != nil {
+		t.Error(err)
 	}
 }
 

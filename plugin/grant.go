@@ -294,9 +294,9 @@ func (n *Node) reclaim(ctx context.Context, host kernel) (some bool, err error) 
 		if a.Standing.Lives() {
 			continue
 		}
-		unlock, free := n.attachments.try(l.Attachment)
-		if !free {
-			continue
+		unclaim, err := ipam.TryClaim(n.Store.Path(), l.Attachment)
+		if err != nil {
+			continue // a verb works on it
 		}
 		// A verb may have made the link since.
 		s, err := n.sight(ctx, host)
@@ -308,8 +308,7 @@ func (n *Node) reclaim(ctx context.Context, host kernel) (some bool, err error) 
 				some = true
 			}
 		}
-		errs = append(errs, err)
-		unlock()
+		errs = append(errs, err, unclaim())
 	}
 	return some, errors.Join(errs...)
 }

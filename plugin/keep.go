@@ -4,15 +4,10 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"time"
 
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/routes"
 )
-
-// claimWait bounds the wait for a plugin process that works on an attachment without the daemon. Such an
-// attachment is checked later.
-const claimWait = 50 * time.Millisecond
 
 // Keep compares both ends of the living attachments with what ADD makes, and restores what the host's
 // ends lack. It returns its findings; Done marks a repaired one. Verbs of other attachments run
@@ -38,7 +33,7 @@ func (n *Node) keep(ctx context.Context, first podAudit) ([]Finding, error) {
 	if err != nil || len(glance.suspects) == 0 {
 		return nil, err
 	}
-	held, release := n.hold(ctx, glance.suspects)
+	held, release := n.hold(glance.suspects)
 	defer release()
 	if len(held) == 0 {
 		return nil, nil
@@ -70,7 +65,7 @@ func (n *Node) auditOf(ctx context.Context, host kernel, held map[ipam.Attachmen
 
 // hold keeps verbs off the attachments of the leases, and returns the held attachments. It skips
 // attachments with a running verb.
-func (n *Node) hold(ctx context.Context, leases []ipam.Lease) (held map[ipam.Attachment]bool, release func()) {
+func (n *Node) hold(leases []ipam.Lease) (held map[ipam.Attachment]bool, release func()) {
 	held = map[ipam.Attachment]bool{}
 	if n.Store == nil || !n.sweep.TryRLock() {
 		return held, func() {}
@@ -80,14 +75,7 @@ func (n *Node) hold(ctx context.Context, leases []ipam.Lease) (held map[ipam.Att
 		if held[l.Attachment] {
 			continue
 		}
-		unlock, free := n.attachments.try(l.Attachment)
-		if !free {
-			continue
-		}
-		undo = append(undo, unlock)
-		wait, cancel := context.WithTimeout(ctx, claimWait)
-		unclaim, err := ipam.Claim(wait, n.Store.Path(), l.Attachment)
-		cancel()
+		unclaim, err := ipam.TryClaim(n.Store.Path(), l.Attachment)
 		if err != nil {
 			continue
 		}

@@ -2,7 +2,6 @@ package plugin
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -40,7 +39,7 @@ type Node struct {
 	// reopen opens the store again in a process that shares it with others (yield). Nil: the process
 	// keeps the store as long as it lives.
 	reopen func(context.Context) (*ipam.Store, error)
-	// claimed: other processes are already kept off the attachment (ipam.Claim).
+	// claimed: this process, which serves one call, has claimed the attachment already (ipam.Claim).
 	claimed bool
 
 	opened  sync.Once
@@ -50,10 +49,9 @@ type Node struct {
 	// deletions, when set, delete the links of a DEL: see DeleteEarly.
 	deletions *routes.Deletions
 
-	// attachments serialises the verbs of one attachment. sweep keeps GC and Sweep, which work on all
-	// attachments, apart from the verbs.
-	attachments locks
-	sweep       sync.RWMutex
+	// sweep keeps GC and Sweep, which work on all attachments, apart from the verbs. The verbs of one
+	// attachment are serialised by their claims (ipam.Claim).
+	sweep sync.RWMutex
 
 	// taken are addresses that ADD passed over; Taken asks the kernel again.
 	taken struct {
@@ -178,79 +176,4 @@ func linkExists(ctx context.Context, k kernel, name string) (bool, error) {
 func deleteLinks(ctx context.Context, k kernel, names ...string) error {
 	_, err := k.Sync(ctx, routes.Scope{Links: names}, routes.State{})
 	return err
-}
-
-// locks serialises work on one attachment. The zero value is ready.
-type locks struct {
-	mu   sync.Mutex // guards held
-	held map[ipam.Attachment]*lock
-}
-
-type lock struct {
-	turn    chan struct{} // holds one token while nobody has the lock
-	waiters int           // holder included
-}
-
-var errLockWait = errors.New("another call works on the same attachment")
-
-// lock waits for the attachment's turn; unlock must be called when err is nil.
-func (l *locks) lock(ctx context.Context, a ipam.Attachment) (unlock func(), err error) {
-	e := l.join(a)
-	select {
-	case <-e.turn:
-		return func() { l.pass(a, e) }, nil
-	case <-ctx.Done():
-		l.leave(a, e)
-		return nil, fault(codeTryAgain, "%s: %w: %w", a, errLockWait, context.Cause(ctx)).next("the runtime must not run two calls for one attachment at a time")
-	}
-}
-
-// try locks an attachment that nobody has locked.
-func (l *locks) try(a ipam.Attachment) (unlock func(), ok bool) {
-	e := l.join(a)
-	select {
-	case <-e.turn:
-		return func() { l.pass(a, e) }, true
-	default:
-		l.leave(a, e)
-		return nil, false
-	}
-}
-
-// join counts the caller among the lock's waiters.
-func (l *locks) join(a ipam.Attachment) *lock {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.held == nil {
-		l.held = map[ipam.Attachment]*lock{}
-	}
-	e := l.held[a]
-	if e == nil {
-		e = &lock{turn: make(chan struct{}, 1)}
-		e.turn <- struct{}{}
-		l.held[a] = e
-	}
-	e.waiters++
-	return e
-}
-
-// pass gives the turn to the next waiter.
-func (l *locks) pass(a ipam.Attachment, e *lock) {
-	e.turn <- struct{}{}
-	l.leave(a, e)
-}
-
-func (l *locks) leave(a ipam.Attachment, e *lock) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if e.waiters--; e.waiters == 0 {
-		delete(l.held, a)
-	}
-}
-
-// busy reports whether a verb works on the attachment, or waits to do so.
-func (l *locks) busy(a ipam.Attachment) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.held[a] != nil
 }

@@ -111,8 +111,12 @@ func (n *Node) attached(ctx context.Context, host kernel) (all []Attached, unown
 func (n *Node) dead(ctx context.Context, host kernel, self ipam.Attachment) func(ipam.Lease) bool {
 	look := sync.OnceValues(func() (sight, error) { return n.sight(ctx, host) })
 	return func(l ipam.Lease) bool {
-		if l.Attachment != self && n.attachments.busy(l.Attachment) {
-			return false
+		if l.Attachment != self {
+			unclaim, err := ipam.TryClaim(n.Store.Path(), l.Attachment)
+			if err != nil {
+				return false
+			}
+			_ = unclaim() // nothing was written to the file
 		}
 		s, err := look()
 		if err != nil {
