@@ -51,6 +51,18 @@ const (
 	lackLongLived = "noLongLivedRestart"
 )
 
+// Reasons returns every Status.Reason and every Lack.Reason.
+func Reasons() []string {
+	return []string{
+		reasonConnecting, reasonRefused, reasonNoRoute, reasonNoNeighbour, reasonNoLocalAddress, reasonFiltered,
+		reasonTimeout, reasonPasswordNotWanted, reasonDial, reasonUnknownToSwitch, reasonTTLSecurity,
+		reasonASNMismatch, reasonRouterID, reasonHoldTime, reasonCapability, reasonRole, reasonOpenRefused,
+		reasonHoldTimer, reasonPrefixLimit, reasonCollision, reasonCeased, reasonUpdateRefused, reasonNotification,
+		reasonConnectionLost, reasonMalformed, reasonReset, reasonEnded, reasonCrashed, lackFamily, lackRestart,
+		lackLongLived,
+	}
+}
+
 // cause is why a session is not Established: an identifier and a sentence with the next step.
 type cause struct {
 	reason string

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -12,7 +13,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/report"
 )
 
 // metrics serves a Prometheus server. The gauges show the status at the time of the request; the histogram
@@ -123,15 +127,34 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	gauge(float64(s.Leases.Total), describe("addresses", "Addresses of the pod pool."))
 	gauge(float64(s.Leases.Used), describe("addresses_used", "Addresses that pods hold."))
 	gauge(float64(s.Leases.Free), describe("addresses_free", "Addresses that are free for pods."))
-	byReason := func(problems []api.Problem, desc *prometheus.Desc) {
-		reasons := map[string]int{}
-		for _, p := range problems {
-			reasons[p.Reason]++
+	// A reason without a problem is 0, so that a rule sees a problem begin and end.
+	byReason := func(problems []api.Problem, reasons []string, desc *prometheus.Desc) {
+		count := map[string]int{}
+		for _, r := range reasons {
+			count[r] = 0
 		}
-		for reason, n := range reasons {
+		for _, p := range problems {
+			count[p.Reason]++
+		}
+		for reason, n := range count {
 			gauge(float64(n), desc, reason)
 		}
 	}
-	byReason(s.Problems, describe("problems", "Problems that an operator should solve, by reason; see edgewayd status.", "reason"))
-	byReason(s.Advice, describe("advice", "Advice to the operator, by reason; see edgewayd status.", "reason"))
+	problems, advice := everyReason()
+	byReason(s.Problems, problems, describe("problems", "Problems that an operator should solve, by reason; see edgewayd status.", "reason"))
+	byReason(s.Advice, advice, describe("advice", "Advice to the operator, by reason; see edgewayd status.", "reason"))
+}
+
+// everyReason returns every reason that a problem of status can have, and every reason of advice. A session that
+// has just started is not a problem.
+func everyReason() (problems, advice []string) {
+	problems = slices.DeleteFunc(bgp.Reasons(), func(r string) bool { return cluster.Reason(r) == report.Connecting })
+	for _, r := range cluster.Reasons() {
+		if r.IsAdvice() {
+			advice = append(advice, string(r))
+		} else {
+			problems = append(problems, string(r))
+		}
+	}
+	return problems, advice
 }

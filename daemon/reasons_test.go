@@ -40,6 +40,13 @@ func TestReasonsAreDocumented(t *testing.T) {
 	if diff := cmp.Diff(inCode, inDocs); diff != "" {
 		t.Errorf("the code and the table (-code +docs):\n%s", diff)
 	}
+	// The metric has a series for each, so it must know them all.
+	sessions := slices.DeleteFunc(find(read("../bgp/reason.go"), `\n\treason\w+ += "(\w+)"`), func(r string) bool { return r == "connecting" })
+	want := slices.Sorted(slices.Values(slices.Concat(inCode, sessions)))
+	problems, advice := everyReason()
+	if diff := cmp.Diff(want, slices.Sorted(slices.Values(slices.Concat(problems, advice)))); diff != "" {
+		t.Errorf("the constants and the functions Reasons (-constants +functions):\n%s", diff)
+	}
 	files, err := filepath.Glob("*/*.go")
 	if err != nil {
 		t.Fatal(err)

@@ -91,3 +91,18 @@ const (
 	badSecret       Reason = "badSecret"
 	wrongNamespace  Reason = "wrongNamespace"
 )
+
+// Reasons returns every reason of this table. Package bgp has the reasons of sessions.
+func Reasons() []Reason {
+	return []Reason{
+		NoSelf, NoPodCIDR, NoAddress, AddressNotHere, SharedAddress, Overlap, OtherNetwork, NoRouteToLAN,
+		GatewayOffSubnet, PeerOffSubnet, OffSubnet, SilentNode, OneMAC, LinkDown, ForwardingOff, NotSelected,
+		PeeringGone, SelectsNothing, NoSuchSpeaker, SpeakerNotSelected, SingleSpeaker, NoPassword, Conflict, TooManyLearned,
+		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, ClusterUnreadable, HostUnreadable,
+		WorldNotSaved, SwitchNotTold, PodsNotServed, KernelRefused, ForeignRoute, SettingsRefused, PodBroken,
+		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, CompetingNetwork, StatusRefused, EventsRefused,
+		NotInstalled, apiServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,
+		emptyFile, emptyDirectory, unreadableFile, unknownKind, unknownKey, duplicateKey, duplicateEntry,
+		duplicateObject, missingField, badValue, badASN, badAddress, badCIDR, badSelector, badSecret, wrongNamespace,
+	}
+}
