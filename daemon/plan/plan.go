@@ -47,7 +47,6 @@ type Plan struct {
 // Node is what one node would do.
 type Node struct {
 	cluster.Node
-	LANs    []uint32 // the local ASNs of the resources that select it
 	Mode    config.Mode
 	Machine routes.Host
 	Assumed bool // Machine is not known but assumed
@@ -91,6 +90,7 @@ func Of(in Input) Plan {
 		only.Name = in.Only // a node that the cluster does not know has a problem too
 		nodes = []cluster.Node{only}
 	}
+	survey := policy.NewSurvey(in.Cluster)
 	var p Plan
 	for _, n := range nodes {
 		host, known := in.Machines[n.Name]
@@ -98,9 +98,7 @@ func Of(in Input) Plan {
 			host = in.machine(n)
 		}
 		w := policy.World{Cluster: in.Cluster, Self: n.Name, Config: in.Config, Host: host}
-		lans := w.LANs(n)
-		slices.Sort(lans)
-		p.Nodes = append(p.Nodes, Node{Node: n, LANs: slices.Compact(lans), Mode: w.Mode(n), Machine: host, Assumed: !known, Plan: policy.Decide(w)})
+		p.Nodes = append(p.Nodes, Node{Node: n, Mode: w.Mode(n), Machine: host, Assumed: !known, Plan: survey.Decide(w)})
 	}
 	p.switches()
 	p.problems(in.Cluster.Problems)

@@ -15,7 +15,6 @@ import (
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
-	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -126,8 +125,7 @@ func TestMachines(t *testing.T) {
 	if n := Of(in).Nodes; !n[0].Assumed || n[0].MTU != 1400 {
 		t.Errorf("assumed: %+v", n)
 	}
-	w := policy.World{Cluster: in.Cluster, Self: "Node-1"}
-	if got := w.LANs(in.Cluster.Nodes[0]); !slices.Equal(got, []uint32{65010}) {
+	if got := Of(in).Nodes[0].LANs; !slices.Equal(got, []uint32{65010}) {
 		t.Errorf("LANs: %v", got)
 	}
 }

@@ -8,21 +8,6 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// sharedAddresses finds the InternalIPs that two Nodes share.
-func (d *draft) sharedAddresses() {
-	owner := map[netip.Addr]string{}
-	for _, n := range d.Cluster.Nodes {
-		for _, a := range n.Addresses {
-			if other, shared := owner[a]; shared {
-				d.problem("Node/"+n.Name, cluster.SharedAddress, "an InternalIP of its own", a.String()+", which Node/"+other+" has too",
-					"correct the InternalIP of one of the two: packets for both nodes' pods go to one machine")
-				continue
-			}
-			owner[a] = n.Name
-		}
-	}
-}
-
 // ownAddresses compares the InternalIPs of this Node with the addresses of this machine.
 func (d *draft) ownAddresses() {
 	self := "Node/" + d.self.Name

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -10,35 +9,10 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// findOverlaps finds the pod CIDRs that overlap the pod CIDR of another node or a subnet of this host. Either
-// owner may be wrong, so neither CIDR gets a route and neither is advertised.
-func (d *draft) findOverlaps() {
-	type claim struct {
-		netip.Prefix
-		owner string
-	}
-	var claims []claim
-	for _, n := range d.Cluster.Nodes {
-		for _, c := range n.PodCIDRs {
-			claims = append(claims, claim{c, "Node/" + n.Name})
-		}
-	}
-	// Sorted by first address, a prefix that overlaps an earlier one lies inside it.
-	slices.SortFunc(claims, func(a, b claim) int {
-		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()), cmp.Compare(a.owner, b.owner))
-	})
+// overlapsHost finds the pod CIDRs that overlap a subnet of this host. They get no route and are not advertised.
+func (d *draft) overlapsHost() {
 	d.disputed, d.shared = map[netip.Prefix]bool{}, map[netip.Prefix]bool{}
-	var outer claim
-	for _, c := range claims {
-		if outer.IsValid() && outer.Overlaps(c.Prefix) {
-			d.disputed[outer.Prefix], d.disputed[c.Prefix] = true, true
-			d.problem(c.owner, cluster.Overlap, "a pod CIDR of its own", fmt.Sprintf("%s, which overlaps %s of %s", c.Prefix, outer.Prefix, outer.owner),
-				"change one of the two; no route goes to either until then")
-			continue
-		}
-		outer = c
-	}
-	for _, c := range claims {
+	for _, c := range d.survey.claims {
 		for _, a := range d.Host.Addrs {
 			if d.servedBefore(c.Prefix, a) {
 				d.shared[c.Prefix] = true
@@ -55,6 +29,9 @@ func (d *draft) findOverlaps() {
 		}
 	}
 }
+
+// isDisputed reports whether c overlaps something: no node gets a route to it.
+func (d *draft) isDisputed(c netip.Prefix) bool { return d.survey.disputed[c] || d.disputed[c] }
 
 // servedBefore reports whether a is the address of a bridge in this node's own pod CIDR. Such a bridge
 // belongs to the network plugin that served the node before.

@@ -49,6 +49,7 @@ type World struct {
 
 // Plan says what this node does. If the cluster does not know the node, the Plan has only the source check.
 type Plan struct {
+	LANs    []uint32     // of this node, each named by its local ASN, sorted
 	Routes  routes.State // what the kernel should have, in Scope
 	Learned routes.State // the routes that the switches announce, of routes.ProtoLearned
 	BGP     bgp.State
@@ -99,29 +100,32 @@ func (p Plan) String() string {
 }
 
 // Decide is the whole policy.
-func Decide(w World) Plan {
-	d := &draft{World: w}
+func Decide(w World) Plan { return NewSurvey(w.Cluster).Decide(w) }
+
+// Decide is Decide for one of the nodes of the surveyed cluster state, which w.Cluster must be.
+func (s *Survey) Decide(w World) Plan {
+	d := &draft{World: w, survey: s}
 	if w.Config.CNI.SourceCheck { // also for the pods of a node that the cluster does not know
 		d.plan.Routes.SourceCheck = &routes.SourceCheck{}
 	}
 	if !d.findSelf() {
 		return d.plan
 	}
-	d.findOverlaps()
-	d.sharedAddresses()
+	d.plan.Problems = append(d.plan.Problems, s.problems...)
+	d.overlapsHost()
 	if !d.linksDown() {
 		d.ownAddresses()
 	}
 	d.pods()
 	d.forwarding()
 	d.learn()
-	for _, n := range w.Cluster.Nodes {
+	for i, n := range w.Cluster.Nodes {
 		if n.Name == d.self.Name {
 			continue
 		}
 		for _, cidr := range n.PodCIDRs {
-			if !d.disputed[cidr] {
-				d.routeTo(n, cidr)
+			if !d.isDisputed(cidr) {
+				d.routeTo(n, s.lans[i], cidr)
 			}
 		}
 	}
@@ -134,8 +138,9 @@ func Decide(w World) Plan {
 // draft is a Plan while it is decided.
 type draft struct {
 	World
+	survey   *Survey
 	self     cluster.Node
-	disputed map[netip.Prefix]bool // CIDRs that overlap something: no node gets a route to them
+	disputed map[netip.Prefix]bool // CIDRs that overlap a subnet of this host
 	shared   map[netip.Prefix]bool // this node's CIDRs that the bridge of another plugin still serves
 
 	plan Plan
@@ -151,15 +156,15 @@ func (d *draft) problem(object string, reason cluster.Reason, want, got, next st
 func Sorted(problems ...[]cluster.Problem) []cluster.Problem {
 	all := slices.Concat(problems...)
 	slices.SortFunc(all, func(a, b cluster.Problem) int {
-		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Got, b.Got), cmp.Compare(a.Want, b.Want))
+		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Got, b.Got), cmp.Compare(a.Want, b.Want), cmp.Compare(a.Next, b.Next))
 	})
 	return slices.Compact(all)
 }
 
 // findSelf finds this node in the cluster. Nothing can be decided for a node that is not found.
 func (d *draft) findSelf() bool {
-	self, ok := d.Cluster.Node(d.Self)
-	if !ok {
+	at := slices.IndexFunc(d.Cluster.Nodes, func(n cluster.Node) bool { return n.Name == d.Self })
+	if at < 0 {
 		got, next := fmt.Sprintf("%d Nodes of other names", len(d.Cluster.Nodes)), "add the Node, or set nodeName in the configuration to the name that the cluster uses"
 		if i := slices.IndexFunc(d.Cluster.Nodes, func(n cluster.Node) bool { return strings.EqualFold(n.Name, d.Self) }); i >= 0 {
 			name := d.Cluster.Nodes[i].Name
@@ -168,11 +173,11 @@ func (d *draft) findSelf() bool {
 		d.problem("Node/"+d.Self, cluster.NoSelf, "a Node of this name", got, next)
 		return false
 	}
-	d.self = self
-	if len(self.PodCIDRs) == 0 {
+	d.self, d.plan.LANs = d.Cluster.Nodes[at], d.survey.lans[at]
+	if len(d.self.PodCIDRs) == 0 {
 		d.problem("Node/"+d.Self, cluster.NoPodCIDR, "spec.podCIDRs", "none", "give the Node a pod CIDR; until then no pod can start here")
 	}
-	if len(self.Addresses) == 0 {
+	if len(d.self.Addresses) == 0 {
 		d.problem("Node/"+d.Self, cluster.NoAddress, "an InternalIP in status.addresses", "none", "set the Node's InternalIP to its address on the LAN")
 	}
 	return true

@@ -11,12 +11,12 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// routeTo decides how packets from here reach the pod CIDR of node n.
-func (d *draft) routeTo(n cluster.Node, cidr netip.Prefix) {
+// routeTo decides how packets from here reach the pod CIDR of node n, whose LANs are theirs.
+func (d *draft) routeTo(n cluster.Node, theirs []uint32, cidr netip.Prefix) {
 	object := "Node/" + n.Name
 	via, ok := underlay(n, cidr.Addr())
 	link, connected := d.linkTo(via)
-	mine, theirs := d.lans(d.self), d.lans(n)
+	mine := d.plan.LANs
 	sameLAN := intersects(mine, theirs)
 
 	if d.overlaid(n, connected && (sameLAN || len(mine)+len(theirs) == 0)) {

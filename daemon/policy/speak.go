@@ -16,7 +16,6 @@ import (
 // switch: every pod CIDR of every selected node, with that node as the next hop.
 func (d *draft) speak() {
 	for _, r := range d.Cluster.Peerings {
-		d.resource(r)
 		for _, s := range r.Speakers {
 			if s.Node != d.self.Name {
 				continue
@@ -40,41 +39,18 @@ func (d *draft) speak() {
 	}
 }
 
-// resource finds the problems of a BGP resource as a whole.
-func (d *draft) resource(r cluster.Peering) {
-	if !slices.ContainsFunc(d.Cluster.Nodes, func(n cluster.Node) bool { return r.Selector.Selects(n.Labels) }) {
-		d.problem(r.Ref(), cluster.SelectsNothing, "nodes that match "+r.Selector.String(), "none", "label the Nodes, or correct spec.nodeSelector")
-	}
-	for _, s := range r.Speakers {
-		i := slices.IndexFunc(d.Cluster.Nodes, func(n cluster.Node) bool { return n.Name == s.Node })
-		switch {
-		case i < 0:
-			d.problem(r.Ref(), cluster.NoSuchSpeaker, "speakers that are Nodes", s.Node, "correct the speaker's name, or add the Node")
-		case !r.Selector.Selects(d.Cluster.Nodes[i].Labels):
-			d.problem(r.Ref(), cluster.SpeakerNotSelected, "speakers that nodeSelector selects", s.Node, "label the Node "+r.Selector.String()+", or name another speaker")
-		}
-	}
-}
-
 // lone advises a second speaker for each LAN of several nodes in which this node is the only speaker.
 func (d *draft) lone() {
-	speakers := map[uint32][]string{} // by local ASN
-	for _, r := range d.Cluster.Peerings {
-		for _, s := range r.Speakers {
-			if _, known := d.Cluster.Node(s.Node); known && !slices.Contains(speakers[r.LocalASN], s.Node) {
-				speakers[r.LocalASN] = append(speakers[r.LocalASN], s.Node)
-			}
-		}
-	}
+	told := map[uint32]bool{} // once for each LAN
 	for _, r := range d.Cluster.Peerings {
 		here := slices.ContainsFunc(r.Speakers, func(s cluster.Speaker) bool { return s.Node == d.Self })
-		if !here || len(speakers[r.LocalASN]) != 1 {
+		if !here || told[r.LocalASN] || len(d.survey.speakers[r.LocalASN]) != 1 {
 			continue
 		}
-		delete(speakers, r.LocalASN) // once for each LAN
+		told[r.LocalASN] = true
 		nodes := 0
-		for _, n := range d.Cluster.Nodes {
-			if slices.Contains(d.lans(n), r.LocalASN) {
+		for _, lans := range d.survey.lans {
+			if slices.Contains(lans, r.LocalASN) {
 				nodes++
 			}
 		}
@@ -147,7 +123,7 @@ func (d *draft) paths(r cluster.Peering) []bgp.Path {
 			continue
 		}
 		for _, c := range n.PodCIDRs {
-			if d.disputed[c] {
+			if d.isDisputed(c) {
 				continue
 			}
 			hop, ok := underlay(n, c.Addr())
@@ -257,6 +233,9 @@ func (d *draft) neighbours() []routes.Neighbour {
 // proxied records the links on which one machine answers for nodes: a switch with proxy ARP or ARP suppression
 // answers for dead nodes too, so that no node ever becomes silent.
 func (d *draft) proxied() {
+	if len(d.MACs) == 0 {
+		return
+	}
 	owner := map[netip.Addr]string{}
 	for _, n := range d.Cluster.Nodes {
 		for _, a := range n.Addresses {

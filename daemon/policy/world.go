@@ -46,17 +46,6 @@ func (w World) isSilent(n cluster.Node) bool {
 	return silent
 }
 
-// lans returns the local ASNs of the resources that select n: the ASN names the LAN.
-func (w World) lans(n cluster.Node) []uint32 {
-	var asns []uint32
-	for _, r := range w.Cluster.Peerings {
-		if r.Selector.Selects(n.Labels) {
-			asns = append(asns, r.LocalASN)
-		}
-	}
-	return asns
-}
-
 func intersects(a, b []uint32) bool {
 	return slices.ContainsFunc(a, func(x uint32) bool { return slices.Contains(b, x) })
 }
