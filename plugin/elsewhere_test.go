@@ -1,10 +1,15 @@
 package plugin
 
 import (
+	"errors"
 	"fmt"
+	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/edgeway-cni/edgeway/ipam"
 )
 
 // A pod was refused for ever, under each new container ID, because its address led elsewhere on the
@@ -44,6 +49,11 @@ func TestAddressThatIsElsewhereOnTheHost(t *testing.T) {
 			asked.id, asked.netns, asked.conf = "c3", newSpace(t).path, with(conf, "runtimeConfig", `{"ips":["10.88.0.1"]}`)
 			if out, status := h.exec(t, asked); status == 0 || !strings.Contains(out, "10.88.0.1") {
 				t.Errorf("10.88.0.1 asked for by name: status %d: %s", status, out)
+			}
+			store := h.store(t)
+			memories, err := store.Remembered()
+			if err = errors.Join(err, store.Close()); err != nil || slices.ContainsFunc(memories, func(m ipam.Memory) bool { return m.Addr == netip.MustParseAddr("10.88.0.1") }) {
+				t.Errorf("a failed ADD left a memory: %v, %v", memories, err)
 			}
 			for _, id := range []string{"c1", "c3"} {
 				c.verb, c.id = "DEL", id

@@ -120,6 +120,23 @@ func TestIPv6OffByDefault(t *testing.T) {
 	h.end(t, c)
 }
 
+// systemd 256 sets forwarding=0 for new links: a new pod reached the host alone.
+func TestNewPodReachesNobodyWhereNewLinksDoNotForward(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	h.sh(t, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.default.forwarding=0 net.ipv6.conf.default.forwarding=0")
+	first, second := newSpace(t), newSpace(t)
+	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: first.path, conf: h.conf("1.1.0")}
+	addrs := parseResult(t, h.must(t, c)).addrs()
+	other := c
+	other.id, other.netns = "c2", second.path
+	h.must(t, other)
+	for _, a := range addrs {
+		second.sh(t, "ping -c1 -W5 "+a)
+	}
+	h.end(t, c, other)
+}
+
 // STATUS of a store that cannot be written failed with code 5, which the SPEC has for other faults.
 func TestStatusOfAReadOnlyStore(t *testing.T) {
 	kernelTest(t)

@@ -57,6 +57,36 @@ func (s *space) listening(events chan struct{}) {
 	}
 }
 
+// hears runs a command. The kernel must announce the change by an event of that type that counts for Watch.
+func (s *space) hears(command string, want uint16) {
+	s.t.Helper()
+	events, err := s.k.subscribe(unix.NETLINK_ROUTE, nodeGroups()...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer events.Close()
+	devices, err := newView(s.k.c).all()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	w := newWatcher()
+	for _, d := range devices {
+		w.note(d)
+	}
+	s.run(command)
+	if err := events.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		s.t.Fatal(err)
+	}
+	for buf, heard := make([]byte, 64<<10), false; !heard; {
+		n, err := events.Read(buf)
+		if err != nil {
+			s.t.Fatalf("the watch did not report the change: %s: %v", command, err)
+		}
+		eachMessage(buf[:n], func(h unix.NlMsghdr, _ []byte) { heard = heard || h.Type == want })
+		heard = w.counts(buf[:n]) && heard
+	}
+}
+
 // TestWatchSurvivesLostEvents floods the socket while the watcher is busy, until the kernel answers ENOBUFS.
 // The watcher must call back once and continue.
 func TestWatchSurvivesLostEvents(t *testing.T) {

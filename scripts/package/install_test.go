@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -153,4 +154,19 @@ func list(t *testing.T, dir string) map[string]bool {
 		files[path] = true
 	}
 	return files
+}
+
+// systemd-networkd deleted the daemon's policy rules and next hop objects, and with them its routes, on each of its
+// restarts: the drop-in said only that it leaves routes alone.
+func TestNetworkdLeavesObjectsOfOthersAlone(t *testing.T) {
+	text, err := os.ReadFile("../../deploy/systemd/10-edgeway-networkd.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, keys, _ := strings.Cut(string(text), "[Network]\n")
+	for _, want := range []string{"ManageForeignRoutes=no", "ManageForeignRoutingPolicyRules=no", "ManageForeignNextHops=no"} {
+		if !slices.Contains(strings.Split(keys, "\n"), want) {
+			t.Errorf("the drop-in of systemd-networkd has no %s below [Network]:\n%s", want, text)
+		}
+	}
 }
