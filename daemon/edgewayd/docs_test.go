@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 // is what it prints.
 func TestPagesRun(t *testing.T) {
 	blocks := regexp.MustCompile("(?s)\n```sh\n(.*?)```\n(?:(It prints:\n```text\n)(.*?)```\n)?")
-	for _, name := range []string{"network-engineers.md", "plan.md"} {
+	for _, name := range []string{"getting-started.md", "network-engineers.md", "plan.md"} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			if err := os.CopyFS(filepath.Join(dir, "cluster.d"), os.DirFS("../../deploy/example/cluster.d")); err != nil {
