@@ -55,7 +55,7 @@ var others = map[string]string{
 	"cp":           "-a",
 	"rm":           "-f",
 	"install":      "-d -m",
-	"apt-get":      "", "cat": "", "done": "", "export": "", "for": "", "ip": "", "jq": "", "nft": "", "sysctl": "", "/opt/cni/bin/edgeway": "",
+	"apt-get":      "", "cat": "", "done": "", "echo": "", "export": "", "for": "", "ip": "", "nft": "", "sysctl": "", "/opt/cni/bin/edgeway": "",
 }
 
 // Every command in the text and in the bash blocks of the pages exists, with its flags. A bash block is for real
