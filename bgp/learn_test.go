@@ -19,6 +19,10 @@ func announcing(r *router, prefixes ...string) swconf {
 		c.extra = " no bgp network import-check\n"
 	}
 	for i, p := range prefixes {
+		if r.kind == "openbgpd" {
+			c.extra += "network " + p + "\n"
+			continue
+		}
 		family := "ipv4"
 		if pfx(p).Addr().Is6() {
 			family = "ipv6"
@@ -134,7 +138,7 @@ func TestLearnsFromTwoAndTellsNobody(t *testing.T) {
 
 // Learned paths stay while a session is lost and while the switch restarts.
 func TestLearnedStays(t *testing.T) {
-	each(t, func(t *testing.T, l *lan, sw *router) {
+	eachOfThree(t, func(t *testing.T, l *lan, sw *router) {
 		conf := announcing(sw, "192.168.5.0/24", "192.168.6.0/24", "0.0.0.0/0")
 		sw.start(conf)
 		s := l.speaker(t)

@@ -407,6 +407,7 @@ func TestGracefulRestartOpenBGPD(t *testing.T) {
 	l := newLAN(t)
 	sw, behind := l.router("openbgpd", 1), l.router("bird", 2)
 	c := nodeOf(sw)
+	c.defaultRestart = true // which is what "announce restart yes" says
 	c.neighbours = append(c.neighbours, neighbour{addr: "10.0.0.2", asn: 65002})
 	c.extra = "deny from 10.0.0.2\n"
 	sw.start(c)
@@ -445,7 +446,27 @@ func TestGracefulRestartOpenBGPD(t *testing.T) {
 	}{
 		{"killed", func() { p.end(syscall.SIGKILL); p = begin() }},
 		{"stopped", func() { p.end(syscall.SIGTERM); p = begin() }},
+		{"twice in a row", func() {
+			p.end(syscall.SIGKILL)
+			l.cable("down") // killed again before its session is up
+			p = begin()
+			p.end(syscall.SIGKILL)
+			l.cable("up")
+			p = begin()
+		}},
 		{"connection cut", func() { l.cut(sw.addr4.String()); p.flapped() }},
+		{"link down", func() {
+			l.cable("down")
+			time.Sleep(2 * time.Second) // the fault itself
+			l.cable("up")
+		}},
+		{"power cut", func() {
+			l.cable("down")
+			p.end(syscall.SIGKILL)
+			l.cut("10.0.0.0/24")
+			l.cable("up")
+			p = begin()
+		}},
 		{"settings changed", func() { want.Peer.HoldTime = 60 * time.Second; p.sync(want) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -474,7 +474,7 @@ func TestCrashCostsOneSession(t *testing.T) {
 }
 
 func TestSwitchRestarts(t *testing.T) {
-	each(t, func(t *testing.T, l *lan, sw *router) {
+	eachOfThree(t, func(t *testing.T, l *lan, sw *router) {
 		sw.start(nodeOf(sw))
 		s := l.speaker(t)
 		mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(3)})

@@ -52,13 +52,21 @@ type router struct {
 var kinds = []string{"bird", "frr"} // read only
 
 // each runs the story with both switches, each in its own LAN.
-func each(t *testing.T, story func(t *testing.T, l *lan, sw *router)) {
+func each(t *testing.T, story func(t *testing.T, l *lan, sw *router)) { eachOf(t, kinds, story) }
+
+// eachOfThree runs the story with OpenBGPD, too.
+func eachOfThree(t *testing.T, story func(t *testing.T, l *lan, sw *router)) {
+	eachOf(t, append(kinds[:len(kinds):len(kinds)], "openbgpd"), story)
+}
+
+func eachOf(t *testing.T, kinds []string, story func(t *testing.T, l *lan, sw *router)) {
 	t.Parallel()
 	for i, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
+			lab.Need(t, lab.Tools(lab.Flavour(kind))...)
 			t.Parallel()
 			l := newLAN(t)
-			story(t, l, l.router(kind, i+1))
+			story(t, l, l.router(kind, i%2+1))
 		})
 	}
 }
@@ -106,7 +114,10 @@ func openbgpdConf(r *router, c swconf) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "AS %d\nrouter-id %s\nsocket \"%s/bgpd.sock\"\nfib-update no\nnexthop qualify via default\nholdtime %d\nallow from any\nallow to any\n", c.asn, r.addr4, r.dir, c.hold)
 	for _, n := range c.neighbours {
-		fmt.Fprintf(&b, "neighbor %s {\n remote-as %d\n announce IPv4 unicast\n announce IPv6 unicast\n announce restart %s\n", n.addr, n.asn, map[bool]string{true: "no", false: "yes"}[c.noRestart])
+		fmt.Fprintf(&b, "neighbor %s {\n remote-as %d\n announce IPv4 unicast\n announce IPv6 unicast\n", n.addr, n.asn)
+		if !c.defaultRestart {
+			fmt.Fprintf(&b, " announce restart %s\n", map[bool]string{true: "no", false: "yes"}[c.noRestart])
+		}
 		if n.password != "" {
 			fmt.Fprintf(&b, " tcp md5sig password \"%s\"\n", n.password)
 		}

@@ -39,20 +39,24 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestLAN plays the stories of testdata/lan, each with BIRD and with FRR as the switches.
+// TestLAN plays the stories of testdata/lan, each with BIRD and with FRR as the switches. OpenBGPD plays the stories
+// in which the switch forwards no packet: it writes no routes to the kernel on Linux. The story openbgpd has it as
+// a switch beside the others.
 func TestLAN(t *testing.T) {
 	need(t)
 	needPrograms(t)
-	for _, flavour := range flavours {
+	play := func(flavour lab.Flavour, p testscript.Params) {
+		p.Setup, p.Cmds = func(env *testscript.Env) error { return setup(env, flavour) }, commands()
 		t.Run(string(flavour), func(t *testing.T) {
+			lab.Need(t, lab.Tools(flavour)...)
 			t.Parallel()
-			testscript.Run(t, testscript.Params{
-				Dir:   stories,
-				Setup: func(env *testscript.Env) error { return setup(env, flavour) },
-				Cmds:  commands(),
-			})
+			testscript.Run(t, p)
 		})
 	}
+	for _, flavour := range flavours {
+		play(flavour, testscript.Params{Dir: stories})
+	}
+	play(lab.OpenBGPD, testscript.Params{Files: []string{stories + "/stale-speaker.txtar"}})
 }
 
 // needPrograms skips a test without programs to test, and removes what an interrupted run left.

@@ -189,8 +189,16 @@ func (s *Switch) Console(ctx context.Context, words ...string) (string, error) {
 // Stop ends the routing daemons as an operator would.
 func (s *Switch) Stop() error { return s.end(unix.SIGTERM) }
 
-// Kill ends the routing daemons as a power cut does.
-func (s *Switch) Kill() error { return s.end(unix.SIGKILL) }
+// Kill ends the routing daemons as a power cut does: all their processes at once. A process of OpenBGPD that sees
+// its parent die ends the sessions with a Cease.
+func (s *Switch) Kill() error {
+	for _, p := range s.procs {
+		if p.Err() == nil {
+			_ = unix.Kill(-p.PID(), unix.SIGKILL) // End reports a process that lives
+		}
+	}
+	return s.end(unix.SIGKILL)
+}
 
 func (s *Switch) end(sig unix.Signal) error {
 	var errs []error
