@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net/netip"
 	"time"
@@ -20,9 +21,14 @@ const probeMost = 256
 //	answers ──> 0 misses                  back at once
 //	silent ───> one more miss ──> after `withdrawAfter`: silent, as long as somebody on its link answers
 //	nobody on a link answers: our own end of it is cut; nothing is concluded from that
+//
+// Where one machine answers for several neighbours (proxy ARP), its answers prove nothing. There the switch must
+// say that it cannot reach a neighbour, which is a miss; the neighbour's own answer brings it back at once, and
+// each round without any such word takes a miss back.
 type presence struct {
 	after  time.Duration
 	misses map[routes.Neighbour]int
+	silent map[netip.Addr]bool   // after the last round
 	macs   map[netip.Addr]string // of the last answers
 	turn   int                   // where the next round begins
 }
@@ -40,9 +46,27 @@ func (p *presence) next(all []routes.Neighbour) []routes.Neighbour {
 	return round
 }
 
-// round takes the answers of one round and returns what the LAN says now. Neighbours that the round did not
-// probe keep their count.
-func (p *presence) round(all []routes.Neighbour, heard map[routes.Neighbour]routes.Heard) lan {
+// sharing returns the neighbours that answered with the MAC of another neighbour on their link.
+func sharing(heard map[routes.Neighbour]routes.Heard) []routes.Neighbour {
+	type seen struct{ link, mac string }
+	count := map[seen]int{}
+	for n, h := range heard {
+		if h.Hearing == routes.Answers {
+			count[seen{n.Link, h.MAC}]++
+		}
+	}
+	var out []routes.Neighbour
+	for n, h := range heard {
+		if h.Hearing == routes.Answers && count[seen{n.Link, h.MAC}] > 1 {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// round takes the answers of one round, and what came back from the neighbours that share a MAC. It returns what
+// the LAN says now. Neighbours that the round did not probe keep their count.
+func (p *presence) round(all []routes.Neighbour, heard map[routes.Neighbour]routes.Heard, reached map[routes.Neighbour]routes.Hearing) lan {
 	misses, answered := map[routes.Neighbour]int{}, map[string]bool{}
 	for _, n := range all {
 		answered[n.Link] = answered[n.Link] || heard[n].Hearing == routes.Answers
@@ -50,22 +74,35 @@ func (p *presence) round(all []routes.Neighbour, heard map[routes.Neighbour]rout
 	out := lan{silent: map[netip.Addr]bool{}, macs: map[netip.Addr]string{}}
 	for _, n := range all {
 		misses[n] = p.misses[n]
-		switch h := heard[n]; { // Unsure where n was not probed
+		h := heard[n] // Unsure where n was not probed
+		gone := h.Hearing == routes.Silent && answered[n.Link]
+		switch {
 		case h.Hearing == routes.Answers:
-			misses[n] = 0
 			out.macs[n.IP] = h.MAC
-		case h.Hearing == routes.Silent && answered[n.Link]:
-			misses[n]++
-		case p.macs[n.IP] != "":
+		case !gone && p.macs[n.IP] != "":
 			out.macs[n.IP] = p.macs[n.IP]
 		}
-		if time.Duration(misses[n])*config.ProbeEvery >= p.after {
+		switch back, asked := reached[n]; {
+		case gone:
+			misses[n]++
+		case h.Hearing != routes.Answers:
+		case !asked || back == routes.Answers:
+			misses[n] = 0
+		case back == routes.Silent:
+			misses[n] = min(misses[n]+1, p.enough())
+		default:
+			misses[n] = max(misses[n]-1, 0)
+		}
+		if misses[n] >= p.enough() || misses[n] > 0 && p.silent[n.IP] {
 			out.silent[n.IP] = true
 		}
 	}
-	p.misses, p.macs = misses, out.macs
+	p.misses, p.silent, p.macs = misses, out.silent, out.macs
 	return out
 }
+
+// enough is the number of misses after which a neighbour is silent.
+func (p *presence) enough() int { return int((p.after + config.ProbeEvery - 1) / config.ProbeEvery) }
 
 // lan is what the neighbours' answers say.
 type lan struct {
@@ -75,7 +112,7 @@ type lan struct {
 
 func (l lan) equal(o lan) bool { return maps.Equal(l.silent, o.silent) && maps.Equal(l.macs, o.macs) }
 
-// listener is routes.Kernel as probe uses it.
+// listener is routes.Kernel as the loop probes with it.
 type listener interface {
 	Listen(ctx context.Context, neighbours []routes.Neighbour) (map[routes.Neighbour]routes.Heard, error)
 }
@@ -88,6 +125,8 @@ func (l *loop) probe(ctx context.Context, k listener) error {
 		<-ctx.Done()
 		return nil
 	}
+	var r routes.Reacher
+	defer r.Close()
 	for pause(ctx, config.ProbeEvery) {
 		v := l.seen.Load()
 		if v == nil {
@@ -95,10 +134,11 @@ func (l *loop) probe(ctx context.Context, k listener) error {
 		}
 		all := v.Plan.Neighbours
 		heard, err := k.Listen(ctx, p.next(all))
-		if err != nil {
+		reached, unsent := r.Reach(ctx, sharing(heard))
+		if err := errors.Join(err, unsent); err != nil {
 			l.log.Debug("probe the LAN", "err", err) // a neighbour that could not be probed keeps its count
 		}
-		if now := p.round(all, heard); !now.equal(lan{v.World.Silent, v.World.MACs}) {
+		if now := p.round(all, heard, reached); !now.equal(lan{v.World.Silent, v.World.MACs}) {
 			l.lan.Store(&now)
 			l.look.fire()
 		}

@@ -41,7 +41,7 @@ func TestPresence(t *testing.T) {
 		{"a is back at once", all(yes, no, yes), 1},
 		{"b is no longer asked for: it left the cluster", heard{a: {Hearing: yes}, sw: {Hearing: yes}}, 0},
 	} {
-		if got := p.round(slices.Collect(maps.Keys(step.heard)), step.heard); len(got.silent) != step.silent {
+		if got := p.round(slices.Collect(maps.Keys(step.heard)), step.heard, nil); len(got.silent) != step.silent {
 			t.Fatalf("round %d, %s: silent %v, want %d", i, step.what, got.silent, step.silent)
 		}
 	}
@@ -56,16 +56,51 @@ func TestOneOfTwoCablesIsCut(t *testing.T) {
 	permanent := routes.Neighbour{Link: "eth0", IP: netip.MustParseAddr("192.0.2.254")} // Listen returns Unsure for it
 	all := []routes.Neighbour{permanent, far, near}
 	p := &presence{after: config.ProbeEvery}
-	p.round(all, map[routes.Neighbour]routes.Heard{far: {Hearing: routes.Answers, MAC: "far"}, near: {Hearing: routes.Answers, MAC: "near"}})
+	p.round(all, map[routes.Neighbour]routes.Heard{far: {Hearing: routes.Answers, MAC: "far"}, near: {Hearing: routes.Answers, MAC: "near"}}, nil)
 	for range 5 {
-		got := p.round(all, map[routes.Neighbour]routes.Heard{far: {Hearing: routes.Silent}, near: {Hearing: routes.Answers, MAC: "near"}})
+		got := p.round(all, map[routes.Neighbour]routes.Heard{far: {Hearing: routes.Silent}, near: {Hearing: routes.Answers, MAC: "near"}}, nil)
 		if len(got.silent) > 0 {
 			t.Fatalf("silent %v", got.silent)
 		}
 	}
-	got := p.round(all, map[routes.Neighbour]routes.Heard{near: {Hearing: routes.Silent}})
+	got := p.round(all, map[routes.Neighbour]routes.Heard{near: {Hearing: routes.Silent}}, nil)
 	if len(got.silent) > 0 || len(got.macs) != 2 {
 		t.Errorf("silent %v, MACs %v; where nobody answers nothing is forgotten", got.silent, got.macs)
+	}
+}
+
+// Behind proxy ARP every address answers ARP. A node is silent when the switch says so in three rounds, and comes
+// back with its own answer, or when the switch has said nothing for as many rounds.
+func TestDeadNodeBehindProxyARP(t *testing.T) {
+	sw, a, b := routes.Neighbour{Link: "eth0", IP: netip.MustParseAddr("192.0.2.254")}, routes.Neighbour{Link: "eth0", IP: netip.MustParseAddr("192.0.2.1")},
+		routes.Neighbour{Link: "eth0", IP: netip.MustParseAddr("192.0.2.2")}
+	all := []routes.Neighbour{sw, a, b}
+	heard := map[routes.Neighbour]routes.Heard{}
+	for _, n := range all {
+		heard[n] = routes.Heard{Hearing: routes.Answers, MAC: "sw"}
+	}
+	if got := sharing(heard); len(got) != 3 {
+		t.Fatalf("share a MAC: %v", got)
+	}
+	heard[b] = routes.Heard{Hearing: routes.Answers, MAC: "b"}
+	if got := sharing(heard); len(got) != 2 || slices.Contains(got, b) {
+		t.Fatalf("share a MAC: %v", got)
+	}
+	heard[b] = heard[a]
+	const yes, gone, nothing = routes.Answers, routes.Silent, routes.Unsure
+	p := &presence{after: 3 * config.ProbeEvery}
+	for i, step := range []struct {
+		back   routes.Hearing // of a
+		silent bool
+	}{
+		{nothing, false}, {yes, false}, {gone, false}, {gone, false}, {nothing, false}, {gone, false}, {gone, true}, {gone, true}, {gone, true},
+		{nothing, true}, {gone, true}, // the switch does not report each packet
+		{yes, false}, {gone, false}, {gone, false}, {gone, true}, {nothing, true}, {nothing, true}, {nothing, false},
+	} {
+		got := p.round(all, heard, map[routes.Neighbour]routes.Hearing{sw: yes, a: step.back, b: nothing})
+		if got.silent[a.IP] != step.silent || len(got.silent) > 1 || len(got.macs) != 3 {
+			t.Errorf("round %d: %+v, want silent %v", i, got, step.silent)
+		}
 	}
 }
 

@@ -253,7 +253,7 @@ func (d *draft) proxied() {
 		if first[at] = other; other != who && !told[n.Link] {
 			told[n.Link] = true
 			d.problem("link "+n.Link, cluster.OneMAC, "a MAC of its own for each node", fmt.Sprintf("%s and %s answer with %s", other, who, at.mac),
-				"turn proxy ARP or ARP suppression off on the switch; until then a dead node cannot be seen, and its pod CIDRs are never withdrawn")
+				"turn proxy ARP or ARP suppression off on the switch; until then a dead node is seen only when the switch itself finds it unreachable, which can take hours")
 		}
 	}
 }
