@@ -3,15 +3,20 @@ package plugin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/routes"
 )
@@ -154,6 +159,33 @@ func TestStatusOfAReadOnlyStore(t *testing.T) {
 		return nil
 	})
 	h.end(t, c)
+}
+
+// The file system became read-only under an open store, as after a disk error: STATUS was ready, and every ADD failed.
+func TestStatusOfAStoreThatBecameReadOnly(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	n := h.node(t)
+	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: newSpace(t).path, conf: h.conf("1.1.0")}
+	c.does(t, n)
+	status := call{verb: "STATUS", conf: c.conf}
+	status.does(t, n)
+	reply := make(chan api.Reply, 1)
+	go func() { // the thread has a mount namespace of its own from here on, and ends with the goroutine
+		runtime.LockOSThread()
+		err := errors.Join(unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS), unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+			unix.Mount(h.dir, h.dir, "", unix.MS_BIND, ""), unix.Mount("", h.dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
+		if err != nil {
+			t.Error(err)
+		}
+		reply <- n.Do(t.Context(), Call{CNI: status.cni()})
+	}()
+	got := <-reply
+	if text := wantError(t, "STATUS", string(got.Output), got.Failed, codeUnavailable); !strings.Contains(text, "read-only file system") {
+		t.Errorf("the reason is not said: %s", text)
+	}
+	status.does(t, n)
+	h.endAll(t, n, "c1")
 }
 
 // CHECK sees each thing that is gone, on both ends, and nothing that others added.
