@@ -42,7 +42,7 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 	if rq.conf.delegated() {
 		addrs, err := addrsOn(ctx, host, rq.hostLink())
 		if err == nil {
-			_, err = n.cut(ctx, host, rq.hostLink(), addrs[rq.hostLink()])
+			err = n.cut(ctx, host, rq.hostLink(), addrs[rq.hostLink()])
 		}
 		// Ask the other plugin in any case: it knows what it gave.
 		return errors.Join(err, n.delegate(ctx, rq, "DEL"))
@@ -52,17 +52,15 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 		return err
 	}
 	if !ok {
-		// The addresses may belong to another attachment by now.
-		existed, err := n.cut(ctx, host, rq.hostLink(), nil)
-		if existed || n.unborn { // its lease was never written, or the store was lost with it
-			err = errors.Join(err, endStrayMasquerade(ctx, host))
-		}
-		return err
+		// The lease was never written, or the store was lost with it, or this is a second DEL. The addresses may
+		// belong to another attachment by now.
+		err := n.cut(ctx, host, rq.hostLink(), nil)
+		return errors.Join(err, endStrayMasquerade(ctx, host))
 	}
 	if isForeign(lease) {
 		err = n.unplug(ctx, rq, lease)
 	} else {
-		_, err = n.cut(ctx, host, linkOf(lease), lease.Addrs)
+		err = n.cut(ctx, host, linkOf(lease), lease.Addrs)
 	}
 	if err != nil {
 		return err
@@ -77,19 +75,19 @@ func (n *Node) detach(ctx context.Context, rq request) error {
 }
 
 // cut removes a host link by the name that ADD gave it, and the rest of what the kernel keeps about its
-// addresses. It reports whether the link existed.
-func (n *Node) cut(ctx context.Context, host kernel, link string, addrs []netip.Addr) (existed bool, err error) {
-	existed, err = n.deleteLink(ctx, host, link)
+// addresses.
+func (n *Node) cut(ctx context.Context, host kernel, link string, addrs []netip.Addr) error {
+	existed, err := n.deleteLink(ctx, host, link)
 	if err == nil && !existed {
 		var links hostLinks
 		if links, err = findHostLinks(ctx, host); err == nil && links[link].Name != "" { // renamed
-			existed, err = n.deleteLink(ctx, host, links[link].Name)
+			_, err = n.deleteLink(ctx, host, links[link].Name)
 		}
 	}
 	if err != nil {
-		return existed, fault(codeWiring, "delete link %s: %w", link, err).next("check ip link show %s", link)
+		return fault(codeWiring, "delete link %s: %w", link, err).next("check ip link show %s", link)
 	}
-	return existed, forget(ctx, host, addrs)
+	return forget(ctx, host, addrs)
 }
 
 // deleteLink removes a link of ours and everything on it, and reports whether the link existed.

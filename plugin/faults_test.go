@@ -465,6 +465,26 @@ func TestDELAfterALostStoreEndsMasquerade(t *testing.T) {
 	}
 }
 
+// The daemon was killed before it had written the pod's lease, and the link went with the pod's namespace: DEL without
+// the daemon found nothing to remove, and the address stayed masqueraded until the daemon's next sweep.
+func TestDELOfAPodWithoutLeaseAndLinkEndsMasquerade(t *testing.T) {
+	kernelTest(t)
+	need(t, "nft")
+	h := newHost(t)
+	c := call{verb: "ADD", id: "c1", ifName: "eth0", netns: newSpace(t).path, conf: h.conf("1.1.0", `"ipMasq":true`)}
+	h.must(t, c)
+	store := h.store(t)
+	_, _, err := store.Release(t.Context(), attachmentOf(c))
+	if err = errors.Join(err, store.Close()); err != nil {
+		t.Fatal(err)
+	}
+	h.sh(t, "ip link del "+HostLink(attachmentOf(c)))
+	h.end(t, c)
+	if out := h.sh(t, "nft list ruleset"); strings.Contains(out, "10.99.0.1") || strings.Contains(out, "fd00:99::1") {
+		t.Errorf("masquerade stays:\n%s", out)
+	}
+}
+
 // The link of a pod goes with the pod's namespace. Where another plugin gave the address, no lease tells
 // a later GC whose masquerade to end, and it stayed for ever.
 func TestGCEndsMasqueradeOfAPodWhoseLinkWentFirst(t *testing.T) {

@@ -78,7 +78,7 @@ func (n *Node) gcDelegated(ctx context.Context, host kernel, rq request, keep ma
 		}
 		addrs, err := addrsOn(ctx, host, l.Name)
 		if err == nil {
-			_, err = n.cut(ctx, host, l.Name, addrs[l.Name])
+			err = n.cut(ctx, host, l.Name, addrs[l.Name])
 		}
 		errs = append(errs, err)
 	}
