@@ -157,10 +157,11 @@ func every(wait time.Duration, f func(context.Context) error) func(context.Conte
 	}
 }
 
-// alive tells the service manager that the loop runs and, after the first look, that the daemon is ready.
-func (d *Daemon) alive() func() {
+// alive counts the look, and tells the service manager that the loop runs and, after the first look, that the daemon is ready.
+func (d *Daemon) alive() func(worked bool, took time.Duration) {
 	var once sync.Once
-	return func() {
+	return func(worked bool, took time.Duration) {
+		d.metrics.looked(worked, took)
 		if d.options.Ready != nil {
 			once.Do(d.options.Ready)
 		}

@@ -92,7 +92,7 @@ type loop struct {
 	pods     podServer
 	save     func(cluster.World) error
 	log      *slog.Logger
-	turned   func() // called after each look
+	turned   func(worked bool, took time.Duration) // called after each look
 	shared
 
 	last   cluster.World     // the World that counts; zero while known is false
@@ -134,13 +134,14 @@ func (l *loop) recall() (err error) {
 func (l *loop) run(ctx context.Context) {
 	reread, retry := true, retryLeast
 	for ctx.Err() == nil {
-		wait := resyncEvery
-		if l.once(ctx, reread) {
+		wait, began := resyncEvery, time.Now()
+		worked := l.once(ctx, reread)
+		if worked {
 			retry = retryLeast
 		} else {
 			wait, retry = retry, min(2*retry, retryMost)
 		}
-		l.turned()
+		l.turned(worked, time.Since(began))
 		if !pause(ctx, settle) {
 			return
 		}

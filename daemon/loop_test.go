@@ -45,7 +45,7 @@ func newMachine(t *testing.T) *machine {
 	c.NodeName = "a"
 	m.loop = newLoop(c, slog.New(slog.NewTextHandler(&m.log, nil)))
 	m.loop.source, m.loop.kernel, m.loop.speaker, m.loop.pods = m, m, switches{m}, noPods{}
-	m.loop.turned = func() { m.looks++ }
+	m.loop.turned = func(bool, time.Duration) { m.looks++ }
 	m.loop.save = func(cluster.World) error { m.saves++; return nil }
 	return m
 }

@@ -19,12 +19,13 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/report"
 )
 
-// metrics serves a Prometheus server. The gauges show the status at the time of the request; the histogram
-// counts CNI calls.
+// metrics serves a Prometheus server. The gauges show the status at the time of the request; the histograms
+// count CNI calls and looks.
 type metrics struct {
 	address  string
 	registry *prometheus.Registry
 	calls    *prometheus.HistogramVec
+	looks    *prometheus.HistogramVec
 }
 
 func newMetrics(address string, status func(context.Context) api.Status) *metrics {
@@ -33,17 +34,31 @@ func newMetrics(address string, status func(context.Context) api.Status) *metric
 		Name: "edgeway_cni_call_duration_seconds", Help: "CNI calls served by the daemon, by verb and result.",
 		Buckets: []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .5, 1, 5},
 	}, []string{"verb", "result"})
-	m.registry.MustRegister(m.calls, statusCollector{status},
+	m.looks = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "edgeway_reconcile_duration_seconds", Help: "Looks at cluster and machine that changed what differed, by result; error: a part failed and is tried again.",
+		Buckets: []float64{.005, .01, .05, .1, .5, 1, 5, 10},
+	}, []string{"result"})
+	for _, worked := range []bool{true, false} { // there from the start, so that a rule sees the first error
+		m.looks.WithLabelValues(result(worked))
+	}
+	m.registry.MustRegister(m.calls, m.looks, statusCollector{status},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
 func (m *metrics) observe(verb string, failed bool, took time.Duration) {
-	result := "ok"
-	if failed {
-		result = "error"
+	m.calls.WithLabelValues(verb, result(!failed)).Observe(took.Seconds())
+}
+
+func (m *metrics) looked(worked bool, took time.Duration) {
+	m.looks.WithLabelValues(result(worked)).Observe(took.Seconds())
+}
+
+func result(worked bool) string {
+	if worked {
+		return "ok"
 	}
-	m.calls.WithLabelValues(verb, result).Observe(took.Seconds())
+	return "error"
 }
 
 // serve answers HTTP until ctx ends.

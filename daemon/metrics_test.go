@@ -31,6 +31,7 @@ func exported(t *testing.T) string {
 			Problems: []api.Problem{{Object: "Node/n", Reason: "overlap"}, {Object: "Node/m", Reason: "overlap"}}, Advice: []api.Problem{{Object: "BGPPeer/p", Reason: "singleSpeaker"}}}
 	})
 	m.observe("ADD", true, time.Millisecond)
+	m.looked(true, time.Millisecond)
 	answer := httptest.NewRecorder()
 	promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}).ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
 	if answer.Code != 200 {
@@ -42,7 +43,7 @@ func exported(t *testing.T) string {
 // A rule sees a problem begin: before there is one, the series is there with 0.
 func TestProblemsThatAreAbsentAreZero(t *testing.T) {
 	text := exported(t)
-	for _, want := range []string{`edgeway_problems{reason="overlap"} 2`, `edgeway_problems{reason="poolFull"} 0`, `edgeway_problems{reason="noGracefulRestart"} 0`, `edgeway_problems{reason="refused"} 0`, `edgeway_advice{reason="singleSpeaker"} 1`} {
+	for _, want := range []string{`edgeway_problems{reason="overlap"} 2`, `edgeway_problems{reason="poolFull"} 0`, `edgeway_problems{reason="noGracefulRestart"} 0`, `edgeway_problems{reason="refused"} 0`, `edgeway_reconcile_duration_seconds_count{result="error"} 0`, `edgeway_advice{reason="singleSpeaker"} 1`} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("no %s", want)
 		}
@@ -58,7 +59,7 @@ const monitoring = "../deploy/monitoring/"
 // The dashboard and the rules ask for metrics that exist.
 func TestMonitoringAsksForMetricsThatExist(t *testing.T) {
 	have := regexp.MustCompile(`(?m)^(edgeway_\w+?)(_bucket|_sum)?[{ ]`).FindAllStringSubmatch(exported(t), -1)
-	known := map[string]bool{"edgeway_cni_call_duration_seconds_bucket": true}
+	known := map[string]bool{"edgeway_cni_call_duration_seconds_bucket": true, "edgeway_reconcile_duration_seconds_bucket": true}
 	for _, m := range have {
 		known[m[1]] = true
 	}
