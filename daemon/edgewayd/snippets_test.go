@@ -120,12 +120,10 @@ func isCommand(t *testing.T, path string, words []string) {
 	t.Helper()
 	words = slices.DeleteFunc(slices.Clone(words[1:]), func(w string) bool { return w == "..." || w == "|" })
 	cmd, rest, err := root().Find(words)
-	if err != nil || !cmd.Runnable() && len(rest) > 0 {
+	parent := err == nil && cmd.HasSubCommands() && len(rest) > 0 && !strings.HasPrefix(rest[0], "-")
+	if err != nil || parent && rest[0] != "completion" && rest[0] != "help" { // cobra adds these two when it runs
 		t.Errorf("%s: edgewayd %s: no such command: %v", path, strings.Join(words, " "), err)
 		return
-	}
-	if cmd.Name() == "edgewayd" && len(words) > 0 && !strings.HasPrefix(words[0], "-") && words[0] != "completion" && words[0] != "help" {
-		t.Errorf("%s: edgewayd %s: no such command", path, strings.Join(words, " "))
 	}
 	flags := cmd.Flags()
 	flags.AddFlagSet(cmd.InheritedFlags())
