@@ -158,7 +158,14 @@ func (f FDB) message(typ uint16, index int) (message, error) {
 		}
 	}
 	m := neighMessage(typ, flags, unix.AF_BRIDGE, index, unix.NUD_PERMANENT|unix.NUD_NOARP, unix.NTF_SELF)
-	return m.attr(unix.NDA_LLADDR, mac).attrAddr(unix.NDA_DST, f.Dst), nil
+	m = m.attr(unix.NDA_LLADDR, mac).attrAddr(unix.NDA_DST, f.Dst)
+	if f.VNI != 0 {
+		m = m.attr32(unix.NDA_VNI, f.VNI)
+	}
+	if f.Port != 0 {
+		m = m.attr(unix.NDA_PORT, binary.BigEndian.AppendUint16(nil, f.Port))
+	}
+	return m, nil
 }
 
 // entry is one answer of a neighbour or forwarding dump.
@@ -168,6 +175,8 @@ type entry struct {
 	flags uint8
 	ip    netip.Addr
 	mac   string
+	vni   uint32 // 0: that of the link, as the kernel omits it (drivers/net/vxlan/vxlan_core.c: vxlan_fdb_info)
+	port  uint16 // likewise
 }
 
 func parseNeigh(b []byte) (entry, bool) {
@@ -181,6 +190,14 @@ func parseNeigh(b []byte) (entry, bool) {
 			e.ip = attrAddr(v)
 		case unix.NDA_LLADDR:
 			e.mac = LinkAddr(net.HardwareAddr(v))
+		case unix.NDA_VNI:
+			if len(v) == 4 {
+				e.vni = binary.NativeEndian.Uint32(v)
+			}
+		case unix.NDA_PORT:
+			if len(v) == 2 {
+				e.port = binary.BigEndian.Uint16(v)
+			}
 		}
 	}
 	return e, e.ip.IsValid()
@@ -264,7 +281,7 @@ func (v *view) observeFDB(scope Scope, desired []FDB) ([]FDB, error) {
 		}
 		found, err := v.entries(unix.AF_BRIDGE, d.index, unix.NUD_PERMANENT)
 		for _, e := range found {
-			f := FDB{d.Name, e.mac, e.ip}
+			f := FDB{d.Name, e.mac, e.ip, e.vni, e.port}
 			if want[keyOfFDB(f)] || slices.Contains(scope.Links, d.Name) {
 				out = append(out, f)
 			}

@@ -167,7 +167,9 @@ func neighsByIP() identity[Neigh, Neigh] {
 }
 
 func fdbByMAC() identity[FDB, FDB] {
-	return identity[FDB, FDB]{key: keyOfFDB, right: func(got, want FDB) bool { return got.Dst == want.Dst }}
+	return identity[FDB, FDB]{key: keyOfFDB, right: func(got, want FDB) bool {
+		return got.Dst == want.Dst && got.VNI == want.VNI && got.Port == want.Port
+	}}
 }
 
 func masqByAddr() identity[Masq, netip.Addr] {

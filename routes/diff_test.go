@@ -46,7 +46,7 @@ func randomState(r *rand.Rand) (s State) {
 		return n, n.Link + n.IP.String()
 	})
 	s.FDB = unique(r, 4, func() (FDB, string) {
-		f := FDB{link(), mac(), ip(false)}
+		f := FDB{Link: link(), MAC: mac(), Dst: ip(false), VNI: uint32(pick(2)), Port: uint16(pick(2) * 4789)}
 		return f, fmt.Sprint(keyOfFDB(f))
 	})
 	s.Routes = unique(r, 8, func() (Route, string) {
@@ -288,8 +288,8 @@ func TestDiff(t *testing.T) {
 			},
 		},
 		"a vxlan that must be recreated loses the objects on it": {
-			observed: State{Links: []Link{vx(1)}, FDB: []FDB{{"edgeway.1", "02:00:00:00:00:01", addr("10.0.0.12")}}},
-			desired:  State{Links: []Link{vx(2)}, FDB: []FDB{{"edgeway.1", "02:00:00:00:00:01", addr("10.0.0.12")}}},
+			observed: State{Links: []Link{vx(1)}, FDB: []FDB{{Link: "edgeway.1", MAC: "02:00:00:00:00:01", Dst: addr("10.0.0.12")}}},
+			desired:  State{Links: []Link{vx(2)}, FDB: []FDB{{Link: "edgeway.1", MAC: "02:00:00:00:00:01", Dst: addr("10.0.0.12")}}},
 			want: []string{
 				"delete link edgeway.1 mtu 1450 up type vxlan id 1 local 10.0.0.11 dstport 8472 nolearning",
 				"add link edgeway.1 mtu 1450 up type vxlan id 2 local 10.0.0.11 dstport 8472 nolearning",

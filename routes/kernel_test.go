@@ -266,7 +266,7 @@ func TestOverlay(t *testing.T) {
 			VXLAN: &VXLAN{VNI: 1, Port: 8472, Local: addr("10.0.0.11")}}},
 		Addrs:  []Addr{{Link: "edgeway.1", Prefix: pfx("10.10.1.0/32")}, {Link: "edgeway.1", Prefix: pfx("fd00:10:1::/128")}},
 		Neighs: []Neigh{{Link: "edgeway.1", IP: addr("10.10.2.0"), MAC: "02:00:00:00:01:02"}, {Link: "edgeway.1", IP: addr("fd00:10:2::"), MAC: "02:00:00:00:01:02"}},
-		FDB:    []FDB{{"edgeway.1", "02:00:00:00:01:02", addr("10.0.0.12")}},
+		FDB:    []FDB{{Link: "edgeway.1", MAC: "02:00:00:00:01:02", Dst: addr("10.0.0.12")}},
 		Routes: []Route{
 			{Dst: pfx("10.10.2.0/24"), Via: addr("10.10.2.0"), Link: "edgeway.1", Protocol: ProtoNode, Onlink: true},
 			{Dst: pfx("fd00:10:2::/64"), Via: addr("fd00:10:2::"), Link: "edgeway.1", Protocol: ProtoNode, Onlink: true},

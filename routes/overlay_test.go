@@ -28,7 +28,7 @@ func (n overlayNode) state(other overlayNode) (s State) {
 		s.Routes = append(s.Routes, Route{Dst: c, Via: c.Addr(), Link: "edgeway.1", Protocol: ProtoNode, Onlink: true})
 		s.Neighs = append(s.Neighs, Neigh{Link: "edgeway.1", IP: c.Addr(), MAC: other.mac})
 	}
-	s.FDB = []FDB{{"edgeway.1", other.mac, other.underlay}}
+	s.FDB = []FDB{{Link: "edgeway.1", MAC: other.mac, Dst: other.underlay}}
 	return s
 }
 
@@ -72,6 +72,43 @@ func TestOverlayCarriesPackets(t *testing.T) {
 			}
 			a.quiet(scope, nodeA.state(nodeB))
 		})
+	}
+}
+
+// Two pools have different VNIs and ports: each node sends with those of the receiver. The entry of a
+// receiver that changes them is replaced.
+func TestOverlayToAnotherVNI(t *testing.T) {
+	a, b := newSpace(t), newSpace(t)
+	nodeA := overlayNode{addr("10.0.0.11"), "02:00:00:00:01:0a", prefixes("10.10.1.0/24")}
+	nodeB := overlayNode{addr("10.0.0.12"), "02:00:00:00:01:0b", prefixes("10.10.2.0/24")}
+	a.sync(Scope{}, State{
+		Links: []Link{{Name: "eth0", Kind: "veth", Up: true, Peer: &Peer{Name: "eth0", Netns: b.f}}},
+		Addrs: []Addr{{Link: "eth0", Prefix: netip.PrefixFrom(nodeA.underlay, 24)}},
+	})
+	b.sync(Scope{}, State{Links: []Link{{Name: "eth0", Up: true}}, Addrs: []Addr{{Link: "eth0", Prefix: netip.PrefixFrom(nodeB.underlay, 24)}}})
+	scope := Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}
+	for _, at := range []VXLAN{{VNI: 7, Port: 8472}, {VNI: 1, Port: 4789}, {VNI: 7, Port: 4789}} {
+		wantA, wantB := nodeA.state(nodeB), nodeB.state(nodeA)
+		wantB.Links[0].VXLAN.VNI, wantB.Links[0].VXLAN.Port = at.VNI, at.Port
+		toB, toA := &wantA.FDB[0], &wantB.FDB[0]
+		if at.VNI != 1 {
+			toB.VNI, toA.VNI = at.VNI, 1
+		}
+		if at.Port != 8472 {
+			toB.Port, toA.Port = at.Port, 8472
+		}
+		a.sync(scope, wantA)
+		b.sync(scope, wantB)
+		for _, way := range []struct {
+			from, to *space
+			src, dst netip.Addr
+		}{{a, b, addr("10.10.1.0"), addr("10.10.2.0")}, {b, a, addr("10.10.2.0"), addr("10.10.1.0")}} {
+			if got := seenFrom(t, way.from, way.to, way.src, way.dst); got != way.src {
+				t.Errorf("%+v: the packet came from %v, want %v", at, got, way.src)
+			}
+		}
+		a.quiet(scope, wantA)
+		b.quiet(scope, wantB)
 	}
 }
 

@@ -122,6 +122,9 @@ type FDB struct {
 	Link string
 	MAC  string
 	Dst  netip.Addr
+	// VNI and Port are those with which the VTEP receives; 0: those of the link.
+	VNI  uint32
+	Port uint16
 }
 
 // Sysctl is one kernel setting of the namespace. Its key is a path below /proc/sys:

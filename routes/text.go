@@ -127,7 +127,16 @@ func (n Neigh) String() string {
 }
 
 // String returns the entry as bridge fdb prints it.
-func (f FDB) String() string { return f.MAC + " dev " + f.Link + " dst " + f.Dst.String() }
+func (f FDB) String() string {
+	s := f.MAC + " dev " + f.Link + " dst " + f.Dst.String()
+	if f.Port != 0 {
+		s += " port " + strconv.Itoa(int(f.Port))
+	}
+	if f.VNI != 0 {
+		s += " vni " + strconv.Itoa(int(f.VNI))
+	}
+	return s
+}
 
 // String returns the setting as sysctl.conf writes it.
 func (s Sysctl) String() string { return s.Key + " = " + s.Value }
