@@ -28,6 +28,9 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 	}
 	if self, ok := w.Cluster.Node(w.Self); ok {
 		s.Mode = string(w.Mode(self))
+		if pool, ok := w.Pool(self); ok {
+			s.NetworkPool = pool.Ref()
+		}
 		for _, c := range self.PodCIDRs {
 			s.PodCIDRs = append(s.PodCIDRs, c.String())
 		}

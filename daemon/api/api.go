@@ -73,20 +73,22 @@ type Reply struct {
 
 // Status is the daemon's answer to Op "status". `edgewayd status -o json` prints it.
 type Status struct {
-	Node      string    `json:"node"`
-	Version   string    `json:"version"`
-	Started   time.Time `json:"started"`
-	World     World     `json:"world"`
-	Mode      string    `json:"mode"`
-	Addresses []string  `json:"addresses"`
-	PodCIDRs  []string  `json:"podCIDRs"`
-	Routes    []Route   `json:"routes"`
-	Sessions  []Session `json:"sessions"`
-	Learned   []Learned `json:"learned"`
-	Leases    Leases    `json:"leases"`
-	Problems  []Problem `json:"problems"`
-	Advice    []Problem `json:"advice"` // everything works, but one more fault would be worse than it must be
-	Now       time.Time `json:"now"`
+	Node    string    `json:"node"`
+	Version string    `json:"version"`
+	Started time.Time `json:"started"`
+	World   World     `json:"world"`
+	Mode    string    `json:"mode"`
+	// NetworkPool that the node belongs to: "NetworkPool/warehouse".
+	NetworkPool string    `json:"networkPool,omitempty"`
+	Addresses   []string  `json:"addresses"`
+	PodCIDRs    []string  `json:"podCIDRs"`
+	Routes      []Route   `json:"routes"`
+	Sessions    []Session `json:"sessions"`
+	Learned     []Learned `json:"learned"`
+	Leases      Leases    `json:"leases"`
+	Problems    []Problem `json:"problems"`
+	Advice      []Problem `json:"advice"` // everything works, but one more fault would be worse than it must be
+	Now         time.Time `json:"now"`
 }
 
 // World says where the cluster state comes from.

@@ -115,6 +115,8 @@ func (w World) has(kind string) bool {
 		return len(w.Nodes) > 0
 	case kindSecret:
 		return len(w.Secrets) > 0
+	case kindPool:
+		return len(w.Pools) > 0
 	}
 	return slices.ContainsFunc(w.Peerings, func(p Peering) bool { return p.Kind == kind })
 }

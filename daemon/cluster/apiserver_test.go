@@ -42,7 +42,7 @@ type change struct {
 func newAPIServer(t *testing.T) *apiServer {
 	t.Helper()
 	s := &apiServer{version: 100, objects: map[string]map[string]any{}, news: make(chan struct{}), end: make(chan struct{})}
-	for _, name := range []string{kindNode, kindPeer, kindCluster, kindSecret} {
+	for _, name := range append(ownKinds(), kindNode, kindSecret) {
 		s.objects["/"+(kind{APIVersion(name), name}).path()] = map[string]any{}
 	}
 	s.Server = httptest.NewUnstartedServer(s)
@@ -196,7 +196,7 @@ func (s *apiServer) list(w http.ResponseWriter, r *http.Request) {
 }
 
 func kindOf(path string) string {
-	for _, name := range []string{kindNode, kindPeer, kindCluster, kindSecret} {
+	for _, name := range append(ownKinds(), kindNode, kindSecret) {
 		if "/"+(kind{APIVersion(name), name}).path() == path {
 			return name
 		}
@@ -353,6 +353,9 @@ func describe(w World) string {
 		names = append(names, n.Name)
 	}
 	for _, p := range w.Peerings {
+		names = append(names, p.Ref())
+	}
+	for _, p := range w.Pools {
 		names = append(names, p.Ref())
 	}
 	for _, s := range w.Secrets {

@@ -15,16 +15,17 @@
 //
 // # Objects
 //
-// The kinds read are Node and Secret (v1), BGPPeer (network.openyurt.io/v1alpha1) and BGPClusterConfig
-// (network.alibabacloud.com/v1beta1). In the last two every key must be known, because a key that nobody
-// reads is a typing error. Node and Secret carry more than is read here. These optional keys are edgeway's
-// own, in BGPPeer.spec and in BGPClusterConfig.spec.bgpSpeakers[].peers[]:
+// The kinds read are Node and Secret (v1), BGPPeer (network.openyurt.io/v1alpha1), BGPClusterConfig
+// (network.alibabacloud.com/v1beta1) and NetworkPool (network.edgeway.io/v1alpha1). In the last three every
+// key must be known, because a key that nobody reads is a typing error. Node and Secret carry more than is
+// read here. These optional keys are edgeway's own, in BGPPeer.spec and in
+// BGPClusterConfig.spec.bgpSpeakers[].peers[]:
 //
 //	peerPort: 1179     # TCP port of the switch, 1 to 65535
 //	ebgpMultihop: 3    # the switch is that many hops away at most, 2 to 255
 //	ttlSecurity: true  # RFC 5082; excludes ebgpMultihop
 //
-// Both kinds accept spec.gateway. Both accept spec.nodeSelector as text or as matchLabels and
+// Both kinds accept spec.gateway. All three kinds accept spec.nodeSelector as text or as matchLabels and
 // matchExpressions. A selector for every node is all(); an empty selector is a mistake.
 package cluster
 
@@ -37,9 +38,10 @@ import (
 // World is everything that the cluster says. Lists are sorted by name, so that equal Worlds are saved as
 // equal bytes.
 type World struct {
-	Nodes    []Node    `json:"nodes"`
-	Peerings []Peering `json:"peerings"`
-	Secrets  []Secret  `json:"secrets"`
+	Nodes    []Node        `json:"nodes"`
+	Peerings []Peering     `json:"peerings"`
+	Pools    []NetworkPool `json:"pools,omitempty"`
+	Secrets  []Secret      `json:"secrets"`
 	// Problems say which objects the source could not accept. They are not saved.
 	Problems []Problem `json:"-"`
 	// Source names the source for people: "manifests /etc/edgeway/cluster.d".

@@ -25,6 +25,8 @@ import (
 
 const validPeer = `{"localSpeakers":["node-1","node-2"],"localAsNumber":65010,"peerIP":"172.16.0.1","peerAsNumber":65001,"nodeSelector":"pool=a"}`
 
+const validPool = `{"nodeSelector":"pool=a","mode":"overlay","podCIDRs":[{"cidr":"10.10.0.0/16","nodeMaskSize":24},{"cidr":"fd00:10::/48"}],"sourceNAT":{"enabled":true,"exclude":["10.0.0.0/8"]},"vxlan":{"vni":7,"port":4789},"mtu":1400}`
+
 const validCluster = `{"localASN":65010,"nodeSelector":{"matchLabels":{"pool":"a"}},"bgpSpeakers":[{"name":"n1","peers":[{"name":"s1","peerASN":65001,"peerAddress":"10.10.0.1"}]}]}`
 
 // variations are values for fields of the valid objects, good and bad ones: both sides judge.
@@ -40,6 +42,24 @@ var variations = map[string][]string{
 	"BGPPeer nodeSelector": selectors, "BGPClusterConfig nodeSelector": selectors,
 	"BGPPeer password": {`"hunter2"`}, "BGPPeer localspeakers": {`["a"]`}, "BGPClusterConfig peers": {`[]`},
 	"BGPClusterConfig localASN": {`0`, `1`, `23456`, `65535`, `4294967294`, `4294967295`, `"65010"`}, "BGPClusterConfig gateway": addresses,
+	"NetworkPool nodeSelector": selectors, "NetworkPool podCIDR": {`[]`},
+	"NetworkPool mode":  {`"underlay"`, `"overlay"`, `"auto"`, `"Overlay"`, `""`, `"tunnel"`, `5`, `true`, `[]`, `{}`},
+	"NetworkPool mtu":   {`0`, `1279`, `1280`, `65535`, `65536`, `"1500"`, `1500.5`},
+	"NetworkPool vxlan": {`{}`, `[]`, `5`, `{"vni":0}`, `{"vni":1}`, `{"vni":16777215}`, `{"vni":16777216}`, `{"port":0}`, `{"port":65535}`, `{"port":65536}`, `{"vni":"1"}`, `{"id":1}`},
+	"NetworkPool sourceNAT": {
+		`{}`, `true`, `{"enabled":false}`, `{"enabled":"yes"}`, `{"exclude":["10.0.0.0/8"]}`, `{"enabled":true,"exclude":[]}`, `{"enabled":true,"exclude":"10.0.0.0/8"}`,
+		`{"enabled":true,"exclude":["10.0.0.1/8"]}`, `{"enabled":true,"exclude":["10.0.0.1"]}`, `{"enabled":true,"exclude":["0.0.0.0/0","::/0","224.0.0.0/4"]}`, `{"enabled":true,"excluded":[]}`,
+		`{"enabled":true,"exclude":["192.168.128.0/17"]}`, `{"enabled":true,"exclude":["192.168.128.0/16"]}`, `{"enabled":true,"exclude":["10.0.0.0/33"]}`, `{"enabled":true,"exclude":["::ffff:10.0.0.0/104"]}`, `{"enabled":true,"exclude":["10.0.0.0/08"]}`,
+	},
+	"NetworkPool podCIDRs": {
+		`[]`, `{}`, `["10.10.0.0/16"]`, `[{}]`, `[{"nodeMaskSize":24}]`, `[{"cidr":"10.10.0.0/16"}]`, `[{"cidr":"10.10.0.0/16","nodeMaskSize":16}]`, `[{"cidr":"10.10.0.0/16","nodeMaskSize":15}]`, `[{"cidr":"10.10.0.0/16","nodeMaskSize":32}]`,
+		`[{"cidr":"10.10.0.0/16","nodeMaskSize":33}]`, `[{"cidr":"10.10.0.0/16","nodeMaskSize":0}]`, `[{"cidr":"10.10.0.0/16","nodeMaskSize":"24"}]`, `[{"cidr":"10.10.0.0/25"}]`, `[{"cidr":"10.10.0.0/24"}]`, `[{"cidr":"10.10.0.0/25","nodeMaskSize":26}]`,
+		`[{"cidr":"fd00:10::/64"}]`, `[{"cidr":"fd00:10::/65"}]`, `[{"cidr":"fd00:10::/65","nodeMaskSize":80}]`, `[{"cidr":"fd00:10::/48","nodeMaskSize":128}]`, `[{"cidr":"fd00:10::/48","nodeMaskSize":129}]`, `[{"cidr":"fd00:10::/48","mask":64}]`,
+		`[{"cidr":"10.10.0.1/16"}]`, `[{"cidr":"10.10.0.0"}]`, `[{"cidr":"10.10.0.0/33"}]`, `[{"cidr":"10.10.0.0/016"}]`, `[{"cidr":"10.010.0.0/16"}]`, `[{"cidr":""}]`, `[{"cidr":5}]`, `[{"cidr":"ten"}]`, `[{"cidr":"10.10.0.0/-1"}]`,
+		`[{"cidr":"0.0.0.0/0"}]`, `[{"cidr":"0.0.0.0/8"}]`, `[{"cidr":"127.0.0.0/8"}]`, `[{"cidr":"224.0.0.0/8"}]`, `[{"cidr":"::/0"}]`, `[{"cidr":"::/8"}]`, `[{"cidr":"ff00::/16"}]`, `[{"cidr":"::ffff:10.0.0.0/104"}]`,
+		`[{"cidr":"10.10.0.0/16"},{"cidr":"10.11.0.0/16"}]`, `[{"cidr":"10.10.0.0/16","nodeMaskSize":24},{"cidr":"10.11.0.0/16","nodeMaskSize":25}]`, `[{"cidr":"10.10.0.0/16","nodeMaskSize":26},{"cidr":"fd00:10::/48","nodeMaskSize":80}]`,
+		`[{"cidr":"10.10.0.0/16"},{"cidr":"10.10.0.0/16"}]`, `[{"cidr":"10.10.0.0/16"},{"cidr":"fd00::/48"},{"cidr":"10.11.0.0/16"},{"cidr":"fd00:1::/48"}]`,
+	},
 	"BGPClusterConfig bgpSpeakers": {
 		`[]`, `{}`, `"n1"`, `[{"name":"n1"}]`, `[{"name":"n1","peers":[]}]`, `[{"peers":[{"name":"s1","peerASN":65001,"peerAddress":"10.10.0.1"}]}]`,
 		speaker("n1", peer("s1", "")) + ``, `[{"name":"n1","peers":{}}]`, `[{"name":"n1","peers":["s1"]}]`,
@@ -105,7 +125,7 @@ var selectors = []string{
 func candidates(t *testing.T) map[string]map[string]any {
 	t.Helper()
 	all := map[string]map[string]any{}
-	for kind, text := range map[string]string{kindPeer: validPeer, kindCluster: validCluster} {
+	for kind, text := range map[string]string{kindPeer: validPeer, kindCluster: validCluster, kindPool: validPool} {
 		spec := map[string]any{}
 		mustUnmarshal(t, text, &spec)
 		add := func(name string, spec any) {
@@ -180,7 +200,7 @@ func ourObjects(n *yaml.Node) []map[string]any {
 	}
 	apiVersion, _ := o["apiVersion"].(string)
 	name, _ := o["kind"].(string)
-	if k := (kind{apiVersion, name}); k.ours() && (name == kindPeer || name == kindCluster) {
+	if k := (kind{apiVersion, name}); k.ours() && slices.Contains(ownKinds(), name) {
 		return []map[string]any{o}
 	}
 	items, _ := o["items"].([]any)
@@ -291,9 +311,17 @@ func checkKept(t *testing.T, want statement, stored *unstructured.Unstructured) 
 	if len(got.statements) != 1 || !got.statements[0].valid() {
 		t.Fatalf("what is stored is not valid: %s %v", text, got)
 	}
-	if d := cmp.Diff(*want.object.peering, *got.statements[0].object.peering, byValue); d != "" {
+	if d := cmp.Diff(objectIn(want), objectIn(got.statements[0]), byValue); d != "" {
 		t.Errorf("written (-) and stored (+):\n%s", d)
 	}
+}
+
+// objectIn returns the resource that the statement makes.
+func objectIn(s statement) any {
+	if s.object.pool != nil {
+		return *s.object.pool
+	}
+	return *s.object.peering
 }
 
 func mustUnmarshal(t *testing.T, text string, to any) {
@@ -306,7 +334,7 @@ func mustUnmarshal(t *testing.T, text string, to any) {
 // The text form of a selector is a pattern in the CRDs, as their schema language has no better
 // word for a value of two types. It says what ParseSelector says.
 func TestSelectorPattern(t *testing.T) {
-	for _, file := range []string{"bgppeers.yaml", "bgpclusterconfigs.yaml"} {
+	for _, file := range []string{"bgppeers.yaml", "bgpclusterconfigs.yaml", "networkpools.yaml"} {
 		text, err := os.ReadFile(filepath.Join(crds, file))
 		if err != nil {
 			t.Fatal(err)

@@ -53,7 +53,7 @@ const maxRetryAfter = 5 * time.Minute
 //
 // client-go has two such loops, and neither keeps the promises made here. Its Reflector lists again after a
 // cut of the WAN: 100 MB for 5,000 Nodes. Its RetryWatcher resumes at its version, but asks every second
-// while a fault lasts: 3,600 requests an hour for each kind, where at most 840 are promised for all kinds. It
+// while a fault lasts: 3,600 requests an hour for each kind, where at most 280 are promised. It
 // asks for ever from a version that the server refused (410 as an answer, 504 after etcd was restored)
 // instead of listing. It takes versions that run backwards, and waits for ever for a server that hangs.
 type feed struct {

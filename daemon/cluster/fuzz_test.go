@@ -70,7 +70,7 @@ func FuzzAnswer(f *testing.F) {
 	f.Add([]byte(`{"type":"ADDED","object":null}`))
 	f.Add([]byte(`{"type":"ERROR","object":{"kind":"Status","code":410,"details":{"retryAfterSeconds":1}}}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		for _, name := range []string{kindNode, kindPeer, kindCluster, kindSecret} {
+		for _, name := range append(ownKinds(), kindNode, kindSecret) {
 			of := kind{APIVersion(name), name}
 			take := func(it item) {
 				if s := it.statement(of); !s.valid() && len(s.problems) == 0 {

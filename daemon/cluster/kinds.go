@@ -15,14 +15,19 @@ const (
 	groupCore     = "" // v1
 	groupOpenYurt = "network.openyurt.io"
 	groupAlibaba  = "network.alibabacloud.com"
+	groupEdgeway  = "network.edgeway.io"
 
 	kindNode    = "Node"
 	kindSecret  = "Secret"
 	kindPeer    = "BGPPeer"
 	kindCluster = "BGPClusterConfig"
+	kindPool    = "NetworkPool"
 
 	secretNamespace = "kube-system"
 )
+
+// ownKinds are the kinds that Kubernetes does not have itself.
+func ownKinds() []string { return []string{kindPeer, kindCluster, kindPool} }
 
 // Keys of every object. In our kinds any other key is a typing error. Node and Secret come from an API server
 // and carry more keys than we read.

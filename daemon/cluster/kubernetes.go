@@ -21,7 +21,8 @@ var ErrNotRead = errors.New("not read yet")
 //	             v
 //	┌── feed Node              ──┐
 //	├── feed BGPPeer           ──┤ items   merge with last
-//	├── feed BGPClusterConfig  ──┼─────────────────────────> World
+//	├── feed BGPClusterConfig  ──┤
+//	├── feed NetworkPool       ──┼─────────────────────────> World
 //	└── feed Secret/name, ...  ──┘                             │
 //	         ^     those that the World's resources name       │
 //	         └─────────────────────────────────────────────────┘
@@ -55,7 +56,7 @@ func newKubernetes(o KubernetesOptions, p patience) *kubernetes {
 	k := &kubernetes{options: o, patience: p, clock: time.Now, named: make(chan struct{}, 1),
 		feeds: map[string]*feed{}, changed: func() {}, back: make(chan struct{})}
 	k.connect = func() (*Connection, error) { return connectWith(o, p) }
-	for _, name := range []string{kindNode, kindPeer, kindCluster} {
+	for _, name := range append(ownKinds(), kindNode) {
 		f := &feed{kind: kind{APIVersion(name), name}}
 		k.feeds[f.ref()] = f
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,6 +17,7 @@ import (
 type object struct {
 	node    *Node
 	peering *Peering
+	pool    *NetworkPool
 	secret  *Secret
 }
 
@@ -229,6 +231,10 @@ func (m *manifest) readObject(top mapping, k kind) {
 		secret := readSecret(top, name)
 		secret.Origin = m.file
 		s.object.secret = &secret
+	case kindPool:
+		pool := readPool(top, name)
+		pool.Origin = m.file
+		s.object.pool = &pool
 	default:
 		read := readPeer
 		if k.kind == kindCluster {
@@ -253,6 +259,8 @@ func APIVersion(name string) string {
 		return groupOpenYurt + "/v1alpha1"
 	case kindCluster:
 		return groupAlibaba + "/v1beta1"
+	case kindPool:
+		return groupEdgeway + "/v1alpha1"
 	}
 	return ""
 }
@@ -287,12 +295,12 @@ func (k kind) meant() (want string, close bool) {
 		group = ""
 	}
 	var inGroup string
-	for _, name := range []string{kindPeer, kindCluster} {
+	for _, name := range ownKinds() {
 		our := APIVersion(name) + " " + name
 		ourGroup, _, _ := strings.Cut(APIVersion(name), "/")
 		_, nearKind := nearest(k.kind, []string{name})
 		_, nearGroup := nearest(group, []string{ourGroup})
-		if nearKind && (nearGroup || group == "") || k.kind == name && (group == groupOpenYurt || group == groupAlibaba) {
+		if nearKind && (nearGroup || group == "") || k.kind == name && slices.Contains([]string{groupOpenYurt, groupAlibaba, groupEdgeway}, group) {
 			return our, true // MetalLB's and Calico's BGPPeer have other groups
 		}
 		if group == ourGroup {

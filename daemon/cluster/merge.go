@@ -102,6 +102,8 @@ func (m *merging) world(files []manifest) World {
 			w.Nodes = append(w.Nodes, *o.node)
 		case o.peering != nil:
 			w.Peerings = append(w.Peerings, *o.peering)
+		case o.pool != nil:
+			w.Pools = append(w.Pools, *o.pool)
 		case o.secret != nil:
 			w.Secrets = append(w.Secrets, *o.secret)
 		}
@@ -147,12 +149,15 @@ func (p Peering) secretNames() []string {
 }
 
 func objects(w World) map[string]object {
-	all := make(map[string]object, len(w.Nodes)+len(w.Peerings)+len(w.Secrets))
+	all := make(map[string]object, len(w.Nodes)+len(w.Peerings)+len(w.Pools)+len(w.Secrets))
 	for _, n := range w.Nodes {
 		all[kindNode+"/"+n.Name] = object{node: &n}
 	}
 	for _, p := range w.Peerings {
 		all[p.Ref()] = object{peering: &p}
+	}
+	for _, p := range w.Pools {
+		all[p.Ref()] = object{pool: &p}
 	}
 	for _, s := range w.Secrets {
 		all[kindSecret+"/"+s.Name] = object{secret: &s}
@@ -190,6 +195,8 @@ func (o object) origin() string {
 		return o.node.Origin
 	case o.peering != nil:
 		return o.peering.Origin
+	case o.pool != nil:
+		return o.pool.Origin
 	case o.secret != nil:
 		return o.secret.Origin
 	}
@@ -208,6 +215,10 @@ func (o object) from(file string) object {
 		p := *o.peering
 		p.Origin = file
 		return object{peering: &p}
+	case o.pool != nil:
+		p := *o.pool
+		p.Origin = file
+		return object{pool: &p}
 	case o.secret != nil:
 		s := *o.secret
 		s.Origin = file

@@ -20,7 +20,7 @@ func known(t *testing.T) (*apiServer, *client) {
 	s.put(kindSecret, apiSecret(t, "bgp", "secret"))
 	c := newClient(t, s.kubeconfig(t), hasty)
 	c.untilIs(t, all)
-	waitFor(t, "all watches", func() bool { return s.watches() == 4 })
+	waitFor(t, "all watches", func() bool { return s.watches() == 5 })
 	return s, c
 }
 
@@ -113,17 +113,29 @@ func TestKindsCountOneByOne(t *testing.T) {
 // A kind whose CustomResourceDefinition is not installed is not a problem unless it takes something
 // away; it is read as soon as it is installed.
 func TestKindInstalledLate(t *testing.T) {
-	s := newAPIServer(t)
-	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
-	s.fails(of("bgppeers", answers(http.StatusNotFound, "NotFound", "the server could not find the requested resource")))
-	c := newClient(t, s.kubeconfig(t), hasty)
-	c.untilIs(t, "n1")
-	c.last.Peerings = []Peering{{Kind: kindPeer, Name: "disk"}}
-	s.put(kindNode, apiNode(t, "n2", "192.0.2.12", "10.10.2.0/24"))
-	c.untilProblem(t, "n1 n2 BGPPeer/disk", NotInstalled)
-	s.put(kindPeer, apiPeer(t, "lan", `"n2"`))
-	s.fails(nil)
-	c.untilIs(t, "n1 n2 BGPPeer/lan")
+	pool := jsonOf(t, `{"metadata": {"name": "lan"}, "spec": {"nodeSelector": "all()", "mode": "auto"}}`)
+	for _, tt := range []struct {
+		kind   string
+		disk   World
+		object map[string]any
+	}{
+		{kindPeer, World{Peerings: []Peering{{Kind: kindPeer, Name: "disk"}}}, apiPeer(t, "lan", `"n2"`)},
+		{kindPool, World{Pools: []NetworkPool{{Name: "disk"}}}, pool},
+	} {
+		t.Run(tt.kind, func(t *testing.T) {
+			s := newAPIServer(t)
+			s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
+			s.fails(of(kind{kind: tt.kind}.resource(), answers(http.StatusNotFound, "NotFound", "the server could not find the requested resource")))
+			c := newClient(t, s.kubeconfig(t), hasty)
+			c.untilIs(t, "n1")
+			c.last.Peerings, c.last.Pools = tt.disk.Peerings, tt.disk.Pools
+			s.put(kindNode, apiNode(t, "n2", "192.0.2.12", "10.10.2.0/24"))
+			c.untilProblem(t, "n1 n2 "+tt.kind+"/disk", NotInstalled)
+			s.put(tt.kind, tt.object)
+			s.fails(nil)
+			c.untilIs(t, "n1 n2 "+tt.kind+"/lan")
+		})
+	}
 }
 
 // Objects that the server does not let us read stay as they were. The problem says which rule is missing.

@@ -97,12 +97,14 @@ func refuses(*http.Request) (*http.Response, error) { return nil, errRefused }
 // empty. An hour of peace costs a watch every four to eight minutes.
 func TestRequestsInPeace(t *testing.T) {
 	bubble(t, func(t *testing.T, s *remote, k *kubernetes) {
-		if n := len(s.requests()); n != 3+3+2 {
-			t.Errorf("%d requests at the start, want 8", n)
+		own := len(ownKinds())
+		start := 2*(own+1) + own
+		if n := len(s.requests()); n != start {
+			t.Errorf("%d requests at the start, want %d", n, start)
 		}
 		time.Sleep(time.Hour) // this server never ends a watch: it is left
-		if n := len(s.requests()) - 8; n > 3*15 {
-			t.Errorf("%d requests in an hour of peace, want at most 45", n)
+		if n := len(s.requests()) - start; n > (own+1)*15 {
+			t.Errorf("%d requests in an hour of peace, want at most %d", n, (own+1)*15)
 		}
 		if !healthy(t, k) {
 			t.Error("not healthy")
@@ -137,7 +139,7 @@ func TestRequestsInAnOutage(t *testing.T) {
 				s.leave(away)
 				time.Sleep(time.Hour)
 				// The first minute takes some seven attempts; each may list, watch and confirm.
-				if n := len(s.requests()); n > 3*2*(60+10)*2 {
+				if n := len(s.requests()); n > (len(ownKinds())+1)*2*(60+10)*2 {
 					t.Errorf("%d requests in an hour", n)
 				}
 				s.leave(nil)
@@ -187,12 +189,13 @@ func TestRetryAfter(t *testing.T) {
 			bubble(t, func(t *testing.T, s *remote, k *kubernetes) {
 				s.leave(wish)
 				time.Sleep(99 * time.Second)
-				if n := len(s.requests()); n != 3 {
-					t.Errorf("%d requests within the time that the server asked for, want 3", n)
+				kinds := len(ownKinds()) + 1
+				if n := len(s.requests()); n != kinds {
+					t.Errorf("%d requests within the time that the server asked for, want %d", n, kinds)
 				}
 				time.Sleep(200 * time.Second)
-				if n := len(s.requests()); n < 6 {
-					t.Errorf("%d requests in three times that time, want more than 5", n)
+				if n := len(s.requests()); n < 2*kinds {
+					t.Errorf("%d requests in three times that time, want at least %d", n, 2*kinds)
 				}
 			})
 		})

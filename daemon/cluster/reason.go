@@ -16,6 +16,8 @@ const (
 	AddressNotHere     Reason = "addressNotHere"     // no link of this machine has the Node's InternalIP
 	SharedAddress      Reason = "sharedAddress"      // two Nodes have one InternalIP
 	Overlap            Reason = "overlap"            // two owners of one address range
+	SeveralPools       Reason = "severalPools"       // two NetworkPools select one node
+	FileDiffers        Reason = "fileDiffers"        // a node's file says something else than its NetworkPool
 	OtherNetwork       Reason = "otherNetwork"       // another network plugin's bridge is in the pod CIDR
 	NoRouteToLAN       Reason = "noRouteToLAN"       // packets for another LAN leave by no underlay link
 	GatewayOffSubnet   Reason = "gatewayOffSubnet"   // spec.gateway is not one hop away
@@ -95,7 +97,7 @@ const (
 // Reasons returns every reason of this table. Package bgp has the reasons of sessions.
 func Reasons() []Reason {
 	return []Reason{
-		NoSelf, NoPodCIDR, NoAddress, AddressNotHere, SharedAddress, Overlap, OtherNetwork, NoRouteToLAN,
+		NoSelf, NoPodCIDR, NoAddress, AddressNotHere, SharedAddress, Overlap, SeveralPools, FileDiffers, OtherNetwork, NoRouteToLAN,
 		GatewayOffSubnet, PeerOffSubnet, OffSubnet, SilentNode, OneMAC, LinkDown, ForwardingOff, NotSelected,
 		PeeringGone, SelectsNothing, NoSuchSpeaker, SpeakerNotSelected, SingleSpeaker, NoPassword, Conflict, TooManyLearned,
 		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, ClusterUnreadable, HostUnreadable,

@@ -130,6 +130,9 @@ func comparable(w World) World {
 	for i := range w.Peerings {
 		w.Peerings[i].Origin = ""
 	}
+	for i := range w.Pools {
+		w.Pools[i].Origin = ""
+	}
 	for i := range w.Secrets {
 		w.Secrets[i].Origin = ""
 	}

@@ -130,7 +130,7 @@ func BenchmarkWorldOf5000Nodes(b *testing.B) {
 	k := newKubernetes(KubernetesOptions{Node: self}, defaultPatience)
 	f := k.feeds[kindNode]
 	f.synced, f.asked, f.items = true, true, map[string]told{}
-	for _, name := range []string{kindPeer, kindCluster} {
+	for _, name := range ownKinds() {
 		k.feeds[name].synced, k.feeds[name].asked = true, true
 	}
 	for i := range manyNodes {

@@ -126,16 +126,24 @@ func unicast(a netip.Addr) bool {
 		a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
-// prefix reads a CIDR without host bits.
+// prefix reads a CIDR that pods can have.
 func (f field) prefix() netip.Prefix {
+	p := f.cidr()
+	if p.IsValid() && (p.Bits() == 0 || !unicast(p.Addr())) {
+		f.badText(badCIDR, "a CIDR that pods can have")
+		return netip.Prefix{}
+	}
+	return p
+}
+
+// cidr reads a CIDR without host bits.
+func (f field) cidr() netip.Prefix {
 	p, err := netip.ParsePrefix(f.scalar())
 	switch {
 	case err != nil:
 		f.badText(badCIDR, "a CIDR (10.10.1.0/24)")
 	case p.Addr().Is4In6():
 		f.badText(badCIDR, "an IPv4 or an IPv6 CIDR, not one mapped into the other")
-	case p.Bits() == 0 || !unicast(p.Addr()):
-		f.badText(badCIDR, "a CIDR that pods can have")
 	case p != p.Masked():
 		f.badText(badCIDR, fmt.Sprintf("%s (no host bits)", p.Masked()))
 	default:

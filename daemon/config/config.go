@@ -36,43 +36,28 @@ const ProbeEvery = 5 * time.Second
 type Config struct {
 	NodeName  string // default: the host name
 	Cluster   Source
-	Mode      Mode
+	Mode      cluster.Mode
 	Modes     []PoolMode
-	SourceNAT SourceNAT
+	SourceNAT cluster.SourceNAT
 	VXLAN     VXLAN
 	BGP       BGP
 	CNI       CNI
 	StateDir  string
 	Socket    string
 	Metrics   string // host:port; "": no metrics
+	// Given has those keys of the file that a NetworkPool can decide instead: "mode", "vxlan.vni".
+	Given []string
 }
-
-// Mode says how packets reach the pods of other nodes.
-type Mode string
-
-// The modes: routed by the LAN, in VXLAN, or in VXLAN only where the LAN does not reach.
-const (
-	Underlay Mode = "underlay"
-	Overlay  Mode = "overlay"
-	Auto     Mode = "auto"
-)
 
 // PoolMode is the mode of the nodes that a selector selects.
 type PoolMode struct {
 	NodeSelector cluster.Selector
-	Mode         Mode
+	Mode         cluster.Mode
 }
 
-// SourceNAT gives pods' packets the node's address where they leave the pods' own networks.
-type SourceNAT struct {
-	Enabled bool
-	Exclude []netip.Prefix // destinations that keep seeing the pod's address
-}
-
-// VXLAN is the overlay's identity; all nodes of a cluster share it.
+// VXLAN is where the nodes that no NetworkPool selects receive the overlay's packets.
 type VXLAN struct {
-	VNI  uint32
-	Port uint16 // UDP
+	cluster.VXLAN
 	// AcceptAll lets any machine send to the port; else only nodes of the cluster may.
 	AcceptAll bool
 }
@@ -109,8 +94,8 @@ type CNI struct {
 // Defaults returns the configuration of an empty file, without the node's name.
 func Defaults() Config {
 	return Config{
-		Mode:     Underlay,
-		VXLAN:    VXLAN{VNI: 1, Port: 8472},
+		Mode:     cluster.Underlay,
+		VXLAN:    VXLAN{VXLAN: cluster.DefaultVXLAN()},
 		BGP:      BGP{Port: bgp.DefaultPort, RestartTime: 600 * time.Second, HoldTime: 90 * time.Second, WithdrawAfter: 15 * time.Second, LearnMost: 100},
 		CNI:      CNI{ConfDir: "/etc/cni/net.d", BinDir: "/opt/cni/bin", SourceCheck: true},
 		StateDir: "/var/lib/edgeway",
@@ -182,6 +167,7 @@ func (c *Config) read(s keys.Section) {
 		s.Text("manifests", &c.Cluster.Manifests)
 		s.Text("kubeconfig", &c.Cluster.Kubeconfig)
 	})
+	c.given(s, "", "mode", "modes", "sourceNAT")
 	mode(s, &c.Mode)
 	s.Sections("modes", "a list of {nodeSelector, mode}", func(s keys.Section) {
 		var m PoolMode
@@ -194,12 +180,14 @@ func (c *Config) read(s keys.Section) {
 		s.Prefixes("exclude", &c.SourceNAT.Exclude)
 	})
 	s.Inside("vxlan", func(s keys.Section) {
+		c.given(s, "vxlan.", "vni", "port")
 		keys.Number(s, "vni", &c.VXLAN.VNI, 1, 1<<24-1, "a VNI from 1 to 16777215") // RFC 7348, section 5: the VNI has 24 bits
 		keys.Number(s, "port", &c.VXLAN.Port, 1, 65535, wantPort)
 		s.Flag("acceptAll", &c.VXLAN.AcceptAll)
 	})
 	s.Inside("bgp", c.BGP.read)
 	s.Inside("cni", func(s keys.Section) {
+		c.given(s, "cni.", "mtu")
 		s.Text("confDir", &c.CNI.ConfDir)
 		s.Text("binDir", &c.CNI.BinDir)
 		s.Texts("chain", &c.CNI.Chain)
@@ -212,10 +200,19 @@ func (c *Config) read(s keys.Section) {
 	s.Take("controller") // edgeway-controller reads this key: one file can serve both programs
 }
 
-func mode(s keys.Section, to *Mode) {
+// given notes which of the keys the section has.
+func (c *Config) given(s keys.Section, prefix string, keys ...string) {
+	for _, key := range keys {
+		if s.Has(key) {
+			c.Given = append(c.Given, prefix+key)
+		}
+	}
+}
+
+func mode(s keys.Section, to *cluster.Mode) {
 	s.Scalar("mode", "underlay, overlay or auto", func(n *yaml.Node) bool {
-		*to = Mode(n.Value)
-		return slices.Contains([]Mode{Underlay, Overlay, Auto}, *to)
+		*to = cluster.Mode(n.Value)
+		return slices.Contains(cluster.Modes(), *to)
 	})
 }
 

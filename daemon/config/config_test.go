@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
 func TestParse(t *testing.T) {
@@ -20,7 +22,7 @@ metrics: ""
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.NodeName != "Node-1" || c.Mode != Auto || c.Modes[0].Mode != Overlay || !c.Modes[0].NodeSelector.Selects(map[string]string{"pool": "warehouse"}) ||
+	if c.NodeName != "Node-1" || c.Mode != cluster.Auto || c.Modes[0].Mode != cluster.Overlay || !c.Modes[0].NodeSelector.Selects(map[string]string{"pool": "warehouse"}) ||
 		c.SourceNAT.Exclude[0].String() != "10.0.0.0/8" || c.BGP.Port != 1790 || c.BGP.RestartTime != 5*time.Minute || c.Metrics != "" {
 		t.Errorf("got %+v", c)
 	}

@@ -86,7 +86,11 @@ func newPage(out *screen, all bool) *page {
 
 // status writes the one screen that an operator needs.
 func (p *page) status(s api.Status) {
-	p.row("Node", fmt.Sprintf("%s   addresses %s   pod CIDRs %s   mode %s", s.Node, list(s.Addresses), list(s.PodCIDRs), s.Mode))
+	mode := s.Mode
+	if s.NetworkPool != "" {
+		mode += " by " + s.NetworkPool
+	}
+	p.row("Node", fmt.Sprintf("%s   addresses %s   pod CIDRs %s   mode %s", s.Node, list(s.Addresses), list(s.PodCIDRs), mode))
 	p.row("Daemon", fmt.Sprintf("edgewayd %s, up %s", s.Version, age(s.Now.Sub(s.Started))))
 	p.row("Cluster", clusterLine(s))
 	p.row("Leases", leasesLine(s.Leases))

@@ -21,10 +21,12 @@ type DocumentNode struct {
 	Addresses []netip.Addr `json:"addresses"`
 	LANs      []uint32     `json:"lans"`
 	Mode      string       `json:"mode"`
-	Pool      []string     `json:"pool"`
-	MTU       int          `json:"mtu"`     // of the pods' links, in bytes
-	Assumed   bool         `json:"assumed"` // its links and subnets are assumed
-	Lines     []string     `json:"lines"`
+	// NetworkPool that it belongs to: "NetworkPool/warehouse".
+	NetworkPool string   `json:"networkPool,omitempty"`
+	Pool        []string `json:"pool"`
+	MTU         int      `json:"mtu"`     // of the pods' links, in bytes
+	Assumed     bool     `json:"assumed"` // its links and subnets are assumed
+	Lines       []string `json:"lines"`
 }
 
 // DocumentSwitch is a switch with its neighbours and its table.
@@ -60,7 +62,7 @@ type DocumentProblem struct {
 func (p Plan) Document(changes []Change) Document {
 	d := Document{Nodes: []DocumentNode{}, Switches: []DocumentSwitch{}, Problems: documentProblems(p.Problems), Advice: documentProblems(p.Advice), Changes: some(changes)}
 	for _, n := range p.Nodes {
-		d.Nodes = append(d.Nodes, DocumentNode{Name: n.Name, Addresses: some(n.Addresses), LANs: some(n.LANs), Mode: string(n.Mode),
+		d.Nodes = append(d.Nodes, DocumentNode{Name: n.Name, Addresses: some(n.Addresses), LANs: some(n.LANs), Mode: string(n.Mode), NetworkPool: n.From,
 			Pool: some(n.pool()), MTU: n.MTU, Assumed: n.Assumed, Lines: n.Lines()})
 	}
 	for _, sw := range p.Switches {

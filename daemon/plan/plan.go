@@ -47,7 +47,8 @@ type Plan struct {
 // Node is what one node would do.
 type Node struct {
 	cluster.Node
-	Mode    config.Mode
+	Mode    cluster.Mode
+	From    string // the NetworkPool that it belongs to: "NetworkPool/warehouse"; "": none
 	Machine routes.Host
 	Assumed bool // Machine is not known but assumed
 	policy.Plan
@@ -98,7 +99,11 @@ func Of(in Input) Plan {
 			host = in.machine(n)
 		}
 		w := policy.World{Cluster: in.Cluster, Self: n.Name, Config: in.Config, Host: host}
-		p.Nodes = append(p.Nodes, Node{Node: n, Mode: w.Mode(n), Machine: host, Assumed: !known, Plan: survey.Decide(w)})
+		node := Node{Node: n, Mode: w.Mode(n), Machine: host, Assumed: !known, Plan: survey.Decide(w)}
+		if pool, ok := w.Pool(n); ok {
+			node.From = pool.Ref()
+		}
+		p.Nodes = append(p.Nodes, node)
 	}
 	p.switches()
 	p.problems(in.Cluster.Problems)

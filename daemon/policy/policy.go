@@ -116,6 +116,7 @@ func (s *Survey) Decide(w World) Plan {
 	if !d.linksDown() {
 		d.ownAddresses()
 	}
+	d.pools()
 	d.pods()
 	d.forwarding()
 	d.learn()
@@ -128,6 +129,9 @@ func (s *Survey) Decide(w World) Plan {
 				d.routeTo(n, s.lans[i], cidr)
 			}
 		}
+	}
+	if len(d.Cluster.Pools) > 0 {
+		d.receive()
 	}
 	d.shadows()
 	d.sourceNAT()
@@ -215,9 +219,13 @@ func (d *draft) pods() {
 
 // carry limits the pods' MTU to the MTU of a link that carries their packets, unless the operator set one.
 func (d *draft) carry(mtu int) {
+	set := d.Config.CNI.MTU
+	if p, ok := d.Pool(d.self); ok {
+		set = cmp.Or(p.MTU, set)
+	}
 	switch {
-	case d.Config.CNI.MTU != 0:
-		d.plan.MTU = d.Config.CNI.MTU
+	case set != 0:
+		d.plan.MTU = set
 	case d.plan.MTU == 0 || mtu < d.plan.MTU:
 		d.plan.MTU = mtu
 	}
@@ -252,7 +260,11 @@ func (d *draft) forwardingOff() {
 
 // sourceNAT hides pods behind the node if the operator wants it, but never between pods and nodes.
 func (d *draft) sourceNAT() {
-	if !d.Config.SourceNAT.Enabled {
+	want := d.Config.SourceNAT
+	if p, ok := d.Pool(d.self); ok && p.SourceNAT != nil {
+		want = *p.SourceNAT
+	}
+	if !want.Enabled {
 		return
 	}
 	nat := &routes.NAT{Sources: slices.Clone(d.self.PodCIDRs)}
@@ -262,6 +274,6 @@ func (d *draft) sourceNAT() {
 			nat.Exclude = append(nat.Exclude, netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
-	nat.Exclude = append(nat.Exclude, d.Config.SourceNAT.Exclude...)
+	nat.Exclude = append(nat.Exclude, want.Exclude...)
 	d.plan.Routes.NAT = nat
 }

@@ -202,13 +202,13 @@ func TestMTUOfPods(t *testing.T) {
 	w.Host.Links = []routes.Link{{Name: "eth0", MTU: 9000, Up: true}}
 	for _, c := range []struct {
 		name string
-		mode config.Mode
+		mode cluster.Mode
 		set  int
 		want int
 	}{
-		{"underlay", config.Underlay, 0, 9000},
-		{"VXLAN over IPv4", config.Overlay, 0, 8950},
-		{"set by the operator", config.Overlay, 1400, 1400},
+		{"underlay", cluster.Underlay, 0, 9000},
+		{"VXLAN over IPv4", cluster.Overlay, 0, 8950},
+		{"set by the operator", cluster.Overlay, 1400, 1400},
 	} {
 		w.Config.Mode, w.Config.CNI.MTU = c.mode, c.set
 		if got := Decide(w).MTU; got != c.want {

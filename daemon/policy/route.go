@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
-	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -123,49 +122,85 @@ func (d *draft) lookup(addr netip.Addr) (routes.Route, bool) {
 // overlaid reports whether packets between this node and n travel in VXLAN.
 func (d *draft) overlaid(n cluster.Node, near bool) bool {
 	mine, theirs := d.Mode(d.self), d.Mode(n)
-	if mine == config.Overlay || theirs == config.Overlay {
+	if mine == cluster.Overlay || theirs == cluster.Overlay {
 		return true
 	}
-	return (mine == config.Auto || theirs == config.Auto) && !near
+	return (mine == cluster.Auto || theirs == cluster.Auto) && !near
 }
 
 // tunnelTo routes cidr through the VXLAN link to the tunnel endpoint (VTEP) of n. The endpoint has the first
-// address of the CIDR, and a MAC derived from the node's name, so nothing needs publishing.
+// address of the CIDR, and a MAC derived from the node's name, so nothing needs publishing. It is sent to
+// with the VNI and the port with which n receives, so that two pools may have different ones.
 func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
-	local, ok := underlay(d.self, netip.IPv4Unspecified())
-	if !ok {
-		local, ok = underlay(d.self, netip.IPv6Unspecified())
-	}
+	local, ok := d.vtepAddress()
 	remote, okRemote := underlay(n, local)
 	if !ok || !okRemote {
 		d.problem("Node/"+n.Name, cluster.NoAddress, "an InternalIP of a family that this node has too", fmt.Sprint(n.Addresses), "add the address to the Node's status.addresses")
 		return
 	}
-	dev := VXLANLink
-	if len(d.plan.Routes.Links) == 0 {
-		mtu := d.underlayMTU(d.self) - vxlanOverhead(local)
-		d.carry(mtu)
-		d.plan.Routes.Links = append(d.plan.Routes.Links, routes.Link{
-			Name: dev, Kind: "vxlan", MAC: vtepMAC(d.self.Name), Up: true, MTU: mtu,
-			VXLAN: &routes.VXLAN{VNI: d.Config.VXLAN.VNI, Port: d.Config.VXLAN.Port, Local: local},
-		})
-		// Any machine of the LAN can send to the VXLAN port. No such machine may become a router here.
-		d.plan.Routes.Sysctls = append(d.plan.Routes.Sysctls, routes.Refusals(dev)...)
-		if !d.Config.VXLAN.AcceptAll {
-			d.plan.Routes.Senders = &routes.Senders{VNI: d.Config.VXLAN.VNI, Port: d.Config.VXLAN.Port, From: d.others()}
-		}
-		for _, c := range d.self.PodCIDRs {
-			a := c.Masked().Addr()
-			d.plan.Routes.Addrs = append(d.plan.Routes.Addrs, routes.Addr{Link: dev, Prefix: netip.PrefixFrom(a, a.BitLen())})
-			d.plan.Routes.Sysctls = append(d.plan.Routes.Sysctls, routes.Forwarding(dev, c.Addr().Is6()))
-		}
-	}
-	mac, vtep := vtepMAC(n.Name), cidr.Masked().Addr()
+	d.receive()
+	d.carry(d.plan.Routes.Links[0].MTU)
+	dev, mac, vtep := VXLANLink, vtepMAC(n.Name), cidr.Masked().Addr()
 	d.plan.Routes.Routes = append(d.plan.Routes.Routes, routes.Route{Dst: cidr, Via: vtep, Link: dev, Onlink: true, Protocol: routes.ProtoNode})
 	d.plan.Routes.Neighs = append(d.plan.Routes.Neighs, routes.Neigh{Link: dev, IP: vtep, MAC: mac})
-	if fdb := (routes.FDB{Link: dev, MAC: mac, Dst: remote}); !slices.Contains(d.plan.Routes.FDB, fdb) {
+	fdb, ours, theirs := routes.FDB{Link: dev, MAC: mac, Dst: remote}, d.vxlan(d.self), d.vxlan(n)
+	if theirs.VNI != ours.VNI {
+		fdb.VNI = theirs.VNI
+	}
+	if theirs.Port != ours.Port {
+		fdb.Port = theirs.Port
+	}
+	if !slices.Contains(d.plan.Routes.FDB, fdb) {
 		d.plan.Routes.FDB = append(d.plan.Routes.FDB, fdb)
 	}
+}
+
+// vtepAddress is the outer source address of this node's tunnels.
+func (d *draft) vtepAddress() (netip.Addr, bool) {
+	if local, ok := underlay(d.self, netip.IPv4Unspecified()); ok {
+		return local, true
+	}
+	return underlay(d.self, netip.IPv6Unspecified())
+}
+
+// receive makes the VXLAN link, with which this node receives packets of the overlay. In a cluster with
+// NetworkPools every node has the link in every mode: while the mode of a pool changes, some nodes know of it
+// earlier than others, and what the earlier ones send in VXLAN must arrive.
+func (d *draft) receive() {
+	local, ok := d.vtepAddress()
+	if !ok || len(d.plan.Routes.Links) > 0 {
+		return
+	}
+	dev, at := VXLANLink, d.vxlan(d.self)
+	mtu := d.underlayMTU(d.self) - vxlanOverhead(local)
+	if p, ok := d.Pool(d.self); ok && p.MTU != 0 {
+		mtu = min(mtu, p.MTU) // somewhere behind the LAN, a link may carry less than the LAN
+	}
+	d.plan.Routes.Links = append(d.plan.Routes.Links, routes.Link{
+		Name: dev, Kind: "vxlan", MAC: vtepMAC(d.self.Name), Up: true, MTU: mtu,
+		VXLAN: &routes.VXLAN{VNI: at.VNI, Port: at.Port, Local: local},
+	})
+	// Any machine of the LAN can send to the VXLAN port. No such machine may become a router here.
+	d.plan.Routes.Sysctls = append(d.plan.Routes.Sysctls, routes.Refusals(dev)...)
+	if !d.Config.VXLAN.AcceptAll {
+		d.plan.Routes.Senders = &routes.Senders{VNI: at.VNI, Port: at.Port, From: d.others()}
+	}
+	for _, c := range d.self.PodCIDRs {
+		a := c.Masked().Addr()
+		d.plan.Routes.Addrs = append(d.plan.Routes.Addrs, routes.Addr{Link: dev, Prefix: netip.PrefixFrom(a, a.BitLen())})
+		d.plan.Routes.Sysctls = append(d.plan.Routes.Sysctls, routes.Forwarding(dev, c.Addr().Is6()))
+		if a.Is4() {
+			d.plan.Routes.Sysctls = append(d.plan.Routes.Sysctls, looseReversePath(dev))
+		}
+	}
+}
+
+// looseReversePath lets a packet in although the route to its source leaves by another link. The kernel takes
+// the greater value of the link and of "all" (Documentation/networking/ip-sysctl.rst: rp_filter), so that 2,
+// loose, wins over a machine's 1, strict. A node of the LAN sends in VXLAN with its own address as source where
+// a program chose that address. While a mode changes, pods' packets arrive in VXLAN that are answered natively.
+func looseReversePath(link string) routes.Sysctl {
+	return routes.Sysctl{Key: "net/ipv4/conf/" + link + "/rp_filter", Value: "2"}
 }
 
 // others are the addresses of the other nodes.

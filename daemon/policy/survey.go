@@ -36,6 +36,7 @@ func NewSurvey(c cluster.World) *Survey {
 	for _, r := range c.Peerings {
 		s.resource(c.Nodes, r)
 	}
+	s.pools(c)
 	return s
 }
 

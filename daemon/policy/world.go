@@ -6,14 +6,38 @@ import (
 	"slices"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
-	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
 // Questions about a World that several decisions ask.
 
+// Pool returns the NetworkPool that n belongs to: of those that select n, the first by name.
+func (w World) Pool(n cluster.Node) (cluster.NetworkPool, bool) {
+	i := slices.IndexFunc(w.Cluster.Pools, func(p cluster.NetworkPool) bool { return p.Selector.Selects(n.Labels) })
+	if i < 0 {
+		return cluster.NetworkPool{}, false
+	}
+	return w.Cluster.Pools[i], true
+}
+
 // Mode returns how packets reach the pods of n.
-func (w World) Mode(n cluster.Node) config.Mode {
+func (w World) Mode(n cluster.Node) cluster.Mode {
+	if p, ok := w.Pool(n); ok {
+		return p.Mode
+	}
+	return w.fileMode(n)
+}
+
+// vxlan returns where n receives packets of the overlay.
+func (w World) vxlan(n cluster.Node) cluster.VXLAN {
+	if p, ok := w.Pool(n); ok {
+		return p.VXLAN
+	}
+	return w.Config.VXLAN.VXLAN
+}
+
+// fileMode returns the mode of n by this node's file.
+func (w World) fileMode(n cluster.Node) cluster.Mode {
 	for _, m := range w.Config.Modes {
 		if m.NodeSelector.Selects(n.Labels) {
 			return m.Mode

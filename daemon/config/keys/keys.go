@@ -95,6 +95,12 @@ func (d *document) read(n *yaml.Node, f func(Section)) {
 	}
 }
 
+// Has reports whether key is there and has not been read yet.
+func (s Section) Has(key string) bool {
+	n := target(s.unread[key])
+	return n != nil && n.ShortTag() != "!!null"
+}
+
 // Take returns the value of key, or nil for a key that is absent or null, which keeps the default.
 func (s Section) Take(key string) *yaml.Node {
 	n := target(s.unread[key])
