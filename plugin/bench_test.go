@@ -17,6 +17,7 @@ func BenchmarkAttachment(b *testing.B) {
 	for _, family := range []struct{ name, ipam string }{
 		{"v4", `"ipam":{"ranges":[[{"subnet":"10.99.0.0/16"}]]}`},
 		{"dual", pool},
+		{"masq", `"ipam":{"ranges":[[{"subnet":"10.99.0.0/16"}]]},"ipMasq":true`},
 	} {
 		for _, verb := range []string{"ADD", "DEL"} {
 			b.Run(family.name+"/"+verb, func(b *testing.B) {

@@ -2,6 +2,7 @@ package routes
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"net/netip"
@@ -62,7 +63,7 @@ func (k *Kernel) observeMasq(v *view, scope []netip.Prefix, desired []Masq) ([]M
 
 // readNetworks fills in the networks of each Masq.
 func (k *Kernel) readNetworks(found []Masq) error {
-	sets := map[bool][]nftables.SetElement{} // by family
+	sets := map[bool][]element{} // by family
 	for i, m := range found {
 		v6 := m.Addr.Is6()
 		if _, ok := sets[v6]; !ok {
@@ -74,8 +75,8 @@ func (k *Kernel) readNetworks(found []Masq) error {
 		}
 		for _, e := range keptOf(sets[v6], m.Addr) {
 			half := m.Addr.BitLen() / 8
-			first, _ := netip.AddrFromSlice(e.Key[half:])
-			last, _ := netip.AddrFromSlice(e.KeyEnd[min(half, len(e.KeyEnd)):])
+			first, _ := netip.AddrFromSlice(e.key[half:])
+			last, _ := netip.AddrFromSlice(e.end[min(half, len(e.end)):])
 			found[i].Networks = append(found[i].Networks, cover(first, last)...)
 		}
 	}
@@ -106,12 +107,8 @@ func (a *applier) setMasq(op Op, m Masq) error {
 // addMasq adds the elements of one address. If the table or the pods' chain is missing, or the chain is
 // gapped, it writes all of them.
 func (k *Kernel) addMasq(m Masq, gapped bool) error {
-	c, err := k.natConn()
-	if err != nil {
-		return err
-	}
 	if !gapped {
-		err := errors.Join(addMasqElements(c, m), c.Flush())
+		err := k.addMasqElements(m)
 		if err == nil {
 			if there, cerr := k.hasChain(masqChain); there || cerr != nil {
 				return cerr
@@ -120,45 +117,58 @@ func (k *Kernel) addMasq(m Masq, gapped bool) error {
 			return err
 		}
 	}
+	c, err := k.natConn()
+	if err != nil {
+		return err
+	}
 	natFrame(c)
 	natWrite(c, masqChain)
-	return errors.Join(addMasqElements(c, m), c.Flush())
+	if err := c.Flush(); err != nil {
+		return err
+	}
+	return k.addMasqElements(m) // with the chain, nobody deletes the sets
 }
 
-func addMasqElements(c *nftables.Conn, m Masq) error {
-	var kept []nftables.SetElement
+func (k *Kernel) addMasqElements(m Masq) error {
+	var kept []element
 	for _, n := range m.networks() {
-		kept = append(kept, nftables.SetElement{Key: pair(m.Addr, n.Addr()), KeyEnd: pair(m.Addr, lastOf(n))})
+		kept = append(kept, element{pair(m.Addr, n.Addr()), pair(m.Addr, lastOf(n))})
 	}
-	err := c.SetAddElements(podSet(natPods, m.Addr), []nftables.SetElement{{Key: m.Addr.AsSlice()}})
+	return k.changeElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, m.Addr, []element{{key: m.Addr.AsSlice()}}, kept)
+}
+
+// changeElements adds or deletes elements of an address's two sets in one transaction.
+func (k *Kernel) changeElements(typ uint16, flags int, of netip.Addr, pods, kept []element) error {
+	c, err := k.netfilter()
+	if err != nil {
+		return err
+	}
+	var msgs []message
+	if len(pods) > 0 {
+		msgs = append(msgs, elementMessage(typ, flags, podSet(natPods, of).Name, pods...))
+	}
 	if len(kept) > 0 {
-		err = errors.Join(err, c.SetAddElements(podSet(natKept, m.Addr), kept))
+		msgs = append(msgs, elementMessage(typ, flags, podSet(natKept, of).Name, kept...))
 	}
-	return err
+	return c.transact(msgs...)
 }
 
 func pair(a, b netip.Addr) []byte { return append(a.AsSlice(), b.AsSlice()...) }
 
 func (k *Kernel) delMasq(a netip.Addr) error {
-	c, err := k.natConn()
-	if err != nil {
-		return err
-	}
 	all, err := k.elements(podSet(natKept, a))
-	if kept := keptOf(all, a); err == nil && len(kept) > 0 {
-		err = c.SetDeleteElements(podSet(natKept, a), kept)
-	}
 	if err != nil {
 		return err
 	}
 	there, err := k.hasElement(natPods, a, a.AsSlice())
-	if err == nil && there {
-		err = c.SetDeleteElements(podSet(natPods, a), []nftables.SetElement{{Key: a.AsSlice()}})
-	}
 	if err != nil {
 		return err
 	}
-	return c.Flush()
+	var pods []element
+	if there {
+		pods = []element{{key: a.AsSlice()}}
+	}
+	return k.changeElements(unix.NFT_MSG_DELSETELEM, 0, a, pods, keptOf(all, a))
 }
 
 // hasMasq reports whether any element of the address's masquerade exists, even if somebody deleted the
@@ -179,7 +189,7 @@ func (k *Kernel) masqueraded(p netip.Prefix) (out []netip.Addr, err error) {
 			return nil, err
 		}
 		for _, e := range elements {
-			a, ok := netip.AddrFromSlice(e.Key[:min(p.Addr().BitLen()/8, len(e.Key))])
+			a, ok := netip.AddrFromSlice(e.key[:min(p.Addr().BitLen()/8, len(e.key))])
 			if ok && p.Contains(a) && !slices.Contains(out, a) {
 				out = append(out, a)
 			}
@@ -189,23 +199,80 @@ func (k *Kernel) masqueraded(p netip.Prefix) (out []netip.Addr, err error) {
 }
 
 // keptOf returns the elements that say in which networks a keeps its address.
-func keptOf(elements []nftables.SetElement, a netip.Addr) (out []nftables.SetElement) {
+func keptOf(elements []element, a netip.Addr) (out []element) {
 	for _, e := range elements {
-		if bytes.HasPrefix(e.Key, a.AsSlice()) {
+		if bytes.HasPrefix(e.key, a.AsSlice()) {
 			out = append(out, e)
 		}
 	}
 	return out
 }
 
+// element is an element of a set: a key, or all keys from key to end.
+type element struct{ key, end []byte }
+
 // elements lists a set; a missing set has no elements.
-func (k *Kernel) elements(set *nftables.Set) ([]nftables.SetElement, error) {
-	c, err := k.natConn()
+func (k *Kernel) elements(set *nftables.Set) ([]element, error) {
+	c, err := k.netfilter()
 	if err != nil {
 		return nil, ifThere(err)
 	}
-	out, err := c.GetSetElements(set)
-	return out, ifThere(err)
+	lists, err := dump(c, elementMessage(unix.NFT_MSG_GETSETELEM, 0, set.Name), 1, parseElements)
+	return slices.Concat(lists...), ifThere(err)
+}
+
+// nftaSetElemKeyEnd is NFTA_SET_ELEM_KEY_END (linux/netfilter/nf_tables.h).
+const nftaSetElemKeyEnd = 10
+
+// elementMessage is a request about elements of a set of the table.
+func elementMessage(typ uint16, flags int, set string, elements ...element) message {
+	m := nftMessage(typ, flags).attrString(unix.NFTA_SET_ELEM_LIST_TABLE, tableName).attrString(unix.NFTA_SET_ELEM_LIST_SET, set)
+	if len(elements) == 0 {
+		return m
+	}
+	nest := func(m message, typ uint16, fill func(message) message) message {
+		return m.nest(typ|unix.NLA_F_NESTED, fill)
+	}
+	return nest(m, unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(m message) message {
+		for _, e := range elements {
+			m = nest(m, unix.NFTA_LIST_ELEM, func(m message) message {
+				m = nest(m, unix.NFTA_SET_ELEM_KEY, func(m message) message { return m.attr(unix.NFTA_DATA_VALUE, e.key) })
+				if e.end == nil {
+					return m
+				}
+				return nest(m, nftaSetElemKeyEnd, func(m message) message { return m.attr(unix.NFTA_DATA_VALUE, e.end) })
+			})
+		}
+		return m
+	})
+}
+
+// parseElements reads one answer about a set's elements.
+func parseElements(body []byte) (out []element, ok bool) {
+	if len(body) < nfgenmsgBytes {
+		return nil, false
+	}
+	inside := func(b []byte, want uint16) (all [][]byte) {
+		for typ, v := range attrs(b) {
+			if typ == want {
+				all = append(all, bytes.Clone(v))
+			}
+		}
+		return all
+	}
+	for _, list := range inside(body[nfgenmsgBytes:], unix.NFTA_SET_ELEM_LIST_ELEMENTS) {
+		for _, one := range inside(list, unix.NFTA_LIST_ELEM) {
+			var e element
+			for _, key := range inside(one, unix.NFTA_SET_ELEM_KEY) {
+				e.key = slices.Concat(inside(key, unix.NFTA_DATA_VALUE)...)
+			}
+			for _, end := range inside(one, nftaSetElemKeyEnd) {
+				e.end = slices.Concat(inside(end, unix.NFTA_DATA_VALUE)...)
+			}
+			out = append(out, e)
+		}
+	}
+	return out, true
 }
 
 func podSet(kind int, a netip.Addr) *nftables.Set {
@@ -218,21 +285,11 @@ func podSet(kind int, a netip.Addr) *nftables.Set {
 // hasElement looks up one element of an address's set. It is one request over the socket that stays
 // open; the library lists the whole set.
 func (k *Kernel) hasElement(kind int, of netip.Addr, key []byte) (bool, error) {
-	nest := func(m message, typ uint16, fill func(message) message) message {
-		return m.nest(typ|unix.NLA_F_NESTED, fill)
-	}
-	m := nftMessage(unix.NFT_MSG_GETSETELEM).
-		attrString(unix.NFTA_SET_ELEM_LIST_TABLE, tableName).attrString(unix.NFTA_SET_ELEM_LIST_SET, podSet(kind, of).Name)
-	m = nest(m, unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(m message) message {
-		return nest(m, unix.NFTA_LIST_ELEM, func(m message) message {
-			return nest(m, unix.NFTA_SET_ELEM_KEY, func(m message) message { return m.attr(unix.NFTA_DATA_VALUE, key) })
-		})
-	})
-	return k.hasNFT(m)
+	return k.hasNFT(elementMessage(unix.NFT_MSG_GETSETELEM, 0, podSet(kind, of).Name, element{key: key}))
 }
 
 func (k *Kernel) hasChain(name string) (bool, error) {
-	return k.hasNFT(nftMessage(unix.NFT_MSG_GETCHAIN).attrString(unix.NFTA_CHAIN_TABLE, tableName).attrString(unix.NFTA_CHAIN_NAME, name))
+	return k.hasNFT(nftMessage(unix.NFT_MSG_GETCHAIN, 0).attrString(unix.NFTA_CHAIN_TABLE, tableName).attrString(unix.NFTA_CHAIN_NAME, name))
 }
 
 // hasNFT looks up one object. It returns false for a missing table, set or element alike.
@@ -245,6 +302,50 @@ func (k *Kernel) hasNFT(m message) (bool, error) {
 	return err == nil, ifThere(err)
 }
 
-func nftMessage(typ uint16) message {
-	return newMessage(unix.NFNL_SUBSYS_NFTABLES<<8|typ, 0, binary.BigEndian.AppendUint16([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0}, 0))
+// nfgenmsgBytes is the size of struct nfgenmsg (linux/netfilter/nfnetlink.h).
+const nfgenmsgBytes = 4
+
+func nftMessage(typ uint16, flags int) message {
+	return newMessage(unix.NFNL_SUBSYS_NFTABLES<<8|typ, flags, []byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0})
+}
+
+// transact sends requests of nftables as one transaction: all of them succeed, or none. The kernel answers the
+// requests that fail, the last request in any case, and the beginning of the transaction if the transaction itself
+// fails (net/netfilter/nfnetlink.c: nfnetlink_rcv_batch).
+func (c *conn) transact(requests ...message) error {
+	if len(requests) == 0 {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	mark := func(typ uint16) message {
+		return newMessage(typ, 0, []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES})
+	}
+	last := requests[len(requests)-1]
+	binary.NativeEndian.PutUint16(last[6:], binary.NativeEndian.Uint16(last[6:])|unix.NLM_F_ACK)
+	begin := c.seq + 1
+	out := c.stamp(mark(unix.NFNL_MSG_BATCH_BEGIN))
+	for _, m := range requests {
+		out = append(out, c.stamp(m)...)
+	}
+	end := c.seq
+	c.writes.Add(int64(len(requests)))
+	if err := c.send(append(out, c.stamp(mark(unix.NFNL_MSG_BATCH_END))...)); err != nil {
+		return err
+	}
+	var failed error
+	for done := false; !done; {
+		err := c.receive(func(h unix.NlMsghdr, body []byte) {
+			if h.Type != unix.NLMSG_ERROR || h.Seq-begin > end-begin {
+				return
+			}
+			err := ackError(h, body)
+			failed = cmp.Or(failed, err)
+			done = done || h.Seq == end || h.Seq == begin && err != nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return failed
 }

@@ -1,6 +1,7 @@
 package routes
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // masqOf is the Scope of a DEL: the masquerade of one address.
@@ -91,6 +93,35 @@ func TestMasq(t *testing.T) {
 		want.Masq[0].Networks = prefixes("192.168.0.0/16", "fd01::/64")
 		s.sync(Scope{}, want)
 		s.sync(Scope{Masq: Everywhere()}, State{})
+	}
+}
+
+// A transaction of which the kernel refuses one request changes nothing, and says why.
+func TestMasqTransactionIsWhole(t *testing.T) {
+	s := newSpace(t)
+	a := addr("10.10.1.5")
+	s.sync(Scope{}, State{Masq: []Masq{{Addr: a.Next()}}}) // makes the table
+	c, err := s.k.netfilter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(set string) message {
+		return elementMessage(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, set, element{key: a.AsSlice()})
+	}
+	good, bad := podSet(natPods, a).Name, "none"
+	for _, order := range [][]message{{add(good), add(bad)}, {add(bad), add(good)}, {add(bad)}} {
+		if err := c.transact(order...); !errors.Is(err, unix.ENOENT) {
+			t.Errorf("got %v, want ENOENT", err)
+		}
+		if there, err := s.k.hasElement(natPods, a, a.AsSlice()); there || err != nil {
+			t.Errorf("half of a transaction is there: %v, %v", there, err)
+		}
+	}
+	if err := c.transact(add(good), add(good)); err != nil { // an element that exists is not an error
+		t.Error(err)
+	}
+	if there, err := s.k.hasElement(natPods, a, a.AsSlice()); !there || err != nil {
+		t.Errorf("got %v, %v", there, err)
 	}
 }
 
