@@ -3,6 +3,7 @@ package bgp
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -268,7 +269,7 @@ func TestLongLivedGracefulRestart(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
 		c := nodeOf(sw)
 		if sw.kind == "frr" {
-			c.extra = " bgp long-lived-graceful-restart stale-time 3600\n"
+			c.extra = " " + documented(t, "bgp long-lived-graceful-restart stale-time 259200") + "\n"
 		}
 		sw.start(c)
 		want := Session{Peer: peerOf(sw), Paths: manyPaths()}
@@ -378,6 +379,51 @@ func TestDeadSpeakersOwnPrefix(t *testing.T) {
 			}
 			time.Sleep(200 * time.Millisecond) // between two looks
 		}
+	})
+}
+
+// documented returns a command of docs/operations.md, and fails the test if the page does not have it.
+func documented(t *testing.T, command string) string {
+	t.Helper()
+	text, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(text), "`"+command+"`") {
+		t.Errorf("docs/operations.md does not have `%s`", command)
+	}
+	return command
+}
+
+// The switch's commands that docs/operations.md names remove the paths of a dead speaker at once.
+func TestDeadSpeakersPathsAreRemovedByHand(t *testing.T) {
+	each(t, func(t *testing.T, l *lan, sw *router) {
+		sw.start(nodeOf(sw))
+		p := l.start(t, Session{Peer: peerOf(sw), Paths: pods(3)})
+		p.established(1)
+		sw.hears(pods(3))
+		p.end(syscall.SIGKILL)
+		here := strings.NewReplacer("node1", "n0", "ADDRESS", "10.0.0.10", "birdc ", "")
+		var commands []string
+		for _, c := range map[string][]string{
+			"bird": {"birdc restart node1"}, "frr": {"neighbor ADDRESS shutdown", "no neighbor ADDRESS shutdown"},
+		}[sw.kind] {
+			commands = append(commands, here.Replace(documented(t, c)))
+		}
+		for i, c := range commands {
+			if sw.kind == "frr" {
+				sw.configure("router bgp 65000", c)
+			} else {
+				sw.ask(c)
+			}
+			if i == 0 {
+				sw.hears(nil)
+			}
+		}
+		p = l.start(t, Session{Peer: peerOf(sw), Paths: pods(3)})
+		p.established(1)
+		sw.hears(pods(3))
+		p.end(syscall.SIGTERM)
 	})
 }
 
