@@ -202,7 +202,14 @@ func (j *journal) ended(byThem bool) {
 	case j.deaf.reason != "":
 		j.causes.add(j.deaf, true)
 	case j.word.code == 0:
-		j.causes.add(lostCause(j.peer, j.state, byThem), false)
+		c, rival := cause{}, false
+		if byThem {
+			c, rival = rivalCause(j.peer)
+		}
+		if !rival {
+			c = lostCause(j.peer, j.state, byThem)
+		}
+		j.causes.add(c, false)
 	case j.theirs:
 		j.causes.add(receivedCause(j.peer, j.word), true)
 	default:

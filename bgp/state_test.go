@@ -360,3 +360,26 @@ func TestReasonsAreDocumented(t *testing.T) {
 		}
 	}
 }
+
+func TestConnects(t *testing.T) {
+	p := Peer{Address: addr("10.0.0.1"), Port: 179, LocalAddress: addr("10.0.0.10")}
+	p6 := Peer{Address: addr("fd00:10::1"), Port: 1790, LocalAddress: addr("fd00:10::10")}
+	for _, tt := range []struct {
+		line string
+		peer Peer
+		want bool
+	}{ // of a machine with little-endian numbers
+		{"   0: 0A00000A:A2C4 0100000A:00B3 01 00000000:00000000 02:000A7D8C 00000000     0        0 112233 2", p, true},
+		{"   0: 0A00000A:A2C4 0100000A:00B3 08 00000000:00000000 02:000A7D8C 00000000     0        0 112233 2", p, false}, // CLOSE_WAIT
+		{"   0: 0B00000A:A2C4 0100000A:00B3 01 00000000:00000000 02:000A7D8C 00000000     0        0 112233 2", p, false},
+		{"   0: 0A00000A:A2C4 0100000A:06FE 01 00000000:00000000 02:000A7D8C 00000000     0        0 112233 2", p, false},
+		{"   1: 0000000000000000FFFF00000A00000A:A2C4 0000000000000000FFFF00000100000A:00B3 01", p, true},
+		{"   2: 100000FD000000000000000010000000:A2C4 100000FD000000000000000001000000:06FE 01", p6, true},
+		{"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode", p, false},
+		{"", p, false},
+	} {
+		if got := connects(tt.line, tt.peer); got != tt.want {
+			t.Errorf("%q: %v", tt.line, got)
+		}
+	}
+}

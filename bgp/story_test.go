@@ -285,6 +285,33 @@ func TestCeased(t *testing.T) {
 	})
 }
 
+// A second BGP daemon on this node takes the session away again and again, or gets none. Each switch treats it in
+// another way, and few say so.
+func TestSecondDaemonOnThisNode(t *testing.T) {
+	for name, noRestart := range map[string]bool{"graceful restart": false, "no graceful restart": true} {
+		t.Run(name, func(t *testing.T) {
+			eachOfThree(t, func(t *testing.T, l *lan, sw *router) {
+				c := nodeOf(sw)
+				c.noRestart = noRestart
+				sw.start(c)
+				one, other := l.speaker(t), l.speaker(t)
+				mustSync(t, one, Session{Peer: peerOf(sw), Paths: pods(1)})
+				becomes(t, one, "Established", "")
+				mustSync(t, other, Session{Peer: peerOf(sw), Paths: pods(1)})
+				eventually(t, func() error {
+					a, b := one.Status(t.Context())[0], other.Status(t.Context())[0]
+					for _, reason := range []string{a.Reason, a.LastReset.Reason, b.Reason, b.LastReset.Reason} {
+						if reason == reasonCollision {
+							return nil
+						}
+					}
+					return fmt.Errorf("one %+v, other %+v", a, b)
+				})
+			})
+		})
+	}
+}
+
 // The first cause stays the headline while the switch refuses connections afterwards.
 func TestFirstCauseStays(t *testing.T) {
 	each(t, func(t *testing.T, l *lan, sw *router) {
