@@ -60,6 +60,9 @@ func TestAllocate(t *testing.T) {
 		n.Addresses = []netip.Addr{netip.MustParseAddr(a)}
 		return n
 	}
+	named := func(name string, age time.Duration, selects string, cidrs ...string) Pool {
+		return Pool{Name: name, Created: epoch.Add(-age), Selector: selector(t, selects), CIDRs: prefixes(cidrs...), Mask: Mask{IPv4: 24, IPv6: 64}}
+	}
 	tests := []struct {
 		name  string
 		state State
@@ -88,6 +91,24 @@ a gets 10.10.129.0/24`},
 n1 gets 10.10.0.0/26
 n3 gets 10.10.0.64/26
 n2 gets 10.20.0.0/24`},
+		{"a NetworkPool before the file, the first by name of several; without ranges the file's pool gives", State{
+			Pools: []Pool{named("a", 0, "pool=a", "10.30.0.0/16"), named("b", 0, "pool in (a,b)", "10.40.0.0/16"), named("c", 0, "pool in (c)"), named("d", 0, "pool=c", "10.50.0.0/16"), dual},
+			Nodes: []Node{labelled(node("n1"), "pool=a"), labelled(node("n2"), "pool=b"), labelled(node("n3"), "pool=c"), node("n4")}}, `
+n1 gets 10.30.0.0/24
+n2 gets 10.40.0.0/24
+n3 gets 10.10.0.0/24, fd00:10::/64
+n4 gets 10.10.1.0/24, fd00:10:0:1::/64`},
+		{"of two NetworkPools that overlap the younger gives nothing", State{
+			Pools: []Pool{named("a", time.Hour, "pool=a", "10.30.0.0/16"), named("b", 2*time.Hour, "pool=b", "10.30.128.0/17")},
+			Nodes: []Node{labelled(node("n1"), "pool=a"), labelled(node("n2"), "pool=b")}}, `
+n2 gets 10.30.128.0/24
+overlapsPool: NetworkPool/a: want podCIDRs of its own, got 10.30.0.0/16, which overlaps 10.30.128.0/17 of NetworkPool/b, the older pool; without pod CIDRs: n1; choose other spec.podCIDRs; nodes keep what they have`},
+		{"a NetworkPool that overlaps a pool of the file, the Service CIDR, a node", State{
+			Pools:    []Pool{named("a", 0, "pool=a", "10.10.0.0/20"), named("b", 0, "pool=b", "10.96.0.0/16"), named("c", 0, "pool=c", "192.0.2.0/24"), dual},
+			Services: prefixes("10.96.0.0/12"), Nodes: []Node{addressed(labelled(node("n1"), "pool=a"), "192.0.2.1")}}, `
+overlapsPool: NetworkPool/a: want podCIDRs of its own, got 10.10.0.0/20, which overlaps 10.10.0.0/16 of pool 10.10.0.0/16, fd00:10::/48, the older pool; without pod CIDRs: n1; choose other spec.podCIDRs; nodes keep what they have
+overlapsServices: NetworkPool/b: want podCIDRs apart from the Service CIDRs, got 10.96.0.0/16, which overlaps the Service CIDR 10.96.0.0/12; choose other spec.podCIDRs; nodes keep what they have
+overlapsNode: NetworkPool/c: want podCIDRs apart from the nodes' own subnets, got 192.0.2.0/24, which holds the address 192.0.2.1 of Node/n1; choose other spec.podCIDRs; nodes keep what they have`},
 		{"a node that is being deleted gets none", State{Pools: []Pool{dual}, Nodes: []Node{{Name: "a", UID: "u", Leaving: true}}}, ""},
 		{"a node that is too new waits", State{Pools: []Pool{dual}, Nodes: []Node{node("a")}, Early: map[string]bool{"uid-a": true}}, ""},
 		{"exhausted: who holds it, who waits", State{Pools: []Pool{tiny}, Nodes: []Node{node("a", "10.10.0.0/25"), node("b", "10.10.0.128/25"), node("c"), node("d")}}, `

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/netip"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -71,7 +72,7 @@ type server struct {
 
 // newWorker returns a worker that asks the API server.
 func newWorker(o Options, c kubernetes.Interface) *worker {
-	return &worker{pools: o.Pools, objects: &server{client: c}, log: o.Log, pace: o.times.pace, metrics: &metrics{}}
+	return &worker{file: o.Pools, objects: &server{client: c}, log: o.Log, pace: o.times.pace, metrics: &metrics{}}
 }
 
 func (s *server) ledger(ctx context.Context) (Ledger, string, error) {
@@ -237,6 +238,16 @@ func (s *server) grant(ctx context.Context, p Promise) error {
 func (s *server) wait(ctx context.Context, since version, matters func(Node) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, since.quiet)
 	defer cancel()
+	if since.pools != "" {
+		var watching sync.WaitGroup
+		defer watching.Wait()
+		defer cancel()
+		watching.Go(func() {
+			if s.poolChanged(ctx, since.pools, since.known) {
+				cancel()
+			}
+		})
+	}
 	seconds := int64(since.quiet / time.Second)
 	w, err := s.client.CoreV1().Nodes().Watch(ctx, metav1.ListOptions{ResourceVersion: since.of, TimeoutSeconds: &seconds})
 	if err != nil {

@@ -111,6 +111,8 @@ func (a actor) nodes(context.Context) (nodes []Node, version string, err error) 
 }
 
 func (a actor) services(context.Context) ([]netip.Prefix, error)             { return nil, nil }
+func (a actor) pools(context.Context) ([]NetworkPool, string, error)         { return nil, "", nil }
+func (a actor) report(context.Context, string, poolStatus) error             { return nil }
 func (a actor) wait(context.Context, version, func(Node) bool) error         { return nil }
 func (a actor) tell(_ context.Context, _ Node, reason, message string) error { return nil }
 
@@ -150,7 +152,7 @@ func (s *stage) play(t *testing.T, pools [][]Pool, steps int) {
 		}(workers[id])
 	}
 	hire := func(id int) {
-		workers[id] = &worker{pools: pools[id%len(pools)], objects: actor{replica{s, id}}, log: slog.New(slog.DiscardHandler), metrics: &metrics{}}
+		workers[id] = &worker{file: pools[id%len(pools)], objects: actor{replica{s, id}}, log: slog.New(slog.DiscardHandler), metrics: &metrics{}}
 	}
 	// settle waits until every replica's next request is on its way.
 	settle := func() {

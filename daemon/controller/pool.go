@@ -6,17 +6,22 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
 // Pool is the source of the pod CIDRs for the nodes that its selector selects. A node that several pools
-// select belongs to the first.
+// select belongs to the first. NetworkPools come before the pools of the file, by name.
 type Pool struct {
+	Name     string    // of the NetworkPool; "": the pool is of the file
+	Created  time.Time // when the NetworkPool was created
 	Selector cluster.Selector
-	CIDRs    []netip.Prefix // at least one range of each family that nodes should have; in order of use
-	Mask     Mask
-	Exclude  []netip.Prefix // addresses that no node gets
+	// CIDRs has at least one range of each family that nodes should have, in order of use. Only a NetworkPool
+	// may have none.
+	CIDRs   []netip.Prefix
+	Mask    Mask
+	Exclude []netip.Prefix // addresses that no node gets
 }
 
 // Mask is the prefix length of a node's pod CIDR.
@@ -30,6 +35,9 @@ func (m Mask) of(a netip.Addr) int {
 }
 
 func (p Pool) String() string {
+	if p.Name != "" {
+		return "NetworkPool/" + p.Name
+	}
 	var texts []string
 	for _, c := range p.CIDRs {
 		texts = append(texts, c.String())
@@ -70,22 +78,32 @@ func (p Pool) fits(cidrs []netip.Prefix) bool {
 	return true
 }
 
-// poolOf returns the pool that the node belongs to, or nil.
+// poolOf returns the pool that gives the node its blocks, or nil. A node of a NetworkPool without ranges gets
+// them from the file's pools.
 func poolOf(pools []Pool, labels map[string]string) *Pool {
+	member := memberOf(pools, labels)
 	for i := range pools {
-		if pools[i].Selector.Selects(labels) {
-			return &pools[i]
+		p := &pools[i]
+		if len(p.CIDRs) > 0 && p.Selector.Selects(labels) && (p.Name == "" || p.Name == member) {
+			return p
 		}
 	}
 	return nil
 }
 
-// CheckPools returns an error for pools that cannot work, such as a range smaller than one node's block, or
+// memberOf returns the name of the NetworkPool that the node belongs to, or "".
+func memberOf(pools []Pool, labels map[string]string) string {
+	for _, p := range pools {
+		if p.Name != "" && p.Selector.Selects(labels) {
+			return p.Name
+		}
+	}
+	return ""
+}
+
+// CheckPools returns an error for pools of a file that cannot work, such as a range smaller than one node's block, or
 // ranges that overlap.
 func CheckPools(pools []Pool) error {
-	if len(pools) == 0 {
-		return errors.New("no pool; set controller.podCIDRs or controller.pools")
-	}
 	var ranges []netip.Prefix
 	for _, p := range pools {
 		if len(p.CIDRs) == 0 {

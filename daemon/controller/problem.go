@@ -15,6 +15,7 @@ import (
 // Problem is something that an operator must know or do.
 type Problem struct {
 	cluster.Problem
+	pool string // the NetworkPool that it is about; "": none
 	// Nodes are the names of the Nodes that get an Event about it.
 	Nodes []string
 }
@@ -24,6 +25,8 @@ const (
 	noFreeBlock      cluster.Reason = "noFreeBlock"
 	overlapsServices cluster.Reason = "overlapsServices"
 	overlapsNode     cluster.Reason = "overlapsNode"
+	overlapsPool     cluster.Reason = "overlapsPool"
+	statusDenied     cluster.Reason = "statusDenied"
 	otherAllocator   cluster.Reason = "otherAllocator"
 	unreadPodCIDR    cluster.Reason = "unreadPodCIDR"
 	sharedPodCIDR    cluster.Reason = "sharedPodCIDR"
@@ -38,6 +41,7 @@ var eventReasons = map[cluster.Reason]string{
 	noFreeBlock:      "PodCIDRNotAvailable",
 	overlapsServices: "PodCIDRNotAvailable",
 	overlapsNode:     "PodCIDRNotAvailable",
+	overlapsPool:     "PodCIDRNotAvailable",
 	otherAllocator:   "PodCIDRNotAvailable",
 	unreadPodCIDR:    "PodCIDRNotAvailable",
 	grantDenied:      "PodCIDRNotAvailable",
@@ -55,7 +59,7 @@ func (p Problem) concerning(pool *Pool, nodes []string) Problem {
 	if len(nodes) > 0 {
 		p.Got += "; without pod CIDRs: " + some(nodes)
 	}
-	p.Nodes = nodes
+	p.Nodes, p.pool = nodes, pool.Name
 	return p
 }
 
@@ -101,7 +105,16 @@ func refused(p *Pool, s State) *Problem {
 		return slices.ContainsFunc(p.Exclude, func(e netip.Prefix) bool { return contains(e, c) })
 	}
 	next := "choose other podCIDRs, or list those addresses in the pool's exclude; nodes keep what they have"
+	if p.Name != "" {
+		next = "choose other spec.podCIDRs; nodes keep what they have"
+	}
 	for _, c := range p.CIDRs {
+		for _, other := range s.Pools {
+			if i := slices.IndexFunc(other.CIDRs, c.Overlaps); i >= 0 && p.younger(other) {
+				return &Problem{Problem: cluster.Problem{Object: p.String(), Reason: overlapsPool, Want: "podCIDRs of its own",
+					Got: fmt.Sprintf("%v, which overlaps %v of %v, the older pool", c, other.CIDRs[i], other), Next: next}}
+			}
+		}
 		for _, service := range s.Services {
 			both := service // if two CIDRs overlap, one contains the other
 			if contains(service, c) {
@@ -122,6 +135,15 @@ func refused(p *Pool, s State) *Problem {
 		}
 	}
 	return nil
+}
+
+// younger reports whether p came after other. The younger of two pools that overlap gives no blocks: a mistake
+// of today does not stop what worked yesterday.
+func (p Pool) younger(other Pool) bool {
+	if p.Name == "" || other.Name == "" {
+		return p.Name != "" && other.Name == ""
+	}
+	return cmp.Or(p.Created.Compare(other.Created), cmp.Compare(p.Name, other.Name)) > 0
 }
 
 // exhausted says that the pool has no block left of these families, and which nodes hold them.
@@ -152,6 +174,9 @@ func nodeProblems(s State) []Problem {
 	problems := sharedPodCIDRs(s.Nodes)
 	for i := range s.Pools {
 		p := &s.Pools[i]
+		if len(p.CIDRs) == 0 {
+			continue
+		}
 		var single, outside []string
 		for _, n := range s.Nodes {
 			if poolOf(s.Pools, n.Labels) != p || len(n.PodCIDRs) == 0 {

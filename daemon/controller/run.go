@@ -59,7 +59,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	o.Log.Info("started", "identity", o.Identity, "pools", len(o.Pools))
+	o.Log.Info("started", "identity", o.Identity, "pools of the file", len(o.Pools))
 	if err := e.run(ctx, func(ctx context.Context) {
 		w.metrics.leads(ctx)
 		w.run(ctx)

@@ -23,11 +23,16 @@ type objects interface {
 	// moment.
 	nodes(ctx context.Context) ([]Node, string, error)
 	services(ctx context.Context) ([]netip.Prefix, error)
+	// pools lists the NetworkPools, and returns the version of the list, which is "" where the API server
+	// does not have the resource.
+	pools(ctx context.Context) ([]NetworkPool, string, error)
+	// report writes the status of a NetworkPool.
+	report(ctx context.Context, name string, status poolStatus) error
 	// grant sets the Node's pod CIDRs if the Node has that UID and no pod CIDRs, else it returns errRefused.
 	// errDenied says that the API server works but does not allow the change.
 	grant(ctx context.Context, p Promise) error
-	// wait returns nil when a Node has gone since version, when matters reports true for a changed Node, or
-	// when quiet has passed.
+	// wait returns nil when a Node has gone since version, when matters reports true for a changed Node, when a
+	// NetworkPool has changed, or when quiet has passed.
 	wait(ctx context.Context, since version, matters func(Node) bool) error
 	// tell writes an Event about the Node.
 	tell(ctx context.Context, n Node, reason, message string) error
@@ -37,6 +42,8 @@ type objects interface {
 type version struct {
 	of    string
 	quiet time.Duration
+	pools string           // version of the NetworkPools; "": the API server does not have the resource
+	known map[string]int64 // generation of each NetworkPool
 }
 
 var (
@@ -68,7 +75,8 @@ func defaultPace() pace {
 
 // worker looks and acts while it leads. Only its goroutine uses it.
 type worker struct {
-	pools   []Pool
+	file    []Pool // of the configuration
+	pools   []Pool // of the last look: those of the NetworkPools, and file
 	objects objects
 	log     *slog.Logger
 	pace    pace
@@ -134,11 +142,19 @@ func (w *worker) look(ctx context.Context) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
+	networkPools, poolsAt, err := w.objects.pools(ctx)
+	if err != nil {
+		return result{}, err
+	}
+	w.pools = allPools(networkPools, w.file)
 	nodes, seen, err := w.objects.nodes(ctx)
 	if err != nil {
 		return result{}, err
 	}
-	r := result{version: version{seen, w.pace.quiet}, cost: time.Since(start)}
+	r := result{version: version{of: seen, quiet: w.pace.quiet, pools: poolsAt, known: map[string]int64{}}, cost: time.Since(start)}
+	for _, p := range networkPools {
+		r.version.known[p.Name] = p.Generation
+	}
 	early, due := w.early(nodes)
 	plan := allocate(State{Pools: w.pools, Services: services, Ledger: ledger, Nodes: nodes, Before: w.before, Early: early})
 	if at == "" || !plan.Ledger.equal(ledger) {
@@ -149,6 +165,7 @@ func (w *worker) look(ctx context.Context) (result, error) {
 	w.before = nodes
 	denied, err := w.grant(ctx, plan.Grants)
 	problems := slices.Concat(plan.Problems, denied)
+	problems = append(problems, w.report(ctx, networkPools, w.before, problems)...)
 	w.metrics.set(w.pools, w.before, problems)
 	w.say(ctx, problems, nodes)
 	if plan.Later || due > 0 {

@@ -24,7 +24,6 @@ func TestPools(t *testing.T) {
 		{"one pool", "controller: {podCIDRs: [10.9.0.0/16], nodeMask: {ipv4: 25}, nodeSelector: all()}", "", "all() [10.9.0.0/16] {25 64} []"},
 		{"several", "controller: {pools: [{podCIDRs: [10.9.0.0/16], nodeSelector: a=b}, {podCIDRs: [10.8.0.0/16], nodeSelector: all()}]}", "",
 			"a=b [10.9.0.0/16] {24 64} [] all() [10.8.0.0/16] {24 64} []"},
-		{"none", "", "", "no pool; set controller.podCIDRs or controller.pools"},
 		{"no selector", "controller: {podCIDRs: [10.9.0.0/16]}", "", "pool 10.9.0.0/16: no nodeSelector; write all() to select every node"},
 		{"no selector by flag", "", "--pod-cidr 10.10.0.0/16", "--node-selector: selector: empty; write all() to select every node"},
 		{"flags without --pod-cidr", "", "--node-selector all()", "set --pod-cidr too"},
