@@ -233,7 +233,7 @@ func TestReasons(t *testing.T) {
 			}
 		})
 	}
-	each(t, func(t *testing.T, l *lan, sw *router) {
+	eachOfThree(t, func(t *testing.T, l *lan, sw *router) {
 		for _, a := range []string{"10.0.0.20", "10.0.0.21"} {
 			l.ip("addr add " + a + "/24 dev eth0")
 		}
@@ -256,14 +256,19 @@ func TestReasons(t *testing.T) {
 }
 
 func TestCeased(t *testing.T) {
-	each(t, func(t *testing.T, l *lan, sw *router) {
+	eachOfThree(t, func(t *testing.T, l *lan, sw *router) {
 		sw.start(nodeOf(sw))
 		s := l.speaker(t)
 		mustSync(t, s, Session{Peer: peerOf(sw), Paths: pods(1)})
 		sw.hears(pods(1))
-		if sw.kind == "bird" {
+		switch sw.kind {
+		case "bird":
 			sw.ask(`disable n0 "cabling till six"`)
-		} else {
+		case "openbgpd":
+			if _, err := sw.Console(t.Context(), "neighbor", "10.0.0.10", "down", "cabling till six"); err != nil {
+				t.Fatal(err)
+			}
+		default:
 			sw.configure("router bgp 65000", "neighbor 10.0.0.10 shutdown message cabling till six")
 		}
 		st := becomes(t, s, "", reasonCeased)
@@ -271,9 +276,12 @@ func TestCeased(t *testing.T) {
 			t.Errorf("%+v", st)
 		}
 		enabled := time.Now()
-		if sw.kind == "bird" {
+		switch sw.kind {
+		case "bird":
 			sw.ask("enable n0")
-		} else {
+		case "openbgpd":
+			sw.ask("neighbor 10.0.0.10 up")
+		default:
 			sw.configure("router bgp 65000", "no neighbor 10.0.0.10 shutdown")
 		}
 		// When it is up again, it is still known why it was not.
@@ -314,10 +322,15 @@ func TestSecondDaemonOnThisNode(t *testing.T) {
 
 // The first cause stays the headline while the switch refuses connections afterwards.
 func TestFirstCauseStays(t *testing.T) {
-	each(t, func(t *testing.T, l *lan, sw *router) {
+	eachOfThree(t, func(t *testing.T, l *lan, sw *router) {
 		c := nodeOf(sw)
-		if c.neighbours[0].channel = "import limit 2 action disable;"; sw.kind == "frr" {
+		switch sw.kind {
+		case "bird":
+			c.neighbours[0].channel = "import limit 2 action disable;"
+		case "frr":
 			c.neighbours[0].channel = "  neighbor 10.0.0.10 maximum-prefix 2\n"
+		default:
+			c.neighbours[0].extra = " max-prefix 2\n"
 		}
 		sw.start(c)
 		s := l.speaker(t)
@@ -339,20 +352,18 @@ func TestFirstCauseStays(t *testing.T) {
 
 // Each setting of the switch that this node cannot meet has its own reason.
 func TestTermsThatDoNotFit(t *testing.T) {
-	each(t, func(t *testing.T, l *lan, sw *router) {
+	eachOfThree(t, func(t *testing.T, l *lan, sw *router) {
 		for _, tt := range []struct {
 			name, reason, detail string
-			bird, frr            string // lines of the neighbour
+			bird, frr, openbgpd  string // lines of the neighbour
 		}{
-			{"role", reasonRole, "remove the strict role", " local role provider;\n require roles on;\n", " neighbor 10.0.0.10 local-role provider strict-mode\n"},
-			{"no keepalives", reasonHoldTime, "the switch offers a hold time of 0s", " hold time 0;\n", " neighbor 10.0.0.10 timers 0 0\n"},
-			{"least hold time", reasonHoldTime, "does not accept our hold time of 1m30s", "", " bgp minimum-holdtime 100\n"},
+			{"role", reasonRole, "remove the strict role", " local role provider;\n require roles on;\n", " neighbor 10.0.0.10 local-role provider strict-mode\n", ""},
+			{"no keepalives", reasonHoldTime, "the switch offers a hold time of 0s", " hold time 0;\n", " neighbor 10.0.0.10 timers 0 0\n", ""},
+			{"least hold time", reasonHoldTime, "does not accept our hold time of 1m30s", "", " bgp minimum-holdtime 100\n", " holdtime min 100\n"},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
 				c := nodeOf(sw)
-				if c.neighbours[0].extra = tt.bird; sw.kind == "frr" {
-					c.neighbours[0].extra = tt.frr
-				}
+				c.neighbours[0].extra = map[string]string{"bird": tt.bird, "frr": tt.frr, "openbgpd": tt.openbgpd}[sw.kind]
 				if c.neighbours[0].extra == "" {
 					t.Skipf("%s has no such setting", sw.kind)
 				}
@@ -413,7 +424,7 @@ func TestDeadSwitchDelaysNobody(t *testing.T) {
 }
 
 func TestSwitchWithoutGracefulRestart(t *testing.T) {
-	each(t, func(t *testing.T, l *lan, sw *router) {
+	eachOfThree(t, func(t *testing.T, l *lan, sw *router) {
 		c := nodeOf(sw)
 		c.noRestart = true
 		c.neighbours[0].only4 = true
@@ -586,7 +597,7 @@ func steadyGoroutines() int {
 
 // TTL security on one side only is named, and the switch is left without a connection that waits for us.
 func TestTTLSecurityOnOneSide(t *testing.T) {
-	each(t, func(t *testing.T, l *lan, sw *router) {
+	eachOfThree(t, func(t *testing.T, l *lan, sw *router) {
 		for _, ours := range []bool{true, false} {
 			t.Run(fmt.Sprintf("ours %v", ours), func(t *testing.T) {
 				c := nodeOf(sw)

@@ -114,7 +114,10 @@ func openbgpdConf(r *router, c swconf) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "AS %d\nrouter-id %s\nsocket \"%s/bgpd.sock\"\nfib-update no\nnexthop qualify via default\nholdtime %d\nallow from any\nallow to any\n", c.asn, r.addr4, r.dir, c.hold)
 	for _, n := range c.neighbours {
-		fmt.Fprintf(&b, "neighbor %s {\n remote-as %d\n announce IPv4 unicast\n announce IPv6 unicast\n", n.addr, n.asn)
+		fmt.Fprintf(&b, "neighbor %s {\n remote-as %d\n announce IPv4 unicast\n", n.addr, n.asn)
+		if !n.only4 {
+			b.WriteString(" announce IPv6 unicast\n")
+		}
 		if !c.defaultRestart {
 			fmt.Fprintf(&b, " announce restart %s\n", map[bool]string{true: "no", false: "yes"}[c.noRestart])
 		}
