@@ -1,6 +1,8 @@
 package bgp
 
 import (
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -74,5 +76,32 @@ func TestSwitchConfig(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The configurations in docs/network-engineers.md are accepted by the programs as they are printed.
+func TestConfigurationsOfTheDocs(t *testing.T) {
+	lab.Need(t, lab.Tools(lab.BIRD, lab.FRR, lab.OpenBGPD)...)
+	page, err := os.ReadFile("../docs/network-engineers.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for heading, check := range map[string][]string{
+		"BIRD 2": {"bird", "-p", "-c"}, "FRR": {"vtysh", "-C", "-f"}, "OpenBGPD": {"/usr/sbin/bgpd", "-n", "-f"}, "SONiC": {"vtysh", "-C", "-f"},
+	} {
+		_, text, found := strings.Cut(string(page), "\n### "+heading+"\n")
+		_, text, printed := strings.Cut(text, "\n```text\n")
+		text, _, ended := strings.Cut(text, "\n```\n")
+		if !found || !printed || !ended {
+			t.Errorf("the page has no configuration for %s", heading)
+			continue
+		}
+		file := t.TempDir() + "/switch.conf"
+		if err := os.WriteFile(file, []byte(text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(check[0], append(check[1:], file)...).CombinedOutput(); err != nil {
+			t.Errorf("%v: %v\n%s\n%s", check, err, out, text)
+		}
 	}
 }
