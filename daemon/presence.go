@@ -46,19 +46,24 @@ func (p *presence) next(all []routes.Neighbour) []routes.Neighbour {
 	return round
 }
 
-// sharing returns the neighbours that answered with the MAC of another neighbour on their link.
+// sharing returns the neighbours that answered with the MAC of another neighbour of their family on their link. The
+// IPv4 and the IPv6 address of a node share its MAC, which proves nothing.
 func sharing(heard map[routes.Neighbour]routes.Heard) []routes.Neighbour {
-	type seen struct{ link, mac string }
-	count := map[seen]int{}
+	type seen struct {
+		link, mac string
+		ipv4      bool
+	}
+	by := map[seen][]routes.Neighbour{}
 	for n, h := range heard {
 		if h.Hearing == routes.Answers {
-			count[seen{n.Link, h.MAC}]++
+			at := seen{n.Link, h.MAC, n.IP.Is4()}
+			by[at] = append(by[at], n)
 		}
 	}
 	var out []routes.Neighbour
-	for n, h := range heard {
-		if h.Hearing == routes.Answers && count[seen{n.Link, h.MAC}] > 1 {
-			out = append(out, n)
+	for _, all := range by {
+		if len(all) > 1 {
+			out = append(out, all...)
 		}
 	}
 	return out

@@ -86,6 +86,11 @@ func TestDeadNodeBehindProxyARP(t *testing.T) {
 	if got := sharing(heard); len(got) != 2 || slices.Contains(got, b) {
 		t.Fatalf("share a MAC: %v", got)
 	}
+	six := routes.Neighbour{Link: "eth0", IP: netip.MustParseAddr("fd00::2")} // of the machine b
+	if heard[six] = heard[b]; len(sharing(heard)) != 2 {
+		t.Fatalf("share a MAC: %v", sharing(heard))
+	}
+	delete(heard, six)
 	heard[b] = heard[a]
 	const yes, gone, nothing = routes.Answers, routes.Silent, routes.Unsure
 	p := &presence{after: 3 * config.ProbeEvery}
