@@ -35,7 +35,7 @@ func readPages(t *testing.T) map[string]string {
 }
 
 // others are the programs that the bash blocks of the pages call beside edgewayd, each with its flags. kubeadm, k3s
-// and firewall-cmd cannot be had here: their flags were compared with their documentation.
+// and firewall-cmd cannot be had here: their flags follow their documentation.
 var others = map[string]string{
 	"kubeadm":      "--pod-network-cidr --token --discovery-token-ca-cert-hash",
 	"sh":           "-s - --flannel-backend --disable-network-policy --cluster-cidr", // k3s, by its installer
