@@ -18,17 +18,22 @@ import (
 //		set exclude4 { type ipv4_addr; flags interval; }  # of the NAT
 //		set pods4    { type ipv4_addr; }                  # of each Masq
 //		set kept4    { type ipv4_addr . ipv4_addr; flags interval; }
+//		set nodes4   { type ipv4_addr; flags interval; }  # of the NAT: nodes behind a tunnel
 //		chain postrouting {                               # of the NAT
 //			type nat hook postrouting priority srcnat; policy accept;
+//			tcp flags & syn == 0 return
+//			ip daddr 224.0.0.0/4 return
+//			ip saddr @sources4 ip daddr @nodes4 masquerade fully-random
+//			oifname "edgeway.1" ip saddr != @sources4 masquerade fully-random
 //			ip daddr @exclude4 return
 //			ip daddr @sources4 return
 //			ip daddr @pods4 return
 //			ip daddr 224.0.0.0/4 return
 //			ip saddr . ip daddr @kept4 return
-//			ip saddr @sources4 masquerade
+//			ip saddr @sources4 masquerade fully-random
 //		}
 //		chain pods {                                      # of each Masq
-//			the same rules, except the last:
+//			the same rules from the one of exclude4 on, except the last:
 //			ip saddr @pods4 masquerade
 //		}
 //	}
@@ -37,14 +42,17 @@ import (
 // process. A transaction that makes a chain or set makes everything that is missing, and writes its whole
 // chain, so two transactions at the same time do no harm. Neither deletes what the other needs: see setNAT.
 //
-// Only the first packet of a connection passes here (nft(8), chain type nat).
+// Only the first packet of a connection passes here (nft(8), chain type nat). Where nothing else uses conntrack,
+// connections that are older than the table are tracked from their next packet, which has no SYN. They keep their
+// addresses: else the table would break each of them.
 const (
 	tableName = "edgeway"
 	natChain  = "postrouting"
 	masqChain = "pods"
-	// rulesVersion is in each rule's comment. A chain with other rules is rewritten. Version 1 had the
+	// The versions are in each rule's comment. A chain with other rules is rewritten. Version 1 had the
 	// rules of both chains in postrouting.
-	rulesVersion = "edgeway 2"
+	natVersion  = "edgeway 3"
+	masqVersion = "edgeway 2"
 )
 
 const (
@@ -52,6 +60,7 @@ const (
 	natExclude
 	natPods
 	natKept
+	natNodes
 	natKinds
 )
 
@@ -71,7 +80,7 @@ func natSet(i int) *nftables.Set {
 		key, suffix = nftables.TypeIP6Addr, "6"
 	}
 	s := &nftables.Set{
-		Table: natTable(), ID: uint32(i + 1), Name: [natKinds]string{"sources", "exclude", "pods", "kept"}[kind] + suffix,
+		Table: natTable(), ID: uint32(i + 1), Name: [natKinds]string{"sources", "exclude", "pods", "kept", "nodes"}[kind] + suffix,
 		KeyType: key, Interval: kind != natPods,
 	}
 	if kind == natKept {
@@ -108,7 +117,7 @@ func (k *Kernel) observeNAT(scope Scope, desired State) *NAT {
 	n.Whole = scope.everyMasq() && len(desired.Masq) == 0
 	_, nat := content.chains[natChain]
 	_, pods := content.chains[masqChain]
-	if desired.NAT == nil && !n.Whole && pods && !nat && len(n.Sources)+len(n.Exclude) == 0 {
+	if desired.NAT == nil && !n.Whole && pods && !nat && len(n.Sources)+len(n.Exclude)+len(n.Nodes) == 0 {
 		return nil
 	}
 	return &n
@@ -152,6 +161,8 @@ func (k *Kernel) readNAT() (content natContent, err error) {
 			content.Sources = append(content.Sources, prefixesOf(elements)...)
 		case natExclude:
 			content.Exclude = append(content.Exclude, prefixesOf(elements)...)
+		case natNodes:
+			content.Nodes = append(content.Nodes, prefixesOf(elements)...)
 		case natPods:
 			content.pods = content.pods || len(elements) > 0
 		}
@@ -191,29 +202,52 @@ func chainOf(name string) *nftables.Chain {
 // rulesOf returns the rules of a chain in order.
 func rulesOf(chain string) (rules []*nftables.Rule) {
 	sets := natSets()
-	from := natSources
+	version, from, masquerade := natVersion, natSources, &expr.Masq{FullyRandom: true}
 	if chain == masqChain {
-		from = natPods
+		version, from, masquerade = masqVersion, natPods, &expr.Masq{}
 	}
 	for f := range 2 {
-		set := func(kind int) expr.Any {
+		in := func(kind int) *expr.Lookup {
 			s := sets[kind+natKinds*f]
 			return &expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID}
 		}
+		notFrom := in(natSources)
+		notFrom.Invert = true
 		saddr, daddr := ipField(f == 1)
 		leave := &expr.Verdict{Kind: expr.VerdictReturn}
-		for _, match := range [][]expr.Any{
-			{daddr, set(natExclude), leave},
-			{daddr, set(natSources), leave},
-			{daddr, set(natPods), leave},
-			append(multicast(daddr, f == 1), leave),
-			{saddr, second(daddr, daddr.(*expr.Payload).Len), set(natKept), leave},
-			{saddr, set(from), &expr.Masq{}},
-		} {
-			rules = append(rules, newRule(chainOf(chain), f == 1, fmt.Sprintf("%s/%d", rulesVersion, len(rules)+1), match...))
+		toMany := append(multicast(daddr, f == 1), leave)
+		matches := [][]expr.Any{
+			{daddr, in(natExclude), leave},
+			{daddr, in(natSources), leave},
+			{daddr, in(natPods), leave},
+			toMany,
+			{saddr, second(daddr, daddr.(*expr.Payload).Len), in(natKept), leave},
+			{saddr, in(from), masquerade},
+		}
+		if chain == natChain {
+			matches = slices.Concat([][]expr.Any{
+				append(midstream(), leave),
+				toMany,
+				{saddr, in(natSources), daddr, in(natNodes), masquerade},
+				{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, equal(linkName(VXLANLink)...), saddr, notFrom, masquerade},
+			}, slices.Delete(matches, 3, 4))
+		}
+		for _, match := range matches {
+			rules = append(rules, newRule(chainOf(chain), f == 1, fmt.Sprintf("%s/%d", version, len(rules)+1), match...))
 		}
 	}
 	return rules
+}
+
+// midstream matches a TCP packet that does not begin a connection: the flags are byte 13 of the header, and SYN is
+// bit 1 (RFC 9293, section 3.1).
+func midstream() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(unix.IPPROTO_TCP),
+		load(expr.PayloadBaseTransportHeader, 13, 1),
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{2}, Xor: []byte{0}},
+		equal(0),
+	}
 }
 
 // multicast compares the destination with 224.0.0.0/4 or ff00::/8.
@@ -278,7 +312,10 @@ func (k *Kernel) setNAT(op Op, n NAT) error {
 		natWrite(c, natChain)
 	}
 	for f := range 2 {
-		for kind, prefixes := range [][]netip.Prefix{natSources: n.Sources, natExclude: n.Exclude} {
+		for kind, prefixes := range [][]netip.Prefix{natSources: n.Sources, natExclude: n.Exclude, natNodes: n.Nodes} {
+			if kind == natPods || kind == natKept {
+				continue // the plugin's
+			}
 			set := sets[kind+natKinds*f]
 			c.FlushSet(set)
 			if err := addElements(c, set, intervals(prefixes, f == 1)); err != nil {

@@ -134,11 +134,16 @@ type Sysctl struct {
 	Value string
 }
 
+// VXLANLink is the name of the overlay's link on every node.
+const VXLANLink = "edgeway.1"
+
 // NAT is the content of the node's nftables table "edgeway": packets from Sources to addresses outside
-// Exclude take the node's address.
+// Exclude take the node's address. So do packets from Sources to Nodes, also where Exclude has them, and packets
+// from other addresses that leave by the link VXLANLink.
 type NAT struct {
 	Sources []netip.Prefix
 	Exclude []netip.Prefix
+	Nodes   []netip.Prefix
 	// Damaged: the NAT's chain or sets differ from those that Sync makes. Observed only.
 	Damaged bool
 	// Whole: nobody else has anything in the table. Observed only.

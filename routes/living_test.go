@@ -1,0 +1,107 @@
+package routes
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netns"
+)
+
+// talk is a TCP connection from a pod to an echo on the LAN, which tells the address that it saw.
+type talk struct {
+	net.Conn
+	saw netip.Addr
+}
+
+// connect connects from the pod to the port of the LAN's address.
+func connect(t *testing.T, pod, lan *space, to netip.Addr) talk {
+	t.Helper()
+	var l net.Listener
+	var conn net.Conn
+	err := inside(netns.NsHandle(lan.f.Fd()), func() (err error) {
+		l, err = net.Listen("tcp", netip.AddrPortFrom(to, 0).String())
+		return err
+	})
+	if err == nil {
+		err = inside(netns.NsHandle(pod.f.Fd()), func() (err error) {
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			conn, err = new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
+			return err
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	far, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = io.Copy(far, far); far.Close() }()
+	t.Cleanup(func() { conn.Close() })
+	return talk{conn, netip.MustParseAddrPort(far.RemoteAddr().String()).Addr()}
+}
+
+// lives checks that an echo comes back.
+func (c talk) lives(t *testing.T, when string) {
+	t.Helper()
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	_, err := fmt.Fprint(c, "hello")
+	if err == nil {
+		_, err = io.ReadFull(c, make([]byte, 5))
+	}
+	if err != nil {
+		t.Errorf("%s: the connection to %v broke: %v", when, c.RemoteAddr(), err)
+	}
+}
+
+// Source NAT that was switched on reset all connections of the node's pods where nothing else used conntrack:
+// their next packets were translated, and the other side did not know them.
+func TestLivingConnectionsOutliveSourceNAT(t *testing.T) {
+	host, pod := newSpace(t), newSpace(t)
+	lan := host.wire()
+	onHost, inPod := podStates(pod)
+	onHost.Sysctls = []Sysctl{{"net/ipv4/ip_forward", "1"}, {"net/ipv6/conf/all/forwarding", "1"}}
+	host.sync(Scope{}, onHost)
+	pod.sync(Scope{}, inPod)
+	lan.sync(Scope{}, State{
+		Addrs: []Addr{{Link: "lan0", Prefix: pfx("10.0.0.1/24")}, {Link: "lan0", Prefix: pfx("10.0.0.2/24")}, {Link: "lan0", Prefix: pfx("fd00:10::1/64")}},
+		Routes: []Route{
+			{Dst: pfx("10.10.1.0/24"), Via: addr("10.0.0.11"), Link: "lan0", Protocol: ProtoNode},
+			{Dst: pfx("fd00:10:1::/64"), Via: addr("fd00:10::11"), Link: "lan0", Protocol: ProtoNode},
+		},
+	})
+	for _, family := range []struct{ to, pod, node netip.Addr }{
+		{addr("10.0.0.1"), addr("10.10.1.5"), addr("10.0.0.11")}, {addr("fd00:10::1"), addr("fd00:10:1::5"), addr("fd00:10::11")},
+	} {
+		eventually(t, "a packet reaches the LAN", func() bool { return seenFrom(t, pod, lan, family.pod, family.to).IsValid() })
+		before := connect(t, pod, lan, family.to)
+		before.lives(t, "without NAT")
+		host.sync(Scope{NAT: true}, State{NAT: &NAT{Sources: prefixes("10.10.1.0/24", "fd00:10:1::/64")}})
+		before.lives(t, "NAT on")
+		during := connect(t, pod, lan, family.to)
+		off := State{NAT: &NAT{Sources: prefixes("10.10.1.0/24", "fd00:10:1::/64"), Exclude: Everywhere()}}
+		host.sync(Scope{NAT: true}, off)
+		host.quiet(Scope{NAT: true}, off)
+		before.lives(t, "NAT off")
+		during.lives(t, "NAT off")
+		after := connect(t, pod, lan, family.to)
+		if before.saw != family.pod || during.saw != family.node || after.saw != family.pod {
+			t.Errorf("%v saw %v, then with NAT %v, then %v", family.to, before.saw, during.saw, after.saw)
+		}
+		host.sync(Scope{NAT: true}, State{})
+	}
+	// Nodes beside a tunnel are an exception to what is excluded.
+	host.sync(Scope{NAT: true}, State{NAT: &NAT{Sources: prefixes("10.10.1.0/24", "fd00:10:1::/64"), Exclude: Everywhere(), Nodes: prefixes("10.0.0.1/32", "fd00:10::1/128")}})
+	for to, want := range map[string]string{"10.0.0.1": "10.0.0.11", "fd00:10::1": "fd00:10::11", "10.0.0.2": "10.10.1.5"} {
+		if got := connect(t, pod, lan, addr(to)).saw; got != addr(want) {
+			t.Errorf("%s saw %v, want %s", to, got, want)
+		}
+	}
+}
