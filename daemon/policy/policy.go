@@ -80,7 +80,7 @@ type Session struct {
 func (s Session) IsHeld() bool { return s.Held.Reason != "" }
 
 // VXLANLink is the name of the overlay's link on every node.
-const VXLANLink = "edgeway.1"
+const VXLANLink = routes.VXLANLink
 
 // Scope returns the part of the host's network namespace that Plan.Routes describes.
 func Scope() routes.Scope {
@@ -258,16 +258,29 @@ func (d *draft) forwardingOff() {
 	}
 }
 
-// sourceNAT hides pods behind the node if the operator wants it, but never between pods and nodes.
+// sourceNAT hides pods behind the node if the operator wants it, but never between pods, nor between pods and
+// nodes that reach each other natively.
+//
+// Pods' packets to a node beside a tunnel are hidden in each case. They leave natively, and that node has its
+// route back through the tunnel: with a strict rp_filter there, or a router that checks sources, they would not
+// arrive. Packets of this node to pods behind a tunnel take the address of the tunnel's end, for the same reason.
 func (d *draft) sourceNAT() {
-	want := d.Config.SourceNAT
+	want, given := d.Config.SourceNAT, false
 	if p, ok := d.Pool(d.self); ok && p.SourceNAT != nil {
-		want = *p.SourceNAT
+		want, given = *p.SourceNAT, true
 	}
-	if !want.Enabled {
+	// Where a pool speaks of source NAT the table stays when it is off: without it, conntrack would forget how
+	// the living connections were translated.
+	beside := d.nodesBesideTunnels()
+	if !want.Enabled && !given && len(beside) == 0 {
 		return
 	}
-	nat := &routes.NAT{Sources: slices.Clone(d.self.PodCIDRs)}
+	nat := &routes.NAT{Sources: slices.Clone(d.self.PodCIDRs), Nodes: beside}
+	d.plan.Routes.NAT = nat
+	if !want.Enabled {
+		nat.Exclude = routes.Everywhere()
+		return
+	}
 	for _, n := range d.Cluster.Nodes {
 		nat.Exclude = append(nat.Exclude, n.PodCIDRs...)
 		for _, a := range n.Addresses {
@@ -275,5 +288,4 @@ func (d *draft) sourceNAT() {
 		}
 	}
 	nat.Exclude = append(nat.Exclude, want.Exclude...)
-	d.plan.Routes.NAT = nat
 }

@@ -18,7 +18,7 @@ func (d *draft) routeTo(n cluster.Node, theirs []uint32, cidr netip.Prefix) {
 	mine := d.plan.LANs
 	sameLAN := intersects(mine, theirs)
 
-	if d.overlaid(n, connected && (sameLAN || len(mine)+len(theirs) == 0)) {
+	if d.overlaid(n, theirs, cidr.Addr()) {
 		d.tunnelTo(n, cidr)
 		return
 	}
@@ -119,13 +119,37 @@ func (d *draft) lookup(addr netip.Addr) (routes.Route, bool) {
 	return best, best.Dst.IsValid()
 }
 
-// overlaid reports whether packets between this node and n travel in VXLAN.
-func (d *draft) overlaid(n cluster.Node, near bool) bool {
-	mine, theirs := d.Mode(d.self), d.Mode(n)
-	if mine == cluster.Overlay || theirs == cluster.Overlay {
+// overlaid reports whether packets between the pods of this node and of n, whose LANs are theirs, travel in VXLAN.
+// like has the family of the packets. Both nodes come to the same answer.
+func (d *draft) overlaid(n cluster.Node, theirs []uint32, like netip.Addr) bool {
+	here, there := d.Mode(d.self), d.Mode(n)
+	if here == cluster.Overlay || there == cluster.Overlay {
 		return true
 	}
-	return (mine == cluster.Auto || theirs == cluster.Auto) && !near
+	if here != cluster.Auto && there != cluster.Auto {
+		return false
+	}
+	via, _ := underlay(n, like)
+	_, connected := d.linkTo(via)
+	mine := d.plan.LANs
+	return !connected || len(mine)+len(theirs) > 0 && !intersects(mine, theirs)
+}
+
+// nodesBesideTunnels returns the addresses of the nodes whose route to this node's pods leads through the tunnel.
+func (d *draft) nodesBesideTunnels() (out []netip.Prefix) {
+	for i, n := range d.Cluster.Nodes {
+		for _, c := range d.self.PodCIDRs {
+			if n.Name == d.self.Name || !d.overlaid(n, d.survey.lans[i], c.Addr()) {
+				continue
+			}
+			for _, a := range n.Addresses {
+				if a.Is4() == c.Addr().Is4() {
+					out = append(out, netip.PrefixFrom(a, a.BitLen()))
+				}
+			}
+		}
+	}
+	return out
 }
 
 // tunnelTo routes cidr through the VXLAN link to the tunnel endpoint (VTEP) of n. The endpoint has the first
