@@ -43,13 +43,20 @@ func (n *Node) add(ctx context.Context, o order) (reply api.Reply, err error) {
 		return reply, err
 	}
 	defer done()
+	// At first the kernel says who has the addresses while it makes the link. When somebody has, or had at an earlier
+	// ADD, it is asked before there is a link, because a link takes long to delete.
+	ask := n.somePassedOver()
 	for range maxRefused {
 		var refused []netip.Addr
-		reply, refused, err = n.attach(ctx, o, ends{host: host, pod: pod})
+		reply, refused, err = n.attach(ctx, o, ends{host: host, pod: pod}, ask)
+		ask = true
 		if len(refused) == 0 || slices.ContainsFunc(refused, func(a netip.Addr) bool { return slices.Contains(o.addrs, a) }) {
 			break
 		}
 		n.passOver(refused)
+		if held := (heldError{}); errors.As(err, &held) {
+			o.passed = append(o.passed, held.by...)
+		}
 		pool, perr := n.reserve(o.pool, refused)
 		if perr != nil {
 			return reply, errors.Join(err, perr)
@@ -101,14 +108,14 @@ type ends struct{ host, pod kernel }
 const maxRefused = 4
 
 // attach is the part of ADD that changes something. It undoes its changes when it fails. The refused
-// addresses are those of a lease that the kernel does not take, since something else on this host has them:
-// Holders does not see everything.
-func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, refused []netip.Addr, err error) {
+// addresses are those of a lease that something else on this host has: either it was not asked (see obtain), or
+// Holders did not see it and the kernel does not take the address.
+func (n *Node) attach(ctx context.Context, o order, at ends, ask bool) (reply api.Reply, refused []netip.Addr, err error) {
 	mtu, err := o.mtu(ctx, at.host)
 	if err != nil {
 		return reply, nil, err
 	}
-	g, err := n.obtain(ctx, at.host, o, at.pod.Cookie())
+	g, err := n.obtain(ctx, at.host, o, at.pod.Cookie(), ask)
 	if err != nil {
 		return reply, nil, err
 	}
@@ -140,8 +147,12 @@ func (n *Node) attach(ctx context.Context, o order, at ends) (reply api.Reply, r
 	if least := minMTUFor(w.has(true)); mtu < least {
 		return reply, nil, smallMTU(mtu, least)
 	}
-	if w.metric, err = n.make(ctx, o, w, at); err != nil {
-		if errors.Is(err, routes.ErrForeign) && !o.conf.delegated() {
+	if w.metric, err = n.make(ctx, o, g, w, at); err != nil {
+		var held heldError
+		switch {
+		case errors.As(err, &held):
+			refused = held.addrs
+		case errors.Is(err, routes.ErrForeign) && !o.conf.delegated():
 			refused = g.addrs
 		}
 		return reply, refused, err
@@ -196,14 +207,45 @@ const firstIndex = 2
 
 // make builds both ends, and returns the metric of the pod's routes. At first it does not ask the kernel
 // about anything that ADD itself decides. If the kernel refuses a step, repair reads what exists and adds
-// what is missing.
-func (n *Node) make(ctx context.Context, o order, w wiring, at ends) (metric int, err error) {
-	peer, err := at.host.MakePair(ctx, w.host(o.netns))
+// what is missing. The error is a heldError if something else on this host has the addresses of an unasked grant.
+func (n *Node) make(ctx context.Context, o order, g grant, w wiring, at ends) (metric int, err error) {
+	var unasked []netip.Addr
+	if g.unasked {
+		unasked = g.addrs
+	}
+	judge := func(there []routes.Route, sourceless bool) error {
+		w.src = hostSource(sourceless)
+		if err := elsewhere(ctx, at.host, g.lease, o.hostLink(), there); err != nil {
+			return fmt.Errorf("network %s: %w", o.conf.Name, err)
+		}
+		unasked = nil
+		return nil
+	}
+	peer, err := at.host.MakePair(ctx, w.host(o.netns).Links[0], unasked, func(there []routes.Route, sourceless bool) (routes.State, error) {
+		if g.unasked {
+			if err := judge(there, sourceless); err != nil {
+				return routes.State{}, err
+			}
+		}
+		return w.host(o.netns), nil
+	})
 	if err == nil && peer != firstIndex {
 		w.metric, err = freeMetric(ctx, at.pod, w, o.attachment)
 	}
 	if err == nil {
 		err = at.pod.Fill(ctx, peer, w.pod())
+	}
+	if errors.As(err, new(heldError)) {
+		return 0, err
+	}
+	if err != nil && unasked != nil { // the link was refused before anybody answered
+		there, sourceless, herr := at.host.Holders(ctx, unasked...)
+		if herr == nil {
+			herr = judge(there, sourceless)
+		}
+		if herr != nil {
+			return 0, herr
+		}
 	}
 	if err != nil {
 		if w.metric, err = n.repair(ctx, o, w, at); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -176,9 +177,9 @@ func (k pausedKernel) Sync(ctx context.Context, scope routes.Scope, desired rout
 	return k.kernel.Sync(ctx, scope, desired)
 }
 
-func (k pausedKernel) MakePair(ctx context.Context, desired routes.State) (int, error) {
+func (k pausedKernel) MakePair(ctx context.Context, l routes.Link, addrs []netip.Addr, do furnish) (int, error) {
 	k.at()
-	return k.kernel.MakePair(ctx, desired)
+	return k.kernel.MakePair(ctx, l, addrs, do)
 }
 
 // Thirty-two pods that started at once without a daemon were wired one after the other.

@@ -47,11 +47,11 @@ func (f faultyKernel) Observe(ctx context.Context, scope routes.Scope, desired r
 	return s, err
 }
 
-func (f faultyKernel) MakePair(ctx context.Context, desired routes.State) (peer int, err error) {
+func (f faultyKernel) MakePair(ctx context.Context, l routes.Link, addrs []netip.Addr, do furnish) (peer int, err error) {
 	if f.slow {
 		return 0, errInjected
 	}
-	err = f.strike(func() error { peer, err = f.kernel.MakePair(ctx, desired); return err })
+	err = f.strike(func() error { peer, err = f.kernel.MakePair(ctx, l, addrs, do); return err })
 	return peer, err
 }
 

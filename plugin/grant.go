@@ -21,6 +21,7 @@ type grant struct {
 	lease    ipam.Lease // zero when delegated
 	commit   commit
 	src      netip.Addr // the source of the host's routes to addrs; see hostSource
+	unasked  bool       // nobody has asked yet who else has the addresses: src is not known either
 	addrs    []netip.Addr
 	networks []netip.Prefix // the networks of addrs
 	routes   []podRoute
@@ -39,6 +40,7 @@ type order struct {
 	pool     *ipam.Pool
 	routes   []podRoute
 	previous *current.Result
+	passed   []string // holders of addresses that earlier leases of this ADD had
 }
 
 // newOrder checks everything that can be checked without changing anything.
@@ -87,8 +89,9 @@ func (c conf) routes() (out []podRoute, err error) {
 	return out, nil
 }
 
-// obtain gets the order's addresses. cookie is the cookie of the pod's namespace.
-func (n *Node) obtain(ctx context.Context, k kernel, o order, cookie uint64) (grant, error) {
+// obtain gets the order's addresses. cookie is the cookie of the pod's namespace. ask: it makes sure that they lead
+// nowhere else on this host; otherwise the caller must (see elsewhere).
+func (n *Node) obtain(ctx context.Context, k kernel, o order, cookie uint64, ask bool) (grant, error) {
 	if o.conf.delegated() {
 		g, err := n.delegateAdd(ctx, o.request)
 		if err == nil {
@@ -110,15 +113,21 @@ func (n *Node) obtain(ctx context.Context, k kernel, o order, cookie uint64) (gr
 			return grant{}, err
 		}
 	}
-	ask := ipam.Request{
+	request := ipam.Request{
 		Attachment: o.attachment, Network: o.conf.network(), Pod: o.pod, Pool: o.pool, Addrs: o.addrs,
 		Netns: o.cni.Netns, NetnsCookie: cookie, Dead: dead,
 	}
-	lease, commit, src, err := n.lease(ctx, k, ask, o.hostLink())
+	g := grant{unasked: !ask}
+	var err error
+	if ask {
+		g.lease, g.commit, g.src, err = n.lease(ctx, k, request, o)
+	} else {
+		g.lease, g.commit, err = n.begin(ctx, k, request)
+	}
 	if err != nil {
 		return grant{}, fmt.Errorf("network %s: %w", o.conf.Name, err)
 	}
-	g := grant{lease: lease, commit: commit, src: src, addrs: lease.Addrs, routes: podRoutes(o.routes, lease.Addrs), dns: o.conf.DNS}
+	g.addrs, g.routes, g.dns = g.lease.Addrs, podRoutes(o.routes, g.lease.Addrs), o.conf.DNS
 	pool := o.pool
 	if pool == nil && o.conf.IPMasq {
 		stored, _, err := n.storedPool()
@@ -133,62 +142,97 @@ func (n *Node) obtain(ctx context.Context, k kernel, o order, cookie uint64) (gr
 	return g, nil
 }
 
+// begin chooses addresses. The lease is on disk after commit.
+func (n *Node) begin(ctx context.Context, host kernel, ask ipam.Request) (lease ipam.Lease, commit commit, err error) {
+	lease, commit, err = n.Store.Begin(ctx, ask)
+	if errors.Is(err, ipam.ErrExhausted) {
+		if some, rerr := n.reclaim(ctx, host); rerr != nil {
+			err = errors.Join(err, rerr)
+		} else if some {
+			lease, commit, err = n.Store.Begin(ctx, ask)
+		}
+	}
+	return lease, commit, err
+}
+
 // maxPassedOver bounds how many addresses one ADD passes over.
 const maxPassedOver = 32
 
-// lease gets addresses that lead nowhere else on this host. It passes over an address that the host
-// itself has, that a neighbour of the host has and answers for, or to which a route of another agent or of
-// another store's pod leads. If such an address was requested, the ADD is refused. link is the future host link; src is the
-// source of the host's routes to the addresses (see hostSource). The lease is on disk after commit.
-func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, link string) (lease ipam.Lease, commit commit, src netip.Addr, err error) {
-	var passed []string
+// lease gets addresses that lead nowhere else on this host, and passes over others. If such an address was
+// requested, the ADD is refused. src is the source of the host's routes to the addresses (see hostSource). The lease
+// is on disk after commit.
+func (n *Node) lease(ctx context.Context, host kernel, ask ipam.Request, o order) (lease ipam.Lease, commit commit, src netip.Addr, err error) {
+	passed := o.passed
 	for {
-		lease, commit, err = n.Store.Begin(ctx, ask)
-		if errors.Is(err, ipam.ErrExhausted) {
-			if some, rerr := n.reclaim(ctx, host); rerr != nil {
-				err = errors.Join(err, rerr)
-			} else if some {
-				lease, commit, err = n.Store.Begin(ctx, ask)
-			}
-		}
+		lease, commit, err = n.begin(ctx, host, ask)
 		if err != nil && len(passed) > 0 {
 			err = fmt.Errorf("%w; passed over, because something else on this host has them: %s", err, strings.Join(passed, ", "))
 		}
 		if err != nil {
 			return lease, commit, src, err
 		}
-		var held []netip.Addr
 		there, sourceless, err := host.Holders(ctx, lease.Addrs...)
-		if err == nil && isForeign(lease) { // the other main plugin's link has the subnet, and knows its pods
-			there = slices.DeleteFunc(there, func(r routes.Route) bool {
-				return r.Type == "" || r.Type == routes.TypeNeighbour || r.Type == routes.TypeLearned
-			})
-		} else if err == nil {
-			there, err = host.Answering(ctx, there)
+		if err == nil {
+			err = elsewhere(ctx, host, lease, o.hostLink(), there)
 		}
-		for _, r := range there {
-			if r.Type != "" || r.Link != link {
-				held = append(held, r.Dst.Addr())
-				passed = append(passed, r.String())
-			}
+		if err == nil {
+			return lease, commit, hostSource(sourceless), nil
 		}
-		src = hostSource(sourceless)
-		if err == nil && len(held) == 0 {
-			return lease, commit, src, nil
+		var held heldError
+		isHeld := errors.As(err, &held)
+		if uerr := n.unlearn(context.WithoutCancel(ctx), lease, held.addrs); uerr != nil || !isHeld {
+			return lease, commit, src, errors.Join(err, uerr)
 		}
-		err = errors.Join(err, n.unlearn(context.WithoutCancel(ctx), lease, held))
-		switch {
-		case err != nil:
-			return lease, commit, src, err
-		case len(passed) > maxPassedOver || slices.ContainsFunc(held, func(a netip.Addr) bool { return slices.Contains(ask.Addrs, a) }):
-			return lease, commit, src, fault(codeInUse, "addresses lead elsewhere on this host: %s", strings.Join(passed, ", ")).
-				next("delete the routes or addresses, or take them out of the pod's network")
+		passed = append(passed, held.by...)
+		if len(passed) > maxPassedOver || held.anyOf(ask.Addrs) {
+			return lease, commit, src, heldError{held.addrs, passed}
 		}
-		n.passOver(held)
-		if ask.Pool, err = n.reserve(ask.Pool, held); err != nil {
+		n.passOver(held.addrs)
+		if ask.Pool, err = n.reserve(ask.Pool, held.addrs); err != nil {
 			return lease, commit, src, err
 		}
 	}
+}
+
+// heldError says that addresses of a lease lead elsewhere on this host.
+type heldError struct {
+	addrs []netip.Addr
+	by    []string
+}
+
+func (e heldError) Error() string {
+	return "addresses lead elsewhere on this host: " + strings.Join(e.by, ", ")
+}
+
+func (e heldError) Unwrap() error {
+	return fault(codeInUse, "addresses are in use").next("delete the routes or addresses, or take them out of the pod's network")
+}
+
+func (e heldError) anyOf(addrs []netip.Addr) bool {
+	return slices.ContainsFunc(e.addrs, func(a netip.Addr) bool { return slices.Contains(addrs, a) })
+}
+
+// elsewhere returns a heldError for the addresses of a lease that the host itself has, that a neighbour of the host
+// has and answers for, or to which a route of another agent or of another store's pod leads. there is what Holders
+// returned; link is the future host link.
+func elsewhere(ctx context.Context, host kernel, lease ipam.Lease, link string, there []routes.Route) (err error) {
+	if isForeign(lease) { // the other main plugin's link has the subnet, and knows its pods
+		there = slices.DeleteFunc(there, func(r routes.Route) bool {
+			return r.Type == "" || r.Type == routes.TypeNeighbour || r.Type == routes.TypeLearned
+		})
+	} else if there, err = host.Answering(ctx, there); err != nil {
+		return err
+	}
+	var held heldError
+	for _, r := range there {
+		if r.Type != "" || r.Link != link {
+			held.addrs, held.by = append(held.addrs, r.Dst.Addr()), append(held.by, r.String())
+		}
+	}
+	if len(held.addrs) == 0 {
+		return nil
+	}
+	return held
 }
 
 // passOver remembers addresses for Taken.
@@ -201,6 +245,13 @@ func (n *Node) passOver(addrs []netip.Addr) {
 	for _, a := range addrs {
 		n.taken.addrs[a] = true
 	}
+}
+
+// somePassedOver reports that ADDs have passed over addresses, and may again.
+func (n *Node) somePassedOver() bool {
+	n.taken.Lock()
+	defer n.taken.Unlock()
+	return len(n.taken.addrs) > 0
 }
 
 // Taken returns who has the addresses that an ADD of this Node passed over, in the order of the addresses. It

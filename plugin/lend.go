@@ -32,7 +32,7 @@ func (n *Node) lend(ctx context.Context, o order) (reply api.Reply, err error) {
 	if o.netns != nil {
 		cookie, _ = cookieIn(o.netns) // without the number only the path counts
 	}
-	g, err := n.obtain(ctx, host, o, cookie)
+	g, err := n.obtain(ctx, host, o, cookie, true)
 	if err != nil {
 		return reply, err
 	}

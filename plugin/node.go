@@ -117,7 +117,7 @@ func (n *Node) open() error {
 type kernel interface {
 	Observe(ctx context.Context, scope routes.Scope, desired routes.State) (routes.State, error)
 	Sync(ctx context.Context, scope routes.Scope, desired routes.State) ([]routes.Change, error)
-	MakePair(ctx context.Context, desired routes.State) (peer int, err error)
+	MakePair(ctx context.Context, l routes.Link, addrs []netip.Addr, furnish furnish) (peer int, err error)
 	Fill(ctx context.Context, index int, desired routes.State) error
 	Settle(link string) error
 	AwaitLocal(ctx context.Context, addrs []netip.Addr)
@@ -133,6 +133,9 @@ type kernel interface {
 }
 
 var _ kernel = (*routes.Kernel)(nil)
+
+// furnish says what the host's end of a new pair gets, or why it gets nothing (routes.Kernel.MakePair).
+type furnish = func(held []routes.Route, sourceless bool) (routes.State, error)
 
 // host borrows a kernel of the host's namespace; done gives the kernel back.
 func (n *Node) host() (k kernel, done func(), err error) {

@@ -160,13 +160,24 @@ func (k *Kernel) Holders(ctx context.Context, addrs ...netip.Addr) (held []Route
 	if err := ctx.Err(); err != nil {
 		return nil, false, err
 	}
+	answers, errs := k.c.gets(askHolders(addrs)...)
+	held, sourceless = k.holders(addrs, answers, errs)
+	return held, sourceless, nil
+}
+
+// askHolders are the requests of Holders: for a source, and for the route of each address.
+func askHolders(addrs []netip.Addr) []message {
 	msgs := []message{lookup(netip.AddrFrom4([4]byte{224, 0, 0, 1}), 0).attr32(unix.RTA_OIF, loopback)}
 	for _, a := range addrs {
 		msgs = append(msgs, lookup(a, unix.RTM_F_FIB_MATCH|unix.RTM_F_LOOKUP_TABLE))
 	}
+	return msgs
+}
+
+// holders reads the answers to askHolders, and asks for the neighbours of addresses on a link.
+func (k *Kernel) holders(addrs []netip.Addr, answers [][]byte, errs []error) (held []Route, sourceless bool) {
 	v := newView(k.c)
 	var near []message
-	answers, errs := k.c.gets(msgs...)
 	if errs[0] == nil {
 		e, err := chosen(answers[0])
 		sourceless = err == nil && (!e.Src.IsValid() || e.Src.IsUnspecified())
@@ -185,7 +196,7 @@ func (k *Kernel) Holders(ctx context.Context, addrs ...netip.Addr) (held []Route
 		}
 	}
 	if len(near) == 0 {
-		return held, sourceless, nil
+		return held, sourceless
 	}
 	answers, errs = k.c.gets(near...)
 	for i, err := range errs {
@@ -202,5 +213,5 @@ func (k *Kernel) Holders(ctx context.Context, addrs ...netip.Addr) (held []Route
 		}
 		held = append(held, h)
 	}
-	return held, sourceless, nil
+	return held, sourceless
 }

@@ -15,25 +15,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MakePair makes the veth pair desired.Links[0], and adds all objects that desired has on the end in this
-// namespace. MakePair does not read the new link first, because a new link is empty. So MakePair sends two
-// messages to the kernel, while Sync sends ten. peer is the index of the other end, or 0 if the kernel does
-// not report the index (before Linux 6.2).
+// MakePair makes the veth pair l, and adds all objects of furnish's State on the end in this namespace. It does not
+// read the new link first, because a new link is empty. So MakePair sends two messages to the kernel, while Sync
+// sends ten. peer is the index of the other end, or 0 if the kernel does not report the index (before Linux 6.2).
 //
-// After an error the pair may be incomplete. Sync reports what is wrong.
-func (k *Kernel) MakePair(ctx context.Context, desired State) (peer int, err error) {
-	if len(desired.Links) != 1 || desired.Links[0].Peer == nil {
-		return 0, errors.New("a pair needs exactly one desired link, and the link needs a peer")
+// The first message also asks for the holders of addrs, before the link exists: furnish gets what Holders returns.
+// Without addrs it gets nothing.
+//
+// After an error, also one of furnish, the pair may be incomplete. Sync reports what is wrong.
+func (k *Kernel) MakePair(ctx context.Context, l Link, addrs []netip.Addr, furnish func(held []Route, sourceless bool) (State, error)) (peer int, err error) {
+	if l.Peer == nil {
+		return 0, errors.New("a pair needs a link with a peer")
 	}
-	l := desired.Links[0]
 	m, err := linkMessage(l, 0, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	if err != nil {
 		return 0, err
 	}
+	var ask []message
+	if len(addrs) > 0 {
+		ask = askHolders(addrs)
+	}
 	v := newView(k.c)
-	description, err := k.c.create(m, aliasMessage(l))
+	description, answers, errs, err := k.c.create(ask, m, aliasMessage(l))
 	if err != nil {
 		return 0, fmt.Errorf("link %s: %w", l.Name, err)
+	}
+	var held []Route
+	var sourceless bool
+	if len(addrs) > 0 {
+		held, sourceless = k.holders(addrs, answers, errs)
+	}
+	desired, err := furnish(held, sourceless)
+	if err != nil {
+		return 0, err
 	}
 	l.Alias = ""
 	desired.Links = []Link{l}
@@ -91,23 +105,33 @@ func aliasMessage(l Link) message {
 	return linkHeader(unix.RTM_NEWLINK, 0).attrString(unix.IFLA_IFNAME, l.Name).attr(unix.IFLA_IFALIAS, []byte(l.Alias))
 }
 
-// create sends a request that makes an object together with the request that must follow. A process that is
-// killed has sent both requests or none. create returns the kernel's description of the object, or nil before
-// Linux 6.2.
-func (c *conn) create(m, then message) (description []byte, err error) {
+// create sends a request that makes an object together with the request that must follow, behind questions with one
+// answer each. A process that is killed has sent all requests or none. create returns the kernel's description of
+// the object, or nil before Linux 6.2, and the answer or error of each question.
+func (c *conn) create(ask []message, m, then message) (description []byte, answers [][]byte, errs []error, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	answers, errs = make([][]byte, len(ask)), make([]error, len(ask))
+	asked := c.seq + 1
+	var out []byte
+	for _, q := range ask {
+		out = append(out, c.stamp(q)...)
+	}
 	flags := binary.NativeEndian.Uint16(m[6:]) | unix.NLM_F_ACK | unix.NLM_F_ECHO
 	binary.NativeEndian.PutUint16(m[6:], flags)
 	binary.NativeEndian.PutUint16(then[6:], binary.NativeEndian.Uint16(then[6:])|unix.NLM_F_ACK)
 	c.writes.Add(2)
-	if err := c.send(append(c.stamp(m), c.stamp(then)...)); err != nil {
-		return nil, err
+	if err := c.send(append(append(out, c.stamp(m)...), c.stamp(then)...)); err != nil {
+		return nil, nil, nil, err
 	}
-	first, left := c.seq-1, 2
+	first, left := c.seq-1, 2 // the acknowledgements of m and then come last
 	for left > 0 {
 		rerr := c.receive(func(h unix.NlMsghdr, body []byte) {
-			switch {
+			switch i := int(h.Seq - asked); {
+			case i >= 0 && i < len(ask) && h.Type == unix.NLMSG_ERROR:
+				errs[i] = ackError(h, body)
+			case i >= 0 && i < len(ask):
+				answers[i] = append([]byte(nil), body...)
 			case h.Seq != first && h.Seq != c.seq:
 			case h.Type == unix.NLMSG_ERROR:
 				left--
@@ -117,10 +141,10 @@ func (c *conn) create(m, then message) (description []byte, err error) {
 			}
 		})
 		if rerr != nil {
-			return nil, rerr
+			return nil, nil, nil, rerr
 		}
 	}
-	return description, err
+	return description, answers, errs, err
 }
 
 // localTimeout bounds the wait for a new IPv6 address. The wait takes 0.1 ms on an idle machine. A machine that

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,12 +34,16 @@ func pairOf(pod *space) (host, inside State) {
 	return host, inside
 }
 
+func as(s State) func([]Route, bool) (State, error) {
+	return func([]Route, bool) (State, error) { return s, nil }
+}
+
 // MakePair and Fill make the same objects as Sync: a Sync afterwards changes nothing.
 func TestPairIsWhatSyncMakes(t *testing.T) {
 	for range 10 {
 		s, pod := newSpace(t), newSpace(t)
 		host, inside := pairOf(pod)
-		peer, err := s.k.MakePair(t.Context(), host)
+		peer, err := s.k.MakePair(t.Context(), host.Links[0], nil, as(host))
 		if err != nil || peer < 2 {
 			t.Fatalf("peer %d, %v", peer, err)
 		}
@@ -72,12 +77,50 @@ func TestPairIsRefused(t *testing.T) {
 	s, pod := newSpace(t), newSpace(t)
 	host, _ := pairOf(pod)
 	pod.run("ip link add eth0 type veth peer name other")
-	if _, err := s.k.MakePair(t.Context(), host); !errors.Is(err, unix.EEXIST) {
+	if _, err := s.k.MakePair(t.Context(), host.Links[0], nil, as(host)); !errors.Is(err, unix.EEXIST) {
 		t.Errorf("the pod already has a link eth0: got %v, want EEXIST", err)
 	}
 	pod.run("ip link del eth0")
 	s.run("ip route add blackhole 10.9.0.1")
-	if _, err := s.k.MakePair(t.Context(), host); !errors.Is(err, ErrForeign) {
+	if _, err := s.k.MakePair(t.Context(), host.Links[0], nil, as(host)); !errors.Is(err, ErrForeign) {
 		t.Errorf("another owner has a route of the pod's address: got %v, want ErrForeign", err)
 	}
+}
+
+// MakePair asks who has the addresses before it makes the link, and gets the same answer as Holders.
+func TestPairAsksForHolders(t *testing.T) {
+	for _, setup := range []string{"", "ip addr add 10.0.0.1/24 dev lo", "ip route add 10.9.0.1 dev lan0", "ip neigh add 10.9.0.1 dev lan0 lladdr 02:00:00:00:00:01 nud permanent"} {
+		s, pod := newSpace(t), newSpace(t)
+		for _, line := range []string{"ip link set lo up", "ip link add lan0 type veth peer name lan1", "ip link set lan0 up", "ip link set lan1 up", "ip addr add 10.9.0.200/24 dev lan0", setup} {
+			if line != "" {
+				s.run(line)
+			}
+		}
+		host, _ := pairOf(pod)
+		addrs := []netip.Addr{addr("10.9.0.1"), addr("fd00:9::1")}
+		want, sourceless, err := s.k.Holders(t.Context(), addrs...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refuse := errors.New("refused")
+		_, err = s.k.MakePair(t.Context(), host.Links[0], addrs, func(held []Route, none bool) (State, error) {
+			if diff := cmp.Diff(routeTexts(want), routeTexts(held)); diff != "" || none != sourceless {
+				t.Errorf("%s: sourceless %v, want %v (-want +got):\n%s", setup, none, sourceless, diff)
+			}
+			return State{}, refuse
+		})
+		if !errors.Is(err, refuse) {
+			t.Errorf("%s: got %v", setup, err)
+		}
+		if out := s.run("ip addr show dev ew1"); strings.Contains(out, "inet") || strings.Contains(out, ",UP") {
+			t.Errorf("%s: a refused link is furnished: %s", setup, out)
+		}
+	}
+}
+
+func routeTexts(routes []Route) (out []string) {
+	for _, r := range routes {
+		out = append(out, r.String())
+	}
+	return out
 }
