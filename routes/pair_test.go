@@ -3,6 +3,7 @@ package routes
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,8 +39,11 @@ func as(s State) func([]Route, bool) (State, error) {
 	return func([]Route, bool) (State, error) { return s, nil }
 }
 
-// MakePair and Fill make the same objects as Sync: a Sync afterwards changes nothing.
+// MakePair and Fill make the same objects as Sync: a Sync afterwards changes nothing. On a busy machine the kernel
+// may notice late that the new link had no carrier, and forget the neighbours (net/core/link_watch.c). It asks for
+// them then.
 func TestPairIsWhatSyncMakes(t *testing.T) {
+	same := 0
 	for range 10 {
 		s, pod := newSpace(t), newSpace(t)
 		host, inside := pairOf(pod)
@@ -64,12 +68,22 @@ func TestPairIsWhatSyncMakes(t *testing.T) {
 			want State
 		}{{s.k, host}, {pod.k, inside}} {
 			changes, err := end.k.Sync(t.Context(), Scope{}, end.want)
+			if len(changes) == 0 {
+				same++
+			}
+			changes = slices.DeleteFunc(changes, func(c Change) bool {
+				n, ok := c.Object.(Neigh)
+				return ok && n.Learns && c.Op == Add
+			})
 			if err != nil || len(changes) > 0 {
 				t.Errorf("Sync changes %v, %v; want no changes", changes, err)
 			}
 		}
 		s.run("ip addr add 192.0.2.1/32 dev lo")
 		s.run("ping -c1 -W5 10.9.0.1")
+	}
+	if same <= 10 { // one end of each pair has no neighbour that the kernel may forget
+		t.Error("no Sync of a host's end changes nothing")
 	}
 }
 
