@@ -156,10 +156,15 @@ func (d *draft) nodesBesideTunnels() (out []netip.Prefix) {
 // address of the CIDR, and a MAC derived from the node's name, so nothing needs publishing. It is sent to
 // with the VNI and the port with which n receives, so that two pools may have different ones.
 func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
-	local, ok := d.vtepAddress()
-	remote, okRemote := underlay(n, local)
-	if !ok || !okRemote {
-		d.problem("Node/"+n.Name, cluster.NoAddress, "an InternalIP of a family that this node has too", fmt.Sprint(n.Addresses), "add the address to the Node's status.addresses")
+	local, ok := vtepAddress(d.self)
+	remote, okRemote := vtepAddress(n)
+	if !ok || !okRemote || local.Is4() != remote.Is4() {
+		lacks := n // the node without an IPv4 address, if there is one: both nodes say the same of it
+		if okRemote && (!ok || remote.Is4()) {
+			lacks = d.self
+		}
+		d.problem("Node/"+lacks.Name, cluster.NoAddress, fmt.Sprintf("an InternalIP of the other end's family, for the tunnel between Node/%s and Node/%s", min(d.self.Name, n.Name), max(d.self.Name, n.Name)), fmt.Sprint(lacks.Addresses),
+			"add an IPv4 address to the Node's status.addresses: a node that has both families tunnels over IPv4; the pods of the two nodes do not reach each other until then")
 		return
 	}
 	d.receive()
@@ -179,19 +184,20 @@ func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
 	}
 }
 
-// vtepAddress is the outer source address of this node's tunnels.
-func (d *draft) vtepAddress() (netip.Addr, bool) {
-	if local, ok := underlay(d.self, netip.IPv4Unspecified()); ok {
-		return local, true
+// vtepAddress is the address at which n sends and receives packets of the overlay. A node has one VXLAN link, and
+// that has one family.
+func vtepAddress(n cluster.Node) (netip.Addr, bool) {
+	if a, ok := underlay(n, netip.IPv4Unspecified()); ok {
+		return a, true
 	}
-	return underlay(d.self, netip.IPv6Unspecified())
+	return underlay(n, netip.IPv6Unspecified())
 }
 
 // receive makes the VXLAN link, with which this node receives packets of the overlay. In a cluster with
 // NetworkPools every node has the link in every mode: while the mode of a pool changes, some nodes know of it
 // earlier than others, and what the earlier ones send in VXLAN must arrive.
 func (d *draft) receive() {
-	local, ok := d.vtepAddress()
+	local, ok := vtepAddress(d.self)
 	if !ok || len(d.plan.Routes.Links) > 0 {
 		return
 	}
