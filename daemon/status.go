@@ -49,6 +49,7 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 		return have
 	}
 	have := observe(policy.Scope(), v.Plan.Routes)
+	s.Tunnel = tunnelStatus(have, v.Plan.Routes)
 	s.Routes = routeStatus(w.Cluster.Nodes, have.Routes, v.Plan.Routes)
 	if len(v.Plan.Lessons) > 0 {
 		have := observe(routes.Scope{}, v.Plan.Learned)
@@ -64,6 +65,30 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 func problemStatus(problems []cluster.Problem) (out []api.Problem) {
 	for _, p := range problems {
 		out = append(out, api.Problem{Object: p.Object, Reason: string(p.Reason), Want: p.Want, Got: p.Got, Next: p.Next})
+	}
+	return out
+}
+
+// tunnelStatus compares the wanted VXLAN link with the kernel's.
+func tunnelStatus(have, want routes.State) *api.Tunnel {
+	i := slices.IndexFunc(want.Links, func(l routes.Link) bool { return l.Name == policy.VXLANLink })
+	if i < 0 {
+		return nil
+	}
+	l := want.Links[i]
+	ends := map[netip.Addr]bool{}
+	for _, f := range want.FDB {
+		ends[f.Dst] = true
+	}
+	out := &api.Tunnel{Device: l.Name, VNI: l.VXLAN.VNI, Port: l.VXLAN.Port, Local: l.VXLAN.Local.String(), MTU: l.MTU, Peers: len(ends), State: api.Missing}
+	if slices.ContainsFunc(have.Links, func(h routes.Link) bool { return h.Name == l.Name }) {
+		out.State = api.Installed
+		only := func(s routes.State) routes.State {
+			return routes.State{Links: s.Links, Addrs: s.Addrs, Neighs: s.Neighs, FDB: s.FDB, Sysctls: s.Sysctls, Senders: s.Senders}
+		}
+		if len(routes.Diff(only(have), only(want))) > 0 {
+			out.State = api.Differs
+		}
 	}
 	return out
 }

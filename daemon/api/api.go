@@ -83,6 +83,7 @@ type Status struct {
 	Addresses   []string  `json:"addresses"`
 	PodCIDRs    []string  `json:"podCIDRs"`
 	Routes      []Route   `json:"routes"`
+	Tunnel      *Tunnel   `json:"tunnel,omitempty"` // absent: the node has no VXLAN link
 	Sessions    []Session `json:"sessions"`
 	Learned     []Learned `json:"learned"`
 	Leases      Leases    `json:"leases"`
@@ -100,10 +101,11 @@ type World struct {
 	Peerings int       `json:"peerings"`
 }
 
-// The states of a Route and of a Learned.
+// The states of a Route, of a Learned and of a Tunnel.
 const (
 	Installed = "installed"
 	Missing   = "missing"
+	Differs   = "differs" // of a Tunnel only: its link, an address, an entry or a setting is not as it should be
 	Foreign   = "foreign" // another owner's route is in its place
 	Ignored   = "ignored" // of a Learned only: Why says why it has no route
 )
@@ -175,6 +177,18 @@ type Learned struct {
 	Kept  bool   `json:"kept,omitempty"`
 	State string `json:"state"`
 	Why   string `json:"why,omitempty"`
+}
+
+// Tunnel is the node's end of the overlay (VXLAN, RFC 7348).
+type Tunnel struct {
+	Device string `json:"device"`
+	VNI    uint32 `json:"vni"`
+	Port   uint16 `json:"port"` // UDP
+	Local  string `json:"local"`
+	MTU    int    `json:"mtu"` // bytes
+	// Peers is how many nodes this node sends to through the tunnel. It receives from all nodes.
+	Peers int    `json:"peers"`
+	State string `json:"state"` // Installed, Differs or Missing
 }
 
 // Leases counts pods: a pod holds one address of each family, and Free says how many more fit.

@@ -94,6 +94,13 @@ func (p *page) status(s api.Status) {
 	p.row("Daemon", fmt.Sprintf("edgewayd %s, up %s", s.Version, age(s.Now.Sub(s.Started))))
 	p.row("Cluster", clusterLine(s))
 	p.row("Leases", leasesLine(s.Leases))
+	if t := s.Tunnel; t != nil {
+		mark := ""
+		if t.State != api.Installed {
+			mark = "   " + marked(t.State)
+		}
+		p.row("Tunnel", fmt.Sprintf("%s   from %s   VNI %d   UDP port %d   MTU %d   peers %d%s", t.Device, t.Local, t.VNI, t.Port, t.MTU, t.Peers, mark))
+	}
 	p.table.Flush()
 	views := []func(api.Status){p.routes, p.sessions, p.learned, p.problems}
 	if len(s.Learned) == 0 {
