@@ -25,8 +25,9 @@ const (
 	probeRoute = "blackhole " + probeAddr + " proto static table 7777"
 )
 
-// monitorTimeout bounds the time in which an event of the kernel reaches the file.
-const monitorTimeout = 5 * time.Second
+// monitorTimeout bounds the time in which an event of the kernel reaches the file: two programs run until then,
+// which takes seconds on a busy machine.
+const monitorTimeout = 30 * time.Second
 
 // Monitor watches the routes of one origin, which is named as in `ip route`.
 func (m *Machine) Monitor(ctx context.Context, proto string) (*Monitor, error) {
