@@ -316,7 +316,7 @@ func without[T any](in []T, drop func(T) bool) []T {
 
 func diffNAT(observed, desired *NAT) []Change {
 	return diffOne(observed, desired, func(got, want NAT) bool {
-		return !got.Damaged && samePrefixes(got.Sources, want.Sources) && samePrefixes(got.Exclude, want.Exclude) && samePrefixes(got.Nodes, want.Nodes)
+		return !got.Damaged && got.Off == want.Off && samePrefixes(got.Sources, want.Sources) && samePrefixes(got.Exclude, want.Exclude) && samePrefixes(got.Nodes, want.Nodes)
 	})
 }
 

@@ -86,7 +86,7 @@ func TestLivingConnectionsOutliveSourceNAT(t *testing.T) {
 		host.sync(Scope{NAT: true}, State{NAT: &NAT{Sources: prefixes("10.10.1.0/24", "fd00:10:1::/64")}})
 		before.lives(t, "NAT on")
 		during := connect(t, pod, lan, family.to)
-		off := State{NAT: &NAT{Sources: prefixes("10.10.1.0/24", "fd00:10:1::/64"), Exclude: Everywhere()}}
+		off := State{NAT: &NAT{Sources: prefixes("10.10.1.0/24", "fd00:10:1::/64"), Off: true}}
 		host.sync(Scope{NAT: true}, off)
 		host.quiet(Scope{NAT: true}, off)
 		before.lives(t, "NAT off")
@@ -97,11 +97,17 @@ func TestLivingConnectionsOutliveSourceNAT(t *testing.T) {
 		}
 		host.sync(Scope{NAT: true}, State{})
 	}
-	// Nodes beside a tunnel are an exception to what is excluded.
-	host.sync(Scope{NAT: true}, State{NAT: &NAT{Sources: prefixes("10.10.1.0/24", "fd00:10:1::/64"), Exclude: Everywhere(), Nodes: prefixes("10.0.0.1/32", "fd00:10::1/128")}})
+	// Nodes beside a tunnel are an exception, and so is a pod that its network masquerades.
+	host.sync(Scope{NAT: true}, State{NAT: &NAT{Sources: prefixes("10.10.1.0/24", "fd00:10:1::/64"), Off: true, Nodes: prefixes("10.0.0.1/32", "fd00:10::1/128")}})
 	for to, want := range map[string]string{"10.0.0.1": "10.0.0.11", "fd00:10::1": "fd00:10::11", "10.0.0.2": "10.10.1.5"} {
 		if got := connect(t, pod, lan, addr(to)).saw; got != addr(want) {
 			t.Errorf("%s saw %v, want %s", to, got, want)
+		}
+	}
+	host.sync(Scope{}, State{Masq: []Masq{{Addr: addr("10.10.1.5")}, {Addr: addr("fd00:10:1::5")}}})
+	for to, want := range map[string]string{"10.0.0.2": "10.0.0.11", "fd00:10::1": "fd00:10::11"} {
+		if got := connect(t, pod, lan, addr(to)).saw; got != addr(want) {
+			t.Errorf("%s saw %v of a masqueraded pod, want %s", to, got, want)
 		}
 	}
 }

@@ -33,7 +33,7 @@ func (k *Kernel) observeMasq(v *view, scope []netip.Prefix, desired []Masq) ([]M
 		if err != nil {
 			return nil, err
 		}
-		chains, err := ourChains(c)
+		chains, _, err := ourChains(c)
 		if err != nil {
 			return nil, err
 		}
@@ -122,7 +122,7 @@ func (k *Kernel) addMasq(m Masq, gapped bool) error {
 		return err
 	}
 	natFrame(c)
-	natWrite(c, masqChain)
+	natWrite(c, masqChain, false)
 	if err := c.Flush(); err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ import (
 //			ip daddr @pods4 return
 //			ip daddr 224.0.0.0/4 return
 //			ip saddr . ip daddr @kept4 return
-//			ip saddr @sources4 masquerade fully-random
+//			ip saddr @sources4 masquerade fully-random    # unless the NAT is Off
 //		}
 //		chain pods {                                      # of each Masq
 //			the same rules from the one of exclude4 on, except the last:
@@ -167,29 +167,30 @@ func (k *Kernel) readNAT() (content natContent, err error) {
 			content.pods = content.pods || len(elements) > 0
 		}
 	}
-	content.chains, err = ourChains(c)
+	content.chains, content.Off, err = ourChains(c)
 	content.Damaged = content.Damaged || !content.chains[natChain]
 	return content, err
 }
 
 // ourChains returns our chains that exist. A chain is whole if it has the right hook and exactly our
-// rules.
-func ourChains(c *nftables.Conn) (whole map[string]bool, err error) {
+// rules. off: the NAT's chain is whole and Off.
+func ourChains(c *nftables.Conn) (whole map[string]bool, off bool, err error) {
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	whole = map[string]bool{}
 	for _, name := range []string{natChain, masqChain} {
 		rules, exists, err := rulesIn(c, chains, chainOf(name))
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if exists {
-			whole[name] = sameRules(rules, rulesOf(name))
+			off = off || name == natChain && sameRules(rules, rulesOf(name, true))
+			whole[name] = off && name == natChain || sameRules(rules, rulesOf(name, false))
 		}
 	}
-	return whole, nil
+	return whole, off, nil
 }
 
 func chainOf(name string) *nftables.Chain {
@@ -199,8 +200,8 @@ func chainOf(name string) *nftables.Chain {
 	}
 }
 
-// rulesOf returns the rules of a chain in order.
-func rulesOf(chain string) (rules []*nftables.Rule) {
+// rulesOf returns the rules of a chain in order. off is that of the NAT.
+func rulesOf(chain string, off bool) (rules []*nftables.Rule) {
 	sets := natSets()
 	version, from, masquerade := natVersion, natSources, &expr.Masq{FullyRandom: true}
 	if chain == masqChain {
@@ -231,6 +232,9 @@ func rulesOf(chain string) (rules []*nftables.Rule) {
 				{saddr, in(natSources), daddr, in(natNodes), masquerade},
 				{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, equal(linkName(VXLANLink)...), saddr, notFrom, masquerade},
 			}, slices.Delete(matches, 3, 4))
+			if off {
+				matches = matches[:len(matches)-1]
+			}
 		}
 		for _, match := range matches {
 			rules = append(rules, newRule(chainOf(chain), f == 1, fmt.Sprintf("%s/%d", version, len(rules)+1), match...))
@@ -302,14 +306,14 @@ func (k *Kernel) setNAT(op Op, n NAT) error {
 	}
 	sets := natFrame(c)
 	if pods {
-		natWrite(c, masqChain)
+		natWrite(c, masqChain, false)
 	}
 	if op == Delete {
 		if has(natChain) {
 			c.DelChain(chainOf(natChain))
 		}
 	} else {
-		natWrite(c, natChain)
+		natWrite(c, natChain, n.Off)
 	}
 	for f := range 2 {
 		for kind, prefixes := range [][]netip.Prefix{natSources: n.Sources, natExclude: n.Exclude, natNodes: n.Nodes} {
@@ -337,10 +341,10 @@ func natFrame(c *nftables.Conn) []*nftables.Set {
 }
 
 // natWrite rewrites a whole chain.
-func natWrite(c *nftables.Conn, name string) {
+func natWrite(c *nftables.Conn, name string, off bool) {
 	c.AddChain(chainOf(name))
 	c.FlushChain(chainOf(name))
-	for _, r := range rulesOf(name) {
+	for _, r := range rulesOf(name, off) {
 		c.AddRule(r)
 	}
 }

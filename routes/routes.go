@@ -144,6 +144,10 @@ type NAT struct {
 	Sources []netip.Prefix
 	Exclude []netip.Prefix
 	Nodes   []netip.Prefix
+	// Off: packets from Sources take the node's address towards Nodes alone. The connections that were translated
+	// before stay so, which they would not without the table. The pods' masquerade (Masq) is not affected, as it
+	// would be by an Exclude of everything.
+	Off bool
 	// Damaged: the NAT's chain or sets differ from those that Sync makes. Observed only.
 	Damaged bool
 	// Whole: nobody else has anything in the table. Observed only.

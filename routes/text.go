@@ -143,8 +143,11 @@ func (s Sysctl) String() string { return s.Key + " = " + s.Value }
 
 func (n NAT) String() string {
 	s := fmt.Sprintf("table inet %s sources %v exclude %v", tableName, n.Sources, n.Exclude)
+	if n.Off {
+		s = fmt.Sprintf("table inet %s sources %v off", tableName, n.Sources)
+	}
 	if len(n.Nodes) > 0 {
-		s += fmt.Sprintf(" but not nodes %v", n.Nodes)
+		s += fmt.Sprintf(" except nodes %v", n.Nodes)
 	}
 	if n.Damaged {
 		s += " damaged"

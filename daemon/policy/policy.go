@@ -278,7 +278,7 @@ func (d *draft) sourceNAT() {
 	nat := &routes.NAT{Sources: slices.Clone(d.self.PodCIDRs), Nodes: beside}
 	d.plan.Routes.NAT = nat
 	if !want.Enabled {
-		nat.Exclude = routes.Everywhere()
+		nat.Off = true
 		return
 	}
 	for _, n := range d.Cluster.Nodes {
