@@ -190,15 +190,30 @@ func (s *Switch) Console(ctx context.Context, words ...string) (string, error) {
 func (s *Switch) Stop() error { return s.end(unix.SIGTERM) }
 
 // Kill ends the routing daemons as a power cut does: all their processes at once. A process of OpenBGPD that sees
-// its parent die ends the sessions with a Cease.
+// its parent die ends the sessions with a Cease. Kill returns when all are gone: the next daemon needs their port.
 func (s *Switch) Kill() error {
+	var groups []int
 	for _, p := range s.procs {
 		if p.Err() == nil {
+			groups = append(groups, p.PID())
 			_ = unix.Kill(-p.PID(), unix.SIGKILL) // End reports a process that lives
 		}
 	}
-	return s.end(unix.SIGKILL)
+	err := s.end(unix.SIGKILL)
+	for _, group := range groups {
+		// A process that nobody reaps has closed its sockets, too.
+		_ = Wait(context.Background(), groupTimeout, func() error {
+			if unix.Kill(-group, 0) == unix.ESRCH {
+				return nil
+			}
+			return fmt.Errorf("processes of group %d are left", group)
+		})
+	}
+	return err
 }
+
+// groupTimeout bounds the time from the end of a daemon to the end of the processes that it started.
+const groupTimeout = 5 * time.Second
 
 func (s *Switch) end(sig unix.Signal) error {
 	var errs []error
