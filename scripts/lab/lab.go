@@ -96,7 +96,7 @@ func New(o Options) (*Lab, error) {
 		}
 		l := &Lab{Prefix: prefix, Dir: dir, ClusterDir: cmp.Or(o.Cluster, filepath.Join(dir, "cluster")), bin: bin,
 			machines: map[string]*Machine{}, switches: map[string]*Switch{}, nodes: map[string]*Node{}, bridges: map[string]string{}}
-		if l.lock, err = own(dir); err != nil {
+		if l.lock, err = occupy(dir); err != nil {
 			return nil, errors.Join(err, os.RemoveAll(dir))
 		}
 		return l, nil
@@ -153,8 +153,22 @@ const (
 	keptName = "kept"
 )
 
-func own(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o644)
+// occupy makes this process the owner of a new laboratory. The lock is locked before it has its name: a Sweep of
+// another process would take a laboratory with an unlocked lock for one whose owner died.
+func occupy(dir string) (*os.File, error) {
+	f, err := own(filepath.Join(dir, "new-"+lockName), os.O_CREATE)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Rename(f.Name(), filepath.Join(dir, lockName)); err != nil {
+		return nil, errors.Join(fmt.Errorf("laboratory: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+// own locks the file at path. how may be os.O_CREATE.
+func own(path string, how int) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|how, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("laboratory: %w", err)
 	}
@@ -183,9 +197,9 @@ func takeDown(wanted func(dir string) bool) (gone []string, err error) {
 	locks, _ := filepath.Glob(filepath.Join(os.TempDir(), "ew-????", lockName)) // the pattern is valid
 	for _, path := range locks {
 		dir := filepath.Dir(path)
-		lock, owned := own(dir)
+		lock, owned := own(path, 0)
 		if owned != nil {
-			continue // the owner lives
+			continue // the owner lives, or has just taken it down
 		}
 		if wanted(dir) {
 			err = errors.Join(err, remove(filepath.Base(dir), dir))

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -236,6 +237,38 @@ func TestSweepRemovesWhatACrashLeft(t *testing.T) {
 	}
 	if _, err := os.Stat(l.Machine("a").Path); !os.IsNotExist(err) {
 		t.Errorf("its namespace is still there: %v", err)
+	}
+}
+
+// A test that began while another process swept failed: "lock /tmp/ew-0313/lock: resource temporarily unavailable".
+func TestNewLaboratoryBesideASweep(t *testing.T) {
+	need(t)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+					if _, err := lab.Sweep(); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	defer wg.Wait()
+	defer close(done)
+	for range 200 {
+		l, err := lab.New(lab.Options{Bin: "../../bin"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
