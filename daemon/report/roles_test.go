@@ -270,6 +270,8 @@ func TestAPIServerControllerRoles(t *testing.T) {
 	for i := range 3 {
 		must("", cp.ApplyText(fmt.Sprintf(`{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "m%d"}}`, i)))(t)
 	}
+	must("", cp.ApplyText(`{"apiVersion": "network.edgeway.io/v1alpha1", "kind": "NetworkPool", "metadata": {"name": "elsewhere"},
+		"spec": {"nodeSelector": "pool=elsewhere", "mode": "underlay", "podCIDRs": [{"cidr": "10.20.0.0/16"}]}}`))(t)
 	config := must(cluster.ClientConfig(must(cp.ServiceAccount("kube-system", "edgeway-controller"))(t), "edgewayd/test"))(t)
 	// The pool has two blocks, and n1 has one of them: of three Nodes two get none, which is said.
 	pool := controller.Pool{
