@@ -71,7 +71,7 @@ func problemStatus(problems []cluster.Problem) (out []api.Problem) {
 
 // tunnelStatus compares the wanted VXLAN link with the kernel's.
 func tunnelStatus(have, want routes.State) *api.Tunnel {
-	i := slices.IndexFunc(want.Links, func(l routes.Link) bool { return l.Name == policy.VXLANLink })
+	i := slices.IndexFunc(want.Links, func(l routes.Link) bool { return l.Name == routes.VXLANLink })
 	if i < 0 {
 		return nil
 	}

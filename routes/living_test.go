@@ -64,19 +64,7 @@ func (c talk) lives(t *testing.T, when string) {
 // Source NAT that was switched on reset all connections of the node's pods where nothing else used conntrack:
 // their next packets were translated, and the other side did not know them.
 func TestLivingConnectionsOutliveSourceNAT(t *testing.T) {
-	host, pod := newSpace(t), newSpace(t)
-	lan := host.wire()
-	onHost, inPod := podStates(pod)
-	onHost.Sysctls = []Sysctl{{"net/ipv4/ip_forward", "1"}, {"net/ipv6/conf/all/forwarding", "1"}}
-	host.sync(Scope{}, onHost)
-	pod.sync(Scope{}, inPod)
-	lan.sync(Scope{}, State{
-		Addrs: []Addr{{Link: "lan0", Prefix: pfx("10.0.0.1/24")}, {Link: "lan0", Prefix: pfx("10.0.0.2/24")}, {Link: "lan0", Prefix: pfx("fd00:10::1/64")}},
-		Routes: []Route{
-			{Dst: pfx("10.10.1.0/24"), Via: addr("10.0.0.11"), Link: "lan0", Protocol: ProtoNode},
-			{Dst: pfx("fd00:10:1::/64"), Via: addr("fd00:10::11"), Link: "lan0", Protocol: ProtoNode},
-		},
-	})
+	host, pod, lan := podOfALAN(t, "10.0.0.1/24", "10.0.0.2/24", "fd00:10::1/64")
 	for _, family := range []struct{ to, pod, node netip.Addr }{
 		{addr("10.0.0.1"), addr("10.10.1.5"), addr("10.0.0.11")}, {addr("fd00:10::1"), addr("fd00:10:1::5"), addr("fd00:10::11")},
 	} {

@@ -221,20 +221,20 @@ func rulesOf(chain string, off bool) (rules []*nftables.Rule) {
 			{daddr, in(natExclude), leave},
 			{daddr, in(natSources), leave},
 			{daddr, in(natPods), leave},
-			toMany,
-			{saddr, second(daddr, daddr.(*expr.Payload).Len), in(natKept), leave},
-			{saddr, in(from), masquerade},
 		}
-		if chain == natChain {
-			matches = slices.Concat([][]expr.Any{
+		if chain == masqChain {
+			matches = append(matches, toMany)
+		} else {
+			matches = append([][]expr.Any{
 				append(midstream(), leave),
 				toMany,
 				{saddr, in(natSources), daddr, in(natNodes), masquerade},
 				{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, equal(linkName(VXLANLink)...), saddr, notFrom, masquerade},
-			}, slices.Delete(matches, 3, 4))
-			if off {
-				matches = matches[:len(matches)-1]
-			}
+			}, matches...)
+		}
+		matches = append(matches, []expr.Any{saddr, second(daddr, daddr.(*expr.Payload).Len), in(natKept), leave})
+		if !off {
+			matches = append(matches, []expr.Any{saddr, in(from), masquerade})
 		}
 		for _, match := range matches {
 			rules = append(rules, newRule(chainOf(chain), f == 1, fmt.Sprintf("%s/%d", version, len(rules)+1), match...))

@@ -54,26 +54,32 @@ func seenFrom(t *testing.T, pod, lan *space, from, to netip.Addr) netip.Addr {
 	return seen
 }
 
-// TestPacketsOfPods sends real packets from a pod through the host to the LAN: with the pod's own
-// address, with the node's where the NAT says so, and without ARP or neighbour discovery between
-// pod and host.
-func TestPacketsOfPods(t *testing.T) {
-	host, pod := newSpace(t), newSpace(t)
-	lan := host.wire()
+// podOfALAN wires a pod to its host, and the host to a machine of the LAN with these addresses and with routes to
+// the host's pods.
+func podOfALAN(t *testing.T, addrs ...string) (host, pod, lan *space) {
+	t.Helper()
+	host, pod = newSpace(t), newSpace(t)
+	lan = host.wire()
 	onHost, inPod := podStates(pod)
 	onHost.Sysctls = []Sysctl{{"net/ipv4/ip_forward", "1"}, {"net/ipv6/conf/all/forwarding", "1"}}
 	host.sync(Scope{}, onHost)
 	pod.sync(Scope{}, inPod)
-	lan.sync(Scope{}, State{
-		Addrs: []Addr{
-			{Link: "lan0", Prefix: pfx("10.0.0.1/24")}, {Link: "lan0", Prefix: pfx("10.99.0.1/32")},
-			{Link: "lan0", Prefix: pfx("fd00:10::1/64")}, {Link: "lan0", Prefix: pfx("fd00:99::1/128")},
-		},
-		Routes: []Route{
-			{Dst: pfx("10.10.1.0/24"), Via: addr("10.0.0.11"), Link: "lan0", Protocol: ProtoNode},
-			{Dst: pfx("fd00:10:1::/64"), Via: addr("fd00:10::11"), Link: "lan0", Protocol: ProtoNode},
-		},
-	})
+	onLAN := State{Routes: []Route{
+		{Dst: pfx("10.10.1.0/24"), Via: addr("10.0.0.11"), Link: "lan0", Protocol: ProtoNode},
+		{Dst: pfx("fd00:10:1::/64"), Via: addr("fd00:10::11"), Link: "lan0", Protocol: ProtoNode},
+	}}
+	for _, a := range addrs {
+		onLAN.Addrs = append(onLAN.Addrs, Addr{Link: "lan0", Prefix: pfx(a)})
+	}
+	lan.sync(Scope{}, onLAN)
+	return host, pod, lan
+}
+
+// TestPacketsOfPods sends real packets from a pod through the host to the LAN: with the pod's own
+// address, with the node's where the NAT says so, and without ARP or neighbour discovery between
+// pod and host.
+func TestPacketsOfPods(t *testing.T) {
+	host, pod, lan := podOfALAN(t, "10.0.0.1/24", "10.99.0.1/32", "fd00:10::1/64", "fd00:99::1/128")
 	host.sync(Scope{}, State{Routes: []Route{
 		{Dst: pfx("10.99.0.0/24"), Via: addr("10.0.0.1"), Link: "eth0", Protocol: 4},
 		{Dst: pfx("fd00:99::/64"), Via: addr("fd00:10::1"), Link: "eth0", Protocol: 4},

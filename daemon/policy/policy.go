@@ -79,12 +79,9 @@ type Session struct {
 // IsHeld reports whether no session is tried.
 func (s Session) IsHeld() bool { return s.Held.Reason != "" }
 
-// VXLANLink is the name of the overlay's link on every node.
-const VXLANLink = routes.VXLANLink
-
 // Scope returns the part of the host's network namespace that Plan.Routes describes.
 func Scope() routes.Scope {
-	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{VXLANLink}, NAT: true, Senders: true, SourceCheck: true}
+	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{routes.VXLANLink}, NAT: true, Senders: true, SourceCheck: true}
 }
 
 // String prints the plan as operators know it: the lines of ip route, and a table for each session.
