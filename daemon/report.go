@@ -21,9 +21,9 @@ func refusedGot(s bgp.Status) string {
 
 // reports returns a report for each switch that a resource gives this node, for the status of the resource. A
 // session that two resources share is reported under both. A session that is held is reported with the
-// reason.
+// reason, and so is a session that nobody has.
 func reports(plan policy.Plan, sessions []bgp.Status) (out []report.Session) {
-	for _, want := range plan.Sessions {
+	for _, want := range slices.Concat(plan.Sessions, plan.Unspoken) {
 		out = append(out, sessionReport(want, sessions))
 	}
 	return out

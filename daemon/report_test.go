@@ -50,6 +50,8 @@ func TestReports(t *testing.T) {
 	inside.ASN, inside.MultihopTTL = 65010, 3 // an internal session has no hop limit
 	w.Cluster.Peerings = append(w.Cluster.Peerings, cluster.Peering{Kind: "BGPPeer", Name: "inside", LocalASN: 65010, Selector: all,
 		Speakers: []cluster.Speaker{{Node: "n1", Peers: []cluster.Peer{inside}}}})
+	nobody := cluster.Peering{Kind: "BGPPeer", Name: "nobody", LocalASN: 65010, Selector: all, Speakers: []cluster.Speaker{{Node: "N2", Peers: []cluster.Peer{peer("10.0.0.4")}}}}
+	w.Cluster.Peerings = append(w.Cluster.Peerings, nobody)
 	plan := policy.Decide(w)
 	state := plan.BGP
 	if len(state.Sessions) != 2 {
@@ -66,6 +68,9 @@ func TestReports(t *testing.T) {
 		{Resource: "BGPClusterConfig/c", Peer: addr("10.0.0.2"), Port: 179, PeerName: "leaf-2", PeerASN: 65001, State: "Idle", Reason: "noPassword",
 			Message: "want Secret kube-system/bgp with key password, got no such Secret; set it; the session with 10.0.0.2 is held down until then"},
 		{Resource: "BGPPeer/inside", Peer: addr("10.0.0.3"), Port: 179, PeerASN: 65010, State: "Established", Since: since},
+		// No speaker of the resource is a Node: the first node that it selects says so, and says what was meant.
+		{Resource: "BGPPeer/nobody", Peer: addr("10.0.0.4"), Port: 179, PeerASN: 65001, State: "Idle", Reason: "noSuchSpeaker",
+			Message: "want speakers that are Nodes, got N2, where Node/n2 differs in upper and lower case; name the speaker n2"},
 	}
 	want[0].Resource, want[1].Resource, want[1].Advertised = "BGPPeer/every", "BGPPeer/one", 1
 	// A session is held since the first look that found it so.
@@ -73,9 +78,13 @@ func TestReports(t *testing.T) {
 	held := sinceHeld(nil, got, now)
 	got = reports(plan, sessions)
 	sinceHeld(held, got, now.Add(time.Minute))
-	want[2].Since, want[3].Since = now, now
+	want[2].Since, want[3].Since, want[5].Since = now, now, now
 	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Errorf("want (-) and got (+):\n%s", d)
+	}
+	w.Self = "n2"
+	if got := policy.Decide(w).Unspoken; len(got) != 0 {
+		t.Errorf("a second node speaks of the resource without a speaker: %v", got)
 	}
 }
 

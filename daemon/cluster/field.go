@@ -23,6 +23,7 @@ type document struct {
 	object   string // "BGPPeer/peer-a"
 	merged   int
 	problems []Problem
+	remarks  []Problem // the object counts in spite of them
 }
 
 // field is a place in a document. Its node is nil where the document has nothing.

@@ -69,15 +69,23 @@ func readNode(root mapping, name string) Node {
 		n.PodCIDRs = append(n.PodCIDRs, p)
 	}
 	status := root.at("status").mapping()
+	var wrong []Problem
 	for _, f := range status.at("addresses").list() {
 		entry := f.mapping()
 		if entry.at("type").scalar() != "InternalIP" {
 			continue
 		}
 		entry.require("address")
+		before := len(entry.doc.problems)
 		if ip := entry.at("address").addr(); ip.IsValid() && !slices.Contains(n.Addresses, ip) {
 			n.Addresses = append(n.Addresses, ip)
 		}
+		wrong, entry.doc.problems = append(wrong, entry.doc.problems[before:]...), entry.doc.problems[:before]
+	}
+	// A cloud provider may list a host name beside the address: that entry alone does not count. A Node that has
+	// no valid InternalIP at all keeps its last valid version.
+	if root.doc.remarks = wrong; len(n.Addresses) == 0 {
+		root.doc.problems, root.doc.remarks = append(root.doc.problems, wrong...), nil
 	}
 	for _, f := range status.at("conditions").list() {
 		if c := f.mapping(); c.at("type").scalar() == "Ready" {

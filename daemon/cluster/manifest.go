@@ -29,6 +29,7 @@ type statement struct {
 	line     int
 	object   object
 	problems []Problem
+	remarks  []Problem // on a statement that is valid: what of the object does not count
 }
 
 func (s statement) valid() bool { return s.object != object{} }
@@ -244,8 +245,8 @@ func (m *manifest) readObject(top mapping, k kind) {
 		peering.Origin = m.file
 		s.object.peering = &peering
 	}
-	if s.problems = d.problems; len(d.problems) > 0 {
-		s.object = object{}
+	if s.problems, s.remarks = d.problems, d.remarks; len(d.problems) > 0 {
+		s.object, s.remarks = object{}, nil
 	}
 	m.statements = append(m.statements, s)
 }

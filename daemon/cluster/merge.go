@@ -88,6 +88,10 @@ func (m *merging) add(s statement) {
 			m.problems = append(m.problems, p)
 		}
 	}
+	for _, p := range s.remarks {
+		p.Next += "; until then this entry does not count"
+		m.problems = append(m.problems, p)
+	}
 	m.now[s.ref] = s
 }
 

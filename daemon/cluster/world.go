@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"time"
@@ -45,6 +46,16 @@ func Equal(a, b World) bool {
 	x, errX := json.Marshal(a)
 	y, errY := json.Marshal(b)
 	return errX == nil && errY == nil && bytes.Equal(x, y)
+}
+
+// Family returns the node's addresses of the same family as like, in the Node's order.
+func (n Node) Family(like netip.Addr) (out []netip.Addr) {
+	for _, a := range n.Addresses {
+		if a.Is4() == like.Is4() {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 func (n Node) equal(o Node) bool {

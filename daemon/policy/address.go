@@ -8,11 +8,12 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// ownAddresses compares the InternalIPs of this Node with the addresses of this machine.
+// ownAddresses compares the InternalIPs of this Node with the addresses of this machine. One of each family is
+// enough: see underlay.
 func (d *draft) ownAddresses() {
 	self := "Node/" + d.self.Name
 	for _, a := range d.self.Addresses {
-		if !d.hasAddress(a) {
+		if !slices.ContainsFunc(d.self.Family(a), d.hasAddress) {
 			d.problem(self, cluster.AddressNotHere, "an InternalIP that a link of this machine has", a.String(),
 				"correct the Node's InternalIP, or give the address back to its link; other nodes and switches send this node's packets there")
 		}
@@ -35,14 +36,13 @@ func (d *draft) lostUnderlay() bool {
 // comes an address of the link, then the Node's address. An address that is absent for a moment still counts:
 // another address of the link would end the session.
 func (w World) sourceFor(n cluster.Node, peer netip.Addr, link string) (netip.Addr, bool) {
-	node, ok := underlay(n, peer)
 	own := netip.Addr{}
 	for _, a := range w.Host.Addrs {
 		if a.Link != link {
 			continue
 		}
-		if ok && a.Prefix.Masked().Contains(node) {
-			return node, true
+		if i := slices.IndexFunc(n.Family(peer), a.Prefix.Masked().Contains); i >= 0 {
+			return n.Family(peer)[i], true
 		}
 		if !own.IsValid() && a.Prefix.Masked().Contains(peer) {
 			own = a.Prefix.Addr()
@@ -51,5 +51,5 @@ func (w World) sourceFor(n cluster.Node, peer netip.Addr, link string) (netip.Ad
 	if own.IsValid() {
 		return own, true
 	}
-	return node, ok
+	return w.underlay(n, peer)
 }

@@ -21,7 +21,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
@@ -57,6 +56,9 @@ type Plan struct {
 	MTU     int       // of the pods' links, in bytes
 	// Sessions has an entry for each switch that a resource gives this node, in the resources' order.
 	Sessions []Session
+	// Unspoken has an entry for each switch of a resource that selects this node and of which no speaker is a
+	// Node. This node has no such session: it says in the resource's status that nobody has.
+	Unspoken []Session
 	// Lessons has an entry for each prefix that the switches announce, in order.
 	Lessons []Lesson
 	// Neighbours has the machines one hop away that matter to this node as a speaker: nodes and switches.
@@ -167,9 +169,8 @@ func (d *draft) findSelf() bool {
 	at := slices.IndexFunc(d.Cluster.Nodes, func(n cluster.Node) bool { return n.Name == d.Self })
 	if at < 0 {
 		got, next := fmt.Sprintf("%d Nodes of other names", len(d.Cluster.Nodes)), "add the Node, or set nodeName in the configuration to the name that the cluster uses"
-		if i := slices.IndexFunc(d.Cluster.Nodes, func(n cluster.Node) bool { return strings.EqualFold(n.Name, d.Self) }); i >= 0 {
-			name := d.Cluster.Nodes[i].Name
-			got, next = "Node/"+name+", which differs in upper and lower case", "set nodeName: "+name+" in the configuration"
+		if name := d.survey.meant(d.Self); name != "" {
+			got, next = "Node/"+name+", which differs "+difference(name, d.Self), "set nodeName: "+name+" in the configuration"
 		}
 		d.problem("Node/"+d.Self, cluster.NoSelf, "a Node of this name", got, next)
 		return false

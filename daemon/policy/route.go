@@ -13,7 +13,7 @@ import (
 // routeTo decides how packets from here reach the pod CIDR of node n, whose LANs are theirs.
 func (d *draft) routeTo(n cluster.Node, theirs []uint32, cidr netip.Prefix) {
 	object := "Node/" + n.Name
-	via, ok := underlay(n, cidr.Addr())
+	via, ok := d.underlay(n, cidr.Addr())
 	link, connected := d.linkTo(via)
 	mine := d.plan.LANs
 	sameLAN := intersects(mine, theirs)
@@ -129,7 +129,7 @@ func (d *draft) overlaid(n cluster.Node, theirs []uint32, like netip.Addr) bool 
 	if here != cluster.Auto && there != cluster.Auto {
 		return false
 	}
-	via, _ := underlay(n, like)
+	via, _ := d.underlay(n, like)
 	_, connected := d.linkTo(via)
 	mine := d.plan.LANs
 	return !connected || len(mine)+len(theirs) > 0 && !intersects(mine, theirs)
@@ -156,8 +156,8 @@ func (d *draft) nodesBesideTunnels() (out []netip.Prefix) {
 // address of the CIDR, and a MAC derived from the node's name, so nothing needs publishing. It is sent to
 // with the VNI and the port with which n receives, so that two pools may have different ones.
 func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
-	local, ok := vtepAddress(d.self)
-	remote, okRemote := vtepAddress(n)
+	local, ok := d.vtepAddress(d.self)
+	remote, okRemote := d.vtepAddress(n)
 	if !ok || !okRemote || local.Is4() != remote.Is4() {
 		lacks := n // the node without an IPv4 address, if there is one: both nodes say the same of it
 		if okRemote && (!ok || remote.Is4()) {
@@ -186,18 +186,18 @@ func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
 
 // vtepAddress is the address at which n sends and receives packets of the overlay. A node has one VXLAN link, and
 // that has one family.
-func vtepAddress(n cluster.Node) (netip.Addr, bool) {
-	if a, ok := underlay(n, netip.IPv4Unspecified()); ok {
+func (w World) vtepAddress(n cluster.Node) (netip.Addr, bool) {
+	if a, ok := w.underlay(n, netip.IPv4Unspecified()); ok {
 		return a, true
 	}
-	return underlay(n, netip.IPv6Unspecified())
+	return w.underlay(n, netip.IPv6Unspecified())
 }
 
 // receive makes the VXLAN link, with which this node receives packets of the overlay. In a cluster with
 // NetworkPools every node has the link in every mode: while the mode of a pool changes, some nodes know of it
 // earlier than others, and what the earlier ones send in VXLAN must arrive.
 func (d *draft) receive() {
-	local, ok := vtepAddress(d.self)
+	local, ok := d.vtepAddress(d.self)
 	if !ok || len(d.plan.Routes.Links) > 0 {
 		return
 	}

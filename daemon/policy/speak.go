@@ -25,6 +25,7 @@ func (d *draft) speak() {
 			}
 		}
 	}
+	d.unspoken()
 	d.markOwn()
 	d.plan.Neighbours = d.neighbours()
 	d.proxied()
@@ -36,6 +37,23 @@ func (d *draft) speak() {
 	if len(d.Config.BGP.Learn) > 0 && len(d.plan.BGP.Sessions) > 0 && d.LearnedAll && len(d.Learned) == 0 {
 		d.problem("bgp.learn", cluster.NothingLearned, "prefixes that the switches announce within "+fmt.Sprint(d.Config.BGP.Learn), "none",
 			"let the switches announce them to this node, or correct bgp.learn")
+	}
+}
+
+// unspoken finds the resources of which no speaker is a Node. Nobody has a session of such a resource, so the
+// first node that it selects says so in the resource's status.
+func (d *draft) unspoken() {
+	for _, r := range d.Cluster.Peerings {
+		first := slices.IndexFunc(d.Cluster.Nodes, func(n cluster.Node) bool { return r.Selector.Selects(n.Labels) })
+		if first < 0 || d.Cluster.Nodes[first].Name != d.self.Name || slices.ContainsFunc(r.Speakers, func(s cluster.Speaker) bool { return d.survey.named[s.Node] }) {
+			continue
+		}
+		for _, s := range r.Speakers {
+			for _, peer := range s.Peers {
+				key := bgp.Peer{Address: peer.Address, Port: cmp.Or(peer.Port, d.Config.BGP.Port)}.Key()
+				d.plan.Unspoken = append(d.plan.Unspoken, Session{Resource: r.Ref(), Peer: peer, Key: key, Held: d.survey.noSuchSpeaker(r, s.Node)})
+			}
+		}
 	}
 }
 
@@ -126,7 +144,7 @@ func (d *draft) paths(r cluster.Peering) []bgp.Path {
 			if d.isDisputed(c) {
 				continue
 			}
-			hop, ok := underlay(n, c.Addr())
+			hop, ok := d.underlay(n, c.Addr())
 			if !ok {
 				d.problem("Node/"+n.Name, cluster.NoAddress, "an InternalIP of the family of "+c.String(), "none", "add the address to the Node's status.addresses")
 				continue
@@ -192,8 +210,8 @@ func (d *draft) routerID(n cluster.Node) netip.Addr {
 	if d.Config.BGP.RouterID.IsValid() {
 		return d.Config.BGP.RouterID
 	}
-	if a, ok := underlay(n, netip.IPv4Unspecified()); ok {
-		return a
+	if all := n.Family(netip.IPv4Unspecified()); len(all) > 0 {
+		return all[0] // wherever it is: another router ID would end the sessions
 	}
 	sum := sha256.Sum256([]byte(n.Name))
 	return netip.AddrFrom4([4]byte{sum[0] | 1, sum[1], sum[2], sum[3]})

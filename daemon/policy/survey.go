@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
@@ -14,6 +15,8 @@ import (
 type Survey struct {
 	lans     [][]uint32            // of each node of the cluster state, in its order
 	speakers map[uint32][]string   // the Nodes that speak for each LAN
+	named    map[string]bool       // the names of the Nodes
+	like     map[string]string     // the name of a Node, by what names that mean it have in common
 	claims   []claim               // every pod CIDR of the cluster, sorted
 	disputed map[netip.Prefix]bool // pod CIDRs of two nodes that overlap
 	problems []cluster.Problem     // every node has them
@@ -27,9 +30,11 @@ type claim struct {
 
 // NewSurvey surveys a cluster state.
 func NewSurvey(c cluster.World) *Survey {
-	s := &Survey{speakers: map[uint32][]string{}, disputed: map[netip.Prefix]bool{}}
+	s := &Survey{speakers: map[uint32][]string{}, named: map[string]bool{}, like: map[string]string{}, disputed: map[netip.Prefix]bool{}}
 	for _, n := range c.Nodes {
 		s.lans = append(s.lans, lans(c, n))
+		s.named[n.Name] = true
+		s.like[common(n.Name)] = n.Name
 	}
 	s.overlaps(c.Nodes)
 	s.sharedAddresses(c.Nodes)
@@ -104,7 +109,7 @@ func (s *Survey) resource(nodes []cluster.Node, r cluster.Peering) {
 		i := slices.IndexFunc(nodes, func(n cluster.Node) bool { return n.Name == speaker.Node })
 		switch {
 		case i < 0:
-			s.problem(r.Ref(), cluster.NoSuchSpeaker, "speakers that are Nodes", speaker.Node, "correct the speaker's name, or add the Node")
+			s.problems = append(s.problems, s.noSuchSpeaker(r, speaker.Node))
 			continue
 		case !r.Selector.Selects(nodes[i].Labels):
 			s.problem(r.Ref(), cluster.SpeakerNotSelected, "speakers that nodeSelector selects", speaker.Node, "label the Node "+r.Selector.String()+", or name another speaker")
@@ -113,4 +118,31 @@ func (s *Survey) resource(nodes []cluster.Node, r cluster.Peering) {
 			s.speakers[r.LocalASN] = append(s.speakers[r.LocalASN], speaker.Node)
 		}
 	}
+}
+
+// noSuchSpeaker is the problem of a speaker that is not a Node. Kubernetes writes the names of Nodes in lower
+// case, and a Node may have the machine's full host name where people write the short one.
+func (s *Survey) noSuchSpeaker(r cluster.Peering, speaker string) cluster.Problem {
+	p := cluster.Problem{Object: r.Ref(), Reason: cluster.NoSuchSpeaker, Want: "speakers that are Nodes", Got: speaker, Next: "correct the speaker's name, or add the Node"}
+	if name := s.meant(speaker); name != "" {
+		p.Got, p.Next = speaker+", where Node/"+name+" differs "+difference(name, speaker), "name the speaker "+name
+	}
+	return p
+}
+
+// meant returns the name of the Node that somebody probably means by a name that no Node has, or "".
+func (s *Survey) meant(name string) string { return s.like[common(name)] }
+
+// common is what the names that people write for one machine have in common.
+func common(name string) string {
+	host, _, _ := strings.Cut(strings.ToLower(name), ".")
+	return host
+}
+
+// difference says how the name of a Node differs from the name that somebody wrote for it.
+func difference(node, written string) string {
+	if strings.EqualFold(node, written) {
+		return "in upper and lower case"
+	}
+	return "in its domain"
 }

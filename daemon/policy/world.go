@@ -46,14 +46,22 @@ func (w World) fileMode(n cluster.Node) cluster.Mode {
 	return w.Config.Mode
 }
 
-// underlay returns the node's address on the LAN, of the same family as like.
-func underlay(n cluster.Node, like netip.Addr) (netip.Addr, bool) {
-	for _, a := range n.Addresses {
-		if a.Is4() == like.Is4() {
-			return a, true
+// underlay returns the node's address on the LAN, of the same family as like. Of several InternalIPs of the
+// family, the first that is on a subnet of this machine counts, and else the first: a Node may list its
+// address on a management network, or behind another router, before its address on the LAN.
+func (w World) underlay(n cluster.Node, like netip.Addr) (netip.Addr, bool) {
+	family := n.Family(like)
+	if len(family) > 1 {
+		for _, a := range family {
+			if _, near := w.linkTo(a); near {
+				return a, true
+			}
 		}
 	}
-	return netip.Addr{}, false
+	if len(family) == 0 {
+		return netip.Addr{}, false
+	}
+	return family[0], true
 }
 
 // isSilent reports whether n has addresses one hop away and answers at none of them.

@@ -453,6 +453,17 @@ func TestReporterRefused(t *testing.T) {
 	eventually(t, "written", "n1 10.0.0.1 Established  1\n", func() string { return f.says("BGPPeer/a") })
 	eventually(t, "no problem", nil, func() []string { return texts(r.Problems()) })
 
+	// A node that is no speaker says of a resource that nobody speaks for it. It need not be allowed to.
+	f.fail(answer(http.StatusForbidden, "Forbidden"))
+	nobody := Session{Resource: "BGPPeer/a", Peer: netip.MustParseAddr("10.0.0.9"), State: "Idle", Reason: cluster.NoSuchSpeaker, Since: time.Now()}
+	r.Sync([]Session{nobody, up("BGPPeer/a", 2)})
+	eventually(t, "a problem", 1, func() int { return len(r.Problems()) })
+	r.Sync([]Session{nobody})
+	eventually(t, "no problem", nil, func() []string { return texts(r.Problems()) })
+	f.fail(nil)
+	r.Sync([]Session{up("BGPPeer/a", 1)})
+	eventually(t, "written", "n1 10.0.0.1 Established  1\n", func() string { return f.says("BGPPeer/a") })
+
 	f.fail(func(q *http.Request) func(http.ResponseWriter) {
 		if !strings.Contains(q.URL.Path, "/events/") {
 			return nil

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -286,7 +287,7 @@ func (w *reportWriter) connected() error {
 func (w *reportWriter) solve(what string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err == nil || answered(err, http.StatusNotFound) {
+	if err == nil || answered(err, http.StatusNotFound) || answered(err, http.StatusForbidden) && w.speaksOfNobody(what) {
 		delete(w.problems, what)
 		return
 	}
@@ -302,6 +303,13 @@ func (w *reportWriter) solve(what string, err error) {
 		p.Next = "apply deploy/kubernetes/rbac; BGP itself does not depend on it"
 	}
 	w.problems[what] = p
+}
+
+// speaksOfNobody reports whether the node has no session of the resource and only says that nobody has. A node
+// that is no speaker need not have the right to write that; w.mu is held.
+func (w *reportWriter) speaksOfNobody(ref string) bool {
+	entries := w.wanted[strings.TrimPrefix(ref, eventsOf)]
+	return len(entries) > 0 && !slices.ContainsFunc(entries, func(e speakerStatus) bool { return e.Reason != cluster.NoSuchSpeaker })
 }
 
 // away reports whether the API server could not be asked, or could not answer, so that the same request may
