@@ -67,6 +67,7 @@ type Attached struct {
 	Standing Standing
 	Link     string // the host's end; "" if another main plugin made it
 	Linked   bool   // the link exists
+	MTU      int    // of the link, in bytes; 0: the link does not exist
 }
 
 // attached judges all leases, oldest first. unowned are host links of this store that no lease owns: a
@@ -87,7 +88,7 @@ func (n *Node) attached(ctx context.Context, host kernel) (all []Attached, unown
 		a := Attached{Lease: l, Standing: s.judge(l)}
 		if !isForeign(l) {
 			link, linked := s.links.of(l)
-			a.Link, a.Linked = link.Name, linked
+			a.Link, a.Linked, a.MTU = link.Name, linked, link.MTU
 			if !linked {
 				a.Link = linkOf(l)
 			}

@@ -197,6 +197,14 @@ type Leases struct {
 	Used    uint64 `json:"used"`
 	Free    uint64 `json:"free"`
 	Outside uint64 `json:"outside"`
+	// OtherMTU are the pods that started when the node's MTU was another one. A pod keeps its MTU.
+	OtherMTU []PodMTU `json:"otherMTU,omitempty"`
+}
+
+// PodMTU is the MTU of a pod's link.
+type PodMTU struct {
+	Pod string `json:"pod"` // namespace/name
+	MTU int    `json:"mtu"` // bytes
 }
 
 // Problem is a misconfiguration with its next step.

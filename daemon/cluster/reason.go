@@ -5,8 +5,9 @@ package cluster
 type Reason string
 
 // IsAdvice reports whether a problem of this reason is advice: everything works, but one more fault would be
-// worse than it must be. Advice changes no exit status, and does not count as a problem.
-func (r Reason) IsAdvice() bool { return r == SingleSpeaker }
+// worse than it must be, or a change that the operator may plan. Advice changes no exit status, and does not count
+// as a problem.
+func (r Reason) IsAdvice() bool { return r == SingleSpeaker || r == OtherMTU }
 
 // The reasons that package policy finds.
 const (
@@ -59,6 +60,7 @@ const (
 	PoolFull          Reason = "poolFull"          // no address for another pod
 	AddressTaken      Reason = "addressTaken"      // a free address is in use elsewhere
 	CompetingNetwork  Reason = "competingNetwork"  // the runtime takes another file than ours
+	OtherMTU          Reason = "otherMTU"          // advice: running pods keep an earlier MTU
 	StatusRefused     Reason = "statusRefused"     // the API server refuses this node's status
 	EventsRefused     Reason = "eventsRefused"     // the API server refuses this node's events
 	NotInstalled      Reason = "notInstalled"      // a kind at the API server, or a plugin of cni.chain, is missing
@@ -102,7 +104,7 @@ func Reasons() []Reason {
 		PeeringGone, SelectsNothing, NoSuchSpeaker, SpeakerNotSelected, SingleSpeaker, NoPassword, Conflict, TooManyLearned,
 		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, ClusterUnreadable, HostUnreadable,
 		WorldNotSaved, SwitchNotTold, PodsNotServed, KernelRefused, ForeignRoute, SettingsRefused, PodBroken,
-		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, CompetingNetwork, StatusRefused, EventsRefused,
+		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, CompetingNetwork, OtherMTU, StatusRefused, EventsRefused,
 		NotInstalled, apiServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,
 		emptyFile, emptyDirectory, unreadableFile, unknownKind, unknownKey, duplicateKey, duplicateEntry,
 		duplicateObject, missingField, badValue, badASN, badAddress, badCIDR, badSelector, badSecret, wrongNamespace,

@@ -15,6 +15,9 @@ import (
 // conflistName sorts before the files of most other networks: a runtime takes the first file.
 const conflistName = "10-edgeway.conflist"
 
+// networkName is the name of the network in that file. Other networks of the node have MTUs of their own.
+const networkName = "edgeway"
+
 // Conflist is the path of the network configuration list that the daemon writes.
 func Conflist(c config.Config) string { return filepath.Join(c.CNI.ConfDir, conflistName) }
 
@@ -36,7 +39,7 @@ func conflist(c config.Config, mtu int, chain []string) ([]byte, error) {
 		plugins = append(plugins, p)
 	}
 	text, err := json.MarshalIndent(object{
-		"cniVersion": "1.0.0", "cniVersions": []string{"0.4.0", "1.0.0", "1.1.0"}, "name": "edgeway", "plugins": plugins,
+		"cniVersion": "1.0.0", "cniVersions": []string{"0.4.0", "1.0.0", "1.1.0"}, "name": networkName, "plugins": plugins,
 	}, "", "  ")
 	return append(text, '\n'), err
 }

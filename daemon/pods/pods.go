@@ -47,6 +47,7 @@ type Pods struct {
 
 	leases atomic.Pointer[leases]           // nil while the store is not open
 	tried  chan struct{}                    // closed when Sync has tried to open the store
+	mtu    atomic.Int64                     // of new pods, in bytes; 0: not known yet
 	lift   func()                           // closes tried, once
 	broken atomic.Pointer[[]plugin.Finding] // what Keep's last look could not repair; nil before the first
 	again  chan struct{}                    // one slot: a broken pod may have been repaired or ended
@@ -80,6 +81,7 @@ func (p *Pods) Sync(ctx context.Context, plan policy.Plan) ([]cluster.Problem, e
 		}
 		p.log.Info("pool set", "ranges", plan.Pool.Sets)
 	}
+	p.mtu.Store(int64(plan.MTU))
 	problems, err := writeConflist(p.config, plan.MTU)
 	return append(problems, n.rebuilt()...), err
 }
@@ -166,7 +168,9 @@ func (p *Pods) Status(ctx context.Context) (api.Leases, []cluster.Problem) {
 	if err != nil {
 		return l, []cluster.Problem{{Object: "store", Reason: cluster.StoreUnreadable, Got: err.Error(), Next: "see the log"}}
 	}
-	return l, slices.Concat(n.full(ctx), n.addressTaken(ctx), p.unkept())
+	mtu := int(p.mtu.Load())
+	l.OtherMTU = n.otherMTU(ctx, mtu)
+	return l, slices.Concat(n.full(ctx), n.addressTaken(ctx), p.unkept(), adviseMTU(l.OtherMTU, mtu))
 }
 
 // CNI runs one verb of the plugin, as the plugin does without a daemon.

@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/plugin"
@@ -90,5 +92,32 @@ func TestStoreThatDoesNotOpenIsNotWaitedFor(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// After a change of mode an operator could not see which pods still had the earlier MTU.
+func TestPodsThatKeepAnEarlierMTUAreNamed(t *testing.T) {
+	var pods []api.PodMTU
+	for _, name := range []string{"a", "b", "c", "d", "e", "f"} {
+		pods = append(pods, api.PodMTU{Pod: "default/" + name, MTU: 1500})
+	}
+	pods = append(pods, api.PodMTU{Pod: "default/slow", MTU: 1280})
+	var got []string
+	for _, p := range adviseMTU(pods, 1450) {
+		if !p.Reason.IsAdvice() {
+			t.Errorf("%s is not advice", p.Reason)
+		}
+		got = append(got, p.String())
+	}
+	const next = "; recreate the pods when it suits you; until then the kernel tells them which size the path carries"
+	want := []string{
+		"pods: want the MTU of new pods, 1450, got 1280 for default/slow" + next,
+		"pods: want the MTU of new pods, 1450, got 1500 for default/a, default/b, default/c, default/d, default/e and 1 more" + next,
+	}
+	if diff := cmp.Diff(got, want); diff != "" {
+		t.Errorf("-got +want\n%s", diff)
+	}
+	if none := adviseMTU(nil, 1450); none != nil {
+		t.Errorf("without such pods: %v", none)
 	}
 }

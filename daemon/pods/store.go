@@ -1,12 +1,16 @@
 package pods
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -114,6 +118,45 @@ func (n *leases) addressTaken(ctx context.Context) (out []cluster.Problem) {
 	for _, r := range taken {
 		out = append(out, cluster.Problem{Object: "address " + r.Dst.Addr().String(), Reason: cluster.AddressTaken, Want: "a free address of the pool", Got: r.String(),
 			Next: "delete that route, neighbour or address, or take it out of the node's pod CIDR; pods get other addresses until then"})
+	}
+	return out
+}
+
+// otherMTU returns the running pods whose MTU is not that of new pods, by name. The mode of a node changes while
+// pods run.
+func (n *leases) otherMTU(ctx context.Context, mtu int) (out []api.PodMTU) {
+	all, err := n.verbs.Attachments(ctx)
+	if err != nil || mtu == 0 {
+		return nil // usage returns the store's error; the next look asks again
+	}
+	for _, a := range all {
+		if a.MTU != 0 && a.MTU != mtu && a.Lease.Network == networkName {
+			out = append(out, api.PodMTU{Pod: cmp.Or(a.Lease.Pod.String(), a.Lease.Attachment.String()), MTU: a.MTU})
+		}
+	}
+	slices.SortFunc(out, func(a, b api.PodMTU) int { return cmp.Compare(a.Pod, b.Pod) })
+	return out
+}
+
+// podsNamed is how many pods one line of advice names. The leases in the status name all of them.
+const podsNamed = 5
+
+// adviseMTU returns one line for each MTU that pods keep from an earlier mode of the node. A pod with a larger MTU
+// than new pods is answered "fragmentation needed" where the path does not carry its packets, and a pod with a
+// smaller MTU sends smaller packets than it could.
+func adviseMTU(pods []api.PodMTU, mtu int) (out []cluster.Problem) {
+	named := map[int][]string{}
+	for _, p := range pods {
+		named[p.MTU] = append(named[p.MTU], p.Pod)
+	}
+	for _, other := range slices.Sorted(maps.Keys(named)) {
+		names := named[other]
+		got := fmt.Sprintf("%d for %s", other, strings.Join(names[:min(len(names), podsNamed)], ", "))
+		if more := len(names) - podsNamed; more > 0 {
+			got += fmt.Sprintf(" and %d more", more)
+		}
+		out = append(out, cluster.Problem{Object: "pods", Reason: cluster.OtherMTU, Want: fmt.Sprintf("the MTU of new pods, %d", mtu), Got: got,
+			Next: "recreate the pods when it suits you; until then the kernel tells them which size the path carries"})
 	}
 	return out
 }

@@ -84,6 +84,7 @@ type story struct {
 	flavour  lab.Flavour
 	work     string // the script's directory
 	flows    []*lab.Flow
+	streams  []*lab.Stream
 	monitors []*lab.Monitor
 	control  *kube.ControlPlane // nil until `kube start`
 }

@@ -40,6 +40,7 @@ type verb func(s *story, args []string) (string, error)
 //	ping FROM TO...                   every address of TO answers
 //	tcp FROM TO...                    every address of TO sees FROM's own address
 //	traffic start FROM TO... | traffic for PACKETS | traffic stop
+//	stream start FROM TO... | stream for BYTES | stream stop    a TCP connection, always sending
 //	monitor start MACHINE... | monitor stop [MAX]    what BGP changes in a switch's or a node's kernel
 //	phantoms COUNT FILE               manifests of nodes that exist on paper only
 //	kube start MACHINE | kube stop | kube resume    an API server, which nodes read instead of cluster
@@ -66,6 +67,7 @@ func verbs() map[string]verb {
 		"ping":     (*story).ping,
 		"tcp":      (*story).tcp,
 		"traffic":  (*story).traffic,
+		"stream":   (*story).stream,
 		"monitor":  (*story).monitor,
 		"phantoms": (*story).phantoms,
 		"kube":     (*story).kube,
@@ -413,6 +415,47 @@ func (s *story) traffic(args []string) (out string, err error) {
 		return out, err
 	}
 	return "", fmt.Errorf("traffic %s: want start, for or stop", args[0])
+}
+
+func (s *story) stream(args []string) (out string, err error) {
+	switch args[0] {
+	case "start":
+		return "", s.pairs(args[1:], func(from, to *lab.Machine, addr netip.Addr) error {
+			stream, err := from.StartStream(to, addr)
+			if err == nil {
+				s.streams = append(s.streams, stream)
+			}
+			return err
+		})
+	case "for":
+		bytes, err := strconv.ParseInt(args[1], 10, 64)
+		if err != nil {
+			return "", err
+		}
+		targets := make([]int64, len(s.streams))
+		for i, stream := range s.streams {
+			now, _ := stream.Arrived()
+			targets[i] = now + bytes
+		}
+		for i, stream := range s.streams {
+			err = errors.Join(err, lab.Wait(s.ctx, waitLimit, func() error {
+				if now, err := stream.Arrived(); now < targets[i] {
+					return errors.Join(fmt.Errorf("TCP from %s to %s at %s: %d of %d bytes arrived", stream.From, stream.To, stream.Addr, now, targets[i]), err)
+				}
+				return nil
+			}))
+		}
+		return "", err
+	case "stop":
+		for _, stream := range s.streams {
+			now, _ := stream.Arrived()
+			out += fmt.Sprintf("%s to %s: %d bytes\n", stream.From, stream.Addr, now)
+			err = errors.Join(err, stream.Stop())
+		}
+		s.streams = nil
+		return out, err
+	}
+	return "", fmt.Errorf("stream %s: want start, for or stop", args[0])
 }
 
 func (s *story) monitor(args []string) (out string, err error) {
