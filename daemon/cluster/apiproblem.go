@@ -117,6 +117,8 @@ func (w World) has(kind string) bool {
 		return len(w.Secrets) > 0
 	case kindPool:
 		return len(w.Pools) > 0
+	case kindEdgeNode:
+		return len(w.EdgeNodes) > 0
 	}
 	return slices.ContainsFunc(w.Peerings, func(p Peering) bool { return p.Kind == kind })
 }

@@ -358,6 +358,9 @@ func describe(w World) string {
 	for _, p := range w.Pools {
 		names = append(names, p.Ref())
 	}
+	for _, e := range w.EdgeNodes {
+		names = append(names, e.Ref())
+	}
 	for _, s := range w.Secrets {
 		names = append(names, "Secret/"+s.Name+"="+string(s.Data["password"]))
 	}

@@ -16,8 +16,8 @@
 // # Objects
 //
 // The kinds read are Node and Secret (v1), BGPPeer (network.openyurt.io/v1alpha1), BGPClusterConfig
-// (network.alibabacloud.com/v1beta1) and NetworkPool (network.edgeway.io/v1alpha1). In the last three every
-// key must be known, because a key that nobody reads is a typing error. Node and Secret carry more than is
+// (network.alibabacloud.com/v1beta1), NetworkPool and EdgeNode (network.edgeway.io/v1alpha1). In the last four
+// every key must be known, because a key that nobody reads is a typing error. Node and Secret carry more than is
 // read here. These optional keys are edgeway's own, in BGPPeer.spec and in
 // BGPClusterConfig.spec.bgpSpeakers[].peers[]:
 //
@@ -25,7 +25,7 @@
 //	ebgpMultihop: 3    # the switch is that many hops away at most, 2 to 255
 //	ttlSecurity: true  # RFC 5082; excludes ebgpMultihop
 //
-// Both kinds accept spec.gateway. All three kinds accept spec.nodeSelector as text or as matchLabels and
+// Both kinds accept spec.gateway. They and NetworkPool accept spec.nodeSelector as text or as matchLabels and
 // matchExpressions. A selector for every node is all(); an empty selector is a mistake.
 package cluster
 
@@ -41,7 +41,9 @@ type World struct {
 	Nodes    []Node        `json:"nodes"`
 	Peerings []Peering     `json:"peerings"`
 	Pools    []NetworkPool `json:"pools,omitempty"`
-	Secrets  []Secret      `json:"secrets"`
+	// EdgeNodes are those of all nodes in manifests, and this node's own at an API server.
+	EdgeNodes []EdgeNode `json:"edgeNodes,omitempty"`
+	Secrets   []Secret   `json:"secrets"`
 	// Problems say which objects the source could not accept. They are not saved.
 	Problems []Problem `json:"-"`
 	// Source names the source for people: "manifests /etc/edgeway/cluster.d".

@@ -27,6 +27,9 @@ const validPeer = `{"localSpeakers":["node-1","node-2"],"localAsNumber":65010,"p
 
 const validPool = `{"nodeSelector":"pool=a","mode":"overlay","podCIDRs":[{"cidr":"10.10.0.0/16","nodeMaskSize":24},{"cidr":"fd00:10::/48"}],"sourceNAT":{"enabled":true,"exclude":["10.0.0.0/8"]},"vxlan":{"vni":7,"port":4789},"mtu":1400}`
 
+const validEdgeNode = `{"uplinks":{"provider":"static","egress":"node","inside":["10.0.0.0/8"],"interfaces":[{"mac":"00:16:3e:08:60:0a","address":"10.0.0.21","subnet":"10.0.0.0/24",
+	"gateway":"10.0.0.253","answerARP":true,"onLink":true,"addresses":["10.0.0.31","10.0.0.40-10.0.0.55","10.0.0.64/28"],"withdrawn":[{"address":"10.0.0.33","token":"k3x9"}]}]}}`
+
 const validCluster = `{"localASN":65010,"nodeSelector":{"matchLabels":{"pool":"a"}},"bgpSpeakers":[{"name":"n1","peers":[{"name":"s1","peerASN":65001,"peerAddress":"10.10.0.1"}]}]}`
 
 // variations are values for fields of the valid objects, good and bad ones: both sides judge.
@@ -42,6 +45,7 @@ var variations = map[string][]string{
 	"BGPPeer nodeSelector": selectors, "BGPClusterConfig nodeSelector": selectors,
 	"BGPPeer password": {`"hunter2"`}, "BGPPeer localspeakers": {`["a"]`}, "BGPClusterConfig peers": {`[]`},
 	"BGPClusterConfig localASN": {`0`, `1`, `23456`, `65535`, `4294967294`, `4294967295`, `"65010"`}, "BGPClusterConfig gateway": addresses,
+	"EdgeNode uplink": {`{}`}, "EdgeNode uplinks": variedUplinks(),
 	"NetworkPool nodeSelector": selectors, "NetworkPool podCIDR": {`[]`},
 	"NetworkPool mode":  {`"underlay"`, `"overlay"`, `"auto"`, `"Overlay"`, `""`, `"tunnel"`, `5`, `true`, `[]`, `{}`},
 	"NetworkPool mtu":   {`0`, `1279`, `1280`, `65535`, `65536`, `"1500"`, `1500.5`},
@@ -85,6 +89,46 @@ var variations = map[string][]string{
 	},
 }
 
+// variedUplinks are values of spec.uplinks: the valid one with one key of it, or of its interface, changed.
+func variedUplinks() (all []string) {
+	uplink := func(more string) string {
+		return `{"provider":"static","interfaces":[{"mac":"00:16:3e:08:60:0a","address":"10.0.0.21","subnet":"10.0.0.0/24","gateway":"10.0.0.253"` + more + `}]}`
+	}
+	varied := func(valid, key string, values ...string) {
+		for _, value := range values {
+			all = append(all, strings.Replace(valid, key, value, 1))
+		}
+	}
+	all = []string{`{}`, `[]`, `"static"`, uplink(``)}
+	varied(uplink(``), `"provider":"static"`, `"provider":"ens"`, `"provider":"cloud"`, `"provider":5`, `"provider":""`, `"egress":"node"`, `"provider":"static","egress":"uplink"`, `"provider":"static","egress":"nodes"`,
+		`"provider":"static","egress":"node","inside":[]`, `"provider":"static","inside":[]`, `"provider":"static","inside":["10.0.0.0/8"]`, `"provider":"static","egress":"node","inside":["10.0.0.1/8"]`,
+		`"provider":"static","egress":"node","inside":["0.0.0.0/0"]`, `"provider":"static","egress":"node","inside":["fd00::/8"]`, `"provider":"static","egress":"node","inside":"10.0.0.0/8"`, `"provider":"static","interface":[]`)
+	varied(uplink(``), `"mac":"00:16:3e:08:60:0a"`, `"name":"eth1"`, `"name":"lo"`, `"name":"a-name-of-16-cha"`, `"name":"eth 1"`, `"name":""`, `"name":5`, `"id":"eni-58z57"`, `"mac":"00:16:3E:08:60:0A"`,
+		`"mac":"01:16:3e:08:60:0a"`, `"mac":"00:00:00:00:00:00"`, `"mac":"00-16-3e-08-60-0a"`, `"mac":"00:16:3e:08:60"`, `"mac":""`, `"mac":"02:16:3e:08:60:0a","name":"eth1"`, `"vlan":{"parent":"eth0","id":100}`,
+		`"name":"eth1","vlan":{}`, `"mac":"02:16:3e:08:60:0a","mtu":1500`)
+	for _, key := range []string{`"address":"10.0.0.21"`, `"gateway":"10.0.0.253"`} {
+		name, _, _ := strings.Cut(key, ":")
+		for _, value := range addresses {
+			varied(uplink(``), key, name+":"+value)
+		}
+	}
+	varied(uplink(``), `,"subnet":"10.0.0.0/24"`, ``, `,"subnet":"10.0.0.1/24"`, `,"subnet":"10.0.0.0"`, `,"subnet":"10.0.0.0/0"`, `,"subnet":"10.0.0.0/33"`, `,"subnet":"10.0.0.0/032"`, `,"subnet":"10.0.0.0/32"`, `,"subnet":"fd00::/64"`, `,"subnet":"224.0.0.0/24"`, `,"subnet":5`)
+	varied(uplink(``), `,"gateway":"10.0.0.253"`, ``)
+	for _, more := range []string{
+		`"answerARP":"yes"`, `"answerARP":false,"onLink":false`, `"onLink":1`, `"addresses":[]`, `"addresses":"10.0.0.31"`, `"withdrawn":[]`, `"withdrawn":["10.0.0.31"]`, `"withdrawn":[{"address":"10.0.0.31"}]`, `"id":""`, `"id":5`,
+		`"withdrawn":[{"token":"a"}]`, `"withdrawn":[{"address":"10.0.0.31","token":""}]`, `"withdrawn":[{"address":"10.0.0.31","token":"a","since":"b"}]`, `"withdrawn":[{"address":"fd00::1","token":"a"}]`,
+	} {
+		all = append(all, uplink(","+more))
+	}
+	for _, value := range append([]string{
+		`"10.0.0.40-10.0.0.55"`, `"10.0.0.40-10.0.0.40"`, `"10.0.0.55-10.0.0.40"`, `"10.0.0.40-55"`, `"10.0.0.40 - 10.0.0.55"`, `"10.0.0.0-10.0.15.255"`, `"10.0.0.0-10.0.16.0"`, `"10.0.0.0-230.0.0.1"`, `"10.0.0.40-"`, `"-10.0.0.55"`, `"10.0.0.1-10.0.0.2-10.0.0.3"`,
+		`"10.0.0.64/28"`, `"10.0.0.65/28"`, `"10.0.0.0/20"`, `"10.0.0.0/19"`, `"10.0.0.0/32"`, `"10.0.0.0/33"`, `"10.0.0.0/28-10.0.1.0/28"`, `"10.0.0.64/028"`, `"fd00::/124"`, `"127.0.0.0/28"`,
+	}, addresses...) {
+		all = append(all, uplink(`,"addresses":[`+value+`]`))
+	}
+	return all
+}
+
 func speaker(name string, peers ...string) string { return list(speaker1(name, peers...)) }
 
 func speaker1(name string, peers ...string) string {
@@ -125,7 +169,7 @@ var selectors = []string{
 func candidates(t *testing.T) map[string]map[string]any {
 	t.Helper()
 	all := map[string]map[string]any{}
-	for kind, text := range map[string]string{kindPeer: validPeer, kindCluster: validCluster, kindPool: validPool} {
+	for kind, text := range map[string]string{kindPeer: validPeer, kindCluster: validCluster, kindPool: validPool, kindEdgeNode: validEdgeNode} {
 		spec := map[string]any{}
 		mustUnmarshal(t, text, &spec)
 		add := func(name string, spec any) {
@@ -318,6 +362,9 @@ func checkKept(t *testing.T, want statement, stored *unstructured.Unstructured) 
 
 // objectIn returns the resource that the statement makes.
 func objectIn(s statement) any {
+	if s.object.edgeNode != nil {
+		return *s.object.edgeNode
+	}
 	if s.object.pool != nil {
 		return *s.object.pool
 	}

@@ -140,8 +140,8 @@ func (k *kubernetes) attempt(ctx context.Context, c *Connection, f *feed) error 
 	return nil
 }
 
-// query holds the parameters of both list and watch. A Secret is selected by its name, so that RBAC can grant
-// that Secret alone (resourceNames).
+// query holds the parameters of both list and watch. A Secret and an EdgeNode are selected by their names, so
+// that RBAC can grant that object alone (resourceNames).
 func (f *feed) query(name string) url.Values {
 	q := url.Values{}
 	if name != "" {

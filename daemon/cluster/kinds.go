@@ -23,11 +23,13 @@ const (
 	kindCluster = "BGPClusterConfig"
 	kindPool    = "NetworkPool"
 
+	kindEdgeNode = "EdgeNode"
+
 	secretNamespace = "kube-system"
 )
 
 // ownKinds are the kinds that Kubernetes does not have itself.
-func ownKinds() []string { return []string{kindPeer, kindCluster, kindPool} }
+func ownKinds() []string { return []string{kindPeer, kindCluster, kindPool, kindEdgeNode} }
 
 // Keys of every object. In our kinds any other key is a typing error. Node and Secret come from an API server
 // and carry more keys than we read.

@@ -22,7 +22,8 @@ var ErrNotRead = errors.New("not read yet")
 //	┌── feed Node              ──┐
 //	├── feed BGPPeer           ──┤ items   merge with last
 //	├── feed BGPClusterConfig  ──┤
-//	├── feed NetworkPool       ──┼─────────────────────────> World
+//	├── feed NetworkPool       ──┤
+//	├── feed EdgeNode/self     ──┼─────────────────────────> World
 //	└── feed Secret/name, ...  ──┘                             │
 //	         ^     those that the World's resources name       │
 //	         └─────────────────────────────────────────────────┘
@@ -58,6 +59,9 @@ func newKubernetes(o KubernetesOptions, p patience) *kubernetes {
 	k.connect = func() (*Connection, error) { return connectWith(o, p) }
 	for _, name := range append(ownKinds(), kindNode) {
 		f := &feed{kind: kind{APIVersion(name), name}}
+		if name == kindEdgeNode {
+			f.name = o.Node // of no use to other nodes
+		}
 		k.feeds[f.ref()] = f
 	}
 	return k
@@ -219,7 +223,7 @@ func (w World) passwords(node string) []string {
 func (k *kubernetes) need(secrets []string) {
 	news := false
 	for ref, f := range k.feeds {
-		if f.name != "" && !slices.Contains(secrets, f.name) {
+		if f.kind.kind == kindSecret && !slices.Contains(secrets, f.name) {
 			delete(k.feeds, ref)
 			news = true
 		}
@@ -243,7 +247,7 @@ func (k *kubernetes) need(secrets []string) {
 // counts once the Secret was answered: until then its sessions would have no password, and end.
 func (k *kubernetes) awaits() bool {
 	for _, f := range k.feeds {
-		if !f.asked && f.name != "" && k.clock().Sub(f.created) < k.patience.first {
+		if !f.asked && f.kind.kind == kindSecret && k.clock().Sub(f.created) < k.patience.first {
 			return true
 		}
 	}

@@ -15,10 +15,11 @@ import (
 
 // object is one accepted object: exactly one of its fields is set.
 type object struct {
-	node    *Node
-	peering *Peering
-	pool    *NetworkPool
-	secret  *Secret
+	node     *Node
+	peering  *Peering
+	pool     *NetworkPool
+	edgeNode *EdgeNode
+	secret   *Secret
 }
 
 // statement is what a source says about one object. A statement without an object is not valid: its problems
@@ -236,6 +237,10 @@ func (m *manifest) readObject(top mapping, k kind) {
 		pool := readPool(top, name)
 		pool.Origin = m.file
 		s.object.pool = &pool
+	case kindEdgeNode:
+		edgeNode := readEdgeNode(top, name)
+		edgeNode.Origin = m.file
+		s.object.edgeNode = &edgeNode
 	default:
 		read := readPeer
 		if k.kind == kindCluster {
@@ -260,7 +265,7 @@ func APIVersion(name string) string {
 		return groupOpenYurt + "/v1alpha1"
 	case kindCluster:
 		return groupAlibaba + "/v1beta1"
-	case kindPool:
+	case kindPool, kindEdgeNode:
 		return groupEdgeway + "/v1alpha1"
 	}
 	return ""

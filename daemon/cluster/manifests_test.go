@@ -106,6 +106,9 @@ func shown(t *testing.T, w World, dir string) string {
 	for _, p := range w.Peerings {
 		line("peering", p)
 	}
+	for _, e := range w.EdgeNodes {
+		line("edge node", e)
+	}
 	for _, s := range w.Secrets {
 		line("secret", s)
 	}

@@ -108,6 +108,8 @@ func (m *merging) world(files []manifest) World {
 			w.Peerings = append(w.Peerings, *o.peering)
 		case o.pool != nil:
 			w.Pools = append(w.Pools, *o.pool)
+		case o.edgeNode != nil:
+			w.EdgeNodes = append(w.EdgeNodes, *o.edgeNode)
 		case o.secret != nil:
 			w.Secrets = append(w.Secrets, *o.secret)
 		}
@@ -153,7 +155,7 @@ func (p Peering) secretNames() []string {
 }
 
 func objects(w World) map[string]object {
-	all := make(map[string]object, len(w.Nodes)+len(w.Peerings)+len(w.Pools)+len(w.Secrets))
+	all := make(map[string]object, len(w.Nodes)+len(w.Peerings)+len(w.Pools)+len(w.EdgeNodes)+len(w.Secrets))
 	for _, n := range w.Nodes {
 		all[kindNode+"/"+n.Name] = object{node: &n}
 	}
@@ -162,6 +164,9 @@ func objects(w World) map[string]object {
 	}
 	for _, p := range w.Pools {
 		all[p.Ref()] = object{pool: &p}
+	}
+	for _, e := range w.EdgeNodes {
+		all[e.Ref()] = object{edgeNode: &e}
 	}
 	for _, s := range w.Secrets {
 		all[kindSecret+"/"+s.Name] = object{secret: &s}
@@ -201,6 +206,8 @@ func (o object) origin() string {
 		return o.peering.Origin
 	case o.pool != nil:
 		return o.pool.Origin
+	case o.edgeNode != nil:
+		return o.edgeNode.Origin
 	case o.secret != nil:
 		return o.secret.Origin
 	}
@@ -223,6 +230,10 @@ func (o object) from(file string) object {
 		p := *o.pool
 		p.Origin = file
 		return object{pool: &p}
+	case o.edgeNode != nil:
+		e := *o.edgeNode
+		e.Origin = file
+		return object{edgeNode: &e}
 	case o.secret != nil:
 		s := *o.secret
 		s.Origin = file

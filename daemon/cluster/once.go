@@ -11,7 +11,7 @@ import (
 )
 
 // errNothingRead: a place in which nothing is most often a typing error.
-var errNothingRead = errors.New("no Node, no BGP resource and no NetworkPool there; name a directory of manifests, or one manifest")
+var errNothingRead = errors.New("no Node, no BGP resource, no NetworkPool and no EdgeNode there; name a directory of manifests, or one manifest")
 
 // ReadManifests reads a directory of manifests, or one manifest, once, for a command. The World has the
 // problems of the objects that are not valid. A place without any object is an error.
@@ -44,7 +44,7 @@ func ParseManifest(name string, text []byte) (World, error) {
 
 // something returns an error if the World has nothing in it, not even a problem.
 func (w World) something(place string) error {
-	if len(w.Nodes)+len(w.Peerings)+len(w.Pools)+len(w.Problems) == 0 {
+	if len(w.Nodes)+len(w.Peerings)+len(w.Pools)+len(w.EdgeNodes)+len(w.Problems) == 0 {
 		return fmt.Errorf("read manifests %s: %w", place, errNothingRead)
 	}
 	return nil

@@ -20,7 +20,7 @@ func known(t *testing.T) (*apiServer, *client) {
 	s.put(kindSecret, apiSecret(t, "bgp", "secret"))
 	c := newClient(t, s.kubeconfig(t), hasty)
 	c.untilIs(t, all)
-	waitFor(t, "all watches", func() bool { return s.watches() == 5 })
+	waitFor(t, "all watches", func() bool { return s.watches() == 6 })
 	return s, c
 }
 
@@ -121,6 +121,7 @@ func TestKindInstalledLate(t *testing.T) {
 	}{
 		{kindPeer, World{Peerings: []Peering{{Kind: kindPeer, Name: "disk"}}}, apiPeer(t, "lan", `"n2"`)},
 		{kindPool, World{Pools: []NetworkPool{{Name: "disk"}}}, pool},
+		{kindEdgeNode, World{EdgeNodes: []EdgeNode{{Name: "n1", Origin: "disk"}}}, jsonOf(t, `{"metadata": {"name": "n1"}}`)}, // this node's own, the only one that is asked for
 	} {
 		t.Run(tt.kind, func(t *testing.T) {
 			s := newAPIServer(t)
@@ -128,12 +129,12 @@ func TestKindInstalledLate(t *testing.T) {
 			s.fails(of(kind{kind: tt.kind}.resource(), answers(http.StatusNotFound, "NotFound", "the server could not find the requested resource")))
 			c := newClient(t, s.kubeconfig(t), hasty)
 			c.untilIs(t, "n1")
-			c.last.Peerings, c.last.Pools = tt.disk.Peerings, tt.disk.Pools
+			c.last.Peerings, c.last.Pools, c.last.EdgeNodes = tt.disk.Peerings, tt.disk.Pools, tt.disk.EdgeNodes
 			s.put(kindNode, apiNode(t, "n2", "192.0.2.12", "10.10.2.0/24"))
-			c.untilProblem(t, "n1 n2 "+tt.kind+"/disk", NotInstalled)
+			c.untilProblem(t, "n1 n2 "+strings.TrimSpace(describe(tt.disk)), NotInstalled)
 			s.put(tt.kind, tt.object)
 			s.fails(nil)
-			c.untilIs(t, "n1 n2 "+tt.kind+"/lan")
+			c.untilIs(t, "n1 n2 "+tt.kind+"/"+tt.object["metadata"].(map[string]any)["name"].(string))
 		})
 	}
 }

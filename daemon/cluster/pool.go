@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
-	"slices"
 )
 
 // NetworkPool (network.edgeway.io/v1alpha1) says how the nodes that it selects are connected.
@@ -96,11 +95,7 @@ func readPool(root mapping, name string) NetworkPool {
 }
 
 func (f field) mode() Mode {
-	m := Mode(f.text())
-	if !f.absent() && !slices.Contains(Modes(), m) {
-		f.badText(badValue, "underlay, overlay or auto")
-	}
-	return m
+	return Mode(f.oneOf(string(Underlay), string(Overlay), string(Auto)))
 }
 
 // readPoolCIDRs reads spec.podCIDRs. Nodes get one block of each family, so all ranges of a family have blocks

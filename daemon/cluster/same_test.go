@@ -106,6 +106,7 @@ func TestBothSourcesSayTheSame(t *testing.T) {
 func compareSources(t *testing.T, c *client, want World) {
 	t.Helper()
 	needed := want.passwords(c.source.options.Node)
+	want.EdgeNodes = slices.DeleteFunc(want.EdgeNodes, func(e EdgeNode) bool { return e.Name != c.source.options.Node })
 	want.Secrets = slices.DeleteFunc(want.Secrets, func(s Secret) bool { return !slices.Contains(needed, s.Name) })
 	var diff string
 	defer func() {
@@ -132,6 +133,9 @@ func comparable(w World) World {
 	}
 	for i := range w.Pools {
 		w.Pools[i].Origin = ""
+	}
+	for i := range w.EdgeNodes {
+		w.EdgeNodes[i].Origin = ""
 	}
 	for i := range w.Secrets {
 		w.Secrets[i].Origin = ""

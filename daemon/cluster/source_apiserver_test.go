@@ -98,7 +98,7 @@ func TestAPIServerSource(t *testing.T) {
 	if again := listed(t, cp, stopped); len(again) > 4 {
 		t.Errorf("after the restart more was listed than each once: %v", again)
 	}
-	waitFor(t, "all watches", func() bool { return openWatches(c.source) == 5 })
+	waitFor(t, "all watches", func() bool { return openWatches(c.source) == 6 })
 	lost := time.Now()
 	wan.lose(true)
 	c.untilProblem(t, "n1 BGPPeer/lan Secret/bgp-secret=two", apiServerUnreachable)

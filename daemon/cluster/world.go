@@ -69,6 +69,7 @@ func canonical(w World) World {
 	w.Nodes = append([]Node{}, w.Nodes...)
 	w.Peerings = append([]Peering{}, w.Peerings...)
 	w.Pools = append([]NetworkPool{}, w.Pools...)
+	w.EdgeNodes = append([]EdgeNode{}, w.EdgeNodes...)
 	w.Secrets = append([]Secret{}, w.Secrets...)
 	w.sort()
 	return w
@@ -77,6 +78,7 @@ func canonical(w World) World {
 func (w *World) sort() {
 	slices.SortStableFunc(w.Nodes, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortStableFunc(w.Pools, func(a, b NetworkPool) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortStableFunc(w.EdgeNodes, func(a, b EdgeNode) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortStableFunc(w.Secrets, func(a, b Secret) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortStableFunc(w.Peerings, func(a, b Peering) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))

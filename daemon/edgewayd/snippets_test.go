@@ -166,7 +166,7 @@ func TestSnippetsOfPagesLoad(t *testing.T) {
 				}
 			case head.Kind != "":
 				w, err := cluster.ParseManifest(path, []byte(b[1]))
-				if err != nil || len(w.Problems) > 0 || len(w.Nodes)+len(w.Peerings)+len(w.Pools)+len(w.Secrets) == 0 {
+				if err != nil || len(w.Problems) > 0 || len(w.Nodes)+len(w.Peerings)+len(w.Pools)+len(w.EdgeNodes)+len(w.Secrets) == 0 {
 					t.Errorf("%s: %v %v in\n%s", path, err, w.Problems, b[1])
 				}
 			default:

@@ -34,7 +34,7 @@ func servedKinds(t *testing.T, o kube.Options) *kube.ControlPlane {
 	if err := cp.Apply(crds); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"bgppeers", "bgpclusterconfigs", "networkpools"} {
+	for _, name := range []string{"bgppeers", "bgpclusterconfigs", "networkpools", "edgenodes"} {
 		kubectl(t, cp, "wait", "--for=condition=Established", "--timeout=30s", "crd", "-l", "app.kubernetes.io/name=edgeway")
 		eventually(t, name+" is served", true, func() bool { _, err := cp.Kubectl("get", name); return err == nil })
 	}
@@ -147,6 +147,7 @@ peer   ["node-1","node-2"]   65010           172.16.0.1   65001          10m
 		"bgppeers.spec.nodeSelector", "bgppeers.spec.peerPort", "bgppeers.status.speakers.gracefulRestartSeconds",
 		"bgpclusterconfigs.spec.bgpSpeakers.peers.ttlSecurity", "bgpclusterconfigs.spec.gateway",
 		"networkpools.spec.mode", "networkpools.spec.podCIDRs.nodeMaskSize", "networkpools.status.podCIDRs.used",
+		"edgenodes.spec.uplinks.interfaces.answerARP", "edgenodes.status.uplinks.interfaces.state",
 	} {
 		if out := kubectl(t, cp, "explain", field); !regexp.MustCompile(`DESCRIPTION:\n    \w`).MatchString(out) {
 			t.Errorf("kubectl explain %s says nothing:\n%s", field, out)

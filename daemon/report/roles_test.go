@@ -72,7 +72,7 @@ func clusterWith(t *testing.T, directories ...string) *kube.ControlPlane {
 			must("", cp.Apply(dir))(t)
 		}
 	}
-	for _, name := range []string{"bgppeers", "bgpclusterconfigs", "networkpools"} {
+	for _, name := range []string{"bgppeers", "bgpclusterconfigs", "networkpools", "edgenodes"} {
 		until(t, name, func() bool { _, err := cp.Kubectl("get", name); return err == nil })
 	}
 	must("", cp.ApplyText(cast))(t)

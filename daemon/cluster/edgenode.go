@@ -1,0 +1,309 @@
+package cluster
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// EdgeNode (network.edgeway.io/v1alpha1) holds what concerns one node only. It has the name of the Node, and
+// at an API server only that node's daemon watches it. Nodes write the status and never the spec.
+type EdgeNode struct {
+	Name string `json:"name"`
+	// Uplinks is nil on a node whose pods have addresses of pod CIDRs.
+	Uplinks *Uplinks `json:"uplinks,omitempty"`
+	Origin  string   `json:"origin,omitempty"`
+}
+
+// Ref names the resource as messages do: "EdgeNode/shop-7".
+func (e EdgeNode) Ref() string { return kindEdgeNode + "/" + e.Name }
+
+// Uplinks are the secondary interfaces of a node whose pods have addresses of these interfaces. Its JSON is
+// spec.uplinks of the resource, with the defaults filled in. All addresses are IPv4.
+type Uplinks struct {
+	Provider Provider `json:"provider"`
+	Egress   Egress   `json:"egress"`
+	// Inside are the destinations that pods reach by their uplink where Egress is EgressNode.
+	Inside     []netip.Prefix `json:"inside,omitempty"`
+	Interfaces []Uplink       `json:"interfaces"`
+}
+
+// Provider says who writes spec.uplinks.
+type Provider string
+
+// The providers: a person, or the controller that copies the interfaces of an instance of Alibaba's ENS.
+const (
+	ProviderStatic Provider = "static"
+	ProviderENS    Provider = "ens"
+)
+
+// Egress says how packets of pods leave the node.
+type Egress string
+
+// The egresses: every packet by the pod's uplink, or only packets to Uplinks.Inside, and the others by the
+// node's own default route with the node's address.
+const (
+	EgressUplink Egress = "uplink"
+	EgressNode   Egress = "node"
+)
+
+// Uplink is one secondary interface, found by its MAC or by its name: exactly one of the two is set.
+type Uplink struct {
+	MAC     string       `json:"mac,omitempty"` // in lower case: "00:16:3e:08:60:0a"
+	Name    string       `json:"name,omitempty"`
+	ID      string       `json:"id,omitempty"` // of the cloud's interface
+	Address netip.Addr   `json:"address"`      // the interface's own, which no pod gets
+	Subnet  netip.Prefix `json:"subnet"`
+	Gateway netip.Addr   `json:"gateway"`
+	// AnswerARP: the node answers ARP requests for the addresses of its pods, as no cloud does it.
+	AnswerARP bool `json:"answerARP"`
+	// OnLink: pods reach the subnet directly, and not by the gateway.
+	OnLink    bool           `json:"onLink"`
+	Addresses []AddressRange `json:"addresses,omitempty"` // granted to pods
+	Withdrawn []Withdrawal   `json:"withdrawn,omitempty"`
+}
+
+// Withdrawal takes an address back: no pod gets it again under this token, and the status says when no pod
+// has it any more.
+type Withdrawal struct {
+	Address netip.Addr `json:"address"`
+	Token   string     `json:"token"`
+}
+
+// AddressRange is a range of addresses with both ends. Its text is an address, "10.0.0.40-10.0.0.55", or a
+// CIDR, of which it has every address.
+type AddressRange struct{ First, Last netip.Addr }
+
+// EdgeNodeStatus is the part of an EdgeNode's status about its uplinks. Only the node's own daemon writes it.
+type EdgeNodeStatus struct {
+	Uplinks *UplinksStatus `json:"uplinks,omitempty"`
+}
+
+// UplinksStatus is status.uplinks of an EdgeNode.
+type UplinksStatus struct {
+	// Confirmed are the withdrawals whose address no pod has, and which the node will not lease: that is on the
+	// node's disk.
+	Confirmed  []Withdrawal   `json:"confirmed,omitempty"`
+	Interfaces []UplinkStatus `json:"interfaces,omitempty"` // in the order of the spec
+	Used       int            `json:"used"`                 // addresses that pods have
+	Free       int            `json:"free"`                 // addresses for more pods
+}
+
+// UplinkStatus says how one interface of the spec is on the node.
+type UplinkStatus struct {
+	MAC   string      `json:"mac,omitempty"`
+	Name  string      `json:"name,omitempty"` // as the spec has it
+	Link  string      `json:"link,omitempty"` // the interface's present name
+	State UplinkState `json:"state"`
+}
+
+// UplinkState is the state of an interface.
+type UplinkState string
+
+// The states of an interface. Missing: the node has no such interface.
+const (
+	UplinkUp      UplinkState = "Up"
+	UplinkDown    UplinkState = "Down"
+	UplinkMissing UplinkState = "Missing"
+)
+
+// maxRange bounds the addresses of one entry of spec.uplinks.interfaces[].addresses.
+const maxRange = 4096
+
+// EdgeNode returns the EdgeNode with that name.
+func (w World) EdgeNode(name string) (EdgeNode, bool) {
+	for _, e := range w.EdgeNodes {
+		if e.Name == name {
+			return e, true
+		}
+	}
+	return EdgeNode{}, false
+}
+
+// Contains reports whether the range has the address.
+func (r AddressRange) Contains(a netip.Addr) bool {
+	return r.First.Compare(a) <= 0 && a.Compare(r.Last) <= 0
+}
+
+// Size is the number of addresses in the range.
+func (r AddressRange) Size() int { return int(number4(r.Last)-number4(r.First)) + 1 }
+
+// String returns an address, or both ends with "-" between them.
+func (r AddressRange) String() string {
+	if r.First == r.Last {
+		return r.First.String()
+	}
+	return r.First.String() + "-" + r.Last.String()
+}
+
+// MarshalText returns String.
+func (r AddressRange) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads an address, two addresses with "-" between them, or a CIDR without host bits.
+func (r *AddressRange) UnmarshalText(text []byte) error {
+	s := string(text)
+	first, last, isRange := strings.Cut(s, "-")
+	prefix, err := netip.ParsePrefix(s)
+	if err == nil {
+		if !host4(prefix.Addr()) || prefix != prefix.Masked() {
+			return fmt.Errorf("addresses %q: want an IPv4 CIDR without host bits", s)
+		}
+		first, last = prefix.Addr().String(), lastOf(prefix).String()
+	} else if !isRange {
+		last = first
+	}
+	a, errA := netip.ParseAddr(first)
+	b, errB := netip.ParseAddr(last)
+	if errA != nil || errB != nil || !host4(a) || !host4(b) || b.Less(a) || number4(b)-number4(a) >= maxRange {
+		return fmt.Errorf("addresses %q: want an IPv4 address, a range 10.0.0.40-10.0.0.55 or a CIDR 10.0.0.64/28, of at most %d addresses", s, maxRange)
+	}
+	*r = AddressRange{a, b}
+	return nil
+}
+
+func number4(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.BigEndian.Uint32(b[:])
+}
+
+func lastOf(p netip.Prefix) netip.Addr {
+	b := binary.BigEndian.AppendUint32(nil, number4(p.Addr())|uint32(1<<(32-p.Bits())-1))
+	return netip.AddrFrom4([4]byte(b))
+}
+
+// host4 reports whether an IPv4 host can have the address: RFC 1122, section 3.2.1.3.
+func host4(a netip.Addr) bool {
+	return a.Is4() && a.As4()[0] >= 1 && a.As4()[0] <= 223 && a.As4()[0] != 127
+}
+
+// readEdgeNode reads an EdgeNode. Its status is not read.
+func readEdgeNode(root mapping, name string) EdgeNode {
+	root.mapping(objectKeys...)
+	root.at("metadata").mapping(metadataKeys...)
+	e := EdgeNode{Name: name}
+	uplinks := root.at("spec").mapping("uplinks").at("uplinks").mapping("provider", "egress", "inside", "interfaces")
+	if uplinks.absent() {
+		return e
+	}
+	uplinks.require("provider", "interfaces")
+	u := Uplinks{
+		Provider: Provider(uplinks.at("provider").oneOf(string(ProviderStatic), string(ProviderENS))),
+		Egress:   Egress(uplinks.at("egress").oneOf(string(EgressUplink), string(EgressNode))),
+	}
+	if u.Egress == "" {
+		u.Egress = EgressUplink
+	}
+	inside := uplinks.at("inside")
+	for _, f := range inside.list() {
+		u.Inside = append(u.Inside, f.prefix4())
+	}
+	if len(u.Inside) > 0 && u.Egress != EgressNode {
+		inside.bad(badValue, "spec.uplinks.inside only with egress: node", "egress: "+string(u.Egress))
+	}
+	for _, f := range uplinks.at("interfaces").items("interface") {
+		u.Interfaces = append(u.Interfaces, readUplink(f, u.Provider == ProviderStatic))
+	}
+	e.Uplinks = &u
+	return e
+}
+
+var (
+	macPattern  = regexp.MustCompile(`^[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}$`)
+	linkPattern = regexp.MustCompile(`^[A-Za-z0-9][-A-Za-z0-9_.@]{0,14}$`)
+)
+
+// readUplink reads one interface. A plain LAN needs what a cloud's network does itself, so answerARP and
+// onLink are true by default where static is.
+func readUplink(f field, static bool) Uplink {
+	m := f.mapping("mac", "name", "vlan", "id", "address", "subnet", "gateway", "answerARP", "onLink", "addresses", "withdrawn")
+	m.require("address", "subnet", "gateway")
+	if vlan := m.at("vlan"); !vlan.absent() {
+		vlan.bad(badValue, "mac or name"+m.inPath()+"; make the VLAN link with systemd-networkd or NetworkManager, and name it", "vlan")
+	} else if m.at("mac").absent() == m.at("name").absent() && !m.absent() {
+		f.bad(badValue, "either mac or name"+m.inPath(), map[bool]string{true: "none", false: "both"}[m.at("mac").absent()])
+	}
+	u := Uplink{
+		MAC:     strings.ToLower(m.at("mac").matching(macPattern, "the MAC of one interface (00:16:3e:08:60:0a)")),
+		Name:    m.at("name").matching(linkPattern, "the name of an interface, of at most 15 characters"),
+		ID:      m.at("id").text(),
+		Address: m.at("address").addr4(), Gateway: m.at("gateway").addr4(), Subnet: m.at("subnet").prefix4(),
+		AnswerARP: static, OnLink: static,
+	}
+	if u.MAC == "00:00:00:00:00:00" || u.Name == "lo" {
+		f.bad(badValue, "an interface to a network"+m.inPath(), "the loopback interface")
+	}
+	if answer := m.at("answerARP"); !answer.absent() {
+		u.AnswerARP = answer.boolean()
+	}
+	if onLink := m.at("onLink"); !onLink.absent() {
+		u.OnLink = onLink.boolean()
+	}
+	for _, f := range m.at("addresses").list() {
+		var r AddressRange
+		if text := f.text(); r.UnmarshalText([]byte(text)) != nil {
+			f.badText(badAddress, fmt.Sprintf("an IPv4 address, a range (10.0.0.40-10.0.0.55) or a CIDR (10.0.0.64/28), of at most %d addresses", maxRange))
+		}
+		u.Addresses = append(u.Addresses, r)
+	}
+	for _, f := range m.at("withdrawn").list() {
+		w := f.mapping("address", "token")
+		w.require("address", "token")
+		token := w.at("token")
+		if !token.absent() && token.text() == "" {
+			token.badText(badValue, "a token")
+		}
+		u.Withdrawn = append(u.Withdrawn, Withdrawal{Address: w.at("address").addr4(), Token: token.text()})
+	}
+	return u
+}
+
+// oneOf reads one of the words.
+func (f field) oneOf(words ...string) string {
+	s := f.text()
+	if !f.absent() && !slices.Contains(words, s) {
+		f.badText(badValue, strings.Join(words[:len(words)-1], ", ")+" or "+words[len(words)-1])
+	}
+	return s
+}
+
+// matching reads a text of the pattern.
+func (f field) matching(pattern *regexp.Regexp, want string) string {
+	s := f.text()
+	if !f.absent() && !pattern.MatchString(s) {
+		f.badText(badValue, want)
+	}
+	return s
+}
+
+// addr4 reads the IPv4 address of a host.
+func (f field) addr4() netip.Addr {
+	if f.absent() {
+		return netip.Addr{}
+	}
+	a, err := netip.ParseAddr(f.text())
+	if err != nil || !host4(a) {
+		f.badText(badAddress, "the IPv4 address of a host")
+		return netip.Addr{}
+	}
+	return a
+}
+
+// prefix4 reads an IPv4 CIDR without host bits.
+func (f field) prefix4() netip.Prefix {
+	if f.absent() {
+		return netip.Prefix{}
+	}
+	p, err := netip.ParsePrefix(f.text())
+	switch {
+	case err != nil || !host4(p.Addr()) || p.Bits() == 0:
+		f.badText(badCIDR, "an IPv4 CIDR (10.0.0.0/24)")
+	case p != p.Masked():
+		f.badText(badCIDR, p.Masked().String()+" (no host bits)")
+	default:
+		return p
+	}
+	return netip.Prefix{}
+}
