@@ -23,6 +23,8 @@ containerd:containerd
 runc:runc
 busybox:busybox-static
 promtool:prometheus
+firewalld:firewalld
+ufw:ufw
 '
 
 # Daemons that Debian puts into sbin are often outside an ordinary user's PATH.
@@ -69,7 +71,7 @@ fi
 rm -f "$log"
 
 # Nor must one start at the next boot.
-for unit in bird frr openbgpd containerd prometheus; do
+for unit in bird frr openbgpd containerd prometheus firewalld ufw; do
 	case "$packages" in
 	*" $unit"*) systemctl disable "$unit" >/dev/null 2>&1 || true ;; # absent in containers
 	esac

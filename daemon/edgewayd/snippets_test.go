@@ -34,8 +34,8 @@ func readPages(t *testing.T) map[string]string {
 	return out
 }
 
-// others are the programs that the bash blocks of the pages call beside edgewayd, each with its flags. kubeadm, k3s
-// and firewall-cmd cannot be had here: their flags follow their documentation.
+// others are the programs that the bash blocks of the pages call beside edgewayd, each with its flags. kubeadm and
+// k3s cannot be had here: their flags follow their documentation.
 var others = map[string]string{
 	"kubeadm":      "--pod-network-cidr --token --discovery-token-ca-cert-hash",
 	"sh":           "-s - --flannel-backend --disable-network-policy --cluster-cidr", // k3s, by its installer
@@ -45,7 +45,8 @@ var others = map[string]string{
 	"systemctl":    "--now",
 	"ping":         "-c -M -s",
 	"tcpdump":      "-ni",
-	"iptables":     "-S",
+	"iptables":     "-S -I -i -o -j",
+	"ufw":          "",
 	"curl":         "-sfL",
 	"ls":           "-l",
 	"ln":           "-s",
