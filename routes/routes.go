@@ -12,7 +12,7 @@
 //
 // [Kernel.FlushConntrack] stands beside Sync because nobody desires tracked connections: the kernel
 // makes them, and there is nothing to compare. [Kernel.Listen] and [Kernel.Answering] make the kernel probe neighbours,
-// and change no other state.
+// and change no other state. [Kernel.Judge] reads the rules of all firewalls, and says what they do to a packet.
 //
 //	k, err := routes.Open()          // the calling thread's network namespace
 //	changes, err := k.Sync(ctx, routes.Scope{Protocol: routes.ProtoNode}, routes.State{
