@@ -23,7 +23,7 @@ var actions = map[string]action{ // read only
 	"DescribeInstances": {[]string{"InstanceId", "InstanceIds", "EnsRegionId", "Status", "VSwitchId", "PageNumber", "PageSize"}, nil, (*Cloud).describeInstances},
 	"StartInstance":     {[]string{"InstanceId"}, []string{"InstanceId"}, (*Cloud).startInstance},
 	"StopInstance":      {[]string{"InstanceId", "ForceStop"}, []string{"InstanceId"}, (*Cloud).stopInstance},
-	"CreateNetworkInterface": {[]string{"SecurityGroupIds", "VSwitchId", "NetworkInterfaceName", "Description"},
+	"CreateNetworkInterface": {[]string{"SecurityGroupIds", "VSwitchId", "Name", "Description"},
 		[]string{"SecurityGroupIds", "VSwitchId"}, (*Cloud).createInterface},
 	"AttachNetworkInterface": {[]string{"NetworkInterfaceId", "InstanceId"}, []string{"NetworkInterfaceId", "InstanceId"}, (*Cloud).attach},
 	"DescribeNetworkInterfaces": {[]string{"InstanceId", "NetworkInterfaceIds.N", "NetworkInterfaceName", "VSwitchId", "Status", "Type", "PageNumber", "PageSize"},
@@ -243,7 +243,7 @@ func (c *Cloud) createInterface(q query, _ *state) (object, error) {
 	if _, ok := c.groups[groups[0]]; !ok {
 		return nil, refuse("InvalidSecurityGroupId.NotFound", "the group %s does not exist", groups[0])
 	}
-	n, err := c.makeInterface(q["VSwitchId"], groups[0], q["NetworkInterfaceName"])
+	n, err := c.makeInterface(q["VSwitchId"], groups[0], q["Name"])
 	if err != nil {
 		return nil, err
 	}

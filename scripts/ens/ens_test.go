@@ -185,7 +185,7 @@ func TestRules(t *testing.T) {
 	primary := cloud.Interfaces("i-1")[0]
 	refused("InvalidParameter.NetworkInterfaceId", "AssignPrivateIpAddresses", "NetworkInterfaceId", primary.ID)
 	create := func() string {
-		return id(by.must("CreateNetworkInterface", "VSwitchId", "vsw-1", "SecurityGroupIds", `["sg-1"]`, "NetworkInterfaceName", "n"))
+		return id(by.must("CreateNetworkInterface", "VSwitchId", "vsw-1", "SecurityGroupIds", `["sg-1"]`, "Name", "n"))
 	}
 	first := create()
 	refused("IncorrectInstanceStatus", "AttachNetworkInterface", "NetworkInterfaceId", first, "InstanceId", "i-1")
