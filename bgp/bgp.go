@@ -85,6 +85,9 @@ type Session struct {
 	// Learn selects the switch's own paths for Speaker.Learned: each path whose prefix equals one of these
 	// prefixes, or lies within it. 0.0.0.0/0 and ::/0 select only the default route itself.
 	Learn []netip.Prefix
+	// Sole: no other session of the cluster advertises paths of Peer.LocalASN. So each such path that the
+	// switch sends is a path of this session that came back, and the Status can tell which paths did not.
+	Sole bool
 }
 
 // State is the desired state of this speaker. The empty State means that the node is not a speaker.

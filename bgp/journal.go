@@ -354,5 +354,9 @@ func (j *journal) status() (Status, offer) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	first := j.causes.first
-	return Status{State: cmp.Or(j.state, stateIdle), Since: j.since, Flaps: j.flaps, LastReset: j.reset, Reason: first.reason, Detail: j.causes.detail()}, j.offer
+	st := Status{State: cmp.Or(j.state, stateIdle), Since: j.since, Flaps: j.flaps, LastReset: j.reset, Reason: first.reason, Detail: j.causes.detail()}
+	if lack := j.heard.returns.lack(); lack != "" && st.State == stateEstablished {
+		st.Lacks = []Lack{{lackPaths, lack}}
+	}
+	return st, j.offer
 }

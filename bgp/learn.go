@@ -59,7 +59,9 @@ type hearing struct {
 	updates    int       // UPDATEs received in this session
 	quiet      time.Time // when the last UPDATE came
 	eor4, eor6 bool      // the End-of-RIB of the family came
-	edition    int       // grows with each change of paths or whole
+	edition    int       // grows with each change of paths, whole or returns.missing
+
+	returns returns
 }
 
 // paths returns the paths of this session, and paths of earlier sessions for other prefixes. They are
@@ -79,6 +81,7 @@ func (h *hearing) paths() []LearnedPath {
 func (h *hearing) begin(now time.Time) {
 	h.up, h.all, h.updates, h.quiet, h.eor4, h.eor6 = true, false, 0, now, false, false
 	h.told = make(map[netip.Prefix]LearnedPath)
+	h.returns.begin(now)
 }
 
 func (h *hearing) end(now time.Time) {
@@ -111,6 +114,9 @@ func (h *hearing) tick(p Peer, o offer, now time.Time) {
 	if !h.all && now.Sub(h.since) >= p.RestartTime {
 		h.forget()
 	}
+	if h.all && h.returns.tick(o, now) {
+		h.edition++
+	}
 }
 
 // ask sets the prefixes to learn. It reports whether the switch must send its paths again.
@@ -135,7 +141,7 @@ func within(p netip.Prefix, prefixes []netip.Prefix) bool {
 }
 
 // update reads an UPDATE. GoBGP needs only an End-of-RIB, which it waits for after a restart. If the session
-// learns no prefix, update reads no paths.
+// learns no prefix, and what comes back need not be its own, update reads no paths.
 func (h *hearing) update(p Peer, o offer, m message, now time.Time) (pass bool, err error) {
 	h.updates++
 	h.quiet = now
@@ -147,12 +153,15 @@ func (h *hearing) update(p Peer, o offer, m message, now time.Time) (pass bool, 
 		}
 		return true, nil
 	}
-	if len(h.learn) == 0 {
+	if len(h.learn) == 0 && h.returns.own == nil {
 		return false, nil
 	}
 	u, err := readUpdate(m[bgp.BGP_HEADER_LENGTH:], o.as4)
 	if err != nil {
 		return false, err
+	}
+	if h.returns.update(p, u, now) {
+		h.edition++
 	}
 	for _, prefix := range u.gone {
 		h.drop(prefix)
@@ -180,10 +189,14 @@ func (h *hearing) drop(prefix netip.Prefix) {
 	}
 }
 
-func (j *journal) learn(prefixes []netip.Prefix) (again bool) {
+// ask sets what to look for in the switch's UPDATEs. It reports whether the switch must send its paths again.
+func (j *journal) ask(s Session) (again bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.heard.ask(prefixes)
+	h := &j.heard
+	learn := h.ask(s.Learn)
+	h.edition++
+	return h.returns.ask(s.Sole, h.up, j.offer.refresh, s.Paths, time.Now()) || learn
 }
 
 // learned returns this session's part of Speaker.Learned.

@@ -49,6 +49,7 @@ const (
 	lackFamily    = "familyNotActivated"
 	lackRestart   = "noGracefulRestart"
 	lackLongLived = "noLongLivedRestart"
+	lackPaths     = "pathsNotKept"
 )
 
 // Reasons returns every Status.Reason and every Lack.Reason.
@@ -59,7 +60,7 @@ func Reasons() []string {
 		reasonASNMismatch, reasonRouterID, reasonHoldTime, reasonCapability, reasonRole, reasonOpenRefused,
 		reasonHoldTimer, reasonPrefixLimit, reasonCollision, reasonCeased, reasonUpdateRefused, reasonNotification,
 		reasonConnectionLost, reasonMalformed, reasonReset, reasonEnded, reasonCrashed, lackFamily, lackRestart,
-		lackLongLived,
+		lackLongLived, lackPaths,
 	}
 }
 

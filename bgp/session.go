@@ -167,7 +167,7 @@ func (s *session) did(proc *process) []Change {
 func (s *session) hurry() { s.backoff, s.retryAt = 0, noTime }
 
 func (s Session) equal(other Session) bool {
-	return s.Peer == other.Peer && slices.Equal(s.Paths, other.Paths) && slices.Equal(s.Learn, other.Learn)
+	return s.Peer == other.Peer && slices.Equal(s.Paths, other.Paths) && slices.Equal(s.Learn, other.Learn) && s.Sole == other.Sole
 }
 
 // normal returns a copy of s in which all addresses are normal.

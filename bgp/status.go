@@ -25,7 +25,7 @@ func (t *talk) status() Status {
 			st.LongLived = t.peer.LongLivedTime
 		}
 	}
-	st.Lacks = lacks(t.peer, offer, untold)
+	st.Lacks = append(lacks(t.peer, offer, untold), st.Lacks...)
 	return st
 }
 

@@ -169,7 +169,8 @@ func (t *talk) begin(o order) error {
 
 // do carries out one order.
 func (t *talk) do(o order) error {
-	if again := t.journal.learn(o.Session.Learn); again {
+	// The journal must know the paths before the switch can send them back.
+	if again := t.journal.ask(o.Session); again {
 		if r := t.relay.Load(); r != nil {
 			r.refresh()
 		}

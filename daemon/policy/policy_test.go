@@ -261,6 +261,41 @@ func TestAddressAwayForAMomentKeepsItsSession(t *testing.T) {
 	}
 }
 
+// Only the LAN's one session can take a path that comes back for its own.
+func TestSoleSession(t *testing.T) {
+	to := func(addrs ...string) (out []cluster.Peer) {
+		for _, a := range addrs {
+			out = append(out, cluster.Peer{Address: netip.MustParseAddr(a), ASN: 65002})
+		}
+		return out
+	}
+	a := cluster.Peering{Kind: "BGPPeer", Name: "p", LocalASN: 65010, Speakers: []cluster.Speaker{{Node: "a", Peers: to("192.0.2.254")}}}
+	twice, second, other := a, a, a
+	twice.Speakers = []cluster.Speaker{{Node: "a", Peers: to("192.0.2.254", "192.0.2.253")}}
+	second.Name, second.Speakers = "q", []cluster.Speaker{{Node: "b", Peers: to("192.0.2.254")}}
+	other.Name, other.LocalASN, other.Speakers = "other LAN", 65020, second.Speakers
+	for _, c := range []struct {
+		name string
+		all  []cluster.Peering
+		want bool
+	}{
+		{"one session", []cluster.Peering{a}, true},
+		{"two switches", []cluster.Peering{twice}, false},
+		{"two speakers", []cluster.Peering{a, second}, false},
+		{"another LAN", []cluster.Peering{a, other}, true},
+	} {
+		w := World{Self: "a", Config: config.Defaults()}
+		w.Cluster.Nodes = []cluster.Node{testNode("a", 1)}
+		w.Cluster.Peerings = c.all
+		w.Host.Addrs = []routes.Addr{{Link: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")}}
+		for _, s := range Decide(w).BGP.Sessions {
+			if s.Sole != c.want {
+				t.Errorf("%s: %v to %v", c.name, s.Sole, s.Peer.Address)
+			}
+		}
+	}
+}
+
 // The check of source addresses waits for no cluster state: pods run on a node that was deleted from it.
 func TestSourceCheckOfAnUnknownNode(t *testing.T) {
 	w := World{Self: "node-1", Config: config.Defaults()}

@@ -87,8 +87,28 @@ func (d *draft) session(r cluster.Peering, peer cluster.Peer) Session {
 		return out
 	}
 	out.Paths = d.paths(r)
-	out.Held = d.join(r, bgp.Session{Peer: terms, Paths: out.Paths, Learn: d.Config.BGP.Learn})
+	out.Held = d.join(r, bgp.Session{Peer: terms, Paths: out.Paths, Learn: d.Config.BGP.Learn, Sole: d.isSole(r.LocalASN)})
 	return out
+}
+
+// isSole reports whether the cluster has only one session of that AS number.
+func (d *draft) isSole(asn uint32) bool {
+	type end struct {
+		node string
+		to   cluster.Peer
+	}
+	ends := map[end]bool{}
+	for _, r := range d.Cluster.Peerings {
+		if r.LocalASN != asn {
+			continue
+		}
+		for _, s := range r.Speakers {
+			for _, to := range s.Peers {
+				ends[end{s.Node, cluster.Peer{Address: to.Address, Port: to.Port}}] = true
+			}
+		}
+	}
+	return len(ends) == 1
 }
 
 // terms decides the terms of a session with a switch, or the problem that holds the session down.
