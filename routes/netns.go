@@ -43,6 +43,39 @@ func visit(ns netns.NsHandle, do func() error) (home bool, err error) {
 	return netns.Set(from) == nil, err
 }
 
+// NewNetns makes a network namespace. It lives as long as somebody has a descriptor of it, a process in it or a
+// mount of it (network_namespaces(7)); sockets that were opened in it count, too.
+func NewNetns() (*os.File, error) {
+	var made *os.File
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		home, err := netns.Get()
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("open the thread's network namespace: %w", err)
+			return
+		}
+		defer home.Close()
+		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
+			made, err = os.Open("/proc/thread-self/ns/net")
+		}
+		if netns.Set(home) == nil {
+			runtime.UnlockOSThread() // else the thread ends with its goroutine
+		}
+		if err != nil {
+			err = fmt.Errorf("make a network namespace: %w", err)
+		}
+		done <- err
+	}()
+	err := <-done
+	return made, err
+}
+
+// Inside runs do on a thread in the network namespace, and returns when do returns. Sockets that do opens stay in
+// the namespace.
+func Inside(ns *os.File, do func() error) error { return inside(netns.NsHandle(ns.Fd()), do) }
+
 // dup returns a new descriptor for f.
 func dup(f *os.File) (fd int, err error) {
 	raw, err := f.SyscallConn()

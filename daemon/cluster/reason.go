@@ -59,6 +59,7 @@ const (
 	StoreUnreadable   Reason = "storeUnreadable"   // the file of leases cannot be read
 	PoolFull          Reason = "poolFull"          // no address for another pod
 	AddressTaken      Reason = "addressTaken"      // a free address is in use elsewhere
+	NoCanary          Reason = "noCanary"          // the node's canary pod cannot be made
 	CompetingNetwork  Reason = "competingNetwork"  // the runtime takes another file than ours
 	OtherMTU          Reason = "otherMTU"          // advice: running pods keep an earlier MTU
 	StatusRefused     Reason = "statusRefused"     // the API server refuses this node's status
@@ -104,7 +105,7 @@ func Reasons() []Reason {
 		PeeringGone, SelectsNothing, NoSuchSpeaker, SpeakerNotSelected, SingleSpeaker, NoPassword, Conflict, TooManyLearned,
 		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, ClusterUnreadable, HostUnreadable,
 		WorldNotSaved, SwitchNotTold, PodsNotServed, KernelRefused, ForeignRoute, SettingsRefused, PodBroken,
-		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, CompetingNetwork, OtherMTU, StatusRefused, EventsRefused,
+		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, NoCanary, CompetingNetwork, OtherMTU, StatusRefused, EventsRefused,
 		NotInstalled, apiServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,
 		emptyFile, emptyDirectory, unreadableFile, unknownKind, unknownKey, duplicateKey, duplicateEntry,
 		duplicateObject, missingField, badValue, badASN, badAddress, badCIDR, badSelector, badSecret, wrongNamespace,

@@ -42,6 +42,7 @@ type Config struct {
 	VXLAN     VXLAN
 	BGP       BGP
 	CNI       CNI
+	Paths     Paths
 	StateDir  string
 	Socket    string
 	Metrics   string // host:port; "": no metrics
@@ -91,6 +92,12 @@ type CNI struct {
 	SourceCheck bool
 }
 
+// Paths says how this node proves that packets of pods arrive.
+type Paths struct {
+	// Canary gives the node a pod of its own, edgeway/canary.
+	Canary bool
+}
+
 // Defaults returns the configuration of an empty file, without the node's name.
 func Defaults() Config {
 	return Config{
@@ -98,6 +105,7 @@ func Defaults() Config {
 		VXLAN:    VXLAN{VXLAN: cluster.DefaultVXLAN()},
 		BGP:      BGP{Port: bgp.DefaultPort, RestartTime: 600 * time.Second, HoldTime: 90 * time.Second, WithdrawAfter: 15 * time.Second, LearnMost: 100},
 		CNI:      CNI{ConfDir: "/etc/cni/net.d", BinDir: "/opt/cni/bin", SourceCheck: true},
+		Paths:    Paths{Canary: true},
 		StateDir: "/var/lib/edgeway",
 		Socket:   api.DefaultSocket,
 		Metrics:  "127.0.0.1:9475",
@@ -194,6 +202,7 @@ func (c *Config) read(s keys.Section) {
 		keys.Number(s, "mtu", &c.CNI.MTU, 1280, 65535, "an MTU from 1280 to 65535 bytes") // RFC 8200, section 5: no IPv6 link is smaller
 		s.Flag("sourceCheck", &c.CNI.SourceCheck)
 	})
+	s.Inside("paths", func(s keys.Section) { s.Flag("canary", &c.Paths.Canary) })
 	s.Text("stateDir", &c.StateDir)
 	s.Text("socket", &c.Socket)
 	s.Text("metrics", &c.Metrics)

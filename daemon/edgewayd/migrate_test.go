@@ -345,6 +345,9 @@ func (n *migrationNode) foreign(t *testing.T, live []box) {
 	t.Helper()
 	var got, want []string
 	for _, l := range n.list(t).Leases {
+		if l.Pod == "edgeway/canary" { // it is made about now, and gives way when the pool is full
+			continue
+		}
 		got = append(got, l.Pod+" "+strings.Join(l.Addrs, ",")+" "+l.State)
 	}
 	for _, b := range live {

@@ -72,6 +72,11 @@ func (p *Pods) IPAM(ctx context.Context, req api.Request) api.Reply {
 	}
 	n.busy.RLock()
 	defer n.busy.RUnlock()
+	if len(req.Args) > 0 && req.Args[0] == "import" { // an imported lease may have its address
+		if err := p.endCanary(ctx, n, "leases are imported"); err != nil {
+			return api.Reply{Failed: true, Error: err.Error()}
+		}
+	}
 	out, err := n.answer(ctx, p.config, req.Args)
 	p.lookAgain()
 	if err != nil {

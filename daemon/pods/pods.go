@@ -1,8 +1,8 @@
 // Package pods serves the pods of one node, in the daemon's process.
 //
 // It owns the open store of leases, the plugin's verbs on the store, the answers to operators about leases,
-// and the network configuration (conflist) that tells the container runtime about the plugin. It never
-// decides the pods' addresses or MTU: the [policy.Plan] holds both.
+// the network configuration (conflist) that tells the container runtime about the plugin, and the node's canary
+// pod. It never decides the pods' addresses or MTU: the [policy.Plan] holds both.
 //
 //	p := pods.New(config, log)
 //	problems, err := p.Sync(ctx, plan)       // store open, pool set, conflist written
@@ -51,6 +51,10 @@ type Pods struct {
 	lift   func()                           // closes tried, once
 	broken atomic.Pointer[[]plugin.Finding] // what Keep's last look could not repair; nil before the first
 	again  chan struct{}                    // one slot: a broken pod may have been repaired or ended
+
+	canary     atomic.Pointer[Canary] // nil: there is none
+	canaryBusy sync.Mutex             // held to make or end the canary
+	canaryErr  string                 // why the canary could not be made, for the log; guarded by canaryBusy
 }
 
 // New returns the Pods of a daemon that starts now. The first Sync opens the store.
@@ -83,7 +87,7 @@ func (p *Pods) Sync(ctx context.Context, plan policy.Plan) ([]cluster.Problem, e
 	}
 	p.mtu.Store(int64(plan.MTU))
 	problems, err := writeConflist(p.config, plan.MTU)
-	return append(problems, n.rebuilt()...), err
+	return slices.Concat(problems, n.rebuilt(), p.keepCanary(ctx, n, plan)), err
 }
 
 func samePool(a, b ipam.Pool) bool {
@@ -125,7 +129,9 @@ func (p *Pods) Close() error {
 	if n == nil {
 		return nil
 	}
-	return errors.Join(n.copied(), n.close())
+	ctx, cancel := context.WithTimeout(context.Background(), backupTimeout)
+	defer cancel()
+	return errors.Join(p.endCanary(ctx, n, "edgewayd stops"), n.copied(), n.close())
 }
 
 // Backup copies the store. A damaged store is rebuilt from the copy and from the node's links.
@@ -170,7 +176,12 @@ func (p *Pods) Status(ctx context.Context) (api.Leases, []cluster.Problem) {
 	}
 	mtu := int(p.mtu.Load())
 	l.OtherMTU = n.otherMTU(ctx, mtu)
-	return l, slices.Concat(n.full(ctx), n.addressTaken(ctx), p.unkept(), adviseMTU(l.OtherMTU, mtu))
+	problems := slices.Concat(n.addressTaken(ctx), p.unkept(), adviseMTU(l.OtherMTU, mtu))
+	if p.canary.Load() != nil { // it gives way
+		l.Used, l.Free = l.Used-1, l.Free+1
+		return l, problems
+	}
+	return l, append(n.full(ctx), problems...)
 }
 
 // CNI runs one verb of the plugin, as the plugin does without a daemon.
@@ -180,7 +191,8 @@ func (p *Pods) CNI(ctx context.Context, req api.Request, netns *os.File) api.Rep
 	}
 	begin := time.Now()
 	verbs := &plugin.Node{} // without a store, it asks the runtime to try again later
-	if n := p.opened(ctx); n != nil {
+	n := p.opened(ctx)
+	if n != nil {
 		n.busy.RLock()
 		defer n.busy.RUnlock()
 		if p.leases.Load() == n { // not closed meanwhile
@@ -188,6 +200,9 @@ func (p *Pods) CNI(ctx context.Context, req api.Request, netns *os.File) api.Rep
 		}
 	}
 	reply := verbs.Do(ctx, plugin.Call{CNI: *req.CNI, NetnsFile: netns})
+	if reply.Failed && req.CNI.Command == "ADD" && p.giveWay(ctx, n, reply) {
+		reply = verbs.Do(ctx, plugin.Call{CNI: *req.CNI, NetnsFile: netns})
+	}
 	if reply.Error != "" {
 		return reply // the caller finds another way
 	}

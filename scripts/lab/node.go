@@ -42,6 +42,8 @@ func (l *Lab) addNode(spec NodeSpec) error {
 		"stateDir": n.file("state"),
 		"socket":   n.Socket(),
 		"metrics":  "",
+		// Stories count addresses and links. A story about paths overrides it.
+		"paths": map[string]any{"canary": false},
 	}
 	maps.Copy(config, spec.Config)
 	text, err := yaml.Marshal(config)

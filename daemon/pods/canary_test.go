@@ -1,0 +1,228 @@
+package pods
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/policy"
+	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/plugin"
+	"github.com/edgeway-cni/edgeway/scripts/lab"
+)
+
+func planFor(mtu int, cidrs ...string) (plan policy.Plan) {
+	plan.MTU = mtu
+	for _, c := range cidrs {
+		plan.Pool.Sets = append(plan.Pool.Sets, ipam.RangeSet{{Subnet: netip.MustParsePrefix(c)}})
+	}
+	return plan
+}
+
+// keeps applies the plan, and returns the addresses of the canary; "" when there is none.
+func (p *Pods) keeps(t *testing.T, n *leases, plan policy.Plan) string {
+	t.Helper()
+	if err := n.store.SetPool(t.Context(), plan.Pool); err != nil {
+		t.Fatal(err)
+	}
+	if problems := p.keepCanary(t.Context(), n, plan); len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	var out []string
+	if c := p.Canary(); c != nil {
+		for _, a := range c.Addrs {
+			out = append(out, a.String())
+		}
+	}
+	return strings.Join(out, " ")
+}
+
+func TestCanary(t *testing.T) {
+	p, n, host := onMachine(t)
+	p.config.Paths.Canary = true
+	plan := planFor(1450, "10.88.0.0/24", "fd88::/64")
+	const last = "10.88.0.254 fd88::ffff:ffff:ffff:ff7f"
+	if got := p.keeps(t, n, plan); got != last {
+		t.Fatalf("canary %q, want %q", got, last)
+	}
+	first := p.Canary()
+	if p.keeps(t, n, plan); p.Canary() != first {
+		t.Error("a second Sync made another canary")
+	}
+	if err := first.Inside(func() error {
+		link, err := net.InterfaceByName("eth0")
+		if err == nil && link.MTU != 1450 {
+			err = errors.New("MTU is wrong")
+		}
+		return err
+	}); err != nil {
+		t.Error(err)
+	}
+	if l, problems := p.Status(t.Context()); l.Used != 0 || l.Free != 254 || len(problems) > 0 {
+		t.Errorf("status: %+v, %v", l, problems)
+	}
+	if checked, err := n.check(t.Context(), n.verbs.Audit); err != nil || checked.Leases != 1 || len(checked.Findings) > 0 {
+		t.Errorf("ipam check: %+v, %v", checked, err)
+	}
+	if list, err := n.list(t.Context()); err != nil || len(list.Leases) != 1 || list.Leases[0].Pod != canaryPod || list.Leases[0].State != string(plugin.Alive) {
+		t.Errorf("ipam list: %+v, %v", list, err)
+	}
+	// A runtime does not list it, and a sweep sees that it lives.
+	gc := api.CNI{Command: "GC", Stdin: []byte(`{"cniVersion":"1.1.0","name":"edgeway","type":"edgeway","dataDir":"` + p.config.StateDir + `","cni.dev/valid-attachments":[]}`)}
+	if reply := p.CNI(t.Context(), api.Request{Op: "cni", CNI: &gc}, nil); reply.Failed {
+		t.Errorf("GC: %s", reply.Output)
+	}
+	if err := p.Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if p.keeps(t, n, plan); p.Canary() != first {
+		t.Error("GC or a sweep ended the canary")
+	}
+
+	// It is what a new pod would be.
+	for name, change := range map[string]func(){
+		"another MTU": func() { plan.MTU = 1400 },
+		"another CIDR": func() {
+			plan = planFor(1400, "10.89.0.0/24")
+		},
+		"link deleted by hand": func() {
+			if err := host.IP(t.Context(), "link del "+plugin.HostLink(canaryAttachment())); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"released by an operator": func() {
+			if _, err := n.releaseLeases(t.Context(), []string{canaryAttachment().String(), Force}); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		before := p.Canary()
+		change()
+		if p.keeps(t, n, plan); p.Canary() == before || p.Canary() == nil || p.Canary().MTU != plan.MTU {
+			t.Errorf("%s: canary %+v", name, p.Canary())
+		}
+		if err := before.Inside(func() error { return nil }); !errors.Is(err, ErrNoCanary) {
+			t.Errorf("%s: the old canary lives: %v", name, err)
+		}
+	}
+	// A fault that Keep cannot repair ends it: nobody uses it.
+	if err := host.IP(t.Context(), "link del "+plugin.HostLink(canaryAttachment())); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.keep(t.Context(), true); err != nil || p.Canary() != nil || len(p.unkept()) > 0 {
+		t.Errorf("after Keep: %v, canary %v, problems %v", err, p.Canary(), p.unkept())
+	}
+	p.keeps(t, n, plan)
+
+	// A node without a pod CIDR, or with the canary switched off, has none; the end of the daemon leaves nothing.
+	p.config.Paths.Canary = false
+	if got := p.keeps(t, n, planFor(1400, "10.90.0.0/24")); got != "" {
+		t.Errorf("switched off: canary %s", got)
+	}
+	p.config.Paths.Canary = true
+	p.keeps(t, n, plan)
+	if err := p.endCanary(t.Context(), n, "the test ends"); err != nil {
+		t.Error(err)
+	}
+	if leases, err := n.store.Leases(); err != nil || len(leases) > 0 {
+		t.Errorf("left: %v, %v", leases, err)
+	}
+	if err := n.close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The canary took the last address, and a pod had to wait.
+func TestCanaryGivesWay(t *testing.T) {
+	p, n, _ := onMachine(t)
+	p.config.Paths.Canary = true
+	plan := planFor(1500, "10.88.0.0/30")
+	says := func(used, free uint64, full bool) {
+		t.Helper()
+		l, problems := p.Status(t.Context())
+		if reason := slices.ContainsFunc(problems, func(p cluster.Problem) bool { return p.Reason == cluster.PoolFull }); l.Used != used || l.Free != free || reason != full {
+			t.Errorf("leases %+v, problems %+v; want %d used, %d free, full: %v", l, problems, used, free, full)
+		}
+	}
+	if got := p.keeps(t, n, plan); got != "10.88.0.2" {
+		t.Errorf("canary %q", got)
+	}
+	says(0, 2, false)
+	pods := map[string]*lab.Space{"c1": newSpace(t), "c2": newSpace(t)}
+	add := func(id string, ipam string) {
+		t.Helper()
+		if reply := p.call(t, "ADD", id, pods[id], ipam); reply.Failed {
+			t.Fatalf("ADD %s: %s", id, reply.Output)
+		}
+	}
+	add("c1", "{}")
+	says(1, 1, false)
+	add("c2", "{}") // before the next Sync
+	if p.Canary() != nil {
+		t.Error("the canary lives")
+	}
+	says(2, 0, true)
+	if got := p.keeps(t, n, plan); got != "" {
+		t.Errorf("a canary in a full pool: %s", got)
+	}
+	p.call(t, "DEL", "c2", pods["c2"], "{}")
+	if got := p.keeps(t, n, plan); got != "" { // the last address is for the next pod
+		t.Errorf("a canary has the last address: %s", got)
+	}
+	p.call(t, "DEL", "c1", pods["c1"], "{}")
+	if got := p.keeps(t, n, plan); got != "10.88.0.2" {
+		t.Errorf("canary %q", got)
+	}
+	add("c1", "{}")
+	if got := p.keeps(t, n, plan); got != "" { // at the next Sync, the last address is free for a pod
+		t.Errorf("the canary keeps the last address: %s", got)
+	}
+	p.call(t, "DEL", "c1", pods["c1"], "{}")
+
+	// A pod that asks for the canary's address gets it.
+	plan = planFor(1500, "10.88.0.0/24")
+	p.keeps(t, n, plan)
+	conf := `{"cniVersion":"1.1.0","name":"n","type":"edgeway","dataDir":"` + p.config.StateDir + `","runtimeConfig":{"ips":["10.88.0.254"]}}`
+	cni := api.CNI{Command: "ADD", ContainerID: "c1", IfName: "eth0", Netns: pods["c1"].Path, Stdin: []byte(conf)}
+	if reply := p.CNI(t.Context(), api.Request{Op: "cni", CNI: &cni}, pods["c1"].File); reply.Failed {
+		t.Errorf("ADD: %s", reply.Output)
+	}
+	if got := p.keeps(t, n, plan); got == "" || got == "10.88.0.254" {
+		t.Errorf("canary %q", got)
+	}
+	if err := p.endCanary(t.Context(), n, "the test ends"); err != nil {
+		t.Error(err)
+	}
+	p.call(t, "DEL", "c1", pods["c1"], "{}")
+	if err := n.close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A daemon that was killed left a lease and perhaps a link: the next daemon's canary has the same addresses.
+func TestCanaryAfterACrash(t *testing.T) {
+	p, n, _ := onMachine(t)
+	p.config.Paths.Canary = true
+	plan := planFor(1500, "10.88.0.0/24", "fd88::/64")
+	before := p.keeps(t, n, plan)
+	crashed := p.Canary()
+	p.canary.Store(nil) // the process forgets it, its link and lease stay
+	if after := p.keeps(t, n, plan); after != before {
+		t.Errorf("canary %s, before the crash %s", after, before)
+	}
+	crashed.end()
+	if checked, err := n.check(t.Context(), n.verbs.Audit); err != nil || checked.Leases != 1 || len(checked.Findings) > 0 {
+		t.Errorf("ipam check: %+v, %v", checked, err)
+	}
+	if err := p.endCanary(t.Context(), n, "the test ends"); err != nil {
+		t.Error(err)
+	}
+	if err := n.close(); err != nil {
+		t.Error(err)
+	}
+}
