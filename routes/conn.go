@@ -39,14 +39,18 @@ type conn struct {
 	mu     sync.Mutex // guards fd's exchange, seq and buf
 	fd     int
 	seq    uint32
-	buf    []byte
+	buf    []byte        // for one datagram of the kernel; nil: one of received
 	writes atomic.Int64  // requests sent that may change something
 	local  *[]netip.Addr // local IPv6 routes that the kernel announced; nil: not subscribed
 }
 
+// received are buffers for one datagram of the kernel. Each ADD opens a socket in the pod's namespace: a buffer of
+// its own would be two thirds of the memory that an ADD allocates.
+var received = sync.Pool{New: func() any { return new([64 << 10]byte) }}
+
 // dial opens a socket of the protocol in the namespace ns.
 func dial(ns netns.NsHandle, protocol int) (*conn, error) {
-	c := &conn{fd: -1, buf: make([]byte, 64<<10)}
+	c := &conn{fd: -1}
 	err := inside(ns, func() error {
 		fd, err := socket(protocol, 0)
 		c.fd = fd
@@ -270,8 +274,14 @@ func (c *conn) send(b []byte) error {
 
 // receive reads one datagram and calls each for its messages. The bodies are valid until receive returns.
 func (c *conn) receive(each func(unix.NlMsghdr, []byte)) error {
+	buf := c.buf
+	if buf == nil {
+		b := received.Get().(*[64 << 10]byte)
+		defer received.Put(b)
+		buf = b[:]
+	}
 	for {
-		n, from, err := unix.Recvfrom(c.fd, c.buf, 0)
+		n, from, err := unix.Recvfrom(c.fd, buf, 0)
 		if err == unix.EINTR {
 			continue
 		}
@@ -281,7 +291,7 @@ func (c *conn) receive(each func(unix.NlMsghdr, []byte)) error {
 		if sa, ok := from.(*unix.SockaddrNetlink); !ok || sa.Pid != 0 {
 			continue // not from the kernel
 		}
-		eachMessage(c.buf[:n], func(h unix.NlMsghdr, body []byte) {
+		eachMessage(buf[:n], func(h unix.NlMsghdr, body []byte) {
 			if c.local != nil {
 				c.noteLocal(h, body)
 			}
