@@ -160,7 +160,7 @@ func outside(ctx context.Context, o options) (err error) {
 func buildPeers(ctx context.Context, dir string) error {
 	const plugins = "github.com/containernetworking/plugins/plugins/"
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/",
-		plugins+"main/ptp", plugins+"main/bridge", plugins+"ipam/host-local")
+		plugins+"main/ptp", plugins+"main/bridge", plugins+"ipam/host-local", "github.com/edgeway-cni/edgeway/scripts/bench/nothing")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the reference plugins: %w: %s", err, out)

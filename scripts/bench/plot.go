@@ -21,7 +21,7 @@ const (
 )
 
 // colours are the contenders' colours, in the order of an arena.
-var colours = []string{"#1b6e3c", "#7fbf94", "#8a8a8a", "#c4c4c4"}
+var colours = []string{"#1b6e3c", "#7fbf94", "#8a8a8a", "#c4c4c4", "#d9a441", "#e8cf9a"}
 
 // plot writes an SVG of the pods table: a runtime's waiting time as a multiple of ptp's.
 func (r *report) plot(path string) error {

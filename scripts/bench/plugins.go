@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,6 +32,10 @@ type contender struct {
 	host *lab.Space
 	pods []*lab.Space
 	node *lab.Node // node whose daemon serves; nil: no daemon
+	// bare makes the calls itself, without a plugin; nil: exe is executed
+	bare *floor
+	// least: no plugin at all, but what a plugin's call costs at least
+	least bool
 }
 
 // arena holds the contenders.
@@ -65,6 +71,8 @@ func (b *bench) newArena(ctx context.Context, f family, pods int) (a *arena, err
 			conf: map[string]any{"type": "ptp", "mtu": 1500, "ipam": hostLocal("ptp")}},
 		{name: bridge, exe: filepath.Join(b.peers, "bridge"), path: b.peers,
 			conf: map[string]any{"type": "bridge", "bridge": "br0", "isGateway": true, "mtu": 1500, "ipam": hostLocal("bridge")}},
+		{name: "a Go program that does nothing", exe: filepath.Join(b.peers, "nothing"), conf: map[string]any{"type": "nothing"}, least: true},
+		{name: "the kernel's part alone", conf: map[string]any{"type": "floor"}, least: true},
 	}
 	if b.own {
 		others = nil
@@ -75,6 +83,11 @@ func (b *bench) newArena(ctx context.Context, f family, pods int) (a *arena, err
 			return a, err
 		}
 		a.contenders = append(a.contenders, c)
+		if c.exe == "" {
+			if c.bare, err = newFloor(c); err != nil {
+				return a, err
+			}
+		}
 	}
 	for i, c := range a.contenders {
 		for p := range pods {
@@ -143,6 +156,9 @@ func (a *arena) close() {
 		for _, p := range c.pods {
 			p.Remove()
 		}
+		if c.bare != nil {
+			c.bare.close()
+		}
 		if c.host == nil {
 			continue
 		}
@@ -158,8 +174,12 @@ func (a *arena) close() {
 	_ = os.RemoveAll(a.dir)
 }
 
+// daemonCPU is the processor time of the process that serves the calls beside the plugin.
 func (c *contender) daemonCPU() (time.Duration, error) {
-	if c.node == nil {
+	switch {
+	case c.bare != nil:
+		return ownCPU(), nil
+	case c.node == nil:
 		return 0, nil
 	}
 	return cpuOf(c.node.PID())
@@ -179,7 +199,7 @@ func (c *contender) command(ctx context.Context, in invocation, argv ...string) 
 	for k, v := range c.conf {
 		conf[k] = v
 	}
-	if in.prev != nil {
+	if len(in.prev) > 0 {
 		conf["prevResult"] = in.prev
 	}
 	stdin, err := json.Marshal(conf)
@@ -200,19 +220,38 @@ func (c *contender) command(ctx context.Context, in invocation, argv ...string) 
 // call makes one invocation on the current thread. It returns the time taken, the processor time of its
 // processes (wait4(2) includes the descendants that they waited for), and the result.
 func (c *contender) call(ctx context.Context, in invocation) (took, cpu time.Duration, result []byte, err error) {
-	cmd, err := c.command(ctx, in)
+	if c.bare != nil {
+		took, err = c.bare.call(ctx, in)
+		return took, 0, nil, err
+	}
+	cmd, err := c.command(context.Background(), in) // the PID namespace ends it
 	if err != nil {
 		return 0, 0, nil, err
 	}
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	start := time.Now()
-	err = cmd.Run()
-	took = time.Since(start)
+	// All that a plugin reads and writes fits in a pipe. So no goroutines of this program copy it during the call.
+	stdin, feed, err := os.Pipe()
 	if err != nil {
-		return 0, 0, nil, fmt.Errorf("%s: %s: %w: %s%s", c.name, in.verb, err, stdout.Bytes(), stderr.Bytes())
+		return 0, 0, nil, err
 	}
-	return took, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), stdout.Bytes(), nil
+	defer stdin.Close()
+	_, err = cmd.Stdin.(*bytes.Reader).WriteTo(feed)
+	if err := errors.Join(err, feed.Close()); err != nil {
+		return 0, 0, nil, err
+	}
+	printed, stdout, err := os.Pipe()
+	if err != nil {
+		return 0, 0, nil, err
+	}
+	defer printed.Close()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stdout
+	start := time.Now()
+	rerr := cmd.Run()
+	took = time.Since(start)
+	stdout.Close()
+	if result, err = io.ReadAll(printed); rerr != nil || err != nil {
+		return 0, 0, nil, fmt.Errorf("%s: %s: %w: %s", c.name, in.verb, errors.Join(rerr, err), result)
+	}
+	return took, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), result, nil
 }
 
 func nodeManifest(name, address, cidrs string) string {
