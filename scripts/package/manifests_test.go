@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/base64"
 	"os"
 	"os/exec"
@@ -15,8 +14,6 @@ import (
 
 	"github.com/edgeway-cni/edgeway/scripts/kube"
 )
-
-const helm = "helm.sh/helm/v3/cmd/helm@v3.22.0"
 
 // The chart has copies of the same manifests.
 func TestChartHasTheManifests(t *testing.T) {
@@ -52,14 +49,13 @@ func TestAPIServerManifests(t *testing.T) {
 	}
 }
 
-// TestAPIServerChart does the same with helm's output for the chart.
+// TestAPIServerChart does the same with Helm's output for the chart.
 func TestAPIServerChart(t *testing.T) {
-	needAsked(t)
 	server := withCRDs(t)
-	for name, values := range chartValues() {
+	for name, values := range map[string]map[string]any{"defaults": nil, "all": everyValue()} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "chart.yaml")
-			if err := os.WriteFile(path, []byte(template(t, values...)), 0o644); err != nil {
+			if err := os.WriteFile(path, []byte(template(t, values)), 0o644); err != nil {
 				t.Fatal(err)
 			}
 			dryRun(t, server, "-f", path)
@@ -87,65 +83,6 @@ func dryRun(t *testing.T, server *kube.ControlPlane, what ...string) {
 		t.Error(err)
 	}
 	t.Log(out)
-}
-
-// chartValues are the values that an operator may set.
-func chartValues() map[string][]string {
-	return map[string][]string{
-		"defaults": nil,
-		"all": {"--set", "image.repository=registry.example/edgeway,image.tag=v1,controller.enabled=true,controller.podCIDRs={10.10.0.0/16},controller.nodeMask.ipv4=24,controller.nodes=pool=hybrid",
-			"--set", "speakers.separate=true,passwordSecrets={bgp-secret},config.mode=auto,imagePullSecrets[0].name=pull"},
-	}
-}
-
-// TestChart runs helm's own check, and compares the chart's defaults with the DaemonSet of the
-// kustomization.
-func TestChart(t *testing.T) {
-	needAsked(t)
-	if out, err := exec.Command("go", "run", helm, "lint", "--strict", "../../deploy/helm/edgeway").CombinedOutput(); err != nil {
-		t.Errorf("helm lint: %v: %s", err, out)
-	}
-	got := daemonSet(t, template(t))
-	want := readDaemonSet(t, "../../deploy/kubernetes/daemonset/daemonset.yaml")
-	for _, ds := range []*appsv1.DaemonSet{&got, &want} {
-		ds.Spec.Template.Annotations = nil // the sum of the configuration
-		spec := ds.Spec.Template.Spec
-		spec.InitContainers[0].Image, spec.Containers[0].Image = "", ""
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("the DaemonSet (-deploy/kubernetes +chart):\n%s", diff)
-	}
-	watched := template(t, "--set", "podMonitor.enabled=true,podMonitor.labels.release=prometheus")
-	if ports := daemonSet(t, watched).Spec.Template.Spec.Containers[0].Ports; len(ports) != 1 || ports[0].Name != "metrics" || ports[0].ContainerPort != 9475 {
-		t.Errorf("ports: %v", ports)
-	}
-	for _, want := range []string{"\nkind: PodMonitor\n", "release: prometheus", "- port: metrics", "    metrics: 0.0.0.0:9475\n"} {
-		if !strings.Contains(watched, want) {
-			t.Errorf("with a PodMonitor there is no %q in\n%s", want, watched)
-		}
-	}
-	for want, args := range map[string][]string{
-		"controller.podCIDRs":     {"--namespace", "kube-system", "--set", "controller.enabled=true"},
-		"--namespace kube-system": {"--namespace", "edgeway"},
-	} {
-		cmd := exec.Command("go", append([]string{"run", helm, "template", "edgeway", "../../deploy/helm/edgeway"}, args...)...)
-		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), want) {
-			t.Errorf("helm template %v: %v, %s; want an error that says %s", args, err, out, want)
-		}
-	}
-}
-
-// template returns what helm would apply.
-func template(t *testing.T, values ...string) string {
-	t.Helper()
-	cmd := exec.Command("go", append([]string{"run", helm, "template", "edgeway", "../../deploy/helm/edgeway", "--namespace", "kube-system"}, values...)...)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("helm template: %v: %s", err, stderr.String())
-	}
-	return string(out)
 }
 
 // overlay is the DaemonSet of deploy/overlays/NAME.
