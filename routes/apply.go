@@ -160,8 +160,15 @@ func (a *applier) steps(c *Change) (steps []step, alone func() error, err error)
 		return nil, func() error { return a.k.setTable(c.Op, o.table()) }, nil
 	case SourceCheck:
 		return nil, func() error { return a.k.setTable(c.Op, o.table()) }, nil
+	case Symmetric:
+		return nil, func() error { return a.k.setTable(c.Op, o.table()) }, nil
 	case Masq:
 		return nil, func() error { return a.setMasq(c.Op, o) }, nil
+	case Rule:
+		one.m = o.message(c.Op)
+	case ProxyNeigh:
+		index, err = a.v.index(o.Link)
+		one.m = o.message(c.Op, index)
 	case Route:
 		one, err = a.v.routeStep(c, o)
 	case Addr:
@@ -208,7 +215,11 @@ func possible(object any) error {
 		return proper("destination", o.Dst.Addr())
 	case Addr:
 		return proper("address", o.Prefix.Addr())
+	case Rule:
+		return o.possible()
 	case Neigh:
+		return proper("neighbour", o.IP)
+	case ProxyNeigh:
 		return proper("neighbour", o.IP)
 	case FDB:
 		return proper("VTEP", o.Dst)
@@ -350,6 +361,7 @@ func nextStep(object any, err error) string {
 	_, masq := object.(Masq)
 	_, senders := object.(Senders)
 	_, check := object.(SourceCheck)
+	_, symmetric := object.(Symmetric)
 	switch {
 	case masq && unsupported(err):
 		return "; load the kernel module nf_tables, or switch masquerade off"
@@ -357,6 +369,8 @@ func nextStep(object any, err error) string {
 		return "; load the kernel module nf_tables, or set vxlan.acceptAll"
 	case check && (unsupported(err) || errors.Is(err, unix.ENOENT)): // ENOENT: no such expression
 		return "; load the kernel modules nf_tables and nft_fib_inet, or set cni.sourceCheck to false"
+	case symmetric && (unsupported(err) || errors.Is(err, unix.ENOENT)):
+		return "; load the kernel modules nf_tables and nft_ct; until then NodePorts and hostPorts of pods on uplinks do not answer"
 	case errors.Is(err, unix.EPERM):
 		return "; run as root or with CAP_NET_ADMIN"
 	case errors.Is(err, unix.ENETDOWN):

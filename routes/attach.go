@@ -170,13 +170,14 @@ func (f FDB) message(typ uint16, index int) (message, error) {
 
 // entry is one answer of a neighbour or forwarding dump.
 type entry struct {
-	index int
-	state uint16
-	flags uint8
-	ip    netip.Addr
-	mac   string
-	vni   uint32 // 0: that of the link, as the kernel omits it (drivers/net/vxlan/vxlan_core.c: vxlan_fdb_info)
-	port  uint16 // likewise
+	index    int
+	state    uint16
+	flags    uint8
+	ip       netip.Addr
+	mac      string
+	vni      uint32 // 0: that of the link, as the kernel omits it (drivers/net/vxlan/vxlan_core.c: vxlan_fdb_info)
+	port     uint16 // likewise
+	protocol Protocol
 }
 
 func parseNeigh(b []byte) (entry, bool) {
@@ -193,6 +194,10 @@ func parseNeigh(b []byte) (entry, bool) {
 		case unix.NDA_VNI:
 			if len(v) == 4 {
 				e.vni = binary.NativeEndian.Uint32(v)
+			}
+		case ndaProtocol:
+			if len(v) > 0 {
+				e.protocol = Protocol(v[0])
 			}
 		case unix.NDA_PORT:
 			if len(v) == 2 {

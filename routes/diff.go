@@ -17,7 +17,7 @@ const (
 // are deleted, except sysctls; Observe adds such objects only if they are in scope.
 //
 // Links come before the objects on them, sysctls before addresses, addresses before neighbours and
-// routes. Deletions come last, so that a route that changes its metric or its link has no gap, and end
+// routes, routes before the rules that lead to them. Deletions come last, so that a route that changes its metric or its link has no gap, and end
 // with the links. A link that must be deleted and created again loses everything on it, which is then
 // added again.
 //
@@ -30,14 +30,16 @@ func Diff(observed, desired State) []Change {
 	neighs, dropNeighs := diff(observed.Neighs, desired.Neighs, neighsByIP())
 	fdb, dropFDB := diff(observed.FDB, desired.FDB, fdbByMAC())
 	routes, dropRoutes := diff(observed.Routes, desired.Routes, routesByKey())
+	rules, dropRules := diff(observed.Rules, desired.Rules, rulesByValue())
+	proxies, dropProxies := diff(observed.Proxies, desired.Proxies, proxiesByValue())
 	masq, dropMasq := diff(observed.Masq, desired.Masq, masqByAddr())
 	// Senders are limited before their link is up, and until the link is about to be deleted.
 	limit, unlimit := diffSenders(observed.Senders, desired.Senders), []Change(nil)
 	if desired.Senders == nil {
 		limit, unlimit = nil, limit
 	}
-	return slices.Concat(diffSourceCheck(observed.SourceCheck, desired.SourceCheck), limit, links, sysctls, addrs, neighs, fdb, routes, masq, dropMasq, diffNAT(observed.NAT, desired.NAT),
-		dropRoutes, dropFDB, dropNeighs, dropAddrs, unlimit, dropLinks)
+	return slices.Concat(diffSourceCheck(observed.SourceCheck, desired.SourceCheck), limit, links, sysctls, addrs, neighs, fdb, routes, diffSymmetric(observed.Symmetric, desired.Symmetric), rules, proxies,
+		masq, dropMasq, diffNAT(observed.NAT, desired.NAT), dropProxies, dropRules, dropRoutes, dropFDB, dropNeighs, dropAddrs, unlimit, dropLinks)
 }
 
 // identity says when two objects of one kind stand in the same place, when the observed object is right,
@@ -303,6 +305,7 @@ func withoutRemade(s State, links []Change) State {
 	s.Neighs = without(s.Neighs, func(n Neigh) bool { return remade[n.Link] })
 	s.FDB = without(s.FDB, func(f FDB) bool { return remade[f.Link] })
 	s.Routes = without(s.Routes, func(r Route) bool { return remade[r.Link] })
+	s.Proxies = without(s.Proxies, func(p ProxyNeigh) bool { return remade[p.Link] })
 	s.Sysctls = without(s.Sysctls, func(y Sysctl) bool { // net/ipv4/conf/LINK/rp_filter
 		parts := strings.Split(y.Key, "/")
 		return len(parts) == 5 && remade[parts[3]]

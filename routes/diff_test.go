@@ -60,6 +60,17 @@ func randomState(r *rand.Rand) (s State) {
 		}
 		return rt, fmt.Sprint(keyOfRoute(rt))
 	})
+	s.Rules = unique(r, 4, func() (Rule, string) {
+		rule := Rule{Priority: 2048, From: netip.PrefixFrom(ip(false), 32), Table: pick(3)}
+		if pick(3) == 0 {
+			rule = Rule{Priority: 512, Mark: uint32(pick(2)), Longer: 31 * pick(2)}
+		}
+		return rule, rule.String()
+	})
+	s.Proxies = unique(r, 4, func() (ProxyNeigh, string) {
+		p := ProxyNeigh{link(), ip(false)}
+		return p, p.String()
+	})
 	s.Sysctls = unique(r, 2, func() (Sysctl, string) {
 		y := Sysctl{[]string{"net/ipv4/ip_forward", "net/ipv4/conf/" + link() + "/rp_filter"}[pick(2)], fmt.Sprint(pick(3))}
 		return y, y.Key
@@ -102,6 +113,7 @@ func (m *model) apply(c Change) {
 			on := func(name string) bool { return name == o.Name }
 			m.s.Addrs = without(m.s.Addrs, func(a Addr) bool { return on(a.Link) })
 			m.s.Neighs = without(m.s.Neighs, func(n Neigh) bool { return on(n.Link) })
+			m.s.Proxies = without(m.s.Proxies, func(p ProxyNeigh) bool { return on(p.Link) })
 			m.s.FDB = without(m.s.FDB, func(f FDB) bool { return on(f.Link) })
 			m.s.Routes = without(m.s.Routes, func(r Route) bool { return on(r.Link) })
 			m.s.Sysctls = without(m.s.Sysctls, func(y Sysctl) bool { return strings.Contains(y.Key, "/"+o.Name+"/") })
@@ -117,6 +129,11 @@ func (m *model) apply(c Change) {
 	case Neigh:
 		m.on(c, o.Link)
 		m.s.Neighs = place(m.t, m.s.Neighs, c, o, func(n Neigh) string { return n.Link + n.IP.String() })
+	case Rule:
+		m.s.Rules = place(m.t, m.s.Rules, c, o, Rule.String)
+	case ProxyNeigh:
+		m.on(c, o.Link)
+		m.s.Proxies = place(m.t, m.s.Proxies, c, o, ProxyNeigh.String)
 	case FDB:
 		m.on(c, o.Link)
 		m.s.FDB = place(m.t, m.s.FDB, c, o, func(f FDB) string { return fmt.Sprint(keyOfFDB(f)) })
@@ -164,6 +181,11 @@ func sorted(s State) State {
 	s.Links = slices.SortedFunc(slices.Values(s.Links), func(a, b Link) int { return by(a, b) })
 	s.Addrs = slices.SortedFunc(slices.Values(s.Addrs), func(a, b Addr) int { return by(a, b) })
 	s.Neighs = slices.SortedFunc(slices.Values(s.Neighs), func(a, b Neigh) int { return by(a, b) })
+	s.Rules = slices.SortedFunc(slices.Values(s.Rules), func(a, b Rule) int { return by(a, b) })
+	for i := range s.Rules {
+		s.Rules[i] = s.Rules[i].normal()
+	}
+	s.Proxies = slices.SortedFunc(slices.Values(s.Proxies), func(a, b ProxyNeigh) int { return by(a, b) })
 	s.FDB = slices.SortedFunc(slices.Values(s.FDB), func(a, b FDB) int { return by(a, b) })
 	s.Routes = slices.Clone(s.Routes)
 	for i := range s.Routes {

@@ -94,10 +94,13 @@ func (k *Kernel) observe(ctx context.Context, v *view, scope Scope, desired Stat
 		func() (err error) { s.Neighs, err = v.observeNeighs(scope, desired.Neighs); return err },
 		func() (err error) { s.FDB, err = v.observeFDB(scope, desired.FDB); return err },
 		func() (err error) { s.Routes, err = v.observeRoutes(scope, desired.Routes); return err },
+		func() (err error) { s.Rules, err = v.observeRules(scope, desired.Rules); return err },
+		func() (err error) { s.Proxies, err = v.observeProxies(scope, desired.Proxies); return err },
 		func() (err error) { s.Sysctls, err = k.observeSysctls(v, desired.Sysctls); return err },
 		func() error { s.NAT = k.observeNAT(scope, desired); return nil },
 		func() error { s.Senders = k.observeSenders(scope, desired.Senders); return nil },
 		func() error { s.SourceCheck = k.observeSourceCheck(scope, desired.SourceCheck); return nil },
+		func() error { s.Symmetric = k.observeSymmetric(scope, desired.Symmetric); return nil },
 		func() (err error) { s.Masq, err = k.observeMasq(v, scope.Masq, desired.Masq); return err },
 	}
 	for _, read := range parts {

@@ -26,13 +26,16 @@ func (v *view) observeRoutes(scope Scope, desired []Route) ([]Route, error) {
 
 // owner is the filter of a dump of our routes.
 type owner struct {
-	table    int
+	table    int // 0: any
 	protocol Protocol
 }
 
 func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, error) {
 	var owners []owner
-	if scope.Protocol != 0 {
+	everyTable := scope.Rules && fam == unix.AF_INET // one list of all tables finds those of former uplinks too
+	if scope.Protocol != 0 && everyTable {
+		owners = append(owners, owner{0, scope.Protocol})
+	} else if scope.Protocol != 0 {
 		owners = append(owners, owner{mainTable, scope.Protocol})
 	}
 	of := func(r Route) bool { return r.Dst.IsValid() && family(r.Dst.Addr()) == fam }
@@ -47,7 +50,7 @@ func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, 
 		if of(r) {
 			k := keyOfRoute(r)
 			want[k] = i
-			if o := (owner{k.table, r.Protocol}); !slices.Contains(owners, o) {
+			if o := (owner{k.table, r.Protocol}); !slices.Contains(owners, o) && !slices.Contains(owners, owner{0, r.Protocol}) {
 				owners = append(owners, o)
 			}
 		}
@@ -59,7 +62,6 @@ func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, 
 	var out []Route
 	right, wrong := 0, false
 	for _, o := range owners {
-		ofScope := scope.Protocol != 0 && o == owner{mainTable, scope.Protocol}
 		all, err := v.compare(fam, o, want, desired, brief)
 		if err != nil {
 			return nil, err
@@ -70,7 +72,7 @@ func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, 
 				right++
 				continue
 			}
-			if l.at < 0 && !ofScope {
+			if l.at < 0 && !scope.owns(l.entry.Table, l.entry.Protocol) {
 				continue
 			}
 			r := v.route(*l.entry)
@@ -89,6 +91,11 @@ func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, 
 		v.right[at] = false
 	}
 	return v.observeTables(fam, scope, want, owners)
+}
+
+// owns reports whether every route of the protocol in the table is in the scope.
+func (s Scope) owns(table int, p Protocol) bool {
+	return s.Protocol != 0 && p == s.Protocol && (table == mainTable || s.Rules && isUplinkTable(table))
 }
 
 // wrong returns the desired routes that are not marked as right.
@@ -152,6 +159,9 @@ func (v *view) observeTables(fam uint8, scope Scope, want map[routeKey]int, owne
 			tables = append(tables, o.table)
 		}
 	}
+	if slices.Contains(tables, 0) {
+		tables = []int{0} // all of them
+	}
 	var out []Route
 	for _, table := range tables {
 		entries, err := v.fib(fam, table, 0, len(want))
@@ -160,7 +170,7 @@ func (v *view) observeTables(fam uint8, scope Scope, want map[routeKey]int, owne
 		}
 		for _, e := range entries {
 			_, wanted := want[keyOfRoute(e.Route)]
-			if wanted || (table == mainTable && scope.Protocol != 0 && e.Protocol == scope.Protocol) {
+			if wanted || scope.owns(e.Table, e.Protocol) {
 				out = append(out, v.route(e))
 			}
 		}

@@ -1,6 +1,6 @@
 // Package routes makes a network namespace look like a [State]: links, addresses, routes,
-// neighbours, forwarding entries, sysctls, and the nftables tables edgeway, edgeway-vxlan and
-// edgeway-source. It owns rtnetlink, nftables and connection tracking: no other package of this module
+// policy rules, neighbours, forwarding entries, sysctls, and the nftables tables edgeway, edgeway-vxlan,
+// edgeway-source and edgeway-uplink. It owns rtnetlink, nftables and connection tracking: no other package of this module
 // uses them.
 //
 // There is one verb, [Kernel.Sync]. It asks the kernel what exists, computes [Diff], and applies the
@@ -85,7 +85,7 @@ type Addr struct {
 	HostScope bool `json:",omitempty"`
 }
 
-// Route is a unicast route of the main table.
+// Route is a route, of the main table where Table does not say otherwise.
 type Route struct {
 	Dst      netip.Prefix
 	Via      netip.Addr // zero: on the link itself
@@ -168,13 +168,16 @@ type State struct {
 	Links       []Link
 	Addrs       []Addr
 	Routes      []Route
+	Rules       []Rule
 	Neighs      []Neigh
+	Proxies     []ProxyNeigh
 	FDB         []FDB
 	Sysctls     []Sysctl
 	NAT         *NAT // nil: no node-level source NAT
 	Masq        []Masq
 	Senders     *Senders     // nil: any machine may send to the VXLAN port
 	SourceCheck *SourceCheck // nil: a pod may send from any address
+	Symmetric   *Symmetric   // nil: packets are not marked
 }
 
 // Scope says which objects are ours, and so what Sync may delete if the State does not name it.
@@ -191,6 +194,9 @@ type Scope struct {
 	Senders bool
 	// SourceCheck: the nftables table "edgeway-source" is ours.
 	SourceCheck bool
+	// Rules: our policy rules, proxy neighbours and the nftables table "edgeway-uplink" are ours, and the routes of
+	// Protocol in the tables that UplinkTable can return.
+	Rules bool
 	// Masq: the masquerade of addresses in these prefixes is ours.
 	Masq []netip.Prefix
 }
@@ -218,7 +224,7 @@ const (
 // Change is one difference between the observed and the desired state, and the result of applying it.
 type Change struct {
 	Op     Op
-	Object any // Link, Addr, Route, Neigh, FDB, Sysctl, NAT, Masq, Senders or SourceCheck
+	Object any // Link, Addr, Route, Rule, Neigh, ProxyNeigh, FDB, Sysctl, NAT, Masq, Senders, SourceCheck or Symmetric
 	Was    any // only for a Replace: the observed object
 	Err    error
 	Took   time.Duration

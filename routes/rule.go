@@ -24,11 +24,14 @@ type Way struct {
 
 // rule is one policy rule (linux/fib_rules.h).
 type rule struct {
-	from, to netip.Prefix
-	priority int
-	table    int
-	action   uint8
-	special  bool // it matches more than addresses: a mark, a link, a port, an exception
+	from, to   netip.Prefix
+	priority   int
+	table      int
+	action     uint8
+	protocol   Protocol
+	mark, mask uint32
+	longer     int  // suppress_prefixlength; 0: none
+	special    bool // it matches more than addresses: a mark, a link, a port, an exception
 }
 
 const (
@@ -53,11 +56,22 @@ func parseRule(b []byte) (r rule, ok bool) {
 			r.priority = int(attrUint32(v))
 		case unix.FRA_TABLE:
 			r.table = int(attrUint32(v))
-		case unix.FRA_SUPPRESS_PREFIXLEN, unix.FRA_SUPPRESS_IFGROUP:
+		case unix.FRA_SUPPRESS_PREFIXLEN:
+			r.special = r.special || attrUint32(v) != 0xffffffff
+			r.longer = max(int(int32(attrUint32(v))), 0)
+		case unix.FRA_FWMARK:
+			r.special, r.mark = true, attrUint32(v)
+		case unix.FRA_FWMASK:
+			r.special, r.mask = true, attrUint32(v)
+		case unix.FRA_SUPPRESS_IFGROUP:
 			r.special = r.special || attrUint32(v) != 0xffffffff
 		case unix.FRA_L3MDEV:
 			r.special = r.special || len(v) > 0 && v[0] != 0
-		case unix.FRA_PROTOCOL, unix.FRA_PAD:
+		case unix.FRA_PROTOCOL:
+			if len(v) > 0 {
+				r.protocol = Protocol(v[0])
+			}
+		case unix.FRA_PAD:
 		default:
 			r.special = true
 		}
@@ -65,8 +79,11 @@ func parseRule(b []byte) (r rule, ok bool) {
 	return r, true
 }
 
-// usual reports whether the kernel made the rule, or a rule like it.
+// usual reports whether the kernel made the rule, or a rule like it, or we made it.
 func (r rule) usual() bool {
+	if r.ofNode() {
+		return true
+	}
 	everything := !r.from.IsValid() && !r.to.IsValid() && !r.special && r.action == unix.FR_ACT_TO_TBL
 	return everything && (r.table == unix.RT_TABLE_LOCAL || r.table == mainTable || r.table == unix.RT_TABLE_DEFAULT)
 }

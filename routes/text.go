@@ -199,7 +199,9 @@ func objectText(o any) string {
 		noun = "address "
 	case Route:
 		noun = "route "
-	case Neigh:
+	case Rule:
+		noun = "rule "
+	case Neigh, ProxyNeigh:
 		noun = "neighbour "
 	case FDB:
 		noun = "fdb "
@@ -222,7 +224,9 @@ func (s State) String() string {
 	list("link", len(s.Links), func(i int) string { return s.Links[i].String() })
 	list("addr", len(s.Addrs), func(i int) string { return s.Addrs[i].String() })
 	list("route", len(s.Routes), func(i int) string { return s.Routes[i].String() })
+	list("rule", len(s.Rules), func(i int) string { return s.Rules[i].String() })
 	list("neigh", len(s.Neighs), func(i int) string { return s.Neighs[i].String() })
+	list("neigh", len(s.Proxies), func(i int) string { return s.Proxies[i].String() })
 	list("fdb", len(s.FDB), func(i int) string { return s.FDB[i].String() })
 	list("sysctl", len(s.Sysctls), func(i int) string { return s.Sysctls[i].String() })
 	if s.NAT != nil {
@@ -233,6 +237,9 @@ func (s State) String() string {
 	}
 	if s.SourceCheck != nil {
 		fmt.Fprintln(&b, s.SourceCheck.String())
+	}
+	if s.Symmetric != nil {
+		fmt.Fprintln(&b, s.Symmetric.String())
 	}
 	list("", len(s.Masq), func(i int) string { return s.Masq[i].String() })
 	return b.String()

@@ -153,7 +153,7 @@ func ourTable(b []byte) (worth bool) {
 			return
 		}
 		for typ, v := range attrs(body[4:]) { // after struct nfgenmsg
-			worth = worth || (typ == 1 && slices.Contains([]string{tableName, sendersTable, sourceTable}, attrName(v)))
+			worth = worth || (typ == 1 && slices.Contains([]string{tableName, sendersTable, sourceTable, symmetricTable}, attrName(v)))
 		}
 	})
 	return worth
