@@ -128,6 +128,7 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 	start("watch cluster", func(ctx context.Context) error { return l.source.Watch(ctx, l.reread.fire) })
 	start("serve metrics", d.metrics.serve)
 	start("probe the LAN", func(ctx context.Context) error { return l.probe(ctx, d.kernel) })
+	start("guard", func(ctx context.Context) error { return l.guard(ctx, d.kernel) })
 	start("back up the store", every(backupEvery, d.pods.Backup))
 	start("sweep", every(sweepEvery, d.pods.Sweep))
 	start("keep the pods' links", func(ctx context.Context) error { return d.pods.Keep(ctx, l.harmed) })

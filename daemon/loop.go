@@ -109,9 +109,10 @@ type loop struct {
 // shared holds the fields of a loop that other goroutines use.
 type shared struct {
 	look, reread trigger
-	harmed       trigger              // a pod's link may lack something: pods.Keep looks
-	seen         atomic.Pointer[view] // the last look's view; nil before the first look
-	lan          atomic.Pointer[lan]  // of the last round of probes; nil before the first round
+	harmed       trigger                  // a pod's link may lack something: pods.Keep looks
+	seen         atomic.Pointer[view]     // the last look's view; nil before the first look
+	lan          atomic.Pointer[lan]      // of the last round of probes; nil before the first round
+	guarded      atomic.Pointer[guarding] // of the last look of the guard; nil before the first look
 }
 
 // newLoop returns a loop that knows nothing yet. The caller sets the source and the parts that the loop
@@ -185,6 +186,9 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	}
 	if lan := l.lan.Load(); lan != nil {
 		w.Silent, w.MACs = lan.silent, lan.macs
+	}
+	if g := l.guarded.Load(); g != nil {
+		w.Barriers, w.Dead = g.barriers, g.dead
 	}
 	l.failed(&o, cluster.HostUnreadable, hostErr, "nothing was changed; edgewayd tries again on its own")
 	if !l.known || hostErr != nil {

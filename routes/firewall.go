@@ -30,12 +30,27 @@ func (h Hook) String() string {
 	return [...]string{"prerouting", "input", "forward", "output", "postrouting"}[h]
 }
 
+// Links of a Packet. PodLink is the link of any pod of this node. ByRoute is the link of the kernel's route to the
+// packet's address of that side.
+const (
+	PodLink = "ew0"
+	ByRoute = "?"
+)
+
+// Protocols of a Packet.
+const (
+	TCP    = unix.IPPROTO_TCP
+	UDP    = unix.IPPROTO_UDP
+	ICMP   = unix.IPPROTO_ICMP
+	ICMPv6 = unix.IPPROTO_ICMPV6
+)
+
 // Packet is the first packet of a connection that the firewall is asked about.
 type Packet struct {
 	Src, Dst netip.Addr
-	// In and Out are the links; "" for packets that begin or end on this machine.
+	// In and Out are the links, PodLink or ByRoute; "" for packets that begin or end on this machine.
 	In, Out string
-	// Protocol is unix.IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ICMP or IPPROTO_ICMPV6. An ICMP packet is an echo request.
+	// Protocol is TCP, UDP, ICMP or ICMPv6. An ICMP packet is an echo request.
 	Protocol         uint8
 	SrcPort, DstPort uint16
 	// Reply says that the packet answers a connection which the firewall has let through.
@@ -80,6 +95,8 @@ type Finding struct {
 	Base Place
 	// Doubt names what an Unclear rule matches.
 	Doubt string
+	// Program is "Docker", "firewalld" or "ufw" if the chain is one of theirs, or a chain that they share with others.
+	Program string
 }
 
 // Place is a chain of a firewall.
@@ -96,25 +113,32 @@ func (p Place) familyWord() string {
 	return map[uint8]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet"}[p.Family]
 }
 
-// iptables is the program that lists a chain of legacy iptables.
-func (p Place) iptables() string {
+// IPTables is the program that changes the chain, if a program of iptables made it.
+func (p Place) IPTables() string {
+	name := "iptables"
 	if p.Family == unix.NFPROTO_IPV6 {
-		return "ip6tables-legacy"
+		name = "ip6tables"
 	}
-	return "iptables-legacy"
+	if p.Legacy {
+		name += "-legacy"
+	}
+	return name
 }
 
 func (p Place) String() string {
 	if p.Legacy {
-		return fmt.Sprintf("chain %s of %s -t %s", p.Chain, p.iptables(), p.Table)
+		return fmt.Sprintf("chain %s of %s -t %s", p.Chain, p.IPTables(), p.Table)
 	}
 	return fmt.Sprintf("chain %s %s %s of nftables", p.familyWord(), p.Table, p.Chain)
 }
 
+// NFT is the chain as nft's commands name it.
+func (p Place) NFT() string { return p.familyWord() + " " + p.Table + " " + p.Chain }
+
 // Show is the command that prints the chain.
 func (p Place) Show() string {
 	if p.Legacy {
-		return fmt.Sprintf("%s -t %s -nvL %s --line-numbers", p.iptables(), p.Table, p.Chain)
+		return fmt.Sprintf("%s -t %s -nvL %s --line-numbers", p.IPTables(), p.Table, p.Chain)
 	}
 	return fmt.Sprintf("nft -a list chain %s %s %s", p.familyWord(), p.Table, p.Chain)
 }
@@ -152,7 +176,7 @@ func (f Finding) Undo() string {
 	case f.Handle == 0:
 		return ""
 	case p.Legacy:
-		return fmt.Sprintf("%s -t %s -D %s %d", p.iptables(), p.Table, p.Chain, f.Handle)
+		return fmt.Sprintf("%s -t %s -D %s %d", p.IPTables(), p.Table, p.Chain, f.Handle)
 	default:
 		return fmt.Sprintf("nft delete rule %s %s %s handle %d", p.familyWord(), p.Table, p.Chain, f.Handle)
 	}
@@ -228,6 +252,8 @@ type rules interface {
 	element(p Place, set string, key []byte) (e found, err error)
 	// keyLen is the length of a set's keys, in bytes.
 	keyLen(p Place, set string) (int, error)
+	// program names whoever writes the chain.
+	program(p Place) string
 	// index is the number of a link.
 	index(link string) uint32
 }
@@ -301,7 +327,7 @@ func (w *walk) passes(h Hook) (out []Finding, err error) {
 		if f.Outcome == Accepts {
 			continue
 		}
-		f.Hook = h
+		f.Hook, f.Program = h, w.r.program(f.Place)
 		out = append(out, f)
 		if f.Outcome == Drops {
 			return out, nil
@@ -490,11 +516,30 @@ type reader struct {
 	legacy map[Place][]fwRule
 	links  map[string]uint32
 	found  map[string]found
+	names  map[Place]bool // all chains
+}
+
+// programs have chains of these names beside the chains that they share with others.
+func programs() [][2]string {
+	return [][2]string{{"DOCKER-USER", "Docker"}, {"ufw-before-forward", "ufw"}, {"ufw6-before-forward", "ufw"}, {"FORWARD_direct", "firewalld"}}
+}
+
+func (r *reader) program(p Place) string {
+	if p.Table == "firewalld" {
+		return "firewalld"
+	}
+	for _, known := range programs() {
+		at := p
+		if at.Chain = known[0]; r.names[at] {
+			return known[1]
+		}
+	}
+	return ""
 }
 
 // Judge returns what the firewalls of this machine do to each packet, hook by hook: nftables (iptables-nft writes there
 // too) and legacy iptables. It reads only the chains that the packets meet. Our own tables are left out. A firewall that
-// changes meanwhile is read again. A kernel without nftables or legacy iptables has no rules there.
+// changes meanwhile is read again. A packet to which the kernel has no route has no findings. A kernel without nftables or legacy iptables has no rules there.
 func (k *Kernel) Judge(ctx context.Context, packets ...Packet) ([][]Finding, error) {
 	for range dumpRetries {
 		before, err := k.Generation(ctx)
@@ -520,18 +565,39 @@ func (k *Kernel) Judge(ctx context.Context, packets ...Packet) ([][]Finding, err
 }
 
 func (k *Kernel) judgeOnce(packets []Packet) (out [][]Finding, err error) {
-	r := &reader{k: k, read: map[Place][]fwRule{}, legacy: map[Place][]fwRule{}, links: map[string]uint32{}, found: map[string]found{}}
+	r := &reader{k: k, read: map[Place][]fwRule{}, legacy: map[Place][]fwRule{}, links: map[string]uint32{}, found: map[string]found{}, names: map[Place]bool{}}
 	if err := r.load(); err != nil {
 		return nil, err
 	}
+	v := newView(k.c)
 	for _, p := range packets {
-		f, err := judge(r, p)
-		if err != nil {
-			return nil, err
+		var f []Finding
+		if p, ok := v.onLinks(p); ok {
+			if f, err = judge(r, p); err != nil {
+				return nil, err
+			}
 		}
 		out = append(out, f)
 	}
 	return out, nil
+}
+
+// onLinks replaces ByRoute; ok is false if there is no route.
+func (v *view) onLinks(p Packet) (_ Packet, ok bool) {
+	for _, side := range []struct {
+		link *string
+		to   netip.Addr
+	}{{&p.In, p.Src}, {&p.Out, p.Dst}} {
+		if *side.link != ByRoute {
+			continue
+		}
+		e, err := v.match(side.to, 0)
+		if err != nil || e.Type != "" {
+			return p, false
+		}
+		*side.link = v.route(e).Link
+	}
+	return p, true
 }
 
 // load reads the chains, not their rules.

@@ -78,7 +78,7 @@ func TestJudge(t *testing.T) {
 				t.Fatal(err)
 			}
 			var got []string
-			policy := false
+			policy, program := false, ""
 			for _, f := range all[0] {
 				text := f.String()
 				if f.Handle != 0 {
@@ -88,6 +88,12 @@ func TestJudge(t *testing.T) {
 				}
 				got = append(got, text)
 				policy = policy || f.Policy && f.Outcome == Drops
+				if f.Outcome == Drops {
+					program = f.Program
+				}
+			}
+			if tt.policy != (program != "") || !strings.HasPrefix(tt.name, program) {
+				t.Errorf("the program is %q", program)
 			}
 			if g := strings.Join(got, "; "); g != tt.want || policy != tt.policy {
 				t.Errorf("got  %s, policy %v\nwant %s, policy %v", g, policy, tt.want, tt.policy)
@@ -124,7 +130,7 @@ func FuzzLegacy(f *testing.F) {
 		for _, fam := range xtFamilies() {
 			info := make([]byte, xtInfoBytes)
 			info[32] = byte(hooks)
-			r := &reader{legacy: map[Place][]fwRule{}}
+			r := &reader{legacy: map[Place][]fwRule{}, names: map[Place]bool{}}
 			r.addLegacy(fam, "filter", info, blob)
 			for _, c := range r.chains {
 				_, _ = judge(r, fromPod)

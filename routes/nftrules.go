@@ -80,14 +80,15 @@ func (r *reader) loadNFT() error {
 		return ifThere(err)
 	}
 	for _, c := range all {
-		if !slices.Contains(dormant, table{c.Family, c.Table}) {
+		r.names[c.Place] = true
+		if c.base && !slices.Contains(dormant, table{c.Family, c.Table}) {
 			r.chains = append(r.chains, c)
 		}
 	}
 	return nil
 }
 
-// parseChain reads a base chain; other chains are read when a rule jumps there.
+// parseChain reads a chain, without its rules. Chains of frames (bridge, arp, netdev) see no routed packet.
 func parseChain(b []byte) (c fwChain, ok bool) {
 	if len(b) < nfgenmsgBytes {
 		return c, false
@@ -97,12 +98,12 @@ func parseChain(b []byte) (c fwChain, ok bool) {
 	switch c.Family {
 	case unix.NFPROTO_IPV4, unix.NFPROTO_IPV6, unix.NFPROTO_INET:
 	default:
-		return c, false // bridge, arp and netdev see frames, not routed packets
+		return c, false
 	}
 	hook := one(a, unix.NFTA_CHAIN_HOOK)
 	num := one(hook, unix.NFTA_HOOK_HOOKNUM)
 	if num == nil || be32(num) > uint32(Postrouting) {
-		return c, false
+		return c, true
 	}
 	c.base, c.hook = true, Hook(be32(num))
 	c.priority = int32(be32(one(hook, unix.NFTA_HOOK_PRIORITY)))

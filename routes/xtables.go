@@ -263,7 +263,7 @@ func (r *reader) addLegacy(f xtFamily, table string, info, blob []byte) {
 	names := map[int]string{} // of the user's chains, by the offset of their first rule
 	f.each(blob, func(at, next int, e []byte) {
 		if name, ok := f.errorName(e); ok {
-			names[next] = name
+			names[next], r.names[place(name)] = name, true
 		}
 	})
 	chain := ""

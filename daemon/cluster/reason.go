@@ -42,6 +42,11 @@ const (
 	LearnedHeld        Reason = "learnedHeld"        // learned prefixes to which the host has its own route
 	WrongClock         Reason = "wrongClock"         // this machine's clock is implausible
 	Shadowed           Reason = "shadowed"           // another owner's route wins over ours
+	ForwardDropped     Reason = "forwardDropped"     // a firewall of this machine drops pods' packets
+	HostDropped        Reason = "hostDropped"        // a firewall of this machine drops packets of the tunnel or of BGP
+	ForeignNAT         Reason = "foreignNAT"         // another program's source NAT hides pods from pods
+	SilentGateway      Reason = "silentGateway"      // the way to other LANs does not answer
+	MTUTooLarge        Reason = "mtuTooLarge"        // pods have a larger MTU than the link that carries their packets
 )
 
 // The reasons that the daemon finds while it makes a plan true.
@@ -60,6 +65,8 @@ const (
 	PoolFull          Reason = "poolFull"          // no address for another pod
 	AddressTaken      Reason = "addressTaken"      // a free address is in use elsewhere
 	NoCanary          Reason = "noCanary"          // the node's canary pod cannot be made
+	NoPlugin          Reason = "noPlugin"          // the CNI plugin is missing, or not executable
+	DiskFull          Reason = "diskFull"          // no room for the leases of more pods
 	CompetingNetwork  Reason = "competingNetwork"  // the runtime takes another file than ours
 	OtherMTU          Reason = "otherMTU"          // advice: running pods keep an earlier MTU
 	StatusRefused     Reason = "statusRefused"     // the API server refuses this node's status
@@ -103,7 +110,7 @@ func Reasons() []Reason {
 		NoSelf, NoPodCIDR, NoAddress, AddressNotHere, SharedAddress, Overlap, SeveralPools, FileDiffers, OtherNetwork, NoRouteToLAN,
 		GatewayOffSubnet, PeerOffSubnet, OffSubnet, SilentNode, OneMAC, LinkDown, ForwardingOff, NotSelected,
 		PeeringGone, SelectsNothing, NoSuchSpeaker, SpeakerNotSelected, SingleSpeaker, NoPassword, Conflict, TooManyLearned,
-		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, ClusterUnreadable, HostUnreadable,
+		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, ForwardDropped, HostDropped, ForeignNAT, SilentGateway, MTUTooLarge, NoPlugin, DiskFull, ClusterUnreadable, HostUnreadable,
 		WorldNotSaved, SwitchNotTold, PodsNotServed, KernelRefused, ForeignRoute, SettingsRefused, PodBroken,
 		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, NoCanary, CompetingNetwork, OtherMTU, StatusRefused, EventsRefused,
 		NotInstalled, apiServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,

@@ -3,9 +3,13 @@ package pods
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
@@ -74,6 +78,7 @@ func writeConflist(c config.Config, mtu int) ([]cluster.Problem, error) {
 				Got: "none", Next: "install it (containernetworking plugins), or take it out of cni.chain; pods start without it"})
 		}
 	}
+	problems = append(problems, noPlugin(c)...)
 	text, err := conflist(c, mtu, chain)
 	if err != nil {
 		return problems, err
@@ -93,6 +98,47 @@ func writeConflist(c config.Config, mtu int) ([]cluster.Problem, error) {
 		return problems, fmt.Errorf("write %s: %w", path, err)
 	}
 	return problems, nil
+}
+
+// noPlugin returns the problem of a plugin that the runtime cannot execute. The network configuration is written all the
+// same: without it, the runtime would take another network, or none.
+func noPlugin(c config.Config) []cluster.Problem {
+	path := filepath.Join(c.CNI.BinDir, "edgeway")
+	p := cluster.Problem{Object: "plugin edgeway", Reason: cluster.NoPlugin, Want: "an executable " + path, Next: "run edgewayd install, or install the package again; pods cannot start or end until then"}
+	switch info, err := os.Stat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+		p.Got = "no such file"
+	case err != nil:
+		p.Got = err.Error()
+	case !info.Mode().IsRegular():
+		p.Got = "not a file: " + info.Mode().String()
+	case info.Mode().Perm()&0o111 == 0:
+		p.Got, p.Next = "mode "+info.Mode().Perm().String(), "chmod 0755 "+path+"; pods cannot start or end until then"
+	default:
+		return nil
+	}
+	return []cluster.Problem{p}
+}
+
+// roomLeast is the room on the disk, in bytes, below which a lease may fail. The file of leases grows by less.
+const roomLeast = 4 << 20
+
+// diskFull returns the problem of a disk on which no lease can be written.
+func diskFull(stateDir string) []cluster.Problem {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(stateDir, &fs); err != nil || fs.Blocks == 0 {
+		return nil // opening the store says what is wrong
+	}
+	p := cluster.Problem{Object: "disk of " + stateDir, Reason: cluster.DiskFull, Next: "free room there: new pods wait until then, running pods are not touched"}
+	switch left := fs.Bavail * uint64(fs.Bsize); {
+	case left < roomLeast:
+		p.Want, p.Got = fmt.Sprintf("%d MiB free for the leases", roomLeast>>20), fmt.Sprintf("%d KiB", left>>10)
+	case fs.Files > 0 && fs.Ffree == 0:
+		p.Want, p.Got = "a free inode", "none"
+	default:
+		return nil
+	}
+	return []cluster.Problem{p}
 }
 
 // earlierConf returns the name of a network configuration that the runtime prefers to ours, or "".

@@ -2,17 +2,31 @@ package pods
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
 )
 
 func TestConflist(t *testing.T) {
 	c := config.Defaults()
 	c.CNI.ConfDir, c.CNI.BinDir = filepath.Join(t.TempDir(), "net.d"), t.TempDir()
+	plugin := filepath.Join(c.CNI.BinDir, "edgeway")
+	for _, mode := range []os.FileMode{0, 0o644, 0o755} { // missing, not executable, right
+		if mode > 0 {
+			if err := errors.Join(os.WriteFile(plugin, nil, mode), os.Chmod(plugin, mode)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		problems, err := writeConflist(c, 1450)
+		if err != nil || (len(problems) == 1 && problems[0].Reason == cluster.NoPlugin) != (mode != 0o755) {
+			t.Fatalf("plugin with mode %v: %v, %v", mode, problems, err)
+		}
+	}
 	if problems, err := writeConflist(c, 1450); err != nil || len(problems) > 0 {
 		t.Fatal(problems, err)
 	}

@@ -39,6 +39,10 @@ type World struct {
 	Silent map[netip.Addr]bool
 	// MACs has the MAC with which each neighbour answered its last probe.
 	MACs map[netip.Addr]string
+	// Barriers are the firewalls of this machine that drop or translate packets of Plan.Guarded.
+	Barriers []Barrier
+	// Dead has the gateways of Plan.Gateways that do not answer.
+	Dead map[routes.Neighbour]bool
 	// Learned are the paths that the switches announce within bgp.learn, in the order of
 	// bgp.LearnedPath.Compare.
 	Learned []bgp.LearnedPath
@@ -63,7 +67,11 @@ type Plan struct {
 	Lessons []Lesson
 	// Neighbours has the machines one hop away that matter to this node as a speaker: nodes and switches.
 	Neighbours []routes.Neighbour
-	Problems   []cluster.Problem
+	// Gateways has the gateways one hop away that packets for other LANs pass.
+	Gateways []routes.Neighbour
+	// Guarded has packets that no firewall of this machine may drop or translate: of pods, of the tunnel and of BGP.
+	Guarded  []routes.Packet
+	Problems []cluster.Problem
 }
 
 // Session is the session with one switch that one resource asks for.
@@ -135,6 +143,9 @@ func (s *Survey) Decide(w World) Plan {
 	d.shadows()
 	d.sourceNAT()
 	d.speak()
+	d.mtuTooLarge()
+	d.deadGateways()
+	d.firewalls()
 	return d.plan
 }
 
@@ -145,6 +156,8 @@ type draft struct {
 	self     cluster.Node
 	disputed map[netip.Prefix]bool // CIDRs that overlap a subnet of this host
 	shared   map[netip.Prefix]bool // this node's CIDRs that the bridge of another plugin still serves
+
+	carried int // the least MTU of the links that carry the pods' packets
 
 	plan Plan
 }
@@ -217,6 +230,9 @@ func (d *draft) pods() {
 
 // carry limits the pods' MTU to the MTU of a link that carries their packets, unless the operator set one.
 func (d *draft) carry(mtu int) {
+	if d.carried == 0 || mtu < d.carried {
+		d.carried = mtu
+	}
 	set := d.Config.CNI.MTU
 	if p, ok := d.Pool(d.self); ok {
 		set = cmp.Or(p.MTU, set)

@@ -8,10 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
@@ -42,14 +44,15 @@ mkdir -p /run/lock /run/dbus
 mount --bind DIR/log /var/log
 mount --bind DIR/etc /etc`
 
-// firewalls are what cuts off the pods of a node, each with the first word of the page's commands against it.
+// firewalls are what cuts off the pods of a node, each with the first word of the page's commands against it, and the
+// chain that the node's status names.
 var firewalls = []struct {
-	node, command string
-	start         func(ctx context.Context, b *lab.Box) error
+	node, command, chain string
+	start                func(ctx context.Context, b *lab.Box) error
 }{
-	{"node-1", "firewall-cmd", startFirewalld},
-	{"node-2", "ufw", func(ctx context.Context, b *lab.Box) error { return typed(ctx, b, "ufw --force enable") }},
-	{"node-3", "iptables", func(ctx context.Context, b *lab.Box) error {
+	{"node-1", "firewall-cmd", "inet firewalld filter_FWD_public", startFirewalld},
+	{"node-2", "ufw", "ip filter FORWARD of nftables, policy drop", func(ctx context.Context, b *lab.Box) error { return typed(ctx, b, "ufw --force enable") }},
+	{"node-3", "iptables", "ip filter FORWARD of nftables, policy drop", func(ctx context.Context, b *lab.Box) error {
 		rules, err := filepath.Abs("testdata/docker.rules")
 		if err != nil {
 			return err
@@ -221,6 +224,24 @@ func TestFirewallsOfThePage(t *testing.T) {
 		}
 	}
 
+	// says waits until the status of a node names the chain in a problem of that reason; "": until it has no such problem.
+	says := func(node, reason, chain string) {
+		t.Helper()
+		if err := lab.Wait(ctx, waitLimit, func() error {
+			s, err := boxes[node].Status(ctx)
+			if err != nil {
+				return err
+			}
+			at := slices.IndexFunc(s.Problems, func(p api.Problem) bool { return p.Reason == reason })
+			if chain == "" && at >= 0 || chain != "" && (at < 0 || !strings.Contains(s.Problems[at].Got, chain)) {
+				return fmt.Errorf("%+v", s.Problems)
+			}
+			return nil
+		}); err != nil {
+			t.Errorf("%s, %s, %q: %v", node, reason, chain, err)
+		}
+	}
+
 	eachPair(reaches)
 	for _, f := range firewalls {
 		pod := pods[f.node]
@@ -230,12 +251,16 @@ func TestFirewallsOfThePage(t *testing.T) {
 		}
 		on(f.node, look)
 		cut(pc, pod)
+		says(f.node, "forwardDropped", f.chain)
 		on(f.node, native[f.command])
 		reaches(pc, pod)
 		reaches(pod, pc)
 		reaches(pod, boxes[f.node].Machine)
 	}
 	eachPair(reaches)
+	for _, f := range firewalls {
+		says(f.node, "forwardDropped", "")
+	}
 
 	mode("overlay")
 	for _, from := range []string{"node-1", "node-3"} { // Docker filters nothing that is for the node itself
@@ -252,6 +277,8 @@ func TestFirewallsOfThePage(t *testing.T) {
 	}
 	cut(pods["node-3"], pods["node-1"])
 	cut(pods["node-3"], pods["node-2"])
+	says("node-1", "hostDropped", "inet firewalld filter_IN_public")
+	says("node-2", "hostDropped", "ip filter INPUT of nftables, policy drop")
 	for _, f := range firewalls {
 		if commands := overlay[f.command]; commands != "" {
 			on(f.node, commands)

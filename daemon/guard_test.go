@@ -1,0 +1,98 @@
+package daemon
+
+import (
+	"context"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/daemon/policy"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// wall plays a kernel's firewall and neighbours.
+type wall struct {
+	generation uint32
+	judged     int
+	finding    routes.Finding
+	hearing    routes.Hearing
+}
+
+func (w *wall) Generation(context.Context) (uint32, error) { return w.generation, nil }
+
+func (w *wall) Judge(_ context.Context, packets ...routes.Packet) ([][]routes.Finding, error) {
+	w.judged++
+	out := make([][]routes.Finding, len(packets))
+	for i, p := range packets {
+		if p.In != "" && p.Out != "" {
+			w.finding.Packets++ // counts as traffic does
+			out[i] = []routes.Finding{{Hook: routes.Prerouting}, w.finding}
+		}
+	}
+	return out, nil
+}
+
+func (w *wall) Listen(_ context.Context, of []routes.Neighbour) (map[routes.Neighbour]routes.Heard, error) {
+	out := map[routes.Neighbour]routes.Heard{}
+	for _, n := range of {
+		out[n] = routes.Heard{Hearing: w.hearing}
+	}
+	return out, nil
+}
+
+// The firewall is read again only when it changed, a rule is one problem however many nodes it concerns, and a counter
+// that counts is no news. A gateway is silent after three looks.
+func TestGuard(t *testing.T) {
+	k := &wall{finding: routes.Finding{Hook: routes.Forward, Outcome: routes.Drops, Place: routes.Place{Family: 2, Table: "filter", Chain: "FORWARD"}, Does: "drop", Policy: true, Program: "Docker"}}
+	k.finding.Base = k.finding.Place
+	world := policy.World{Self: "n1", Config: config.Defaults(), Host: routes.Host{
+		Links:  []routes.Link{{Name: "eth0", Up: true, MTU: 1500}},
+		Addrs:  []routes.Addr{{Link: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")}},
+		Routes: []routes.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("192.0.2.254"), Link: "eth0"}},
+	}}
+	for _, n := range []struct{ name, cidr, addr string }{{"n1", "10.10.1.0/24", "192.0.2.1"}, {"n2", "10.10.2.0/24", "192.0.2.2"}, {"n3", "10.10.3.0/24", "192.0.2.3"}} {
+		world.Cluster.Nodes = append(world.Cluster.Nodes, cluster.Node{Name: n.name, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(n.cidr)}, Addresses: []netip.Addr{netip.MustParseAddr(n.addr)}})
+	}
+	w := watchman{k: k, misses: map[routes.Neighbour]int{}}
+	look := func() guarding {
+		t.Helper()
+		g, err := w.look(t.Context(), policy.Decide(world))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	first := look()
+	if again := look(); k.judged != 1 || !again.equal(first) || len(first.barriers) != 1 {
+		t.Errorf("judged %d times, found %v, then %v", k.judged, first, again)
+	}
+	k.generation++
+	if again := look(); k.judged != 2 || !again.equal(first) {
+		t.Errorf("judged %d times, found %v", k.judged, again)
+	}
+	k.hearing = routes.Silent
+	for round := range 4 {
+		if dead := len(look().dead); dead != max(0, min(1, round-1)) {
+			t.Errorf("round %d: %d gateways are silent", round, dead)
+		}
+	}
+	g := look()
+	world.Barriers, world.Dead = g.barriers, g.dead
+	var got []string
+	for _, p := range policy.Decide(world).Problems {
+		got = append(got, string(p.Reason)+" "+p.String())
+	}
+	want := []string{
+		"silentGateway gateway 192.0.2.254: want the default route's gateway to answer on eth0, got no answer to ARP or neighbour discovery; correct the address, or check the switch and the VLAN of its port; packets for other LANs are lost until it answers",
+		"forwardDropped firewall: want pods' packets from 10.10.1.128 to 10.10.1.129 to pass, got forward: chain ip filter FORWARD of nftables, policy drop; iptables -I DOCKER-USER -i ew+ -j ACCEPT; iptables -I DOCKER-USER -o ew+ -j ACCEPT; in a file that runs at each start",
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	k.hearing = routes.Answers
+	if dead := look().dead; len(dead) != 0 {
+		t.Errorf("silent: %v", dead)
+	}
+}

@@ -1,0 +1,202 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// guardMost bounds the pod CIDRs of other nodes that the firewall is asked about. A firewall that drops pods' packets
+// drops those of every node, or those of the nodes that somebody named.
+const guardMost = 64
+
+// somePort is a port that hardly any rule names: the firewall is asked about ordinary connections.
+const somePort = 50317
+
+// Barrier is a firewall on this machine that drops or translates packets that should pass.
+type Barrier struct {
+	Packet  routes.Packet
+	Finding routes.Finding // without its counter
+}
+
+// guarded returns the packets that no firewall of this machine may drop or translate.
+func (w World) guarded(self cluster.Node, plan Plan) (out []routes.Packet) {
+	packet := func(src netip.Addr, in string, dst netip.Addr, via string) routes.Packet {
+		return routes.Packet{Src: src, In: in, Dst: dst, Out: via, Protocol: routes.TCP, SrcPort: somePort, DstPort: somePort}
+	}
+	for _, mine := range self.PodCIDRs {
+		here := inMiddle(mine)
+		out = append(out, packet(here, routes.PodLink, here.Next(), routes.PodLink))
+		asked := 0
+		for _, n := range w.Cluster.Nodes {
+			for _, theirs := range n.PodCIDRs {
+				if n.Name == self.Name || theirs.Addr().Is4() != mine.Addr().Is4() || asked == guardMost {
+					continue
+				}
+				there := inMiddle(theirs)
+				asked++
+				out = append(out, packet(here, routes.PodLink, there, routes.ByRoute), packet(there, routes.ByRoute, here, routes.PodLink))
+			}
+		}
+	}
+	for _, l := range plan.Routes.Links {
+		at := slices.IndexFunc(plan.Routes.FDB, func(f routes.FDB) bool { return f.Link == l.Name })
+		if l.VXLAN == nil || at < 0 {
+			continue
+		}
+		tunnel := packet(plan.Routes.FDB[at].Dst, routes.ByRoute, l.VXLAN.Local, "")
+		tunnel.Protocol, tunnel.DstPort = routes.UDP, l.VXLAN.Port
+		out = append(out, tunnel)
+		tunnel.Src, tunnel.In, tunnel.Dst, tunnel.Out = tunnel.Dst, "", tunnel.Src, routes.ByRoute
+		out = append(out, tunnel)
+	}
+	for _, s := range plan.BGP.Sessions {
+		session := packet(s.Peer.LocalAddress, "", s.Peer.Address, routes.ByRoute)
+		session.DstPort = s.Peer.Port
+		answer := packet(s.Peer.Address, routes.ByRoute, s.Peer.LocalAddress, "")
+		answer.SrcPort, answer.Reply = s.Peer.Port, true
+		out = append(out, session, answer)
+	}
+	return out
+}
+
+// inMiddle is an address in the middle of a CIDR: a rule about one pod, or about the gateway, does not concern it.
+func inMiddle(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	if bit := p.Bits(); bit < len(b)*8 {
+		b[bit/8] |= 0x80 >> (bit % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// firewalls records the barriers: one problem for each rule.
+func (d *draft) firewalls() {
+	d.plan.Guarded = d.guarded(d.self, d.plan)
+	for _, b := range d.Barriers {
+		p, f := b.Packet, b.Finding
+		what := fmt.Sprintf("packets from %v to %v", p.Src, p.Dst)
+		got := f.Hook.String() + ": " + f.String()
+		switch {
+		case f.Outcome == routes.Translates:
+			d.problem("firewall", cluster.ForeignNAT, "pods' "+what+" with the pods' own addresses", got, undo(f, "tell the program that made the rule to leave out the pod CIDRs"))
+		case p.In == "" || p.Out == "":
+			d.problem("firewall", cluster.HostDropped, fmt.Sprintf("%s (%s) to pass", what, service(p)), got, undo(f, letIn(p, f)))
+		default:
+			d.problem("firewall", cluster.ForwardDropped, "pods' "+what+" to pass", got, undo(f, d.letThrough(p, f)))
+		}
+	}
+}
+
+// service is what a packet of this node is for.
+func service(p routes.Packet) string {
+	if p.Protocol == routes.UDP {
+		return fmt.Sprintf("VXLAN, UDP port %d", p.DstPort)
+	}
+	return fmt.Sprintf("BGP, TCP port %d", min(p.SrcPort, p.DstPort))
+}
+
+// undo is the next step: the command that deletes a rule, or what else lets the packets pass.
+func undo(f routes.Finding, otherwise string) string {
+	if u := f.Undo(); u != "" && (f.Program == "" || f.Outcome == routes.Translates) && !f.Policy {
+		return "remove the rule, or limit it: " + u
+	}
+	return otherwise
+}
+
+// letThrough gives the commands that let forwarded packets of the pods pass.
+func (d *draft) letThrough(p routes.Packet, f routes.Finding) string {
+	cidr := ""
+	for _, c := range d.self.PodCIDRs {
+		if c.Contains(p.Src) || c.Contains(p.Dst) {
+			cidr = c.String()
+		}
+	}
+	switch at := f.Place.IPTables(); {
+	case f.Program == "firewalld":
+		return "firewall-cmd --permanent --zone=trusted --add-source=" + cidr + ", and a policy from the LAN's zone to trusted: docs/troubleshooting.md has the commands"
+	case f.Program == "ufw":
+		return fmt.Sprintf("ufw route allow from %[1]s; ufw route allow to %[1]s", cidr)
+	case f.Program == "Docker":
+		return fmt.Sprintf("%[1]s -I DOCKER-USER -i ew+ -j ACCEPT; %[1]s -I DOCKER-USER -o ew+ -j ACCEPT; in a file that runs at each start", at)
+	case byIPTables(f.Base):
+		return fmt.Sprintf("%[1]s -I %[2]s -i ew+ -j ACCEPT; %[1]s -I %[2]s -o ew+ -j ACCEPT; in a file that runs at each start", at, f.Base.Chain)
+	}
+	return fmt.Sprintf(`nft insert rule %[1]s iifname "ew*" accept; nft insert rule %[1]s oifname "ew*" accept; and in the file that makes the chain`, f.Base.NFT())
+}
+
+// letIn gives the commands that let a packet of the node itself pass.
+func letIn(p routes.Packet, f routes.Finding) string {
+	proto, port, match := "tcp", min(p.SrcPort, p.DstPort), "--sport"
+	if p.Protocol == routes.UDP {
+		proto, port = "udp", p.DstPort
+	}
+	if port == p.DstPort {
+		match = "--dport"
+	}
+	switch {
+	case f.Program == "firewalld":
+		return fmt.Sprintf("firewall-cmd --permanent --add-port=%d/%s; firewall-cmd --reload", port, proto)
+	case f.Program == "ufw" && p.In == "":
+		return fmt.Sprintf("ufw allow out %d/%s", port, proto)
+	case f.Program == "ufw":
+		return fmt.Sprintf("ufw allow %d/%s", port, proto)
+	case byIPTables(f.Base):
+		return fmt.Sprintf("%s -I %s -p %s %s %d -j ACCEPT; in a file that runs at each start", f.Place.IPTables(), f.Base.Chain, proto, match, port)
+	}
+	return fmt.Sprintf("nft insert rule %s %s %s %d accept; and in the file that makes the chain", f.Base.NFT(), proto, match[2:], port)
+}
+
+// byIPTables reports whether a program of iptables made the base chain.
+func byIPTables(p routes.Place) bool {
+	return p.Legacy || p.Table == "filter" && strings.ToUpper(p.Chain) == p.Chain
+}
+
+// gateways returns the gateways one hop away that packets for other LANs pass.
+func (d *draft) gateways() (out []routes.Neighbour) {
+	ours := map[netip.Addr]bool{}
+	for _, n := range d.Cluster.Nodes {
+		for _, a := range n.Addresses {
+			ours[a] = true
+		}
+	}
+	seen := map[routes.Neighbour]bool{}
+	for _, r := range slices.Concat(d.plan.Routes.Routes, d.Host.Routes) {
+		wanted := r.Protocol == routes.ProtoNode || r.Dst.IsValid() && r.Dst.Bits() == 0
+		n := routes.Neighbour{Link: r.Link, IP: r.Via}
+		if !wanted || !r.Via.IsValid() || r.Via.IsLinkLocalUnicast() || ours[r.Via] || seen[n] || !d.isUnderlay(d.self, r.Link) || d.isDown(r.Link) {
+			continue
+		}
+		seen[n] = true
+		out = append(out, n)
+	}
+	return out
+}
+
+// deadGateways records the gateways that do not answer. The kernel sends nothing by them.
+func (d *draft) deadGateways() {
+	d.plan.Gateways = d.gateways()
+	for _, g := range d.plan.Gateways {
+		if !d.Dead[g] {
+			continue
+		}
+		whose := "the default route's gateway"
+		if gw, ref, ok := d.gateway(d.self, g.IP); ok && gw == g.IP {
+			whose = "spec.gateway of " + ref
+		}
+		d.problem("gateway "+g.IP.String(), cluster.SilentGateway, whose+" to answer on "+g.Link, "no answer to ARP or neighbour discovery",
+			"correct the address, or check the switch and the VLAN of its port; packets for other LANs are lost until it answers")
+	}
+}
+
+// mtuTooLarge compares the MTU that the operator set with the links that carry the pods' packets.
+func (d *draft) mtuTooLarge() {
+	if least := d.carried; least > 0 && d.plan.MTU > least {
+		d.problem("pods", cluster.MTUTooLarge, fmt.Sprintf("an MTU of at most %d, as the link that carries the pods' packets has", least), fmt.Sprint(d.plan.MTU),
+			"correct mtu in the NetworkPool, or cni.mtu in the configuration, and recreate the pods; or raise the MTU of the link and of the whole LAN")
+	}
+}
