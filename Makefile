@@ -19,11 +19,12 @@ build: ## bin/edgeway, bin/edgewayd and bin/edgeway-controller, static
 	$(GOBUILD) -o bin/edgewayd ./daemon/edgewayd
 	$(GOBUILD) -o bin/edgeway-controller ./daemon/controller/edgeway-controller
 
-cross: ## all programs for amd64 and arm64 in dist/
+cross: ## all programs for amd64 and arm64 in dist/; eni-tool also for darwin
 	for arch in amd64 arm64; do \
 	  GOARCH=$$arch $(GOBUILD) -o dist/$$arch/edgeway ./plugin/edgeway && \
 	  GOARCH=$$arch $(GOBUILD) -o dist/$$arch/edgewayd ./daemon/edgewayd && \
 	  GOARCH=$$arch $(GOBUILD) -o dist/$$arch/edgeway-controller ./daemon/controller/edgeway-controller || exit 1; \
+	  for os in linux darwin; do GOOS=$$os GOARCH=$$arch $(GOBUILD) -o dist/eni-tool-$$os-$$arch ./daemon/cloud/eni-tool || exit 1; done; \
 	done
 
 image: cross ## container images, dist/edgeway-VERSION-ARCH.tar and dist/edgeway-controller-...; no registry, no container tool

@@ -33,6 +33,8 @@ func TestDependencies(t *testing.T) {
 			"github.com/vishvananda/": "it tells what others found", "github.com/osrg/": "it tells what others found", "k8s.io/client-go/kubernetes": "see daemon/edgewayd"}},
 		{"daemon/cloud", nil, map[string]string{
 			"github.com/vishvananda/": "it speaks to the cloud, not to a kernel", "k8s.io/": "eni-tool is a small program for any machine", "github.com/osrg/": "it speaks to the cloud"}},
+		{"daemon/cloud/eni-tool", []string{"daemon/cloud"}, map[string]string{
+			"github.com/vishvananda/": "it runs on macOS, too", "k8s.io/": "it is a small program for any machine"}},
 		{"daemon/controller", []string{"daemon/cluster", "daemon/config/keys"}, map[string]string{
 			"github.com/vishvananda/": "it runs beside the control plane, on no node's behalf", "github.com/osrg/": "who gets which CIDR does not depend on switches", "go.etcd.io/": "the API server remembers"}},
 		{"daemon/controller/edgeway-controller", []string{"daemon/cluster", "daemon/controller"}, map[string]string{

@@ -284,7 +284,7 @@ func TestNew(t *testing.T) {
 	}
 }
 
-// The file must be private, and no error shows a part of it.
+// A file that others can read is told apart from a file that is no use, and no error shows a part of it.
 func TestReadCredentials(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ens.json")
 	write := func(text string, mode os.FileMode) {
@@ -304,7 +304,7 @@ func TestReadCredentials(t *testing.T) {
 		want string
 	}{{good, 0o640, "chmod 600"}, {good, 0o604, "chmod 600"}, {good[:len(good)-1], 0o600, "want {"}, {`{"AccessKey": "x"}`, 0o600, "want {"}} {
 		write(test.text, test.mode)
-		if _, err := ReadCredentials(path); err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), testSecret) {
+		if _, err := ReadCredentials(path); err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), testSecret) || errors.Is(err, ErrReadable) != (test.want == "chmod 600") {
 			t.Errorf("%s %o: got %v", test.text, test.mode, err)
 		}
 	}

@@ -23,16 +23,12 @@ func (c Credentials) GoString() string { return c.String() }
 // LogValue implements slog.LogValuer.
 func (c Credentials) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
-// ReadCredentials reads a JSON file with the keys AccessKey, SecretKey and, for a temporary key, SecurityToken. A
-// file that group or others can read is an error.
+// ErrReadable says that others can read the file of credentials.
+var ErrReadable = errors.New("others can read it")
+
+// ReadCredentials reads a JSON file with the keys AccessKey, SecretKey and, for a temporary key, SecurityToken. For a
+// file that group or others can read it returns the credentials and ErrReadable.
 func ReadCredentials(path string) (Credentials, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return Credentials{}, fmt.Errorf("credentials: %w", err)
-	}
-	if open := info.Mode().Perm() & 0o077; open != 0 {
-		return Credentials{}, fmt.Errorf("credentials %s: mode %#o lets others read it; chmod 600 %s", path, info.Mode().Perm(), path)
-	}
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return Credentials{}, fmt.Errorf("credentials: %w", err)
@@ -41,7 +37,15 @@ func ReadCredentials(path string) (Credentials, error) {
 	if err := json.Unmarshal(text, &f); err != nil || f.AccessKey == "" || f.SecretKey == "" {
 		return Credentials{}, fmt.Errorf(`credentials %s: want {"AccessKey": "...", "SecretKey": "..."}`, path) // err could show a part of it
 	}
-	return Credentials{f.AccessKey, f.SecretKey, f.SecurityToken}, nil
+	c := Credentials{f.AccessKey, f.SecretKey, f.SecurityToken}
+	info, err := os.Stat(path)
+	if err != nil {
+		return Credentials{}, fmt.Errorf("credentials: %w", err)
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return c, fmt.Errorf("credentials %s: mode %#o: %w; chmod 600 %s", path, mode, ErrReadable, path)
+	}
+	return c, nil
 }
 
 // The variables of the vendor's own tools.
