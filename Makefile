@@ -69,7 +69,7 @@ demo-down: ## take down what demo-shell left standing
 	$(GO) run ./scripts/demo -down
 
 bench: test-tools build ## side by side with the peers: store, pods, routes, BGP (root; BENCH=-quick for a short one)
-	$(GO) run ./scripts/bench -plot bin/pods.svg $(BENCH)
+	$(GO) run ./scripts/bench -plot bin/pods.svg -flame bin/add.svg $(BENCH)
 
 install: build ## plugin and daemon, the systemd unit, an example configuration
 	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) scripts/install.sh

@@ -2,16 +2,19 @@ package main
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
 
 // TestGate bounds the cost of a pod's start by counts, which other load on the machine does not change. It
 // never bounds a time. A limit is the measured count and a little more, because the Go runtime varies.
-// Lower a limit when the count falls.
+// Lower a limit when the count falls. The daemon also looks after its node while it is traced, so a count above
+// its limit is counted again, and the least counts.
 func TestGate(t *testing.T) {
 	if testing.Short() {
 		t.Skip("kernel test")
@@ -32,19 +35,6 @@ func TestGate(t *testing.T) {
 			t.Fatalf("build %s: %v\n%s", name, err, out)
 		}
 	}
-	cmd := exec.Command(filepath.Join(bin, "bench"), "-run", "^pods/counts$", "-own", "-o", "json", "-bin", bin, "-dir", bin)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("bench: %v\n%s", err, out)
-	}
-	var r report
-	if err := json.Unmarshal(out, &r); err != nil {
-		t.Fatal(err)
-	}
-	for k, v := range r.Values {
-		got[k] = v
-	}
 	st, err := os.Stat(filepath.Join(bin, "edgeway"))
 	if err != nil {
 		t.Fatal(err)
@@ -56,21 +46,56 @@ func TestGate(t *testing.T) {
 	}
 	got["plugin/packages"] = float64(len(strings.Fields(string(deps))))
 
-	for key, most := range map[string]float64{
-		"counts/v4/ADD/execs": 1, "counts/v4/ADD/syscalls": 290, "counts/v4/ADD/faults": 225, "counts/v4/ADD/daemon": 220, "counts/v4/ADD/sends": 4, "counts/dual/ADD/sends": 4,
-		"counts/v4/DEL/execs": 1, "counts/v4/DEL/syscalls": 290, "counts/v4/DEL/faults": 225, "counts/v4/DEL/daemon": 180, "counts/v4/DEL/sends": 3,
-		"counts/dual/ADD/execs": 1, "counts/dual/ADD/syscalls": 290, "counts/dual/ADD/faults": 225,
+	limits := map[string]float64{
+		"counts/v4/ADD/execs": 1, "counts/v4/ADD/syscalls": 260, "counts/v4/ADD/faults": 225, "counts/v4/ADD/daemon": 200, "counts/v4/ADD/sends": 4, "counts/v4/ADD/fsyncs": 2,
+		"counts/v4/DEL/execs": 1, "counts/v4/DEL/syscalls": 260, "counts/v4/DEL/faults": 225, "counts/v4/DEL/daemon": 150, "counts/v4/DEL/sends": 3, "counts/v4/DEL/fsyncs": 2,
+		"counts/dual/ADD/execs": 1, "counts/dual/ADD/syscalls": 260, "counts/dual/ADD/faults": 225, "counts/dual/ADD/daemon": 260, "counts/dual/ADD/sends": 4,
+		"counts/v4/KiB": 150, "counts/v4/objects": 1500, "counts/dual/KiB": 190, "counts/dual/objects": 2000,
 		"plugin/MiB": 5.3, "plugin/packages": 150,
-	} {
-		switch v, ok := got[key]; {
-		case !ok:
-			t.Errorf("%s was not counted", key)
-		case v > most:
-			t.Errorf("%s: %.4g, at most %.4g", key, v, most)
-		default:
-			t.Logf("%s: %.4g of %.4g", key, v, most)
+	}
+	const tries = 4
+	for try := range tries {
+		for key, v := range countOnce(t, bin) {
+			if old, ok := got[key]; !ok || v < old {
+				got[key] = v
+			}
+		}
+		last := try == tries-1
+		over := false
+		for key, most := range limits {
+			switch v, ok := got[key]; {
+			case !ok:
+				t.Fatalf("%s was not counted", key)
+			case v > most && last:
+				t.Errorf("%s: %.4g, at most %.4g", key, v, most)
+			case v > most:
+				over = true
+				t.Logf("%s: %.4g, at most %.4g; counting again", key, v, most)
+			}
+		}
+		if !over {
+			break
 		}
 	}
+	for _, key := range slices.Sorted(maps.Keys(limits)) {
+		t.Logf("%s: %.4g of %.4g", key, got[key], limits[key])
+	}
+}
+
+// countOnce returns the values of one run of the benchmark.
+func countOnce(t *testing.T, bin string) map[string]float64 {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(bin, "bench"), "-run", "^pods/counts$", "-own", "-o", "json", "-bin", bin, "-dir", bin)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("bench: %v\n%s", err, out)
+	}
+	var r report
+	if err := json.Unmarshal(out, &r); err != nil {
+		t.Fatal(err)
+	}
+	return r.Values
 }
 
 func lacks(program string) bool {

@@ -34,6 +34,7 @@ type options struct {
 	own    bool // no peers
 	output string
 	plot   string // file for the SVG; "": no SVG
+	flame  string // file for the SVG of an ADD's profile; "": no SVG
 	bin    string // directory of edgeway and edgewayd
 	dir    string // directory for stores, on a file system where fsync has an effect
 	peers  string // directory of the reference plugins; if set, this process is inside
@@ -80,6 +81,7 @@ func parseFlags() (options, error) {
 	flag.BoolVar(&o.own, "own", false, "edgeway and its daemon only; for -run pods/counts")
 	flag.StringVar(&o.output, "o", "text", "text, markdown or json")
 	flag.StringVar(&o.plot, "plot", "", "write the pods' table as an SVG to `file`")
+	flag.StringVar(&o.flame, "flame", "", "write the profile of an ADD as an SVG to `file`")
 	flag.StringVar(&o.bin, "bin", "bin", "`directory` of edgeway and edgewayd")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "`directory` for the stores; its file system is what fsync is measured on")
 	flag.StringVar(&o.peers, "inside", "", "internal: this process is in its own namespaces")
@@ -94,7 +96,7 @@ func parseFlags() (options, error) {
 	if o.run == nil {
 		o.run = regexp.MustCompile("")
 	}
-	for _, p := range []*string{&o.bin, &o.dir, &o.plot} {
+	for _, p := range []*string{&o.bin, &o.dir, &o.plot, &o.flame} {
 		if *p == "" {
 			continue
 		}
@@ -134,7 +136,7 @@ func outside(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	args := []string{"-run", o.run.String(), "-o", o.output, "-bin", o.bin, "-dir", dir, "-plot", o.plot, "-inside", peers}
+	args := []string{"-run", o.run.String(), "-o", o.output, "-bin", o.bin, "-dir", dir, "-plot", o.plot, "-flame", o.flame, "-inside", peers}
 	if o.quick {
 		args = append(args, "-quick")
 	}
@@ -193,6 +195,7 @@ func sections() []section {
 		{"pods/dual", "a pod: ADD and DEL, dual stack", "", func(b *bench, ctx context.Context) error { return b.pods(ctx, dual) }},
 		{"pods/masquerade", "a pod: source NAT", "", (*bench).masquerade},
 		{"pods/slowdisk", "a pod: a slow disk", "strace", (*bench).slowDisk},
+		{"pods/profile", "a pod: where the processor time goes", "perf", (*bench).profile},
 		{"routes", "routes to 5,000 nodes", "", (*bench).routes},
 		{"bgp/appear", "BGP: from a manifest to the switch's kernel", "bird", (*bench).appear},
 		{"bgp/5000", "BGP: 5,000 paths on two sessions", "bird", (*bench).manyPaths},

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/scripts/lab"
@@ -106,7 +108,7 @@ func (a *arena) withDaemon(ctx context.Context, bin string, f family) (err error
 	if a.lab, err = lab.New(lab.Options{Bin: bin}); err != nil {
 		return err
 	}
-	t, err := lab.ParseTopology([]byte("nodes:\n- name: Node-1\n  links:\n  - {lan: lan, addrs: [10.0.0.11/24, fd00::11/64]}\n"))
+	t, err := lab.ParseTopology([]byte("nodes:\n- name: Node-1\n  config: {metrics: \"" + metricsAddress + "\"}\n  links:\n  - {lan: lan, addrs: [10.0.0.11/24, fd00::11/64]}\n"))
 	if err != nil {
 		return err
 	}
@@ -183,6 +185,34 @@ func (c *contender) daemonCPU() (time.Duration, error) {
 		return 0, nil
 	}
 	return cpuOf(c.node.PID())
+}
+
+// metricsAddress is where the daemon tells its memory, in its own network namespace.
+const metricsAddress = "127.0.0.1:9475"
+
+// allocated returns the bytes and the objects that the daemon has allocated since its start.
+func (c *contender) allocated() (n [2]float64, err error) {
+	err = c.host.Do(func() error {
+		conn, err := net.Dial("tcp", metricsAddress)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "GET /metrics HTTP/1.0\r\n\r\n"); err != nil {
+			return err
+		}
+		text, err := io.ReadAll(conn)
+		for line := range strings.Lines(string(text)) {
+			// A line of another metric fits neither.
+			_, _ = fmt.Sscanf(line, "go_memstats_alloc_bytes_total %g", &n[0])
+			_, _ = fmt.Sscanf(line, "go_memstats_mallocs_total %g", &n[1])
+		}
+		if err == nil && n[0]*n[1] == 0 {
+			err = errors.New("the daemon's metrics do not tell its memory")
+		}
+		return err
+	})
+	return n, err
 }
 
 // invocation is one call of a plugin.

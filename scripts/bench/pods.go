@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -78,6 +79,8 @@ func (b *bench) podRows(t *table, a *arena, f family, at int, cells []verbs) {
 	b.out.keep(key("add-p99"), float64(o.add.p99())/float64(p.add.p99()))
 	b.out.keep(key("add-cpu"), float64(o.add.cpuEach())/float64(p.add.cpuEach()))
 	b.out.keep(key("add-rate"), p.add.rate()/o.add.rate())
+	b.out.keep(key("start-ms"), ms(cells[4].add.cpuEach()))
+	b.out.keep(key("kernel-ms"), ms(cells[5].add.cpuEach()))
 	b.out.keep(key("alone-rate"), p.add.rate()/cells[1].add.rate())
 	b.out.keep(key("del"), float64(o.del.p50())/float64(p.del.p50()))
 	b.out.keep(key("del-rate"), p.del.rate()/o.del.rate())
@@ -152,18 +155,20 @@ func (c *contender) phase(ctx context.Context, at, n int, limit time.Duration, c
 func (b *bench) podCounts(ctx context.Context) error {
 	t := table{Name: "pods/counts", Title: "Counts of one ADD and one DEL, by strace",
 		Columns: columns("addresses", "plugin", "verb", "execs", "syscalls", "minor faults", "of the daemon", "netlink sends", "rtnetlink requests", "fsyncs")}
+	memory := table{Name: "pods/memory", Title: "What the daemon allocates for an ADD and its DEL", Columns: columns("addresses", "allocated (KiB)", "objects")}
 	for _, f := range []family{v4, dual} {
-		if err := b.countFamily(ctx, f, &t); err != nil {
+		if err := b.countFamily(ctx, f, &t, &memory); err != nil {
 			return err
 		}
 	}
-	t.note("Executed programs, all system calls of the plugin's processes, and of the daemon's; page faults of an untraced call's processes, the median; sends and requests (messages) on rtnetlink sockets and fsyncs are of both together. " +
+	t.note("Executed programs, system calls (without nanosleep, which counts time) of the plugin's processes, and of the daemon; page faults of an untraced call's processes, the median; sends and requests (messages) on rtnetlink sockets and fsyncs are of both together. " +
 		"A wait for duplicate address detection shows as requests: the peers ask until it is over.")
 	b.out.add(t)
+	b.out.add(memory)
 	return nil
 }
 
-func (b *bench) countFamily(ctx context.Context, f family, t *table) error {
+func (b *bench) countFamily(ctx context.Context, f family, t, memory *table) error {
 	// The first pod is not counted, because its ADD makes shared objects such as the bridge.
 	const pods = 1 + 2*countedPods
 	a, err := b.newArena(ctx, f, pods)
@@ -178,7 +183,16 @@ func (b *bench) countFamily(ctx context.Context, f family, t *table) error {
 			continue
 		}
 		results := make([]json.RawMessage, pods)
-		faults, err := c.faults(ctx, 20)
+		var faults map[string][]int
+		untraced := func() (err error) {
+			faults, err = c.faults(ctx, untracedPods)
+			return err
+		}
+		if c.node == nil {
+			err = untraced()
+		} else {
+			err = b.countMemory(f, c, memory, untraced)
+		}
 		if err != nil {
 			return err
 		}
@@ -198,10 +212,42 @@ func (b *bench) countFamily(ctx context.Context, f family, t *table) error {
 				b.out.keep(key+"syscalls", each(plugin.syscalls))
 				b.out.keep(key+"faults", float64(faults[len(faults)/2]))
 				b.out.keep(key+"daemon", each(daemon.syscalls))
+				b.out.keep(key+"fsyncs", each(plugin.fsyncs+daemon.fsyncs))
 				b.out.keep(key+"sends", each(plugin.sends+daemon.sends))
 			}
 		}
 	}
+	return nil
+}
+
+// untracedPods is how many pods are added and deleted without a tracer.
+const untracedPods = 20
+
+// countMemory counts what the daemon allocates while calls adds and deletes the untraced pods. The daemon also looks
+// after its node meanwhile, so the least of some rounds is what the calls take.
+func (b *bench) countMemory(f family, c *contender, t *table, calls func() error) error {
+	const rounds = 4 // the first allocates what later rounds share
+	least := [2]float64{math.Inf(1), math.Inf(1)}
+	for range rounds {
+		var read [3][2]float64 // what a reading itself allocates is between the first two
+		for i := range read {
+			if i == 2 {
+				if err := calls(); err != nil {
+					return err
+				}
+			}
+			var err error
+			if read[i], err = c.allocated(); err != nil {
+				return err
+			}
+		}
+		for i := range least {
+			least[i] = min(least[i], (read[2][i]-2*read[1][i]+read[0][i])/untracedPods)
+		}
+	}
+	t.row(string(f), least[0]/1024, least[1])
+	b.out.keep("counts/"+string(f)+"/KiB", least[0]/1024)
+	b.out.keep("counts/"+string(f)+"/objects", least[1])
 	return nil
 }
 

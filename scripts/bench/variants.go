@@ -51,15 +51,15 @@ const variantPods = 64
 var variantsAt = []int{1, 32} // read only
 
 // alone makes an arena that has only edgeway and its daemon, whose executables are in bin.
-func (b *bench) alone(ctx context.Context, bin string) (*arena, error) {
+func (b *bench) alone(ctx context.Context, bin string, pods int) (*arena, error) {
 	only := *b
 	only.own, only.bin = true, bin
-	return only.newArena(ctx, v4, variantPods)
+	return only.newArena(ctx, v4, pods)
 }
 
 // masquerade compares pods that have source NAT with pods that do not.
 func (b *bench) masquerade(ctx context.Context) error {
-	a, err := b.alone(ctx, b.bin)
+	a, err := b.alone(ctx, b.bin, variantPods)
 	if a != nil {
 		defer a.close()
 	}
@@ -102,7 +102,7 @@ func (b *bench) slowDisk(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		a, err := b.alone(ctx, bin)
+		a, err := b.alone(ctx, bin, variantPods)
 		if a != nil {
 			defer a.close()
 		}
