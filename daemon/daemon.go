@@ -28,8 +28,10 @@ import (
 
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/api"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/daemon/durable"
+	"github.com/edgeway-cni/edgeway/daemon/paths"
 	"github.com/edgeway-cni/edgeway/daemon/pods"
 	"github.com/edgeway-cni/edgeway/daemon/report"
 	"github.com/edgeway-cni/edgeway/routes"
@@ -70,6 +72,7 @@ type Daemon struct {
 	pods    *pods.Pods
 	loop    *loop
 	metrics *metrics
+	prober  *paths.Prober
 }
 
 // Run runs the daemon until ctx ends. At the end it changes nothing: routes stay, and the switches keep the
@@ -87,6 +90,8 @@ func Run(ctx context.Context, c config.Config, o Options) error {
 	d.loop.source, d.loop.kernel, d.loop.pods, d.loop.turned = c.Source(o.Version), k, d.pods, d.alive()
 	d.speaker = bgp.NewSpeaker(bgp.Options{Command: o.Session, Changed: d.loop.look.fire})
 	d.loop.speaker = d.speaker
+	d.prober = d.newProber()
+	d.loop.proven = func() []cluster.Problem { return d.prober.Report().Problems }
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		o.Log.Warn("state directory", "err", err) // the loop warns too, each time it cannot save
 	}
@@ -129,6 +134,9 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 	start("serve metrics", d.metrics.serve)
 	start("probe the LAN", func(ctx context.Context) error { return l.probe(ctx, d.kernel) })
 	start("guard", func(ctx context.Context) error { return l.guard(ctx, d.kernel) })
+	if d.config.Paths.Canary {
+		start("prove the paths", d.prober.Run)
+	}
 	start("back up the store", every(backupEvery, d.pods.Backup))
 	start("sweep", every(sweepEvery, d.pods.Sweep))
 	start("keep the pods' links", func(ctx context.Context) error { return d.pods.Keep(ctx, l.harmed) })

@@ -90,6 +90,7 @@ type loop struct {
 	speaker  speaker
 	reporter reporter // reports this node's sessions to the cluster; nil: there is no API server
 	pods     podServer
+	proven   func() []cluster.Problem // of the paths to other nodes' pods; nil: nobody asks
 	save     func(cluster.World) error
 	log      *slog.Logger
 	turned   func(worked bool, took time.Duration) // called after each look
@@ -208,6 +209,9 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	}
 	plan := policy.Decide(w)
 	o.problems = append(append(o.problems, plan.Problems...), l.last.Problems...)
+	if l.proven != nil {
+		o.problems = append(o.problems, l.proven()...)
+	}
 	l.apply(ctx, plan, complete, &o)
 	l.publish(w, plan, o)
 	return !o.again

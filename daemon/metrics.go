@@ -142,6 +142,13 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	gauge(float64(s.Leases.Total), describe("addresses", "Addresses of the pod pool."))
 	gauge(float64(s.Leases.Used), describe("addresses_used", "Addresses that pods hold."))
 	gauge(float64(s.Leases.Free), describe("addresses_free", "Addresses that are free for pods."))
+	gauge(float64(s.Paths.Probed), describe("paths_probed", "Paths to other nodes' canaries that were asked lately: one for each node and family."))
+	gauge(float64(s.Paths.Reached), describe("paths_reached", "Paths to other nodes' canaries that answered the last question."))
+	worst := 0.0
+	for _, a := range s.Paths.Asked {
+		worst = max(worst, a.Seconds)
+	}
+	gauge(worst, describe("paths_worst_round_trip_seconds", "The longest round trip of the last answers of other nodes' canaries."))
 	// A reason without a problem is 0, so that a rule sees a problem begin and end.
 	byReason := func(problems []api.Problem, reasons []string, desc *prometheus.Desc) {
 		count := map[string]int{}

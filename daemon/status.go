@@ -56,7 +56,7 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 		s.Learned = learnedStatus(v.Plan.Lessons, have.Routes)
 	}
 	leases, found := d.pods.Status(ctx)
-	s.Leases = leases
+	s.Leases, s.Paths = leases, d.pathStatus()
 	wrong, advice := cluster.Divide(policy.Sorted(problems, found))
 	s.Problems, s.Advice = problemStatus(wrong), problemStatus(advice)
 	return s

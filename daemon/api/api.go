@@ -87,6 +87,7 @@ type Status struct {
 	Sessions    []Session `json:"sessions"`
 	Learned     []Learned `json:"learned"`
 	Leases      Leases    `json:"leases"`
+	Paths       Paths     `json:"paths"`
 	Problems    []Problem `json:"problems"`
 	Advice      []Problem `json:"advice"` // everything works, but one more fault would be worse than it must be
 	Now         time.Time `json:"now"`
@@ -189,6 +190,38 @@ type Tunnel struct {
 	// Peers is how many nodes this node sends to through the tunnel. It receives from all nodes.
 	Peers int    `json:"peers"`
 	State string `json:"state"` // Installed, Differs or Missing
+}
+
+// Paths says which other nodes' canaries this node's canary reaches.
+type Paths struct {
+	Canary []string `json:"canary"` // this node's canary's addresses; none: it has no canary
+	// Probed is the number of paths that were asked lately, one for each node and family; Reached is how many of them
+	// answered the last question.
+	Probed  int     `json:"probed"`
+	Reached int     `json:"reached"`
+	Asked   []Asked `json:"asked"`
+}
+
+// The states of the questions of an Asked.
+const (
+	Answers = "answers" // the last question was answered
+	Silent  = "silent"  // several questions in a row were not
+	Unsure  = "unsure"  // neither
+)
+
+// Asked is what the questions to one node in one family say.
+type Asked struct {
+	Node     string `json:"node"`
+	Address  string `json:"address"`  // of its canary
+	Canary   string `json:"canary"`   // small questions to the canary: Answers, Silent or Unsure
+	FullSize string `json:"fullSize"` // questions of FullBytes with DF, to the canary
+	Host     string `json:"host"`     // small questions to the node's own address
+	// FullBytes is the size of a full-size packet with its headers.
+	FullBytes int     `json:"fullBytes"`
+	Seconds   float64 `json:"seconds"` // round trip of the last answer of the canary
+	// What the node said of itself last.
+	Version string `json:"version,omitempty"`
+	Mode    string `json:"mode,omitempty"`
 }
 
 // Leases counts pods: a pod holds one address of each family, and Free says how many more fit.

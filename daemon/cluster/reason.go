@@ -74,6 +74,15 @@ const (
 	NotInstalled      Reason = "notInstalled"      // a kind at the API server, or a plugin of cni.chain, is missing
 )
 
+// The reasons that the questions to other nodes' canaries prove.
+const (
+	TermsDiffer      Reason = "termsDiffer"      // another node says another mode, VNI or port
+	TunnelFiltered   Reason = "tunnelFiltered"   // the packets of the overlay do not arrive
+	PodCIDRNotRouted Reason = "podCIDRNotRouted" // the switch has no route, or another route, to a pod CIDR
+	PathBlocked      Reason = "pathBlocked"      // packets reach a node, and not its pods
+	MTUHole          Reason = "mtuHole"          // small packets arrive, and full-size packets do not
+)
+
 // The reasons that a source finds at an API server.
 const (
 	apiServerUnreachable Reason = "apiServerUnreachable" // no answer, or an answer that cannot be read
@@ -113,7 +122,7 @@ func Reasons() []Reason {
 		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, ForwardDropped, HostDropped, ForeignNAT, SilentGateway, MTUTooLarge, NoPlugin, DiskFull, ClusterUnreadable, HostUnreadable,
 		WorldNotSaved, SwitchNotTold, PodsNotServed, KernelRefused, ForeignRoute, SettingsRefused, PodBroken,
 		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, NoCanary, CompetingNetwork, OtherMTU, StatusRefused, EventsRefused,
-		NotInstalled, apiServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,
+		NotInstalled, TermsDiffer, TunnelFiltered, PodCIDRNotRouted, PathBlocked, MTUHole, apiServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,
 		emptyFile, emptyDirectory, unreadableFile, unknownKind, unknownKey, duplicateKey, duplicateEntry,
 		duplicateObject, missingField, badValue, badASN, badAddress, badCIDR, badSelector, badSecret, wrongNamespace,
 	}

@@ -94,8 +94,10 @@ type CNI struct {
 
 // Paths says how this node proves that packets of pods arrive.
 type Paths struct {
-	// Canary gives the node a pod of its own, edgeway/canary.
+	// Canary gives the node a pod of its own, edgeway/canary, and lets it ask and answer the canaries of other nodes.
 	Canary bool
+	Port   uint16        // UDP, the same on all nodes
+	Every  time.Duration // from one round of questions to the next, the same on all nodes
 }
 
 // Defaults returns the configuration of an empty file, without the node's name.
@@ -105,7 +107,7 @@ func Defaults() Config {
 		VXLAN:    VXLAN{VXLAN: cluster.DefaultVXLAN()},
 		BGP:      BGP{Port: bgp.DefaultPort, RestartTime: 600 * time.Second, HoldTime: 90 * time.Second, WithdrawAfter: 15 * time.Second, LearnMost: 100},
 		CNI:      CNI{ConfDir: "/etc/cni/net.d", BinDir: "/opt/cni/bin", SourceCheck: true},
-		Paths:    Paths{Canary: true},
+		Paths:    Paths{Canary: true, Port: 9476, Every: 10 * time.Second},
 		StateDir: "/var/lib/edgeway",
 		Socket:   api.DefaultSocket,
 		Metrics:  "127.0.0.1:9475",
@@ -202,7 +204,12 @@ func (c *Config) read(s keys.Section) {
 		keys.Number(s, "mtu", &c.CNI.MTU, 1280, 65535, "an MTU from 1280 to 65535 bytes") // RFC 8200, section 5: no IPv6 link is smaller
 		s.Flag("sourceCheck", &c.CNI.SourceCheck)
 	})
-	s.Inside("paths", func(s keys.Section) { s.Flag("canary", &c.Paths.Canary) })
+	s.Inside("paths", func(s keys.Section) {
+		s.Flag("canary", &c.Paths.Canary)
+		keys.Number(s, "port", &c.Paths.Port, 1, 65535, wantPort)
+		s.Seconds("every", &c.Paths.Every, "a time from 1s to 10m, whole seconds",
+			func(t time.Duration) bool { return time.Second <= t && t <= 10*time.Minute })
+	})
 	s.Text("stateDir", &c.StateDir)
 	s.Text("socket", &c.Socket)
 	s.Text("metrics", &c.Metrics)

@@ -52,6 +52,8 @@ func TestConfigMistakes(t *testing.T) {
 		{"long-lived time alone", "bgp: {restartTime: 0s, longLivedTime: 24h}\n", "bgp.longLivedTime: it begins when bgp.restartTime is over"},
 		{"hold time", "bgp: {holdTime: 2s}\n", "want a hold time from 3s"},
 		{"port", "bgp: {port: 70000}\n", "want a port from 1 to 65535"},
+		{"port of canaries", "paths: {port: 0}\n", "want a port from 1 to 65535"},
+		{"rounds", "paths: {every: 500ms}\n", "want a time from 1s to 10m"},
 		{"VNI", "vxlan: {vni: 16777216}\n", "want a VNI"},
 		{"MTU", "cni: {mtu: 100}\n", "want an MTU"},
 		{"CIDR", "sourceNAT: {exclude: [10.0.0.1/8]}\n", `want a CIDR such as 10.0.0.0/8, got "10.0.0.1/8"`},

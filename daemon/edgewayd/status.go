@@ -101,6 +101,9 @@ func (p *page) status(s api.Status) {
 		}
 		p.row("Tunnel", fmt.Sprintf("%s   from %s   VNI %d   UDP port %d   MTU %d   peers %d%s", t.Device, t.Local, t.VNI, t.Port, t.MTU, t.Peers, mark))
 	}
+	if len(s.Paths.Canary) > 0 {
+		p.row("Paths", pathsLine(s.Paths))
+	}
 	p.table.Flush()
 	views := []func(api.Status){p.routes, p.sessions, p.learned, p.problems}
 	if len(s.Learned) == 0 {
@@ -187,6 +190,34 @@ func (p *page) sessions(s api.Status) {
 		fmt.Fprintf(p.out, "\nAdvertised to %s\n", b.Peer)
 		p.rows(len(b.Advertised), func(i int) { p.row("  "+b.Advertised[i].Prefix, "next hop "+b.Advertised[i].NextHop) })
 	}
+}
+
+func pathsLine(c api.Paths) string {
+	if len(c.Canary) == 0 {
+		return "no canary: they are not proven"
+	}
+	return fmt.Sprintf("%d of %d reached from the canary %s", c.Reached, c.Probed, list(c.Canary))
+}
+
+// paths shows the silent paths first.
+func (p *page) paths(s api.Status) {
+	var bad, good []api.Asked
+	for _, a := range s.Paths.Asked {
+		if a.Canary == api.Answers && a.FullSize != api.Silent {
+			good = append(good, a)
+		} else {
+			bad = append(bad, a)
+		}
+	}
+	p.heading(markHead, "Paths to pods of other nodes: %s", pathsLine(s.Paths))
+	all := append(bad, good...)
+	if len(all) > 0 {
+		p.row("  NODE", "CANARY", "SMALL", "FULL SIZE", "NODE ITSELF", "ROUND TRIP", "MODE", "VERSION")
+	}
+	p.rows(len(all), func(i int) {
+		a := all[i]
+		p.row("  "+a.Node, a.Address, a.Canary, fmt.Sprintf("%s (%d bytes)", a.FullSize, a.FullBytes), a.Host, fmt.Sprintf("%.1f ms", a.Seconds*1000), cmp.Or(a.Mode, "-"), cmp.Or(a.Version, "-"))
+	})
 }
 
 func (p *page) problems(s api.Status) {

@@ -39,6 +39,10 @@ type (
 		Node  string        `json:"node"`
 		Peers []api.Session `json:"peers"`
 	}
+	pathList struct {
+		Node string `json:"node"`
+		api.Paths
+	}
 	problemList struct {
 		Node     string        `json:"node"`
 		Problems []api.Problem `json:"problems"`
@@ -59,6 +63,8 @@ func viewCommands(f *flags) (all []*cobra.Command) {
 			}, part: func(s api.Status) any { return routeList{s.Node, s.Routes, s.Learned} }},
 		{use: "peers", alias: "sessions", kind: "PeerList", short: "show the BGP sessions with the switches, and what is advertised to each",
 			show: (*page).sessions, part: func(s api.Status) any { return peerList{s.Node, s.Sessions} }},
+		{use: "paths", kind: "PathList", short: "show which other nodes' pods this node's canary reaches",
+			show: (*page).paths, part: func(s api.Status) any { return pathList{s.Node, s.Paths} }},
 		{use: "problems", kind: "ProblemList", short: "show what is wrong, and the next step of each",
 			show: (*page).problems, part: func(s api.Status) any { return problemList{s.Node, s.Problems, s.Advice} }},
 	} {
@@ -152,6 +158,8 @@ func readStatus(text []byte) (s api.Status, err error) {
 	fill(&s.Routes)
 	fill(&s.Sessions)
 	fill(&s.Learned)
+	fill(&s.Paths.Canary)
+	fill(&s.Paths.Asked)
 	fill(&s.Problems)
 	fill(&s.Advice)
 	for i := range s.Sessions {

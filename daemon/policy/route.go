@@ -172,7 +172,7 @@ func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
 	dev, mac, vtep := routes.VXLANLink, vtepMAC(n.Name), cidr.Masked().Addr()
 	d.plan.Routes.Routes = append(d.plan.Routes.Routes, routes.Route{Dst: cidr, Via: vtep, Link: dev, Onlink: true, Protocol: routes.ProtoNode})
 	d.plan.Routes.Neighs = append(d.plan.Routes.Neighs, routes.Neigh{Link: dev, IP: vtep, MAC: mac})
-	fdb, ours, theirs := routes.FDB{Link: dev, MAC: mac, Dst: remote}, d.vxlan(d.self), d.vxlan(n)
+	fdb, ours, theirs := routes.FDB{Link: dev, MAC: mac, Dst: remote}, d.VXLAN(d.self), d.VXLAN(n)
 	if theirs.VNI != ours.VNI {
 		fdb.VNI = theirs.VNI
 	}
@@ -201,7 +201,7 @@ func (d *draft) receive() {
 	if !ok || len(d.plan.Routes.Links) > 0 {
 		return
 	}
-	dev, at := routes.VXLANLink, d.vxlan(d.self)
+	dev, at := routes.VXLANLink, d.VXLAN(d.self)
 	mtu := d.underlayMTU(d.self) - vxlanOverhead(local)
 	if p, ok := d.Pool(d.self); ok && p.MTU != 0 {
 		mtu = min(mtu, p.MTU) // somewhere behind the LAN, a link may carry less than the LAN

@@ -32,7 +32,7 @@ type claim struct {
 func NewSurvey(c cluster.World) *Survey {
 	s := &Survey{speakers: map[uint32][]string{}, named: map[string]bool{}, like: map[string]string{}, disputed: map[netip.Prefix]bool{}}
 	for _, n := range c.Nodes {
-		s.lans = append(s.lans, lans(c, n))
+		s.lans = append(s.lans, LANs(c, n))
 		s.named[n.Name] = true
 		s.like[common(n.Name)] = n.Name
 	}
@@ -45,8 +45,8 @@ func NewSurvey(c cluster.World) *Survey {
 	return s
 }
 
-// lans returns the local ASNs of the resources that select n, sorted: the ASN names the LAN.
-func lans(c cluster.World, n cluster.Node) []uint32 {
+// LANs returns the local ASNs of the resources that select n, sorted: the ASN names the LAN.
+func LANs(c cluster.World, n cluster.Node) []uint32 {
 	var asns []uint32
 	for _, r := range c.Peerings {
 		if r.Selector.Selects(n.Labels) {

@@ -28,8 +28,8 @@ func (w World) Mode(n cluster.Node) cluster.Mode {
 	return w.fileMode(n)
 }
 
-// vxlan returns where n receives packets of the overlay.
-func (w World) vxlan(n cluster.Node) cluster.VXLAN {
+// VXLAN returns where n receives packets of the overlay.
+func (w World) VXLAN(n cluster.Node) cluster.VXLAN {
 	if p, ok := w.Pool(n); ok {
 		return p.VXLAN
 	}

@@ -1,0 +1,121 @@
+package paths
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+)
+
+// lanNode is a node of LAN a (10.0.1.n) or b (10.0.2.n), whose host and canary answer.
+func lanNode(lan string, n int, change ...func(*Finding)) Finding {
+	third := map[string]int{"a": 1, "b": 2, "c": 3}[lan]
+	host := netip.MustParseAddr(fmt.Sprintf("10.0.%d.%d", third, n))
+	cidr := netip.MustParsePrefix(fmt.Sprintf("10.%d.%d.0/24", third, n))
+	canary := netip.MustParseAddr(fmt.Sprintf("10.%d.%d.254", third, n))
+	terms := Terms{"underlay", 1, 8472}
+	f := Finding{Node: Node{Name: fmt.Sprintf("%s%d", lan, n), Group: lan, Hosts: []netip.Addr{host}, CIDRs: []netip.Prefix{cidr}, Terms: terms}, Family: "IPv4", Addr: canary,
+		Canary: Answers, Full: Answers, Host: Answers, Size: 1500, Said: Answer{Terms: terms, Canary: []netip.Addr{canary}, Heard: 2, HeardYou: true}}
+	if lan == "a" {
+		f.Way = Way{Via: host}
+	}
+	for _, c := range change {
+		c(&f)
+	}
+	return f
+}
+
+func unheard(f *Finding)    { f.Canary, f.Full, f.Said.HeardYou = Silent, Unsure, false }
+func unanswered(f *Finding) { f.Canary, f.Full = Silent, Unsure }
+func away(f *Finding)       { f.Canary, f.Full, f.Host = Silent, Unsure, Silent }
+func narrow(f *Finding)     { f.Full = Silent }
+func tunnelled(f *Finding) {
+	f.Way, f.Node.Terms.Mode, f.Said.Terms.Mode = Way{Tunnel: true, Via: netip.MustParseAddr("10.9.9.0")}, "overlay", "overlay"
+}
+func alone(f *Finding) { f.Said.Heard = 0 }
+
+func knows(r cluster.Reason) func(*Self) {
+	return func(s *Self) { s.Known = map[cluster.Reason]bool{r: true} }
+}
+
+func TestJudge(t *testing.T) {
+	self := Self{Name: "a1", Group: "a", Terms: Terms{"underlay", 1, 8472}, MTU: 1500, CIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}}
+	for _, c := range []struct {
+		name  string
+		self  func(*Self)
+		found []Finding
+		want  []string // object: reason
+	}{
+		{name: "nobody to ask"},
+		{name: "peace", found: []Finding{lanNode("a", 2), lanNode("b", 1)}},
+		{name: "a node is away", found: []Finding{lanNode("a", 2, away), lanNode("a", 3), lanNode("b", 1)}},
+		{name: "a LAN is away, its router answers", found: []Finding{lanNode("a", 2), lanNode("b", 1, away), lanNode("b", 2, away)}},
+		{name: "an earlier version, without a canary", found: []Finding{lanNode("a", 2, away, func(f *Finding) { f.Said = Answer{} }), lanNode("a", 3)}},
+		{name: "a node whose canary is switched off", found: []Finding{lanNode("a", 2, unheard, func(f *Finding) { f.Said.Canary = nil }), lanNode("a", 3)}},
+		{name: "not known yet", found: []Finding{lanNode("a", 2, func(f *Finding) { f.Canary, f.Full, f.Host = Unsure, Unsure, Unsure })}},
+
+		{name: "B9, B21: the switch does not route one pod CIDR", found: []Finding{lanNode("a", 2), lanNode("b", 1, unheard), lanNode("b", 2)}, want: []string{"Node/b1: podCIDRNotRouted"}},
+		{name: "the same, seen from the node that it is about", found: []Finding{lanNode("a", 2), lanNode("b", 1, unanswered), lanNode("b", 2, unanswered)}, want: []string{"Node/a1: podCIDRNotRouted"}},
+		{name: "N27: spec.gateway with nobody there, which is known", self: knows(cluster.SilentGateway), found: []Finding{lanNode("a", 2), lanNode("b", 1, unheard), lanNode("b", 2, unheard)}},
+		{name: "N28: a dead default gateway, which is known", self: knows(cluster.SilentGateway), found: []Finding{lanNode("a", 2), lanNode("b", 1, away), lanNode("b", 2, away)}},
+		{name: "a neighbour's firewall, beside a dead gateway", self: knows(cluster.SilentGateway), found: []Finding{lanNode("a", 2, unheard, alone), lanNode("a", 3), lanNode("b", 1, away)}, want: []string{"Node/a2: pathBlocked"}},
+		{name: "N1, which is known", self: knows(cluster.ForwardDropped), found: []Finding{lanNode("a", 2, unheard), lanNode("a", 3, unheard), lanNode("b", 1, unheard)}},
+		{name: "O1, which is known", self: knows(cluster.HostDropped), found: []Finding{lanNode("b", 1, unheard, tunnelled), lanNode("b", 2, unheard, tunnelled)}},
+		{name: "a neighbour that is off is no dead gateway", found: []Finding{lanNode("a", 2, away), lanNode("a", 3)}},
+		{name: "N1, N2: this node's firewall drops what is forwarded", found: []Finding{lanNode("a", 2, unheard), lanNode("a", 3, unheard), lanNode("b", 1, unheard)}, want: []string{"Node/a1: forwardDropped"}},
+		{name: "N1 in a mixed cluster", found: []Finding{lanNode("a", 2, unheard), lanNode("b", 1, unheard), lanNode("c", 1, unheard, tunnelled)}, want: []string{"Node/a1: forwardDropped"}},
+		{name: "N1 beside a node that has it too", found: []Finding{lanNode("a", 2, unheard), lanNode("a", 3, unheard), lanNode("b", 1, unheard, func(f *Finding) { f.Said.Cause = "forwardDropped" })},
+			want: []string{"Node/a1: forwardDropped", "Node/b1: pathBlocked"}},
+		{name: "a neighbour's firewall", found: []Finding{lanNode("a", 2, unheard, alone), lanNode("a", 3), lanNode("b", 1)}, want: []string{"Node/a2: pathBlocked"}},
+		{name: "its answers do not arrive", found: []Finding{lanNode("a", 2, unanswered), lanNode("a", 3), lanNode("b", 1)}, want: []string{"Node/a2: pathBlocked"}},
+		{name: "two nodes, one of them drops", found: []Finding{lanNode("a", 2, unheard, alone)}, want: []string{"Node/a2: pathBlocked"}},
+		{name: "N5: a small MTU on this node's port", found: []Finding{lanNode("a", 2, narrow), lanNode("a", 3, narrow), lanNode("b", 1, narrow)}, want: []string{"Node/a1: mtuHole"}},
+		{name: "N5 at another node", found: []Finding{lanNode("a", 2, narrow), lanNode("a", 3), lanNode("b", 1)}, want: []string{"Node/a2: mtuHole"}},
+		{name: "N5 between the LANs", found: []Finding{lanNode("a", 2), lanNode("b", 1, narrow), lanNode("b", 2, narrow)}, want: []string{"LAN of b1, b2: mtuHole"}},
+		{name: "N32: somebody translates pods' packets", found: []Finding{lanNode("a", 2, func(f *Finding) { f.Translated = netip.MustParseAddr("10.0.1.1") })}, want: []string{"Node/a1: foreignNAT"}},
+		{name: "N32, which is known", self: knows(cluster.ForeignNAT), found: []Finding{lanNode("a", 2, func(f *Finding) { f.Translated = netip.MustParseAddr("10.0.1.1") })}},
+		{name: "O1, O2: the tunnel's port is closed here", found: []Finding{lanNode("b", 1, unheard, tunnelled), lanNode("b", 2, unheard, tunnelled)}, want: []string{"Node/a1: tunnelFiltered"}},
+		{name: "O1, inbound only", found: []Finding{lanNode("b", 1, unanswered, tunnelled), lanNode("b", 2, unanswered, tunnelled)}, want: []string{"Node/a1: tunnelFiltered"}},
+		{name: "O1 at another node", found: []Finding{lanNode("b", 1, unheard, tunnelled), lanNode("b", 2, tunnelled)}, want: []string{"Node/b1: tunnelFiltered"}},
+		{name: "O3: another mode there", found: []Finding{lanNode("a", 2), lanNode("b", 1, unheard, tunnelled, func(f *Finding) { f.Said.Terms.Mode = "underlay" })}, want: []string{"Node/b1: termsDiffer"}},
+		{name: "O4: another VNI here", found: []Finding{lanNode("b", 1, unheard, tunnelled, func(f *Finding) { f.Said.Terms.VNI = 2 }), lanNode("b", 2, unheard, tunnelled, func(f *Finding) { f.Said.Terms.VNI = 2 })}, want: []string{"Node/a1: termsDiffer"}},
+		{name: "another VNI that no tunnel uses", found: []Finding{lanNode("a", 2, func(f *Finding) { f.Said.Terms.VNI = 2 })}},
+		{name: "terms that differ while they change", found: []Finding{lanNode("b", 1, func(f *Finding) { f.Said.Terms.Mode = "overlay" })}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := self
+			if c.self != nil {
+				c.self(&s)
+			}
+			var got []string
+			for _, p := range Judge(s, c.found) {
+				got = append(got, p.Object+": "+string(p.Reason))
+				if p.Want == "" || p.Got == "" || p.Next == "" || strings.Contains(p.String(), "%!") {
+					t.Errorf("%+v", p)
+				}
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Errorf("problems (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	var seen tally
+	for _, c := range []struct {
+		answered bool
+		want     Verdict
+	}{{true, Answers}, {false, Unsure}, {false, Unsure}, {false, Silent}, {false, Silent}, {true, Answers}} {
+		if seen.count(c.answered); seen.verdict() != c.want {
+			t.Errorf("%+v: %v, want %v", seen, seen.verdict(), c.want)
+		}
+	}
+	if v := (tally{}).verdict(); v != Unsure {
+		t.Errorf("before the first question: %v", v)
+	}
+}

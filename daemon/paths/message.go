@@ -1,0 +1,71 @@
+package paths
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"net/netip"
+)
+
+// A datagram is
+//
+//	"EWP1", 2 bytes length of the JSON (big endian), JSON, zeros up to its size
+//
+// The next version of the form gets another number. A receiver ignores numbers that it does not know, so that nodes
+// of several versions live together.
+const (
+	magic       = "EWP1"
+	headBytes   = len(magic) + 2
+	smallBytes  = 700 // of a small question, with room for an answer of the same length
+	mostAddrs   = 4   // in an answer
+	questionOf  = "q"
+	answerTo    = "a"
+	maxDatagram = 9216 // of a jumbo frame; a larger one is cut, and then ignored
+)
+
+// message is a question or an answer. Every field but Kind and ID belongs to an answer.
+type message struct {
+	Kind string `json:"k"`
+	ID   uint64 `json:"id"` // chosen by the asker, at random
+	Answer
+}
+
+// Answer is what a node says of itself.
+type Answer struct {
+	Name    string       `json:"name,omitempty"`
+	Version string       `json:"version,omitempty"`
+	Terms   Terms        `json:"terms,omitzero"`
+	MTU     int          `json:"mtu,omitempty"`    // of its pods, in bytes
+	Canary  []netip.Addr `json:"canary,omitempty"` // none: it has no canary
+	Saw     netip.Addr   `json:"saw,omitzero"`     // the source address of the question
+	// Heard is how many other nodes' canaries its own canary has heard lately.
+	Heard int `json:"heard,omitempty"`
+	// HeardYou: one of them is the asker's.
+	HeardYou bool `json:"heardYou,omitempty"`
+	// Cause is the reason of its own problem that cuts its pods off.
+	Cause string `json:"cause,omitempty"`
+}
+
+// encode writes a message into a datagram of size bytes. ok is false if it does not fit.
+func encode(m message, size int) (out []byte, ok bool) {
+	text, err := json.Marshal(m)
+	if err != nil || len(text) > size-headBytes {
+		return nil, false
+	}
+	out = make([]byte, size)
+	copy(out, magic)
+	binary.BigEndian.PutUint16(out[len(magic):], uint16(len(text)))
+	copy(out[headBytes:], text)
+	return out, true
+}
+
+// decode reads a datagram. ok is false for everything that is not a message.
+func decode(b []byte) (m message, ok bool) {
+	if len(b) < headBytes || string(b[:len(magic)]) != magic {
+		return m, false
+	}
+	n := int(binary.BigEndian.Uint16(b[len(magic):]))
+	if n > len(b)-headBytes || json.Unmarshal(b[headBytes:headBytes+n], &m) != nil || len(m.Canary) > mostAddrs {
+		return m, false
+	}
+	return m, true
+}
