@@ -104,6 +104,7 @@ type loop struct {
 	said   map[string]bool   // the failures of the last look: a failure that stays is logged once
 
 	announcer announcer
+	journal   *journal
 	held      map[sessionKey]time.Time // since when sessions are not tried
 }
 
@@ -120,7 +121,7 @@ type shared struct {
 // syncs.
 func newLoop(c config.Config, log *slog.Logger) *loop {
 	return &loop{
-		config: c, log: log, announcer: announcer{log: log},
+		config: c, log: log, announcer: announcer{log: log}, journal: newJournal(log),
 		shared: shared{look: newTrigger(), reread: newTrigger(), harmed: newTrigger()},
 		save:   func(w cluster.World) error { return cluster.Save(c.WorldFile(), w) },
 	}
@@ -214,6 +215,7 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	}
 	l.apply(ctx, plan, complete, &o)
 	l.publish(w, plan, o)
+	l.journal.note(slices.Concat(o.problems, l.found, o.ofPods), time.Now())
 	return !o.again
 }
 
@@ -262,16 +264,17 @@ func (l *loop) report(ctx context.Context, plan policy.Plan, o *outcome) {
 	sessions := reports(plan, status)
 	l.held = sinceHeld(l.held, sessions, time.Now())
 	l.announcer.announce(sessions, time.Now())
+	_, o.ofPods = l.pods.Status(ctx)
 	if l.reporter != nil {
 		l.reporter.Sync(sessions)
-		_, ofPods := l.pods.Status(ctx)
-		l.reporter.Tell(slices.Concat(o.problems, l.found, lacks(status), ofPods))
+		l.reporter.Tell(slices.Concat(o.problems, l.found, lacks(status), o.ofPods))
 		o.problems = append(o.problems, l.reporter.Problems()...)
 	}
 }
 
 type outcome struct {
 	problems []cluster.Problem
+	ofPods   []cluster.Problem // status asks for them again
 	said     map[string]bool
 	again    bool
 }

@@ -144,6 +144,11 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	gauge(float64(s.Leases.Free), describe("addresses_free", "Addresses that are free for pods."))
 	gauge(float64(s.Paths.Probed), describe("paths_probed", "Paths to other nodes' canaries that were asked lately: one for each node and family."))
 	gauge(float64(s.Paths.Reached), describe("paths_reached", "Paths to other nodes' canaries that answered the last question."))
+	counter := func(v float64, desc *prometheus.Desc, labels ...string) {
+		out <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, v, labels...)
+	}
+	counter(float64(s.Paths.Sent), describe("path_questions_total", "Questions to other nodes' canaries since the daemon started."))
+	counter(float64(s.Paths.Lost), describe("path_questions_lost_total", "Questions to other nodes' canaries that were not answered."))
 	worst := 0.0
 	for _, a := range s.Paths.Asked {
 		worst = max(worst, a.Seconds)
@@ -163,6 +168,9 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 		}
 	}
 	problems, advice := everyReason()
+	for _, r := range cluster.Reasons() { // the sessions' have bgp_session_flaps_total
+		counter(float64(s.Appeared[string(r)]), describe("problem_appearances_total", "How often a problem or advice has appeared since the daemon started, by reason.", "reason"), string(r))
+	}
 	byReason(s.Problems, problems, describe("problems", "Problems that an operator should solve, by reason; see edgewayd status.", "reason"))
 	byReason(s.Advice, advice, describe("advice", "Advice to the operator, by reason; see edgewayd status.", "reason"))
 }

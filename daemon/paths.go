@@ -81,13 +81,14 @@ func (d *Daemon) pathStatus() (out api.Paths) {
 			out.Canary = append(out.Canary, a.String())
 		}
 	}
+	out.Sent, out.Lost = d.prober.Count()
 	for _, f := range d.prober.Report().Findings {
 		out.Probed++
 		if f.Canary == paths.Answers {
 			out.Reached++
 		}
 		out.Asked = append(out.Asked, api.Asked{Node: f.Node.Name, Address: f.Addr.String(), Canary: f.Canary.String(), FullSize: f.Full.String(), Host: f.Host.String(),
-			FullBytes: f.Size, Seconds: f.RTT.Seconds(), Version: f.Said.Version, Mode: f.Said.Terms.Mode})
+			FullBytes: f.Size, Seconds: f.RTT.Seconds(), Sent: f.Sent, Lost: f.Lost, Version: f.Said.Version, Mode: f.Said.Terms.Mode})
 	}
 	return out
 }

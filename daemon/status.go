@@ -57,6 +57,10 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 	}
 	leases, found := d.pods.Status(ctx)
 	s.Leases, s.Paths = leases, d.pathStatus()
+	s.Appeared = map[string]int{}
+	for reason, n := range d.loop.journal.appearances() {
+		s.Appeared[string(reason)] = n
+	}
 	wrong, advice := cluster.Divide(policy.Sorted(problems, found))
 	s.Problems, s.Advice = problemStatus(wrong), problemStatus(advice)
 	return s

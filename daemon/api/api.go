@@ -90,7 +90,10 @@ type Status struct {
 	Paths       Paths     `json:"paths"`
 	Problems    []Problem `json:"problems"`
 	Advice      []Problem `json:"advice"` // everything works, but one more fault would be worse than it must be
-	Now         time.Time `json:"now"`
+	// Appeared is how often problems and advice of each reason have appeared since the daemon started. The failures
+	// of the daemon's own parts are not counted.
+	Appeared map[string]int `json:"appeared,omitempty"`
+	Now      time.Time      `json:"now"`
 }
 
 // World says where the cluster state comes from.
@@ -197,9 +200,12 @@ type Paths struct {
 	Canary []string `json:"canary"` // this node's canary's addresses; none: it has no canary
 	// Probed is the number of paths that were asked lately, one for each node and family; Reached is how many of them
 	// answered the last question.
-	Probed  int     `json:"probed"`
-	Reached int     `json:"reached"`
-	Asked   []Asked `json:"asked"`
+	Probed  int `json:"probed"`
+	Reached int `json:"reached"`
+	// Sent is the number of questions to canaries since the daemon started, and Lost of those that were not answered.
+	Sent  uint64  `json:"sent"`
+	Lost  uint64  `json:"lost"`
+	Asked []Asked `json:"asked"`
 }
 
 // The states of the questions of an Asked.
@@ -219,6 +225,9 @@ type Asked struct {
 	// FullBytes is the size of a full-size packet with its headers.
 	FullBytes int     `json:"fullBytes"`
 	Seconds   float64 `json:"seconds"` // round trip of the last answer of the canary
+	// Sent is the number of questions to the canary since it is asked, and Lost of those that were not answered.
+	Sent int `json:"sent"`
+	Lost int `json:"lost"`
 	// What the node said of itself last.
 	Version string `json:"version,omitempty"`
 	Mode    string `json:"mode,omitempty"`

@@ -212,11 +212,11 @@ func (p *page) paths(s api.Status) {
 	p.heading(markHead, "Paths to pods of other nodes: %s", pathsLine(s.Paths))
 	all := append(bad, good...)
 	if len(all) > 0 {
-		p.row("  NODE", "CANARY", "SMALL", "FULL SIZE", "NODE ITSELF", "ROUND TRIP", "MODE", "VERSION")
+		p.row("  NODE", "CANARY", "SMALL", "FULL SIZE", "NODE ITSELF", "ROUND TRIP", "LOST", "MODE", "VERSION")
 	}
 	p.rows(len(all), func(i int) {
 		a := all[i]
-		p.row("  "+a.Node, a.Address, a.Canary, fmt.Sprintf("%s (%d bytes)", a.FullSize, a.FullBytes), a.Host, fmt.Sprintf("%.1f ms", a.Seconds*1000), cmp.Or(a.Mode, "-"), cmp.Or(a.Version, "-"))
+		p.row("  "+a.Node, a.Address, a.Canary, fmt.Sprintf("%s (%d bytes)", a.FullSize, a.FullBytes), a.Host, fmt.Sprintf("%.1f ms", a.Seconds*1000), fmt.Sprintf("%d of %d", a.Lost, a.Sent), cmp.Or(a.Mode, "-"), cmp.Or(a.Version, "-"))
 	})
 }
 

@@ -35,6 +35,8 @@ type Finding struct {
 	Host   Verdict // of small questions to the node itself
 	Size   int     // of the full-size questions, in bytes with all headers
 	RTT    time.Duration
+	Sent   int // questions to its canary, since it is asked
+	Lost   int // those of them that were not answered
 	// Said is the last answer of the node or its canary. Its Heard and HeardYou count when Host is Answers.
 	Said Answer
 	// Translated is another source address than the canary's that the other canary saw lately.

@@ -52,6 +52,8 @@ type Options struct {
 type Prober struct {
 	o      Options
 	report atomic.Pointer[Report]
+	sent   atomic.Uint64
+	lost   atomic.Uint64
 	own    atomic.Pointer[station] // what the readers need to answer; nil: nobody is answered
 
 	mu      sync.Mutex // guards the fields below
@@ -84,6 +86,9 @@ func New(o Options) *Prober {
 
 // Report returns what the last rounds say.
 func (p *Prober) Report() Report { return *p.report.Load() }
+
+// Count returns the number of questions to canaries so far, and of those that were not answered.
+func (p *Prober) Count() (sent, lost uint64) { return p.sent.Load(), p.lost.Load() }
 
 // sockets says what was opened: other values need other sockets.
 type sockets struct {
@@ -158,6 +163,7 @@ type path struct {
 	said       Answer
 	rtt        time.Duration
 	size       int // of the last full-size question
+	sent, lost int // questions to the canary
 	translated netip.Addr
 	round      int // of the last question
 }
@@ -523,6 +529,13 @@ func (p *Prober) settle(canary Canary) {
 	for _, q := range p.waiting {
 		at := p.paths[q.key]
 		at.verdict[q.kind].count(q.answer != nil)
+		if q.kind != host {
+			p.sent.Add(1)
+			if at.sent++; q.answer == nil {
+				at.lost++
+				p.lost.Add(1)
+			}
+		}
 		if q.answer == nil {
 			continue
 		}
@@ -559,7 +572,7 @@ func (p *Prober) judge(c Cluster, canary Canary) {
 	for key, at := range p.paths {
 		addr, _ := at.node.canary(key.family, at)
 		f := Finding{Node: at.node, Family: key.family.String(), Addr: addr, Canary: at.verdict[small].verdict(), Full: at.verdict[full].verdict(), Host: at.verdict[host].verdict(),
-			Size: at.size, RTT: at.rtt, Said: at.said, Translated: at.translated, Way: at.node.way(addr)}
+			Size: at.size, RTT: at.rtt, Sent: at.sent, Lost: at.lost, Said: at.said, Translated: at.translated, Way: at.node.way(addr)}
 		r.Findings = append(r.Findings, f)
 	}
 	slices.SortFunc(r.Findings, func(a, b Finding) int {

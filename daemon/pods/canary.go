@@ -86,7 +86,7 @@ func (p *Pods) keepCanary(ctx context.Context, n *leases, plan policy.Plan) []cl
 	have := p.canary.Load()
 	if have != nil && !have.fits(n, plan) {
 		if err := p.removeCanary(ctx, n); err != nil {
-			return p.noCanary(err)
+			return noCanary(err)
 		}
 		have = nil
 	}
@@ -101,17 +101,12 @@ func (p *Pods) keepCanary(ctx context.Context, n *leases, plan policy.Plan) []cl
 		err = p.addCanary(ctx, n, plan)
 	}
 	if err != nil {
-		return p.noCanary(err)
+		return noCanary(err)
 	}
-	p.canaryErr = ""
 	return nil
 }
 
-func (p *Pods) noCanary(err error) []cluster.Problem {
-	if text := err.Error(); text != p.canaryErr {
-		p.canaryErr = text
-		p.log.Warn(string(cluster.NoCanary), "err", err)
-	}
+func noCanary(err error) []cluster.Problem {
 	return []cluster.Problem{{Object: "pod " + canaryPod, Reason: cluster.NoCanary, Want: "a pod of edgewayd's own that proves the paths", Got: err.Error(),
 		Next: "edgewayd tries again on its own; pods are not touched"}}
 }

@@ -54,7 +54,6 @@ type Pods struct {
 
 	canary     atomic.Pointer[Canary] // nil: there is none
 	canaryBusy sync.Mutex             // held to make or end the canary
-	canaryErr  string                 // why the canary could not be made, for the log; guarded by canaryBusy
 }
 
 // New returns the Pods of a daemon that starts now. The first Sync opens the store.
