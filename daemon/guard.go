@@ -102,25 +102,8 @@ func (w *watchman) look(ctx context.Context, plan policy.Plan) (guarding, error)
 			out.barriers = w.barriers
 			return out, jerr
 		}
-		w.generation, w.packets, w.judged, w.barriers = generation, plan.Guarded, time.Now(), barriers(plan.Guarded, all)
+		w.generation, w.packets, w.judged, w.barriers = generation, plan.Guarded, time.Now(), policy.Barriers(plan.Guarded, all)
 	}
 	out.barriers = w.barriers
 	return out, err
-}
-
-// barriers returns one barrier for each rule, with the first packet that meets it.
-func barriers(packets []routes.Packet, all [][]routes.Finding) (out []policy.Barrier) {
-	for i, findings := range all {
-		for _, f := range findings {
-			masks := f.Outcome == routes.Translates && f.Hook == routes.Postrouting && packets[i].In != ""
-			if f.Outcome != routes.Drops && !masks {
-				continue
-			}
-			f.Packets, f.Counted = 0, false // else each look would find something new
-			if !slices.ContainsFunc(out, func(b policy.Barrier) bool { return b.Finding == f }) {
-				out = append(out, policy.Barrier{Packet: packets[i], Finding: f})
-			}
-		}
-	}
-	return out
 }

@@ -295,7 +295,8 @@ func (p Packet) hooks() []Hook {
 	return []Hook{Prerouting, Forward, Postrouting}
 }
 
-// judge returns a finding for each hook that the packet passes. A hook after one that drops the packet has no finding.
+// judge returns the findings of each hook on the packet's way. It goes on after a hook that drops the packet: whoever
+// removes that rule wants to know of the next one too.
 func judge(r rules, p Packet) (out []Finding, err error) {
 	w := &walk{Packet: p, r: r}
 	w.head, w.body = p.headers()
@@ -305,15 +306,12 @@ func judge(r rules, p Packet) (out []Finding, err error) {
 			return nil, err
 		}
 		out = append(out, f...)
-		if len(f) > 0 && f[len(f)-1].Outcome == Drops {
-			break
-		}
 	}
 	return out, nil
 }
 
-// passes returns the findings of one hook: those that are not plain acceptance, or one that accepts. The last finding
-// is the worst. The kernel's own chain of NAT sees only the first packet of a connection.
+// passes returns the findings of one hook: those that are not plain acceptance, or one that accepts. A chain of NAT sees
+// only the first packet of a connection.
 func (w *walk) passes(h Hook) (out []Finding, err error) {
 	w.hook = h
 	for _, c := range w.r.bases(w.Dst.Is6(), h) {
@@ -329,9 +327,6 @@ func (w *walk) passes(h Hook) (out []Finding, err error) {
 		}
 		f.Hook, f.Program = h, w.r.program(f.Place)
 		out = append(out, f)
-		if f.Outcome == Drops {
-			return out, nil
-		}
 	}
 	if len(out) == 0 {
 		out = append(out, Finding{Hook: h})

@@ -85,8 +85,7 @@ func writeConflist(c config.Config, mtu int) ([]cluster.Problem, error) {
 	}
 	path := Conflist(c)
 	if other := earlierConf(c.CNI.ConfDir); other != "" {
-		problems = append(problems, cluster.Problem{Object: "file " + filepath.Join(c.CNI.ConfDir, other), Reason: cluster.CompetingNetwork, Want: conflistName + " to be the first file",
-			Got: other + " before it", Next: "remove it: the runtime uses the first file of the directory"})
+		problems = append(problems, competing(c, other))
 	}
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, text) {
 		return problems, nil
@@ -98,6 +97,25 @@ func writeConflist(c config.Config, mtu int) ([]cluster.Problem, error) {
 		return problems, fmt.Errorf("write %s: %w", path, err)
 	}
 	return problems, nil
+}
+
+// Examine returns what keeps the runtime from starting pods, also without a daemon.
+func Examine(c config.Config) []cluster.Problem {
+	problems := append(noPlugin(c), diskFull(c.StateDir)...)
+	path := Conflist(c)
+	if other := earlierConf(c.CNI.ConfDir); other != "" {
+		problems = append(problems, competing(c, other))
+	}
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		problems = append(problems, cluster.Problem{Object: "file " + path, Reason: cluster.PodsNotServed, Want: "the network of edgeway for the runtime", Got: "no such file",
+			Next: "start edgewayd, which writes it; then find out who deletes it"})
+	}
+	return problems
+}
+
+func competing(c config.Config, other string) cluster.Problem {
+	return cluster.Problem{Object: "file " + filepath.Join(c.CNI.ConfDir, other), Reason: cluster.CompetingNetwork, Want: conflistName + " to be the first file",
+		Got: other + " before it", Next: "remove it: the runtime uses the first file of the directory"}
 }
 
 // noPlugin returns the problem of a plugin that the runtime cannot execute. The network configuration is written all the

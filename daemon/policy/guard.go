@@ -23,6 +23,23 @@ type Barrier struct {
 	Finding routes.Finding // without its counter
 }
 
+// Barriers returns one barrier for each rule, with the first packet that meets it.
+func Barriers(packets []routes.Packet, all [][]routes.Finding) (out []Barrier) {
+	for i, findings := range all {
+		for _, f := range findings {
+			masks := f.Outcome == routes.Translates && f.Hook == routes.Postrouting && packets[i].In != ""
+			if f.Outcome != routes.Drops && !masks {
+				continue
+			}
+			f.Packets, f.Counted = 0, false // else each look would find something new
+			if !slices.ContainsFunc(out, func(b Barrier) bool { return b.Finding == f }) {
+				out = append(out, Barrier{Packet: packets[i], Finding: f})
+			}
+		}
+	}
+	return out
+}
+
 // guarded returns the packets that no firewall of this machine may drop or translate.
 func (w World) guarded(self cluster.Node, plan Plan) (out []routes.Packet) {
 	packet := func(src netip.Addr, in string, dst netip.Addr, via string) routes.Packet {
