@@ -142,8 +142,11 @@ func (c *conn) change(msgs ...message) []error {
 // that fails (net/netlink/af_netlink.c: netlink_rcv_skb). So only the last message asks for an
 // acknowledgement. The acknowledgement says that the kernel has worked on all messages.
 func (c *conn) batch(msgs []message, errs []error) error {
-	first := c.seq + 1
-	var out []byte
+	first, size := c.seq+1, 0
+	for _, m := range msgs {
+		size += len(m)
+	}
+	out := make([]byte, 0, size)
 	for i, m := range msgs {
 		if i == len(msgs)-1 {
 			binary.NativeEndian.PutUint16(m[6:], binary.NativeEndian.Uint16(m[6:])|unix.NLM_F_ACK)

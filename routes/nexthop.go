@@ -116,7 +116,7 @@ func (v *view) nextHopOf(r Route) (nextHop, bool) {
 // kernel has no objects. An object that cannot be made is left out: its routes are plain, and report the
 // error.
 func (a *applier) objects(changes []Change) map[nextHop]uint32 {
-	want := map[nextHop]Protocol{}
+	want := make(map[nextHop]Protocol, len(changes))
 	n := 0
 	for _, c := range changes {
 		r, ok := c.Object.(Route)
@@ -136,15 +136,14 @@ func (a *applier) objects(changes []Change) map[nextHop]uint32 {
 	if err != nil {
 		return nil
 	}
-	ids, taken := map[nextHop]uint32{}, map[uint32]bool{}
+	ids, taken := make(map[nextHop]uint32, len(want)), make(map[uint32]bool, len(there))
 	for _, o := range there {
 		taken[o.id] = true
 		if p, ok := want[o.nextHop]; ok && o.protocol == p {
 			ids[o.nextHop] = o.id
 		}
 	}
-	var msgs []message
-	var made []nextHop
+	msgs, made := make([]message, 0, len(want)), make([]nextHop, 0, len(want))
 	next := uint32(firstObject)
 	for h, p := range want {
 		if ids[h] != 0 {
@@ -153,10 +152,10 @@ func (a *applier) objects(changes []Change) map[nextHop]uint32 {
 		for taken[next] {
 			next++
 		}
-		taken[next] = true
 		m := nexthopMessage(unix.RTM_NEWNEXTHOP, unix.NLM_F_CREATE|unix.NLM_F_EXCL, unix.AF_INET, p, h.onlink)
 		msgs = append(msgs, m.attr32(unix.NHA_ID, next).attr32(unix.NHA_OIF, uint32(h.index)).attrAddr(unix.NHA_GATEWAY, h.via))
 		made, ids[h] = append(made, h), next
+		next++
 	}
 	for i, err := range a.k.c.change(msgs...) {
 		if err != nil {
