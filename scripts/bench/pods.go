@@ -73,17 +73,25 @@ func (b *bench) podRows(t *table, a *arena, f family, at int, cells []verbs) {
 			ms(c.del.p50()), ms(c.del.p99()), del, ms(c.del.cpuEach()), ms(c.del.each(c.del.daemon)), c.del.rate(), len(c.add.took))
 	}
 	o, p := &cells[0], &cells[ptp]
+	start, kernel := &cells[4], &cells[5]
 	key := func(what string) string { return fmt.Sprintf("pods/%s/%d/%s", f, at, what) }
-	b.out.keep(key("add"), float64(o.add.p50())/float64(p.add.p50()))
+	// A call cannot take less than the start of a program and the kernel's part.
+	keep := func(verb string, o, p, start, kernel *sample) {
+		b.out.keep(key(verb), ratio(o.p50(), p.p50()))
+		b.out.keep(key(verb+"/least"), ratio(start.p50()+kernel.p50(), p.p50()))
+		b.out.keep(key(verb+"-cpu"), ratio(o.cpuEach(), p.cpuEach()))
+		b.out.keep(key(verb+"-cpu/least"), ratio(start.cpuEach()+kernel.cpuEach(), p.cpuEach()))
+		b.out.keep(key(verb+"-rate"), p.rate()/o.rate())
+		// The processors have no idle time then, so a rate is the processor time of a call and of this program for it.
+		b.out.keep(key(verb+"-rate/least"), ratio(start.cpuEach()+kernel.cpuEach()+start.each(start.own), p.cpuEach()+p.each(p.own)))
+	}
+	keep("add", &o.add, &p.add, &start.add, &kernel.add)
+	keep("del", &o.del, &p.del, &start.del, &kernel.del)
 	b.out.keep(key("add-ms"), ms(o.add.p50()))
-	b.out.keep(key("add-p99"), float64(o.add.p99())/float64(p.add.p99()))
-	b.out.keep(key("add-cpu"), float64(o.add.cpuEach())/float64(p.add.cpuEach()))
-	b.out.keep(key("add-rate"), p.add.rate()/o.add.rate())
-	b.out.keep(key("start-ms"), ms(cells[4].add.cpuEach()))
-	b.out.keep(key("kernel-ms"), ms(cells[5].add.cpuEach()))
+	b.out.keep(key("add-p99"), ratio(o.add.p99(), p.add.p99()))
+	b.out.keep(key("start-ms"), ms(start.add.cpuEach()))
+	b.out.keep(key("kernel-ms"), ms(kernel.add.cpuEach()))
 	b.out.keep(key("alone-rate"), p.add.rate()/cells[1].add.rate())
-	b.out.keep(key("del"), float64(o.del.p50())/float64(p.del.p50()))
-	b.out.keep(key("del-rate"), p.del.rate()/o.del.rate())
 }
 
 // round adds the contender's pods, at most `at` at once, and deletes them.
@@ -119,6 +127,7 @@ func containerID(name string, i int) string { return fmt.Sprintf("%s%060x", name
 // phase makes the calls of one verb, call(0) to call(n-1), from `at` threads. It starts no call after
 // limit.
 func (c *contender) phase(ctx context.Context, at, n int, limit time.Duration, call func(i int) (took, cpu time.Duration, err error)) (s sample, err error) {
+	own := ownCPU()
 	daemon, err := c.daemonCPU()
 	if err != nil {
 		return s, err
@@ -148,6 +157,9 @@ func (c *contender) phase(ctx context.Context, at, n int, limit time.Duration, c
 	after, err := c.daemonCPU()
 	s.daemon = after - daemon
 	s.cpu += s.daemon
+	if c.bare == nil { // otherwise cpu has it
+		s.own = ownCPU() - own
+	}
 	return s, err
 }
 

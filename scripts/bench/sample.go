@@ -21,6 +21,7 @@ type sample struct {
 	wall   time.Duration   // of all runs, from the first start to the last end
 	cpu    time.Duration   // of all processes that took part
 	daemon time.Duration   // the daemon's part of cpu
+	own    time.Duration   // of this program, which executes the plugins as a container runtime does
 }
 
 func (s *sample) add(o sample) {
@@ -28,6 +29,7 @@ func (s *sample) add(o sample) {
 	s.wall += o.wall
 	s.cpu += o.cpu
 	s.daemon += o.daemon
+	s.own += o.own
 }
 
 // quantile returns the q-quantile of the latencies, or the highest latency if there are too few for q.
