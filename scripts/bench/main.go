@@ -195,6 +195,7 @@ func sections() []section {
 		{"pods/dual", "a pod: ADD and DEL, dual stack", "", func(b *bench, ctx context.Context) error { return b.pods(ctx, dual) }},
 		{"pods/masquerade", "a pod: source NAT", "", (*bench).masquerade},
 		{"pods/slowdisk", "a pod: a slow disk", "strace", (*bench).slowDisk},
+		{"pods/garbage", "a pod: garbage in the daemon's memory", "", (*bench).garbage},
 		{"pods/profile", "a pod: where the processor time goes", "perf", (*bench).profile},
 		{"routes", "routes to 5,000 nodes", "", (*bench).routes},
 		{"bgp/appear", "BGP: from a manifest to the switch's kernel", "bird", (*bench).appear},

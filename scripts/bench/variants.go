@@ -7,6 +7,8 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -138,14 +140,56 @@ func (b *bench) slowDisk(ctx context.Context) error {
 // delayed makes a directory of executables whose daemon runs under strace. -D keeps the daemon's process ID,
 // and --seccomp-bpf stops it at no other call.
 func (b *bench) delayed(delay time.Duration) (bin string, err error) {
+	return b.started(fmt.Sprintf("strace -D -f -qq --seccomp-bpf -o /dev/null -e trace=fsync,fdatasync -e inject=fsync,fdatasync:delay_exit=%d", delay.Microseconds()))
+}
+
+// started makes a directory of executables whose daemon is started by a command.
+func (b *bench) started(command string) (bin string, err error) {
 	if bin, err = os.MkdirTemp(b.dir, "bin-"); err != nil {
 		return "", err
 	}
-	script := fmt.Sprintf("#!/bin/sh\n[ \"$1\" = run ] || exec %s/edgewayd \"$@\"\n"+
-		"exec strace -D -f -qq --seccomp-bpf -o /dev/null -e trace=fsync,fdatasync -e inject=fsync,fdatasync:delay_exit=%d %s/edgewayd \"$@\"\n",
-		b.bin, delay.Microseconds(), b.bin)
+	script := fmt.Sprintf("#!/bin/sh\n[ \"$1\" = run ] || exec %s/edgewayd \"$@\"\nexec %s %s/edgewayd \"$@\"\n", b.bin, command, b.bin)
 	return bin, errors.Join(os.WriteFile(filepath.Join(bin, "edgewayd"), []byte(script), 0o755),
 		os.Symlink(filepath.Join(b.bin, "edgeway"), filepath.Join(bin, "edgeway")))
+}
+
+// garbage compares daemons that let garbage grow to shares of what is in use, in percent (GOGC).
+func (b *bench) garbage(ctx context.Context) error {
+	var all []variant
+	for _, share := range []string{"50", "100", "400"} {
+		bin, err := b.started("env GOGC=" + share)
+		if err != nil {
+			return err
+		}
+		a, err := b.alone(ctx, bin, variantPods)
+		if a != nil {
+			defer a.close()
+		}
+		if err != nil {
+			return err
+		}
+		a.contenders[0].name = share
+		all = append(all, variant{a.contenders[0], map[int]*verbs{}})
+	}
+	if err := b.versus(ctx, all); err != nil {
+		return err
+	}
+	t := table{Name: "pods/garbage", Title: "Garbage in the daemon's memory: ADD and DEL, IPv4",
+		Columns: columns("pods at once", "GOGC", "ADD p50 (ms)", "CPU (ms)", "daemon's (ms)", "DEL p50 (ms)", "CPU (ms)", "daemon's (ms)", "anonymous memory (MiB)", "pods")}
+	for _, at := range variantsAt {
+		for _, v := range all {
+			c := v.cells[at]
+			kib, err := strconv.ParseFloat(strings.TrimSuffix(field(fmt.Sprintf("/proc/%d/smaps_rollup", v.node.PID()), "Anonymous"), " kB"), 64)
+			if err != nil {
+				return err
+			}
+			t.row(at, v.name, ms(c.add.p50()), ms(c.add.cpuEach()), ms(c.add.each(c.add.daemon)),
+				ms(c.del.p50()), ms(c.del.cpuEach()), ms(c.del.each(c.del.daemon)), kib/1024, len(c.add.took))
+		}
+	}
+	t.note("edgewayd sets 50 where GOGC is not in its environment. The memory is that of the daemon alone, after all rounds.")
+	b.out.add(t)
+	return nil
 }
 
 func ratio(a, b time.Duration) float64 { return float64(a) / float64(b) }
