@@ -35,7 +35,9 @@ func TestDependencies(t *testing.T) {
 			"github.com/vishvananda/": "it speaks to the cloud, not to a kernel", "k8s.io/": "eni-tool is a small program for any machine", "github.com/osrg/": "it speaks to the cloud"}},
 		{"daemon/cloud/eni-tool", []string{"daemon/cloud"}, map[string]string{
 			"github.com/vishvananda/": "it runs on macOS, too", "k8s.io/": "it is a small program for any machine"}},
-		{"daemon/controller", []string{"daemon/cluster", "daemon/config/keys"}, map[string]string{
+		{"daemon/controller/uplinks", []string{"daemon/cloud", "daemon/cluster"}, map[string]string{
+			"github.com/vishvananda/": "it runs beside the control plane, on no node's behalf", "github.com/osrg/": "no switch hears of uplinks", "go.etcd.io/": "the API server remembers"}},
+		{"daemon/controller", []string{"daemon/cloud", "daemon/cluster", "daemon/config/keys", "daemon/controller/uplinks"}, map[string]string{
 			"github.com/vishvananda/": "it runs beside the control plane, on no node's behalf", "github.com/osrg/": "who gets which CIDR does not depend on switches", "go.etcd.io/": "the API server remembers"}},
 		{"daemon/controller/edgeway-controller", []string{"daemon/cluster", "daemon/controller"}, map[string]string{
 			"github.com/vishvananda/": "it runs on no node", "github.com/osrg/": "it runs on no node", "go.etcd.io/": "it runs on no node"}},
@@ -84,8 +86,8 @@ func TestDependencies(t *testing.T) {
 		"github.com/google/nftables":     {"routes"},
 		"github.com/osrg/gobgp":          {"bgp"},
 		"github.com/containernetworking": {"plugin"},
-		"k8s.io/":                        {"daemon/cluster", "daemon/controller", "daemon/report"},
-		"github.com/prometheus/":         {"daemon", "daemon/controller"},
+		"k8s.io/":                        {"daemon/cluster", "daemon/controller", "daemon/controller/uplinks", "daemon/report"},
+		"github.com/prometheus/":         {"daemon", "daemon/controller", "daemon/controller/uplinks"},
 		"github.com/alibabacloud-go/":    {"daemon/cloud"},
 		"github.com/spf13/cobra":         {"daemon/edgewayd", "daemon/controller/edgeway-controller"},
 	}

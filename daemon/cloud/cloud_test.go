@@ -302,7 +302,7 @@ func TestReadCredentials(t *testing.T) {
 		text string
 		mode os.FileMode
 		want string
-	}{{good, 0o640, "chmod 600"}, {good, 0o604, "chmod 600"}, {good[:len(good)-1], 0o600, "want {"}, {`{"AccessKey": "x"}`, 0o600, "want {"}} {
+	}{{good, 0o660, "chmod 600"}, {good, 0o604, "chmod 600"}, {good[:len(good)-1], 0o600, "want {"}, {`{"AccessKey": "x"}`, 0o600, "want {"}} {
 		write(test.text, test.mode)
 		if _, err := ReadCredentials(path); err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), testSecret) || errors.Is(err, ErrReadable) != (test.want == "chmod 600") {
 			t.Errorf("%s %o: got %v", test.text, test.mode, err)

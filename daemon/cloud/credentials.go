@@ -27,7 +27,8 @@ func (c Credentials) LogValue() slog.Value { return slog.StringValue(c.String())
 var ErrReadable = errors.New("others can read it")
 
 // ReadCredentials reads a JSON file with the keys AccessKey, SecretKey and, for a temporary key, SecurityToken. For a
-// file that group or others can read it returns the credentials and ErrReadable.
+// file that others can read, or that the group can write, it returns the credentials and ErrReadable. The group may read
+// it: Kubernetes mounts a Secret for a program without root in no other way.
 func ReadCredentials(path string) (Credentials, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -42,7 +43,7 @@ func ReadCredentials(path string) (Credentials, error) {
 	if err != nil {
 		return Credentials{}, fmt.Errorf("credentials: %w", err)
 	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+	if mode := info.Mode().Perm(); mode&0o037 != 0 {
 		return c, fmt.Errorf("credentials %s: mode %#o: %w; chmod 600 %s", path, mode, ErrReadable, path)
 	}
 	return c, nil

@@ -7,9 +7,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
+	"go.yaml.in/yaml/v3"
+
+	"github.com/edgeway-cni/edgeway/daemon/cloud"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config/keys"
+	"github.com/edgeway-cni/edgeway/daemon/controller/uplinks"
 )
 
 // Config is the controller's configuration file. An edgewayd.yaml will do: edgewayd's other keys are ignored.
@@ -17,6 +22,7 @@ type Config struct {
 	Kubeconfig string // absolute; "": the service account of the pod
 	Pools      []Pool
 	Listen     string // host:port of /healthz and /metrics; "": neither is served
+	Uplinks    *uplinks.Config
 }
 
 // ReadConfig reads the file at path. Its errors name the file, the line and the expected value. [CheckPools]
@@ -32,6 +38,9 @@ func ReadConfig(path string) (Config, error) {
 	}
 	if c.Kubeconfig != "" && !filepath.IsAbs(c.Kubeconfig) {
 		c.Kubeconfig = filepath.Join(filepath.Dir(path), c.Kubeconfig)
+	}
+	if u := c.Uplinks; u != nil && u.Credentials != "" && !filepath.IsAbs(u.Credentials) {
+		u.Credentials = filepath.Join(filepath.Dir(path), u.Credentials)
 	}
 	return c, nil
 }
@@ -51,6 +60,7 @@ func parseConfig(text []byte) (c Config, err error) {
 				c.Pools = append(c.Pools, p)
 			})
 			s.Text("listen", &c.Listen)
+			s.Inside("ens", func(s keys.Section) { c.Uplinks = readUplinks(s) })
 		})
 		s.Rest()
 	})
@@ -62,6 +72,26 @@ func parseConfig(text []byte) (c Config, err error) {
 		c.Pools = []Pool{one}
 	}
 	return c, err
+}
+
+// readUplinks reads the keys of the cloud.
+func readUplinks(s keys.Section) *uplinks.Config {
+	u := &uplinks.Config{Region: "ap-southeast-1", Credentials: "ens.json", Terms: uplinks.Terms{PerInterface: cloud.MostAddresses, Release: uplinks.On}}
+	s.Text("endpoint", &u.Endpoint)
+	s.Text("region", &u.Region)
+	s.Text("credentials", &u.Credentials)
+	if u.Credentials == "env" {
+		u.Credentials = ""
+	}
+	keys.Number(s, "addressesPerInterface", &u.Terms.PerInterface, 1, cloud.MostAddresses, fmt.Sprint("a number from 1 to ", cloud.MostAddresses))
+	s.Scalar("fill", "all, or how many more addresses a node has than its pods use", func(n *yaml.Node) bool {
+		return n.Value == "all" || n.Decode(&u.Terms.Fill.Free) == nil && u.Terms.Fill.Free > 0
+	})
+	s.Scalar("switch", "on, noRelease or off", func(n *yaml.Node) bool {
+		u.Terms.Release = uplinks.Release(n.Value)
+		return slices.Contains([]uplinks.Release{uplinks.On, uplinks.NoRelease, uplinks.Off}, u.Terms.Release)
+	})
+	return u
 }
 
 // readPool reads the keys of a pool, and reports whether there is one. A mask that is not set is the default of

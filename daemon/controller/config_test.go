@@ -28,7 +28,19 @@ controller:
 	if err != nil || len(c.Pools) != 2 || c.Pools[1].Mask != (Mask{25, 64}) {
 		t.Errorf("got %+v, %v", c, err)
 	}
+	c, err = parseConfig([]byte("controller: {ens: {region: cn-hangzhou, credentials: env, fill: 5, switch: noRelease}}\n"))
+	if err != nil || c.Uplinks == nil || fmt.Sprintf("%+v", *c.Uplinks) != "{Endpoint: Region:cn-hangzhou Credentials: Terms:{Fill:{Free:5} PerInterface:25 Release:noRelease Oldest:0s Token:}}" {
+		t.Errorf("got %+v, %v", c.Uplinks, err)
+	}
+	c, err = parseConfig([]byte("controller: {ens: {}}\n"))
+	if err != nil || c.Uplinks == nil || c.Uplinks.Credentials != "ens.json" || c.Uplinks.Region != "ap-southeast-1" || c.Uplinks.Terms.Fill.Free != 0 || c.Uplinks.Terms.Release != "on" {
+		t.Errorf("got %+v, %v", c.Uplinks, err)
+	}
 	for text, want := range map[string]string{
+		"controller: {ens: {switch: none}}":                     `line 1: want on, noRelease or off, got "none"`,
+		"controller: {ens: {fill: 0}}":                          `line 1: want all, or how many`,
+		"controller: {ens: {addressesPerInterface: 26}}":        `line 1: want a number from 1 to 25, got "26"`,
+		"controller: {ens: {accessKey: x}}":                     "line 1: unknown key accessKey",
 		"controller: {podCIDR: [10.0.0.0/8]}":                   "line 1: unknown key podCIDR",
 		"controller: {podCIDRs: [10.0.0.1/8]}":                  `line 1: want a CIDR such as 10.0.0.0/8, got "10.0.0.1/8"`,
 		"controller: {nodeMask: 24}":                            `line 1: want a mapping, got "24"`,

@@ -72,7 +72,7 @@ type server struct {
 
 // newWorker returns a worker that asks the API server.
 func newWorker(o Options, c kubernetes.Interface) *worker {
-	return &worker{file: o.Pools, objects: &server{client: c}, log: o.Log, pace: o.times.pace, metrics: &metrics{}}
+	return &worker{file: o.Pools, uplinks: o.Uplinks != nil, objects: &server{client: c}, log: o.Log, pace: o.times.pace, metrics: &metrics{}}
 }
 
 func (s *server) ledger(ctx context.Context) (Ledger, string, error) {

@@ -13,14 +13,17 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/client-go/rest"
+
+	"github.com/edgeway-cni/edgeway/daemon/controller/uplinks"
 )
 
 // Options of a controller.
 type Options struct {
 	API      *rest.Config
 	Pools    []Pool
-	Identity string // of this replica, in the Lease: unique among the replicas
-	Listen   string // host:port of /healthz and /metrics; "": neither is served
+	Uplinks  *uplinks.Config // nil: no node is an instance of the cloud
+	Identity string          // of this replica, in the Lease: unique among the replicas
+	Listen   string          // host:port of /healthz and /metrics; "": neither is served
 	Log      *slog.Logger
 	times    times // zero: the defaults; tests use shorter times
 }
@@ -37,7 +40,7 @@ func defaultTimes() times {
 	return times{lease: 15 * time.Second, renew: 10 * time.Second, retry: 2 * time.Second, pace: defaultPace()}
 }
 
-// Run gives Nodes their pod CIDRs whenever this replica leads, until ctx ends. Run waits for an API server
+// Run gives Nodes their pod CIDRs, and instances of the cloud their uplinks, whenever this replica leads, until ctx ends. Run waits for an API server
 // that is away. It returns an error only for options that cannot work.
 func Run(ctx context.Context, o Options) error {
 	if err := CheckPools(o.Pools); err != nil {
@@ -51,18 +54,32 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	w := newWorker(o, c)
+	var u *uplinks.Controller
+	if o.Uplinks != nil {
+		u, err = uplinks.New(uplinks.Options{Config: *o.Uplinks, API: o.API, Log: o.Log, UserAgent: o.API.UserAgent, Tell: func(ctx context.Context, name, uid, reason, message string) error {
+			return w.objects.tell(ctx, Node{Name: name, UID: uid}, reason, message)
+		}})
+		if err != nil {
+			return err
+		}
+	}
 	e, err := newElection(o)
 	if err != nil {
 		return err
 	}
-	listening, err := serve(ctx, o, w.metrics)
+	listening, err := serve(ctx, o, w.metrics, u)
 	if err != nil {
 		return err
 	}
 	o.Log.Info("started", "identity", o.Identity, "pools of the file", len(o.Pools))
 	if err := e.run(ctx, func(ctx context.Context) {
 		w.metrics.leads(ctx)
+		var both sync.WaitGroup
+		if u != nil {
+			both.Go(func() { u.Run(ctx) })
+		}
 		w.run(ctx)
+		both.Wait()
 	}); err != nil {
 		return err
 	}
@@ -73,7 +90,7 @@ func Run(ctx context.Context, o Options) error {
 
 // serve answers /healthz and /metrics until ctx ends. /healthz says only that the process answers: a restart
 // does not bring back an API server that is away.
-func serve(ctx context.Context, o Options, m *metrics) (*sync.WaitGroup, error) {
+func serve(ctx context.Context, o Options, m *metrics, u *uplinks.Controller) (*sync.WaitGroup, error) {
 	var wait sync.WaitGroup
 	if o.Listen == "" {
 		return &wait, nil
@@ -84,6 +101,9 @@ func serve(ctx context.Context, o Options, m *metrics) (*sync.WaitGroup, error) 
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(m) // its descriptions are constant and differ
+	if u != nil {
+		registry.MustRegister(u.Metrics())
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/controller/uplinks"
 )
 
 // objects are the parts of the cluster that the worker reads and writes. A look tells the sentinels apart.
@@ -77,6 +78,7 @@ func defaultPace() pace {
 type worker struct {
 	file    []Pool // of the configuration
 	pools   []Pool // of the last look: those of the NetworkPools, and file
+	uplinks bool   // nodes that are instances of the cloud have uplinks, and get no pod CIDRs
 	objects objects
 	log     *slog.Logger
 	pace    pace
@@ -128,8 +130,11 @@ func (w *worker) run(ctx context.Context) {
 
 // matters reports whether a change of this Node is worth a look. Most changes are heartbeats.
 func (w *worker) matters(n Node) bool {
-	return !n.hasPodCIDRs() && !n.Leaving && poolOf(w.pools, n.Labels) != nil
+	return !n.hasPodCIDRs() && !n.Leaving && !w.hasUplinks(n) && poolOf(w.pools, n.Labels) != nil
 }
+
+// hasUplinks reports whether the node gets uplinks instead of pod CIDRs.
+func (w *worker) hasUplinks(n Node) bool { return w.uplinks && n.Labels[uplinks.InstanceLabel] != "" }
 
 // look reads everything, decides, and carries out the plan. The order makes it safe: see the package doc.
 func (w *worker) look(ctx context.Context) (result, error) {
@@ -151,6 +156,7 @@ func (w *worker) look(ctx context.Context) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
+	nodes = slices.DeleteFunc(nodes, func(n Node) bool { return !n.hasPodCIDRs() && w.hasUplinks(n) })
 	r := result{version: version{of: seen, quiet: w.pace.quiet, pools: poolsAt, known: map[string]int64{}}, cost: time.Since(start)}
 	for _, p := range networkPools {
 		r.version.known[p.Name] = p.Generation

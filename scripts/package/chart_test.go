@@ -134,6 +134,7 @@ controller:
   nodes: pool=hybrid
   exclude: [10.10.0.1]
   pools: [{nodeSelector: pool=shop, podCIDRs: [10.30.0.0/16]}]
+  ens: {region: cn-hangzhou, fill: 5}
   listen: 127.0.0.1:9476
   nodeSelector: {c: d}
 `), &out); err != nil {

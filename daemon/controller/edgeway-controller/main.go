@@ -112,7 +112,7 @@ func (f flags) options() (controller.Options, error) {
 		f.identity = host + "_" + rand.Text()[:8]
 	}
 	return controller.Options{
-		API: api, Pools: pools, Identity: f.identity, Listen: cmp.Or(f.listen, c.Listen),
+		API: api, Pools: pools, Uplinks: c.Uplinks, Identity: f.identity, Listen: cmp.Or(f.listen, c.Listen),
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	}, nil
 }

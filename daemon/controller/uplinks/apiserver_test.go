@@ -1,0 +1,333 @@
+package uplinks
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/cloud"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/scripts/ens"
+	"github.com/edgeway-cni/edgeway/scripts/kube"
+	"github.com/edgeway-cni/edgeway/scripts/lab"
+)
+
+const secret = "very-secret-word"
+
+// stage is a real API server, a fake cloud, and a controller with the rights that are shipped.
+type stage struct {
+	*testing.T
+	*kube.ControlPlane
+	cloud   *ens.Cloud
+	server  *server // of who may do everything
+	options Options
+	logs    logs
+	events  logs
+	stop    func()
+}
+
+// logs collects text of several goroutines.
+type logs struct {
+	mu   sync.Mutex // guards text
+	text strings.Builder
+}
+
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logs) has(text string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.text.String(), text)
+}
+
+func newStage(t *testing.T) *stage {
+	s := &stage{T: t, ControlPlane: kube.Start(t, kube.Options{}), cloud: ens.New()}
+	s.cloud.AddVSwitch("vsw-1", netip.MustParsePrefix("10.0.0.0/24"))
+	s.cloud.AddGroup("sg-1", ens.Rule{Direction: "ingress", IpProtocol: "ALL", PortRange: "-1/-1", SourceCidrIp: "10.0.0.0/8", Policy: "Accept"},
+		ens.Rule{Direction: "egress", IpProtocol: "ALL", PortRange: "-1/-1", DestCidrIp: "10.0.0.0/8", Policy: "Accept"})
+	s.cloud.AddInstance("i-1", "vsw-1", "sg-1")
+	s.cloud.AddKey(ens.Key{ID: "AKID", Secret: secret, Actions: []string{"ens:DescribeInstances", "ens:DescribeNetworkInterfaces", "ens:DescribeVSwitches",
+		"ens:DescribeSecurityGroupAttribute", "ens:AssignPrivateIpAddresses", "ens:UnassignPrivateIpAddresses"}})
+	api := httptest.NewServer(s.cloud)
+	t.Cleanup(api.Close)
+	t.Cleanup(s.cloud.Close)
+	for _, apply := range [][]string{{"apply", "-f", "../../../deploy/kubernetes/crds"}, {"apply", "-k", "../../../deploy/kubernetes/rbac/controller"},
+		{"wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"}} {
+		if _, err := s.Kubectl(apply...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	account, err := s.Kubeconfig("system:serviceaccount:kube-system:edgeway-controller", "system:serviceaccounts", "system:authenticated")
+	if err != nil {
+		t.Fatal(err)
+	}
+	credentials := filepath.Join(t.TempDir(), "ens.json")
+	if err := os.WriteFile(credentials, fmt.Appendf(nil, `{"AccessKey": "AKID", "SecretKey": %q}`, secret), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.options = Options{Config: Config{Endpoint: api.URL, Credentials: credentials, Terms: Terms{PerInterface: cloud.MostAddresses, Release: On}},
+		Log: slog.New(slog.NewTextHandler(&s.logs, nil)), times: times{full: 5 * time.Second, oldest: time.Second, fresh: time.Minute, least: 10 * time.Millisecond, mostPause: 200 * time.Millisecond,
+			mostBlock: 500 * time.Millisecond, subnets: time.Minute, callsASec: 500, groupCheck: time.Hour, orphan: 2 * time.Second},
+		Tell: func(_ context.Context, name, _, reason, message string) error {
+			fmt.Fprintln(&s.events, name, reason, message)
+			return nil
+		}}
+	if s.options.API, err = cluster.ClientConfig(account, "test"); err != nil {
+		t.Fatal(err)
+	}
+	admin, err := cluster.ClientConfig(s.AdminKubeconfig(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.server, err = newServer(admin); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.end()
+		if s.logs.has(secret) || s.events.has(secret) {
+			t.Error("the log or an event shows the secret")
+		}
+		if t.Failed() {
+			t.Log(s.logs.text.String())
+		}
+	})
+	return s
+}
+
+// start starts the controller, as after a kill: it remembers nothing.
+func (s *stage) start() {
+	s.Helper()
+	c, err := New(s.options)
+	if err != nil {
+		s.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); c.Run(ctx) }()
+	s.stop = func() { cancel(); <-done }
+}
+
+func (s *stage) end() {
+	if s.stop != nil {
+		s.stop()
+		s.stop = nil
+	}
+}
+
+func (s *stage) kubectl(args ...string) string {
+	s.Helper()
+	out, err := s.Kubectl(args...)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return out
+}
+
+func (s *stage) edgeNode(name string) edgeNode {
+	s.Helper()
+	e, err := s.server.edgeNode(s.Context(), name)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return e
+}
+
+// until waits for a condition; ok may say more.
+func (s *stage) until(what string, ok func() (bool, string)) {
+	s.Helper()
+	if err := lab.Wait(s.Context(), 2*time.Minute, func() error {
+		if ok, why := ok(); !ok {
+			return fmt.Errorf("%s: %s", what, why)
+		}
+		return nil
+	}); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// same waits until the EdgeNode grants what the cloud has assigned, so many addresses.
+func (s *stage) same(what string, want int) {
+	s.Helper()
+	s.until(what, func() (bool, string) {
+		var have []netip.Addr
+		e := s.edgeNode("n1")
+		if e.uplinks != nil {
+			for _, u := range e.uplinks.Interfaces {
+				have = append(have, addresses(u)...)
+			}
+		}
+		var assigned []netip.Addr
+		for _, n := range s.cloud.Interfaces("i-1") {
+			assigned = append(assigned, n.Addresses...)
+		}
+		slices.SortFunc(have, netip.Addr.Compare)
+		slices.SortFunc(assigned, netip.Addr.Compare)
+		return len(have) == want && slices.Equal(have, assigned), fmt.Sprintf("granted %v, assigned %v, want %d", have, assigned, want)
+	})
+}
+
+// confirm has the node confirm all withdrawals but of the addresses that pods have, and say how many these are.
+func (s *stage) confirm(used int, but ...netip.Addr) {
+	s.Helper()
+	status := cluster.UplinksStatus{Used: used}
+	for _, u := range s.edgeNode("n1").uplinks.Interfaces {
+		for _, w := range u.Withdrawn {
+			if !slices.Contains(but, w.Address) {
+				status.Confirmed = append(status.Confirmed, w)
+			}
+		}
+	}
+	text, err := json.Marshal(map[string]any{"status": cluster.EdgeNodeStatus{Uplinks: &status}})
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.kubectl("patch", "edgenode", "n1", "--subresource=status", "--type=merge", "-p", string(text))
+}
+
+// An instance's life at a real API server: it joins, the cloud fails in each of its ways, people edit in the console,
+// addresses are taken back, the instance leaves.
+func TestAPIServerUplinks(t *testing.T) {
+	s := newStage(t)
+	for _, node := range []string{"n1 i-1", "other "} {
+		name, instance, _ := strings.Cut(node, " ")
+		object := map[string]any{"apiVersion": "v1", "kind": "Node", "metadata": map[string]any{"name": name, "labels": map[string]string{}}}
+		if instance != "" {
+			object["metadata"].(map[string]any)["labels"] = map[string]string{InstanceLabel: instance}
+		}
+		text, err := json.Marshal(object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "node.json")
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.kubectl("create", "-f", path)
+	}
+	s.kubectl("patch", "node", "n1", "--subresource=status", "--type=merge", "-p", `{"status": {"allocatable": {"pods": "110"}}}`)
+
+	// Without a secondary interface there is nothing to give, and the operator hears what to do.
+	s.start()
+	s.until("an event", func() (bool, string) { return s.events.has("n1 NoInterface"), "" })
+	if e := s.edgeNode("n1"); e.version != "" {
+		t.Errorf("an EdgeNode without interfaces: %+v", e)
+	}
+
+	// Two interfaces fill up, though answers get lost, the cloud throttles and lists are old.
+	n := 0
+	s.cloud.SetFaults(func(c ens.Call) ens.Fault {
+		n++
+		switch {
+		case n%5 == 0 && c.Action == "AssignPrivateIpAddresses":
+			return ens.Fault{Lose: true}
+		case n%7 == 0:
+			return ens.Fault{Code: "Throttling.User"}
+		case n%11 == 0 && c.Action == "DescribeNetworkInterfaces":
+			return ens.Fault{Stale: 2}
+		}
+		return ens.Fault{}
+	})
+	first := s.cloud.Bind("i-1")
+	second := s.cloud.Bind("i-1")
+	s.same("two interfaces", 50)
+	u := s.edgeNode("n1").uplinks
+	if i := u.Interfaces[0]; i.ID != first.ID || i.MAC != first.MAC || i.Address != first.Address || i.Gateway != addr("10.0.0.253") || i.Subnet.String() != "10.0.0.0/24" || i.AnswerARP || i.OnLink {
+		t.Errorf("got %+v, want %+v", i, first)
+	}
+	s.until("an event", func() (bool, string) { return s.events.has("n1 TooManyPods"), "" })
+	s.cloud.SetFaults(nil)
+
+	// What a person sets beside the interfaces stays. An EdgeNode that is deleted by mistake comes back.
+	s.kubectl("patch", "edgenode", "n1", "--type=merge", "-p", `{"spec": {"uplinks": {"egress": "node"}}}`)
+	s.cloud.Take(first.ID, s.cloud.Interfaces("i-1")[1].Addresses[24])
+	s.until("an address that is gone is withdrawn", func() (bool, string) {
+		u := s.edgeNode("n1").uplinks
+		return len(u.Interfaces[0].Withdrawn) == 1 && u.Egress == cluster.EgressNode, fmt.Sprint(u)
+	})
+	s.until("an event", func() (bool, string) { return s.events.has("n1 AddressLost"), "" })
+	s.confirm(10)
+	s.same("the lost address is replaced", 50)
+	s.kubectl("delete", "edgenode", "n1")
+	s.same("the EdgeNode is back", 50)
+
+	// The cloud is away: nothing changes, and the operator hears it.
+	s.cloud.SetFaults(func(ens.Call) ens.Fault { return ens.Fault{Status: 503} })
+	s.until("an event", func() (bool, string) { return s.events.has("n1 CloudUnreachable"), "" })
+	s.end()
+	s.start()
+	s.same("the cloud is away", 50)
+	s.cloud.SetFaults(nil)
+
+	// Now a node gets five more than its pods use. What is spare goes back, and nothing that the node has not confirmed.
+	s.end()
+	s.options.Terms.Fill = Fill{5}
+	s.start()
+	s.confirm(10)
+	s.until("addresses are withdrawn", func() (bool, string) {
+		n := 0
+		for _, u := range s.edgeNode("n1").uplinks.Interfaces {
+			n += len(u.Withdrawn)
+		}
+		return n == mostWithdrawn, fmt.Sprint(n)
+	})
+	var kept netip.Addr // of a pod that started before the node heard of the withdrawal
+	for _, u := range s.edgeNode("n1").uplinks.Interfaces {
+		for _, w := range u.Withdrawn {
+			kept = w.Address
+		}
+	}
+	s.confirm(10, kept)
+	s.until("the confirmed addresses are unassigned", func() (bool, string) {
+		n := len(s.cloud.Interfaces("i-1")[1].Addresses) + len(s.cloud.Interfaces("i-1")[2].Addresses)
+		return n == 46, fmt.Sprint(n)
+	})
+	s.end()
+	s.start() // killed: it must not forget what was withdrawn
+	s.until("the last withdrawal still stands alone", func() (bool, string) {
+		var all []netip.Addr
+		for _, u := range s.edgeNode("n1").uplinks.Interfaces {
+			for _, w := range u.Withdrawn {
+				all = append(all, w.Address)
+			}
+		}
+		return slices.Equal(all, []netip.Addr{kept}), fmt.Sprint(all, kept)
+	})
+	if !slices.ContainsFunc(s.cloud.Interfaces("i-1"), func(n ens.Interface) bool { return slices.Contains(n.Addresses, kept) }) {
+		t.Errorf("%v was unassigned while a pod had it", kept)
+	}
+	s.until("the surplus is gone", func() (bool, string) {
+		s.confirm(10)
+		n := len(s.cloud.Interfaces("i-1")[1].Addresses) + len(s.cloud.Interfaces("i-1")[2].Addresses)
+		return n == 20, fmt.Sprint(n)
+	})
+
+	// An interface is taken away, and the instance leaves.
+	s.cloud.Unbind(second.ID)
+	s.until("the interface is gone", func() (bool, string) {
+		s.confirm(10)
+		u := s.edgeNode("n1").uplinks
+		return len(u.Interfaces) == 1, fmt.Sprint(u)
+	})
+	s.kubectl("delete", "node", "n1")
+	s.cloud.RemoveInstance("i-1")
+	s.until("the EdgeNode is gone", func() (bool, string) { return s.edgeNode("n1").version == "", "" })
+	for _, c := range s.cloud.Calls() {
+		if strings.HasPrefix(c.Code, "InvalidParameter") || strings.HasPrefix(c.Code, "Missing") || c.Code == "NoPermission" {
+			t.Errorf("a wrong call: %+v", c)
+		}
+	}
+}

@@ -1,0 +1,480 @@
+package uplinks
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/time/rate"
+	"k8s.io/client-go/rest"
+
+	"github.com/edgeway-cni/edgeway/daemon/cloud"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+)
+
+// InstanceLabel is the label of a Node that is an ENS instance. Its value is the ID of the instance.
+const InstanceLabel = "alibabacloud.com/ens-instance-id"
+
+// Config says how to reach the cloud, and how many addresses nodes get.
+type Config struct {
+	Endpoint, Region string
+	Credentials      string // a file; "": the environment
+	Terms            Terms  // without a token
+}
+
+// Options of a controller.
+type Options struct {
+	Config
+	API       *rest.Config
+	Log       *slog.Logger
+	UserAgent string
+	// Tell writes an Event about the Node of that name and UID.
+	Tell  func(ctx context.Context, name, uid, reason, message string) error
+	times times // zero: the defaults; tests use shorter times
+}
+
+type times struct {
+	full       time.Duration // between two lists of a node where nothing happens; less a random part
+	oldest     time.Duration // how old a list can be
+	fresh      time.Duration // how long a call may follow from what was read before it; shorter than oldest
+	least      time.Duration // first pause after an error; doubled with each further error
+	mostPause  time.Duration // of the whole controller
+	mostBlock  time.Duration // of an interface or a vSwitch
+	subnets    time.Duration // how long what the cloud says of a vSwitch counts
+	callsASec  rate.Limit
+	groupCheck time.Duration
+	orphan     time.Duration // between two looks at an instance without a Node; longer than oldest
+}
+
+func defaultTimes() times {
+	return times{full: 10 * time.Minute, oldest: oldest, fresh: oldest / 2, least: time.Second, mostPause: time.Minute, mostBlock: 5 * time.Minute,
+		subnets: time.Hour, callsASec: 5, groupCheck: 24 * time.Hour, orphan: 10 * time.Minute}
+}
+
+// Controller gives nodes their uplinks while it runs. It may run again after it ended.
+type Controller struct {
+	Options
+	server  *server
+	metrics *Metrics
+
+	// The fields below belong to the goroutine of Run.
+	cloud   *cloud.Client
+	read    time.Time // modification time of the credentials file that cloud has
+	limit   *rate.Limiter
+	nodes   map[string]*node
+	subnets map[string]subnet // by vSwitch
+	groups  map[string]group
+	blocks  map[string]backoff // of interfaces, vSwitches and addresses
+	pause   backoff            // of all calls
+	away    *cluster.Problem   // why no call succeeds
+}
+
+// node is what is known of a node beside its objects.
+type node struct {
+	Node
+	memory   memory
+	due      time.Time // of the next look
+	gateways []cloud.GatewayAddress
+	asked    time.Time // when gateways were
+	problems []cluster.Problem
+	said     map[cluster.Reason]string
+}
+
+type subnet struct {
+	Subnet
+	asked time.Time
+}
+
+type group struct {
+	rules []cloud.Rule
+	asked time.Time
+}
+
+type backoff struct {
+	until time.Time
+	wait  time.Duration
+}
+
+// more doubles the pause.
+func (b backoff) more(least, most time.Duration) backoff {
+	b.wait = min(max(2*b.wait, least), most)
+	b.until = time.Now().Add(b.wait)
+	return b
+}
+
+// New returns a controller. Credentials that cannot be used are an error.
+func New(o Options) (*Controller, error) {
+	if o.times == (times{}) {
+		o.times = defaultTimes()
+	}
+	c := &Controller{Options: o, metrics: newMetrics()}
+	if _, err := c.client(); err != nil {
+		return nil, err
+	}
+	s, err := newServer(o.API)
+	c.server = s
+	return c, err
+}
+
+// Metrics returns what a Prometheus server reads.
+func (c *Controller) Metrics() *Metrics { return c.metrics }
+
+// client returns the cloud's client, a new one when the file of the credentials has changed.
+func (c *Controller) client() (*cloud.Client, error) {
+	var k cloud.Credentials
+	var err error
+	if c.Credentials == "" {
+		if c.cloud != nil {
+			return c.cloud, nil
+		}
+		k, err = cloud.EnvCredentials()
+	} else {
+		info, statErr := os.Stat(c.Credentials)
+		if statErr != nil {
+			return nil, fmt.Errorf("credentials: %w", statErr)
+		}
+		if c.cloud != nil && info.ModTime().Equal(c.read) {
+			return c.cloud, nil
+		}
+		c.read = info.ModTime()
+		k, err = cloud.ReadCredentials(c.Credentials)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.cloud, err = cloud.New(cloud.Options{Credentials: k, Region: c.Region, Endpoint: c.Endpoint, UserAgent: c.UserAgent, Seen: c.metrics.call})
+	return c.cloud, err
+}
+
+// Run works until ctx ends.
+func (c *Controller) Run(ctx context.Context) {
+	c.limit = rate.NewLimiter(c.times.callsASec, 1)
+	c.nodes, c.subnets, c.groups, c.blocks = map[string]*node{}, map[string]subnet{}, map[string]group{}, map[string]backoff{}
+	events, err := c.server.watch(ctx, c.Log)
+	if err != nil {
+		c.Log.Warn("watch EdgeNodes", "err", err)
+		return // ctx has ended
+	}
+	for ctx.Err() == nil {
+		c.meet(events.take())
+		next := time.Now().Add(c.times.full)
+		for _, n := range c.inTurn() {
+			if !n.due.After(time.Now()) {
+				c.look(ctx, n)
+				c.say(ctx, n)
+			}
+			if n.due.Before(next) {
+				next = n.due
+			}
+		}
+		c.leave(ctx)
+		for _, b := range c.blocks {
+			if b.until.After(time.Now()) {
+				next = earlier(next, b.until)
+			}
+		}
+		c.metrics.set(c.nodes, c.away)
+		t := time.NewTimer(max(time.Until(next), time.Millisecond))
+		select {
+		case <-ctx.Done():
+		case <-events.more:
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+// meet takes over the list of Nodes, and looks soon at those whose objects changed.
+func (c *Controller) meet(changed map[string]bool) {
+	all := map[string]bool{}
+	for _, n := range c.server.listNodes() {
+		all[n.Name] = true
+		known := c.nodes[n.Name]
+		if known == nil || known.Instance != n.Instance || known.UID != n.UID {
+			c.nodes[n.Name] = &node{Node: n}
+			continue
+		}
+		known.Node = n
+		if changed[n.Name] {
+			known.due = time.Time{}
+		}
+	}
+	maps.DeleteFunc(c.nodes, func(name string, _ *node) bool { return !all[name] })
+}
+
+// inTurn returns the nodes, the longest due first.
+func (c *Controller) inTurn() []*node {
+	return slices.SortedFunc(maps.Values(c.nodes), func(a, b *node) int {
+		return cmp.Or(a.due.Compare(b.due), cmp.Compare(a.Name, b.Name))
+	})
+}
+
+// look reads what the cloud and the API server have of a node, and does the next step.
+func (c *Controller) look(ctx context.Context, n *node) {
+	if wait := time.Until(c.pause.until); wait > 0 {
+		n.due = c.pause.until
+		return
+	}
+	n.problems = nil
+	n.due = time.Now().Add(c.times.full - rand.N(c.times.full/5))
+	for _, other := range c.nodes {
+		if other.Instance == n.Instance && other.Name < n.Name {
+			n.problem(cluster.Problem{Object: "Node/" + n.Name, Reason: sharedInstance, Want: "an instance of its own", Got: n.Instance + ", which Node/" + other.Name + " has too",
+				Next: "delete the Node that is no longer used, or correct the label " + InstanceLabel})
+			return
+		}
+	}
+	began := time.Now()
+	object, err := c.server.edgeNode(ctx, n.Name)
+	if err != nil {
+		c.retry(ctx, n, fmt.Errorf("read EdgeNode %s: %w", n.Name, err))
+		return
+	}
+	if object.uplinks != nil && object.uplinks.Provider != cluster.ProviderENS {
+		n.problem(cluster.Problem{Object: "EdgeNode/" + n.Name, Reason: notOurs, Want: "provider: ens, because the Node has the label " + InstanceLabel, Got: "provider: " + string(object.uplinks.Provider),
+			Next: "remove spec.uplinks or the label; nothing is changed until then"})
+		return
+	}
+	seen, err := c.ask(ctx, n)
+	switch {
+	case cloud.Is(err, cloud.Refused), cloud.Is(err, cloud.NotFound): // it concerns this node only
+		n.problem(cluster.Problem{Object: "Node/" + n.Name, Reason: noInterface, Want: "the interfaces of " + n.Instance, Got: err.Error(),
+			Next: "correct the label " + InstanceLabel + " of the Node"})
+		return
+	case err != nil:
+		c.fail(ctx, n, err)
+		return
+	}
+	c.pause, c.away = backoff{}, nil
+	seen.Lacking = n.memory.note(seen.Interfaces, object.uplinks, time.Now())
+	terms := c.Terms
+	for range 2 { // a write, and then the call that follows from it
+		terms.Token, terms.Oldest = token(), c.times.oldest
+		step := decide(seen, object.uplinks, object.status, terms)
+		switch {
+		case step.Write != nil:
+			if object, err = c.server.write(ctx, object, n.Instance, *step.Write); err != nil {
+				if !errors.Is(err, errConflict) {
+					err = fmt.Errorf("write EdgeNode %s: %w", n.Name, err)
+				}
+				c.retry(ctx, n, err)
+				return
+			}
+			c.Log.Info("uplinks written", "node", n.Name, "interfaces", len(step.Write.Interfaces), "addresses", granted(step.Write))
+			continue
+		case step.Call.Interface != "":
+			if time.Since(began) > c.times.fresh { // this process stood still: what it read may no longer be so
+				n.due = time.Time{}
+				return
+			}
+			c.call(ctx, n, step.Call)
+			return
+		}
+		break
+	}
+	if len(seen.Lacking) > 0 {
+		n.due = time.Now().Add(c.times.oldest / 2)
+	}
+	c.judge(ctx, n, seen, object.uplinks)
+}
+
+// call makes a call. Whatever its answer is, the node is looked at again.
+func (c *Controller) call(ctx context.Context, n *node, call Call) {
+	err := c.limit.Wait(ctx)
+	if err != nil {
+		return // ctx has ended
+	}
+	key := call.Interface
+	if call.Unassign.IsValid() {
+		key = call.Unassign.String()
+		err = c.cloud.UnassignAddress(ctx, call.Interface, call.Unassign)
+	} else {
+		err = c.cloud.AssignAddress(ctx, call.Interface)
+	}
+	n.due = time.Time{}
+	switch {
+	case err == nil:
+		delete(c.blocks, key)
+		delete(c.blocks, call.VSwitch)
+		if call.Unassign.IsValid() {
+			c.Log.Info("address unassigned", "node", n.Name, "interface", call.Interface, "address", call.Unassign)
+		}
+		return
+	case cloud.Is(err, cloud.Refused), cloud.Is(err, cloud.NotFound):
+		// The codes for a full interface and for an empty vSwitch are not documented: the count of the vSwitch tells.
+		c.blocks[key] = c.blocks[key].more(c.times.least, c.times.mostBlock)
+		delete(c.subnets, call.VSwitch)
+		c.Log.Warn("call refused", "node", n.Name, "interface", call.Interface, "err", err, "again", c.blocks[key].wait)
+	default:
+		c.fail(ctx, n, err)
+	}
+}
+
+// ask reads what the cloud has of a node.
+func (c *Controller) ask(ctx context.Context, n *node) (out Cloud, err error) {
+	client, err := c.client()
+	if err != nil {
+		return out, err
+	}
+	if err := c.limit.Wait(ctx); err != nil {
+		return out, err
+	}
+	if out.Interfaces, err = client.Interfaces(ctx, cloud.Filter{Instance: n.Instance}); err != nil {
+		return out, err
+	}
+	now := time.Now()
+	if now.Sub(n.asked) > c.times.subnets {
+		if err := c.limit.Wait(ctx); err != nil {
+			return out, err
+		}
+		all, err := client.Instances(ctx, n.Instance)
+		if err != nil {
+			return out, err
+		}
+		n.asked, n.gateways = now, nil
+		for _, i := range all {
+			n.gateways = append(n.gateways, i.Addresses...)
+		}
+	}
+	var unknown []string
+	for _, i := range out.Interfaces {
+		if s, ok := c.subnets[i.VSwitch]; (!ok || now.Sub(s.asked) > c.times.subnets) && !i.Primary && !slices.Contains(unknown, i.VSwitch) {
+			unknown = append(unknown, i.VSwitch)
+		}
+	}
+	if len(unknown) > 0 {
+		if err := c.limit.Wait(ctx); err != nil {
+			return out, err
+		}
+		all, err := client.VSwitches(ctx, unknown...)
+		if err != nil {
+			return out, err
+		}
+		for _, v := range all {
+			if v.CIDR.IsValid() && v.CIDR.Addr().Is4() {
+				c.subnets[v.ID] = subnet{Subnet{CIDR: v.CIDR, Free: v.Free}, now}
+			}
+		}
+	}
+	out.Subnets, out.Blocked = map[string]Subnet{}, map[string]bool{}
+	for id, s := range c.subnets {
+		s.Gateway, _ = gatewayOf(n.gateways, s.CIDR)
+		out.Subnets[id] = s.Subnet
+		if s.Free == 0 {
+			out.Blocked[id] = true
+		}
+	}
+	for key, b := range c.blocks {
+		if b.until.After(now) {
+			out.Blocked[key] = true
+			n.due = earlier(n.due, b.until)
+		}
+	}
+	for _, i := range out.Interfaces {
+		if s, ok := c.subnets[i.VSwitch]; ok && s.Free == 0 && now.Sub(s.asked) > c.times.mostBlock {
+			delete(c.subnets, i.VSwitch) // ask again whether it is still empty
+			n.due = time.Time{}
+		} else if ok && s.Free == 0 {
+			n.due = earlier(n.due, s.asked.Add(c.times.mostBlock+time.Second))
+		}
+	}
+	return out, nil
+}
+
+// gatewayOf returns the gateway of a subnet: what the instance names, else the third address from the end, as it is
+// in this cloud's subnets.
+func gatewayOf(known []cloud.GatewayAddress, cidr netip.Prefix) (gateway netip.Addr, sure bool) {
+	for _, g := range known {
+		if cidr.Contains(g.Address) && g.Gateway.IsValid() {
+			return g.Gateway, true
+		}
+	}
+	b := cidr.Masked().Addr().As4()
+	last := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3]) | (1<<(32-cidr.Bits()) - 1)
+	last -= 2
+	return netip.AddrFrom4([4]byte{byte(last >> 24), byte(last >> 16), byte(last >> 8), byte(last)}), false
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// retry looks again soon at a node whose EdgeNode could not be read or written.
+func (c *Controller) retry(ctx context.Context, n *node, err error) {
+	n.due = time.Now().Add(c.times.least)
+	if errors.Is(err, errConflict) || ctx.Err() != nil {
+		return
+	}
+	n.due = time.Now().Add(10 * c.times.least)
+	n.problem(cluster.Problem{Object: "EdgeNode/" + n.Name, Reason: edgeNodeRefused, Want: "to read and to write it", Got: err.Error(),
+		Next: "apply the CRDs and the ClusterRole edgeway-controller of this version; the node keeps what it has"})
+}
+
+// fail pauses all calls after an error that concerns all nodes.
+func (c *Controller) fail(ctx context.Context, n *node, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	c.pause = c.pause.more(c.times.least, c.times.mostPause)
+	n.due = c.pause.until
+	since := time.Now().UTC().Format(time.RFC3339)
+	if c.away != nil {
+		since = c.away.Want[len(awayWant):]
+	} else {
+		c.Log.Warn("cloud", "err", err, "next", "nodes keep what they have; the controller tries again by itself")
+	}
+	c.away = &cluster.Problem{Object: "cloud", Reason: cloudUnreachable, Want: awayWant + since, Got: err.Error(), Next: "nodes keep what they have, and new nodes wait for addresses"}
+	n.problem(*c.away)
+}
+
+const awayWant = "an answer; there is none since "
+
+// leave removes the EdgeNodes of nodes that are gone for good: the Node and the instance, or another Node has the
+// instance now.
+func (c *Controller) leave(ctx context.Context) {
+	for _, o := range c.server.orphans() {
+		b := c.blocks["orphan "+o.name]
+		if time.Now().Before(b.until) || time.Now().Before(c.pause.until) {
+			continue
+		}
+		taken := slices.ContainsFunc(slices.Collect(maps.Values(c.nodes)), func(n *node) bool { return n.Instance == o.instance })
+		if !taken {
+			client, err := c.client()
+			if err == nil && c.limit.Wait(ctx) == nil {
+				var all []cloud.Instance
+				all, err = client.Instances(ctx, o.instance)
+				taken = err == nil && len(all) == 0 && b.wait > 0 // a second answer, a while after the first
+			}
+			if err != nil || !taken {
+				c.blocks["orphan "+o.name] = b.more(c.times.orphan, c.times.orphan)
+				continue
+			}
+		}
+		if err := c.server.remove(ctx, o); err != nil {
+			c.Log.Warn("delete EdgeNode", "name", o.name, "err", err)
+			c.blocks["orphan "+o.name] = b.more(c.times.orphan, c.times.orphan)
+			continue
+		}
+		c.Log.Info("EdgeNode deleted", "name", o.name, "instance", o.instance)
+	}
+}
+
+func granted(u *cluster.Uplinks) (n int) {
+	if u != nil {
+		for _, i := range u.Interfaces {
+			n += len(addresses(i))
+		}
+	}
+	return n
+}

@@ -1,0 +1,350 @@
+package uplinks
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/edgeway-cni/edgeway/daemon/cloud"
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+)
+
+// oldest is how old a list of the cloud may be. What lists lack for longer is gone.
+const oldest = time.Minute
+
+// mostWithdrawn is how many addresses are withdrawn at once: a mistake then costs a node few of its addresses.
+const mostWithdrawn = 5
+
+// The kinds of withdrawals, which begin their tokens. A token outlives the controller, and so does its kind.
+const (
+	// spare: the address is surplus. It will be unassigned, maybe by a call that is on its way already: it is never
+	// granted again under this token.
+	spare = "spare-"
+	// lost: lists lack the address. It is never unassigned.
+	lost = "lost-"
+)
+
+// Fill says how many addresses a node gets: all that its interfaces can have, or, if Free > 0, so many more than its
+// pods use.
+type Fill struct{ Free int }
+
+// Release says what the controller may do in the cloud, for days on which the cloud misbehaves.
+type Release string
+
+// The values of Release.
+const (
+	On        Release = "on"
+	NoRelease Release = "noRelease" // unassign nothing
+	Off       Release = "off"       // no call that changes anything
+)
+
+// Subnet is what the cloud says of a vSwitch.
+type Subnet struct {
+	CIDR    netip.Prefix
+	Gateway netip.Addr
+	Free    int // addresses
+}
+
+// Cloud is the cloud's list of an instance, and what earlier lists said.
+type Cloud struct {
+	Interfaces []cloud.Interface // all of the instance
+	Subnets    map[string]Subnet // by vSwitch
+	// Lacking says for how long every list has lacked an address of the spec at its interface, or, without an address,
+	// the interface. It counts from the first of at least two lists.
+	Lacking map[Place]time.Duration
+	// Blocked are the interfaces, vSwitches and addresses whose last call failed a short time ago.
+	Blocked map[string]bool
+}
+
+// Place is an address at an interface: the cloud can give one address to another interface later.
+type Place struct {
+	Interface string // its ID
+	Address   netip.Addr
+}
+
+// Terms are what the configuration and the caller say.
+type Terms struct {
+	Fill         Fill
+	PerInterface int // addresses
+	Release      Release
+	Oldest       time.Duration // how old a list can be; 0: a minute
+	Token        string        // ends the tokens of new withdrawals; no other call of decide gets the same
+}
+
+// Step is the next thing to do: Write, or else one call, or nothing.
+type Step struct {
+	Write *cluster.Uplinks // the whole spec.uplinks
+	Call  Call
+}
+
+// Call is a call that changes the addresses of an interface.
+type Call struct {
+	Interface string     // "": no call
+	VSwitch   string     // of the interface
+	Unassign  netip.Addr // zero: assign an address that the cloud chooses
+}
+
+// decide returns the next step for one node. spec is nil if the node has no EdgeNode; status is nil if the node has
+// not written one.
+//
+// In this order: adopt what the list shows and the spec lacks; withdraw as lost what lists lack; forget withdrawals
+// that are over; withdraw what is spare; unassign what the node has confirmed; assign.
+func decide(c Cloud, spec *cluster.Uplinks, status *cluster.UplinksStatus, t Terms) Step {
+	d := decision{Cloud: c, Terms: t, next: cluster.Uplinks{Provider: cluster.ProviderENS, Egress: cluster.EgressUplink}}
+	if spec != nil {
+		d.next = copyOf(*spec)
+	}
+	d.Oldest = cmp.Or(t.Oldest, oldest)
+	if status != nil {
+		d.used, d.reported = status.Used, true
+		d.confirmed = status.Confirmed
+	}
+	d.usable = slices.DeleteFunc(slices.Clone(c.Interfaces), func(n cloud.Interface) bool { return n.Primary || n.Status != cloud.InUse })
+	d.adopt()
+	d.settle()
+	d.withdraw()
+	if spec == nil && len(d.next.Interfaces) == 0 {
+		return Step{}
+	}
+	if spec == nil || !equal(*spec, d.next) {
+		return Step{Write: &d.next}
+	}
+	return Step{Call: d.call()}
+}
+
+type decision struct {
+	Cloud
+	Terms
+	next      cluster.Uplinks
+	usable    []cloud.Interface // secondary, and in use
+	confirmed []cluster.Withdrawal
+	used      int
+	reported  bool // the node has written its status
+}
+
+// adopt adds to the spec what the list shows.
+func (d *decision) adopt() {
+	for _, n := range d.usable {
+		subnet, known := d.Subnets[n.VSwitch]
+		i := slices.IndexFunc(d.next.Interfaces, func(u cluster.Uplink) bool { return u.ID == n.ID })
+		if i < 0 {
+			if !known || !n.Address.IsValid() {
+				continue // the node could not use it
+			}
+			i = len(d.next.Interfaces)
+			d.next.Interfaces = append(d.next.Interfaces, cluster.Uplink{ID: n.ID})
+		}
+		u := &d.next.Interfaces[i]
+		u.MAC, u.Address = n.MAC, cmp.Or(n.Address, u.Address)
+		if known {
+			u.Subnet, u.Gateway = subnet.CIDR, subnet.Gateway
+		}
+		for _, a := range n.Addresses {
+			w := slices.IndexFunc(u.Withdrawn, func(w cluster.Withdrawal) bool { return w.Address == a })
+			if w >= 0 && strings.HasPrefix(u.Withdrawn[w].Token, lost) && slices.Contains(d.confirmed, u.Withdrawn[w]) {
+				u.Withdrawn = slices.Delete(u.Withdrawn, w, w+1) // it was lost, and is back
+				w = -1
+			}
+			if w < 0 && !d.mentions(a) && !d.Blocked[a.String()] {
+				u.Addresses = append(u.Addresses, one(a))
+			}
+		}
+	}
+	slices.SortFunc(d.next.Interfaces, func(a, b cluster.Uplink) int { return strings.Compare(a.ID, b.ID) })
+}
+
+// mentions reports whether the spec grants or withdraws an address, by any interface. An address that the cloud has
+// moved to another interface is granted there once the node has confirmed that no pod uses it by the first.
+func (d *decision) mentions(a netip.Addr) bool {
+	return slices.ContainsFunc(d.next.Interfaces, func(u cluster.Uplink) bool {
+		return grants(u, a) || slices.ContainsFunc(u.Withdrawn, func(w cluster.Withdrawal) bool { return w.Address == a })
+	})
+}
+
+// settle withdraws addresses that are gone, and forgets withdrawals and interfaces that are over.
+func (d *decision) settle() {
+	for i := range d.next.Interfaces {
+		u := &d.next.Interfaces[i]
+		var gone []netip.Addr
+		for _, a := range addresses(*u) {
+			if d.Lacking[Place{u.ID, a}] >= d.Oldest {
+				gone = append(gone, a)
+			}
+		}
+		d.take(u, lost, gone)
+		u.Withdrawn = slices.DeleteFunc(u.Withdrawn, func(w cluster.Withdrawal) bool {
+			return slices.Contains(d.confirmed, w) && d.Lacking[Place{u.ID, w.Address}] >= d.Oldest
+		})
+	}
+	d.next.Interfaces = slices.DeleteFunc(d.next.Interfaces, func(u cluster.Uplink) bool {
+		return d.Lacking[Place{Interface: u.ID}] >= d.Oldest && len(u.Addresses)+len(u.Withdrawn) == 0
+	})
+}
+
+// withdraw takes surplus addresses out of the pool, the highest first. A second batch waits until the node has
+// confirmed the first.
+func (d *decision) withdraw() {
+	if d.Fill.Free == 0 || !d.reported || d.Release != On {
+		return
+	}
+	granted := 0
+	most := -1 // the interface with the most addresses
+	for i, u := range d.next.Interfaces {
+		n := len(addresses(u))
+		granted += n
+		if most < 0 || n > len(addresses(d.next.Interfaces[most])) {
+			most = i
+		}
+		for _, w := range u.Withdrawn {
+			if strings.HasPrefix(w.Token, spare) && !slices.Contains(d.confirmed, w) {
+				return
+			}
+		}
+	}
+	// Between free and twice free nothing happens: a pod that comes and goes must not cost two calls.
+	surplus := granted - d.used - 2*d.Fill.Free
+	if surplus <= 0 {
+		return
+	}
+	all := addresses(d.next.Interfaces[most])
+	slices.SortFunc(all, func(a, b netip.Addr) int { return b.Compare(a) })
+	d.take(&d.next.Interfaces[most], spare, all[:min(surplus, mostWithdrawn, len(all))])
+}
+
+// take moves addresses from the granted to the withdrawn.
+func (d *decision) take(u *cluster.Uplink, kind string, gone []netip.Addr) {
+	if len(gone) == 0 {
+		return
+	}
+	var keep []cluster.AddressRange
+	for _, a := range addresses(*u) {
+		if !slices.Contains(gone, a) {
+			keep = append(keep, one(a))
+		}
+	}
+	u.Addresses = keep
+	for _, a := range gone {
+		u.Withdrawn = append(u.Withdrawn, cluster.Withdrawal{Address: a, Token: kind + d.Token})
+	}
+}
+
+// call returns the next call for a spec that is as it should be.
+func (d *decision) call() Call {
+	if d.Release == Off {
+		return Call{}
+	}
+	granted := 0
+	for _, u := range d.next.Interfaces {
+		granted += len(addresses(u))
+		i := slices.IndexFunc(d.usable, func(n cloud.Interface) bool { return n.ID == u.ID })
+		if i < 0 || d.Release == NoRelease {
+			continue
+		}
+		for _, w := range u.Withdrawn {
+			if strings.HasPrefix(w.Token, spare) && slices.Contains(d.confirmed, w) && slices.Contains(d.usable[i].Addresses, w.Address) && !d.Blocked[w.Address.String()] {
+				return Call{Interface: u.ID, VSwitch: d.usable[i].VSwitch, Unassign: w.Address}
+			}
+		}
+	}
+	if d.Fill.Free > 0 && granted-d.used >= d.Fill.Free {
+		return Call{}
+	}
+	var best *cloud.Interface
+	for i := range d.usable {
+		n := &d.usable[i]
+		known := slices.ContainsFunc(d.next.Interfaces, func(u cluster.Uplink) bool { return u.ID == n.ID })
+		if !known || len(n.Addresses) >= d.PerInterface || d.Blocked[n.ID] || d.Blocked[n.VSwitch] {
+			continue
+		}
+		if best == nil || len(n.Addresses) < len(best.Addresses) {
+			best = n
+		}
+	}
+	if best == nil {
+		return Call{}
+	}
+	return Call{Interface: best.ID, VSwitch: best.VSwitch}
+}
+
+// memory is since when lists lack something. It is lost with the controller: then a decision comes a minute later.
+type memory map[Place]time.Time
+
+// note adds a list to the memory, and says for how long lists have lacked what the spec has.
+func (m *memory) note(list []cloud.Interface, spec *cluster.Uplinks, now time.Time) map[Place]time.Duration {
+	shown := map[Place]bool{}
+	for _, n := range list {
+		shown[Place{Interface: n.ID}] = true
+		for _, a := range n.Addresses {
+			shown[Place{n.ID, a}] = true
+		}
+	}
+	was := *m
+	*m = memory{}
+	lacking := map[Place]time.Duration{}
+	look := func(p Place) {
+		if shown[p] {
+			return
+		}
+		since, known := was[p]
+		if !known {
+			since = now
+		}
+		(*m)[p], lacking[p] = since, now.Sub(since)
+	}
+	if spec != nil {
+		for _, u := range spec.Interfaces {
+			look(Place{Interface: u.ID})
+			for _, a := range addresses(u) {
+				look(Place{u.ID, a})
+			}
+			for _, w := range u.Withdrawn {
+				look(Place{u.ID, w.Address})
+			}
+		}
+	}
+	return lacking
+}
+
+func one(a netip.Addr) cluster.AddressRange { return cluster.AddressRange{First: a, Last: a} }
+
+func grants(u cluster.Uplink, a netip.Addr) bool {
+	return slices.ContainsFunc(u.Addresses, func(r cluster.AddressRange) bool { return r.Contains(a) })
+}
+
+// addresses are the granted addresses, each by itself.
+func addresses(u cluster.Uplink) (out []netip.Addr) {
+	for _, r := range u.Addresses {
+		for a := r.First; r.Contains(a); a = a.Next() {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func copyOf(u cluster.Uplinks) cluster.Uplinks {
+	u.Interfaces = slices.Clone(u.Interfaces)
+	for i := range u.Interfaces {
+		u.Interfaces[i].Addresses = slices.Clone(u.Interfaces[i].Addresses)
+		u.Interfaces[i].Withdrawn = slices.Clone(u.Interfaces[i].Withdrawn)
+	}
+	return u
+}
+
+// equal reports whether both grant and withdraw the same by the same interfaces.
+func equal(a, b cluster.Uplinks) bool {
+	return a.Provider == b.Provider && slices.EqualFunc(a.Interfaces, b.Interfaces, func(x, y cluster.Uplink) bool {
+		return x.ID == y.ID && x.MAC == y.MAC && x.Address == y.Address && x.Subnet == y.Subnet && x.Gateway == y.Gateway &&
+			maps.Equal(set(addresses(x)), set(addresses(y))) && maps.Equal(set(x.Withdrawn), set(y.Withdrawn))
+	})
+}
+
+func set[T comparable](all []T) map[T]bool {
+	out := map[T]bool{}
+	for _, t := range all {
+		out[t] = true
+	}
+	return out
+}
