@@ -73,6 +73,7 @@ type podServer interface {
 // view holds what one look saw and decided, for status. It is never changed after publication.
 type view struct {
 	World    policy.World
+	Survey   *policy.Survey // of World.Cluster; nil: the cluster or the machine is not known
 	Plan     policy.Plan
 	Problems []cluster.Problem // of the plan, and of applying it
 }
@@ -195,7 +196,7 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	l.failed(&o, cluster.HostUnreadable, hostErr, "nothing was changed; edgewayd tries again on its own")
 	if !l.known || hostErr != nil {
 		// The cluster or the machine is not known, so the machine stays as it is.
-		l.publish(w, policy.Plan{}, o)
+		l.publish(view{World: w}, o)
 		return false
 	}
 	if !l.saved {
@@ -208,20 +209,22 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 		w.Learned, complete = l.speaker.Learned(ctx)
 		w.LearnedAll = complete && !slices.ContainsFunc(l.speaker.Status(ctx), func(s bgp.Status) bool { return s.State != api.Established })
 	}
-	plan := policy.Decide(w)
+	survey := policy.NewSurvey(w.Cluster)
+	plan := survey.Decide(w)
 	o.problems = append(append(o.problems, plan.Problems...), l.last.Problems...)
 	if l.proven != nil {
 		o.problems = append(o.problems, l.proven()...)
 	}
 	l.apply(ctx, plan, complete, &o)
-	l.publish(w, plan, o)
+	l.publish(view{World: w, Survey: survey, Plan: plan}, o)
 	l.journal.note(slices.Concat(o.problems, l.found, o.ofPods), time.Now())
 	return !o.again
 }
 
 // publish gives status what the look saw, what it decided and which parts failed.
-func (l *loop) publish(w policy.World, plan policy.Plan, o outcome) {
-	l.seen.Store(&view{World: w, Plan: plan, Problems: append(o.problems, l.found...)})
+func (l *loop) publish(v view, o outcome) {
+	v.Problems = append(o.problems, l.found...)
+	l.seen.Store(&v)
 }
 
 // apply makes the plan true: kernel, switches, pods. Each part is tried even if another part fails.

@@ -27,36 +27,42 @@ func (d *Daemon) canary() (paths.Canary, bool) {
 }
 
 // lastSurvey returns a function that tells a prober what the last look saw. Looks are rarer than questions.
-func lastSurvey(l *loop) func() (paths.Cluster, bool) {
+func lastSurvey(l *loop) func() *paths.Cluster {
 	var mu sync.Mutex // guards the rest
 	var of *view
-	var c paths.Cluster
-	return func() (paths.Cluster, bool) {
+	var c *paths.Cluster
+	return func() *paths.Cluster {
 		mu.Lock()
 		defer mu.Unlock()
-		v := l.seen.Load()
-		if v == nil || len(v.Plan.Pool.Sets) == 0 {
-			return paths.Cluster{}, false
-		}
-		if v != of {
+		if v := l.seen.Load(); v != of && v != nil {
 			of, c = v, surveyOf(v)
 		}
-		return c, true
+		return c
 	}
 }
 
-// surveyOf says who is there, and how packets of this node's pods travel.
-func surveyOf(v *view) (c paths.Cluster) {
+// surveyOf says who is there, and how packets of this node's pods travel; nil: it is not known, or the node has no pods.
+func surveyOf(v *view) *paths.Cluster {
+	if v.Survey == nil || len(v.Plan.Pool.Sets) == 0 {
+		return nil
+	}
+	w := v.World
+	c := &paths.Cluster{Nodes: make([]paths.Node, 0, len(w.Cluster.Nodes)), Known: map[cluster.Reason]bool{}}
+	groups := map[string]string{} // thousands of nodes are in a few groups
+	var key []byte
 	ways := map[netip.Prefix]paths.Way{}
 	for _, r := range v.Plan.Routes.Routes {
 		ways[r.Dst] = paths.Way{Tunnel: r.Link == routes.VXLANLink, Via: r.Via}
 	}
-	w := v.World
-	for _, n := range w.Cluster.Nodes {
+	for i, n := range w.Cluster.Nodes {
 		at := w.VXLAN(n)
 		one := paths.Node{Name: n.Name, Hosts: n.Addresses, CIDRs: n.PodCIDRs, Terms: paths.Terms{Mode: string(w.Mode(n)), VNI: at.VNI, Port: at.Port}}
 		pool, _ := w.Pool(n)
-		one.Group = fmt.Sprint(policy.LANs(w.Cluster, n), pool.Name, one.Terms)
+		key = fmt.Appendf(key[:0], "%v %s %v", v.Survey.LANs(i), pool.Name, one.Terms)
+		if _, ok := groups[string(key)]; !ok {
+			groups[string(key)] = string(key)
+		}
+		one.Group = groups[string(key)]
 		for _, cidr := range n.PodCIDRs {
 			one.Canary = append(one.Canary, policy.CanaryAddr(cidr))
 			one.Ways = append(one.Ways, ways[cidr])
@@ -67,7 +73,6 @@ func surveyOf(v *view) (c paths.Cluster) {
 		}
 	}
 	c.Choice = paths.Choose(c.Nodes, w.Self)
-	c.Known = map[cluster.Reason]bool{}
 	for _, p := range v.Plan.Problems {
 		c.Known[p.Reason] = true
 	}

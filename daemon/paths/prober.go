@@ -43,8 +43,8 @@ type Options struct {
 	Port    uint16        // UDP, the same on all nodes
 	Every   time.Duration // from round to round, the same on all nodes
 	Canary  func() (Canary, bool)
-	Cluster func() (Cluster, bool)
-	Changed func() // the problems are others than before
+	Cluster func() *Cluster // nil: it is not known; the same pointer: nothing changed
+	Changed func()          // the problems are others than before
 	Log     *slog.Logger
 }
 
@@ -65,6 +65,8 @@ type Prober struct {
 	// The fields below belong to Run.
 	paths   map[pathKey]*path
 	round   int
+	known   *Cluster
+	who     senders           // of known
 	before  []cluster.Problem // of the last judgement: only what two in a row say is told
 	sockets []*net.UDPConn
 	readers sync.WaitGroup
@@ -233,8 +235,8 @@ func (p *Prober) publish(r *Report) {
 // open opens the sockets that the canary and the node's addresses need. It reports false without a canary.
 func (p *Prober) open(ctx context.Context) bool {
 	canary, ok := p.o.Canary()
-	c, known := p.o.Cluster()
-	if !ok || !known {
+	c := p.o.Cluster()
+	if !ok || c == nil {
 		p.close()
 		return false
 	}
@@ -271,7 +273,10 @@ func (p *Prober) open(ctx context.Context) bool {
 			p.opened = sockets{}
 		}
 	}
-	own := &station{senders: newSenders(c.Nodes), canary: old.canary, host: old.host}
+	if p.known != c {
+		p.known, p.who = c, newSenders(c.Nodes)
+	}
+	own := &station{senders: p.who, canary: old.canary, host: old.host}
 	own.answer = Answer{Name: c.Self.Name, Version: p.o.Version, Terms: c.Self.Terms, MTU: canary.MTU, Canary: canary.Addrs, Cause: p.cause(c)}
 	fresh := p.own.Load() == nil
 	p.own.Store(own)
@@ -285,7 +290,7 @@ func (p *Prober) open(ctx context.Context) bool {
 }
 
 // cause is this node's own problem that cuts its pods off, for the answers.
-func (p *Prober) cause(c Cluster) string {
+func (p *Prober) cause(c *Cluster) string {
 	for _, r := range []cluster.Reason{cluster.ForwardDropped, cluster.HostDropped, cluster.SilentGateway} {
 		if c.Known[r] {
 			return string(r)
@@ -380,9 +385,9 @@ func (p *Prober) take(own *station, conn *net.UDPConn, b []byte, from netip.Addr
 // ask asks one round of questions, and judges.
 func (p *Prober) ask(ctx context.Context) {
 	own := p.own.Load()
-	c, ok := p.o.Cluster()
-	canary, there := p.o.Canary()
-	if !ok || !there {
+	c := p.known
+	canary, ok := p.o.Canary()
+	if !ok {
 		return
 	}
 	p.round++
@@ -429,7 +434,7 @@ func pause(ctx context.Context, d time.Duration) {
 }
 
 // choose returns the nodes of this round: the cluster's choice, and those that did not answer.
-func (p *Prober) choose(c Cluster) []int {
+func (p *Prober) choose(c *Cluster) []int {
 	chosen := c.Choice.Round(p.round)
 	suspects := map[string]bool{}
 	for key, at := range p.paths {
@@ -459,7 +464,7 @@ func (p *Prober) at(n Node, f family) *path {
 }
 
 // askCanary sends the questions to the canary of a node: to the address that the node said, or that a canary asks for.
-func (p *Prober) askCanary(own *station, c Cluster, i, mtu int) {
+func (p *Prober) askCanary(own *station, c *Cluster, i, mtu int) {
 	n := c.Nodes[i]
 	for f := range families {
 		conn := own.canary[f]
@@ -497,7 +502,7 @@ func (n Node) way(a netip.Addr) Way {
 	return Way{}
 }
 
-func (p *Prober) askHost(own *station, c Cluster, i int) {
+func (p *Prober) askHost(own *station, c *Cluster, i int) {
 	n := c.Nodes[i]
 	for f := range families {
 		to, ok := f.of(n.Hosts)
@@ -553,7 +558,7 @@ func (p *Prober) settle(canary Canary) {
 }
 
 // forget drops the nodes that left the cluster, and those that were not asked for a whole cycle.
-func (p *Prober) forget(c Cluster) {
+func (p *Prober) forget(c *Cluster) {
 	there := map[string]bool{}
 	for _, n := range c.Nodes {
 		there[n.Name] = true
@@ -566,7 +571,7 @@ func (p *Prober) forget(c Cluster) {
 }
 
 // judge publishes the findings and the problems.
-func (p *Prober) judge(c Cluster, canary Canary) {
+func (p *Prober) judge(c *Cluster, canary Canary) {
 	r := &Report{}
 	self := Self{Name: c.Self.Name, Group: c.Self.Group, Terms: c.Self.Terms, MTU: canary.MTU, CIDRs: c.Self.CIDRs, Known: c.Known}
 	for key, at := range p.paths {

@@ -22,6 +22,9 @@ type Survey struct {
 	problems []cluster.Problem     // every node has them
 }
 
+// LANs returns the LANs of the node with that index in the cluster state, each named by its local ASN, sorted.
+func (s *Survey) LANs(node int) []uint32 { return s.lans[node] }
+
 // claim is a pod CIDR and the Node that has it.
 type claim struct {
 	netip.Prefix
@@ -32,7 +35,7 @@ type claim struct {
 func NewSurvey(c cluster.World) *Survey {
 	s := &Survey{speakers: map[uint32][]string{}, named: map[string]bool{}, like: map[string]string{}, disputed: map[netip.Prefix]bool{}}
 	for _, n := range c.Nodes {
-		s.lans = append(s.lans, LANs(c, n))
+		s.lans = append(s.lans, lans(c, n))
 		s.named[n.Name] = true
 		s.like[common(n.Name)] = n.Name
 	}
@@ -45,8 +48,8 @@ func NewSurvey(c cluster.World) *Survey {
 	return s
 }
 
-// LANs returns the local ASNs of the resources that select n, sorted: the ASN names the LAN.
-func LANs(c cluster.World, n cluster.Node) []uint32 {
+// lans returns the local ASNs of the resources that select n, sorted: the ASN names the LAN.
+func lans(c cluster.World, n cluster.Node) []uint32 {
 	var asns []uint32
 	for _, r := range c.Peerings {
 		if r.Selector.Selects(n.Labels) {
