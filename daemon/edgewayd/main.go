@@ -84,6 +84,7 @@ on the nodes that BGP resources name as speakers, sessions with the LAN's switch
 	cmd.AddCommand(runCommand(&f), checkCommand(&f), ipamCommand(&f), installCommand(&f), uninstallCommand(&f))
 	cmd.AddCommand(viewCommands(&f)...)
 	cmd.AddCommand(planCommand(&f), switchConfigCommand(&f), bundleCommand(&f), doctorCommand(&f), logLevelCommand(&f))
+	sayUsage(cmd)
 	return cmd
 }
 

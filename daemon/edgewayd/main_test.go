@@ -37,10 +37,12 @@ func TestUnknownCommandIsAnErrorWithASuggestion(t *testing.T) {
 		{"statu", `unknown command "statu" for "edgewayd"; did you mean status?`},
 		{"foo", `unknown command "foo" for "edgewayd"; edgewayd --help lists the commands`},
 		{"help foo", `unknown command "foo" for "edgewayd"`},
-		{"help pln", `did you mean run or plan?`},
+		{"help pln", `did you mean plan or run?`},
 		{"ipam lst", `did you mean list?`},
 		{"help ipam lst", `did you mean list?`},
 		{"status extra", `unknown command "extra" for "edgewayd status"`},
+		{"bundle", "received 0; usage: edgewayd bundle FILE.tar.gz"},
+		{"ipam show", "received 0; usage: edgewayd ipam show WHAT"},
 		{"status -o xml", `-o "xml": want json or yaml or wide`},
 	} {
 		if _, status, err := command(t, strings.Fields(c.args)...); status != 1 || err == nil || !strings.Contains(err.Error(), c.want) {
