@@ -9,7 +9,7 @@ STATICCHECK  = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DESTDIR     ?=
 PREFIX      ?= /usr/local
 
-.PHONY: help build cross test test-tools test-k8s e2e check demo demo-shell demo-down bench image packages test-packages install uninstall clean
+.PHONY: help build cross test test-tools test-k8s e2e e2e-kubeadm check demo demo-shell demo-down bench image packages test-packages install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,11 @@ e2e: test-tools build ## a shop's day on three real kubelets: outages, a power c
 	scripts/kube/build.sh
 	$(GO) run ./scripts/e2e
 	$(GO) run ./scripts/e2e -install daemonset
+
+e2e-kubeadm: test-tools build ## the page "getting started" with a real kubeadm on three machines; ten minutes once built (root)
+	scripts/kube/build.sh
+	scripts/kube/build.sh kubeadm etcd-3.6 coredns
+	EDGEWAY_KUBEADM=1 $(GO) test -count=1 -v -timeout 40m -run TestGettingStartedKubeadm ./scripts/lab
 
 demo: test-tools build ## the main job, on real network namespaces with real switches (root)
 	$(GO) run ./scripts/demo

@@ -34,17 +34,19 @@ func readPages(t *testing.T) map[string]string {
 	return out
 }
 
-// others are the programs that the bash blocks of the pages call beside edgewayd, each with its flags. kubeadm and
-// k3s cannot be had here: their flags follow their documentation.
+// others are the programs that the bash blocks of the pages call beside edgewayd, each with its flags. k3s cannot
+// be had here: its flags follow its documentation.
 var others = map[string]string{
 	"kubeadm":      "--pod-network-cidr --token --discovery-token-ca-cert-hash",
 	"sh":           "-s - --flannel-backend --disable-network-policy --cluster-cidr", // k3s, by its installer
 	"firewall-cmd": "--permanent --zone --add-source --new-policy --policy --add-ingress-zone --add-egress-zone --set-target --add-port --reload",
-	"kubectl":      "-n -k -f -o --",
+	"kubectl":      "-n -k -f -o -- --for --all --timeout",
 	"ctr":          "-n",
 	"systemctl":    "--now",
 	"ping":         "-c -M -s",
 	"tcpdump":      "-ni",
+	"sed":          "-i",
+	"sysctl":       "-p -w",
 	"iptables":     "-S -I -i -o -j",
 	"ufw":          "",
 	"curl":         "-sfL",
@@ -56,7 +58,7 @@ var others = map[string]string{
 	"cp":           "-a",
 	"rm":           "-f",
 	"install":      "-d -m",
-	"apt-get":      "", "cat": "", "done": "", "echo": "", "export": "", "for": "", "ip": "", "nft": "", "sysctl": "", "/opt/cni/bin/edgeway": "",
+	"apt-get":      "", "cat": "", "done": "", "echo": "", "export": "", "for": "", "ip": "", "nft": "", "/opt/cni/bin/edgeway": "",
 }
 
 // Every command in the text and in the bash blocks of the pages exists, with its flags. A bash block is for real

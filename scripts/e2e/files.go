@@ -138,28 +138,3 @@ mode: nftables
 clientConnection: {kubeconfig: /etc/kubernetes/kube-proxy.conf}
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 `
-
-// bootScript mounts the node's own directories and those that are new at each boot, see lab.Box. It mounts
-// /sys again, because /sys shows the network namespace in which it was mounted. The kubelet wants to change
-// some settings of the whole machine. It sees files in their place.
-const bootScript = `
-hostname NAME
-mkdir -p DIR/cgroup
-mount --rbind /sys/fs/cgroup DIR/cgroup
-umount -R -l /sys
-mount -t sysfs sysfs /sys
-mount --rbind DIR/cgroup /sys/fs/cgroup
-umount -R -l DIR/cgroup
-mount -t tmpfs -o mode=755 tmpfs /run
-mount --bind DIR/var-lib /var/lib
-mount --bind DIR/var-log /var/log
-mount --bind DIR/opt /opt
-mount -t overlay overlay -o lowerdir=/etc,upperdir=DIR/etc,workdir=DIR/etc-work /etc
-pretend vm/overcommit_memory 1
-pretend vm/panic_on_oom 0
-pretend kernel/panic 10
-pretend kernel/panic_on_oops 1
-pretend kernel/keys/root_maxkeys 1000000
-pretend kernel/keys/root_maxbytes 25000000
-mount --make-rshared /
-`

@@ -88,7 +88,7 @@ func (n *node) Start(ctx context.Context) error {
 	if err := n.Cgroup.Make(); err != nil {
 		return err
 	}
-	if err := n.Boot(ctx, bootScript); err != nil {
+	if err := n.Boot(ctx, lab.KubeletScript); err != nil {
 		return err
 	}
 	if err := n.startContainerd(ctx); err != nil {

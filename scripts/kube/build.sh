@@ -5,9 +5,12 @@
 #
 #	scripts/kube/build.sh                  # all
 #	scripts/kube/build.sh kube-apiserver   # these
+#	scripts/kube/build.sh kubeadm          # what a cluster of kubeadm has beside them: see make e2e-kubeadm
 set -eu
 
 all='etcd kube-apiserver kube-controller-manager kubectl kube-scheduler kubelet kube-proxy'
+kubeadm='kubeadm etcd-3.6 coredns' # Debian's etcd is older than kubeadm's flags for it
+coredns=v1.14.2                    # kubeadm's constants.CoreDNSVersion
 
 cd "$(dirname "$0")/build"
 version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
@@ -48,22 +51,28 @@ build() {
 	minor=${version#v1.}
 	CGO_ENABLED=0 GOFLAGS=-mod=readonly GOWORK=off go build -trimpath -buildvcs=false \
 		-ldflags "-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=${minor%%.*}" \
-		-o "$work/$1" "k8s.io/kubernetes/cmd/$1"
+		-o "$work/$1" "$2"
 	mv "$work/$1" "$dir/$1"
+}
+
+build_coredns() {
+	GOBIN="$work" CGO_ENABLED=0 GOWORK=off go install -trimpath -ldflags "-s -w" "github.com/coredns/coredns@$coredns"
+	mv "$work/coredns" "$dir/coredns"
 }
 
 [ $# -gt 0 ] || set -- $all # a list of words
 for program in "$@"; do
-	case " $all " in *" $program "*) ;; *)
-		echo "$program: not one of $all" >&2
+	case " $all $kubeadm " in *" $program "*) ;; *)
+		echo "$program: not one of $all $kubeadm" >&2
 		exit 1
 		;;
 	esac
 	[ -x "$dir/$program" ] && continue
-	if [ "$program" = etcd ]; then
-		command -v etcd >/dev/null 2>&1 || fetch_etcd
-	else
-		echo "building $program $version into $dir"
-		build "$program"
-	fi
+	[ "$program" = etcd ] || echo "building $program for Kubernetes $version into $dir"
+	case $program in
+	etcd) command -v etcd >/dev/null 2>&1 || fetch_etcd ;;
+	etcd-3.6) build "$program" go.etcd.io/etcd/server/v3 ;;
+	coredns) build_coredns ;;
+	*) build "$program" "k8s.io/kubernetes/cmd/$program" ;;
+	esac
 done

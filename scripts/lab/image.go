@@ -3,6 +3,7 @@ package lab
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
@@ -22,6 +23,7 @@ type Image struct {
 	Tags  []string // one or more
 	Arch  string   // Go's name of the architecture
 	Files []File   // in the image's root directory
+	Level int      // of compress/gzip; 0: the best compression
 	// Config says how the image runs: the key "config" of the OCI Image Format Specification 1.1,
 	// config.md.
 	Config map[string]any
@@ -64,7 +66,7 @@ func (i Image) Archive() ([]byte, error) {
 		return nil, err
 	}
 	var compressed bytes.Buffer
-	z, err := gzip.NewWriterLevel(&compressed, gzip.BestCompression)
+	z, err := gzip.NewWriterLevel(&compressed, cmp.Or(i.Level, gzip.BestCompression))
 	if err != nil {
 		return nil, fmt.Errorf("image: %w", err)
 	}
