@@ -85,7 +85,7 @@ type node struct {
 	gateways []cloud.GatewayAddress
 	asked    time.Time // when gateways were
 	problems []cluster.Problem
-	said     map[cluster.Reason]string
+	said     map[subject]string
 }
 
 type subnet struct {
@@ -176,6 +176,7 @@ func (c *Controller) Run(ctx context.Context) {
 			}
 		}
 		c.leave(ctx)
+		maps.DeleteFunc(c.blocks, func(_ string, b backoff) bool { return time.Since(b.until) > c.times.mostBlock })
 		for _, b := range c.blocks {
 			if b.until.After(time.Now()) {
 				next = earlier(next, b.until)

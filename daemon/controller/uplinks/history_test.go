@@ -23,7 +23,7 @@ import (
 //   - once faults have ended, each address of the interfaces is granted or withdrawn, and each granted address is
 //     assigned.
 func TestHistories(t *testing.T) {
-	histories := 1000
+	histories := 500
 	if testing.Short() {
 		histories = 200
 	}

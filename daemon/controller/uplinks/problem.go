@@ -127,27 +127,34 @@ func allows(r cloud.Rule, direction string, subnet netip.Prefix) bool {
 		r.PortRange == "-1/-1" && cidr.Bits() <= subnet.Bits() && cidr.Contains(subnet.Addr())
 }
 
+// subject identifies a problem while its details change.
+type subject struct {
+	object, want string
+	reason       cluster.Reason
+}
+
 // say logs each problem of a node when it comes, changes or is solved, and writes an Event when it comes.
 func (c *Controller) say(ctx context.Context, n *node) {
-	said := map[cluster.Reason]string{}
+	said := map[subject]string{}
 	for _, p := range n.problems {
-		said[p.Reason] = p.String()
-		if n.said[p.Reason] == p.String() {
+		about := subject{p.Object, p.Want, p.Reason}
+		said[about] = p.String()
+		if n.said[about] == p.String() {
 			continue
 		}
 		if p.Reason != cloudUnreachable { // logged once for all nodes
 			c.Log.Warn(string(p.Reason), "object", p.Object, "want", p.Want, "got", p.Got, "next", p.Next)
 		}
-		if n.said[p.Reason] == "" {
+		if n.said[about] == "" {
 			reason := strings.ToUpper(string(p.Reason[:1])) + string(p.Reason[1:])
 			if err := c.Tell(ctx, n.Name, n.UID, reason, p.String()); err != nil {
 				c.Log.Debug("event", "node", n.Name, "err", err) // the log counts; an Event is a courtesy
 			}
 		}
 	}
-	for reason := range n.said {
-		if _, ok := said[reason]; !ok {
-			c.Log.Info("solved", "reason", reason, "node", n.Name)
+	for about := range n.said {
+		if _, ok := said[about]; !ok {
+			c.Log.Info("solved", "reason", about.reason, "node", n.Name, "object", about.object)
 		}
 	}
 	n.said = said
