@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http/httptest"
 	"net/netip"
 	"os"
@@ -54,8 +55,10 @@ func (l *logs) has(text string) bool {
 	return strings.Contains(l.text.String(), text)
 }
 
-func newStage(t *testing.T) *stage {
-	s := &stage{T: t, ControlPlane: kube.Start(t, kube.Options{}), cloud: ens.New()}
+// dial reaches the API server; nil: as ever.
+func newStage(t *testing.T, o kube.Options, dial func(context.Context, string, string) (net.Conn, error)) *stage {
+	t.Helper()
+	s := &stage{T: t, ControlPlane: kube.Start(t, o), cloud: ens.New()}
 	s.cloud.AddVSwitch("vsw-1", netip.MustParsePrefix("10.0.0.0/24"))
 	s.cloud.AddGroup("sg-1", ens.Rule{Direction: "ingress", IpProtocol: "ALL", PortRange: "-1/-1", SourceCidrIp: "10.0.0.0/8", Policy: "Accept"},
 		ens.Rule{Direction: "egress", IpProtocol: "ALL", PortRange: "-1/-1", DestCidrIp: "10.0.0.0/8", Policy: "Accept"})
@@ -93,6 +96,7 @@ func newStage(t *testing.T) *stage {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.options.API.Dial, admin.Dial = dial, dial
 	if s.server, err = newServer(admin); err != nil {
 		t.Fatal(err)
 	}
@@ -201,7 +205,7 @@ func (s *stage) confirm(used int, but ...netip.Addr) {
 // An instance's life at a real API server: it joins, the cloud fails in each of its ways, people edit in the console,
 // addresses are taken back, the instance leaves.
 func TestAPIServerUplinks(t *testing.T) {
-	s := newStage(t)
+	s := newStage(t, kube.Options{}, nil)
 	for _, node := range []string{"n1 i-1", "other "} {
 		name, instance, _ := strings.Cut(node, " ")
 		object := map[string]any{"apiVersion": "v1", "kind": "Node", "metadata": map[string]any{"name": name, "labels": map[string]string{}}}
