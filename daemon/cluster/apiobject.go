@@ -13,6 +13,7 @@ import (
 type item struct {
 	name    string
 	version string // its resourceVersion
+	content string // label contentLabel, of a NodeSlice
 	sum     digest // of text: items with equal sums say the same
 	text    []byte // the part of the object that we use, as JSON
 	wrong   error  // a value has a type that Kubernetes does not allow there; nil: all types are right
@@ -43,9 +44,9 @@ func readItem(k kind, decode func(any) error) (item, error) {
 		if err := decode(&all); err != nil {
 			return item{}, err
 		}
-		var meta struct{ Name, ResourceVersion string }
+		var meta SliceMeta
 		_ = json.Unmarshal(all["metadata"], &meta) // an object without a name is refused below
-		it.name, it.version = meta.Name, meta.ResourceVersion
+		it.name, it.version, it.content = meta.Name, meta.ResourceVersion, meta.Labels[contentLabel]
 		delete(all, "status") // ours, written by other nodes
 		if all != nil {
 			all["apiVersion"], all["kind"] = mustJSON(k.apiVersion), mustJSON(k.kind)
@@ -57,9 +58,11 @@ func readItem(k kind, decode func(any) error) (item, error) {
 		return it, errNoObject // a bookmark has a version and no name
 	}
 	it.text = mustJSON(used)
-	it.sum = sha256.Sum256(fmt.Append(it.text, it.wrong))
+	it.sum = it.digest()
 	return it, nil
 }
+
+func (it item) digest() digest { return sha256.Sum256(fmt.Append(it.text, it.wrong)) }
 
 type usedNode struct {
 	APIVersion string `json:"apiVersion"`
@@ -77,21 +80,18 @@ type usedNode struct {
 }
 
 type usedStatus struct {
-	Addresses  []typed `json:"addresses,omitempty"`
-	Conditions []typed `json:"conditions,omitempty"`
+	Addresses []typed `json:"addresses,omitempty"`
 }
 
-// typed is an entry of status.addresses or status.conditions, without its times.
+// typed is an entry of status.addresses.
 type typed struct {
 	Type    string `json:"type"`
 	Address string `json:"address,omitempty"`
-	Status  string `json:"status,omitempty"`
 }
 
 // strip drops the entries that nobody reads.
 func (s *usedStatus) strip() {
 	s.Addresses = only(s.Addresses, "InternalIP")
-	s.Conditions = only(s.Conditions, "Ready")
 }
 
 func only(entries []typed, name string) []typed {

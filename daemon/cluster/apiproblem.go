@@ -24,7 +24,7 @@ func (k *kubernetes) problems(last World) []Problem {
 	var silent, unknown *feed
 	for _, ref := range slices.Sorted(maps.Keys(k.feeds)) {
 		f := k.feeds[ref]
-		if f.failure == nil {
+		if f.failure == nil || f.kind == kindSlice { // without slices the Nodes are read
 			continue
 		}
 		p, own := f.problem(last)

@@ -39,11 +39,21 @@ type change struct {
 	object     any
 }
 
+// servedByFake are the names of the kinds that the fakes of an API server have.
+func servedByFake() []string { return append(ownKinds(), kindNode, kindSecret, kindSlice.kind) }
+
+func apiKind(name string) kind {
+	if name == kindSlice.kind {
+		return kindSlice
+	}
+	return kind{APIVersion(name), name}
+}
+
 func newAPIServer(t *testing.T) *apiServer {
 	t.Helper()
 	s := &apiServer{version: 100, objects: map[string]map[string]any{}, news: make(chan struct{}), end: make(chan struct{})}
-	for _, name := range append(ownKinds(), kindNode, kindSecret) {
-		s.objects["/"+(kind{APIVersion(name), name}).path()] = map[string]any{}
+	for _, name := range servedByFake() {
+		s.objects["/"+apiKind(name).path()] = map[string]any{}
 	}
 	s.Server = httptest.NewUnstartedServer(s)
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -74,7 +84,7 @@ users: [{name: u, user: {%s}}]
 func (s *apiServer) put(of string, object map[string]any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	path := "/" + (kind{APIVersion(of), of}).path()
+	path := "/" + apiKind(of).path()
 	meta := object["metadata"].(map[string]any)
 	name := meta["name"].(string)
 	s.version++
@@ -91,7 +101,7 @@ func (s *apiServer) put(of string, object map[string]any) {
 func (s *apiServer) remove(of, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	path := "/" + (kind{APIVersion(of), of}).path()
+	path := "/" + apiKind(of).path()
 	s.version++
 	delete(s.objects[path], name)
 	s.tell(change{s.version, path, name, eventDeleted, map[string]any{"metadata": map[string]any{"name": name, "resourceVersion": strconv.Itoa(s.version)}}})
@@ -155,6 +165,9 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if name := q.Get("fieldSelector"); name != "" {
 		verb += " " + strings.TrimPrefix(name, "metadata.name=")
 	}
+	if r.Header.Get("Accept") == acceptMetadata {
+		verb += " metadata"
+	}
 	s.mu.Lock()
 	s.requests = append(s.requests, verb)
 	fault := s.fault
@@ -184,20 +197,23 @@ func statusObject(code int, reason, message string) map[string]any {
 func (s *apiServer) list(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	items := []any{}
+	items, answered := []any{}, kindOf(r.URL.Path)
+	if r.Header.Get("Accept") == acceptMetadata {
+		answered = partial
+	}
 	for name, o := range s.objects[r.URL.Path] {
 		if chosen(r, name) {
 			items = append(items, o)
 		}
 	}
 	_ = json.NewEncoder(w).Encode(map[string]any{
-		"kind": kindOf(r.URL.Path) + "List", "metadata": map[string]any{"resourceVersion": strconv.Itoa(s.version)}, "items": items,
+		"kind": answered + "List", "metadata": map[string]any{"resourceVersion": strconv.Itoa(s.version)}, "items": items,
 	})
 }
 
 func kindOf(path string) string {
-	for _, name := range append(ownKinds(), kindNode, kindSecret) {
-		if "/"+(kind{APIVersion(name), name}).path() == path {
+	for _, name := range servedByFake() {
+		if "/"+apiKind(name).path() == path {
 			return name
 		}
 	}

@@ -20,7 +20,10 @@ type KubernetesOptions struct {
 	// runs in.
 	Kubeconfig string
 	Node       string // the name of this node
-	UserAgent  string // "edgewayd/1.4.0": OpenYurt's yurthub caches by the part before the slash
+	// LabelKeys are the keys of node labels that matter to this node beside those of the cluster's resources: its
+	// own file selects by them.
+	LabelKeys []string
+	UserAgent string // "edgewayd/1.4.0": OpenYurt's yurthub caches by the part before the slash
 }
 
 // ClientConfig says how to reach the API server: by a kubeconfig file, or, when its name is empty, by the

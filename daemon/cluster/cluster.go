@@ -65,7 +65,6 @@ type Node struct {
 	Labels    map[string]string `json:"labels,omitempty"`
 	Addresses []netip.Addr      `json:"addresses,omitempty"` // InternalIP, in the Node's order
 	PodCIDRs  []netip.Prefix    `json:"podCIDRs,omitempty"`
-	Ready     bool              `json:"ready"`
 	Origin    string            `json:"origin,omitempty"` // file it was read from, or the command that edits it
 	// Since is when this node's present addresses and pod CIDRs were first seen. It is saved, so that they do
 	// not look new after a restart. A source leaves it zero.

@@ -133,13 +133,28 @@ func (c *Connection) fingerprint() (sum digest) {
 // Get asks for a path and returns the body of a good answer. When the server refused, the error wraps an
 // *apierrors.StatusError.
 func (c *Connection) Get(ctx context.Context, path string, query url.Values) (io.ReadCloser, error) {
-	return c.send(ctx, http.MethodGet, path, query, nil)
+	return c.send(ctx, http.MethodGet, path, query, nil, acceptJSON)
 }
+
+// get asks for a list of a kind.
+func (c *Connection) get(ctx context.Context, of kind, query url.Values) (io.ReadCloser, error) {
+	accept := acceptJSON
+	if of != of.whole() {
+		accept = acceptMetadata
+	}
+	return c.send(ctx, http.MethodGet, of.path(), query, nil, accept)
+}
+
+// The forms in which an answer is accepted.
+const (
+	acceptJSON     = "application/json"
+	acceptMetadata = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+)
 
 // Apply is a server-side apply: the field manager owns exactly the fields that text sets. It never conflicts
 // (force). It returns the object as the server then has it. Its errors are the same as Get's.
 func (c *Connection) Apply(ctx context.Context, path, manager string, text []byte) ([]byte, error) {
-	body, err := c.send(ctx, http.MethodPatch, path, url.Values{"fieldManager": {manager}, "force": {"true"}}, text)
+	body, err := c.send(ctx, http.MethodPatch, path, url.Values{"fieldManager": {manager}, "force": {"true"}}, text, acceptJSON)
 	if err != nil {
 		return nil, err
 	}
@@ -147,14 +162,14 @@ func (c *Connection) Apply(ctx context.Context, path, manager string, text []byt
 	return io.ReadAll(io.LimitReader(body, maxObject))
 }
 
-func (c *Connection) send(ctx context.Context, method, path string, query url.Values, text []byte) (io.ReadCloser, error) {
+func (c *Connection) send(ctx context.Context, method, path string, query url.Values, text []byte, accept string) (io.ReadCloser, error) {
 	to := c.base.JoinPath(path)
 	to.RawQuery = query.Encode()
 	req, err := http.NewRequestWithContext(ctx, method, to.String(), bytes.NewReader(text))
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Accept", "application/json")
+	req.Header.Set("Accept", accept)
 	if method == http.MethodPatch {
 		req.Header.Set("Content-Type", string(types.ApplyPatchType)) // JSON is YAML
 	}

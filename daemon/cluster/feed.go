@@ -82,6 +82,7 @@ type feed struct {
 type told struct {
 	sum       digest
 	statement statement
+	slice     *sliced // of a NodeSlice, which is no statement itself
 }
 
 // ref names the feed's kind or object as messages do: "Node", "Secret/bgp".
@@ -160,7 +161,7 @@ func (k *kubernetes) list(ctx context.Context, c *Connection, f *feed) error {
 	items := map[string]told{}
 	was := f.items
 	var meta listMeta
-	for {
+	for !k.listChanges(ctx, c, f, items, &meta) {
 		var err error
 		meta, err = k.page(ctx, c, f.kind, q, func(it item) { items[it.name] = it.told(f.kind, was) })
 		if err != nil {
@@ -182,12 +183,55 @@ func (k *kubernetes) list(ctx context.Context, c *Connection, f *feed) error {
 	return nil
 }
 
+// mostChanges bounds the slices that are read one by one.
+const mostChanges = 20
+
+// listChanges lists slices of which the content is known: only their names and versions, and then those that have
+// changed. All slices of 20,000 nodes have 3 MB, their names and versions 20 KB, and after a restart of the API
+// server each node asks. It reports whether that did: else everything must be listed.
+func (k *kubernetes) listChanges(ctx context.Context, c *Connection, f *feed, items map[string]told, meta *listMeta) bool {
+	if f.kind != kindSlice || len(f.items) == 0 {
+		return false
+	}
+	q := url.Values{}
+	if !f.lost {
+		q.Set("resourceVersion", "0")
+	}
+	var changed []string
+	head, err := k.page(ctx, c, kindSlice.metadata(), q, func(it item) {
+		if old, ok := f.items[it.name]; ok && old.slice.version == it.versionAndContent() {
+			items[it.name] = old
+		} else {
+			changed = append(changed, it.name)
+		}
+	})
+	if err == nil && (head.Continue != "" || len(changed) > mostChanges) {
+		err = errTooLarge
+	}
+	for _, name := range changed {
+		if err == nil {
+			_, err = k.page(ctx, c, kindSlice, f.query(name), func(it item) { items[it.name] = it.told(kindSlice, f.items) })
+		}
+	}
+	if *meta = head; err != nil {
+		clear(items)
+	}
+	return err == nil
+}
+
 // told reads the item, unless the item has not changed.
 func (it item) told(k kind, was map[string]told) told {
 	if old, ok := was[it.name]; ok && old.sum == it.sum {
+		if old.slice != nil {
+			same := *old.slice
+			same.version, old.slice = it.versionAndContent(), &same
+		}
 		return old
 	}
-	return told{it.sum, it.statement(k)}
+	if k == kindSlice {
+		return told{sum: it.sum, slice: readSlice(it, was[it.name].slice)}
+	}
+	return told{sum: it.sum, statement: it.statement(k)}
 }
 
 // page reads one list, or the part of a list that the server gives at once.
@@ -199,7 +243,7 @@ func (k *kubernetes) page(ctx context.Context, c *Connection, of kind, q url.Val
 		cancel(fmt.Errorf("the answer stopped in its middle for %v", k.patience.silence))
 	})
 	defer alarm.Stop()
-	body, err := c.Get(ctx, of.path(), q)
+	body, err := c.get(ctx, of, q)
 	if err != nil {
 		return listMeta{}, err
 	}
@@ -220,7 +264,7 @@ func (k *kubernetes) confirm(ctx context.Context, c *Connection, f *feed, meta l
 	if meta.ResourceVersion == "" {
 		return errNoVersion
 	}
-	if f.kind.kind == kindNode {
+	if f.kind.kind == kindNode || f.kind == kindSlice {
 		return nil // World checks for it
 	}
 	found := false

@@ -89,11 +89,6 @@ func readNode(root mapping, name string) Node {
 	if root.doc.remarks = wrong; len(n.Addresses) == 0 {
 		root.doc.problems, root.doc.remarks = append(root.doc.problems, wrong...), nil
 	}
-	for _, f := range status.at("conditions").list() {
-		if c := f.mapping(); c.at("type").scalar() == "Ready" {
-			n.Ready = c.at("status").scalar() == "True"
-		}
-	}
 	return n
 }
 

@@ -19,7 +19,8 @@ var ErrNotRead = errors.New("not read yet")
 //	     kubeconfig, its files
 //	             │ connect, anew when they change
 //	             v
-//	┌── feed Node              ──┐
+//	┌── feed NodeSlice         ──┐
+//	├── or feed Node           ──┤
 //	├── feed BGPPeer           ──┤ items   merge with last
 //	├── feed BGPClusterConfig  ──┤
 //	├── feed NetworkPool       ──┤
@@ -44,6 +45,9 @@ type kubernetes struct {
 	changed func()
 	silent  bool          // the last attempt did not reach the server
 	back    chan struct{} // closed when the server is reached again
+	// labelKeys are the keys of the labels that matter to this node, sorted.
+	labelKeys  []string
+	wrongSince time.Time // since when the NodeSlices do not count; zero: they count
 }
 
 // Kubernetes is the source that asks an API server, through any URL that a kubeconfig can name, such as that
@@ -57,7 +61,8 @@ func newKubernetes(o KubernetesOptions, p patience) *kubernetes {
 	k := &kubernetes{options: o, patience: p, clock: time.Now, named: make(chan struct{}, 1),
 		feeds: map[string]*feed{}, changed: func() {}, back: make(chan struct{})}
 	k.connect = func() (*Connection, error) { return connectWith(o, p) }
-	for _, name := range append(ownKinds(), kindNode) {
+	k.feeds[kindSlice.kind] = &feed{kind: kindSlice} // Nodes only where these do not count
+	for _, name := range ownKinds() {
 		f := &feed{kind: kind{APIVersion(name), name}}
 		if name == kindEdgeNode {
 			f.name = o.Node // of no use to other nodes
@@ -108,6 +113,7 @@ func (k *kubernetes) serve(ctx context.Context, c *Connection) {
 			return
 		case <-k.named:
 		case <-files.C:
+			k.update(k.reviewed)
 			if !c.Stale() {
 				k.connected(c, nil) // also after the files were different for a while
 				continue
@@ -144,11 +150,14 @@ func (k *kubernetes) run(ctx context.Context, c *Connection, running map[*feed]c
 func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.review()
 	if err := k.unread(last); err != nil {
 		return last, err
 	}
-	resources := merge([]manifest{k.says(kindPeer), k.says(kindCluster)}, last)
+	resources := merge([]manifest{k.says(kindPeer), k.says(kindCluster), k.says(kindPool)}, last)
 	k.need(resources.passwords(k.options.Node))
+	k.labelKeys = k.keysOf(resources)
+	k.review()
 	if err := k.unread(last); err != nil {
 		return last, err
 	}
@@ -156,11 +165,19 @@ func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 		return last, nil
 	}
 	k.given = true
-	var said []manifest
+	nodes, known := k.nodes()
+	said := []manifest{nodes}
 	for about := range k.feeds {
-		said = append(said, k.says(about))
+		if about != kindNode && about != kindSlice.kind {
+			said = append(said, k.says(about))
+		}
 	}
 	w := merge(said, last)
+	if !known && !covers(k.keysOf(last), k.labelKeys) {
+		w = last // a resource selects by a label that the last known Nodes were not asked for
+		w.Problems = nil
+	}
+	w = w.onlyLabels(k.labelKeys)
 	if len(w.Nodes) == 0 && len(last.Nodes) > 0 {
 		w = last
 		w.Problems = []Problem{k.emptied()}
@@ -172,8 +189,15 @@ func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 		w.Ahead = time.Duration(k.used.ahead.Load())
 	}
 	w.ReadAt = k.confirmed(last.ReadAt)
-	w.FromDisk = last.FromDisk && !k.feeds[kindNode].synced
+	w.FromDisk = last.FromDisk && !known
 	return w, nil
+}
+
+// keysOf returns the keys of the labels that matter to this node where the resources are those of w.
+func (k *kubernetes) keysOf(w World) []string {
+	keys := append(w.LabelKeys(), k.options.LabelKeys...)
+	slices.Sort(keys)
+	return slices.Compact(keys)
 }
 
 // unread returns why there is no World yet; k.mu is held. At the start a World is held back for a moment,
@@ -191,12 +215,19 @@ func (k *kubernetes) unread(last World) error {
 	for _, ref := range slices.Sorted(maps.Keys(k.feeds)) {
 		f := k.feeds[ref]
 		pending = pending || !f.asked
+		if f.kind == kindSlice {
+			continue // else the Nodes are read
+		}
 		synced = synced || f.synced
 		if failure == nil {
 			failure = f.failure
 		}
 	}
-	if nodes := k.feeds[kindNode]; !nodes.synced && len(last.Nodes) == 0 {
+	if _, known := k.nodes(); !known && len(last.Nodes) == 0 {
+		nodes := k.feeds[kindNode]
+		if nodes == nil {
+			nodes = k.feeds[kindSlice.kind]
+		}
 		synced, failure = false, nodes.failure
 	}
 	switch {
@@ -236,10 +267,7 @@ func (k *kubernetes) need(secrets []string) {
 		}
 	}
 	if news {
-		select {
-		case k.named <- struct{}{}:
-		default:
-		}
+		k.rename()
 	}
 }
 

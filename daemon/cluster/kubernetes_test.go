@@ -66,7 +66,7 @@ func TestKubernetesTypes(t *testing.T) {
 			got := merge(files, World{})
 			want := World{
 				Nodes: []Node{{
-					Name: "n1", Labels: node.Labels, Ready: true, Origin: "a-" + file,
+					Name: "n1", Labels: node.Labels, Origin: "a-" + file,
 					Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.11"), netip.MustParseAddr("fd00::11")},
 					PodCIDRs:  []netip.Prefix{netip.MustParsePrefix("10.10.1.0/24"), netip.MustParsePrefix("fd00:10:1::/64")},
 				}},

@@ -20,7 +20,7 @@ func known(t *testing.T) (*apiServer, *client) {
 	s.put(kindSecret, apiSecret(t, "bgp", "secret"))
 	c := newClient(t, s.kubeconfig(t), hasty)
 	c.untilIs(t, all)
-	waitFor(t, "all watches", func() bool { return s.watches() == 6 })
+	waitFor(t, "all watches", func() bool { return s.watches() == 7 })
 	return s, c
 }
 

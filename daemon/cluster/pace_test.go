@@ -79,7 +79,8 @@ func bubble(t *testing.T, f func(t *testing.T, s *remote, k *kubernetes)) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer synctest.Wait()
 		defer cancel()
-		go func() { _ = k.Watch(ctx, func() {}) }()
+		look := func() { _, _ = k.World(ctx, World{}) } // as the daemon does
+		go func() { _ = k.Watch(ctx, look) }()
 		time.Sleep(time.Second) // of the bubble's clock
 		f(t, s, k)
 	})
@@ -93,18 +94,19 @@ func healthy(t *testing.T, k *kubernetes) bool {
 
 func refuses(*http.Request) (*http.Response, error) { return nil, errRefused }
 
-// A start asks for each kind once, once again to watch it, and once for this Node where a list is
-// empty. An hour of peace costs a watch every four to eight minutes.
+// A start asks for each kind once, once again to watch it, and once for this Node where a list of a kind of ours is
+// empty. Without NodeSlices there are two more kinds: these, and Nodes. An hour of peace costs a watch every four to
+// eight minutes.
 func TestRequestsInPeace(t *testing.T) {
 	bubble(t, func(t *testing.T, s *remote, k *kubernetes) {
 		own := len(ownKinds())
-		start := 2*(own+1) + own
+		start := 2*(own+2) + own
 		if n := len(s.requests()); n != start {
 			t.Errorf("%d requests at the start, want %d", n, start)
 		}
 		time.Sleep(time.Hour) // this server never ends a watch: it is left
-		if n := len(s.requests()) - start; n > (own+1)*15 {
-			t.Errorf("%d requests in an hour of peace, want at most %d", n, (own+1)*15)
+		if n := len(s.requests()) - start; n > (own+2)*15 {
+			t.Errorf("%d requests in an hour of peace, want at most %d", n, (own+2)*15)
 		}
 		if !healthy(t, k) {
 			t.Error("not healthy")
@@ -189,7 +191,7 @@ func TestRetryAfter(t *testing.T) {
 			bubble(t, func(t *testing.T, s *remote, k *kubernetes) {
 				s.leave(wish)
 				time.Sleep(99 * time.Second)
-				kinds := len(ownKinds()) + 1
+				kinds := len(ownKinds()) + 2
 				if n := len(s.requests()); n != kinds {
 					t.Errorf("%d requests within the time that the server asked for, want %d", n, kinds)
 				}

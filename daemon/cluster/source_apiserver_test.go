@@ -62,7 +62,7 @@ func TestAPIServerSource(t *testing.T) {
 	mustApply(t, cp, mustJSONText(apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24")))
 	mustApply(t, cp, rbac+"node.yaml")
 	w := c.untilIs(t, "n1") // without the kinds, which is not a problem
-	if n := w.Nodes[0]; !n.Ready || len(n.Addresses) != 1 || len(n.PodCIDRs) != 1 {
+	if n := w.Nodes[0]; len(n.Addresses) != 1 || len(n.PodCIDRs) != 1 {
 		t.Errorf("got node %+v", n)
 	}
 	mustApply(t, cp, crds)
@@ -98,7 +98,7 @@ func TestAPIServerSource(t *testing.T) {
 	if again := listed(t, cp, stopped); len(again) > 4 {
 		t.Errorf("after the restart more was listed than each once: %v", again)
 	}
-	waitFor(t, "all watches", func() bool { return openWatches(c.source) == 6 })
+	waitFor(t, "all watches", func() bool { return openWatches(c.source) == 7 })
 	lost := time.Now()
 	wan.lose(true)
 	c.untilProblem(t, "n1 BGPPeer/lan Secret/bgp-secret=two", apiServerUnreachable)

@@ -59,7 +59,7 @@ func (n Node) Family(like netip.Addr) (out []netip.Addr) {
 }
 
 func (n Node) equal(o Node) bool {
-	return n.Name == o.Name && n.Ready == o.Ready && n.Origin == o.Origin && n.Since.Equal(o.Since) &&
+	return n.Name == o.Name && n.Origin == o.Origin && n.Since.Equal(o.Since) &&
 		slices.Equal(n.Addresses, o.Addresses) && slices.Equal(n.PodCIDRs, o.PodCIDRs) && maps.Equal(n.Labels, o.Labels)
 }
 

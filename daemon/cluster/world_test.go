@@ -33,7 +33,7 @@ func fullWorld(t *testing.T) World {
 	return World{
 		Nodes: []Node{
 			{Name: "n1", Labels: map[string]string{"ASN": "65010"}, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.11"), netip.MustParseAddr("fd00::11")},
-				PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.10.1.0/24")}, Ready: true, Origin: "/d/a.yaml"},
+				PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.10.1.0/24")}, Origin: "/d/a.yaml"},
 			{Name: "n2"},
 		},
 		Peerings: []Peering{{
@@ -204,7 +204,6 @@ func TestEqual(t *testing.T) {
 	}
 	different := map[string]func(*World){
 		"source":   func(w *World) { w.Source = "x" },
-		"ready":    func(w *World) { w.Nodes[0].Ready = false },
 		"label":    func(w *World) { w.Nodes[0].Labels["ASN"] = "1" },
 		"origin":   func(w *World) { w.Nodes[0].Origin = "x" },
 		"selector": func(w *World) { w.Peerings[0].Selector = mustSelector(t, "all()") },
@@ -319,6 +318,7 @@ func TestMergeKeepsAndForgets(t *testing.T) {
 	}
 	broken := func(file string) manifest { return brokenManifest(file, Problem{Reason: badManifest}) }
 	unsure := func(m manifest) manifest { m.unsure = true; return m }
+	earlier := map[string]string{"version": "earlier"}
 	for _, test := range []struct {
 		name  string
 		last  []Node
@@ -335,12 +335,12 @@ func TestMergeKeepsAndForgets(t *testing.T) {
 		{"invalid in another file keeps", []Node{{Name: "x", Origin: "a"}}, []manifest{invalid("b", "x")}, []Node{{Name: "x", Origin: "b"}}},
 		{"invalid from nowhere keeps", []Node{{Name: "x"}}, []manifest{invalid("b", "x")}, []Node{{Name: "x", Origin: "b"}}},
 		{"invalid and new", nil, []manifest{invalid("a", "x")}, nil},
-		{"invalid shadows a later valid one", []Node{{Name: "x", Origin: "a", Ready: true}}, []manifest{invalid("a", "x"), stated("b", "x")}, []Node{{Name: "x", Origin: "a", Ready: true}}},
+		{"invalid shadows a later valid one", []Node{{Name: "x", Origin: "a", Labels: earlier}}, []manifest{invalid("a", "x"), stated("b", "x")}, []Node{{Name: "x", Origin: "a", Labels: earlier}}},
 		{"first file counts", nil, []manifest{stated("b", "x"), stated("a", "x")}, []Node{{Name: "x", Origin: "a"}}},
-		{"broken first file still counts", []Node{{Name: "x", Origin: "a", Ready: true}}, []manifest{broken("a"), stated("b", "x")}, []Node{{Name: "x", Origin: "a", Ready: true}}},
-		{"broken later file does not", []Node{{Name: "x", Origin: "b", Ready: true}}, []manifest{stated("a", "x"), broken("b")}, []Node{{Name: "x", Origin: "a"}}},
-		{"unsure keeps what is not stated", []Node{{Name: "x", Origin: "a"}, {Name: "y", Origin: "a", Ready: true}, {Name: "z", Origin: "b"}}, []manifest{unsure(stated("a", "y"))}, []Node{{Name: "x", Origin: "a"}, {Name: "y", Origin: "a"}}},
-		{"unsure yields to another file", []Node{{Name: "x", Origin: "a", Ready: true}}, []manifest{unsure(stated("a")), stated("b", "x")}, []Node{{Name: "x", Origin: "b"}}},
+		{"broken first file still counts", []Node{{Name: "x", Origin: "a", Labels: earlier}}, []manifest{broken("a"), stated("b", "x")}, []Node{{Name: "x", Origin: "a", Labels: earlier}}},
+		{"broken later file does not", []Node{{Name: "x", Origin: "b", Labels: earlier}}, []manifest{stated("a", "x"), broken("b")}, []Node{{Name: "x", Origin: "a"}}},
+		{"unsure keeps what is not stated", []Node{{Name: "x", Origin: "a"}, {Name: "y", Origin: "a", Labels: earlier}, {Name: "z", Origin: "b"}}, []manifest{unsure(stated("a", "y"))}, []Node{{Name: "x", Origin: "a"}, {Name: "y", Origin: "a"}}},
+		{"unsure yields to another file", []Node{{Name: "x", Origin: "a", Labels: earlier}}, []manifest{unsure(stated("a")), stated("b", "x")}, []Node{{Name: "x", Origin: "b"}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got := merge(test.files, World{Nodes: test.last})
@@ -359,7 +359,7 @@ func TestMergeKeepsAndForgets(t *testing.T) {
 func TestEqualSeesEachFieldOfANode(t *testing.T) {
 	full := Node{
 		Name: "n", Labels: map[string]string{"a": "b"}, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
-		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}, Ready: true, Origin: "o", Since: time.Unix(1, 0),
+		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}, Origin: "o", Since: time.Unix(1, 0),
 	}
 	if !Equal(World{Nodes: []Node{full}}, World{Nodes: []Node{full}}) {
 		t.Error("not equal to itself")

@@ -50,6 +50,9 @@ func inPod() bool { return os.Getenv("KUBERNETES_SERVICE_HOST") != "" }
 // APIServer returns how to reach the API server, or false when the source is a directory.
 func (c Config) APIServer(version string) (cluster.KubernetesOptions, bool) {
 	o := cluster.KubernetesOptions{Kubeconfig: c.Cluster.Kubeconfig, Node: c.NodeName, UserAgent: "edgewayd/" + version}
+	for _, m := range c.Modes {
+		o.LabelKeys = append(o.LabelKeys, m.NodeSelector.Keys()...)
+	}
 	return o, c.Cluster.Manifests == ""
 }
 

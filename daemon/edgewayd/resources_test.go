@@ -66,7 +66,10 @@ func TestResources(t *testing.T) {
 		fmt.Fprintf(&page, "\n## %s\n%s\n\n`apiVersion: %s/%s`, scope %s, `kubectl get %s`.\n", c.Spec.Names.Kind, sentence(v.Schema.Schema.Description),
 			c.Spec.Group, v.Name, strings.ToLower(c.Spec.Scope), c.Spec.Names.Plural)
 		for _, part := range []string{"spec", "status"} {
-			s := v.Schema.Schema.Properties[part]
+			s, there := v.Schema.Schema.Properties[part]
+			if !there {
+				continue
+			}
 			fmt.Fprintf(&page, "\n### %s of %s\n%s\n\n| field | type | |\n|---|---|---|\n", part, c.Spec.Names.Kind, sentence(s.Description))
 			s.rows(&page, part)
 			for _, v := range s.Validations {

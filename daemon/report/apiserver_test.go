@@ -34,7 +34,7 @@ func servedKinds(t *testing.T, o kube.Options) *kube.ControlPlane {
 	if err := cp.Apply(crds); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"bgppeers", "bgpclusterconfigs", "networkpools", "edgenodes"} {
+	for _, name := range []string{"bgppeers", "bgpclusterconfigs", "networkpools", "edgenodes", "nodeslices"} {
 		kubectl(t, cp, "wait", "--for=condition=Established", "--timeout=30s", "crd", "-l", "app.kubernetes.io/name=edgeway")
 		eventually(t, name+" is served", true, func() bool { _, err := cp.Kubectl("get", name); return err == nil })
 	}

@@ -72,7 +72,7 @@ func clusterWith(t *testing.T, directories ...string) *kube.ControlPlane {
 			must("", cp.Apply(dir))(t)
 		}
 	}
-	for _, name := range []string{"bgppeers", "bgpclusterconfigs", "networkpools", "edgenodes"} {
+	for _, name := range []string{"bgppeers", "bgpclusterconfigs", "networkpools", "edgenodes", "nodeslices"} {
 		until(t, name, func() bool { _, err := cp.Kubectl("get", name); return err == nil })
 	}
 	must("", cp.ApplyText(cast))(t)
@@ -291,8 +291,9 @@ func TestAPIServerControllerRoles(t *testing.T) {
 	})
 	const user = "system:serviceaccount:kube-system:edgeway-controller"
 	seldom := map[right]string{
-		{"", "nodes", "get"}:    "only when a patch is refused as another one was faster",
-		{"", "services", "get"}: "only before Kubernetes 1.33",
+		{"", "nodes", "get"}:                           "only when a patch is refused as another one was faster",
+		{"", "services", "get"}:                        "only before Kubernetes 1.33",
+		{"network.edgeway.io", "nodeslices", "delete"}: "only when all nodes of a slice are gone",
 	}
 	all := granted(t, roles+"/controller")
 	until(t, "all rights", func() bool {

@@ -1,0 +1,334 @@
+package cluster
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"maps"
+	"net/http"
+	"slices"
+	"time"
+)
+
+// NodeSlice (network.edgeway.io/v1alpha1) holds what nodes need of some of the cluster's Nodes. A Node has 20 KB
+// and its kubelet writes it every few minutes, which each node of the cluster would hear; a slice changes when a
+// name, an address, a pod CIDR or a label that matters changes, and at no heartbeat. edgeway-controller writes
+// the slices, and each node reads them instead of the Nodes.
+//
+//	nodes-1 ... nodes-200   Spec.Nodes, at most SliceMost of them
+//	index                   Spec.Slices: those that count; Spec.LabelKeys: the labels that they have
+//	alive                   Spec.PublishedAt: when the controller last compared them with all Nodes
+//
+// The index is written after a new slice and before a slice goes. A Node never moves from one slice to another.
+// So the slices of the index are all Nodes at each moment.
+type NodeSlice struct {
+	APIVersion string    `json:"apiVersion"`
+	Kind       string    `json:"kind"`
+	Metadata   SliceMeta `json:"metadata"`
+	Spec       SliceSpec `json:"spec"`
+}
+
+// SliceMeta is the part of a NodeSlice's metadata that is used.
+type SliceMeta struct {
+	Name            string            `json:"name"`
+	ResourceVersion string            `json:"resourceVersion,omitempty"`
+	Labels          map[string]string `json:"labels,omitempty"`
+}
+
+// SliceSpec is the content of a NodeSlice.
+type SliceSpec struct {
+	Nodes       []SlicedNode `json:"nodes,omitempty"` // by name
+	Slices      []string     `json:"slices,omitempty"`
+	LabelKeys   []string     `json:"labelKeys,omitempty"`
+	PublishedAt string       `json:"publishedAt,omitempty"` // RFC 3339
+}
+
+// SlicedNode has the fields of a Node that nodes use, as the Node has them: the reader checks them by the same
+// rules.
+type SlicedNode struct {
+	Name      string            `json:"name"`
+	Addresses []string          `json:"addresses,omitempty"` // InternalIP, in the Node's order
+	PodCIDRs  []string          `json:"podCIDRs,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
+}
+
+// The names of the two NodeSlices that have no nodes.
+const (
+	SliceIndex = "index"
+	SliceAlive = "alive"
+)
+
+const (
+	// SliceMost is the largest number of nodes in a slice. A slice of 100 nodes has some 12 KB.
+	SliceMost = 100
+	// SliceBeat is the longest time between two writes of "alive".
+	SliceBeat = 5 * time.Minute
+	// sliceStale is the age of "alive" at which the slices no longer count: three beats were missed.
+	sliceStale = 3*SliceBeat + time.Minute
+)
+
+var kindSlice = kind{groupEdgeway + "/v1alpha1", "NodeSlice"}
+
+// SlicePath is the path under which NodeSlices are listed.
+func SlicePath() string { return kindSlice.path() }
+
+// contentLabel is the label with the digest of a NodeSlice's spec. An API server whose etcd was restored can give the
+// same version to another content.
+const contentLabel = groupEdgeway + "/content"
+
+// NewNodeSlice returns a NodeSlice of that name.
+func NewNodeSlice(name string, spec SliceSpec) NodeSlice {
+	sum := sha256.Sum256(mustJSON(spec))
+	return NodeSlice{APIVersion: kindSlice.apiVersion, Kind: kindSlice.kind, Spec: spec, Metadata: SliceMeta{Name: name,
+		Labels: map[string]string{"app.kubernetes.io/part-of": "edgeway", contentLabel: hex.EncodeToString(sum[:8])}}}
+}
+
+// LabelKeys returns the keys of the labels by which resources and pools select nodes, sorted.
+func (w World) LabelKeys() []string {
+	var keys []string
+	for _, p := range w.Peerings {
+		keys = append(keys, p.Selector.Keys()...)
+	}
+	for _, p := range w.Pools {
+		keys = append(keys, p.Selector.Keys()...)
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys)
+}
+
+// Keys returns the keys of the labels by which the selector selects.
+func (s Selector) Keys() (keys []string) {
+	if s.set == nil {
+		return nil
+	}
+	requirements, _ := s.set.Requirements()
+	for _, r := range requirements {
+		keys = append(keys, r.Key())
+	}
+	return keys
+}
+
+// NewSlicedNode returns the entry of a Node, with the labels of these keys alone.
+func NewSlicedNode(name string, of map[string]string, keys, addresses, podCIDRs []string) SlicedNode {
+	n := SlicedNode{Name: name, Addresses: addresses, PodCIDRs: podCIDRs}
+	for _, key := range keys {
+		if value, ok := of[key]; ok {
+			if n.Labels == nil {
+				n.Labels = map[string]string{}
+			}
+			n.Labels[key] = value
+		}
+	}
+	return n
+}
+
+// Equal reports whether both entries say the same.
+func (n SlicedNode) Equal(o SlicedNode) bool {
+	return n.Name == o.Name && slices.Equal(n.Addresses, o.Addresses) && slices.Equal(n.PodCIDRs, o.PodCIDRs) && maps.Equal(n.Labels, o.Labels)
+}
+
+// node returns the text of the Node as the API server would have it.
+func (n SlicedNode) node() usedNode {
+	u := usedNode{APIVersion: APIVersion(kindNode), Kind: kindNode}
+	u.Metadata.Name = n.Name
+	if len(n.Labels) > 0 {
+		u.Metadata.Labels = mustJSON(n.Labels)
+	}
+	if len(n.PodCIDRs) > 0 {
+		u.Spec.PodCIDRs = mustJSON(n.PodCIDRs)
+	}
+	for _, a := range n.Addresses {
+		u.Status.Addresses = append(u.Status.Addresses, typed{Type: "InternalIP", Address: a})
+	}
+	return u
+}
+
+// sliced is a NodeSlice as it was read: its nodes are statements about Nodes.
+type sliced struct {
+	version string          // and content label
+	spec    SliceSpec       // without nodes
+	nodes   map[string]told // by name
+	names   []string        // of nodes, in the slice's order
+	wrong   error           // the text is no NodeSlice
+}
+
+func (it item) versionAndContent() string { return it.version + "/" + it.content }
+
+// readSlice reads a NodeSlice. A node that has not changed since was keeps its statement.
+func readSlice(it item, was *sliced) *sliced {
+	var n NodeSlice
+	s := &sliced{version: it.versionAndContent(), nodes: map[string]told{}}
+	if err := json.Unmarshal(it.text, &n); err != nil {
+		s.wrong = err
+		return s
+	}
+	for _, node := range n.Spec.Nodes {
+		entry := item{name: node.Name, text: mustJSON(node.node())}
+		entry.sum = entry.digest()
+		var earlier map[string]told
+		if was != nil {
+			earlier = was.nodes
+		}
+		s.nodes[node.Name] = entry.told(kind{APIVersion(kindNode), kindNode}, earlier)
+		s.names = append(s.names, node.Name)
+	}
+	s.spec, s.spec.Nodes = n.Spec, nil
+	return s
+}
+
+// sliceState is what the NodeSlices are worth.
+type sliceState string
+
+const (
+	slicesCount   sliceState = ""                            // they are all Nodes
+	slicesUnread  sliceState = "not read yet"                // the server has not answered
+	slicesAbsent  sliceState = "there are none"              // no controller, no CustomResourceDefinition, no right to read them
+	slicesPartial sliceState = "the index names others"      // for a moment, while slices come and go
+	slicesNarrow  sliceState = "without labels that matter"  // for a moment, after a resource with a new label
+	slicesOld     sliceState = "the controller is not alive" // nobody compares them with the Nodes
+)
+
+// sliceState says what the slices are worth to a node that needs these label keys; k.mu is held.
+func (k *kubernetes) sliceState(need []string) sliceState {
+	f := k.feeds[kindSlice.kind]
+	if !f.synced {
+		if code := code(f.failure); code == http.StatusNotFound || code == http.StatusForbidden {
+			return slicesAbsent
+		}
+		return slicesUnread
+	}
+	index, alive := f.items[SliceIndex].slice, f.items[SliceAlive].slice
+	if index == nil || alive == nil || index.wrong != nil || alive.wrong != nil {
+		return slicesAbsent
+	}
+	at, err := time.Parse(time.RFC3339, alive.spec.PublishedAt)
+	if err != nil || k.serverTime().Sub(at) > sliceStale {
+		return slicesOld
+	}
+	for _, name := range index.spec.Slices {
+		if s := f.items[name].slice; s == nil || s.wrong != nil {
+			return slicesPartial
+		}
+	}
+	if !covers(index.spec.LabelKeys, need) {
+		return slicesNarrow
+	}
+	return slicesCount
+}
+
+// serverTime is the time at the API server; k.mu is held.
+func (k *kubernetes) serverTime() time.Time {
+	if k.used == nil {
+		return k.clock()
+	}
+	return k.clock().Add(-time.Duration(k.used.ahead.Load()))
+}
+
+// covers reports whether keys, which is sorted, has all keys of need.
+func covers(keys, need []string) bool {
+	return !slices.ContainsFunc(need, func(key string) bool {
+		_, found := slices.BinarySearch(keys, key)
+		return !found
+	})
+}
+
+// review reads Nodes if and only if the slices do not count; k.mu is held. The state is looked at for a moment
+// before all Nodes are read: slices that come and go, and labels that are new, are soon right.
+func (k *kubernetes) review() {
+	state, now := k.sliceState(k.labelKeys), k.clock()
+	if state == slicesCount {
+		k.wrongSince = time.Time{}
+		k.want(kindNode, false)
+		return
+	}
+	if k.wrongSince.IsZero() {
+		k.wrongSince = now
+	}
+	f, wait := k.feeds[kindSlice.kind], k.patience.first
+	switch {
+	case state == slicesAbsent || !k.given:
+		wait = 0
+	case !f.open && (f.failure == nil || unanswered(f.failure)):
+		k.wrongSince = time.Time{} // nothing can be heard: the slices are as old as everything else
+		return
+	}
+	if f.asked && !unanswered(f.failure) && now.Sub(k.wrongSince) >= wait {
+		k.want(kindNode, true)
+	}
+}
+
+// reviewed is review at a time when nothing was read; k.mu is held. It reports whether a feed came or went.
+func (k *kubernetes) reviewed() bool {
+	before := k.feeds[kindNode] != nil
+	k.review()
+	return (k.feeds[kindNode] != nil) != before
+}
+
+// want starts or ends the feed of a kind; k.mu is held.
+func (k *kubernetes) want(name string, wanted bool) {
+	if (k.feeds[name] != nil) == wanted {
+		return
+	}
+	delete(k.feeds, name)
+	if wanted {
+		k.feeds[name] = &feed{kind: kind{APIVersion(name), name}, created: k.clock()}
+	}
+	k.rename()
+}
+
+// rename tells serve that other feeds are wanted.
+func (k *kubernetes) rename() {
+	select {
+	case k.named <- struct{}{}:
+	default:
+	}
+}
+
+// nodes returns what the server says of the Nodes, and whether that is all Nodes; k.mu is held. The slices count
+// before the Nodes: both say the same.
+func (k *kubernetes) nodes() (said manifest, known bool) {
+	said = manifest{about: kindNode, broken: true}
+	if k.sliceState(k.labelKeys) == slicesCount {
+		said.broken = false
+		f, there := k.feeds[kindSlice.kind], map[string]bool{}
+		for _, name := range slices.Sorted(slices.Values(f.items[SliceIndex].slice.spec.Slices)) {
+			s := f.items[name].slice
+			for _, node := range s.names {
+				if !there[node] { // two controllers may both have placed a new Node, for a moment
+					there[node] = true
+					said.statements = append(said.statements, s.nodes[node].statement)
+				}
+			}
+		}
+		return said, true
+	}
+	if f := k.feeds[kindNode]; f != nil && f.synced {
+		return k.says(kindNode), true
+	}
+	return said, false
+}
+
+// onlyLabels returns the World whose Nodes have the labels of these keys and no others. A Node and its entry in a
+// slice then say the same.
+func (w World) onlyLabels(keys []string) World {
+	other := func(key string, _ string) bool {
+		_, found := slices.BinarySearch(keys, key)
+		return !found
+	}
+	cloned := false
+	for i, n := range w.Nodes {
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(n.Labels)), func(key string) bool { return other(key, "") }) {
+			continue
+		}
+		if !cloned {
+			w.Nodes, cloned = slices.Clone(w.Nodes), true
+		}
+		kept := maps.Clone(n.Labels)
+		maps.DeleteFunc(kept, other)
+		if len(kept) == 0 {
+			kept = nil
+		}
+		w.Nodes[i].Labels = kept
+	}
+	return w
+}

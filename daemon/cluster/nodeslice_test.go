@@ -1,0 +1,240 @@
+package cluster
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// slicedOf returns the entry of a Node object as edgeway-controller makes it, or false for an object that Kubernetes'
+// own type cannot hold.
+func slicedOf(t *testing.T, text json.RawMessage, keys []string) (SlicedNode, bool) {
+	t.Helper()
+	var n corev1.Node
+	if json.Unmarshal(text, &n) != nil {
+		return SlicedNode{}, false
+	}
+	var addresses []string
+	for _, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			addresses = append(addresses, a.Address)
+		}
+	}
+	cidrs := n.Spec.PodCIDRs
+	if len(cidrs) == 0 && n.Spec.PodCIDR != "" {
+		cidrs = []string{n.Spec.PodCIDR}
+	}
+	return NewSlicedNode(n.Name, n.Labels, keys, addresses, cidrs), true
+}
+
+// slice puts a NodeSlice.
+func (s *apiServer) slice(t *testing.T, name string, spec SliceSpec) {
+	t.Helper()
+	s.put(kindSlice.kind, jsonOf(t, string(mustJSON(NewNodeSlice(name, spec)))))
+}
+
+func (s *apiServer) alive(t *testing.T, age time.Duration) {
+	t.Helper()
+	s.slice(t, SliceAlive, SliceSpec{PublishedAt: time.Now().Add(-age).UTC().Format(time.RFC3339)})
+}
+
+func sliceNode(i int) SlicedNode {
+	return SlicedNode{Name: fmt.Sprint("n", i), Addresses: []string{fmt.Sprint("192.0.2.", 10+i)}, PodCIDRs: []string{fmt.Sprintf("10.10.%d.0/24", i)}}
+}
+
+// The same World, byte for byte, comes out of the Nodes and of their slices, over all stories.
+func TestSlicesSayWhatNodesSay(t *testing.T) {
+	for path, objects := range stories(t) {
+		t.Run(path, func(t *testing.T) {
+			byNodes, bySlices, keys := newAPIServer(t), newAPIServer(t), []string(nil)
+			for ref, text := range objects { // the resources first: they say which labels matter
+				kind, _, _ := strings.Cut(ref, "/")
+				if kind != kindNode {
+					byNodes.put(kind, jsonOf(t, string(text)))
+					bySlices.put(kind, jsonOf(t, string(text)))
+					if w, err := ParseManifest("x.json", text); err == nil {
+						keys = append(keys, w.LabelKeys()...)
+					}
+				}
+			}
+			slices.Sort(keys)
+			keys = slices.Compact(keys)
+			halves := [2]SliceSpec{}
+			for ref, text := range objects {
+				if !strings.HasPrefix(ref, kindNode+"/") {
+					continue
+				}
+				if n, ok := slicedOf(t, text, keys); ok {
+					object := jsonOf(t, string(text))
+					if spec, _ := object["spec"].(map[string]any); spec != nil && len(n.PodCIDRs) > 0 {
+						spec["podCIDRs"] = n.PodCIDRs // as an API server copies the one key into the other
+					}
+					byNodes.put(kindNode, object)
+					halves[len(n.Name)%2].Nodes = append(halves[len(n.Name)%2].Nodes, n)
+				}
+			}
+			for i, half := range halves {
+				bySlices.slice(t, fmt.Sprint("nodes-", i), half)
+			}
+			bySlices.slice(t, SliceIndex, SliceSpec{Slices: []string{"nodes-0", "nodes-1"}, LabelKeys: keys})
+			bySlices.alive(t, 0)
+			for _, s := range []*apiServer{byNodes, bySlices} {
+				s.fails(func(w http.ResponseWriter, r *http.Request) bool { // the server knows this node, whatever the story says
+					if r.URL.Query().Get("fieldSelector") != "metadata.name="+self || !strings.HasSuffix(r.URL.Path, "/nodes") {
+						return false
+					}
+					_, _ = w.Write([]byte(`{"kind":"NodeList","metadata":{"resourceVersion":"1"},"items":[{"metadata":{"name":"n1"}}]}`))
+					return true
+				})
+			}
+			whole := func(w World, err error) bool { return err == nil && len(w.Nodes)+len(w.Problems) > 0 }
+			a, b := newClient(t, byNodes.kubeconfig(t), hasty), newClient(t, bySlices.kubeconfig(t), hasty)
+			text := func(w World) string {
+				w = canonical(w)
+				w.Source, w.ReadAt = "", time.Time{}
+				return string(mustJSON(w)) + fmt.Sprint(w.Problems)
+			}
+			if len(halves[0].Nodes)+len(halves[1].Nodes) == 0 {
+				t.Skip("a story without Nodes")
+			}
+			a.until(t, "Nodes", whole)
+			b.until(t, "slices", whole)
+			eventually(t, "the same World", "", func() string {
+				x, errX := a.source.World(t.Context(), World{})
+				y, errY := b.source.World(t.Context(), World{})
+				if one, other := text(x), text(y); one != other || errX != nil || errY != nil {
+					return fmt.Sprintf("%v %v %s", errX, errY, cmp.Diff(strings.Split(one, ";"), strings.Split(other, ";")))
+				}
+				return ""
+			})
+			if asked := bySlices.asked(); slices.ContainsFunc(asked, func(s string) bool { return s == "list nodes" || strings.HasPrefix(s, "watch nodes ") }) {
+				t.Errorf("with slices the Nodes were asked for: %v", asked)
+			}
+		})
+	}
+}
+
+// A node reads slices while they count, and Nodes while they do not: before there is a controller, while a resource
+// selects by a label that the slices do not have yet, and when the controller has been dead for a while.
+func TestSlicesAndNodesTakeTurns(t *testing.T) {
+	s := newAPIServer(t)
+	for i := range 3 {
+		n := sliceNode(i)
+		s.put(kindNode, apiNode(t, n.Name, n.Addresses[0], n.PodCIDRs[0]))
+	}
+	quick := hasty
+	quick.first = 300 * time.Millisecond
+	c := newClient(t, s.kubeconfig(t), quick)
+	c.untilIs(t, "n0 n1 n2")
+	reads := func(nodes bool) {
+		t.Helper()
+		eventually(t, "reads Nodes", nodes, func() bool {
+			c.source.mu.Lock()
+			defer c.source.mu.Unlock()
+			return c.source.feeds[kindNode] != nil
+		})
+	}
+	reads(true)
+	s.slice(t, "nodes-1", SliceSpec{Nodes: []SlicedNode{sliceNode(0), sliceNode(1), sliceNode(2)}})
+	s.alive(t, 0)
+	s.slice(t, SliceIndex, SliceSpec{Slices: []string{"nodes-1"}})
+	reads(false)
+	c.untilIs(t, "n0 n1 n2")
+
+	// A node that leaves a slice is gone, and a slice that the index names and that is not there loses none.
+	s.slice(t, "nodes-1", SliceSpec{Nodes: []SlicedNode{sliceNode(0), sliceNode(1)}})
+	c.untilIs(t, "n0 n1")
+	s.slice(t, SliceIndex, SliceSpec{Slices: []string{"nodes-1", "nodes-2"}})
+	s.slice(t, "nodes-1", SliceSpec{})
+	reads(true)
+	c.untilIs(t, "n0 n1 n2") // the Nodes say that all are there
+	s.slice(t, "nodes-1", SliceSpec{Nodes: []SlicedNode{sliceNode(0), sliceNode(1)}})
+	s.slice(t, "nodes-2", SliceSpec{Nodes: []SlicedNode{sliceNode(2), sliceNode(3)}})
+	c.untilIs(t, "n0 n1 n2 n3")
+	reads(false)
+
+	// No resource counts while the labels by which it selects are unknown: it would select nothing, and what the
+	// earlier version selected would be withdrawn.
+	narrow := func(w World, err error) bool {
+		for _, p := range w.Peerings {
+			if !slices.ContainsFunc(w.Nodes, func(n Node) bool { return p.Selector.Selects(n.Labels) }) {
+				t.Fatalf("%s selects nothing", p.Ref())
+			}
+		}
+		return err == nil && len(w.Peerings) == 1
+	}
+	for i := range 4 {
+		n := sliceNode(i)
+		s.put(kindNode, apiNode(t, n.Name, n.Addresses[0], n.PodCIDRs[0])) // with the label pool
+	}
+	p := apiPeer(t, "lan", `"n1"`)
+	p["spec"].(map[string]any)["nodeSelector"] = "pool=a"
+	delete(p["spec"].(map[string]any), "authPassword")
+	s.put(kindPeer, p)
+	c.until(t, "the new label, by Nodes", narrow)
+	reads(true)
+	all := SliceSpec{}
+	for i := range 4 {
+		n := sliceNode(i)
+		n.Labels = map[string]string{"pool": "a"}
+		all.Nodes = append(all.Nodes, n)
+	}
+	s.slice(t, "nodes-1", SliceSpec{Nodes: all.Nodes[:2]})
+	s.slice(t, "nodes-2", SliceSpec{Nodes: all.Nodes[2:]})
+	s.slice(t, SliceIndex, SliceSpec{Slices: []string{"nodes-1", "nodes-2"}, LabelKeys: []string{"pool"}})
+	reads(false)
+	c.until(t, "the new label, by slices", narrow)
+
+	s.alive(t, time.Hour)
+	reads(true)
+	s.alive(t, 0)
+	reads(false)
+	s.remove(kindSlice.kind, SliceIndex)
+	reads(true)
+	c.untilIs(t, "n0 n1 n2 n3 BGPPeer/lan")
+}
+
+// After a restart of the API server the names and versions of the slices are listed, and only what changed is read.
+func TestSlicesAreReadOnceOnly(t *testing.T) {
+	s := newAPIServer(t)
+	index := SliceSpec{}
+	for i := range 8 {
+		name := fmt.Sprint("nodes-", i)
+		s.slice(t, name, SliceSpec{Nodes: []SlicedNode{sliceNode(i)}})
+		index.Slices = append(index.Slices, name)
+	}
+	s.slice(t, SliceIndex, index)
+	s.alive(t, 0)
+	s.put(kindNode, apiNode(t, self, "192.0.2.11", "10.10.1.0/24")) // an empty list is believed of a server that knows it
+	c := newClient(t, s.kubeconfig(t), hasty)
+	c.untilIs(t, "n0 n1 n2 n3 n4 n5 n6 n7")
+	s.asked()
+	s.mu.Lock()
+	s.version++
+	s.compact = s.version + 2 // as after a restart: what comes next is all that it remembers
+	s.mu.Unlock()
+	s.fails(dropped)
+	s.cut()
+	waitFor(t, "no watch", func() bool { return s.watches() == 0 })
+	s.slice(t, "nodes-3", SliceSpec{Nodes: []SlicedNode{sliceNode(3), sliceNode(9)}})
+	s.remove(kindSlice.kind, "nothing") // a version more
+	s.fails(nil)
+	c.untilIs(t, "n0 n1 n2 n3 n4 n5 n6 n7 n9")
+	var lists []string
+	for _, r := range s.asked() {
+		if strings.HasPrefix(r, "list nodeslices") || r == "list nodes" {
+			lists = append(lists, r)
+		}
+	}
+	slices.Sort(lists)
+	if got := strings.Join(slices.Compact(lists), ", "); got != "list nodeslices metadata, list nodeslices nodes-3" {
+		t.Errorf("asked for %s", got)
+	}
+}
