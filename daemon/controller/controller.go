@@ -1,4 +1,5 @@
-// Package controller gives Nodes their pod CIDRs: one block of each family, from configured pools.
+// Package controller gives Nodes their pod CIDRs: one block of each family, from configured pools. It also publishes
+// what nodes need of all Nodes.
 //
 // It is for clusters in which no other program gives pod CIDRs: kube-controller-manager runs without
 // --allocate-node-cidrs, or the nodes at the edge have their own pools. It runs beside the cluster's control
@@ -33,6 +34,12 @@
 //
 // The ledger cannot see another program that gives pod CIDRs at the same time. When there is one, the
 // controller reports it and stands back; see [State] and the problem otherAllocator.
+//
+// # NodeSlices
+//
+// The replica that leads also publishes the NodeSlices, which nodes read instead of Nodes; see publisher. Two replicas
+// that publish at once do no harm: each write names the version that was read, and no write takes a node away from
+// the slices of the index.
 package controller
 
 // Namespace and Name name the Lease and the ledger, where the replicas meet. They are not options:

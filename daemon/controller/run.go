@@ -40,7 +40,8 @@ func defaultTimes() times {
 	return times{lease: 15 * time.Second, renew: 10 * time.Second, retry: 2 * time.Second, pace: defaultPace()}
 }
 
-// Run gives Nodes their pod CIDRs, and instances of the cloud their uplinks, whenever this replica leads, until ctx ends. Run waits for an API server
+// Run gives Nodes their pod CIDRs, and instances of the cloud their uplinks, and publishes the NodeSlices, whenever this
+// replica leads, until ctx ends. Run waits for an API server
 // that is away. It returns an error only for options that cannot work.
 func Run(ctx context.Context, o Options) error {
 	if err := CheckPools(o.Pools); err != nil {
@@ -74,12 +75,13 @@ func Run(ctx context.Context, o Options) error {
 	o.Log.Info("started", "identity", o.Identity, "pools of the file", len(o.Pools))
 	if err := e.run(ctx, func(ctx context.Context) {
 		w.metrics.leads(ctx)
-		var both sync.WaitGroup
+		var beside sync.WaitGroup
 		if u != nil {
-			both.Go(func() { u.Run(ctx) })
+			beside.Go(func() { u.Run(ctx) })
 		}
+		beside.Go(func() { newPublisher(c, o.Log).run(ctx) })
 		w.run(ctx)
-		both.Wait()
+		beside.Wait()
 	}); err != nil {
 		return err
 	}

@@ -1,0 +1,167 @@
+package controller
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+)
+
+// slicedNodes returns nodes of shops with five nodes each.
+func slicedNodes(n int) map[string]cluster.SlicedNode {
+	out := map[string]cluster.SlicedNode{}
+	for i := range n {
+		name := fmt.Sprintf("shop-%04d-n%d", i/5, i%5)
+		out[name] = cluster.NewSlicedNode(name, map[string]string{"shop": fmt.Sprint("s", i/5), "pool": fmt.Sprint("p", i/500), "other": "x"}, []string{"pool", "shop"},
+			[]string{fmt.Sprintf("10.%d.%d.%d", i/2500, i/10%250, 10+i%10)}, []string{fmt.Sprintf("10.%d.%d.0/24", 100+i/256, i%256)})
+	}
+	return out
+}
+
+// published is what the API server holds after some of the writes.
+func published(have []cluster.NodeSlice, writes []sliceWrite) (out []cluster.NodeSlice) {
+	all := map[string]cluster.NodeSlice{}
+	for _, s := range have {
+		all[s.Metadata.Name] = s
+	}
+	for _, w := range writes {
+		if delete(all, w.Metadata.Name); !w.gone {
+			all[w.Metadata.Name] = w.NodeSlice
+		}
+	}
+	return slices.Collect(maps.Values(all))
+}
+
+// read is what a node reads from the slices: the nodes, and the label keys of the index.
+func readBack(t *testing.T, all []cluster.NodeSlice) (map[string]cluster.SlicedNode, []string) {
+	t.Helper()
+	by := map[string]cluster.NodeSlice{}
+	for _, s := range all {
+		by[s.Metadata.Name] = s
+		if len(s.Spec.Nodes) > cluster.SliceMost {
+			t.Fatalf("%s has %d nodes", s.Metadata.Name, len(s.Spec.Nodes))
+		}
+	}
+	out := map[string]cluster.SlicedNode{}
+	for _, name := range by[cluster.SliceIndex].Spec.Slices {
+		s, ok := by[name]
+		if !ok {
+			t.Fatalf("the index names %s, which is not there", name)
+		}
+		for _, n := range s.Spec.Nodes {
+			out[n.Name] = n
+		}
+	}
+	return out, by[cluster.SliceIndex].Spec.LabelKeys
+}
+
+// 20,000 nodes are 200 slices. One changed node changes one slice; a node that leaves changes one, and a node that
+// comes one; no node ever moves.
+func TestSlicesChangeAsLittleAsTheNodes(t *testing.T) {
+	keys := []string{"pool", "shop"}
+	nodes := slicedNodes(20000)
+	all := published(nil, sliceWrites(nil, pack(nil, nodes), keys))
+	if len(all) != 201 {
+		t.Errorf("%d slices with the index, want 201", len(all))
+	}
+	if again := sliceWrites(all, pack(all, nodes), keys); len(again) != 0 {
+		t.Errorf("a second time writes %d slices", len(again))
+	}
+	changed := nodes["shop-0100-n1"]
+	changed.Addresses = []string{"192.0.2.1"}
+	steps := map[string]func(){
+		"an address":  func() { nodes["shop-0100-n1"] = changed },
+		"a node gone": func() { delete(nodes, "shop-0200-n2") },
+		"a node more": func() { nodes["new"] = cluster.SlicedNode{Name: "new"} },
+	}
+	for _, what := range slices.Sorted(maps.Keys(steps)) {
+		steps[what]()
+		writes := sliceWrites(all, pack(all, nodes), keys)
+		if len(writes) != 1 {
+			t.Errorf("%s: %d writes, want 1", what, len(writes))
+		}
+		all = published(all, writes)
+	}
+	// A shop's nodes lie together, so that work on a shop is one slice.
+	for _, s := range all {
+		if hasNodes(s) && len(s.Spec.Nodes)%5 > 1 {
+			t.Errorf("%s has %d nodes", s.Metadata.Name, len(s.Spec.Nodes))
+		}
+	}
+}
+
+// Whatever happens to nodes and labels: after each single write a node reads every node that is there before and
+// after, with the labels that the index promises. A second controller that wrote in between changes nothing about it.
+func TestSlicesLoseNoNodeBetweenWrites(t *testing.T) {
+	source := rand.New(rand.NewPCG(1, 2))
+	names := []string{"a", "b", "c"}
+	for range 60 {
+		var have []cluster.NodeSlice
+		nodes, keys := map[string]cluster.SlicedNode{}, []string(nil)
+		for range 12 {
+			before := maps.Clone(nodes)
+			keys = nil
+			for _, key := range names {
+				if source.IntN(2) == 0 {
+					keys = append(keys, key)
+				}
+			}
+			for range source.IntN(300) {
+				name := fmt.Sprint("n", source.IntN(400))
+				if delete(nodes, name); source.IntN(3) > 0 {
+					nodes[name] = cluster.SlicedNode{Name: name, Addresses: []string{fmt.Sprint(source.IntN(9))}}
+				}
+			}
+			for name, n := range nodes {
+				nodes[name] = cluster.NewSlicedNode(name, map[string]string{"a": "1", "b": "1", "c": "1"}, keys, n.Addresses, nil)
+			}
+			writes := sliceWrites(have, pack(have, nodes), keys)
+			for i := range writes {
+				got, promised := readBack(t, published(have, writes[:i+1]))
+				if _, indexed := readBackIndex(have); !indexed && i+1 < len(writes) {
+					continue // nothing counts before there is an index
+				}
+				for name := range nodes {
+					if _, was := before[name]; !was {
+						continue
+					}
+					n, ok := got[name]
+					if !ok {
+						t.Fatalf("after write %d of %d, %s is missing", i+1, len(writes), name)
+					}
+					for _, key := range promised {
+						if n.Labels[key] == "" {
+							t.Fatalf("after write %d of %d, %s lacks the label %s", i+1, len(writes), name, key)
+						}
+					}
+				}
+			}
+			have = published(have, writes)
+			got, _ := readBack(t, have)
+			if !maps.EqualFunc(got, nodes, cluster.SlicedNode.Equal) {
+				t.Fatalf("%d nodes are read, want %d", len(got), len(nodes))
+			}
+		}
+	}
+}
+
+func readBackIndex(all []cluster.NodeSlice) (cluster.NodeSlice, bool) {
+	i := slices.IndexFunc(all, func(s cluster.NodeSlice) bool { return s.Metadata.Name == cluster.SliceIndex })
+	if i < 0 {
+		return cluster.NodeSlice{}, false
+	}
+	return all[i], true
+}
+
+// Two controllers that both placed a new node leave it in one slice.
+func TestSlicesNodeInTwoSlices(t *testing.T) {
+	n := cluster.SlicedNode{Name: "n"}
+	have := []cluster.NodeSlice{cluster.NewNodeSlice("nodes-2", cluster.SliceSpec{Nodes: []cluster.SlicedNode{n}}),
+		cluster.NewNodeSlice("nodes-1", cluster.SliceSpec{Nodes: []cluster.SlicedNode{n}})}
+	if got := pack(have, map[string]cluster.SlicedNode{"n": n}); len(got) != 1 || got[0].Metadata.Name != "nodes-1" {
+		t.Errorf("got %v", got)
+	}
+}
