@@ -52,7 +52,7 @@ func surveyOf(v *view) *paths.Cluster {
 	var key []byte
 	ways := map[netip.Prefix]paths.Way{}
 	for _, r := range v.Plan.Routes.Routes {
-		ways[r.Dst] = paths.Way{Tunnel: r.Link == routes.VXLANLink, Via: r.Via}
+		ways[r.Dst] = paths.Way{Tunnel: r.Link == routes.VXLANLink || r.Link == routes.VXLANLink6, Via: r.Via}
 	}
 	for i, n := range w.Cluster.Nodes {
 		at := w.VXLAN(n)

@@ -1,9 +1,11 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/bgp"
@@ -27,10 +29,7 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 			Nodes: len(w.Cluster.Nodes), Peerings: len(w.Cluster.Peerings)},
 	}
 	if self, ok := w.Cluster.Node(w.Self); ok {
-		s.Mode = string(w.Mode(self))
-		if pool, ok := w.Pool(self); ok {
-			s.NetworkPool = pool.Ref()
-		}
+		s.Mode, s.NetworkPool = string(cmp.Or(v.Plan.Mode, w.Config.Mode)), v.Plan.NetworkPool
 		for _, c := range self.PodCIDRs {
 			s.PodCIDRs = append(s.PodCIDRs, c.String())
 		}
@@ -49,7 +48,7 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 		return have
 	}
 	have := observe(policy.Scope(), v.Plan.Routes)
-	s.Tunnel = tunnelStatus(have, v.Plan.Routes)
+	s.Tunnels = tunnelStatus(have, v.Plan.Routes)
 	s.Routes = routeStatus(w.Cluster.Nodes, have.Routes, v.Plan.Routes)
 	if len(v.Plan.Lessons) > 0 {
 		have := observe(routes.Scope{}, v.Plan.Learned)
@@ -73,25 +72,40 @@ func problemStatus(problems []cluster.Problem) (out []api.Problem) {
 	return out
 }
 
-// tunnelStatus compares the wanted VXLAN link with the kernel's.
-func tunnelStatus(have, want routes.State) *api.Tunnel {
-	i := slices.IndexFunc(want.Links, func(l routes.Link) bool { return l.Name == routes.VXLANLink })
-	if i < 0 {
-		return nil
-	}
-	l := want.Links[i]
-	ends := map[netip.Addr]bool{}
-	for _, f := range want.FDB {
-		ends[f.Dst] = true
-	}
-	out := &api.Tunnel{Device: l.Name, VNI: l.VXLAN.VNI, Port: l.VXLAN.Port, Local: l.VXLAN.Local.String(), MTU: l.MTU, Peers: len(ends), State: api.Missing}
-	if slices.ContainsFunc(have.Links, func(h routes.Link) bool { return h.Name == l.Name }) {
-		out.State = api.Installed
-		only := func(s routes.State) routes.State {
-			return routes.State{Links: s.Links, Addrs: s.Addrs, Neighs: s.Neighs, FDB: s.FDB, Sysctls: s.Sysctls, Senders: s.Senders}
+// tunnelStatus compares the wanted VXLAN links with the kernel's.
+func tunnelStatus(have, want routes.State) (out []api.Tunnel) {
+	for _, l := range want.Links {
+		ends := map[netip.Addr]bool{}
+		for _, f := range want.FDB {
+			if f.Link == l.Name {
+				ends[f.Dst] = true
+			}
 		}
-		if len(routes.Diff(only(have), only(want))) > 0 {
-			out.State = api.Differs
+		t := api.Tunnel{Device: l.Name, VNI: l.VXLAN.VNI, Port: l.VXLAN.Port, Local: l.VXLAN.Local.String(), MTU: l.MTU, Peers: len(ends), State: api.Missing}
+		if slices.ContainsFunc(have.Links, func(h routes.Link) bool { return h.Name == l.Name }) {
+			t.State = api.Installed
+			for _, c := range routes.Diff(of(l.Name, have), of(l.Name, want)) {
+				t.State, t.Differs = api.Differs, append(t.Differs, c.String())
+			}
+		}
+		out = append(out, t)
+	}
+	return out
+}
+
+// of returns the part of a state that belongs to a VXLAN link.
+func of(link string, s routes.State) routes.State {
+	return routes.State{
+		Links: only(s.Links, func(l routes.Link) bool { return l.Name == link }), Addrs: only(s.Addrs, func(a routes.Addr) bool { return a.Link == link }),
+		Neighs: only(s.Neighs, func(n routes.Neigh) bool { return n.Link == link }), FDB: only(s.FDB, func(f routes.FDB) bool { return f.Link == link }),
+		Sysctls: only(s.Sysctls, func(s routes.Sysctl) bool { return strings.Contains(s.Key, "/"+link+"/") }), Senders: s.Senders,
+	}
+}
+
+func only[T any](all []T, keep func(T) bool) (out []T) {
+	for _, one := range all {
+		if keep(one) {
+			out = append(out, one)
 		}
 	}
 	return out

@@ -16,6 +16,7 @@ import (
 const (
 	netconfIfIndex    = 1 // NETCONFA_IFINDEX
 	netconfForwarding = 2 // NETCONFA_FORWARDING
+	netconfRPFilter   = 3 // NETCONFA_RP_FILTER
 	netconfAll        = 0xffffffff
 )
 
@@ -103,7 +104,10 @@ func (v *view) settingMessage(s Sysctl) (m message, ok bool) {
 }
 
 // forwards reads the forwarding setting of the whole namespace.
-func (v *view) forwards(family uint8) (string, bool) {
+func (v *view) forwards(family uint8) (string, bool) { return v.everywhere(family, netconfForwarding) }
+
+// everywhere reads a setting of the whole namespace: net/ipv4/conf/all/...
+func (v *view) everywhere(family uint8, setting uint16) (string, bool) {
 	if v.quiet {
 		return "", false
 	}
@@ -113,7 +117,7 @@ func (v *view) forwards(family uint8) (string, bool) {
 		return "", false
 	}
 	for typ, value := range attrs(body[4:]) { // after struct netconfmsg
-		if typ == netconfForwarding {
+		if typ == setting {
 			return strconv.Itoa(int(int32(attrUint32(value)))), true
 		}
 	}
@@ -137,10 +141,14 @@ func (v *view) noteConf(link string, description []byte) {
 	}
 }
 
-// forwardsNot reports whether the settings of a link say that IPv4 forwarding is off.
-func forwardsNot(b []byte) bool {
+// parseIPv4Conf returns what a link's settings say about IPv4: whether forwarding is off, and rp_filter.
+func parseIPv4Conf(b []byte) (closed bool, rpFilter uint32) {
+	const forwarding, reversePath = 0, 7 // see linkSettings
 	values := parseConf(b)["ipv4"]
-	return len(values) >= 4 && binary.NativeEndian.Uint32(values) == 0 // forwarding is the first setting: see linkSettings
+	if len(values) < 4*(reversePath+1) {
+		return false, 0
+	}
+	return binary.NativeEndian.Uint32(values[4*forwarding:]) == 0, binary.NativeEndian.Uint32(values[4*reversePath:])
 }
 
 func parseConf(b []byte) map[string][]byte {

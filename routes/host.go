@@ -30,6 +30,12 @@ func (k *Kernel) Host(ctx context.Context) (Host, error) {
 			}
 		}
 	}
+	all, _ := v.everywhere(unix.AF_INET, netconfRPFilter)
+	for _, l := range h.Links {
+		if own := v.byName[l.Name].rpFilter; own <= strict && (all == "1" || own == strict && all != "2") {
+			h.Strict = append(h.Strict, l.Name)
+		}
+	}
 	addrs, err := v.addrs(0)
 	if err != nil {
 		return Host{}, err
@@ -54,6 +60,10 @@ func (k *Kernel) Host(ctx context.Context) (Host, error) {
 	}
 	return h, nil
 }
+
+// strict is the value of rp_filter with which the kernel drops a packet that did not arrive by the link of the
+// route to its source (RFC 3704, section 2.2).
+const strict = 1
 
 // drops reports whether a route of that type drops packets.
 func drops(kind string) bool {

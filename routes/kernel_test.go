@@ -399,6 +399,23 @@ func TestLinkForwardsWhateverTheDefaultIs(t *testing.T) {
 	}
 }
 
+// The kernel takes the greater value of the link and of conf/all, where 2 is loose.
+func TestLinkThatChecksSourcesStrictlyIsSeen(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	for _, tt := range []struct {
+		all, link string
+		strict    bool
+	}{{"0", "0", false}, {"0", "1", true}, {"1", "0", true}, {"1", "1", true}, {"1", "2", false}, {"2", "1", false}, {"0", "2", false}} {
+		s.run("sysctl -qw net.ipv4.conf.all.rp_filter=" + tt.all)
+		s.run("sysctl -qw net.ipv4.conf.eth0.rp_filter=" + tt.link)
+		h, err := s.k.Host(t.Context())
+		if got := slices.Contains(h.Strict, "eth0"); err != nil || got != tt.strict {
+			t.Errorf("all %s, eth0 %s: strict %v, %v; want %v", tt.all, tt.link, got, err, tt.strict)
+		}
+	}
+}
+
 // After systemd 256 set net.ipv4.conf.eth0.forwarding=0, pods' packets were dropped, and the daemon did not
 // report the cause. IPv6 packets pass whatever the IPv6 setting is.
 func TestLinkThatDoesNotForwardIsSeen(t *testing.T) {

@@ -24,7 +24,7 @@ import (
 //			tcp flags & syn == 0 return
 //			ip daddr 224.0.0.0/4 return
 //			ip saddr @sources4 ip daddr @nodes4 masquerade fully-random
-//			oifname "edgeway.1" ip saddr != @sources4 masquerade fully-random
+//			oifname "edgeway.*" ip saddr != @sources4 masquerade fully-random
 //			ip daddr @exclude4 return
 //			ip daddr @sources4 return
 //			ip daddr @pods4 return
@@ -51,7 +51,7 @@ const (
 	masqChain = "pods"
 	// The versions are in each rule's comment. A chain with other rules is rewritten. Version 1 had the
 	// rules of both chains in postrouting.
-	natVersion  = "edgeway 3"
+	natVersion  = "edgeway 4"
 	masqVersion = "edgeway 2"
 )
 
@@ -229,7 +229,7 @@ func rulesOf(chain string, off bool) (rules []*nftables.Rule) {
 				append(midstream(), leave),
 				toMany,
 				{saddr, in(natSources), daddr, in(natNodes), masquerade},
-				{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, equal(linkName(VXLANLink)...), saddr, notFrom, masquerade},
+				{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, equal([]byte(overlayPrefix)...), saddr, notFrom, masquerade},
 			}, matches...)
 		}
 		matches = append(matches, []expr.Any{saddr, second(daddr, daddr.(*expr.Payload).Len), in(natKept), leave})

@@ -134,12 +134,16 @@ type Sysctl struct {
 	Value string
 }
 
-// VXLANLink is the name of the overlay's link on every node.
-const VXLANLink = "edgeway.1"
+// The names of the overlay's links. A node with both families receives IPv4 on the first and IPv6 on the second;
+// a node with one family has the first only.
+const (
+	VXLANLink  = "edgeway.1"
+	VXLANLink6 = "edgeway.6"
+)
 
 // NAT is the content of the node's nftables table "edgeway": packets from Sources to addresses outside
 // Exclude take the node's address. So do packets from Sources to Nodes, also where Exclude has them, and packets
-// from other addresses that leave by the link VXLANLink.
+// from other addresses that leave by a link of the overlay.
 type NAT struct {
 	Sources []netip.Prefix
 	Exclude []netip.Prefix
@@ -243,6 +247,9 @@ type Host struct {
 	// links: the kernel looks at net/ipv6/conf/all/forwarding only (net/ipv6/ip6_output.c: ip6_forward), and
 	// the link's setting decides whether the host acts as a router towards its neighbours.
 	Unforwarded []string `json:"unforwarded,omitempty"`
+	// Strict has the links with a strict rp_filter: the kernel drops an IPv4 packet that did not arrive by the link
+	// of the route to its source. IPv6 has no such setting.
+	Strict []string `json:"strict,omitempty"`
 }
 
 // LinkAddr formats a hardware address as Link.MAC wants it.

@@ -155,8 +155,13 @@ func (n NAT) String() string {
 	return s
 }
 
+// String names the first senders only: a node among 5,000 has 10,000 of them, and a log line is for people.
 func (s Senders) String() string {
-	text := fmt.Sprintf("table inet %s vni %d port %d from %v", sendersTable, s.VNI, s.Port, s.From)
+	const named = 16
+	text := fmt.Sprintf("table inet %s vni %d port %d from %v", sendersTable, s.VNI, s.Port, s.From[:min(len(s.From), named)])
+	if more := len(s.From) - named; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
 	if s.Damaged {
 		text += " damaged"
 	}

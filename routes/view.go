@@ -16,7 +16,10 @@ type device struct {
 	Link
 	index  int
 	closed bool // IPv4 forwarding is off on the link
-	peerNS int  // for a veth whose peer is in another network namespace: the namespace's number, from 1 on
+	// rpFilter is the link's own setting. The kernel takes the greater of this and that of conf/all
+	// (Documentation/networking/ip-sysctl.rst).
+	rpFilter uint32
+	peerNS   int // for a veth whose peer is in another network namespace: the namespace's number, from 1 on
 }
 
 // view is what one call has learned of links. Indexes are forgotten with the view.
@@ -167,7 +170,7 @@ func parseLink(b []byte) (device, bool) {
 		case unix.IFLA_LINKINFO:
 			d.Kind, d.VXLAN = parseKind(v)
 		case unix.IFLA_AF_SPEC:
-			d.closed = forwardsNot(v)
+			d.closed, d.rpFilter = parseIPv4Conf(v)
 		case unix.IFLA_LINK_NETNSID:
 			d.peerNS = int(int32(attrUint32(v))) + 1
 		}
@@ -245,7 +248,10 @@ func (v *view) observeLinks(scope Scope, desired []Link) ([]Link, error) {
 	return out, errors.Join(errs...)
 }
 
+// overlayPrefix begins the names of the overlay's links.
+const overlayPrefix = "edgeway."
+
 // ours reports whether this project gives links such a name.
 func ours(name string) bool {
-	return strings.HasPrefix(name, "ew") || strings.HasPrefix(name, "edgeway.")
+	return strings.HasPrefix(name, "ew") || strings.HasPrefix(name, overlayPrefix)
 }

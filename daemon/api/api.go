@@ -83,7 +83,7 @@ type Status struct {
 	Addresses   []string  `json:"addresses"`
 	PodCIDRs    []string  `json:"podCIDRs"`
 	Routes      []Route   `json:"routes"`
-	Tunnel      *Tunnel   `json:"tunnel,omitempty"` // absent: the node has no VXLAN link
+	Tunnels     []Tunnel  `json:"tunnels"` // the node's VXLAN links: a second one where it uses both IPv4 and IPv6
 	Sessions    []Session `json:"sessions"`
 	Learned     []Learned `json:"learned"`
 	Leases      Leases    `json:"leases"`
@@ -193,6 +193,8 @@ type Tunnel struct {
 	// Peers is how many nodes this node sends to through the tunnel. It receives from all nodes.
 	Peers int    `json:"peers"`
 	State string `json:"state"` // Installed, Differs or Missing
+	// Differs has the changes that would make the tunnel right. edgewayd makes them on its own.
+	Differs []string `json:"differs,omitempty"`
 }
 
 // Paths says which other nodes' canaries this node's canary reaches.

@@ -7,7 +7,7 @@ type Reason string
 // IsAdvice reports whether a problem of this reason is advice: everything works, but one more fault would be
 // worse than it must be, or a change that the operator may plan. Advice changes no exit status, and does not count
 // as a problem.
-func (r Reason) IsAdvice() bool { return r == SingleSpeaker || r == OtherMTU }
+func (r Reason) IsAdvice() bool { return r == SingleSpeaker || r == OtherMTU || r == StrictSource }
 
 // The reasons that package policy finds.
 const (
@@ -28,6 +28,7 @@ const (
 	OneMAC             Reason = "oneMAC"             // one machine answers for several nodes
 	LinkDown           Reason = "linkDown"           // the link of the node's own address is down
 	ForwardingOff      Reason = "forwardingOff"      // IPv4 forwarding is off on a link to the LAN
+	StrictSource       Reason = "strictSource"       // advice: rp_filter is 1 on a link to the LAN
 	NotSelected        Reason = "notSelected"        // no BGP resource selects a neighbour
 	PeeringGone        Reason = "peeringGone"        // the resource that selected this node was deleted
 	SelectsNothing     Reason = "selectsNothing"     // a BGP resource selects no Node
@@ -117,7 +118,7 @@ const (
 func Reasons() []Reason {
 	return []Reason{
 		NoSelf, NoPodCIDR, NoAddress, AddressNotHere, SharedAddress, Overlap, SeveralPools, FileDiffers, OtherNetwork, NoRouteToLAN,
-		GatewayOffSubnet, PeerOffSubnet, OffSubnet, SilentNode, OneMAC, LinkDown, ForwardingOff, NotSelected,
+		GatewayOffSubnet, PeerOffSubnet, OffSubnet, SilentNode, OneMAC, LinkDown, ForwardingOff, StrictSource, NotSelected,
 		PeeringGone, SelectsNothing, NoSuchSpeaker, SpeakerNotSelected, SingleSpeaker, NoPassword, Conflict, TooManyLearned,
 		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, ForwardDropped, HostDropped, ForeignNAT, SilentGateway, MTUTooLarge, NoPlugin, DiskFull, ClusterUnreadable, HostUnreadable,
 		WorldNotSaved, SwitchNotTold, PodsNotServed, KernelRefused, ForeignRoute, SettingsRefused, PodBroken,

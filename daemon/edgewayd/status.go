@@ -94,10 +94,13 @@ func (p *page) status(s api.Status) {
 	p.row("Daemon", fmt.Sprintf("edgewayd %s, up %s", s.Version, age(s.Now.Sub(s.Started))))
 	p.row("Cluster", clusterLine(s))
 	p.row("Leases", leasesLine(s.Leases))
-	if t := s.Tunnel; t != nil {
+	for _, t := range s.Tunnels {
 		mark := ""
 		if t.State != api.Installed {
 			mark = "   " + marked(t.State)
+		}
+		if len(t.Differs) > 0 {
+			mark = "   " + marked(fmt.Sprintf("%s: %s", t.State, t.Differs[0]))
 		}
 		p.row("Tunnel", fmt.Sprintf("%s   from %s   VNI %d   UDP port %d   MTU %d   peers %d%s", t.Device, t.Local, t.VNI, t.Port, t.MTU, t.Peers, mark))
 	}

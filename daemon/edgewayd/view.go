@@ -162,6 +162,7 @@ func readStatus(text []byte) (s api.Status, err error) {
 	fill(&s.Paths.Asked)
 	fill(&s.Problems)
 	fill(&s.Advice)
+	fill(&s.Tunnels)
 	for i := range s.Sessions {
 		fill(&s.Sessions[i].Advertised)
 	}

@@ -62,7 +62,7 @@ type DocumentProblem struct {
 func (p Plan) Document(changes []Change) Document {
 	d := Document{Nodes: []DocumentNode{}, Switches: []DocumentSwitch{}, Problems: documentProblems(p.Problems), Advice: documentProblems(p.Advice), Changes: some(changes)}
 	for _, n := range p.Nodes {
-		d.Nodes = append(d.Nodes, DocumentNode{Name: n.Name, Addresses: some(n.Addresses), LANs: some(n.LANs), Mode: string(n.Mode), NetworkPool: n.From,
+		d.Nodes = append(d.Nodes, DocumentNode{Name: n.Name, Addresses: some(n.Addresses), LANs: some(n.LANs), Mode: string(n.Mode), NetworkPool: n.NetworkPool,
 			Pool: some(n.pool()), MTU: n.MTU, Assumed: n.Assumed, Lines: n.Lines()})
 	}
 	for _, sw := range p.Switches {

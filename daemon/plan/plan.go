@@ -47,8 +47,6 @@ type Plan struct {
 // Node is what one node would do.
 type Node struct {
 	cluster.Node
-	Mode    cluster.Mode
-	From    string // the NetworkPool that it belongs to: "NetworkPool/warehouse"; "": none
 	Machine routes.Host
 	Assumed bool // Machine is not known but assumed
 	policy.Plan
@@ -99,11 +97,7 @@ func Of(in Input) Plan {
 			host = in.machine(n)
 		}
 		w := policy.World{Cluster: in.Cluster, Self: n.Name, Config: in.Config, Host: host}
-		node := Node{Node: n, Mode: w.Mode(n), Machine: host, Assumed: !known, Plan: survey.Decide(w)}
-		if pool, ok := w.Pool(n); ok {
-			node.From = pool.Ref()
-		}
-		p.Nodes = append(p.Nodes, node)
+		p.Nodes = append(p.Nodes, Node{Node: n, Machine: host, Assumed: !known, Plan: survey.Decide(w)})
 	}
 	p.switches()
 	p.problems(in.Cluster.Problems)

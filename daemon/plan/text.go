@@ -52,8 +52,8 @@ func (p Plan) lists() []problemList {
 
 func (n Node) heading() string {
 	text := fmt.Sprintf("Node %s   addresses %s   LAN %s   mode %s", n.Name, cmp.Or(list(n.Addresses), "none"), cmp.Or(list(n.LANs), "none"), n.Mode)
-	if n.From != "" {
-		text += " by " + n.From
+	if n.NetworkPool != "" {
+		text += " by " + n.NetworkPool
 	}
 	if n.Assumed {
 		var nets []string

@@ -52,12 +52,15 @@ type World struct {
 
 // Plan says what this node does. If the cluster does not know the node, the Plan has only the source check.
 type Plan struct {
-	LANs    []uint32     // of this node, each named by its local ASN, sorted
-	Routes  routes.State // what the kernel should have, in Scope
-	Learned routes.State // the routes that the switches announce, of routes.ProtoLearned
-	BGP     bgp.State
-	Pool    ipam.Pool // the pods' addresses; without Sets: unknown
-	MTU     int       // of the pods' links, in bytes
+	LANs []uint32     // of this node, each named by its local ASN, sorted
+	Mode cluster.Mode // how packets reach the pods of this node
+	// NetworkPool is the pool that this node belongs to: "NetworkPool/warehouse"; "": none.
+	NetworkPool string
+	Routes      routes.State // what the kernel should have, in Scope
+	Learned     routes.State // the routes that the switches announce, of routes.ProtoLearned
+	BGP         bgp.State
+	Pool        ipam.Pool // the pods' addresses; without Sets: unknown
+	MTU         int       // of the pods' links, in bytes
 	// Sessions has an entry for each switch that a resource gives this node, in the resources' order.
 	Sessions []Session
 	// Unspoken has an entry for each switch of a resource that selects this node and of which no speaker is a
@@ -91,7 +94,7 @@ func (s Session) IsHeld() bool { return s.Held.Reason != "" }
 
 // Scope returns the part of the host's network namespace that Plan.Routes describes.
 func Scope() routes.Scope {
-	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{routes.VXLANLink}, NAT: true, Senders: true, SourceCheck: true}
+	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{routes.VXLANLink, routes.VXLANLink6}, NAT: true, Senders: true, SourceCheck: true}
 }
 
 // String prints the plan as operators know it: the lines of ip route, and a table for each session.
@@ -111,7 +114,7 @@ func Decide(w World) Plan { return NewSurvey(w.Cluster).Decide(w) }
 
 // Decide is Decide for one of the nodes of the surveyed cluster state, which w.Cluster must be.
 func (s *Survey) Decide(w World) Plan {
-	d := &draft{World: w, survey: s}
+	d := &draft{World: w, survey: s, plan: Plan{Mode: w.Config.Mode}}
 	if w.Config.CNI.SourceCheck { // also for the pods of a node that the cluster does not know
 		d.plan.Routes.SourceCheck = &routes.SourceCheck{}
 	}
@@ -133,12 +136,13 @@ func (s *Survey) Decide(w World) Plan {
 		}
 		for _, cidr := range n.PodCIDRs {
 			if !d.isDisputed(cidr) {
-				d.routeTo(n, s.lans[i], cidr)
+				d.routeTo(n, s.places[i], cidr)
 			}
 		}
 	}
 	if len(d.Cluster.Pools) > 0 {
 		d.receive()
+		d.strictLinks()
 	}
 	d.shadows()
 	d.sourceNAT()
@@ -154,6 +158,7 @@ type draft struct {
 	World
 	survey   *Survey
 	self     cluster.Node
+	place                          // of self
 	disputed map[netip.Prefix]bool // CIDRs that overlap a subnet of this host
 	shared   map[netip.Prefix]bool // this node's CIDRs that the bridge of another plugin still serves
 
@@ -188,7 +193,11 @@ func (d *draft) findSelf() bool {
 		d.problem("Node/"+d.Self, cluster.NoSelf, "a Node of this name", got, next)
 		return false
 	}
-	d.self, d.plan.LANs = d.Cluster.Nodes[at], d.survey.lans[at]
+	d.self, d.place = d.Cluster.Nodes[at], d.survey.places[at]
+	d.plan.LANs, d.plan.Mode = d.lans, d.mode(d.self, d.pool)
+	if d.pool != nil {
+		d.plan.NetworkPool = d.pool.Ref()
+	}
 	if len(d.self.PodCIDRs) == 0 {
 		d.problem("Node/"+d.Self, cluster.NoPodCIDR, "spec.podCIDRs", "none", "give the Node a pod CIDR; until then no pod can start here")
 	}
@@ -234,8 +243,8 @@ func (d *draft) carry(mtu int) {
 		d.carried = mtu
 	}
 	set := d.Config.CNI.MTU
-	if p, ok := d.Pool(d.self); ok {
-		set = cmp.Or(p.MTU, set)
+	if d.pool != nil {
+		set = cmp.Or(d.pool.MTU, set)
 	}
 	switch {
 	case set != 0:
@@ -272,6 +281,22 @@ func (d *draft) forwardingOff() {
 	}
 }
 
+// strictLinks advises a looser rp_filter on the links to the LAN before the mode of a pool changes. A node whose
+// route to a pod has moved to the tunnel drops, on such a link, what the pod's node still sends natively. There is
+// no order of moves that avoids it: one of the two nodes is the first.
+func (d *draft) strictLinks() {
+	if !slices.ContainsFunc(d.self.PodCIDRs, func(c netip.Prefix) bool { return c.Addr().Is4() }) {
+		return
+	}
+	for _, link := range d.Host.Strict {
+		if d.isUnderlay(d.self, link) {
+			key := "net.ipv4.conf." + link + ".rp_filter"
+			d.problem("link "+link, cluster.StrictSource, "rp_filter 2 or 0 while the mode of a NetworkPool changes", "1: until both nodes have changed, IPv4 packets between their pods are dropped here",
+				"before you change a mode: sysctl -w "+key+"=2; afterwards it may be 1 again")
+		}
+	}
+}
+
 // sourceNAT hides pods behind the node if the operator wants it, but never between pods, nor between pods and
 // nodes that reach each other natively.
 //
@@ -280,8 +305,8 @@ func (d *draft) forwardingOff() {
 // arrive. Packets of this node to pods behind a tunnel take the address of the tunnel's end, for the same reason.
 func (d *draft) sourceNAT() {
 	want, given := d.Config.SourceNAT, false
-	if p, ok := d.Pool(d.self); ok && p.SourceNAT != nil {
-		want, given = *p.SourceNAT, true
+	if d.pool != nil && d.pool.SourceNAT != nil {
+		want, given = *d.pool.SourceNAT, true
 	}
 	// Where a pool speaks of source NAT the table stays when it is off: without it, conntrack would forget how
 	// the living connections were translated.

@@ -22,8 +22,8 @@ func (d *draft) pools() {
 		d.problem("Node/"+d.self.Name, cluster.SeveralPools, "one NetworkPool that selects it", strings.Join(mine, " and "),
 			"correct spec.nodeSelector of one, or the labels of the Node; until then "+mine[0]+" counts, the first by name")
 	}
-	if p, ok := d.Pool(d.self); ok {
-		d.fileAgainst(p)
+	if d.pool != nil {
+		d.fileAgainst(*d.pool)
 	}
 }
 

@@ -10,16 +10,16 @@ import (
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
-// routeTo decides how packets from here reach the pod CIDR of node n, whose LANs are theirs.
-func (d *draft) routeTo(n cluster.Node, theirs []uint32, cidr netip.Prefix) {
+// routeTo decides how packets from here reach the pod CIDR of node n, which belongs at that place.
+func (d *draft) routeTo(n cluster.Node, at place, cidr netip.Prefix) {
 	object := "Node/" + n.Name
 	via, ok := d.underlay(n, cidr.Addr())
 	link, connected := d.linkTo(via)
-	mine := d.plan.LANs
+	mine, theirs := d.lans, at.lans
 	sameLAN := intersects(mine, theirs)
 
-	if d.overlaid(n, theirs, cidr.Addr()) {
-		d.tunnelTo(n, cidr)
+	if d.overlaid(n, at, cidr.Addr()) {
+		d.tunnelTo(n, at, cidr)
 		return
 	}
 	if !ok {
@@ -119,10 +119,10 @@ func (d *draft) lookup(addr netip.Addr) (routes.Route, bool) {
 	return best, best.Dst.IsValid()
 }
 
-// overlaid reports whether packets between the pods of this node and of n, whose LANs are theirs, travel in VXLAN.
-// like has the family of the packets. Both nodes come to the same answer.
-func (d *draft) overlaid(n cluster.Node, theirs []uint32, like netip.Addr) bool {
-	here, there := d.Mode(d.self), d.Mode(n)
+// overlaid reports whether packets between the pods of this node and of n, which belongs at that
+// place, travel in VXLAN. like has the family of the packets. Both nodes come to the same answer.
+func (d *draft) overlaid(n cluster.Node, at place, like netip.Addr) bool {
+	here, there := d.plan.Mode, d.mode(n, at.pool)
 	if here == cluster.Overlay || there == cluster.Overlay {
 		return true
 	}
@@ -131,15 +131,14 @@ func (d *draft) overlaid(n cluster.Node, theirs []uint32, like netip.Addr) bool 
 	}
 	via, _ := d.underlay(n, like)
 	_, connected := d.linkTo(via)
-	mine := d.plan.LANs
-	return !connected || len(mine)+len(theirs) > 0 && !intersects(mine, theirs)
+	return !connected || len(d.lans)+len(at.lans) > 0 && !intersects(d.lans, at.lans)
 }
 
 // nodesBesideTunnels returns the addresses of the nodes whose route to this node's pods leads through the tunnel.
 func (d *draft) nodesBesideTunnels() (out []netip.Prefix) {
 	for i, n := range d.Cluster.Nodes {
 		for _, c := range d.self.PodCIDRs {
-			if n.Name == d.self.Name || !d.overlaid(n, d.survey.lans[i], c.Addr()) {
+			if n.Name == d.self.Name || !d.overlaid(n, d.survey.places[i], c.Addr()) {
 				continue
 			}
 			for _, a := range n.Addresses {
@@ -155,24 +154,27 @@ func (d *draft) nodesBesideTunnels() (out []netip.Prefix) {
 // tunnelTo routes cidr through the VXLAN link to the tunnel endpoint (VTEP) of n. The endpoint has the first
 // address of the CIDR, and a MAC derived from the node's name, so nothing needs publishing. It is sent to
 // with the VNI and the port with which n receives, so that two pools may have different ones.
-func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
-	local, ok := d.vtepAddress(d.self)
-	remote, okRemote := d.vtepAddress(n)
-	if !ok || !okRemote || local.Is4() != remote.Is4() {
+func (d *draft) tunnelTo(n cluster.Node, at place, cidr netip.Prefix) {
+	local, remote, ok := d.tunnelEnds(n)
+	if !ok {
 		lacks := n // the node without an IPv4 address, if there is one: both nodes say the same of it
-		if okRemote && (!ok || remote.Is4()) {
+		if len(n.Family(netip.IPv4Unspecified())) > 0 {
 			lacks = d.self
 		}
 		d.problem("Node/"+lacks.Name, cluster.NoAddress, fmt.Sprintf("an InternalIP of the other end's family, for the tunnel between Node/%s and Node/%s", min(d.self.Name, n.Name), max(d.self.Name, n.Name)), fmt.Sprint(lacks.Addresses),
-			"add an IPv4 address to the Node's status.addresses: a node that has both families tunnels over IPv4; the pods of the two nodes do not reach each other until then")
+			"add an address of that family to the Node's status.addresses; the pods of the two nodes do not reach each other until then")
 		return
 	}
-	d.receive()
-	d.carry(d.plan.Routes.Links[0].MTU)
-	dev, mac, vtep := routes.VXLANLink, vtepMAC(n.Name), cidr.Masked().Addr()
-	d.plan.Routes.Routes = append(d.plan.Routes.Routes, routes.Route{Dst: cidr, Via: vtep, Link: dev, Onlink: true, Protocol: routes.ProtoNode})
+	link := d.receiveAt(local)
+	d.carry(link.MTU)
+	dev, mac, vtep := link.Name, vtepMAC(n.Name), cidr.Masked().Addr()
+	route := routes.Route{Dst: cidr, Via: vtep, Link: dev, Onlink: true, Protocol: routes.ProtoNode}
+	if at.pool != nil && at.pool.MTU < link.MTU {
+		route.MTU = at.pool.MTU // a link on the way to that pool may carry less; 0: it has no MTU
+	}
+	d.plan.Routes.Routes = append(d.plan.Routes.Routes, route)
 	d.plan.Routes.Neighs = append(d.plan.Routes.Neighs, routes.Neigh{Link: dev, IP: vtep, MAC: mac})
-	fdb, ours, theirs := routes.FDB{Link: dev, MAC: mac, Dst: remote}, d.VXLAN(d.self), d.VXLAN(n)
+	fdb, ours, theirs := routes.FDB{Link: dev, MAC: mac, Dst: remote}, d.vxlan(d.pool), d.vxlan(at.pool)
 	if theirs.VNI != ours.VNI {
 		fdb.VNI = theirs.VNI
 	}
@@ -184,36 +186,60 @@ func (d *draft) tunnelTo(n cluster.Node, cidr netip.Prefix) {
 	}
 }
 
-// vtepAddress is the address at which n sends and receives packets of the overlay. A node has one VXLAN link, and
-// that has one family.
-func (w World) vtepAddress(n cluster.Node) (netip.Addr, bool) {
-	if a, ok := w.underlay(n, netip.IPv4Unspecified()); ok {
-		return a, true
+// tunnelEnds returns the addresses between which this node and n tunnel: IPv4 if both nodes have it, else IPv6. ok
+// is false if no family is common to both.
+func (d *draft) tunnelEnds(n cluster.Node) (local, remote netip.Addr, ok bool) {
+	for _, like := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		local, here := d.underlay(d.self, like)
+		remote, there := d.underlay(n, like)
+		if here && there {
+			return local, remote, true
+		}
 	}
-	return w.underlay(n, netip.IPv6Unspecified())
+	return local, remote, false
 }
 
-// receive makes the VXLAN link, with which this node receives packets of the overlay. In a cluster with
-// NetworkPools every node has the link in every mode: while the mode of a pool changes, some nodes know of it
+// receive makes the VXLAN links with which this node receives packets of the overlay. In a cluster with
+// NetworkPools every node has them in every mode: while the mode of a pool changes, some nodes know of it
 // earlier than others, and what the earlier ones send in VXLAN must arrive.
 func (d *draft) receive() {
-	local, ok := d.vtepAddress(d.self)
-	if !ok || len(d.plan.Routes.Links) > 0 {
-		return
+	if a, ok := d.underlay(d.self, netip.IPv4Unspecified()); ok {
+		d.receiveAt(a)
 	}
-	dev, at := routes.VXLANLink, d.VXLAN(d.self)
+	if a, ok := d.underlay(d.self, netip.IPv6Unspecified()); ok && (d.linkAt(a) == routes.VXLANLink || d.survey.sixOnly) {
+		d.receiveAt(a)
+	}
+}
+
+// linkAt names the VXLAN link of this node that receives at one of its addresses. A VXLAN link has one family
+// (drivers/net/vxlan/vxlan_core.c: vxlan_sock_add). A node with both families needs a second link for the nodes
+// that have IPv6 only.
+func (d *draft) linkAt(local netip.Addr) string {
+	if local.Is6() && len(d.self.Family(netip.IPv4Unspecified())) > 0 {
+		return routes.VXLANLink6
+	}
+	return routes.VXLANLink
+}
+
+// receiveAt makes the VXLAN link that receives at local, once.
+func (d *draft) receiveAt(local netip.Addr) routes.Link {
+	dev, at := d.linkAt(local), d.vxlan(d.pool)
+	if i := slices.IndexFunc(d.plan.Routes.Links, func(l routes.Link) bool { return l.Name == dev }); i >= 0 {
+		return d.plan.Routes.Links[i]
+	}
 	mtu := d.underlayMTU(d.self) - vxlanOverhead(local)
-	if p, ok := d.Pool(d.self); ok && p.MTU != 0 {
-		mtu = min(mtu, p.MTU) // somewhere behind the LAN, a link may carry less than the LAN
+	if d.pool != nil && d.pool.MTU != 0 {
+		mtu = min(mtu, d.pool.MTU) // somewhere behind the LAN, a link may carry less than the LAN
 	}
-	d.plan.Routes.Links = append(d.plan.Routes.Links, routes.Link{
+	link := routes.Link{
 		Name: dev, Kind: "vxlan", MAC: vtepMAC(d.self.Name), Up: true, MTU: mtu,
 		VXLAN: &routes.VXLAN{VNI: at.VNI, Port: at.Port, Local: local},
-	})
+	}
+	d.plan.Routes.Links = append(d.plan.Routes.Links, link)
 	// Any machine of the LAN can send to the VXLAN port. No such machine may become a router here.
 	d.plan.Routes.Sysctls = append(d.plan.Routes.Sysctls, routes.Refusals(dev)...)
 	if !d.Config.VXLAN.AcceptAll {
-		d.plan.Routes.Senders = &routes.Senders{VNI: at.VNI, Port: at.Port, From: d.others()}
+		d.plan.Routes.Senders = &routes.Senders{VNI: at.VNI, Port: at.Port, From: d.others}
 	}
 	for _, c := range d.self.PodCIDRs {
 		a := c.Masked().Addr()
@@ -223,6 +249,7 @@ func (d *draft) receive() {
 			d.plan.Routes.Sysctls = append(d.plan.Routes.Sysctls, looseReversePath(dev))
 		}
 	}
+	return link
 }
 
 // looseReversePath lets a packet in although the route to its source leaves by another link. The kernel takes
@@ -231,16 +258,6 @@ func (d *draft) receive() {
 // a program chose that address. While a mode changes, pods' packets arrive in VXLAN that are answered natively.
 func looseReversePath(link string) routes.Sysctl {
 	return routes.Sysctl{Key: "net/ipv4/conf/" + link + "/rp_filter", Value: "2"}
-}
-
-// others are the addresses of the other nodes.
-func (d *draft) others() (out []netip.Addr) {
-	for _, n := range d.Cluster.Nodes {
-		if n.Name != d.self.Name {
-			out = append(out, n.Addresses...)
-		}
-	}
-	return out
 }
 
 // vtepMAC is the tunnel endpoint's MAC: locally administered, and derived from the node's name.

@@ -67,8 +67,8 @@ func (d *draft) lone() {
 		}
 		told[r.LocalASN] = true
 		nodes := 0
-		for _, lans := range d.survey.lans {
-			if slices.Contains(lans, r.LocalASN) {
+		for _, at := range d.survey.places {
+			if slices.Contains(at.lans, r.LocalASN) {
 				nodes++
 			}
 		}

@@ -13,17 +13,27 @@ import (
 // Survey is what the decisions for all nodes of one cluster state share. It is made once, and a decision for
 // each node of the cluster then takes time in proportion to the number of nodes, however many resources there are.
 type Survey struct {
-	lans     [][]uint32            // of each node of the cluster state, in its order
+	places   []place               // of each node of the cluster state, in its order
 	speakers map[uint32][]string   // the Nodes that speak for each LAN
 	named    map[string]bool       // the names of the Nodes
 	like     map[string]string     // the name of a Node, by what names that mean it have in common
 	claims   []claim               // every pod CIDR of the cluster, sorted
 	disputed map[netip.Prefix]bool // pod CIDRs of two nodes that overlap
+	sixOnly  bool                  // some node has an IPv6 address and no IPv4 address
 	problems []cluster.Problem     // every node has them
 }
 
+// place is where a node belongs.
+type place struct {
+	lans []uint32             // the local ASNs of the resources that select it
+	pool *cluster.NetworkPool // of the pools that select it, the first by name; nil: none does
+	// others are the addresses of all other nodes. The nodes share one array, since thousands of nodes would
+	// otherwise have as many copies.
+	others []netip.Addr
+}
+
 // LANs returns the LANs of the node with that index in the cluster state, each named by its local ASN, sorted.
-func (s *Survey) LANs(node int) []uint32 { return s.lans[node] }
+func (s *Survey) LANs(node int) []uint32 { return s.places[node].lans }
 
 // claim is a pod CIDR and the Node that has it.
 type claim struct {
@@ -34,10 +44,19 @@ type claim struct {
 // NewSurvey surveys a cluster state.
 func NewSurvey(c cluster.World) *Survey {
 	s := &Survey{speakers: map[uint32][]string{}, named: map[string]bool{}, like: map[string]string{}, disputed: map[netip.Prefix]bool{}}
+	var addrs []netip.Addr
 	for _, n := range c.Nodes {
-		s.lans = append(s.lans, lans(c, n))
+		s.places = append(s.places, place{lans: lans(c, n), pool: poolOf(c.Pools, n)})
 		s.named[n.Name] = true
 		s.like[common(n.Name)] = n.Name
+		addrs = append(addrs, n.Addresses...)
+		s.sixOnly = s.sixOnly || len(n.Addresses) > 0 && len(n.Family(netip.IPv4Unspecified())) == 0
+	}
+	round, begin := slices.Concat(addrs, addrs), 0 // after a node's own addresses come all others
+	for i, n := range c.Nodes {
+		end := begin + len(n.Addresses)
+		s.places[i].others = slices.Clip(round[end : begin+len(addrs)])
+		begin = end
 	}
 	s.overlaps(c.Nodes)
 	s.sharedAddresses(c.Nodes)
@@ -58,6 +77,15 @@ func lans(c cluster.World, n cluster.Node) []uint32 {
 	}
 	slices.Sort(asns)
 	return slices.Compact(asns)
+}
+
+// poolOf returns the NetworkPool that n belongs to: of those that select n, the first by name. nil: none does.
+func poolOf(pools []cluster.NetworkPool, n cluster.Node) *cluster.NetworkPool {
+	i := slices.IndexFunc(pools, func(p cluster.NetworkPool) bool { return p.Selector.Selects(n.Labels) })
+	if i < 0 {
+		return nil
+	}
+	return &pools[i]
 }
 
 func (s *Survey) problem(object string, reason cluster.Reason, want, got, next string) {

@@ -13,25 +13,28 @@ import (
 
 // Pool returns the NetworkPool that n belongs to: of those that select n, the first by name.
 func (w World) Pool(n cluster.Node) (cluster.NetworkPool, bool) {
-	i := slices.IndexFunc(w.Cluster.Pools, func(p cluster.NetworkPool) bool { return p.Selector.Selects(n.Labels) })
-	if i < 0 {
-		return cluster.NetworkPool{}, false
+	if p := poolOf(w.Cluster.Pools, n); p != nil {
+		return *p, true
 	}
-	return w.Cluster.Pools[i], true
+	return cluster.NetworkPool{}, false
 }
 
 // Mode returns how packets reach the pods of n.
-func (w World) Mode(n cluster.Node) cluster.Mode {
-	if p, ok := w.Pool(n); ok {
-		return p.Mode
+func (w World) Mode(n cluster.Node) cluster.Mode { return w.mode(n, poolOf(w.Cluster.Pools, n)) }
+
+func (w World) mode(n cluster.Node, pool *cluster.NetworkPool) cluster.Mode {
+	if pool != nil {
+		return pool.Mode
 	}
 	return w.fileMode(n)
 }
 
 // VXLAN returns where n receives packets of the overlay.
-func (w World) VXLAN(n cluster.Node) cluster.VXLAN {
-	if p, ok := w.Pool(n); ok {
-		return p.VXLAN
+func (w World) VXLAN(n cluster.Node) cluster.VXLAN { return w.vxlan(poolOf(w.Cluster.Pools, n)) }
+
+func (w World) vxlan(pool *cluster.NetworkPool) cluster.VXLAN {
+	if pool != nil {
+		return pool.VXLAN
 	}
 	return w.Config.VXLAN.VXLAN
 }

@@ -16,7 +16,7 @@ done
 
 # Pods that run keep their network: their links, routes and rules stay until they or the machine go.
 if ! command -v ip >/dev/null; then
-	echo "edgeway: left routes of protocols 119 and 121 and the link edgeway.1, if there are any: there is no ip to look with; a reboot removes them"
+	echo "edgeway: left routes of protocols 119 and 121 and the links edgeway.1 and edgeway.6, if there are any: there is no ip to look with; a reboot removes them"
 	exit 0
 fi
 pods=$(ip -o link show type veth 2>/dev/null | grep -cE ': ew[0-9a-f]{11}([0-9a-f]{2})?@' || true)
@@ -29,6 +29,7 @@ for protocol in 101 119 121; do
 	ip -6 route flush proto $protocol
 done
 ip link del edgeway.1 2>/dev/null || true
+ip link del edgeway.6 2>/dev/null || true
 if command -v nft >/dev/null; then
 	nft delete table inet edgeway 2>/dev/null || true
 	nft delete table inet edgeway-vxlan 2>/dev/null || true
