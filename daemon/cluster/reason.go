@@ -20,6 +20,7 @@ const (
 	SeveralPools       Reason = "severalPools"       // two NetworkPools select one node
 	FileDiffers        Reason = "fileDiffers"        // a node's file says something else than its NetworkPool
 	OtherNetwork       Reason = "otherNetwork"       // another network plugin's bridge is in the pod CIDR
+	VXLANTaken         Reason = "vxlanTaken"         // another owner's link has our VNI and port
 	NoRouteToLAN       Reason = "noRouteToLAN"       // packets for another LAN leave by no underlay link
 	GatewayOffSubnet   Reason = "gatewayOffSubnet"   // spec.gateway is not one hop away
 	PeerOffSubnet      Reason = "peerOffSubnet"      // the switch is not one hop away
@@ -117,7 +118,7 @@ const (
 // Reasons returns every reason of this table. Package bgp has the reasons of sessions.
 func Reasons() []Reason {
 	return []Reason{
-		NoSelf, NoPodCIDR, NoAddress, AddressNotHere, SharedAddress, Overlap, SeveralPools, FileDiffers, OtherNetwork, NoRouteToLAN,
+		NoSelf, NoPodCIDR, NoAddress, AddressNotHere, SharedAddress, Overlap, SeveralPools, FileDiffers, OtherNetwork, VXLANTaken, NoRouteToLAN,
 		GatewayOffSubnet, PeerOffSubnet, OffSubnet, SilentNode, OneMAC, LinkDown, ForwardingOff, StrictSource, NotSelected,
 		PeeringGone, SelectsNothing, NoSuchSpeaker, SpeakerNotSelected, SingleSpeaker, NoPassword, Conflict, TooManyLearned,
 		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, ForwardDropped, HostDropped, ForeignNAT, SilentGateway, MTUTooLarge, NoPlugin, DiskFull, ClusterUnreadable, HostUnreadable,

@@ -87,7 +87,8 @@ func worldOf(t *testing.T, a *txtar.Archive, node string) World {
 	return w
 }
 
-// readHost parses lines such as "addr 10.0.10.11/24 dev eth0", "link eth0 mtu 1500" or "link eth0 down", "route
+// readHost parses lines such as "addr 10.0.10.11/24 dev eth0", "link eth0 mtu 1500" or "link eth0 down", "vxlan
+// flannel.1 id 1 dstport 8472 local 10.0.10.11", "route
 // 0.0.0.0/0 via 10.0.10.1 dev eth0", "blackhole 10.0.0.0/8", "rule 100 10.10.4.0 via 10.0.10.9 dev eth1" or "rule
 // 100 10.10.4.0 prohibit", and "unforwarded eth0". A neighbour that answered is "mac 10.0.10.12 02:00:00:00:00:12",
 // and one that answers no more is "silent 10.0.10.12". A path that a switch announces is "learned 192.168.5.0/24
@@ -101,6 +102,12 @@ func readHost(t *testing.T, text string, w *World) (left string) {
 		switch {
 		case len(f) == 4 && f[0] == "addr":
 			h.Addrs = append(h.Addrs, routes.Addr{Link: f[3], Prefix: netip.MustParsePrefix(f[1])})
+		case len(f) == 8 && f[0] == "vxlan":
+			l := routes.Link{Name: f[1], Kind: "vxlan", MTU: 1450, Up: true, VXLAN: &routes.VXLAN{Local: netip.MustParseAddr(f[7])}}
+			if _, err := fmt.Sscan(f[3]+" "+f[5], &l.VXLAN.VNI, &l.VXLAN.Port); err != nil {
+				t.Fatal(err)
+			}
+			h.Links = append(h.Links, l)
 		case len(f) == 3 && f[0] == "link":
 			h.Links = append(h.Links, routes.Link{Name: f[1], MTU: 1500})
 		case len(f) == 4 && f[0] == "link":

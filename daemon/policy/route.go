@@ -165,6 +165,9 @@ func (d *draft) tunnelTo(n cluster.Node, at place, cidr netip.Prefix) {
 			"add an address of that family to the Node's status.addresses; the pods of the two nodes do not reach each other until then")
 		return
 	}
+	if d.isTaken(local) {
+		return // the kernel would refuse the link, and everything on it
+	}
 	link := d.receiveAt(local)
 	d.carry(link.MTU)
 	dev, mac, vtep := link.Name, vtepMAC(n.Name), cidr.Masked().Addr()
@@ -203,12 +206,31 @@ func (d *draft) tunnelEnds(n cluster.Node) (local, remote netip.Addr, ok bool) {
 // NetworkPools every node has them in every mode: while the mode of a pool changes, some nodes know of it
 // earlier than others, and what the earlier ones send in VXLAN must arrive.
 func (d *draft) receive() {
-	if a, ok := d.underlay(d.self, netip.IPv4Unspecified()); ok {
+	if a, ok := d.underlay(d.self, netip.IPv4Unspecified()); ok && !d.isTaken(a) {
 		d.receiveAt(a)
 	}
-	if a, ok := d.underlay(d.self, netip.IPv6Unspecified()); ok && (d.linkAt(a) == routes.VXLANLink || d.survey.sixOnly) {
+	if a, ok := d.underlay(d.self, netip.IPv6Unspecified()); ok && (d.linkAt(a) == routes.VXLANLink || d.survey.sixOnly) && !d.isTaken(a) {
 		d.receiveAt(a)
 	}
+}
+
+// isTaken records a VXLAN link of another owner that receives where this node would receive at local, and reports
+// whether there is one. The kernel has one link for each VNI, port and family (drivers/net/vxlan/vxlan_core.c:
+// vxlan_vni_in_use).
+func (d *draft) isTaken(local netip.Addr) bool {
+	at := d.vxlan(d.pool)
+	i := slices.IndexFunc(d.Host.Links, func(l routes.Link) bool {
+		return l.VXLAN != nil && l.Up && l.VXLAN.VNI == at.VNI && l.VXLAN.Port == at.Port && l.VXLAN.Local.Is6() == local.Is6()
+	})
+	if i < 0 {
+		return false
+	}
+	taken := cluster.Problem{Object: "link " + d.Host.Links[i].Name, Reason: cluster.VXLANTaken, Want: fmt.Sprintf("VNI %d on UDP port %d for %s", at.VNI, at.Port, d.linkAt(local)), Got: "a VXLAN link of another owner, which receives there",
+		Next: "remove the network plugin that made the link, and then the link: ip link del " + d.Host.Links[i].Name + "; or choose another vxlan.vni in the NetworkPool; this node has no such tunnel until then"}
+	if !slices.Contains(d.plan.Problems, taken) {
+		d.plan.Problems = append(d.plan.Problems, taken)
+	}
+	return true
 }
 
 // linkAt names the VXLAN link of this node that receives at one of its addresses. A VXLAN link has one family
