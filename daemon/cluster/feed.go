@@ -76,6 +76,7 @@ type feed struct {
 	version string // of the items; "": list again
 	server  string // that sent the items
 	lost    bool   // version belongs to another history than the server's
+	cut     bool   // the last watch did not end as it was asked to
 }
 
 // told is the last version of an object that the server sent.
@@ -125,11 +126,17 @@ func (k *kubernetes) follow(ctx context.Context, c *Connection, f *feed) {
 
 // attempt lists, unless the version is known, and watches until the watch ends.
 func (k *kubernetes) attempt(ctx context.Context, c *Connection, f *feed) error {
+	if f.version != "" && f.cut {
+		if err := k.compare(ctx, c, f); err != nil {
+			return fmt.Errorf("watch %s: %w", f.kind.resource(), err)
+		}
+	}
 	if f.version == "" {
 		if err := k.list(ctx, c, f); err != nil {
 			return fmt.Errorf("list %s: %w", f.kind.resource(), err)
 		}
 	}
+	f.cut = true
 	err := k.watch(ctx, c, f)
 	if expired(err) {
 		f.version, f.lost = "", code(err) != http.StatusNotFound
@@ -137,6 +144,25 @@ func (k *kubernetes) attempt(ctx context.Context, c *Connection, f *feed) error 
 	}
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", f.kind.resource(), err)
+	}
+	return nil
+}
+
+// compare notices a server that lost its memory: etcd was restored from a backup, and versions count from an earlier
+// number again. A watch from a version that is still to come hears nothing, and no error says so. A server that
+// restarts cuts its watches, so that only a watch that was cut is compared: with the version of a list of one object,
+// or of none, that is read from etcd.
+func (k *kubernetes) compare(ctx context.Context, c *Connection, f *feed) error {
+	of := f.name
+	if of == "" {
+		of = k.options.Node
+	}
+	meta, err := k.page(ctx, c, f.kind, f.query(of), func(item) {})
+	if err != nil && !expired(err) {
+		return err
+	}
+	if older(meta.ResourceVersion, f.version) {
+		f.version, f.lost = "", true
 	}
 	return nil
 }
@@ -295,7 +321,10 @@ func (k *kubernetes) watch(ctx context.Context, c *Connection, f *feed) error {
 	}
 	defer body.Close()
 	k.opened(f)
-	return readEvents(body, func(event string, object func(any) error) error { return k.event(f, event, object) })
+	opened := k.clock()
+	err = readEvents(body, func(event string, object func(any) error) error { return k.event(f, event, object) })
+	f.cut = err != nil || k.clock().Sub(opened) < lives-lives/10
+	return err
 }
 
 func (k *kubernetes) event(f *feed, event string, object func(any) error) error {

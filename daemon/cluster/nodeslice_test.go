@@ -234,7 +234,7 @@ func TestSlicesAreReadOnceOnly(t *testing.T) {
 		}
 	}
 	slices.Sort(lists)
-	if got := strings.Join(slices.Compact(lists), ", "); got != "list nodeslices metadata, list nodeslices nodes-3" {
+	if got := strings.Join(slices.Compact(lists), ", "); got != "list nodeslices metadata, list nodeslices n1, list nodeslices nodes-3" {
 		t.Errorf("asked for %s", got)
 	}
 }
