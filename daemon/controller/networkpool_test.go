@@ -54,6 +54,16 @@ func TestAPIServerNetworkPool(t *testing.T) {
 	until("the status of the pool that overlaps it", status, `b 1 {"blocks":128,"cidr":"10.20.128.0/17","used":0} False OverlapsPool`)
 	until("both names", []string{"get", "networkpool", "b", "-o", "jsonpath={.status.conditions[0].message}"}, "10.20.128.0/17, which overlaps 10.20.0.0/16 of NetworkPool/a, the older pool; without pod CIDRs: b1")
 
+	// The other ranges that a pool must not have: those of Services, and of nodes.
+	if out, err := l.Kubectl("patch", "node", "f1", "--subresource=status", "-p", `{"status": {"addresses": [{"type": "InternalIP", "address": "10.30.0.5"}]}}`); err != nil {
+		t.Fatal(out, err)
+	}
+	pool("c", `"podCIDRs": [{"cidr": "10.96.128.0/17"}], "sourceNAT": {"enabled": true, "exclude": ["192.168.0.0/16"]}, "vxlan": {"vni": 7, "port": 4789}, "mtu": 1400`)
+	pool("d", `"podCIDRs": [{"cidr": "10.30.0.0/16"}]`)
+	reason := []string{"get", "networkpool", "-o", `jsonpath={range .items[*]}{.metadata.name} {.status.conditions[0].reason}: {.status.conditions[0].message}{"\n"}{end}`}
+	until("a pool in the Service CIDR", reason, "c OverlapsServices: NetworkPool/c: want podCIDRs apart from the Service CIDRs, got 10.96.128.0/17, which overlaps the Service CIDR 10.96.0.0/16")
+	until("a pool with a node's address", reason, "d OverlapsNode: NetworkPool/d: want podCIDRs apart from the nodes' own subnets, got 10.30.0.0/16, which holds the address 10.30.0.5 of Node/f1")
+
 	pool("b", `"podCIDRs": [{"cidr": "10.21.0.0/16"}]`)
 	until("the status after the repair", status, `b 1 {"blocks":256,"cidr":"10.21.0.0/16","used":1} True AllServed`)
 	until("blocks after the repair", []string{"get", "node", "b1", "-o", "jsonpath={.spec.podCIDRs}"}, `["10.21.0.0/24"]`)
