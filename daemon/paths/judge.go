@@ -63,6 +63,10 @@ func Judge(self Self, found []Finding) []cluster.Problem {
 	j := &judge{self: self, all: found}
 	var cut, narrow []Finding
 	for _, f := range found {
+		if f.Host == Answers && f.Said.Name != "" && f.Said.Name != f.Node.Name {
+			j.another(f)
+			continue
+		}
 		if f.Translated.IsValid() {
 			j.translated(f)
 		}
@@ -80,6 +84,7 @@ func Judge(self Self, found []Finding) []cluster.Problem {
 	cut = slices.DeleteFunc(cut, func(f Finding) bool { return f.Host != Answers || len(f.Said.Canary) == 0 })
 	cut = j.terms(cut)
 	cut = j.here(cut)
+	cut = j.lans(cut)
 	j.there(cut)
 	j.narrow(narrow)
 	return j.out
@@ -211,6 +216,44 @@ func (f Finding) cidr() string {
 	return f.Addr.String()
 }
 
+// lans names the other groups of nodes of which no pod is reached, each in one line.
+func (j *judge) lans(cut []Finding) []Finding {
+	type state struct {
+		nodes          map[string]bool
+		reached, heard bool
+		lost           []Finding
+	}
+	groups := map[string]*state{}
+	for _, f := range j.all {
+		if f.Host != Answers || len(f.Said.Canary) == 0 || f.near() || f.Node.Group == j.self.Group {
+			continue
+		}
+		g := groups[f.Node.Group]
+		if g == nil {
+			g = &state{nodes: map[string]bool{}}
+			groups[f.Node.Group] = g
+		}
+		g.nodes[f.Node.Name] = true
+		g.reached = g.reached || f.Canary != Silent || f.Said.Cause != ""
+		g.heard = g.heard || f.Said.HeardYou
+		g.lost = append(g.lost, f)
+	}
+	for _, name := range slices.Sorted(maps.Keys(groups)) {
+		g := groups[name]
+		if len(g.nodes) < 2 || g.reached || g.heard || !slices.ContainsFunc(cut, func(f Finding) bool { return f.Node.Group == name }) {
+			continue
+		}
+		cut = slices.DeleteFunc(cut, func(f Finding) bool { return f.Node.Group == name })
+		got := fmt.Sprintf("none from %d nodes, which answer at their own addresses", len(g.nodes))
+		if f := g.lost[0]; f.Way.Tunnel {
+			j.problem("LAN of "+names(g.lost), cluster.TunnelFiltered, "answers of their canaries through the tunnel", got, fmt.Sprintf("open UDP port %d between the two LANs, and in the firewalls of their nodes", f.Node.Terms.Port))
+		} else {
+			j.problem("LAN of "+names(g.lost), cluster.PodCIDRNotRouted, "answers of their canaries", got, "check that the switches of the two LANs exchange the pod CIDRs: edgewayd peers on a speaker of each LAN shows what is advertised")
+		}
+	}
+	return cut
+}
+
 // there finds causes at the other node, or between the two.
 func (j *judge) there(cut []Finding) {
 	var back []Finding // the other node hears us, and its answers do not come back
@@ -290,6 +333,14 @@ func (j *judge) narrow(narrow []Finding) {
 			j.problem("Node/"+f.Node.Name, cluster.MTUHole, want+" between this node and that node", "small packets only", "check the MTU of that node's switch port; "+next)
 		}
 	}
+}
+
+// another names a node at whose address another node answers.
+func (j *judge) another(f Finding) {
+	if j.self.Known[cluster.SharedAddress] {
+		return
+	}
+	j.problem("Node/"+f.Node.Name, cluster.SharedAddress, "an InternalIP of its own", fmt.Sprintf("Node %s answers at %v", f.Said.Name, f.Node.Hosts), "correct the Node's InternalIP, or the address of one of the two machines")
 }
 
 // translated names a source NAT that is not edgeway's: edgeway never translates packets between pods. A translation on

@@ -59,6 +59,10 @@ func TestJudge(t *testing.T) {
 		{name: "not known yet", found: []Finding{lanNode("a", 2, func(f *Finding) { f.Canary, f.Full, f.Host = Unsure, Unsure, Unsure })}},
 
 		{name: "B9, B21: the switch does not route one pod CIDR", found: []Finding{lanNode("a", 2), lanNode("b", 1, unheard), lanNode("b", 2)}, want: []string{"Node/b1: podCIDRNotRouted"}},
+		{name: "two LANs that do not exchange pod CIDRs", found: []Finding{lanNode("a", 2), lanNode("b", 1, unheard), lanNode("b", 2, unheard), lanNode("c", 1)}, want: []string{"LAN of b1, b2: podCIDRNotRouted"}},
+		{name: "a tunnel to another LAN", found: []Finding{lanNode("a", 2), lanNode("b", 1, unheard, tunnelled), lanNode("b", 2, unheard, tunnelled)}, want: []string{"LAN of b1, b2: tunnelFiltered"}},
+		{name: "N20: another node has the address", found: []Finding{lanNode("a", 2, unheard, func(f *Finding) { f.Said.Name = "a3" }), lanNode("a", 3)}, want: []string{"Node/a2: sharedAddress"}},
+		{name: "N24, which is known", self: knows(cluster.SharedAddress), found: []Finding{lanNode("a", 2, unheard, func(f *Finding) { f.Said.Name = "a3" }), lanNode("a", 3)}},
 		{name: "the same, seen from the node that it is about", found: []Finding{lanNode("a", 2), lanNode("b", 1, unanswered), lanNode("b", 2, unanswered)}, want: []string{"Node/a1: podCIDRNotRouted"}},
 		{name: "N27: spec.gateway with nobody there, which is known", self: knows(cluster.SilentGateway), found: []Finding{lanNode("a", 2), lanNode("b", 1, unheard), lanNode("b", 2, unheard)}},
 		{name: "N28: a dead default gateway, which is known", self: knows(cluster.SilentGateway), found: []Finding{lanNode("a", 2), lanNode("b", 1, away), lanNode("b", 2, away)}},

@@ -58,7 +58,9 @@ func answerer(t *testing.T, atCanary bool, known ...Node) (p *Prober, at netip.A
 
 func TestAnswersAreAsLongAsQuestions(t *testing.T) {
 	p, at := answerer(t, true, Node{Name: "node-2", CIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/24")}}, Node{Name: "node-3", Hosts: []netip.Addr{netip.MustParseAddr("127.0.0.9")}})
+	p.mu.Lock()
 	p.heard[pathKey{"node-3", ipv4}] = time.Now()
+	p.mu.Unlock()
 	conn, err := listen(t.Context(), netip.MustParseAddrPort("127.0.0.2:0"))
 	if err != nil {
 		t.Fatal(err)
