@@ -86,7 +86,7 @@ func isConfined(t *testing.T, s *story) {
 	out := s.m.must(t, "systemd-analyze", "security", "--no-pager", fmt.Sprintf("--threshold=%d", mostExposed), "edgewayd.service")
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	t.Log(lines[len(lines)-1])
-	if out := s.m.must(t, "edgewayd", "ipam", "check"); !strings.Contains(out, "1 lease") {
+	if out := s.m.must(t, "edgewayd", "ipam", "check"); !strings.Contains(out, "2 leases") { // the pod's, and the canary's
 		t.Errorf("ipam check: %s", out)
 	}
 	// These limits also hold when a rogue switch or manifest controls the daemon.
@@ -149,8 +149,8 @@ func upgrades(t *testing.T, s *story) {
 		if err != nil {
 			t.Error(err)
 		}
-		if name == "the machine, 101" { // the new pod's routes come and go
-			events = without(events, new.Addrs)
+		if name == "the machine, 101" { // the new pod's routes come and go, and the canary ends with the daemon
+			events = without(events, append(slices.Clone(new.Addrs), canary(t, s)...))
 		}
 		if len(events) > 0 {
 			t.Errorf("routes of %s changed:\n%s", name, strings.Join(events, "\n"))
@@ -159,6 +159,19 @@ func upgrades(t *testing.T, s *story) {
 	if text, err := os.ReadFile(s.m.path("etc/edgeway/edgewayd.yaml")); err != nil || !strings.Contains(string(text), "the operator's") {
 		t.Errorf("the operator's configuration is now %q, %v", text, err)
 	}
+}
+
+// canary returns the addresses of the machine's canary.
+func canary(t *testing.T, s *story) (addrs []netip.Addr) {
+	t.Helper()
+	status, err := s.status(t)
+	if err != nil || len(status.Paths.Canary) != 2 {
+		t.Errorf("canary %v, %v; want an address of each family", status.Paths.Canary, err)
+	}
+	for _, a := range status.Paths.Canary {
+		addrs = append(addrs, netip.MustParseAddr(a))
+	}
+	return addrs
 }
 
 func without(lines []string, addrs []netip.Addr) (rest []string) {
