@@ -225,6 +225,7 @@ func (b *bench) countFamily(ctx context.Context, f family, t, memory *table) err
 				b.out.keep(key+"faults", float64(faults[len(faults)/2]))
 				b.out.keep(key+"daemon", each(daemon.syscalls))
 				b.out.keep(key+"fsyncs", each(plugin.fsyncs+daemon.fsyncs))
+				b.out.keep(key+"changes", each(plugin.changes+daemon.changes))
 				b.out.keep(key+"sends", each(plugin.sends+daemon.sends))
 			}
 		}

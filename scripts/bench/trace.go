@@ -21,6 +21,7 @@ import (
 // counts are strace(1)'s counts. Other load on the machine does not change them.
 type counts struct {
 	execs, syscalls, sends, requests, fsyncs int
+	changes                                  int // sends that ask for an acknowledgement, as changes do and questions do not
 }
 
 func (c *counts) add(o counts) {
@@ -29,6 +30,7 @@ func (c *counts) add(o counts) {
 	c.sends += o.sends
 	c.requests += o.requests
 	c.fsyncs += o.fsyncs
+	c.changes += o.changes
 }
 
 // straceArgs sets -yy to show which descriptors are netlink sockets.
@@ -139,6 +141,9 @@ func countCalls(log string) (c counts, err error) {
 			if n := requestsIn(line); n > 0 {
 				c.sends++
 				c.requests += n
+				if strings.Contains(line, "NLM_F_ACK") {
+					c.changes++
+				}
 			}
 		}
 	}
