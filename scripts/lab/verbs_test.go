@@ -39,7 +39,7 @@ type verb func(s *story, args []string) (string, error)
 //	in MACHINE COMMAND...             run there
 //	ping FROM TO...                   every address of TO answers
 //	tcp FROM TO...                    every address of TO sees FROM's own address
-//	traffic start FROM TO... | traffic for PACKETS | traffic stop
+//	traffic start FROM TO... | traffic for PACKETS | traffic stop [MAX]    MAX lost in each flow
 //	stream start FROM TO... | stream for BYTES | stream stop    a TCP connection, always sending
 //	monitor start MACHINE... | monitor stop [MAX]    what BGP changes in a switch's or a node's kernel
 //	phantoms COUNT FILE               manifests of nodes that exist on paper only
@@ -403,11 +403,17 @@ func (s *story) traffic(args []string) (out string, err error) {
 		}
 		return "", err
 	case "stop":
+		limit := 0
+		if len(args) > 1 {
+			if limit, err = strconv.Atoi(args[1]); err != nil {
+				return "", err
+			}
+		}
 		for _, f := range s.flows {
 			lost := f.Stop()
 			row := fmt.Sprintf("%s to %s: %s\n", f.From, f.Addr, lost)
 			out += row
-			if lost.Lost > 0 || lost.Err != nil {
+			if lost.Lost > limit || lost.Err != nil {
 				err = errors.Join(err, errors.New(strings.TrimSpace(row)))
 			}
 		}
