@@ -129,7 +129,7 @@ func look(ctx context.Context, c config.Config, k *routes.Kernel) (policy.World,
 	return w, policy.Decide(w), rerr
 }
 
-// Examine looks at everything that this machine can see alone. It takes some four seconds: a neighbour that does not
+// Examine looks at everything that this machine can see alone. It takes a few seconds: a neighbour that does not
 // answer is asked three times.
 func Examine(ctx context.Context, c config.Config, o Options) (Report, error) {
 	k, err := routes.Open()
@@ -198,8 +198,8 @@ func said(p cluster.Problem) string {
 	return fmt.Sprintf("want %s, got %s", p.Want, p.Got)
 }
 
-// silenceAfter is when a neighbour has had time for three answers.
-const silenceAfter = 4 * time.Second
+// silenceAfter is when a neighbour has had time for three answers, a second each, on a busy machine.
+const silenceAfter = 6 * time.Second
 
 // neighbours asks the gateways and the machines of this LAN until all have answered, or have had the time.
 func (e *examination) neighbours(ctx context.Context, w *policy.World, plan policy.Plan) {
@@ -238,7 +238,8 @@ func hear(ctx context.Context, k *routes.Kernel, asked []routes.Neighbour) (map[
 	heard := map[routes.Neighbour]routes.Hearing{}
 	left := slices.Clone(asked)
 	_, err := k.Listen(ctx, left)
-	for end := time.Now().Add(silenceAfter); len(left) > 0 && err == nil && time.Now().Before(end); {
+	for end := time.Now().Add(silenceAfter); len(left) > 0 && err == nil; {
+		late := time.Now().After(end) // on a busy machine, look once more
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -250,6 +251,9 @@ func hear(ctx context.Context, k *routes.Kernel, asked []routes.Neighbour) (map[
 			heard[n] = now[n].Hearing
 			return heard[n] != routes.Unsure
 		})
+		if late {
+			break
+		}
 	}
 	return heard, err
 }

@@ -121,6 +121,7 @@ func (m *machine) examine() string {
 
 // Each fault of one machine is named, and a healthy machine has none but that no daemon runs.
 func TestExamine(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t)
 	if got := m.examine(); got != "" {
 		t.Fatalf("a healthy machine:\n%s", got)

@@ -34,7 +34,7 @@ func TestPages(t *testing.T) {
 	cmd := root()
 	cmd.DisableAutoGenTag = true
 	var page bytes.Buffer
-	page.WriteString("# The command line\n\nGenerated from the commands; `edgewayd help COMMAND` and `man edgewayd` say the same. The packages install the\nman pages, and the completion of bash, zsh and fish (`edgewayd completion` prints it).\n\nExit status of every command: 0 success, 1 an error. `plan`, `switch-config`, `doctor` and the views with `--exit-code` exit 3\nwhen there are problems, and `plan --against` exits 2 for a difference.\n\n")
+	page.WriteString("# The command line\n\nGenerated from the commands; `edgewayd help COMMAND` and `man edgewayd` say the same. The packages install the\nman pages, and the completion of bash, zsh and fish (`edgewayd completion` prints it).\n\nExit status of every command: 0 success, 1 an error. `plan`, `switch-config`, `doctor`, `why` and the views with `--exit-code` exit 3\nwhen there are problems, and `plan --against` exits 2 for a difference.\n\n")
 	for _, c := range pages(cmd) {
 		var one bytes.Buffer
 		if err := doc.GenMarkdownCustom(c, &one, func(file string) string {

@@ -14,8 +14,8 @@ import (
 // drops those of every node, or those of the nodes that somebody named.
 const guardMost = 64
 
-// somePort is a port that hardly any rule names: the firewall is asked about ordinary connections.
-const somePort = 50317
+// SomePort is a port that hardly any rule names: the firewall is asked about ordinary connections.
+const SomePort = 50317
 
 // Barrier is a firewall on this machine that drops or translates packets that should pass.
 type Barrier struct {
@@ -43,7 +43,7 @@ func Barriers(packets []routes.Packet, all [][]routes.Finding) (out []Barrier) {
 // guarded returns the packets that no firewall of this machine may drop or translate.
 func (w World) guarded(self cluster.Node, plan Plan) (out []routes.Packet) {
 	packet := func(src netip.Addr, in string, dst netip.Addr, via string) routes.Packet {
-		return routes.Packet{Src: src, In: in, Dst: dst, Out: via, Protocol: routes.TCP, SrcPort: somePort, DstPort: somePort}
+		return routes.Packet{Src: src, In: in, Dst: dst, Out: via, Protocol: routes.TCP, SrcPort: SomePort, DstPort: SomePort}
 	}
 	for _, mine := range self.PodCIDRs {
 		here := inMiddle(mine)
