@@ -34,6 +34,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/paths"
 	"github.com/edgeway-cni/edgeway/daemon/pods"
 	"github.com/edgeway-cni/edgeway/daemon/report"
+	"github.com/edgeway-cni/edgeway/plugin/uplink"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -97,6 +98,9 @@ func Run(ctx context.Context, c config.Config, o Options) error {
 	}
 	if err := d.loop.recall(); err != nil {
 		o.Log.Warn("saved cluster state", "err", err)
+	}
+	if d.loop.granted, err = uplink.Read(filepath.Join(c.StateDir, uplink.File)); err != nil {
+		o.Log.Warn("saved uplinks", "err", err)
 	}
 	listener, err := listen(ctx, c.Socket)
 	if err != nil {

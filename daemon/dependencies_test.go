@@ -41,19 +41,20 @@ func TestDependencies(t *testing.T) {
 			"github.com/vishvananda/": "it runs beside the control plane, on no node's behalf", "github.com/osrg/": "who gets which CIDR does not depend on switches", "go.etcd.io/": "the API server remembers"}},
 		{"daemon/controller/edgeway-controller", []string{"daemon/cluster", "daemon/controller"}, map[string]string{
 			"github.com/vishvananda/": "it runs on no node", "github.com/osrg/": "it runs on no node", "go.etcd.io/": "it runs on no node"}},
-		{"plugin", []string{"ipam", "routes", "daemon/api"}, pluginNever},
+		{"plugin/uplink", []string{"ipam", "routes"}, pluginNever},
+		{"plugin", []string{"ipam", "routes", "plugin/uplink", "daemon/api"}, pluginNever},
 		{"plugin/forward", nil, nil},
 		{"plugin/edgeway", []string{"plugin", "plugin/forward", "ipam", "routes", "daemon/api"}, pluginNever},
 		{"daemon/config/keys", []string{"daemon/cluster"}, map[string]string{
 			"github.com/osrg/": "edgeway-controller reads its file with it, on no node"}},
 		{"daemon/config", []string{"bgp", "daemon/api", "daemon/cluster", "daemon/config/keys"}, nil},
-		{"daemon/policy", []string{"ipam", "routes", "bgp", "daemon/cluster", "daemon/config"}, nil},
+		{"daemon/policy", []string{"ipam", "routes", "bgp", "plugin/uplink", "daemon/cluster", "daemon/config"}, nil},
 		{"daemon/plan", []string{"bgp", "routes", "daemon/cluster", "daemon/config", "daemon/policy"}, nil},
 		{"daemon/switchconf", nil, map[string]string{"github.com/": "it writes text"}},
 		{"daemon/pods", []string{"ipam", "routes", "plugin", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/policy"}, nil},
 		{"daemon/paths", []string{"daemon/cluster"}, map[string]string{
 			"github.com/osrg/": "whether packets arrive does not depend on what switches were told"}},
-		{"daemon", []string{"routes", "bgp", "plugin", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/paths", "daemon/plan", "daemon/pods", "daemon/policy", "daemon/report"}, nil},
+		{"daemon", []string{"routes", "bgp", "plugin", "plugin/uplink", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/paths", "daemon/plan", "daemon/pods", "daemon/policy", "daemon/report"}, nil},
 		{"daemon/doctor", []string{"routes", "daemon/api", "daemon/cluster", "daemon/config", "daemon/pods", "daemon/policy"}, nil},
 		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "daemon/config", "daemon/doctor", "daemon/durable", "daemon/plan", "daemon/pods", "daemon/switchconf", "ipam", "plugin", "routes"}, map[string]string{
 			"k8s.io/client-go/kubernetes": "typed clients are for edgeway-controller: 32 MB, and 7 ms at the start of each command",

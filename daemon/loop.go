@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/daemon/report"
+	"github.com/edgeway-cni/edgeway/plugin/uplink"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -68,6 +70,7 @@ type reporter interface {
 type podServer interface {
 	Sync(ctx context.Context, plan policy.Plan) ([]cluster.Problem, error)
 	Status(ctx context.Context) (api.Leases, []cluster.Problem)
+	Held() policy.Held
 }
 
 // view holds what one look saw and decided, for status. It is never changed after publication.
@@ -93,16 +96,18 @@ type loop struct {
 	pods     podServer
 	proven   func() []cluster.Problem // of the paths to other nodes' pods; nil: nobody asks
 	save     func(cluster.World) error
+	grant    func(uplink.Uplinks) error // writes uplink.File
 	log      *slog.Logger
 	turned   func(worked bool, took time.Duration) // called after each look
 	shared
 
-	last   cluster.World     // the World that counts; zero while known is false
-	known  bool              // a source or the disk gave a World
-	saved  bool              // last is on disk
-	unread error             // why the last read of the source failed
-	found  []cluster.Problem // in the last read of the source
-	said   map[string]bool   // the failures of the last look: a failure that stays is logged once
+	last    cluster.World     // the World that counts; zero while known is false
+	known   bool              // a source or the disk gave a World
+	saved   bool              // last is on disk
+	granted uplink.Uplinks    // in uplink.File
+	unread  error             // why the last read of the source failed
+	found   []cluster.Problem // in the last read of the source
+	said    map[string]bool   // the failures of the last look: a failure that stays is logged once
 
 	announcer announcer
 	journal   *journal
@@ -125,6 +130,7 @@ func newLoop(c config.Config, log *slog.Logger) *loop {
 		config: c, log: log, announcer: announcer{log: log}, journal: newJournal(log),
 		shared: shared{look: newTrigger(), reread: newTrigger(), harmed: newTrigger()},
 		save:   func(w cluster.World) error { return cluster.Save(c.WorldFile(), w) },
+		grant:  func(u uplink.Uplinks) error { return saveUplinks(filepath.Join(c.StateDir, uplink.File), u) },
 	}
 }
 
@@ -209,6 +215,10 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 		w.Learned, complete = l.speaker.Learned(ctx)
 		w.LearnedAll = complete && !slices.ContainsFunc(l.speaker.Status(ctx), func(s bgp.Status) bool { return s.State != api.Established })
 	}
+	if w.Held.Granted = l.granted; w.Grants() {
+		w.Held = l.pods.Held()
+		w.Held.Granted = l.granted
+	}
 	survey := policy.NewSurvey(w.Cluster)
 	plan := survey.Decide(w)
 	o.problems = append(append(o.problems, plan.Problems...), l.last.Problems...)
@@ -229,6 +239,7 @@ func (l *loop) publish(v view, o outcome) {
 
 // apply makes the plan true: kernel, switches, pods. Each part is tried even if another part fails.
 func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *outcome) {
+	l.writeGranted(plan.Uplinks, o)
 	changes, err := l.kernel.Sync(ctx, policy.Scope(), plan.Routes)
 	l.changed(o, changes, err)
 	l.learn(ctx, o, plan.Learned, heardAll)
@@ -245,6 +256,20 @@ func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *ou
 	o.problems = append(o.problems, found...)
 	l.failed(o, cluster.PodsNotServed, err, "running pods are not touched; edgewayd tries again on its own")
 	l.report(ctx, plan, o)
+}
+
+// writeGranted writes what a plugin without a daemon must know, before a pod can get an address of it. An address
+// that leaves the pool in this look is in use until the next look.
+func (l *loop) writeGranted(want uplink.Uplinks, o *outcome) {
+	if want.Equal(l.granted) {
+		return
+	}
+	err := l.grant(want)
+	if err == nil {
+		l.granted = want
+		l.look.fire()
+	}
+	l.failed(o, cluster.PodsNotServed, err, "pods that start without edgewayd would get no rules for new addresses; check the disk of stateDir")
 }
 
 // learn makes the kernel's learned routes the desired routes. It deletes other learned routes only when the

@@ -55,6 +55,7 @@ type noPods struct{}
 
 func (noPods) Sync(context.Context, policy.Plan) ([]cluster.Problem, error) { return nil, nil }
 func (noPods) Status(context.Context) (api.Leases, []cluster.Problem)       { return api.Leases{}, nil }
+func (noPods) Held() policy.Held                                            { return policy.Held{} }
 
 func testNode(name string, n byte) cluster.Node {
 	return cluster.Node{Name: name, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, n})},

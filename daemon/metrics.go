@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -154,6 +155,18 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 		worst = max(worst, a.Seconds)
 	}
 	gauge(worst, describe("paths_worst_round_trip_seconds", "The longest round trip of the last answers of other nodes' canaries."))
+	if s.Uplinks != nil {
+		for _, u := range s.Uplinks.Interfaces {
+			name, up := cmp.Or(u.MAC, u.Name), 0.0
+			if u.State == api.UplinkUp {
+				up = 1
+			}
+			gauge(up, describe("uplink_up", "1 when the uplink is there and up.", "interface"), name)
+			gauge(float64(u.Addresses), describe("uplink_addresses", "Addresses that the uplink grants to pods.", "interface"), name)
+			gauge(float64(u.Used), describe("uplink_used", "Addresses of the uplink that pods have.", "interface"), name)
+		}
+		gauge(float64(s.Uplinks.Free), describe("uplink_free", "Addresses of uplinks that are free for pods."))
+	}
 	// A reason without a problem is 0, so that a rule sees a problem begin and end.
 	byReason := func(problems []api.Problem, reasons []string, desc *prometheus.Desc) {
 		count := map[string]int{}

@@ -13,6 +13,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/pods"
 	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/plugin"
+	"github.com/edgeway-cni/edgeway/plugin/uplink"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -133,7 +134,7 @@ func eachScope(ctx context.Context, f func(*routes.Kernel, routes.Scope) error) 
 // stateFiles returns the socket and edgeway's files in the state directory. Other files stay, because other
 // programs may use stateDir too.
 func stateFiles(c config.Config) (paths []string) {
-	for _, pattern := range []string{plugin.StoreFile + "*", "plugin.lock", "world.json*", ".world.json*"} {
+	for _, pattern := range []string{plugin.StoreFile + "*", "plugin.lock", "world.json*", ".world.json*", uplink.File + "*", "." + uplink.File + "*"} {
 		found, _ := filepath.Glob(filepath.Join(c.StateDir, pattern)) // the pattern is valid
 		paths = append(paths, found...)
 	}

@@ -60,6 +60,7 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 	for reason, n := range d.loop.journal.appearances() {
 		s.Appeared[string(reason)] = n
 	}
+	s.Uplinks = d.uplinksStatus(v, leases)
 	wrong, advice := cluster.Divide(policy.Sorted(problems, found))
 	s.Problems, s.Advice = problemStatus(wrong), problemStatus(advice)
 	return s
@@ -122,8 +123,8 @@ func routeStatus(nodes []cluster.Node, have []routes.Route, want routes.State) [
 	there := standing(have, routes.ProtoNode)
 	var out []api.Route
 	for _, r := range want.Routes {
-		if r.Type != "" {
-			continue // the guard of our own pod CIDR
+		if r.Type != "" || r.Table != 0 {
+			continue // the guard of our own pod CIDR, or a route of an uplink
 		}
 		one := api.Route{Dst: r.Dst.String(), Dev: r.Link, Node: owner[r.Dst], State: there.state(r)}
 		if r.Via.IsValid() {
@@ -134,12 +135,17 @@ func routeStatus(nodes []cluster.Node, have []routes.Route, want routes.State) [
 	return out
 }
 
+const mainTable = 254 // linux/rtnetlink.h: RT_TABLE_MAIN
+
 type kernelRoutes map[netip.Prefix]routes.Route
 
 // standing keeps one route for each destination. Our own route wins over the route of another owner.
 func standing(have []routes.Route, own routes.Protocol) kernelRoutes {
 	there := kernelRoutes{}
 	for _, r := range have {
+		if r.Table != 0 && r.Table != mainTable {
+			continue
+		}
 		if old, ok := there[r.Dst]; !ok || old.Protocol != own {
 			there[r.Dst] = r
 		}

@@ -43,6 +43,9 @@ func (n *Node) add(ctx context.Context, o order) (reply api.Reply, err error) {
 		return reply, err
 	}
 	defer done()
+	if o, err = n.ensureUplinks(ctx, host, o); err != nil {
+		return reply, err
+	}
 	// At first the kernel says who has the addresses while it makes the link. When somebody has, or had at an earlier
 	// ADD, it is asked before there is a link, because a link takes long to delete.
 	ask := n.somePassedOver()

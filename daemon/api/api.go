@@ -88,12 +88,50 @@ type Status struct {
 	Learned     []Learned `json:"learned"`
 	Leases      Leases    `json:"leases"`
 	Paths       Paths     `json:"paths"`
+	Uplinks     *Uplinks  `json:"uplinks,omitempty"` // absent: pods have addresses of pod CIDRs
 	Problems    []Problem `json:"problems"`
 	Advice      []Problem `json:"advice"` // everything works, but one more fault would be worse than it must be
 	// Appeared is how often problems and advice of each reason have appeared since the daemon started. The failures
 	// of the daemon's own parts are not counted.
 	Appeared map[string]int `json:"appeared,omitempty"`
 	Now      time.Time      `json:"now"`
+}
+
+// Uplinks are the secondary interfaces that serve pods.
+type Uplinks struct {
+	Provider   string   `json:"provider,omitempty"` // "": the resource is gone, and pods still have addresses
+	Egress     string   `json:"egress"`
+	Interfaces []Uplink `json:"interfaces"`
+	Used       int      `json:"used"` // addresses that pods have
+	Free       int      `json:"free"` // addresses for more pods
+	// Confirmed are the withdrawals that are done.
+	Confirmed []Withdrawal `json:"confirmed,omitempty"`
+}
+
+// The states of an Uplink.
+const (
+	UplinkUp      = "Up"
+	UplinkDown    = "Down"
+	UplinkMissing = "Missing"
+)
+
+// Uplink is one secondary interface.
+type Uplink struct {
+	MAC       string `json:"mac,omitempty"`  // as the resource has it
+	Name      string `json:"name,omitempty"` // as the resource has it
+	ID        string `json:"id,omitempty"`
+	Link      string `json:"link,omitempty"` // its present name; "": the node has no such interface
+	Address   string `json:"address"`
+	Gateway   string `json:"gateway"`
+	Addresses int    `json:"addresses"` // granted to pods
+	Used      int    `json:"used"`
+	State     string `json:"state"`
+}
+
+// Withdrawal is an address that no pod gets any more.
+type Withdrawal struct {
+	Address string `json:"address"`
+	Token   string `json:"token"`
 }
 
 // World says where the cluster state comes from.

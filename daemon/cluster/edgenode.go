@@ -105,9 +105,9 @@ type UplinkState string
 
 // The states of an interface. Missing: the node has no such interface.
 const (
-	UplinkUp      UplinkState = "Up"
-	UplinkDown    UplinkState = "Down"
-	UplinkMissing UplinkState = "Missing"
+	InterfaceUp      UplinkState = "Up"
+	InterfaceDown    UplinkState = "Down"
+	InterfaceMissing UplinkState = "Missing"
 )
 
 // maxRange bounds the addresses of one entry of spec.uplinks.interfaces[].addresses.

@@ -49,6 +49,10 @@ const (
 	ForeignNAT         Reason = "foreignNAT"         // another program's source NAT hides pods from pods
 	SilentGateway      Reason = "silentGateway"      // the way to other LANs does not answer
 	MTUTooLarge        Reason = "mtuTooLarge"        // pods have a larger MTU than the link that carries their packets
+	BothModes          Reason = "bothModes"          // a Node has uplinks and pod CIDRs
+	UplinkMissing      Reason = "uplinkMissing"      // the node has no such interface
+	UplinkAddress      Reason = "uplinkAddress"      // an address for pods that somebody else has
+	AddressRemoved     Reason = "addressRemoved"     // a pod's address is no longer granted
 )
 
 // The reasons that the daemon finds while it makes a plan true.
@@ -121,7 +125,7 @@ func Reasons() []Reason {
 		NoSelf, NoPodCIDR, NoAddress, AddressNotHere, SharedAddress, Overlap, SeveralPools, FileDiffers, OtherNetwork, VXLANTaken, NoRouteToLAN,
 		GatewayOffSubnet, PeerOffSubnet, OffSubnet, SilentNode, OneMAC, LinkDown, ForwardingOff, StrictSource, NotSelected,
 		PeeringGone, SelectsNothing, NoSuchSpeaker, SpeakerNotSelected, SingleSpeaker, NoPassword, Conflict, TooManyLearned,
-		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, ForwardDropped, HostDropped, ForeignNAT, SilentGateway, MTUTooLarge, NoPlugin, DiskFull, ClusterUnreadable, HostUnreadable,
+		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, BothModes, UplinkMissing, UplinkAddress, AddressRemoved, ForwardDropped, HostDropped, ForeignNAT, SilentGateway, MTUTooLarge, NoPlugin, DiskFull, ClusterUnreadable, HostUnreadable,
 		WorldNotSaved, SwitchNotTold, PodsNotServed, KernelRefused, ForeignRoute, SettingsRefused, PodBroken,
 		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, NoCanary, CompetingNetwork, OtherMTU, StatusRefused, EventsRefused,
 		NotInstalled, TermsDiffer, TunnelFiltered, PodCIDRNotRouted, PathBlocked, MTUHole, apiServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,

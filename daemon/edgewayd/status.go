@@ -108,6 +108,10 @@ func (p *page) status(s api.Status) {
 		p.row("Paths", pathsLine(s.Paths))
 	}
 	p.table.Flush()
+	if s.Uplinks != nil {
+		fmt.Fprintln(p.out)
+		p.uplinks(*s.Uplinks)
+	}
 	views := []func(api.Status){p.routes, p.sessions, p.learned, p.problems}
 	if len(s.Learned) == 0 {
 		views = slices.Delete(views, 2, 3)
@@ -116,6 +120,20 @@ func (p *page) status(s api.Status) {
 		fmt.Fprintln(p.out)
 		view(s)
 	}
+}
+
+// uplinks shows the secondary interfaces that serve pods.
+func (p *page) uplinks(u api.Uplinks) {
+	p.heading(markHead, "Uplinks: %s, egress by the %s: %d addresses in use, %d free", cmp.Or(u.Provider, "the resource is gone"), u.Egress, u.Used, u.Free)
+	p.row("  LINK", "INTERFACE", "OWN ADDRESS", "GATEWAY", "USED", "STATE")
+	for _, i := range u.Interfaces {
+		state := i.State
+		if state != api.UplinkUp {
+			state = marked(state)
+		}
+		p.row("  "+cmp.Or(i.Link, "-"), cmp.Or(i.MAC, i.Name), i.Address, i.Gateway, fmt.Sprintf("%d of %d", i.Used, i.Addresses), state)
+	}
+	p.table.Flush()
 }
 
 // heading writes the line above a table.

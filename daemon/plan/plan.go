@@ -119,6 +119,12 @@ const linkName = "eth0"
 // machine returns the machine that n is taken for.
 func (in Input) machine(n cluster.Node) routes.Host {
 	h := routes.Host{Links: []routes.Link{{Name: linkName, MTU: 1500, Up: true}}}
+	e, _ := in.Cluster.EdgeNode(n.Name)
+	if e.Uplinks != nil {
+		for i, u := range e.Uplinks.Interfaces {
+			h.Links = append(h.Links, routes.Link{Name: cmp.Or(u.Name, fmt.Sprintf("eth%d", i+1)), MAC: cmp.Or(u.MAC, fmt.Sprintf("02:00:00:00:00:%02x", i)), MTU: 1500, Up: true})
+		}
+	}
 	for _, a := range n.Addresses {
 		bits := 24
 		if a.Is6() {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/plugin"
 )
@@ -181,6 +183,26 @@ func (n *leases) usage() (l api.Leases, err error) {
 	u, err := n.store.Usage(pool)
 	l.Outside = u.Outside
 	return l, err
+}
+
+// Held says which addresses pods have, and from which pool ADD leases.
+func (p *Pods) Held() policy.Held {
+	n := p.leases.Load()
+	if n == nil {
+		return policy.Held{}
+	}
+	pool, _, err := n.store.Pool()
+	all, lerr := n.store.Leases()
+	if err != nil || lerr != nil {
+		return policy.Held{} // Status returns the error
+	}
+	h := policy.Held{Known: true, Pool: pool, Pods: map[netip.Addr]string{}}
+	for _, l := range all {
+		for _, a := range l.Addrs {
+			h.Pods[a] = cmp.Or(l.Pod.String(), l.Attachment.String())
+		}
+	}
+	return h
 }
 
 // WithVerbs opens the store of a node on which no daemon runs, and calls f. Without a store it does nothing.

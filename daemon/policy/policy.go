@@ -26,6 +26,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/plugin/uplink"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -48,6 +49,7 @@ type World struct {
 	Learned []bgp.LearnedPath
 	// LearnedAll says that all sessions are Established and their switches have announced everything.
 	LearnedAll bool
+	Held       Held // addresses of uplinks; only read on a node with uplinks
 }
 
 // Plan says what this node does. If the cluster does not know the node, the Plan has only the source check.
@@ -61,6 +63,10 @@ type Plan struct {
 	BGP         bgp.State
 	Pool        ipam.Pool // the pods' addresses; without Sets: unknown
 	MTU         int       // of the pods' links, in bytes
+	// Uplinks is what the node grants to pods, for a plugin without a daemon (uplink.File).
+	Uplinks uplink.Uplinks
+	// Confirmed are the withdrawals of uplinks' addresses that are done.
+	Confirmed []cluster.Withdrawal
 	// Sessions has an entry for each switch that a resource gives this node, in the resources' order.
 	Sessions []Session
 	// Unspoken has an entry for each switch of a resource that selects this node and of which no speaker is a
@@ -94,7 +100,7 @@ func (s Session) IsHeld() bool { return s.Held.Reason != "" }
 
 // Scope returns the part of the host's network namespace that Plan.Routes describes.
 func Scope() routes.Scope {
-	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{routes.VXLANLink, routes.VXLANLink6}, NAT: true, Senders: true, SourceCheck: true}
+	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{routes.VXLANLink, routes.VXLANLink6}, NAT: true, Senders: true, SourceCheck: true, Rules: true}
 }
 
 // String prints the plan as operators know it: the lines of ip route, and a table for each session.
@@ -146,6 +152,7 @@ func (s *Survey) Decide(w World) Plan {
 	}
 	d.shadows()
 	d.sourceNAT()
+	d.uplinks()
 	d.speak()
 	d.mtuTooLarge()
 	d.deadGateways()
@@ -198,7 +205,7 @@ func (d *draft) findSelf() bool {
 	if d.pool != nil {
 		d.plan.NetworkPool = d.pool.Ref()
 	}
-	if len(d.self.PodCIDRs) == 0 {
+	if len(d.self.PodCIDRs) == 0 && d.Uplinks(d.Self) == nil {
 		d.problem("Node/"+d.Self, cluster.NoPodCIDR, "spec.podCIDRs", "none", "give the Node a pod CIDR; until then no pod can start here")
 	}
 	if len(d.self.Addresses) == 0 {

@@ -17,6 +17,7 @@ import (
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/plugin/uplink"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -110,6 +111,16 @@ func readHost(t *testing.T, text string, w *World) (left string) {
 			h.Links = append(h.Links, l)
 		case len(f) == 3 && f[0] == "link":
 			h.Links = append(h.Links, routes.Link{Name: f[1], MTU: 1500})
+		case len(f) == 6 && f[0] == "link":
+			h.Links = append(h.Links, routes.Link{Name: f[1], MTU: 1500, MAC: f[5], Up: true})
+		case len(f) >= 2 && f[0] == "granted": // "granted eth1 10.0.0.31 10.0.0.32": what the node wrote earlier, by the name of the interface
+			old := uplink.Interface{Name: f[1], Address: netip.MustParseAddr("10.0.0.21"), Subnet: netip.MustParsePrefix("10.0.0.0/24"), Gateway: netip.MustParseAddr("10.0.0.254")}
+			for _, a := range f[2:] {
+				old.Addresses = append(old.Addresses, netip.MustParseAddr(a))
+			}
+			w.Held = Held{Granted: uplink.Uplinks{Interfaces: []uplink.Interface{old}}, Known: true, Pods: map[netip.Addr]string{}}
+		case len(f) == 3 && f[0] == "lease":
+			w.Held.Pods[netip.MustParseAddr(f[1])] = f[2]
 		case len(f) == 4 && f[0] == "link":
 			mtu, err := strconv.Atoi(f[3])
 			if err != nil {
@@ -191,6 +202,12 @@ func tell(t *testing.T, w World) string {
 	plan := Decide(w)
 	var b strings.Builder
 	b.WriteString(plan.String())
+	if len(plan.Uplinks.Interfaces) > 0 {
+		fmt.Fprintf(&b, "pool %v reserved %v\n", plan.Pool.Sets, plan.Pool.Reserved)
+	}
+	for _, c := range plan.Confirmed {
+		fmt.Fprintf(&b, "confirmed %v %s\n", c.Address, c.Token)
+	}
 	for _, p := range Sorted(plan.Problems) {
 		kind := "problem"
 		if p.Reason.IsAdvice() {

@@ -152,7 +152,7 @@ func (d *draft) paths(r cluster.Peering) []bgp.Path {
 		if !r.Selector.Selects(n.Labels) {
 			continue
 		}
-		if len(n.PodCIDRs) == 0 && n.Name != d.self.Name {
+		if len(n.PodCIDRs) == 0 && n.Name != d.self.Name && d.Uplinks(n.Name) == nil {
 			d.problem("Node/"+n.Name, cluster.NoPodCIDR, "spec.podCIDRs", "none", "give the Node a pod CIDR; nothing is advertised for it until then")
 		}
 		if n.Name != d.self.Name && d.isSilent(n) {

@@ -1,0 +1,263 @@
+// Package uplink says how the host of a node looks whose pods have addresses of secondary interfaces.
+//
+// It owns that decision for the daemon, and for the plugin where no daemon runs: both read the same [Uplinks].
+// The decision is pure, and depends on the addresses granted to the node and not on its pods. It never talks to
+// the kernel, the cluster or a cloud.
+//
+//	pod 10.0.0.31 ──ew3f...── node ──eth1 10.0.0.21── LAN, or a cloud's network
+//	                           └─────eth0 10.0.0.11── the node's own traffic
+//
+//	512:  from all lookup main suppress_prefixlength 31     the host routes of this node's pods
+//	600:  from all fwmark 0x20/0x20 lookup main             answers go back the way that the questions came
+//	2048: from 10.0.0.31 lookup 0x65086000 | ...            all else from an address of eth1 leaves by eth1
+//
+//	u, err := uplink.Read("/var/lib/edgeway/uplinks.json")
+//	state := u.State(host) // routes.State: links, addresses, rules, routes, proxies, settings
+package uplink
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/edgeway-cni/edgeway/ipam"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+const (
+	// File is the name of the file in the state directory.
+	File = "uplinks.json"
+	// ReturnMark is the bit of the packet's and the connection's mark for connections that did not come by an uplink.
+	ReturnMark = 0x20
+	// fallbackMetric is that of routes that count while no other does: a pod's host route has metric 0.
+	fallbackMetric = 4278198272
+
+	priorityPods, priorityReturn, priorityUplink = 512, 600, 2048
+)
+
+// Uplinks are the secondary interfaces of a node, with all addresses that pods may have.
+type Uplinks struct {
+	// NodeEgress: what is not for Inside, nor for a subnet on the link, leaves by the node's own default route.
+	NodeEgress bool           `json:"nodeEgress,omitempty"`
+	Inside     []netip.Prefix `json:"inside,omitempty"`
+	Interfaces []Interface    `json:"interfaces"`
+}
+
+// Interface is one secondary interface. All addresses are IPv4.
+type Interface struct {
+	MAC     string       `json:"mac,omitempty"` // in lower case; "": Name says which link it is
+	Name    string       `json:"name,omitempty"`
+	Address netip.Addr   `json:"address"` // the interface's own
+	Subnet  netip.Prefix `json:"subnet"`
+	Gateway netip.Addr   `json:"gateway"`
+	// AnswerARP: the LAN does not know by itself that the addresses of pods are here.
+	AnswerARP bool `json:"answerARP,omitempty"`
+	// OnLink: the subnet is reached directly.
+	OnLink    bool         `json:"onLink,omitempty"`
+	Addresses []netip.Addr `json:"addresses"` // of pods, sorted
+}
+
+// String names the interface as the resource does.
+func (i Interface) String() string {
+	if i.MAC != "" {
+		return i.MAC
+	}
+	return i.Name
+}
+
+// Equal reports whether both say the same.
+func (u Uplinks) Equal(o Uplinks) bool {
+	return u.NodeEgress == o.NodeEgress && slices.Equal(u.Inside, o.Inside) && slices.EqualFunc(u.Interfaces, o.Interfaces, func(a, b Interface) bool {
+		return slices.Equal(a.Addresses, b.Addresses) && a.key() == b.key()
+	})
+}
+
+// key is the interface without its list.
+func (i Interface) key() any {
+	return struct {
+		mac, name        string
+		address, gateway netip.Addr
+		subnet           netip.Prefix
+		answer, onLink   bool
+	}{i.MAC, i.Name, i.Address, i.Gateway, i.Subnet, i.AnswerARP, i.OnLink}
+}
+
+// Read reads the file that the daemon wrote. A missing file is not an error: the node has no uplinks.
+func Read(path string) (u Uplinks, err error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return u, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &u)
+	}
+	if err != nil {
+		return Uplinks{}, fmt.Errorf("read uplinks %s: %w; edgewayd writes the file again when it starts", path, err)
+	}
+	return u, nil
+}
+
+// Link returns the interface's link on the host. ok is false if there is none, or more than one with the MAC.
+func (i Interface) Link(h routes.Host) (link routes.Link, ok bool) {
+	for _, l := range h.Links {
+		if i.MAC != "" && !strings.EqualFold(l.MAC, i.MAC) || i.MAC == "" && l.Name != i.Name {
+			continue
+		}
+		if ok {
+			return routes.Link{}, false
+		}
+		link, ok = l, true
+	}
+	return link, ok
+}
+
+// Table is the number of the interface's routing table; ok is false if its MAC is not known.
+func (i Interface) Table(h routes.Host) (table int, ok bool) {
+	mac, err := net.ParseMAC(i.MAC)
+	if i.MAC == "" {
+		l, _ := i.Link(h)
+		mac, err = net.ParseMAC(l.MAC)
+	}
+	if err != nil || len(mac) != 6 {
+		return 0, false
+	}
+	return routes.UplinkTable([6]byte(mac)), true
+}
+
+// Missing returns the addresses of the interfaces that the host does not have.
+func (u Uplinks) Missing(h routes.Host) (addrs []netip.Addr) {
+	for _, i := range u.Interfaces {
+		if _, ok := i.Link(h); !ok {
+			addrs = append(addrs, i.Addresses...)
+		}
+	}
+	return addrs
+}
+
+// State is what the host needs for all granted addresses, before there is a pod. Without uplinks it is empty.
+func (u Uplinks) State(h routes.Host) (s routes.State) {
+	if len(u.Interfaces) == 0 {
+		return s
+	}
+	s.Symmetric = &routes.Symmetric{Mark: ReturnMark}
+	s.Rules = []routes.Rule{{Priority: priorityPods, Longer: 31}, {Priority: priorityReturn, Mark: ReturnMark}}
+	s.Sysctls = []routes.Sysctl{routes.Forwarding("", false), {Key: "net/ipv4/conf/all/src_valid_mark", Value: "1"}}
+	alone := map[string]bool{} // links that answer ARP for their own addresses only
+	for _, i := range u.Interfaces {
+		link, found := i.Link(h)
+		if table, ok := i.Table(h); ok {
+			for _, p := range Aggregate(append(slices.Clone(i.Addresses), i.Address)) {
+				s.Rules = append(s.Rules, routes.Rule{Priority: priorityUplink, From: p, Table: table})
+			}
+			s.Routes = append(s.Routes, u.routes(i, table, link.Name, found)...)
+		}
+		for _, a := range i.Addresses {
+			s.Routes = append(s.Routes, routes.Route{Dst: netip.PrefixFrom(a, 32), Type: "unreachable", Protocol: routes.ProtoNode, Metric: fallbackMetric})
+		}
+		if !found {
+			continue
+		}
+		s.Symmetric.Uplinks = append(s.Symmetric.Uplinks, link.Name)
+		s.Links = append(s.Links, routes.Link{Name: link.Name, Up: true})
+		s.Addrs = append(s.Addrs, routes.Addr{Link: link.Name, Prefix: netip.PrefixFrom(i.Address, 32)})
+		s.Sysctls = append(s.Sysctls, routes.Forwarding(link.Name, false))
+		alone[link.Name] = true
+		for _, a := range h.Addrs {
+			if i.Subnet.Contains(a.Prefix.Addr()) {
+				alone[a.Link] = true
+			}
+		}
+		if i.AnswerARP {
+			s.Sysctls = append(s.Sysctls, routes.Sysctl{Key: "net/ipv4/neigh/" + link.Name + "/proxy_delay", Value: "0"})
+			for _, a := range i.Addresses {
+				s.Proxies = append(s.Proxies, routes.ProxyNeigh{Link: link.Name, IP: a})
+			}
+		}
+	}
+	for _, l := range h.Links {
+		if alone[l.Name] { // net/ipv4/arp.c: arp_ignore
+			s.Sysctls = append(s.Sysctls, routes.Sysctl{Key: "net/ipv4/conf/" + l.Name + "/arp_ignore", Value: "1"})
+		}
+	}
+	return s
+}
+
+// routes are those of the interface's table. While the interface is away, its pods' packets leave by no other
+// one: a network drops them there, or takes them for the node's.
+func (u Uplinks) routes(i Interface, table int, link string, found bool) (out []routes.Route) {
+	add := func(dst netip.Prefix, via netip.Addr) {
+		r := routes.Route{Dst: dst, Via: via, Link: link, Table: table, Onlink: via.IsValid(), Protocol: routes.ProtoNode}
+		if found {
+			out = append(out, r)
+		}
+	}
+	gateway := netip.PrefixFrom(i.Gateway, 32)
+	add(gateway, netip.Addr{})
+	if i.OnLink && i.Subnet != gateway {
+		add(i.Subnet, netip.Addr{})
+	}
+	by := routes.Everywhere()[:1]
+	if u.NodeEgress {
+		by = u.Inside
+	}
+	for _, p := range by {
+		if p != gateway && (!i.OnLink || p != i.Subnet) {
+			add(p, i.Gateway)
+		}
+		out = append(out, routes.Route{Dst: p, Type: "unreachable", Table: table, Metric: fallbackMetric, Protocol: routes.ProtoNode})
+	}
+	return out
+}
+
+// Pool is the pool of all granted addresses. Those for which leasable is false are reserved.
+func (u Uplinks) Pool(leasable func(netip.Addr) bool) (p ipam.Pool) {
+	var set ipam.RangeSet
+	var reserved, all []netip.Addr
+	subnet := map[netip.Addr]netip.Prefix{}
+	for _, i := range u.Interfaces {
+		for _, a := range i.Addresses {
+			if _, twice := subnet[a]; !twice && i.Subnet.Contains(a) && i.Subnet.Bits() <= 30 {
+				subnet[a], all = i.Subnet, append(all, a)
+			}
+		}
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	for _, a := range all {
+		if !leasable(a) {
+			reserved = append(reserved, a)
+		}
+		if n := len(set) - 1; n >= 0 && set[n].Last.Next() == a && set[n].Subnet == subnet[a] {
+			set[n].Last = a
+		} else if s := subnet[a]; a != s.Addr() && s.Contains(a.Next()) { // not the network, nor its broadcast address
+			set = append(set, ipam.Range{Subnet: s, First: a, Last: a})
+		}
+	}
+	if len(set) > 0 {
+		p = ipam.Pool{Sets: []ipam.RangeSet{set}, Reserved: Aggregate(reserved)}
+	}
+	return p
+}
+
+// Aggregate returns the fewest prefixes that have exactly these IPv4 addresses, sorted.
+func Aggregate(addrs []netip.Addr) (out []netip.Prefix) {
+	addrs = slices.Clone(addrs)
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	for _, a := range slices.Compact(addrs) {
+		p := netip.PrefixFrom(a, a.BitLen())
+		for n := len(out) - 1; n >= 0 && out[n].Bits() == p.Bits(); n-- { // the last two may be halves of one
+			whole := netip.PrefixFrom(out[n].Addr(), p.Bits()-1)
+			if whole.Masked() != whole || !whole.Contains(p.Addr()) {
+				break
+			}
+			p, out = whole, out[:n]
+		}
+		out = append(out, p)
+	}
+	return out
+}

@@ -1,0 +1,174 @@
+package uplink
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/edgeway-cni/edgeway/routes"
+	"github.com/google/go-cmp/cmp"
+)
+
+func addrs(texts ...string) (out []netip.Addr) {
+	for _, t := range texts {
+		out = append(out, netip.MustParseAddr(t))
+	}
+	return out
+}
+
+func eth1() Interface {
+	return Interface{
+		MAC: "00:16:3e:08:60:0a", Address: netip.MustParseAddr("10.0.0.21"), Subnet: netip.MustParsePrefix("10.0.0.0/24"),
+		Gateway: netip.MustParseAddr("10.0.0.253"), AnswerARP: true, OnLink: true, Addresses: addrs("10.0.0.31", "10.0.0.40", "10.0.0.41"),
+	}
+}
+
+func host() routes.Host {
+	return routes.Host{
+		Links: []routes.Link{{Name: "eth0", MAC: "00:16:3e:00:00:01", Up: true}, {Name: "eth1", MAC: "00:16:3e:08:60:0a"}},
+		Addrs: []routes.Addr{{Link: "eth0", Prefix: netip.MustParsePrefix("10.0.0.11/24")}},
+	}
+}
+
+func TestState(t *testing.T) {
+	inside := Uplinks{NodeEgress: true, Inside: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Interfaces: []Interface{eth1()}}
+	inside.Interfaces[0].AnswerARP, inside.Interfaces[0].OnLink = false, false
+	gone := host()
+	gone.Links = gone.Links[:1]
+	for _, tt := range []struct {
+		name string
+		u    Uplinks
+		host routes.Host
+		want string
+	}{
+		{"a plain LAN", Uplinks{Interfaces: []Interface{eth1()}}, host(), `link eth1 up
+addr 10.0.0.21/32 dev eth1
+route 10.0.0.253 dev eth1 table 1695047690 proto 119
+route 10.0.0.0/24 dev eth1 table 1695047690 proto 119
+route default via 10.0.0.253 dev eth1 table 1695047690 proto 119 onlink
+route unreachable default table 1695047690 proto 119 metric 4278198272
+route unreachable 10.0.0.31 proto 119 metric 4278198272
+route unreachable 10.0.0.40 proto 119 metric 4278198272
+route unreachable 10.0.0.41 proto 119 metric 4278198272
+rule 512: from all lookup main suppress_prefixlength 31 proto 119
+rule 600: from all fwmark 0x20/0x20 lookup main proto 119
+rule 2048: from 10.0.0.21 lookup 1695047690 proto 119
+rule 2048: from 10.0.0.31 lookup 1695047690 proto 119
+rule 2048: from 10.0.0.40/31 lookup 1695047690 proto 119
+neigh 10.0.0.31 dev eth1 proxy proto 119
+neigh 10.0.0.40 dev eth1 proxy proto 119
+neigh 10.0.0.41 dev eth1 proxy proto 119
+sysctl net/ipv4/ip_forward = 1
+sysctl net/ipv4/conf/all/src_valid_mark = 1
+sysctl net/ipv4/conf/eth1/forwarding = 1
+sysctl net/ipv4/neigh/eth1/proxy_delay = 0
+sysctl net/ipv4/conf/eth0/arp_ignore = 1
+sysctl net/ipv4/conf/eth1/arp_ignore = 1
+table inet edgeway-uplink mark 0x20 uplinks [eth1]
+`},
+		{"a cloud, and egress by the node", inside, host(), `link eth1 up
+addr 10.0.0.21/32 dev eth1
+route 10.0.0.253 dev eth1 table 1695047690 proto 119
+route 10.0.0.0/8 via 10.0.0.253 dev eth1 table 1695047690 proto 119 onlink
+route unreachable 10.0.0.0/8 table 1695047690 proto 119 metric 4278198272
+route unreachable 10.0.0.31 proto 119 metric 4278198272
+route unreachable 10.0.0.40 proto 119 metric 4278198272
+route unreachable 10.0.0.41 proto 119 metric 4278198272
+rule 512: from all lookup main suppress_prefixlength 31 proto 119
+rule 600: from all fwmark 0x20/0x20 lookup main proto 119
+rule 2048: from 10.0.0.21 lookup 1695047690 proto 119
+rule 2048: from 10.0.0.31 lookup 1695047690 proto 119
+rule 2048: from 10.0.0.40/31 lookup 1695047690 proto 119
+sysctl net/ipv4/ip_forward = 1
+sysctl net/ipv4/conf/all/src_valid_mark = 1
+sysctl net/ipv4/conf/eth1/forwarding = 1
+sysctl net/ipv4/conf/eth0/arp_ignore = 1
+sysctl net/ipv4/conf/eth1/arp_ignore = 1
+table inet edgeway-uplink mark 0x20 uplinks [eth1]
+`},
+		{"the interface is gone", Uplinks{Interfaces: []Interface{eth1()}}, gone, `route unreachable default table 1695047690 proto 119 metric 4278198272
+route unreachable 10.0.0.31 proto 119 metric 4278198272
+route unreachable 10.0.0.40 proto 119 metric 4278198272
+route unreachable 10.0.0.41 proto 119 metric 4278198272
+rule 512: from all lookup main suppress_prefixlength 31 proto 119
+rule 600: from all fwmark 0x20/0x20 lookup main proto 119
+rule 2048: from 10.0.0.21 lookup 1695047690 proto 119
+rule 2048: from 10.0.0.31 lookup 1695047690 proto 119
+rule 2048: from 10.0.0.40/31 lookup 1695047690 proto 119
+sysctl net/ipv4/ip_forward = 1
+sysctl net/ipv4/conf/all/src_valid_mark = 1
+table inet edgeway-uplink mark 0x20 uplinks []
+`},
+		{"no uplinks", Uplinks{}, host(), ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := tt.u.State(tt.host)
+			if d := cmp.Diff(tt.want, got.String()); d != "" {
+				t.Errorf("want (-) and got (+):\n%s", d)
+			}
+			if changes := routes.Diff(got, got); len(changes) > 0 {
+				t.Errorf("against itself: %v", changes)
+			}
+		})
+	}
+	if got := (Uplinks{Interfaces: []Interface{eth1()}}).Missing(gone); len(got) != 3 {
+		t.Errorf("missing: %v", got)
+	}
+}
+
+func TestPool(t *testing.T) {
+	i := eth1()
+	i.Addresses = addrs("10.0.0.0", "10.0.0.31", "10.0.0.40", "10.0.0.41", "10.0.0.42", "10.0.0.255", "10.0.1.9")
+	p := Uplinks{Interfaces: []Interface{i}}.Pool(func(a netip.Addr) bool { return a != addrs("10.0.0.41")[0] })
+	if err := p.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := fmt.Sprint(p.Sets, p.Reserved), "[10.0.0.0/24 (10.0.0.31-10.0.0.31), 10.0.0.0/24 (10.0.0.40-10.0.0.42)] [10.0.0.41/32]"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if p := (Uplinks{}).Pool(nil); len(p.Sets) > 0 {
+		t.Errorf("without uplinks: %v", p)
+	}
+}
+
+func TestAggregate(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 2000 {
+		want := map[netip.Addr]bool{}
+		var in []netip.Addr
+		for range r.IntN(40) {
+			a := netip.AddrFrom4([4]byte{10, 0, 0, byte(r.IntN(32))})
+			in, want[a] = append(in, a), true
+		}
+		n, out := 0, Aggregate(in)
+		for k, p := range out {
+			for a := p.Addr(); p.Contains(a); a = a.Next() {
+				if n++; !want[a] {
+					t.Fatalf("%v of %v has %v", out, in, a)
+				}
+			}
+			if k > 0 && out[k-1].Bits() == p.Bits() && netip.PrefixFrom(p.Addr(), p.Bits()-1).Masked().Contains(out[k-1].Addr()) {
+				t.Fatalf("%v: two halves of one prefix", out)
+			}
+		}
+		if n != len(want) {
+			t.Fatalf("%v of %v has %d addresses", out, in, n)
+		}
+	}
+}
+
+func TestRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), File)
+	if u, err := Read(path); err != nil || len(u.Interfaces) > 0 {
+		t.Errorf("a missing file: %v, %v", u, err)
+	}
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Read(path); err == nil {
+		t.Error("a torn file was read")
+	}
+}
