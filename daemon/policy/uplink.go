@@ -61,6 +61,11 @@ func (d *draft) uplinks() {
 		}
 	}
 	all := d.keep(ref, want, withheld)
+	for n := range all.Interfaces {
+		if i := &all.Interfaces[n]; i.MAC == "" {
+			i.Seen = i.Now(d.Host)
+		}
+	}
 	d.plan.Uplinks = all
 	for _, i := range all.Interfaces {
 		link, ok := i.Link(d.Host)
@@ -116,6 +121,9 @@ func (d *draft) granted(ref string, spec cluster.Uplinks, withheld map[netip.Add
 		out := uplink.Interface{MAC: i.MAC, Name: i.Name, Address: i.Address, Subnet: i.Subnet, Gateway: i.Gateway, AnswerARP: i.AnswerARP, OnLink: i.OnLink}
 		if !i.Subnet.Contains(i.Address) || !i.Subnet.Contains(i.Gateway) {
 			d.problem(ref, cluster.UplinkAddress, fmt.Sprintf("address and gateway in the subnet %s of %s", i.Subnet, path), fmt.Sprintf("%s and %s", i.Address, i.Gateway), "correct them")
+		}
+		if at := slices.IndexFunc(d.Held.Granted.Interfaces, func(old uplink.Interface) bool { return i.Name != "" && old.Name == i.Name }); at >= 0 {
+			out.Seen = d.Held.Granted.Interfaces[at].Seen
 		}
 		owners := d.owners(i)
 		for _, r := range i.Addresses {
@@ -196,22 +204,31 @@ func (d *draft) owners(i cluster.Uplink) func(netip.Addr) string {
 	}
 }
 
-// keep adds what was granted before and is still in use, and withholds it.
+// keep adds what was granted before and is still in use, and withholds it. An address that moves to another
+// interface does so when no pod has it.
 func (d *draft) keep(ref string, want uplink.Uplinks, withheld map[netip.Addr]bool) uplink.Uplinks {
-	granted := map[netip.Addr]bool{}
-	for _, i := range want.Interfaces {
+	same := func(old uplink.Interface) int {
+		return slices.IndexFunc(want.Interfaces, func(i uplink.Interface) bool { return i.MAC == old.MAC && i.Name == old.Name })
+	}
+	granted := map[netip.Addr]int{} // to the index of the interface in want
+	for n, i := range want.Interfaces {
 		for _, a := range i.Addresses {
-			granted[a] = true
+			granted[a] = n
 		}
 	}
 	for _, old := range d.Held.Granted.Interfaces {
 		var kept []netip.Addr
 		for _, a := range old.Addresses {
-			if granted[a] || !d.Held.inUse(a) {
+			now, there := granted[a]
+			if there && now == same(old) || !d.Held.inUse(a) {
 				continue
 			}
+			if there {
+				i := &want.Interfaces[now]
+				i.Addresses = slices.DeleteFunc(i.Addresses, func(b netip.Addr) bool { return a == b })
+			}
 			kept, withheld[a] = append(kept, a), true
-			if pod, leased := d.Held.Pods[a]; leased {
+			if pod, leased := d.Held.Pods[a]; leased && !there {
 				d.problem(ref, cluster.AddressRemoved, "the addresses of running pods in spec.uplinks", fmt.Sprintf("%s of pod %s in none of its interfaces", a, pod),
 					"delete the pod, which gets another address, or add the address again; it works until then")
 			}
@@ -219,7 +236,7 @@ func (d *draft) keep(ref string, want uplink.Uplinks, withheld map[netip.Addr]bo
 		if len(kept) == 0 {
 			continue
 		}
-		at := slices.IndexFunc(want.Interfaces, func(i uplink.Interface) bool { return i.MAC == old.MAC && i.Name == old.Name })
+		at := same(old)
 		if at < 0 {
 			at, old.Addresses = len(want.Interfaces), nil
 			want.Interfaces = append(want.Interfaces, old)

@@ -53,7 +53,8 @@ type Uplinks struct {
 type Interface struct {
 	MAC     string       `json:"mac,omitempty"` // in lower case; "": Name says which link it is
 	Name    string       `json:"name,omitempty"`
-	Address netip.Addr   `json:"address"` // the interface's own
+	Seen    string       `json:"seen,omitempty"` // the MAC that the link Name last had, for the time when it is gone
+	Address netip.Addr   `json:"address"`        // the interface's own
 	Subnet  netip.Prefix `json:"subnet"`
 	Gateway netip.Addr   `json:"gateway"`
 	// AnswerARP: the LAN does not know by itself that the addresses of pods are here.
@@ -81,11 +82,11 @@ func (u Uplinks) Equal(o Uplinks) bool {
 // key is the interface without its list.
 func (i Interface) key() any {
 	return struct {
-		mac, name        string
+		mac, name, seen  string
 		address, gateway netip.Addr
 		subnet           netip.Prefix
 		answer, onLink   bool
-	}{i.MAC, i.Name, i.Address, i.Gateway, i.Subnet, i.AnswerARP, i.OnLink}
+	}{i.MAC, i.Name, i.Seen, i.Address, i.Gateway, i.Subnet, i.AnswerARP, i.OnLink}
 }
 
 // Read reads the file that the daemon wrote. A missing file is not an error: the node has no uplinks.
@@ -117,13 +118,20 @@ func (i Interface) Link(h routes.Host) (link routes.Link, ok bool) {
 	return link, ok
 }
 
+// Now returns the MAC of the interface, or the MAC that it last had.
+func (i Interface) Now(h routes.Host) string {
+	if i.MAC != "" {
+		return i.MAC
+	}
+	if l, ok := i.Link(h); ok {
+		return l.MAC
+	}
+	return i.Seen
+}
+
 // Table is the number of the interface's routing table; ok is false if its MAC is not known.
 func (i Interface) Table(h routes.Host) (table int, ok bool) {
-	mac, err := net.ParseMAC(i.MAC)
-	if i.MAC == "" {
-		l, _ := i.Link(h)
-		mac, err = net.ParseMAC(l.MAC)
-	}
+	mac, err := net.ParseMAC(i.Now(h))
 	if err != nil || len(mac) != 6 {
 		return 0, false
 	}

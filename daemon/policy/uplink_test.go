@@ -1,0 +1,175 @@
+package policy
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// uplinkNode is a node with uplinks, while its resource, its pods and its daemon change.
+type uplinkNode struct {
+	t     *testing.T
+	r     *rand.Rand
+	world World
+	held  Held           // on disk: Granted, Pool, Pods
+	rules []netip.Prefix // in the kernel: sources that have a rule
+	token int
+}
+
+func (n *uplinkNode) address() netip.Addr {
+	return netip.AddrFrom4([4]byte{10, 0, 0, byte(30 + n.r.IntN(8))})
+}
+
+// edit is a person or a controller that writes the resource: addresses come, are withdrawn, go; the resource is
+// deleted and comes back.
+func (n *uplinkNode) edit() {
+	if n.r.IntN(6) == 0 {
+		n.world.Cluster.EdgeNodes = nil
+		return
+	}
+	u := cluster.Uplinks{Provider: cluster.ProviderENS, Egress: cluster.EgressUplink}
+	for i := range 1 + n.r.IntN(2) {
+		one := cluster.Uplink{
+			Name: fmt.Sprintf("eth%d", 1+i), Address: netip.AddrFrom4([4]byte{10, 0, 0, byte(20 + i)}),
+			Subnet: netip.MustParsePrefix("10.0.0.0/24"), Gateway: netip.MustParseAddr("10.0.0.254"),
+		}
+		for range n.r.IntN(6) {
+			a := n.address()
+			one.Addresses = append(one.Addresses, cluster.AddressRange{First: a, Last: a})
+		}
+		if n.r.IntN(2) == 0 {
+			n.token++
+			one.Withdrawn = append(one.Withdrawn, cluster.Withdrawal{Address: n.address(), Token: fmt.Sprint(n.token)})
+		}
+		u.Interfaces = append(u.Interfaces, one)
+	}
+	n.world.Cluster.EdgeNodes = []cluster.EdgeNode{{Name: "n1", Uplinks: &u}}
+}
+
+// add is an ADD: it leases any address of the pool.
+func (n *uplinkNode) add() {
+	var free []netip.Addr
+	for _, set := range n.held.Pool.Sets {
+		for _, r := range set {
+			for a := r.First; a.Compare(r.Last) <= 0; a = a.Next() {
+				if _, taken := n.held.Pods[a]; !taken && leases(n.held.Pool, a) {
+					free = append(free, a)
+				}
+			}
+		}
+	}
+	if len(free) > 0 {
+		n.held.Pods[free[n.r.IntN(len(free))]] = "default/pod"
+	}
+}
+
+func (n *uplinkNode) del() {
+	for a := range n.held.Pods {
+		delete(n.held.Pods, a)
+		return
+	}
+}
+
+// look is a look of the daemon, which may die after any of its steps. Without its store open it knows no lease.
+func (n *uplinkNode) look() {
+	w := n.world
+	if w.Held = n.held; n.r.IntN(4) == 0 {
+		w.Held = Held{Granted: n.held.Granted}
+	}
+	w.Host.Links = w.Host.Links[:1+n.r.IntN(3)] // eth1 or eth2 may be gone
+	plan := Decide(w)
+	for _, c := range plan.Confirmed {
+		if _, leased := n.held.Pods[c.Address]; leased || leases(n.held.Pool, c.Address) {
+			n.t.Fatalf("%v is confirmed: leased %v, pool %v", c.Address, n.held.Pods, n.held.Pool)
+		}
+	}
+	steps := n.r.IntN(8)
+	if steps == 0 {
+		return
+	}
+	n.held.Granted = plan.Uplinks
+	n.check("after the file was written")
+	if steps == 1 {
+		return
+	}
+	n.rules = nil
+	for _, r := range plan.Routes.Rules {
+		n.rules = append(n.rules, r.From)
+	}
+	n.check("after the kernel was synced")
+	if n.r.IntN(3) == 0 {
+		n.add() // while the daemon works
+	}
+	if steps == 2 {
+		return
+	}
+	if len(plan.Pool.Sets) > 0 {
+		n.held.Pool = plan.Pool
+	}
+	n.check("after the pool was set")
+}
+
+// check says that no pod is cut off, now or after a reboot, and that no pod can start without rules.
+func (n *uplinkNode) check(when string) {
+	n.t.Helper()
+	for a := netip.MustParseAddr("10.0.0.30"); a.Compare(netip.MustParseAddr("10.0.0.38")) < 0; a = a.Next() {
+		_, leased := n.held.Pods[a]
+		if !leased && !leases(n.held.Pool, a) {
+			continue
+		}
+		granted := false
+		for _, i := range n.held.Granted.Interfaces {
+			granted = granted || slices.Contains(i.Addresses, a)
+		}
+		if !granted {
+			n.t.Fatalf("%s: %v (leased: %v) is not in the file of the granted: %v", when, a, leased, n.held.Granted)
+		}
+		if !slices.ContainsFunc(n.rules, func(p netip.Prefix) bool { return p.IsValid() && p.Contains(a) }) {
+			n.t.Fatalf("%s: %v (leased: %v) has no rule: %v", when, a, leased, n.rules)
+		}
+	}
+}
+
+// Whatever happens to the resource, the interfaces and the daemon, in any order: no running pod loses its rules, no
+// pod starts without rules, and no address is given back while a pod has it or could get it.
+func TestUplinksThroughRandomHistories(t *testing.T) {
+	for seed := range uint64(800) {
+		n := &uplinkNode{t: t, r: rand.New(rand.NewPCG(seed, 1)), held: Held{Known: true, Pods: map[netip.Addr]string{}}}
+		n.world = World{Self: "n1", Config: config.Defaults()}
+		n.world.Cluster.Nodes = []cluster.Node{{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.11")}}}
+		n.world.Host.Links = []routes.Link{{Name: "eth0", MAC: "02:00:00:00:00:00", MTU: 1500, Up: true}, {Name: "eth1", MAC: "02:00:00:00:00:01", MTU: 1500, Up: true}, {Name: "eth2", MAC: "02:00:00:00:00:02", MTU: 1500, Up: true}}
+		n.world.Host.Addrs = []routes.Addr{{Link: "eth0", Prefix: netip.MustParsePrefix("10.0.0.11/24")}}
+		steps := []func(){n.edit, n.add, n.add, n.del, n.look, n.look}
+		for range 40 {
+			steps[n.r.IntN(len(steps))]()
+			n.check("after a step")
+		}
+	}
+}
+
+// A pool that leases nothing is not an empty pool.
+func TestDeletedEdgeNodeStopsNewPods(t *testing.T) {
+	w := World{Self: "n1", Config: config.Defaults()}
+	w.Cluster.Nodes = []cluster.Node{{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.11")}}}
+	w.Cluster.EdgeNodes = []cluster.EdgeNode{{Name: "n1", Uplinks: &cluster.Uplinks{Interfaces: []cluster.Uplink{{
+		Name: "eth1", Address: netip.MustParseAddr("10.0.0.21"), Subnet: netip.MustParsePrefix("10.0.0.0/24"), Gateway: netip.MustParseAddr("10.0.0.254"),
+		Addresses: []cluster.AddressRange{{First: netip.MustParseAddr("10.0.0.31"), Last: netip.MustParseAddr("10.0.0.32")}}}}}}}
+	w.Host.Links = []routes.Link{{Name: "eth1", MAC: "02:00:00:00:00:01", MTU: 1500, Up: true}}
+	plan := Decide(w)
+	w.Held = Held{Granted: plan.Uplinks, Known: true, Pool: plan.Pool}
+	w.Cluster.EdgeNodes = nil
+	plan = Decide(w)
+	if err := plan.Pool.Validate(); err != nil || leases(plan.Pool, netip.MustParseAddr("10.0.0.31")) || leases(plan.Pool, netip.MustParseAddr("10.0.0.32")) {
+		t.Errorf("pool %v, %v, want one that leases nothing", plan.Pool, err)
+	}
+	w.Held = Held{Granted: plan.Uplinks, Known: true, Pool: plan.Pool}
+	if plan = Decide(w); len(plan.Uplinks.Interfaces) > 0 || len(plan.Routes.Rules) > 0 {
+		t.Errorf("the next look leaves %v", plan.Uplinks)
+	}
+}
