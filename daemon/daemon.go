@@ -130,6 +130,8 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 		l.reporter = r
 		l.announcer.tell = func(s report.Session) { r.Event(s.Event(d.config.NodeName)) }
 		start("report sessions", r.Run)
+		l.uplinks = report.NewUplinks(server)
+		start("report uplinks", l.uplinks.Run)
 	}
 	start("watch kernel", func(ctx context.Context) error {
 		return d.kernel.Watch(ctx, routes.Watched{Node: l.look.fire, Pods: l.harmed.fire})

@@ -92,7 +92,8 @@ type loop struct {
 	source   cluster.Source
 	kernel   kernel
 	speaker  speaker
-	reporter reporter // reports this node's sessions to the cluster; nil: there is no API server
+	uplinks  *report.Uplinks // reports the state of the uplinks; nil: there is no API server
+	reporter reporter        // reports this node's sessions to the cluster; nil: there is no API server
 	pods     podServer
 	proven   func() []cluster.Problem // of the paths to other nodes' pods; nil: nobody asks
 	save     func(cluster.World) error
@@ -235,6 +236,14 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 func (l *loop) publish(v view, o outcome) {
 	v.Problems = append(o.problems, l.found...)
 	l.seen.Store(&v)
+	if l.uplinks == nil || len(v.Plan.Uplinks.Interfaces) == 0 {
+		return
+	}
+	if s := uplinksStatus(&v, l.pods.Held()); s != nil {
+		if err := l.uplinks.Sync(*s); err != nil {
+			l.log.Warn("status of uplinks", "err", err)
+		}
+	}
 }
 
 // apply makes the plan true: kernel, switches, pods. Each part is tried even if another part fails.
@@ -297,6 +306,9 @@ func (l *loop) report(ctx context.Context, plan policy.Plan, o *outcome) {
 		l.reporter.Sync(sessions)
 		l.reporter.Tell(slices.Concat(o.problems, l.found, lacks(status), o.ofPods))
 		o.problems = append(o.problems, l.reporter.Problems()...)
+		if l.uplinks != nil {
+			o.problems = append(o.problems, l.uplinks.Problems()...)
+		}
 	}
 }
 

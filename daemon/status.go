@@ -60,7 +60,7 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 	for reason, n := range d.loop.journal.appearances() {
 		s.Appeared[string(reason)] = n
 	}
-	s.Uplinks = d.uplinksStatus(v, leases)
+	s.Uplinks = d.uplinks(v)
 	wrong, advice := cluster.Divide(policy.Sorted(problems, found))
 	s.Problems, s.Advice = problemStatus(wrong), problemStatus(advice)
 	return s

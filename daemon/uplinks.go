@@ -8,6 +8,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/durable"
+	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/plugin/uplink"
 )
 
@@ -27,8 +28,29 @@ func saveUplinks(path string, u uplink.Uplinks) error {
 }
 
 // uplinksStatus says how the uplinks are; nil if the node has none.
-func (d *Daemon) uplinksStatus(v *view, leases api.Leases) *api.Uplinks {
+func uplinksStatus(v *view, held policy.Held) *cluster.UplinksStatus {
 	if len(v.Plan.Uplinks.Interfaces) == 0 {
+		return nil
+	}
+	out := &cluster.UplinksStatus{Confirmed: v.Plan.Confirmed, Used: held.Used(v.Plan.Uplinks), Free: held.Free()}
+	for _, i := range v.Plan.Uplinks.Interfaces {
+		one := cluster.UplinkStatus{MAC: i.MAC, Name: i.Name, State: cluster.InterfaceMissing}
+		if link, ok := i.Link(v.World.Host); ok {
+			one.Link, one.State = link.Name, cluster.InterfaceDown
+			if link.Up {
+				one.State = cluster.InterfaceUp
+			}
+		}
+		out.Interfaces = append(out.Interfaces, one)
+	}
+	return out
+}
+
+// uplinks is uplinksStatus with the words of the resource, for operators.
+func (d *Daemon) uplinks(v *view) *api.Uplinks {
+	held := d.pods.Held()
+	s := uplinksStatus(v, held)
+	if s == nil {
 		return nil
 	}
 	spec := v.World.Uplinks(v.World.Self)
@@ -38,28 +60,16 @@ func (d *Daemon) uplinksStatus(v *view, leases api.Leases) *api.Uplinks {
 			spec.Egress = cluster.EgressNode
 		}
 	}
-	out := &api.Uplinks{Provider: string(spec.Provider), Egress: string(spec.Egress), Free: int(leases.Free)}
-	pods := d.pods.Held().Pods
-	for _, i := range v.Plan.Uplinks.Interfaces {
-		one := api.Uplink{MAC: i.MAC, Name: i.Name, Address: i.Address.String(), Gateway: i.Gateway.String(), Addresses: len(i.Addresses), State: api.UplinkMissing}
+	out := &api.Uplinks{Provider: string(spec.Provider), Egress: string(spec.Egress), Used: s.Used, Free: s.Free}
+	for n, i := range v.Plan.Uplinks.Interfaces {
+		one := api.Uplink{MAC: i.MAC, Name: i.Name, Link: s.Interfaces[n].Link, Address: i.Address.String(), Gateway: i.Gateway.String(),
+			Addresses: len(i.Addresses), Used: held.Used(uplink.Uplinks{Interfaces: []uplink.Interface{i}}), State: string(s.Interfaces[n].State)}
 		if at := slices.IndexFunc(spec.Interfaces, func(u cluster.Uplink) bool { return u.MAC == i.MAC && u.Name == i.Name }); at >= 0 {
 			one.ID = spec.Interfaces[at].ID
 		}
-		if link, ok := i.Link(v.World.Host); ok {
-			one.Link, one.State = link.Name, api.UplinkDown
-			if link.Up {
-				one.State = api.UplinkUp
-			}
-		}
-		for _, a := range i.Addresses {
-			if _, used := pods[a]; used {
-				one.Used++
-			}
-		}
-		out.Used += one.Used
 		out.Interfaces = append(out.Interfaces, one)
 	}
-	for _, c := range v.Plan.Confirmed {
+	for _, c := range s.Confirmed {
 		out.Confirmed = append(out.Confirmed, api.Withdrawal{Address: c.Address.String(), Token: c.Token})
 	}
 	return out

@@ -31,6 +31,32 @@ func (h Held) inUse(a netip.Addr) bool {
 	return !h.Known || leased || leases(h.Pool, a)
 }
 
+// Used is the number of addresses that pods have.
+func (h Held) Used(u uplink.Uplinks) (n int) {
+	for _, i := range u.Interfaces {
+		for _, a := range i.Addresses {
+			if _, leased := h.Pods[a]; leased {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// Free is the number of addresses for more pods.
+func (h Held) Free() (n int) {
+	for _, set := range h.Pool.Sets {
+		for _, r := range set {
+			for a := r.First; a.IsValid() && a.Compare(r.Last) <= 0; a = a.Next() {
+				if _, leased := h.Pods[a]; !leased && leases(h.Pool, a) {
+					n++
+				}
+			}
+		}
+	}
+	return n
+}
+
 func leases(p ipam.Pool, a netip.Addr) bool {
 	if slices.ContainsFunc(p.Reserved, func(r netip.Prefix) bool { return r.Contains(a) }) {
 		return false

@@ -34,6 +34,8 @@ const (
 {apiVersion: network.alibabacloud.com/v1beta1, kind: BGPClusterConfig, metadata: {name: c}, spec: {localASN: 65010, nodeSelector: all(),
   bgpSpeakers: [{name: n1, peers: [{name: s, peerASN: 65001, peerAddress: 10.0.0.2}]}]}}
 ---
+{apiVersion: network.edgeway.io/v1alpha1, kind: EdgeNode, metadata: {name: n1}}
+---
 {apiVersion: v1, kind: Secret, metadata: {name: bgp-secret, namespace: kube-system}, stringData: {password: hunter2}}
 ---
 {apiVersion: v1, kind: Secret, metadata: {name: other, namespace: kube-system}, stringData: {password: hunter2}}
@@ -85,12 +87,14 @@ func live(t *testing.T, kubeconfig string) {
 	o := cluster.KubernetesOptions{Kubeconfig: kubeconfig, Node: "n1", UserAgent: "edgewayd/test"}
 	source, reporter := cluster.Kubernetes(o), report.New(o)
 	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 2)
+	uplinks := report.NewUplinks(o)
+	done := make(chan error, 3)
 	go func() { done <- source.Watch(ctx, func() {}) }()
 	go func() { done <- reporter.Run(ctx) }()
+	go func() { done <- uplinks.Run(ctx) }()
 	t.Cleanup(func() {
 		stop()
-		for range 2 {
+		for range 3 {
 			if err := <-done; err != nil {
 				t.Error(err)
 			}
@@ -110,7 +114,10 @@ func live(t *testing.T, kubeconfig string) {
 	for _, s := range sessions {
 		reporter.Event(s.Event("n1"))
 	}
-	if p := reporter.Problems(); len(p) > 0 {
+	if err := uplinks.Sync(cluster.UplinksStatus{Used: 1}); err != nil {
+		t.Error(err)
+	}
+	if p := append(reporter.Problems(), uplinks.Problems()...); len(p) > 0 {
 		t.Errorf("problems %v", p)
 	}
 }
@@ -229,6 +236,7 @@ func TestAPIServerRoles(t *testing.T) {
 			until(t, "both statuses and events", func() bool {
 				now := used(t, cp, test.user)
 				return now[right{"network.openyurt.io", "bgppeers/status", "patch"}] && now[right{"network.alibabacloud.com", "bgpclusterconfigs/status", "patch"}] &&
+					now[right{"network.edgeway.io", "edgenodes/status", "patch"}] &&
 					strings.Count(must(cp.Kubectl("get", "events", "-o", "name"))(t), "\n") >= 2 && now[right{"", "secrets", "watch"}]
 			})
 			compare(t, all, used(t, cp, test.user), inApply)
@@ -246,7 +254,7 @@ func TestAPIServerRolesAreNeeded(t *testing.T) {
 	}
 	for _, no := range [][]string{
 		{"list", "secrets", "-n", "kube-system"}, {"get", "secrets/other", "-n", "kube-system"}, {"list", "secrets/other", "-n", "kube-system"},
-		{"get", "secrets/bgp-secret", "-n", "default"}, {"patch", "bgppeers/p"}, {"patch", "nodes/n1"}, {"list", "pods"}, {"create", "events", "-n", "kube-system"},
+		{"get", "secrets/bgp-secret", "-n", "default"}, {"patch", "bgppeers/p"}, {"patch", "edgenodes/n1"}, {"patch", "nodes/n1"}, {"list", "pods"}, {"create", "events", "-n", "kube-system"},
 		{"delete", "bgppeers/p"}, {"get", "configmaps", "-n", "kube-system"},
 	} {
 		if may(no...) {
