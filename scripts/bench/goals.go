@@ -29,6 +29,7 @@ func (b *bench) goals() {
 		{"lease beside 60,000 leases to beside 10, p50", "store/60000", 1.1},
 		{"pairs a second, 32 callers: bbolt.Update's to ours", "store/update/32", 0.25},
 		{"ADD p50 with source NAT for the pod, one at a time, to one without", "masquerade/1/add", 1.05},
+		{"ADD p50 with an uplink, one at a time, to one with a pod CIDR", "uplinks/1/add", 1.05},
 		{"fsyncs of a slow disk that a lone ADD waits for", "slowdisk/1/fsyncs", 1},
 		{"anonymous memory of a daemon among 10 nodes, MiB", "memory/10/daemon", 6},
 		{"anonymous memory of daemon and two sessions among 5,000 nodes, MiB", "memory/5000/all", 60},

@@ -194,6 +194,7 @@ func sections() []section {
 		{"pods/v4", "a pod: ADD and DEL, IPv4", "", func(b *bench, ctx context.Context) error { return b.pods(ctx, v4) }},
 		{"pods/dual", "a pod: ADD and DEL, dual stack", "", func(b *bench, ctx context.Context) error { return b.pods(ctx, dual) }},
 		{"pods/masquerade", "a pod: source NAT", "", (*bench).masquerade},
+		{"pods/uplinks", "a pod: an address of an uplink", "", (*bench).uplinks},
 		{"pods/slowdisk", "a pod: a slow disk", "strace", (*bench).slowDisk},
 		{"pods/garbage", "a pod: garbage in the daemon's memory", "", (*bench).garbage},
 		{"pods/profile", "a pod: where the processor time goes", "perf", (*bench).profile},

@@ -17,12 +17,13 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// family selects the address families of a pod.
+// family selects the address families of a pod, or an uplink of the node as the source of its address.
 type family string
 
 const (
-	v4   family = "v4"
-	dual family = "dual"
+	v4     family = "v4"
+	dual   family = "dual"
+	uplink family = "uplink" // IPv4
 )
 
 // contender is one way to wire a pod: a plugin, its configuration and its own host.
@@ -108,18 +109,20 @@ func (a *arena) withDaemon(ctx context.Context, bin string, f family) (err error
 	if a.lab, err = lab.New(lab.Options{Bin: bin}); err != nil {
 		return err
 	}
-	t, err := lab.ParseTopology([]byte("nodes:\n- name: Node-1\n  config: {metrics: \"" + metricsAddress + "\"}\n  links:\n  - {lan: lan, addrs: [10.0.0.11/24, fd00::11/64]}\n"))
+	t, err := lab.ParseTopology([]byte("nodes:\n- name: Node-1\n  config: {metrics: \"" + metricsAddress + "\"}\n  links:\n  - {lan: lan, addrs: [10.0.0.11/24, fd00::11/64]}\n  - {lan: up, addrs: []}\n"))
 	if err != nil {
 		return err
 	}
 	if err := a.lab.Build(ctx, t); err != nil {
 		return err
 	}
-	cidrs := "[10.99.0.0/16]"
-	if f == dual {
-		cidrs = "[10.99.0.0/16, fd00:99::/64]"
+	cidrs := map[family]string{v4: "[10.99.0.0/16]", dual: "[10.99.0.0/16, fd00:99::/64]", uplink: "[]"}[f]
+	manifests := nodeManifest("Node-1", "10.0.0.11", cidrs)
+	if f == uplink {
+		manifests += "---\napiVersion: network.edgeway.io/v1alpha1\nkind: EdgeNode\nmetadata: {name: Node-1}\nspec:\n  uplinks:\n    provider: static\n" +
+			"    interfaces: [{name: up, address: 10.77.0.2, subnet: 10.77.0.0/24, gateway: 10.77.0.1, addresses: [10.77.0.11-10.77.0.250]}]\n"
 	}
-	if err := os.WriteFile(filepath.Join(a.lab.ClusterDir, "node.yaml"), []byte(nodeManifest("Node-1", "10.0.0.11", cidrs)), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(a.lab.ClusterDir, "node.yaml"), []byte(manifests), 0o644); err != nil {
 		return err
 	}
 	c := &contender{name: "edgeway", exe: filepath.Join(bin, "edgeway"), path: bin, node: a.lab.Node("Node-1")}

@@ -54,7 +54,7 @@ func (b *bench) profile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a, err := b.alone(ctx, bin, profiledPods)
+	a, err := b.alone(ctx, v4, bin, profiledPods)
 	if a != nil {
 		defer a.close()
 	}

@@ -53,15 +53,15 @@ const variantPods = 64
 var variantsAt = []int{1, 32} // read only
 
 // alone makes an arena that has only edgeway and its daemon, whose executables are in bin.
-func (b *bench) alone(ctx context.Context, bin string, pods int) (*arena, error) {
+func (b *bench) alone(ctx context.Context, f family, bin string, pods int) (*arena, error) {
 	only := *b
 	only.own, only.bin = true, bin
-	return only.newArena(ctx, v4, pods)
+	return only.newArena(ctx, f, pods)
 }
 
 // masquerade compares pods that have source NAT with pods that do not.
 func (b *bench) masquerade(ctx context.Context) error {
-	a, err := b.alone(ctx, b.bin, variantPods)
+	a, err := b.alone(ctx, v4, b.bin, variantPods)
 	if a != nil {
 		defer a.close()
 	}
@@ -76,19 +76,48 @@ func (b *bench) masquerade(ctx context.Context) error {
 	if err := b.versus(ctx, all); err != nil {
 		return err
 	}
-	t := table{Name: "pods/masquerade", Title: "Source NAT for a pod: ADD and DEL, IPv4",
-		Columns: columns("pods at once", "plugin", "ADD p50 (ms)", "to plain", "CPU (ms)", "to plain", "DEL p50 (ms)", "to plain", "pods")}
+	b.toFirst(all, table{Name: "pods/masquerade", Title: "Source NAT for a pod: ADD and DEL, IPv4"}, "to plain")
+	return nil
+}
+
+// toFirst adds a table of the variants, as ratios to the first.
+func (b *bench) toFirst(all []variant, t table, ratios string) {
+	t.Columns = columns("pods at once", "plugin", "ADD p50 (ms)", ratios, "CPU (ms)", ratios, "DEL p50 (ms)", ratios, "pods")
 	for _, at := range variantsAt {
 		base := all[0].cells[at]
 		for _, v := range all {
 			c := v.cells[at]
 			add, cpu := ratio(c.add.p50(), base.add.p50()), ratio(c.add.cpuEach(), base.add.cpuEach())
 			t.row(at, v.name, ms(c.add.p50()), add, ms(c.add.cpuEach()), cpu, ms(c.del.p50()), ratio(c.del.p50(), base.del.p50()), len(c.add.took))
-			b.out.keep(fmt.Sprintf("masquerade/%d/add", at), add)
-			b.out.keep(fmt.Sprintf("masquerade/%d/cpu", at), cpu)
+			name := strings.TrimPrefix(t.Name, "pods/")
+			b.out.keep(fmt.Sprintf("%s/%d/add", name, at), add)
+			b.out.keep(fmt.Sprintf("%s/%d/cpu", name, at), cpu)
 		}
 	}
 	b.out.add(t)
+}
+
+// uplinks compares a node whose pods have addresses of an uplink with a node that has a pod CIDR.
+func (b *bench) uplinks(ctx context.Context) error {
+	var all []variant
+	for _, kind := range []struct {
+		f    family
+		name string
+	}{{v4, "edgeway with a pod CIDR"}, {uplink, "edgeway with an uplink"}} {
+		a, err := b.alone(ctx, kind.f, b.bin, variantPods)
+		if a != nil {
+			defer a.close()
+		}
+		if err != nil {
+			return err
+		}
+		a.contenders[0].name = kind.name
+		all = append(all, variant{a.contenders[0], map[int]*verbs{}})
+	}
+	if err := b.versus(ctx, all); err != nil {
+		return err
+	}
+	b.toFirst(all, table{Name: "pods/uplinks", Title: "A pod with an address of an uplink: ADD and DEL"}, "to a pod CIDR")
 	return nil
 }
 
@@ -104,7 +133,7 @@ func (b *bench) slowDisk(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		a, err := b.alone(ctx, bin, variantPods)
+		a, err := b.alone(ctx, v4, bin, variantPods)
 		if a != nil {
 			defer a.close()
 		}
@@ -161,7 +190,7 @@ func (b *bench) garbage(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		a, err := b.alone(ctx, bin, variantPods)
+		a, err := b.alone(ctx, v4, bin, variantPods)
 		if a != nil {
 			defer a.close()
 		}
