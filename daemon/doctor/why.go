@@ -127,7 +127,7 @@ func (q *way) end(name string, like netip.Addr) (end, error) {
 		e.addr = a.Unmap()
 	} else if n, ok := q.w.Cluster.Node(name); ok {
 		if !choose(n.Addresses) {
-			return e, fmt.Errorf("Node/%s has no address of the family of %v", name, like)
+			return e, fmt.Errorf("no address of Node/%s is of the family of %v", name, like)
 		}
 	} else {
 		for _, l := range q.leases {
