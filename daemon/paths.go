@@ -52,6 +52,9 @@ func surveyOf(v *view) *paths.Cluster {
 	var key []byte
 	ways := map[netip.Prefix]paths.Way{}
 	for _, r := range v.Plan.Routes.Routes {
+		if r.Table != 0 {
+			continue // of an uplink
+		}
 		ways[r.Dst] = paths.Way{Tunnel: r.Link == routes.VXLANLink || r.Link == routes.VXLANLink6, Via: r.Via}
 	}
 	for i, n := range w.Cluster.Nodes {

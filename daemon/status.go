@@ -76,6 +76,9 @@ func problemStatus(problems []cluster.Problem) (out []api.Problem) {
 // tunnelStatus compares the wanted VXLAN links with the kernel's.
 func tunnelStatus(have, want routes.State) (out []api.Tunnel) {
 	for _, l := range want.Links {
+		if l.VXLAN == nil {
+			continue // an uplink
+		}
 		ends := map[netip.Addr]bool{}
 		for _, f := range want.FDB {
 			if f.Link == l.Name {

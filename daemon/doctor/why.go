@@ -266,7 +266,7 @@ func (q *way) route(to end, p routes.Packet, say sayer) (routes.Route, bool) {
 	}
 	say(OK, "", "the kernel's route: %s", strings.TrimSuffix(r.String(), " proto unspec"))
 	for _, want := range q.plan.Routes.Routes {
-		if want.Type == "" && want.Dst.Contains(p.Dst) && (want.Via != r.Via || want.Link != r.Link) {
+		if want.Type == "" && want.Table == 0 && want.Dst.Contains(p.Dst) && (want.Via != r.Via || want.Link != r.Link) {
 			say(Problem, "edgewayd problems names who owns the other route or policy rule: ip route get "+p.Dst.String(), "edgeway wants another route: %v", want)
 			return r, false
 		}
