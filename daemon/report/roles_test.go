@@ -303,6 +303,9 @@ func TestAPIServerControllerRoles(t *testing.T) {
 		{"", "services", "get"}:                        "only before Kubernetes 1.33",
 		{"network.edgeway.io", "nodeslices", "delete"}: "only when all nodes of a slice are gone",
 	}
+	for _, verb := range []string{"get", "list", "watch", "create", "patch", "delete"} {
+		seldom[right{"network.edgeway.io", "edgenodes", verb}] = "only with ens: in its configuration, which needs a cloud"
+	}
 	all := granted(t, roles+"/controller")
 	until(t, "all rights", func() bool {
 		now := used(t, cp, user)
