@@ -25,12 +25,16 @@ const probeMost = 256
 // Where one machine answers for several neighbours (proxy ARP), its answers prove nothing. There the switch must
 // say that it cannot reach a neighbour, which is a miss; the neighbour's own answer brings it back at once, and
 // each round without any such word takes a miss back.
+//
+// The kernel gives an entry that failed a MAC only when it hears from the neighbour: an answer, or a request of the
+// neighbour's own, after which the entry is stale (net/ipv4/arp.c: arp_process). Both bring the neighbour back.
 type presence struct {
 	after  time.Duration
 	misses map[routes.Neighbour]int
-	silent map[netip.Addr]bool   // after the last round
-	macs   map[netip.Addr]string // of the last answers
-	turn   int                   // where the next round begins
+	failed map[routes.Neighbour]bool // had no answer in the last round
+	silent map[netip.Addr]bool       // after the last round
+	macs   map[netip.Addr]string     // of the last answers
+	turn   int                       // where the next round begins
 }
 
 // next chooses the neighbours for a round: all of them, or the first (a switch) and the next in turn.
@@ -76,11 +80,13 @@ func (p *presence) round(all []routes.Neighbour, heard map[routes.Neighbour]rout
 	for _, n := range all {
 		answered[n.Link] = answered[n.Link] || heard[n].Hearing == routes.Answers
 	}
+	failed := map[routes.Neighbour]bool{}
 	out := lan{silent: map[netip.Addr]bool{}, macs: map[netip.Addr]string{}}
 	for _, n := range all {
 		misses[n] = p.misses[n]
 		h := heard[n] // Unsure where n was not probed
 		gone := h.Hearing == routes.Silent && answered[n.Link]
+		failed[n] = h.Hearing == routes.Silent
 		switch {
 		case h.Hearing == routes.Answers:
 			out.macs[n.IP] = h.MAC
@@ -90,6 +96,8 @@ func (p *presence) round(all []routes.Neighbour, heard map[routes.Neighbour]rout
 		switch back, asked := reached[n]; {
 		case gone:
 			misses[n]++
+		case p.failed[n] && h.Hearing == routes.Unsure && h.MAC != "":
+			misses[n] = 0
 		case h.Hearing != routes.Answers:
 		case !asked || back == routes.Answers:
 			misses[n] = 0
@@ -102,7 +110,7 @@ func (p *presence) round(all []routes.Neighbour, heard map[routes.Neighbour]rout
 			out.silent[n.IP] = true
 		}
 	}
-	p.misses, p.silent, p.macs = misses, out.silent, out.macs
+	p.misses, p.failed, p.silent, p.macs = misses, failed, out.silent, out.macs
 	return out
 }
 

@@ -30,7 +30,7 @@ func TestPresence(t *testing.T) {
 		{"all are there", all(yes, yes, yes), 0},
 		{"a misses one", all(no, yes, yes), 0},
 		{"a misses two", all(no, yes, yes), 0},
-		{"the kernel is still asking: nothing new", all(unsure, yes, yes), 0},
+		{"the kernel is still asking: nothing new", heard{a: {Hearing: unsure}, b: {Hearing: yes, MAC: "b"}, sw: {Hearing: yes}}, 0},
 		{"a misses three", all(no, yes, yes), 1},
 		{"our own link is cut: nothing is concluded", all(no, no, no), 1},
 		{"our own link is cut for long", all(no, no, no), 1},
@@ -39,6 +39,10 @@ func TestPresence(t *testing.T) {
 		{"b misses two", all(no, no, yes), 1},
 		{"b misses three", all(no, no, yes), 2},
 		{"a is back at once", all(yes, no, yes), 1},
+		{"b asks for somebody, and is back at once", all(yes, unsure, yes), 0},
+		{"b answers nothing again", all(yes, no, yes), 0},
+		{"b misses two again", all(yes, no, yes), 0},
+		{"b misses three again", all(yes, no, yes), 1},
 		{"b is no longer asked for: it left the cluster", heard{a: {Hearing: yes}, sw: {Hearing: yes}}, 0},
 	} {
 		if got := p.round(slices.Collect(maps.Keys(step.heard)), step.heard, nil); len(got.silent) != step.silent {
