@@ -13,8 +13,9 @@ import (
 
 // TestGate bounds the cost of a pod's start by counts, which other load on the machine does not change. It
 // never bounds a time. A limit is the measured count and a little more, because the Go runtime varies.
-// Lower a limit when the count falls. The daemon also looks after its node while it is traced, and after most DELs,
-// so a count above its limit is counted again, and the least counts. Of a DEL's sends only changes are bounded.
+// Lower a limit when the count falls. Threads of the Go runtime that other load keeps waiting wake each other more often,
+// so a count above its limit is counted again, and the least counts. Of a DEL's sends only changes are bounded,
+// because the daemon looks after its node after most DELs.
 func TestGate(t *testing.T) {
 	if testing.Short() {
 		t.Skip("kernel test")

@@ -8,7 +8,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -213,20 +212,17 @@ func (b *bench) countFamily(ctx context.Context, f family, t, memory *table) err
 			if err != nil {
 				return err
 			}
-			faults := faults[verb]
-			slices.Sort(faults)
-			each := func(n int) float64 { return float64(n) / countedPods }
-			t.row(string(f), c.name, verb, each(plugin.execs), each(plugin.syscalls), faults[len(faults)/2], each(daemon.syscalls),
-				each(plugin.sends+daemon.sends), each(plugin.requests+daemon.requests), each(plugin.fsyncs+daemon.fsyncs))
+			both := plugin.plus(daemon)
+			faults := median(faults[verb])
+			t.row(string(f), c.name, verb, plugin.execs, plugin.syscalls, faults, daemon.syscalls, both.sends, both.requests, both.fsyncs)
 			if c.node != nil {
 				key := "counts/" + string(f) + "/" + verb + "/"
-				b.out.keep(key+"execs", each(plugin.execs))
-				b.out.keep(key+"syscalls", each(plugin.syscalls))
-				b.out.keep(key+"faults", float64(faults[len(faults)/2]))
-				b.out.keep(key+"daemon", each(daemon.syscalls))
-				b.out.keep(key+"fsyncs", each(plugin.fsyncs+daemon.fsyncs))
-				b.out.keep(key+"changes", each(plugin.changes+daemon.changes))
-				b.out.keep(key+"sends", each(plugin.sends+daemon.sends))
+				for name, n := range map[string]int{
+					"execs": plugin.execs, "syscalls": plugin.syscalls, "faults": faults, "daemon": daemon.syscalls,
+					"fsyncs": both.fsyncs, "changes": both.changes, "sends": both.sends,
+				} {
+					b.out.keep(key+name, float64(n))
+				}
 			}
 		}
 	}
@@ -297,7 +293,8 @@ func (c *contender) faults(ctx context.Context, n int) (map[string][]int, error)
 const countedPods = 5
 
 // counted makes the calls of one verb, traces all but the first, and keeps the results of an ADD for the
-// DEL.
+// DEL. It returns the medians of the calls: the daemon also looks after its node every few seconds, and such a
+// look falls into the trace of one call.
 func (c *contender) counted(ctx context.Context, dir, verb string, results []json.RawMessage) (plugin, daemon counts, err error) {
 	name := fmt.Sprintf("%s-%s-%p", verb, filepath.Base(c.exe), c)
 	one := func(i int, argv ...string) error {
@@ -318,6 +315,7 @@ func (c *contender) counted(ctx context.Context, dir, verb string, results []jso
 	if err := one(0); err != nil {
 		return plugin, daemon, err
 	}
+	var plugins, daemons []counts
 	for i := 1; i <= countedPods; i++ {
 		log := filepath.Join(dir, fmt.Sprintf("%s-%d", name, i))
 		if err := one(i, append([]string{"strace"}, straceArgs(log)...)...); err != nil {
@@ -327,24 +325,26 @@ func (c *contender) counted(ctx context.Context, dir, verb string, results []jso
 		if err != nil {
 			return plugin, daemon, err
 		}
-		plugin.add(got)
+		plugins = append(plugins, got)
 		if err := os.Remove(log); err != nil {
 			return plugin, daemon, err
 		}
 	}
-	rest := func() error {
-		for i := countedPods + 1; i < len(results); i++ {
-			if err := one(i); err != nil {
-				return err
+	for i := countedPods + 1; i < len(results); i++ {
+		call := func() error { return one(i) }
+		if c.node == nil { // so that DEL has the same pods to delete
+			if err := call(); err != nil {
+				return plugin, daemon, err
 			}
+			continue
 		}
-		return nil
+		got, err := traceProcess(ctx, filepath.Join(dir, name+"-daemon"), c.node.PID(), call)
+		if err != nil {
+			return plugin, daemon, err
+		}
+		daemons = append(daemons, got)
 	}
-	if c.node == nil {
-		return plugin, daemon, rest() // so that DEL has the same pods to delete
-	}
-	daemon, err = traceProcess(ctx, filepath.Join(dir, name+"-daemon"), c.node.PID(), rest)
-	return plugin, daemon, err
+	return medians(plugins), medians(daemons), nil
 }
 
 // programs compares executables by the cost of an empty start.

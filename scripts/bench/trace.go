@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,13 +25,31 @@ type counts struct {
 	changes                                  int // sends that ask for an acknowledgement, as changes do and questions do not
 }
 
-func (c *counts) add(o counts) {
-	c.execs += o.execs
-	c.syscalls += o.syscalls
-	c.sends += o.sends
-	c.requests += o.requests
-	c.fsyncs += o.fsyncs
-	c.changes += o.changes
+func (c counts) plus(o counts) counts {
+	return counts{c.execs + o.execs, c.syscalls + o.syscalls, c.sends + o.sends, c.requests + o.requests, c.fsyncs + o.fsyncs, c.changes + o.changes}
+}
+
+// medians returns the median of each count; zero for no counts.
+func medians(all []counts) counts {
+	each := func(of func(counts) int) int {
+		var list []int
+		for _, c := range all {
+			list = append(list, of(c))
+		}
+		return median(list)
+	}
+	return counts{
+		each(func(c counts) int { return c.execs }), each(func(c counts) int { return c.syscalls }), each(func(c counts) int { return c.sends }),
+		each(func(c counts) int { return c.requests }), each(func(c counts) int { return c.fsyncs }), each(func(c counts) int { return c.changes }),
+	}
+}
+
+// median returns the middle of the numbers, of two the larger; 0 for none.
+func median(all []int) int {
+	if len(all) == 0 {
+		return 0
+	}
+	return slices.Sorted(slices.Values(all))[len(all)/2]
 }
 
 // straceArgs sets -yy to show which descriptors are netlink sockets.
