@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -37,9 +38,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	out := &output{Writer: os.Stdout}
-	cmd := root()
-	cmd.SetOut(out)
-	status, err := out.statusOf(cmd.ExecuteContext(ctx))
+	status, err := out.statusOf(commandLine(out).ExecuteContext(ctx))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "edgewayd:", err)
 	}
@@ -61,6 +60,19 @@ func serveSession() {
 
 // flags are the flags of every command.
 type flags struct{ config, socket, node string }
+
+// commandLine is root with cobra's command completion. Its scripts go to out only because it is added after out is set.
+func commandLine(out io.Writer) *cobra.Command {
+	cmd := root()
+	cmd.SetOut(out)
+	cmd.InitDefaultCompletionCmd()
+	for _, c := range cmd.Commands() {
+		if c.Name() == "completion" {
+			c.Args, c.RunE = knowsArgs, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+	}
+	return cmd
+}
 
 func root() *cobra.Command {
 	var f flags

@@ -23,8 +23,7 @@ func command(t *testing.T, args ...string) (string, int, error) {
 	t.Helper()
 	var text bytes.Buffer
 	out := &output{Writer: &text}
-	cmd := root()
-	cmd.SetOut(out)
+	cmd := commandLine(out)
 	cmd.SetErr(&text)
 	cmd.SetArgs(args)
 	status, err := out.statusOf(cmd.ExecuteContext(t.Context()))
@@ -43,13 +42,17 @@ func TestUnknownCommandIsAnErrorWithASuggestion(t *testing.T) {
 		{"status extra", `unknown command "extra" for "edgewayd status"`},
 		{"bundle", "received 0; usage: edgewayd bundle FILE.tar.gz"},
 		{"ipam show", "received 0; usage: edgewayd ipam show WHAT"},
+		{"completion foo", `unknown command "foo" for "edgewayd completion"; edgewayd completion --help lists the commands`},
+		{"completion zhs", `did you mean zsh?`},
+		{"plan", `required flag(s) "filename" not set; usage: edgewayd plan -f DIR|FILE`},
+		{"switch-config -f x", `required flag(s) "vendor" not set; usage: edgewayd switch-config --vendor`},
 		{"status -o xml", `-o "xml": want json or yaml or wide`},
 	} {
 		if _, status, err := command(t, strings.Fields(c.args)...); status != 1 || err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: exit %d, %v; want %s", c.args, status, err, c.want)
 		}
 	}
-	for _, args := range []string{"", "help", "help plan", "ipam", "--version"} {
+	for _, args := range []string{"", "help", "help plan", "ipam", "--version", "completion", "completion zsh"} {
 		if out, status, err := command(t, strings.Fields(args)...); status != 0 || err != nil || out == "" {
 			t.Errorf("%q: exit %d, %v, %q", args, status, err, out)
 		}
@@ -163,10 +166,9 @@ func TestFailedWriteIsAnError(t *testing.T) {
 		t.Skip(err)
 	}
 	defer full.Close()
-	for _, args := range [][]string{{"help"}, {"help", "status"}, append([]string{"status"}, serve(t, map[string]any{"status": api.Status{}})...)} {
+	for _, args := range [][]string{{"help"}, {"help", "status"}, {"completion"}, {"completion", "bash"}, append([]string{"status"}, serve(t, map[string]any{"status": api.Status{}})...)} {
 		out := &output{Writer: full}
-		cmd := root()
-		cmd.SetOut(out)
+		cmd := commandLine(out)
 		cmd.SetArgs(args)
 		if status, err := out.statusOf(cmd.ExecuteContext(t.Context())); status != 1 || !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("%v: exit %d, %v", args, status, err)

@@ -24,13 +24,16 @@ func unknownCommand(cmd *cobra.Command, word string) error {
 	return fmt.Errorf("unknown command %q for %q; did you mean %s?", word, cmd.CommandPath(), strings.Join(meant, " or "))
 }
 
-// sayUsage adds the form of a command to the errors about its arguments.
+// sayUsage adds the form of a command to the errors about its arguments, and about flags that it needs.
 func sayUsage(parent *cobra.Command) {
 	for _, cmd := range parent.Commands() {
 		sayUsage(cmd)
 		if known := cmd.Args; known != nil {
 			cmd.Args = func(cmd *cobra.Command, args []string) error {
 				err := known(cmd, args)
+				if err == nil {
+					err = cmd.ValidateRequiredFlags()
+				}
 				if err != nil && !cmd.HasSubCommands() {
 					err = fmt.Errorf("%w; usage: %s", err, cmd.UseLine())
 				}
