@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -99,8 +100,8 @@ func (m *machine) run(s *lab.Space, command string) {
 	}
 }
 
-// examine returns the checks that are not ok.
-func (m *machine) examine() string {
+// checks examines the machine.
+func (m *machine) checks() []Check {
 	m.t.Helper()
 	var r Report
 	if err := m.space.Do(func() (err error) {
@@ -109,8 +110,14 @@ func (m *machine) examine() string {
 	}); err != nil {
 		m.t.Fatal(err)
 	}
+	return r.Checks
+}
+
+// examine returns the checks that are not ok.
+func (m *machine) examine() string {
+	m.t.Helper()
 	var out []string
-	for _, c := range r.Checks {
+	for _, c := range m.checks() {
 		if c.State == OK || c.Name == "daemon" || c.Name == "clock" {
 			continue
 		}
@@ -161,5 +168,23 @@ func TestExamine(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Log(got)
+	}
+}
+
+// Without manifests doctor said that links, routes, gateways and firewalls were right, and that no Node had an empty name.
+func TestExamineWithoutClusterStateDoesNotSayThatAllIsRight(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.config.Cluster.Manifests += ".none"
+	var got []string
+	for _, c := range m.checks() {
+		if c.Group != "pods" && c.Group != "machine" {
+			got = append(got, c.State+" "+c.Group+" "+c.Name)
+		}
+	}
+	const not = "not examined without the cluster state"
+	want := []string{"problem cluster cluster state", "unclear links " + not, "unclear routes " + not, "unclear neighbours " + not, "unclear firewall " + not}
+	if !slices.Equal(got, want) {
+		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }

@@ -188,7 +188,7 @@ func (q *way) leg(from, to end, p routes.Packet) (out []Step) {
 			return out
 		}
 		if from.node != "" {
-			say(OK, "", "what %s does with the packet, edgewayd why says there", from.node)
+			say(OK, "", "edgewayd why, run on %s, says what that node does with the packet", from.node)
 		}
 	default:
 		say(OK, "", "this machine sends")
@@ -424,7 +424,7 @@ func (q *way) told(from end, r routes.Route, say sayer) {
 	}
 	for _, s := range q.plan.BGP.Sessions {
 		if slices.ContainsFunc(q.plan.Sessions, func(p policy.Session) bool { return p.Key == s.Peer.Key() && !p.IsHeld() }) {
-			say(OK, "", "this node tells the switch %v that %v is here; edgewayd sessions says whether it listens", s.Peer.Address, cidr)
+			say(OK, "", "this node tells the switch %v that %v is here; edgewayd peers says whether the session is established", s.Peer.Address, cidr)
 			return
 		}
 	}
