@@ -1,6 +1,7 @@
 package routes
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -93,7 +94,7 @@ type Finding struct {
 	Counted bool
 	// Base is the base chain through which the packet reached the rule.
 	Base Place
-	// Doubt names what an Unclear rule matches.
+	// Doubt names what decides whether a packet gets to an Unclear rule.
 	Doubt string
 	// Program is "Docker", "firewalld" or "ufw" if the chain is one of theirs, or a chain that they share with others.
 	Program string
@@ -162,7 +163,7 @@ func (f Finding) String() string {
 	}
 	s += ": " + f.Does
 	if f.Doubt != "" {
-		s += ", if " + f.Doubt + " matches"
+		s += ", depending on " + f.Doubt
 	}
 	if f.Counted {
 		s += fmt.Sprintf(" (%d packets so far)", f.Packets)
@@ -379,19 +380,22 @@ func (w *walk) chain(p Place, by road, out *[]Finding) (through bool) {
 		w.err = errors.Join(w.err, err)
 		return true
 	}
+	left := false // a rule that need not match may have ended the chain
 	for i, r := range all {
 		if w.steps++; w.steps > walkMost {
 			*out = append(*out, Finding{Place: p, Outcome: Unclear, Does: "go on", Doubt: "one of too many rules"})
 			return false
 		}
 		w.place = p
+		mark, marks := w.mark, w.marks
 		v, why, hit := w.rule(r)
+		certain := why == ""
+		why = cmp.Or(why, by.doubt)
+		if why != "" && (w.mark != mark || w.marks != marks) {
+			w.marks = true
+		}
 		if !hit {
 			continue
-		}
-		certain := why == ""
-		if why == "" {
-			why = by.doubt
 		}
 		switch v.code {
 		case verdictContinue:
@@ -399,6 +403,7 @@ func (w *walk) chain(p Place, by road, out *[]Finding) (through bool) {
 			if certain {
 				return true
 			}
+			by.doubt, left = why, true
 		case verdictJump, verdictGoto:
 			to := p
 			to.Chain = v.chain
@@ -406,18 +411,20 @@ func (w *walk) chain(p Place, by road, out *[]Finding) (through bool) {
 			if w.err != nil {
 				return true
 			}
-			if certain && !goesOn {
-				return false
-			}
-			if certain && v.code == verdictGoto {
+			switch {
+			case certain && !goesOn:
+				return left
+			case certain && v.code == verdictGoto:
 				return true
+			case v.code == verdictGoto && goesOn:
+				by.doubt, left = why, true
 			}
 		default:
 			f := Finding{Place: p, Handle: r.handle, Comment: r.comment, Packets: r.packets, Counted: r.counted, Does: v.does, Doubt: why, Outcome: v.outcome()}
 			f.Policy = f.Outcome == Drops && i == len(all)-1 && r.takesAll() && (by.open || p.ofFirewalld())
 			*out = append(*out, f)
 			if certain {
-				return false
+				return left
 			}
 		}
 	}
@@ -434,23 +441,15 @@ func (r fwRule) takesAll() bool { return len(r.steps) == 1 }
 
 // rule works through one rule. hit: it may match. doubt: it need not match.
 func (w *walk) rule(r fwRule) (v verdict, doubt string, hit bool) {
-	marked, wasUnknown := w.mark, w.marks
 	for _, s := range r.steps {
 		res := s(w)
+		doubt = cmp.Or(doubt, res.doubt)
 		switch {
 		case res.no:
-			return v, "", false
+			return v, doubt, false
 		case res.ends:
-			if doubt == "" {
-				doubt = res.doubt
-			}
 			return res.verdict, doubt, true
-		case res.doubt != "" && doubt == "":
-			doubt = res.doubt
 		}
-	}
-	if doubt != "" && (w.mark != marked || w.marks != wasUnknown) {
-		w.marks = true
 	}
 	return verdict{code: verdictContinue}, doubt, true
 }

@@ -61,7 +61,10 @@ func TestJudge(t *testing.T) {
 		{"a masquerade", "nft -f plain.nft", tcp("10.10.1.5", "ew0", "10.10.4.7", "eth0"), "prerouting: accepts; forward: accepts; chain inet guard post of nftables, rule with handle N: masquerade", false},
 		{"a masquerade with an exception", "nft -f plain.nft", fromPod, "prerouting: accepts; forward: accepts; postrouting: accepts", false},
 		{"a service", "nft -f plain.nft", Packet{Src: addr("10.10.1.5"), In: "ew0", Dst: addr("10.96.0.1"), Out: "eth0", Protocol: unix.IPPROTO_TCP, DstPort: 443}, "prerouting: accepts; chain ip kube forward of nftables, rule with handle N: drop; chain inet guard post of nftables, rule with handle N: masquerade", false},
-		{"a rate", "nft -f plain.nft", tcp("10.10.1.66", "ew0", "10.10.2.5", "eth0"), "prerouting: accepts; chain inet guard forward of nftables, rule with handle N: drop, if limit matches; postrouting: accepts", false},
+		{"a rate", "nft -f plain.nft", tcp("10.10.1.66", "ew0", "10.10.2.5", "eth0"), "prerouting: accepts; chain inet guard forward of nftables, rule with handle N: drop, depending on limit; postrouting: accepts", false},
+		{"a rate that a chain returns at", "nft -f plain.nft", tcp("10.10.1.70", "ew0", "10.10.2.5", "eth0"), "prerouting: accepts; chain inet guard flood of nftables, rule with handle N: drop, depending on limit; postrouting: accepts", false},
+		{"a rate that a chain goes on at", "nft -f plain.nft", tcp("10.10.1.71", "ew0", "10.10.2.5", "eth0"), "prerouting: accepts; chain inet guard calm of nftables, rule with handle N: drop, depending on limit; postrouting: accepts", false},
+		{"a mark by a rate", "nft -f plain.nft", tcp("10.10.1.72", "ew0", "10.10.2.5", "eth0"), "prerouting: accepts; chain inet guard forward of nftables, rule with handle N: drop, depending on a mark, or something else that is not in the packet; postrouting: accepts", false},
 		{"a mark", "nft -f plain.nft", tcp("10.10.1.68", "ew0", "10.10.2.5", "eth0"), "prerouting: accepts; chain inet guard forward of nftables, rule with handle N: drop; postrouting: accepts", false},
 		{"a port", "nft -f plain.nft", Packet{Src: addr("10.10.1.5"), In: "ew0", Dst: addr("10.10.2.5"), Out: "eth0", Protocol: unix.IPPROTO_TCP, DstPort: 6005}, "prerouting: accepts; chain inet guard forward of nftables, rule with handle N: reject; postrouting: accepts", false},
 	} {

@@ -257,7 +257,7 @@ func expression(name string, d []byte) fwStep {
 		return func(w *walk) result {
 			have, ok := w.get(reg, len(want))
 			if !ok {
-				return doubtful(w.unknown())
+				return doubtful(unknown)
 			}
 			c := bytes.Compare(have, want)
 			return matchesIf([]bool{c == 0, c != 0, c < 0, c <= 0, c > 0, c >= 0}[min(op, 5)])
@@ -269,7 +269,7 @@ func expression(name string, d []byte) fwStep {
 		return func(w *walk) result {
 			have, ok := w.get(reg, len(from))
 			if !ok {
-				return doubtful(w.unknown())
+				return doubtful(unknown)
 			}
 			in := bytes.Compare(have, from) >= 0 && bytes.Compare(have, to) <= 0
 			return matchesIf(in != inverted)
@@ -329,7 +329,7 @@ func expression(name string, d []byte) fwStep {
 }
 
 // unknown names what a comparison could not read.
-func (w *walk) unknown() string { return "a mark, or something else that is not in the packet," }
+const unknown = "a mark, or something else that is not in the packet"
 
 func payloadStep(base uint32, offset, length int, to []byte) fwStep {
 	if to == nil {
