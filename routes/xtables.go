@@ -279,8 +279,7 @@ func (r *reader) addLegacy(f xtFamily, table string, info, blob []byte) {
 		rule.handle = uint64(len(r.legacy[place(chain)]) + 1)
 		if h, ok := policies[at]; ok {
 			c := fwChain{Place: place(chain), base: true, hook: h, nat: table == "nat", priority: xtPriority(table, h)}
-			v, _, _ := (&walk{}).rule(fwRule{steps: rule.steps[len(rule.steps)-1:]})
-			c.policy = v
+			c.policy, _, _ = (&walk{}).rule(fwRule{steps: rule.steps[max(len(rule.steps)-1, 0):]})
 			r.chains = append(r.chains, c)
 			return
 		}
@@ -439,5 +438,5 @@ func (f xtFamily) heads(e []byte, w *walk) bool {
 	return masked(w.Src.AsSlice(), e[:n], e[2*n:3*n], 8) && masked(w.Dst.AsSlice(), e[n:2*n], e[3*n:4*n], 16) &&
 		link(w.In, 0, 1) && link(w.Out, 1, 2) &&
 		(proto == 0 || (uint8(proto) == w.Protocol) != (inverted&64 != 0)) &&
-		(f.family != unix.NFPROTO_IPV4 || e[f.flags]&1 == 0) // IPT_F_FRAG: later fragments only
+		(f.family != unix.NFPROTO_IPV4 || (e[f.flags]&1 != 0) == (inverted&32 != 0)) // IPT_F_FRAG: later fragments only
 }
