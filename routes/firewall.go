@@ -255,7 +255,7 @@ type rules interface {
 	keyLen(p Place, set string) (int, error)
 	// program names whoever writes the chain.
 	program(p Place) string
-	// index is the number of a link.
+	// index is the number of a link; 0: "".
 	index(link string) uint32
 }
 
@@ -510,6 +510,7 @@ type reader struct {
 	legacy map[Place][]fwRule
 	links  map[string]uint32
 	found  map[string]found
+	keys   map[Place]int  // the length of a set's keys; Chain has the set's name
 	names  map[Place]bool // all chains
 }
 
@@ -559,7 +560,7 @@ func (k *Kernel) Judge(ctx context.Context, packets ...Packet) ([][]Finding, err
 }
 
 func (k *Kernel) judgeOnce(packets []Packet) (out [][]Finding, err error) {
-	r := &reader{k: k, read: map[Place][]fwRule{}, legacy: map[Place][]fwRule{}, links: map[string]uint32{}, found: map[string]found{}, names: map[Place]bool{}}
+	r := &reader{k: k, read: map[Place][]fwRule{}, legacy: map[Place][]fwRule{}, links: map[string]uint32{}, found: map[string]found{}, keys: map[Place]int{}, names: map[Place]bool{}}
 	if err := r.load(); err != nil {
 		return nil, err
 	}
@@ -639,7 +640,7 @@ func (r *reader) rulesOf(p Place) ([]fwRule, error) {
 }
 
 func (r *reader) index(link string) uint32 {
-	if i, ok := r.links[link]; ok {
+	if i, ok := r.links[link]; ok || link == "" {
 		return i
 	}
 	return 1 << 30 // a link to come

@@ -13,6 +13,13 @@ func tcp(src, in, dst, out string) Packet {
 	return Packet{Src: addr(src), In: in, Dst: addr(dst), Out: out, Protocol: unix.IPPROTO_TCP, SrcPort: 40000, DstPort: 8080}
 }
 
+// web is a pod's connection to a service.
+func web(service string) Packet {
+	p := tcp("10.10.1.5", "ew0", service, "eth0")
+	p.DstPort = 80
+	return p
+}
+
 func udp(p Packet, port uint16) Packet {
 	p.Protocol, p.DstPort = unix.IPPROTO_UDP, port
 	return p
@@ -20,6 +27,9 @@ func udp(p Packet, port uint16) Packet {
 
 func ping(p Packet) Packet {
 	p.Protocol = unix.IPPROTO_ICMP
+	if p.Dst.Is6() {
+		p.Protocol = unix.IPPROTO_ICMPV6
+	}
 	return p
 }
 
@@ -66,6 +76,21 @@ func TestJudge(t *testing.T) {
 		{"a rate that a chain goes on at", "nft -f plain.nft", tcp("10.10.1.71", "ew0", "10.10.2.5", "eth0"), "prerouting: accepts; chain inet guard calm of nftables, rule with handle N: drop, depending on limit; postrouting: accepts", false},
 		{"a mark by a rate", "nft -f plain.nft", tcp("10.10.1.72", "ew0", "10.10.2.5", "eth0"), "prerouting: accepts; chain inet guard forward of nftables, rule with handle N: drop, depending on a mark, or something else that is not in the packet; postrouting: accepts", false},
 		{"a mark", "nft -f plain.nft", tcp("10.10.1.68", "ew0", "10.10.2.5", "eth0"), "prerouting: accepts; chain inet guard forward of nftables, rule with handle N: drop; postrouting: accepts", false},
+		{"an IPv6 set", "nft -f plain.nft", tcp("fd00:10:1::5", "ew0", "fd00:10:3::7", "eth0"), "prerouting: accepts; chain inet guard forward of nftables, rule with handle N: drop; postrouting: accepts", false},
+		{"an IPv6 set of pairs", "nft -f plain.nft", tcp("fd00:10:1::5", "ew0", "fd00:10:4::5", "eth0"), "prerouting: accepts; chain inet guard forward of nftables, rule with handle N: drop; postrouting: accepts", false},
+		{"an IPv6 set without this pair", "nft -f plain.nft", tcp("fd00:10:1::5", "ew0", "fd00:10:4::6", "eth0"), "prerouting: accepts; forward: accepts; postrouting: accepts", false},
+		{"an IPv6 echo request", "nft -f plain.nft", ping(tcp("fd00:10:1::66", "ew0", "fd00:10:2::5", "eth0")), "prerouting: accepts; chain inet guard forward of nftables, rule with handle N: drop; postrouting: accepts", false},
+		{"an IPv6 masquerade", "nft -f plain.nft", tcp("fd00:10:1::5", "ew0", "fd00:10:5::5", "eth0"), "prerouting: accepts; forward: accepts; chain inet guard post of nftables, rule with handle N: masquerade", false},
+		{"a packet of this machine has no link before", "nft -f plain.nft", tcp("10.0.0.11", "", "10.0.0.99", "eth0"), "chain inet guard out of nftables, rule with handle N: drop; postrouting: accepts", false},
+		{"a packet of this machine has link 0 before", "nft -f plain.nft", tcp("10.0.0.11", "", "10.0.0.98", "eth0"), "chain inet guard out of nftables, rule with handle N: drop; postrouting: accepts", false},
+		{"kube-proxy", "iptables-restore kube-proxy.iptables", fromPod, "prerouting: accepts; forward: accepts; postrouting: accepts", false},
+		{"kube-proxy, from outside", "iptables-restore kube-proxy.iptables", toPod, "prerouting: accepts; forward: accepts; postrouting: accepts", false},
+		{"kube-proxy and the tunnel", "iptables-restore kube-proxy.iptables", tunnel, "prerouting: accepts; input: accepts", false},
+		{"kube-proxy's legacy iptables", "iptables-legacy-restore kube-proxy.iptables", fromPod, "prerouting: accepts; forward: accepts; postrouting: accepts", false},
+		{"kube-proxy's legacy iptables, from outside", "iptables-legacy-restore kube-proxy.iptables", toPod, "prerouting: accepts; forward: accepts; postrouting: accepts", false},
+		{"kube-proxy's legacy iptables and the tunnel", "iptables-legacy-restore kube-proxy.iptables", tunnel, "prerouting: accepts; input: accepts", false},
+		{"kube-proxy's service without pods", "iptables-restore kube-proxy.iptables", web("10.96.0.99"), `prerouting: accepts; chain ip filter KUBE-SERVICES of nftables, rule with handle N ("shop/empty has no endpoints"): reject (0 packets so far); postrouting: accepts`, false},
+		{"kube-proxy's service", "iptables-legacy-restore kube-proxy.iptables", web("10.96.0.10"), "chain KUBE-SEP-TWO of iptables-legacy -t nat, rule N: dnat (0 packets so far); forward: accepts; postrouting: accepts", false},
 		{"a port", "nft -f plain.nft", Packet{Src: addr("10.10.1.5"), In: "ew0", Dst: addr("10.10.2.5"), Out: "eth0", Protocol: unix.IPPROTO_TCP, DstPort: 6005}, "prerouting: accepts; chain inet guard forward of nftables, rule with handle N: reject; postrouting: accepts", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -76,32 +101,81 @@ func TestJudge(t *testing.T) {
 				f[len(f)-1] = filepath.Join("testdata", "firewall", f[len(f)-1])
 				s.run(strings.Join(f, " "))
 			}
-			all, err := s.k.Judge(t.Context(), tt.packet)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var got []string
-			policy, program := false, ""
-			for _, f := range all[0] {
-				text := f.String()
-				if f.Handle != 0 {
-					policyless := f
-					policyless.Handle = 7
-					text = strings.NewReplacer("handle 7", "handle N", "rule 7", "rule N").Replace(policyless.String())
-				}
-				got = append(got, text)
-				policy = policy || f.Policy && f.Outcome == Drops
-				if f.Outcome == Drops {
-					program = f.Program
-				}
-			}
+			g, policy, program := judged(s, tt.packet)
 			if tt.policy != (program != "") || !strings.HasPrefix(tt.name, program) {
 				t.Errorf("the program is %q", program)
 			}
-			if g := strings.Join(got, "; "); g != tt.want || policy != tt.policy {
+			if g != tt.want || policy != tt.policy {
 				t.Errorf("got  %s, policy %v\nwant %s, policy %v", g, policy, tt.want, tt.policy)
 			}
 		})
+	}
+}
+
+// judged returns the findings without the numbers of rules, whether one is a policy that drops, and whose program's
+// firewall drops.
+func judged(s *space, p Packet) (text string, policy bool, program string) {
+	s.t.Helper()
+	all, err := s.k.Judge(s.t.Context(), p)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var got []string
+	for _, f := range all[0] {
+		policy = policy || f.Policy && f.Outcome == Drops
+		if f.Outcome == Drops {
+			program = f.Program
+		}
+		if f.Handle != 0 {
+			f.Handle = 7
+		}
+		got = append(got, strings.NewReplacer("handle 7", "handle N", "rule 7", "rule N").Replace(f.String()))
+	}
+	return strings.Join(got, "; "), policy, program
+}
+
+// IPv6 has tables of its own, in nftables and in legacy iptables, with longer addresses and other offsets.
+func TestJudgeIPv6(t *testing.T) {
+	to := func(p Packet, port uint16) Packet { p.DstPort = port; return p }
+	pod := tcp("fd00:10:1::5", "ew0", "fd00:10:2::5", "eth0")
+	foreign := tcp("fd00:10:9::5", "ew0", "fd00:10:2::5", "eth0")
+	answer := foreign
+	answer.Reply = true
+	outside := udp(tcp("fd00:99::12", "eth0", "fd00:10::11", ""), 8472)
+	const passes, dropped = "prerouting: accepts; forward: accepts; postrouting: accepts", "prerouting: accepts; %s; postrouting: accepts"
+	for _, tt := range []struct {
+		name            string
+		packet          Packet
+		want            string
+		nftables, table string // how nftables and legacy iptables name what drops
+	}{
+		{"a port", pod, passes, "", ""},
+		{"a port of a range", to(pod, 8000), passes, "", ""},
+		{"another port", to(pod, 8081), dropped, "chain ip6 filter FORWARD of nftables, policy drop", "chain FORWARD of ip6tables-legacy -t filter, policy drop"},
+		{"another link", tcp("fd00:10:1::5", "eth1", "fd00:10:2::5", "eth0"), dropped, "chain ip6 filter FORWARD of nftables, policy drop", "chain FORWARD of ip6tables-legacy -t filter, policy drop"},
+		{"an excepted link", tcp("fd00:10:1::5", "ew0", "fd00:10:2::5", "eth9"), dropped, "chain ip6 filter FORWARD of nftables, policy drop", "chain FORWARD of ip6tables-legacy -t filter, policy drop"},
+		{"another source", foreign, dropped, "chain ip6 filter FORWARD of nftables, policy drop", "chain FORWARD of ip6tables-legacy -t filter, policy drop"},
+		{"an answer", answer, passes, "", ""},
+		{"an echo request", ping(foreign), passes, "", ""},
+		{"a destination", tcp("fd00:10:1::5", "ew0", "fd00:10:3::5", "eth0"), dropped,
+			"chain ip6 mangle FORWARD of nftables, rule with handle N: drop (0 packets so far)", "chain FORWARD of ip6tables-legacy -t mangle, rule N: drop (0 packets so far)"},
+		{"a tunnel", udp(tcp("fd00:10::12", "eth0", "fd00:10::11", ""), 8472), "prerouting: accepts; input: accepts", "", ""},
+		{"a tunnel from outside", outside, "prerouting: accepts; %s",
+			"chain ip6 mangle INPUT of nftables, rule with handle N: drop (0 packets so far)", "chain INPUT of ip6tables-legacy -t mangle, rule N: drop (0 packets so far)"},
+		{"another port than the tunnel's", to(outside, 8473), "prerouting: accepts; input: accepts", "", ""},
+		{"IPv4", fromPod, passes, "", ""},
+	} {
+		for load, drops := range map[string]string{"ip6tables-restore": tt.nftables, "ip6tables-legacy-restore": tt.table} {
+			t.Run(tt.name+" "+load, func(t *testing.T) {
+				t.Parallel()
+				s := newSpace(t)
+				s.run(load + " " + filepath.Join("testdata", "firewall", "docker.ip6tables"))
+				got, policy, program := judged(s, tt.packet)
+				if want := strings.Replace(tt.want, "%s", drops, 1); got != want || policy != strings.Contains(drops, "policy") || policy != (program == "Docker") {
+					t.Errorf("got  %s, policy %v, %q\nwant %s", got, policy, program, want)
+				}
+			})
+		}
 	}
 }
 

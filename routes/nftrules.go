@@ -146,6 +146,9 @@ func parseNFTRule(a []byte) fwRule {
 			r.packets, r.counted = be64(one(data, unix.NFTA_COUNTER_PACKETS)), true
 			continue
 		}
+		if name == "match" && attrName(one(data, unix.NFTA_MATCH_NAME)) == "comment" { // of iptables
+			r.comment = attrName(one(data, unix.NFTA_MATCH_INFO))
+		}
 		if s := expression(name, data); s != nil {
 			r.steps = append(r.steps, s)
 		}
@@ -368,11 +371,12 @@ func metaStep(key uint32, to, from []byte) fwStep {
 	reg := be32(to)
 	return func(w *walk) result {
 		word := func(v uint32) result { return w.set(reg, binary.NativeEndian.AppendUint32(nil, v), 4) }
-		name := func(link string) result {
-			if link == "" {
-				return differs // no such link at this hook (net/netfilter/nft_meta.c)
-			}
-			return w.set(reg, []byte(link), 16)
+		// Where a hook has no such link, the kernel compares with no name and with index 0
+		// (net/netfilter/nft_meta.c: nft_meta_store_ifname).
+		name := func(link string) result { return w.set(reg, []byte(link), 16) }
+		out := w.Out
+		if w.hook == Prerouting {
+			out = "" // the packet has no route yet
 		}
 		switch key {
 		case unix.NFT_META_L4PROTO:
@@ -384,11 +388,11 @@ func metaStep(key uint32, to, from []byte) fwStep {
 		case unix.NFT_META_IIFNAME:
 			return name(w.In)
 		case unix.NFT_META_OIFNAME:
-			return name(w.Out)
+			return name(out)
 		case unix.NFT_META_IIF:
 			return word(w.r.index(w.In))
 		case unix.NFT_META_OIF:
-			return word(w.r.index(w.Out))
+			return word(w.r.index(out))
 		case unix.NFT_META_MARK:
 			if w.marks {
 				return w.set(reg, nil, 4)
@@ -491,6 +495,11 @@ func lookupStep(d []byte) fwStep {
 
 // keyLen asks for the length of a set's keys, in bytes.
 func (r *reader) keyLen(p Place, set string) (int, error) {
+	at := p
+	at.Chain = set
+	if have, ok := r.keys[at]; ok {
+		return have, nil
+	}
 	c, err := r.k.netfilter()
 	if err != nil {
 		return 0, err
@@ -499,7 +508,8 @@ func (r *reader) keyLen(p Place, set string) (int, error) {
 	if err != nil || len(body) < nfgenmsgBytes {
 		return 0, err
 	}
-	return int(be32(one(body[nfgenmsgBytes:], unix.NFTA_SET_KEY_LEN))), nil
+	r.keys[at] = int(be32(one(body[nfgenmsgBytes:], unix.NFTA_SET_KEY_LEN)))
+	return r.keys[at], nil
 }
 
 // fibStep knows the types of a packet's addresses: a packet that is forwarded has none of this machine.
