@@ -97,28 +97,47 @@ func (b *bench) toFirst(all []variant, t table, ratios string) {
 	b.out.add(t)
 }
 
-// uplinks compares a node whose pods have addresses of an uplink with a node that has a pod CIDR.
-func (b *bench) uplinks(ctx context.Context) error {
+// setting is edgeway in one of the ways that are compared.
+type setting struct {
+	name    string
+	family  family
+	command string // starts the daemon; "": the daemon starts as it is
+}
+
+// compare has daemons with these settings take turns, and shows the results while the daemons still run.
+func (b *bench) compare(ctx context.Context, settings []setting, show func([]variant) error) error {
 	var all []variant
-	for _, kind := range []struct {
-		f    family
-		name string
-	}{{v4, "edgeway with a pod CIDR"}, {uplink, "edgeway with an uplink"}} {
-		a, err := b.alone(ctx, kind.f, b.bin, variantPods)
+	for _, s := range settings {
+		bin := b.bin
+		if s.command != "" {
+			var err error
+			if bin, err = b.started(s.command); err != nil {
+				return err
+			}
+		}
+		a, err := b.alone(ctx, s.family, bin, variantPods)
 		if a != nil {
 			defer a.close()
 		}
 		if err != nil {
 			return err
 		}
-		a.contenders[0].name = kind.name
+		a.contenders[0].name = s.name
 		all = append(all, variant{a.contenders[0], map[int]*verbs{}})
 	}
 	if err := b.versus(ctx, all); err != nil {
 		return err
 	}
-	b.toFirst(all, table{Name: "pods/uplinks", Title: "A pod with an address of an uplink: ADD and DEL"}, "to a pod CIDR")
-	return nil
+	return show(all)
+}
+
+// uplinks compares a node whose pods have addresses of an uplink with a node that has a pod CIDR.
+func (b *bench) uplinks(ctx context.Context) error {
+	settings := []setting{{"edgeway with a pod CIDR", v4, ""}, {"edgeway with an uplink", uplink, ""}}
+	return b.compare(ctx, settings, func(all []variant) error {
+		b.toFirst(all, table{Name: "pods/uplinks", Title: "A pod with an address of an uplink: ADD and DEL"}, "to a pod CIDR")
+		return nil
+	})
 }
 
 // fsyncDelay is what a slow disk adds to each fsync.
@@ -127,25 +146,13 @@ const fsyncDelay = 2 * time.Millisecond
 // slowDisk compares a daemon whose fsyncs take fsyncDelay longer with one whose fsyncs do not. strace(1)
 // delays them. It runs beside both daemons, and stops them at these calls only.
 func (b *bench) slowDisk(ctx context.Context) error {
-	var all []variant
-	for i, name := range []string{"as it is", "2 ms slower"} {
-		bin, err := b.delayed(time.Duration(i) * fsyncDelay)
-		if err != nil {
-			return err
-		}
-		a, err := b.alone(ctx, v4, bin, variantPods)
-		if a != nil {
-			defer a.close()
-		}
-		if err != nil {
-			return err
-		}
-		a.contenders[0].name = name
-		all = append(all, variant{a.contenders[0], map[int]*verbs{}})
-	}
-	if err := b.versus(ctx, all); err != nil {
-		return err
-	}
+	return b.compare(ctx, []setting{{"as it is", v4, delayed(0)}, {"2 ms slower", v4, delayed(fsyncDelay)}}, func(all []variant) error {
+		b.slowDiskTable(all)
+		return nil
+	})
+}
+
+func (b *bench) slowDiskTable(all []variant) {
 	t := table{Name: "pods/slowdisk", Title: "A disk whose fsyncs take 2 ms longer: ADD and DEL, IPv4",
 		Columns: columns("pods at once", "fsync", "ADD p50 (ms)", "longer (ms)", "fsyncs waited for", "ADDs/s", "DEL p50 (ms)", "longer (ms)", "DELs/s", "pods")}
 	for _, at := range variantsAt {
@@ -163,13 +170,12 @@ func (b *bench) slowDisk(ctx context.Context) error {
 	}
 	t.note("A commit has two fsyncs, one after the other. strace delays them in the daemon, and is beside both daemons.")
 	b.out.add(t)
-	return nil
 }
 
-// delayed makes a directory of executables whose daemon runs under strace. -D keeps the daemon's process ID,
-// and --seccomp-bpf stops it at no other call.
-func (b *bench) delayed(delay time.Duration) (bin string, err error) {
-	return b.started(fmt.Sprintf("strace -D -f -qq --seccomp-bpf -o /dev/null -e trace=fsync,fdatasync -e inject=fsync,fdatasync:delay_exit=%d", delay.Microseconds()))
+// delayed is the command that starts the daemon under strace. -D keeps the daemon's process ID, and --seccomp-bpf
+// stops the daemon at no other call.
+func delayed(delay time.Duration) string {
+	return fmt.Sprintf("strace -D -f -qq --seccomp-bpf -o /dev/null -e trace=fsync,fdatasync -e inject=fsync,fdatasync:delay_exit=%d", delay.Microseconds())
 }
 
 // started makes a directory of executables whose daemon is started by a command.
@@ -184,25 +190,15 @@ func (b *bench) started(command string) (bin string, err error) {
 
 // garbage compares daemons that let garbage grow to shares of what is in use, in percent (GOGC).
 func (b *bench) garbage(ctx context.Context) error {
-	var all []variant
+	var settings []setting
 	for _, share := range []string{"50", "100", "400"} {
-		bin, err := b.started("env GOGC=" + share)
-		if err != nil {
-			return err
-		}
-		a, err := b.alone(ctx, v4, bin, variantPods)
-		if a != nil {
-			defer a.close()
-		}
-		if err != nil {
-			return err
-		}
-		a.contenders[0].name = share
-		all = append(all, variant{a.contenders[0], map[int]*verbs{}})
+		settings = append(settings, setting{share, v4, "env GOGC=" + share})
 	}
-	if err := b.versus(ctx, all); err != nil {
-		return err
-	}
+	return b.compare(ctx, settings, b.garbageTable)
+}
+
+// garbageTable reads the memory of the daemons, which still run.
+func (b *bench) garbageTable(all []variant) error {
 	t := table{Name: "pods/garbage", Title: "Garbage in the daemon's memory: ADD and DEL, IPv4",
 		Columns: columns("pods at once", "GOGC", "ADD p50 (ms)", "CPU (ms)", "daemon's (ms)", "DEL p50 (ms)", "CPU (ms)", "daemon's (ms)", "anonymous memory (MiB)", "pods")}
 	for _, at := range variantsAt {
