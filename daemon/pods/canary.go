@@ -94,10 +94,10 @@ func (p *Pods) keepCanary(ctx context.Context, n *leases, plan policy.Plan) []cl
 	if err != nil || !p.config.Paths.Canary {
 		return nil // Status returns the store's error
 	}
-	switch {
-	case have != nil && l.Free == 0:
-		err = p.removeCanary(ctx, n) // the last address is for the next pod
-	case have == nil && l.Free > 1:
+	switch room := l.Free > 1; { // the last free address is for the next pod
+	case have != nil && !room:
+		err = p.removeCanary(ctx, n)
+	case have == nil && room:
 		err = p.addCanary(ctx, n, plan)
 	}
 	if err != nil {

@@ -226,3 +226,20 @@ func TestCanaryAfterACrash(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// After a node's pod CIDR had changed, status showed 18446744073709551615 used addresses for a moment.
+func TestStatusBeforeTheCanaryFollowsThePool(t *testing.T) {
+	p, n, _ := onMachine(t)
+	p.config.Paths.Canary = true
+	p.keeps(t, n, planFor(1500, "10.88.0.0/24"))
+	next := planFor(1500, "10.89.0.0/30")
+	if err := n.store.SetPool(t.Context(), next.Pool); err != nil {
+		t.Fatal(err)
+	}
+	if l, problems := p.Status(t.Context()); l.Used != 0 || l.Free != 2 || len(problems) > 0 {
+		t.Errorf("leases %+v, problems %v", l, problems)
+	}
+	if err := errors.Join(p.endCanary(t.Context(), n, "the test ends"), n.close()); err != nil {
+		t.Error(err)
+	}
+}

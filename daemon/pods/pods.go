@@ -176,11 +176,10 @@ func (p *Pods) Status(ctx context.Context) (api.Leases, []cluster.Problem) {
 	mtu := int(p.mtu.Load())
 	l.OtherMTU = n.otherMTU(ctx, mtu)
 	problems := slices.Concat(n.addressTaken(ctx), p.unkept(), adviseMTU(l.OtherMTU, mtu), diskFull(p.config.StateDir))
-	if p.canary.Load() != nil { // it gives way
-		l.Used, l.Free = l.Used-1, l.Free+1
-		return l, problems
+	if l.Free == 0 {
+		problems = append(n.full(ctx), problems...)
 	}
-	return l, append(n.full(ctx), problems...)
+	return l, problems
 }
 
 // CNI runs one verb of the plugin, as the plugin does without a daemon.

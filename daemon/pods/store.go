@@ -164,16 +164,25 @@ func adviseMTU(pods []api.PodMTU, mtu int) (out []cluster.Problem) {
 }
 
 // usage counts pods, not addresses. A pod takes one address of each set, so the smallest set says how many
-// more pods fit.
+// more pods fit. The canary gives way, so its addresses count as free.
 func (n *leases) usage() (l api.Leases, err error) {
 	pool, ok, err := n.store.Pool()
 	if err != nil || !ok {
 		return l, err
 	}
+	canary, _, err := n.store.Lookup(canaryAttachment())
+	if err != nil {
+		return l, err
+	}
 	for i, set := range pool.Sets {
-		u, err := n.store.Usage(ipam.Pool{Sets: []ipam.RangeSet{set}, Reserved: pool.Reserved})
+		one := ipam.Pool{Sets: []ipam.RangeSet{set}, Reserved: pool.Reserved}
+		u, err := n.store.Usage(one)
 		if err != nil {
 			return l, err
+		}
+		ofCanary := slices.ContainsFunc(canary.Addrs, func(a netip.Addr) bool { return inPool(one, a) })
+		if ofCanary && u.Used > 0 { // the canary may have ended since Lookup
+			u.Used, u.Free = u.Used-1, u.Free+1
 		}
 		if i == 0 || u.Free < l.Free {
 			l.Total, l.Free = u.Total, u.Free
