@@ -84,14 +84,16 @@ func (p *Pods) keepCanary(ctx context.Context, n *leases, plan policy.Plan) []cl
 	p.canaryBusy.Lock()
 	defer p.canaryBusy.Unlock()
 	have := p.canary.Load()
-	if have != nil && !have.fits(n, plan) {
+	// Nobody asks for a canary at an uplink: other nodes ask at pod CIDRs, and a cloud's addresses are few.
+	wanted := p.config.Paths.Canary && len(plan.Uplinks.Interfaces) == 0
+	if have != nil && !(wanted && have.fits(n, plan)) {
 		if err := p.removeCanary(ctx, n); err != nil {
 			return noCanary(err)
 		}
 		have = nil
 	}
 	l, err := n.usage()
-	if err != nil || !p.config.Paths.Canary {
+	if err != nil || !wanted {
 		return nil // Status returns the store's error
 	}
 	switch room := l.Free > 1; { // the last free address is for the next pod

@@ -13,6 +13,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/plugin"
+	"github.com/edgeway-cni/edgeway/plugin/uplink"
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
@@ -240,6 +241,29 @@ func TestStatusBeforeTheCanaryFollowsThePool(t *testing.T) {
 		t.Errorf("leases %+v, problems %v", l, problems)
 	}
 	if err := errors.Join(p.endCanary(t.Context(), n, "the test ends"), n.close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// On a node with uplinks, the canary took an address of the cloud that no other node ever asked.
+func TestCanaryTakesNoAddressOfAnUplink(t *testing.T) {
+	p, n, _ := onMachine(t)
+	p.config.Paths.Canary = true
+	if got := p.keeps(t, n, planFor(1500, "10.88.0.0/24")); got == "" {
+		t.Error("no canary before there are uplinks")
+	}
+	var plan policy.Plan
+	plan.MTU = 1500
+	plan.Uplinks = uplink.Uplinks{Interfaces: []uplink.Interface{{Subnet: netip.MustParsePrefix("10.88.0.0/24"),
+		Addresses: []netip.Addr{netip.MustParseAddr("10.88.0.20"), netip.MustParseAddr("10.88.0.254")}}}}
+	plan.Pool = plan.Uplinks.Pool(func(netip.Addr) bool { return true })
+	if got := p.keeps(t, n, plan); got != "" {
+		t.Errorf("canary %q", got)
+	}
+	if held := p.Held(); len(held.Pods) > 0 {
+		t.Errorf("leased: %v", held.Pods)
+	}
+	if err := n.close(); err != nil {
 		t.Error(err)
 	}
 }
