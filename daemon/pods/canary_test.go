@@ -87,10 +87,8 @@ func TestCanary(t *testing.T) {
 
 	// It is what a new pod would be.
 	for name, change := range map[string]func(){
-		"another MTU": func() { plan.MTU = 1400 },
-		"another CIDR": func() {
-			plan = planFor(1400, "10.89.0.0/24")
-		},
+		"another MTU":  func() { plan.MTU -= 50 },
+		"another CIDR": func() { plan.Pool = planFor(0, "10.89.0.0/24").Pool },
 		"link deleted by hand": func() {
 			if err := host.IP(t.Context(), "link del "+plugin.HostLink(canaryAttachment())); err != nil {
 				t.Fatal(err)
