@@ -112,6 +112,8 @@ type Finding struct {
 	Repair string `json:"repair,omitempty"`
 	Next   string `json:"next,omitempty"`
 	Done   bool   `json:"done,omitempty"` // Node.Repair did it
+	// Of is the attachment that Object names; zero: Object is something else.
+	Of ipam.Attachment `json:"-"`
 }
 
 // Audit compares leases with links, and both ends of each attachment with what ADD makes, as far as the
@@ -173,7 +175,7 @@ type audit struct {
 func (a *audit) found(f Finding) { a.findings = append(a.findings, f) }
 
 func (a *audit) against(l ipam.Lease, f Finding) {
-	f.Object = leaseText(l)
+	f.Object, f.Of = leaseText(l), l.Attachment
 	a.suspects = append(a.suspects, l)
 	a.found(f)
 }

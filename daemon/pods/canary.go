@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
@@ -254,6 +253,3 @@ func (p *Pods) giveWay(ctx context.Context, n *leases, add api.Reply) bool {
 	}
 	return true
 }
-
-// ofCanary reports that a finding is about the canary.
-func ofCanary(f plugin.Finding) bool { return strings.HasPrefix(f.Object, "pod "+canaryPod+" (") }

@@ -265,3 +265,26 @@ func TestCanaryTakesNoAddressOfAnUplink(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A user's pod that has the canary's name ended the canary and was never shown as broken.
+func TestPodWithTheNameOfTheCanary(t *testing.T) {
+	p, n, host := onMachine(t)
+	p.config.Paths.Canary = true
+	p.keeps(t, n, planFor(1500, "10.88.0.0/24"))
+	pod := newSpace(t)
+	cni := api.CNI{Command: "ADD", ContainerID: "c1", IfName: "eth0", Netns: pod.Path, Args: canaryArgs,
+		Stdin: []byte(`{"cniVersion":"1.1.0","name":"n","type":"edgeway","dataDir":"` + p.config.StateDir + `"}`)}
+	if reply := p.CNI(t.Context(), api.Request{Op: "cni", CNI: &cni}, pod.File); reply.Failed {
+		t.Fatalf("ADD: %s", reply.Output)
+	}
+	if err := host.IP(t.Context(), "link del "+plugin.HostLink(ipam.Attachment{ContainerID: "c1", IfName: "eth0"})); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.keep(t.Context(), true); err != nil || p.Canary() == nil || len(p.unkept()) != 1 {
+		t.Errorf("after Keep: %v, canary %v, problems %v", err, p.Canary(), p.unkept())
+	}
+	p.call(t, "DEL", "c1", pod, "{}")
+	if err := errors.Join(p.endCanary(t.Context(), n, "the test ends"), n.close()); err != nil {
+		t.Error(err)
+	}
+}

@@ -339,7 +339,7 @@ func (n *leases) check(ctx context.Context, look func(context.Context) ([]plugin
 	out.Leases = len(leases)
 	found, err := look(ctx)
 	for _, f := range found {
-		out.Findings = append(out.Findings, api.Finding(f))
+		out.Findings = append(out.Findings, api.Finding{Object: f.Object, Got: f.Got, Repair: f.Repair, Next: f.Next, Done: f.Done})
 	}
 	for _, p := range n.addressTaken(ctx) {
 		out.Findings = append(out.Findings, api.Finding{Object: p.Object, Got: p.Got, Next: p.Next})
