@@ -86,7 +86,7 @@ func (p *Pods) keepCanary(ctx context.Context, n *leases, plan policy.Plan) []cl
 	// Nobody asks for a canary at an uplink: other nodes ask at pod CIDRs, and a cloud's addresses are few.
 	wanted := p.config.Paths.Canary && len(plan.Uplinks.Interfaces) == 0
 	if have != nil && !(wanted && have.fits(n, plan)) {
-		if err := p.removeCanary(ctx, n); err != nil {
+		if err := p.removeCanary(ctx, n, "it is not what a new pod would be"); err != nil {
 			return noCanary(err)
 		}
 		have = nil
@@ -97,7 +97,7 @@ func (p *Pods) keepCanary(ctx context.Context, n *leases, plan policy.Plan) []cl
 	}
 	switch room := l.Free > 1; { // the last free address is for the next pod
 	case have != nil && !room:
-		err = p.removeCanary(ctx, n)
+		err = p.removeCanary(ctx, n, "the last address is for the next pod")
 	case have == nil && room:
 		err = p.addCanary(ctx, n, plan)
 	}
@@ -201,28 +201,25 @@ func addrsOf(reply api.Reply) (out []netip.Addr, err error) {
 }
 
 // removeCanary ends the canary, if there is one. The caller holds canaryBusy.
-func (p *Pods) removeCanary(ctx context.Context, n *leases) error {
+func (p *Pods) removeCanary(ctx context.Context, n *leases, why string) error {
 	c := p.canary.Load()
 	if c == nil {
 		return nil
 	}
 	p.canary.Store(nil)
 	c.end()
-	return n.verbs.Remove(ctx, canaryAttachment())
+	if err := n.verbs.Remove(ctx, canaryAttachment()); err != nil {
+		return err
+	}
+	p.log.Info("canary ended", "why", why)
+	return nil
 }
 
 // endCanary ends the canary. The next Sync makes it again, if there is room.
 func (p *Pods) endCanary(ctx context.Context, n *leases, why string) error {
 	p.canaryBusy.Lock()
 	defer p.canaryBusy.Unlock()
-	if p.canary.Load() == nil {
-		return nil
-	}
-	if err := p.removeCanary(ctx, n); err != nil {
-		return err
-	}
-	p.log.Info("canary ended", "why", why)
-	return nil
+	return p.removeCanary(ctx, n, why)
 }
 
 // The codes of a failed ADD that the canary's address may be the reason of: no address is left (try again later, CNI
@@ -235,11 +232,8 @@ const (
 // giveWay ends the canary when a pod's ADD failed because an address was missing. It reports that another ADD may
 // succeed.
 func (p *Pods) giveWay(ctx context.Context, n *leases, add api.Reply) bool {
-	if n == nil || p.canary.Load() == nil {
-		return false
-	}
 	var failed struct{ Code int }
-	if json.Unmarshal(add.Output, &failed) != nil || failed.Code != codeTryAgain && failed.Code != codeInUse {
+	if n == nil || json.Unmarshal(add.Output, &failed) != nil || failed.Code != codeTryAgain && failed.Code != codeInUse {
 		return false
 	}
 	if failed.Code == codeTryAgain {
@@ -247,7 +241,12 @@ func (p *Pods) giveWay(ctx context.Context, n *leases, add api.Reply) bool {
 			return false
 		}
 	}
-	if err := p.endCanary(ctx, n, "a pod needs its address"); err != nil {
+	p.canaryBusy.Lock() // a canary that is being made has its lease already
+	defer p.canaryBusy.Unlock()
+	if p.canary.Load() == nil {
+		return false
+	}
+	if err := p.removeCanary(ctx, n, "a pod needs its address"); err != nil {
 		p.log.Warn("canary", "err", err)
 		return false
 	}

@@ -2,11 +2,15 @@ package pods
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
@@ -286,5 +290,49 @@ func TestPodWithTheNameOfTheCanary(t *testing.T) {
 	p.call(t, "DEL", "c1", pod, "{}")
 	if err := errors.Join(p.endCanary(t.Context(), n, "the test ends"), n.close()); err != nil {
 		t.Error(err)
+	}
+}
+
+// After kill -9 of the daemon, the plugin alone starts a pod although the canary had the only address.
+func TestPluginTakesTheAddressOfADeadCanary(t *testing.T) {
+	p, n, host := onMachine(t)
+	p.config.Paths.Canary = true
+	p.keeps(t, n, planFor(1500, "10.88.0.0/30"))
+	first, second := newSpace(t), newSpace(t)
+	if reply := p.call(t, "ADD", "c1", first, "{}"); reply.Failed { // before the next Sync
+		t.Fatalf("ADD: %s", reply.Output)
+	}
+	// The kernel closes the descriptors of a process that is killed. The store keeps the lease.
+	p.canary.Load().end()
+	if err := n.close(); err != nil {
+		t.Fatal(err)
+	}
+	env := map[string]string{"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c2", "CNI_IFNAME": "eth0", "CNI_NETNS": second.Path}
+	conf := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"n","type":"edgeway","dataDir":%q,"socket":%q}`, p.config.StateDir, filepath.Join(t.TempDir(), "none"))
+	alone := func(verb string) (status int, answer string) {
+		t.Helper()
+		env["CNI_COMMAND"] = verb
+		var out strings.Builder
+		call := plugin.Process{Getenv: func(key string) string { return env[key] }, Stdin: strings.NewReader(conf), Stdout: &out, Stderr: io.Discard}
+		if err := host.Do(func() error { status = call.Run(t.Context()); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return status, out.String()
+	}
+	// The kernel deletes the namespace and its link a moment after the last descriptor is closed. Until then a
+	// runtime is told to try again.
+	deadline := time.Now().Add(10 * time.Second)
+	status, answer := alone("ADD")
+	for status != 0 && strings.Contains(answer, `"code":11,`) && time.Now().Before(deadline) {
+		status, answer = alone("ADD")
+	}
+	if status != 0 || !strings.Contains(answer, "10.88.0.2/32") {
+		t.Errorf("ADD: status %d, %s", status, answer)
+	}
+	for _, id := range []string{"c1", "c2"} {
+		env["CNI_CONTAINERID"] = id
+		if status, answer := alone("DEL"); status != 0 {
+			t.Errorf("DEL %s: %s", id, answer)
+		}
 	}
 }
