@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"net/netip"
+	"strings"
 )
 
 // A datagram is
@@ -17,6 +18,7 @@ const (
 	headBytes   = len(magic) + 2
 	smallBytes  = 700 // of a small question, with room for an answer of the same length
 	mostAddrs   = 4   // in an answer
+	mostText    = 253 // bytes of each text in an answer: the longest name of a Node (RFC 1123, DNS subdomain)
 	questionOf  = "q"
 	answerTo    = "a"
 	maxDatagram = 9216 // of a jumbo frame; a larger one is cut, and then ignored
@@ -67,5 +69,16 @@ func decode(b []byte) (m message, ok bool) {
 	if n > len(b)-headBytes || json.Unmarshal(b[headBytes:headBytes+n], &m) != nil || len(m.Canary) > mostAddrs {
 		return m, false
 	}
+	for _, text := range []string{m.Name, m.Version, m.Terms.Mode, m.Cause} {
+		if !isWord(text) {
+			return m, false
+		}
+	}
 	return m, true
+}
+
+// isWord reports that a text of another machine can be shown to an operator: it is short, and without spaces and
+// control characters.
+func isWord(text string) bool {
+	return len(text) <= mostText && !strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' })
 }
