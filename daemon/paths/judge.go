@@ -15,8 +15,8 @@ import (
 // Verdict says what the last questions of one kind to one node say.
 type Verdict int
 
-// Answers: the last question was answered. Silent: the last Options.After were not. Unsure: something else, and nothing
-// follows from it.
+// Answers: the last question was answered. Silent: none of the last three was (see after). Unsure: something else,
+// and nothing follows from it.
 const (
 	Unsure Verdict = iota
 	Answers

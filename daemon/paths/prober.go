@@ -22,8 +22,8 @@ const (
 	after = 3
 	// patience bounds the wait for an answer. It is longer than any path of a LAN, and than ARP for a first packet.
 	patience = 2 * time.Second
-	// hostPause is how much later than the canary's questions those to the node itself are sent, in parts of the wait: the node's
-	// answer says whether the former arrived.
+	// hostPause divides the wait for answers. After that part of the wait, the nodes themselves are asked: each says
+	// whether its canary heard the question of this node's canary, which must have arrived by then.
 	hostPause = 4
 	// lately is how many rounds a question from another canary counts as heard.
 	lately = 3
