@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -80,7 +79,7 @@ func groups() []group {
 	return []group{
 		{"cluster", "the Nodes and resources agree with this machine", nil},
 		{"links", "the links of the node's addresses are up, forward, and carry the pods' packets",
-			[]cluster.Reason{cluster.LinkDown, cluster.ForwardingOff, cluster.MTUTooLarge, cluster.AddressNotHere}},
+			[]cluster.Reason{cluster.LinkDown, cluster.ForwardingOff, cluster.MTUTooLarge, cluster.AddressNotHere, cluster.VXLANTaken}},
 		{"routes", "the way to every pod CIDR is free of other routes and policy rules",
 			[]cluster.Reason{cluster.NoRouteToLAN, cluster.Shadowed, cluster.ForeignRoute, cluster.OffSubnet, cluster.GatewayOffSubnet, cluster.PeerOffSubnet}},
 		{"neighbours", "the gateways answer", []cluster.Reason{cluster.SilentGateway, cluster.SilentNode, cluster.OneMAC}},
@@ -154,12 +153,12 @@ func Examine(ctx context.Context, c config.Config, o Options) (Report, error) {
 		plan = policy.Decide(w)
 		e.problems(slices.Concat(plan.Problems, w.Cluster.Problems, found), unclear)
 		e.forwarding(plan)
-		e.rivals(ctx, plan)
+		e.rivals(w, plan)
 		e.claimed(ctx, w)
 	}
 	e.plugin(ctx, o)
 	e.machine(ctx)
-	e.daemon(ctx, o)
+	e.daemon(ctx)
 	e.fine()
 	order := groups()
 	slices.SortStableFunc(e.report.Checks, func(a, b Check) int { return rank(order, a.Group) - rank(order, b.Group) })
@@ -209,11 +208,25 @@ func said(p cluster.Problem) string {
 // silenceAfter is when a neighbour has had time for three answers, a second each, on a busy machine.
 const silenceAfter = 6 * time.Second
 
+// askMost bounds the neighbours that are asked: each that does not answer takes one of the 1024 entries of the kernel's
+// neighbour table (net.ipv4.neigh.default.gc_thresh3).
+const askMost = 256
+
+// tunnel returns the VXLAN of a link of the overlay; nil for another link.
+func tunnel(plan policy.Plan, link string) *routes.VXLAN {
+	for _, l := range plan.Routes.Links {
+		if l.Name == link {
+			return l.VXLAN
+		}
+	}
+	return nil
+}
+
 // neighbours asks the gateways and the machines of this LAN until all have answered, or have had the time.
 func (e *examination) neighbours(ctx context.Context, w *policy.World, plan policy.Plan) {
 	asked := slices.Concat(plan.Gateways, plan.Neighbours)
 	for _, r := range plan.Routes.Routes {
-		if n := (routes.Neighbour{Link: r.Link, IP: r.Via}); r.Via.IsValid() && r.Link != routes.VXLANLink && !slices.Contains(asked, n) && len(asked) < 256 {
+		if n := (routes.Neighbour{Link: r.Link, IP: r.Via}); r.Via.IsValid() && tunnel(plan, r.Link) == nil && !slices.Contains(asked, n) && len(asked) < askMost {
 			asked = append(asked, n)
 		}
 	}
@@ -299,15 +312,15 @@ func (e *examination) forwarding(plan policy.Plan) {
 	}
 }
 
-// rivals finds what another program holds that the tunnel needs.
-func (e *examination) rivals(ctx context.Context, plan policy.Plan) {
+// rivals finds links of other programs that are down, and that keep the kernel from making a link of the tunnel all
+// the same (drivers/net/vxlan/vxlan_core.c: vxlan_vni_in_use). Beside a link that is up, the policy plans no tunnel.
+func (e *examination) rivals(w policy.World, plan policy.Plan) {
 	for _, want := range plan.Routes.Links {
-		links, err := e.k.Links(ctx, "")
-		if err != nil || want.VXLAN == nil {
+		if want.VXLAN == nil {
 			continue
 		}
-		for _, l := range links {
-			if l.VXLAN != nil && l.Name != want.Name && l.VXLAN.VNI == want.VXLAN.VNI && l.VXLAN.Port == want.VXLAN.Port {
+		for _, l := range w.Host.Links {
+			if l.VXLAN != nil && l.VXLAN.VNI == want.VXLAN.VNI && l.VXLAN.Port == want.VXLAN.Port && l.VXLAN.Local.Is6() == want.VXLAN.Local.Is6() {
 				e.add(Check{Group: "links", Name: "link " + l.Name, State: Problem, Got: fmt.Sprintf("it has VNI %d and UDP port %d, which %s needs", l.VXLAN.VNI, l.VXLAN.Port, want.Name),
 					Next: "stop the program that made it and run: ip link del " + l.Name + "; or give the NetworkPool another vxlan.vni"})
 			}
@@ -352,14 +365,14 @@ func (e *examination) plugin(ctx context.Context, o Options) {
 	}
 }
 
-// capabilities that the daemon needs (deploy/systemd/edgewayd.service), by number (capabilities(7)).
-func capabilities() map[uint]string { return map[uint]string{12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN"} }
-
 // machine looks at the capabilities, the kernel and the clock.
 func (e *examination) machine(ctx context.Context) {
-	for n, name := range capabilities() {
-		if !capable(n) {
-			e.add(Check{Group: "machine", Name: name, State: Problem, Got: "this process lacks it", Next: "run it as root; a container needs it in securityContext.capabilities"})
+	for _, c := range []struct { // the daemon needs them (deploy/systemd/edgewayd.service)
+		name string
+		n    uint
+	}{{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN}, {"CAP_SYS_ADMIN", unix.CAP_SYS_ADMIN}} {
+		if !capable(c.n) {
+			e.add(Check{Group: "machine", Name: c.name, State: Problem, Got: "this process lacks it", Next: "run it as root; a container needs it in securityContext.capabilities"})
 		}
 	}
 	features, err := routes.Features(ctx)
@@ -396,7 +409,7 @@ func capable(n uint) bool {
 }
 
 // daemon asks whether a daemon answers; without one, whether its ports are free.
-func (e *examination) daemon(ctx context.Context, o Options) {
+func (e *examination) daemon(ctx context.Context) {
 	ask, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	_, err := api.Call(ask, e.config.Socket, api.Request{Op: "ping"}, nil)
@@ -418,9 +431,4 @@ func (e *examination) daemon(ctx context.Context, o Options) {
 	default:
 		e.add(Check{Group: "machine", Name: "daemon", State: Problem, Got: err.Error(), Next: "look at its log; systemctl restart edgewayd loses no packet"})
 	}
-}
-
-// ownAddress reports whether a link of this machine has the address.
-func ownAddress(w policy.World, a netip.Addr) bool {
-	return slices.ContainsFunc(w.Host.Addrs, func(h routes.Addr) bool { return h.Prefix.Addr() == a })
 }

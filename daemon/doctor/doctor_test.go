@@ -137,7 +137,7 @@ func TestExamine(t *testing.T) {
 		"nft add table ip other", "nft 'add chain ip other post { type nat hook postrouting priority 90; }'", "nft add rule ip other post ip saddr 10.10.0.0/16 masquerade",
 		"nft 'add chain ip other way { type filter hook forward priority 90; }'", "nft add rule ip other way limit rate 9/second drop",
 		"ip rule add to 10.10.2.0/24 lookup 77", "ip route add default via 192.0.2.1 table 77",
-		"ip link add flannel.1 type vxlan id 1 dstport 8472 dev eth0"} {
+		"ip link add flannel.1 type vxlan id 1 dstport 8472 dev eth0", "ip link add edgeway.6 type vxlan id 1 dstport 8472 local fd00::11"} {
 		m.run(m.space, cmd)
 	}
 	m.run(m.lan, "ip addr flush dev lan0")
@@ -165,6 +165,9 @@ func TestExamine(t *testing.T) {
 		if !strings.Contains(got, want) {
 			t.Errorf("nothing says %q", want)
 		}
+	}
+	if strings.Contains(got, "link edgeway.6") {
+		t.Error("our own link of the other family is a rival")
 	}
 	if t.Failed() {
 		t.Log(got)

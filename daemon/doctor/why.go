@@ -152,7 +152,7 @@ func (q *way) end(name string, like netip.Addr) (end, error) {
 			e.node, e.pod = n.Name, inside && !own
 		}
 	}
-	e.here = ownAddress(q.w, e.addr)
+	e.here = slices.ContainsFunc(q.w.Host.Addrs, func(h routes.Addr) bool { return h.Prefix.Addr() == e.addr })
 	for _, l := range q.leases {
 		if slices.Contains(l.Addrs, e.addr.String()) {
 			e.here, e.pod, e.link, e.node = true, true, l.Link, q.w.Self
@@ -314,11 +314,7 @@ func (q *way) firewall(p routes.Packet, say sayer) {
 		case f.Outcome == routes.Translates:
 			say(Advice, f.Place.Show(), "%s: %v: the packet goes on with another address", f.Hook, f)
 		default:
-			next := f.Undo()
-			if next == "" || f.Program != "" || f.Policy {
-				next = q.letThrough(f, p)
-			}
-			say(Problem, next, "%s: %v", f.Hook, f)
+			say(Problem, q.letThrough(f, p), "%s: %v", f.Hook, f)
 		}
 	}
 	if len(passes) > 0 {
@@ -354,21 +350,14 @@ func (q *way) nextHop(to end, r routes.Route, say sayer) {
 	if !ask.IP.IsValid() {
 		ask.IP, who = to.addr, to.name
 	}
-	if r.Link == routes.VXLANLink {
-		at := slices.IndexFunc(q.plan.Routes.Neighs, func(n routes.Neigh) bool { return n.IP == r.Via })
-		if at < 0 {
+	if vxlan := tunnel(q.plan, r.Link); vxlan != nil {
+		end, ok := farEnd(q.plan.Routes, r)
+		if !ok {
 			say(Problem, "edgewayd problems", "nobody knows where the tunnel's end %v is", r.Via)
 			return
 		}
-		mac := q.plan.Routes.Neighs[at].MAC
-		far := slices.IndexFunc(q.plan.Routes.FDB, func(f routes.FDB) bool { return f.MAC == mac })
-		if far < 0 {
-			say(Problem, "edgewayd problems", "nobody knows where the tunnel's end %v is", r.Via)
-			return
-		}
-		end, link := q.plan.Routes.FDB[far].Dst, q.plan.Routes.Links[0]
-		say(OK, "", "it travels in VXLAN (VNI %d, UDP port %d) from %v to %v", link.VXLAN.VNI, link.VXLAN.Port, link.VXLAN.Local, end)
-		q.firewall(routes.Packet{Src: link.VXLAN.Local, Dst: end, Out: routes.ByRoute, Protocol: routes.UDP, SrcPort: policy.SomePort, DstPort: link.VXLAN.Port}, say)
+		say(OK, "", "it travels in VXLAN (VNI %d, UDP port %d) from %v to %v", vxlan.VNI, vxlan.Port, vxlan.Local, end)
+		q.firewall(routes.Packet{Src: vxlan.Local, Dst: end, Out: routes.ByRoute, Protocol: routes.UDP, SrcPort: policy.SomePort, DstPort: vxlan.Port}, say)
 		outer, err := q.k.Lookup(q.ctx, end)
 		if err != nil {
 			say(Problem, "ip route get "+end.String(), "no route to the tunnel's other end: %v", err)
@@ -388,6 +377,18 @@ func (q *way) nextHop(to end, r routes.Route, say sayer) {
 	case heard[ask] == routes.Answers:
 		say(OK, "", "%s, %v, answers on %s", who, ask.IP, ask.Link)
 	}
+}
+
+// farEnd returns the address of the machine to which the tunnel carries packets of the route.
+func farEnd(s routes.State, r routes.Route) (netip.Addr, bool) {
+	for _, n := range s.Neighs {
+		for _, f := range s.FDB {
+			if n.Link == r.Link && n.IP == r.Via && f.Link == n.Link && f.MAC == n.MAC {
+				return f.Dst, true
+			}
+		}
+	}
+	return netip.Addr{}, false
 }
 
 // size compares the MTU of the sending pod's link with that of the link that the packet leaves by.
@@ -411,7 +412,7 @@ func (q *way) size(from end, r routes.Route, say sayer) {
 
 // told says who tells the switches where the sender is: the answers of another LAN come back by them.
 func (q *way) told(from end, r routes.Route, say sayer) {
-	direct := r.Link == routes.VXLANLink || !r.Via.IsValid() || slices.ContainsFunc(q.w.Cluster.Nodes, func(n cluster.Node) bool { return slices.Contains(n.Addresses, r.Via) })
+	direct := tunnel(q.plan, r.Link) != nil || !r.Via.IsValid() || slices.ContainsFunc(q.w.Cluster.Nodes, func(n cluster.Node) bool { return slices.Contains(n.Addresses, r.Via) })
 	if direct || !from.pod || !from.here {
 		return
 	}
