@@ -1,0 +1,68 @@
+package policy
+
+import (
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/routes"
+)
+
+// A firewall of the machine drops the node's own BGP or VXLAN. The next step is a command of the program whose firewall
+// it is, for the port and the direction of the packet.
+func TestHostDropped(t *testing.T) {
+	addr := netip.MustParseAddr
+	out := routes.Packet{Src: addr("192.0.2.1"), Dst: addr("192.0.2.254"), Out: routes.ByRoute, Protocol: routes.TCP, SrcPort: SomePort, DstPort: 179}
+	answer := routes.Packet{Src: addr("192.0.2.254"), In: routes.ByRoute, Dst: addr("192.0.2.1"), Protocol: routes.TCP, SrcPort: 179, DstPort: SomePort, Reply: true}
+	out6 := routes.Packet{Src: addr("fd00::1"), Dst: addr("fd00::254"), Out: routes.ByRoute, Protocol: routes.TCP, SrcPort: SomePort, DstPort: 179}
+	tunnel := routes.Packet{Src: addr("192.0.2.2"), In: routes.ByRoute, Dst: addr("192.0.2.1"), Protocol: routes.UDP, SrcPort: SomePort, DstPort: 8472}
+	drops := func(h routes.Hook, family uint8, table, chain, program string) routes.Finding {
+		f := routes.Finding{Hook: h, Outcome: routes.Drops, Place: routes.Place{Family: family, Table: table, Chain: chain}, Policy: true, Does: "drop", Program: program}
+		f.Base = f.Place
+		return f
+	}
+	rule := drops(routes.Output, unix.NFPROTO_INET, "guard", "out", "")
+	rule.Policy, rule.Handle = false, 7
+	legacy := drops(routes.Output, unix.NFPROTO_IPV6, "filter", "OUTPUT", "")
+	legacy.Place.Legacy, legacy.Base.Legacy = true, true
+	for _, tt := range []struct {
+		name    string
+		packet  routes.Packet
+		finding routes.Finding
+		want    string
+	}{
+		{"BGP, iptables", out, drops(routes.Output, unix.NFPROTO_IPV4, "filter", "OUTPUT", ""),
+			"firewall: want packets from 192.0.2.1 to 192.0.2.254 (BGP, TCP port 179) to pass, got output: chain ip filter OUTPUT of nftables, policy drop; iptables -I OUTPUT -p tcp --dport 179 -j ACCEPT; in a file that runs at each start"},
+		{"BGP's answer, iptables", answer, drops(routes.Input, unix.NFPROTO_IPV4, "filter", "INPUT", ""),
+			"firewall: want packets from 192.0.2.254 to 192.0.2.1 (BGP, TCP port 179) to pass, got input: chain ip filter INPUT of nftables, policy drop; iptables -I INPUT -p tcp --sport 179 -j ACCEPT; in a file that runs at each start"},
+		{"BGP over IPv6, legacy iptables", out6, legacy,
+			"firewall: want packets from fd00::1 to fd00::254 (BGP, TCP port 179) to pass, got output: chain OUTPUT of ip6tables-legacy -t filter, policy drop; ip6tables-legacy -I OUTPUT -p tcp --dport 179 -j ACCEPT; in a file that runs at each start"},
+		{"BGP's answer, nftables", answer, drops(routes.Input, unix.NFPROTO_INET, "filter", "input", ""),
+			"firewall: want packets from 192.0.2.254 to 192.0.2.1 (BGP, TCP port 179) to pass, got input: chain inet filter input of nftables, policy drop; nft insert rule inet filter input tcp sport 179 accept; and in the file that makes the chain"},
+		{"BGP, a rule", out, rule,
+			"firewall: want packets from 192.0.2.1 to 192.0.2.254 (BGP, TCP port 179) to pass, got output: chain inet guard out of nftables, rule with handle 7: drop; remove the rule, or limit it: nft delete rule inet guard out handle 7"},
+		{"BGP, ufw", out, drops(routes.Output, unix.NFPROTO_IPV4, "filter", "OUTPUT", "ufw"),
+			"firewall: want packets from 192.0.2.1 to 192.0.2.254 (BGP, TCP port 179) to pass, got output: chain ip filter OUTPUT of nftables, policy drop; ufw allow out 179/tcp"},
+		{"VXLAN, ufw", tunnel, drops(routes.Input, unix.NFPROTO_IPV4, "filter", "INPUT", "ufw"),
+			"firewall: want packets from 192.0.2.2 to 192.0.2.1 (VXLAN, UDP port 8472) to pass, got input: chain ip filter INPUT of nftables, policy drop; ufw allow 8472/udp"},
+		{"VXLAN, firewalld", tunnel, drops(routes.Input, unix.NFPROTO_INET, "firewalld", "filter_IN_public", "firewalld"),
+			"firewall: want packets from 192.0.2.2 to 192.0.2.1 (VXLAN, UDP port 8472) to pass, got input: chain inet firewalld filter_IN_public of nftables, policy drop; firewall-cmd --permanent --add-port=8472/udp; firewall-cmd --reload"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := World{Self: "n1", Config: config.Defaults(), Barriers: Barriers([]routes.Packet{tt.packet}, [][]routes.Finding{{tt.finding}})}
+			w.Cluster.Nodes = []cluster.Node{{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.10.1.0/24")}, Addresses: []netip.Addr{addr("192.0.2.1")}}}
+			var got []string
+			for _, p := range Decide(w).Problems {
+				if p.Reason == cluster.HostDropped {
+					got = append(got, p.String())
+				}
+			}
+			if len(got) != 1 || got[0] != tt.want {
+				t.Errorf("got  %q\nwant %q", got, tt.want)
+			}
+		})
+	}
+}
