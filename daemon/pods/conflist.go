@@ -147,6 +147,10 @@ func diskFull(stateDir string) []cluster.Problem {
 	if err := unix.Statfs(stateDir, &fs); err != nil || fs.Blocks == 0 {
 		return nil // opening the store says what is wrong
 	}
+	return noRoom(stateDir, fs)
+}
+
+func noRoom(stateDir string, fs unix.Statfs_t) []cluster.Problem {
 	p := cluster.Problem{Object: "disk of " + stateDir, Reason: cluster.DiskFull, Next: "free room there: new pods wait until then, running pods are not touched"}
 	switch left := fs.Bavail * uint64(fs.Bsize); {
 	case left < roomLeast:

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
 )
@@ -98,5 +100,34 @@ func TestConflist(t *testing.T) {
 	files, err := os.ReadDir(c.CNI.ConfDir)
 	if err != nil || len(files) != 2 {
 		t.Errorf("left behind: %v, %v", files, err)
+	}
+}
+
+// The disk of the leases is full, and new pods wait: the problem says what is missing. A disk that has no inodes to
+// count (btrfs) is not full.
+func TestDiskFull(t *testing.T) {
+	const next = "; free room there: new pods wait until then, running pods are not touched"
+	for _, tt := range []struct {
+		name string
+		disk unix.Statfs_t
+		want string
+	}{
+		{"room", unix.Statfs_t{Bsize: 4096, Bavail: 1024, Files: 10, Ffree: 1}, ""},
+		{"a block too few", unix.Statfs_t{Bsize: 4096, Bavail: 1023, Files: 10, Ffree: 1}, "disk of /var/lib/edgeway: want 4 MiB free for the leases, got 4092 KiB" + next},
+		{"full", unix.Statfs_t{Bsize: 4096, Files: 10, Ffree: 1}, "disk of /var/lib/edgeway: want 4 MiB free for the leases, got 0 KiB" + next},
+		{"no inode", unix.Statfs_t{Bsize: 4096, Bavail: 1024, Files: 10}, "disk of /var/lib/edgeway: want a free inode, got none" + next},
+		{"no inodes to count", unix.Statfs_t{Bsize: 4096, Bavail: 1024}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := ""
+			for _, p := range noRoom("/var/lib/edgeway", tt.disk) {
+				if got = p.String(); p.Reason != cluster.DiskFull {
+					t.Errorf("the reason is %s", p.Reason)
+				}
+			}
+			if got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
 	}
 }
