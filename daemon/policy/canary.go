@@ -13,9 +13,9 @@ func CanaryAddr(c netip.Prefix) netip.Addr {
 		b[len(b)-1-i/8] |= 1 << (i % 8)
 	}
 	switch {
-	case c.Addr().Is4():
-		b[len(b)-1] &^= 1 // the address with all bits set is for broadcasts
-	case host > 8:
+	case c.Addr().Is4() && host > 1: // RFC 3021: two addresses, or one, have no broadcast address
+		b[len(b)-1] &^= 1
+	case c.Addr().Is6() && host > 8:
 		b[len(b)-1] = 0x7f
 	}
 	a, _ := netip.AddrFromSlice(b) // the length is that of an address
