@@ -3,7 +3,6 @@ package daemon
 import (
 	"fmt"
 	"net/netip"
-	"sync"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
@@ -28,12 +27,9 @@ func (d *Daemon) canary() (paths.Canary, bool) {
 
 // lastSurvey returns a function that tells a prober what the last look saw. Looks are rarer than questions.
 func lastSurvey(l *loop) func() *paths.Cluster {
-	var mu sync.Mutex // guards the rest
 	var of *view
 	var c *paths.Cluster
 	return func() *paths.Cluster {
-		mu.Lock()
-		defer mu.Unlock()
 		if v := l.seen.Load(); v != of && v != nil {
 			of, c = v, surveyOf(v)
 		}

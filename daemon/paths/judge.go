@@ -49,7 +49,6 @@ type Self struct {
 	Name  string
 	Group string
 	Terms Terms
-	MTU   int // of its pods, in bytes
 	CIDRs []netip.Prefix
 	// Known are the reasons of this node's problems that its own tables and links show. What follows from them is not
 	// named again.

@@ -43,7 +43,7 @@ func knows(r cluster.Reason) func(*Self) {
 }
 
 func TestJudge(t *testing.T) {
-	self := Self{Name: "a1", Group: "a", Terms: Terms{"underlay", 1, 8472}, MTU: 1500, CIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}}
+	self := Self{Name: "a1", Group: "a", Terms: Terms{"underlay", 1, 8472}, CIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}}
 	for _, c := range []struct {
 		name  string
 		self  func(*Self)

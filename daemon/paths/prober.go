@@ -37,7 +37,7 @@ type Canary struct {
 	Inside func(do func() error) error // runs do in its network namespace
 }
 
-// Options of a Prober. Each function may be called at any time.
+// Options of a Prober. Run alone calls the functions.
 type Options struct {
 	Version string
 	Port    uint16        // UDP, the same on all nodes
@@ -386,10 +386,6 @@ func (p *Prober) take(own *station, conn *net.UDPConn, b []byte, from netip.Addr
 func (p *Prober) ask(ctx context.Context) {
 	own := p.own.Load()
 	c := p.known
-	canary, ok := p.o.Canary()
-	if !ok {
-		return
-	}
 	p.round++
 	chosen := p.choose(c)
 	p.mu.Lock()
@@ -397,7 +393,7 @@ func (p *Prober) ask(ctx context.Context) {
 	p.mu.Unlock()
 	wait := min(patience, p.o.Every*2/3)
 	for _, i := range chosen {
-		p.askCanary(own, c, i, canary.MTU)
+		p.askCanary(own, c, i)
 	}
 	pause(ctx, wait/hostPause)
 	for _, i := range chosen {
@@ -419,9 +415,9 @@ func (p *Prober) ask(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
-	p.settle(canary)
+	p.settle(own)
 	p.forget(c)
-	p.judge(c, canary)
+	p.judge(c)
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -464,7 +460,7 @@ func (p *Prober) at(n Node, f family) *path {
 }
 
 // askCanary sends the questions to the canary of a node: to the address that the node said, or that a canary asks for.
-func (p *Prober) askCanary(own *station, c *Cluster, i, mtu int) {
+func (p *Prober) askCanary(own *station, c *Cluster, i int) {
 	n := c.Nodes[i]
 	for f := range families {
 		conn := own.canary[f]
@@ -476,7 +472,7 @@ func (p *Prober) askCanary(own *station, c *Cluster, i, mtu int) {
 		to := netip.AddrPortFrom(addr, p.o.Port)
 		p.send(conn, to, question{key: pathKey{n.Name, f}, kind: small}, smallBytes)
 		if at.said.MTU > 0 && at.verdict[small].misses == 0 {
-			at.size = min(mtu, at.said.MTU)
+			at.size = min(own.answer.MTU, at.said.MTU)
 			p.send(conn, to, question{key: pathKey{n.Name, f}, kind: full}, min(at.size-f.headers(), maxDatagram))
 		}
 	}
@@ -528,7 +524,7 @@ func (p *Prober) send(conn *net.UDPConn, to netip.AddrPort, q question, size int
 }
 
 // settle counts the answers of the round.
-func (p *Prober) settle(canary Canary) {
+func (p *Prober) settle(own *station) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, q := range p.waiting {
@@ -546,7 +542,7 @@ func (p *Prober) settle(canary Canary) {
 		}
 		if q.kind == small {
 			at.rtt, at.translated = q.rtt, netip.Addr{}
-			if q.answer.Saw.IsValid() && !slices.Contains(canary.Addrs, q.answer.Saw) {
+			if q.answer.Saw.IsValid() && !slices.Contains(own.answer.Canary, q.answer.Saw) {
 				at.translated = q.answer.Saw
 			}
 		}
@@ -571,9 +567,9 @@ func (p *Prober) forget(c *Cluster) {
 }
 
 // judge publishes the findings and the problems.
-func (p *Prober) judge(c *Cluster, canary Canary) {
+func (p *Prober) judge(c *Cluster) {
 	r := &Report{}
-	self := Self{Name: c.Self.Name, Group: c.Self.Group, Terms: c.Self.Terms, MTU: canary.MTU, CIDRs: c.Self.CIDRs, Known: c.Known}
+	self := Self{Name: c.Self.Name, Group: c.Self.Group, Terms: c.Self.Terms, CIDRs: c.Self.CIDRs, Known: c.Known}
 	for key, at := range p.paths {
 		addr, _ := at.node.canary(key.family, at)
 		f := Finding{Node: at.node, Family: key.family.String(), Addr: addr, Canary: at.verdict[small].verdict(), Full: at.verdict[full].verdict(), Host: at.verdict[host].verdict(),
