@@ -55,6 +55,16 @@ func (l *logs) has(text string) bool {
 	return strings.Contains(l.text.String(), text)
 }
 
+// credentials writes the file with the key AKID.
+func credentials(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "ens.json")
+	if err := os.WriteFile(path, fmt.Appendf(nil, `{"AccessKey": "AKID", "SecretKey": %q}`, secret), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // dial reaches the API server; nil: as ever.
 func newStage(t *testing.T, o kube.Options, dial func(context.Context, string, string) (net.Conn, error)) *stage {
 	t.Helper()
@@ -78,11 +88,7 @@ func newStage(t *testing.T, o kube.Options, dial func(context.Context, string, s
 	if err != nil {
 		t.Fatal(err)
 	}
-	credentials := filepath.Join(t.TempDir(), "ens.json")
-	if err := os.WriteFile(credentials, fmt.Appendf(nil, `{"AccessKey": "AKID", "SecretKey": %q}`, secret), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s.options = Options{Config: Config{Endpoint: api.URL, Credentials: credentials, Terms: Terms{PerInterface: cloud.MostAddresses, Release: On}},
+	s.options = Options{Config: Config{Endpoint: api.URL, Credentials: credentials(t), Terms: Terms{PerInterface: cloud.MostAddresses, Release: On}},
 		Log: slog.New(slog.NewTextHandler(&s.logs, nil)), times: times{full: 5 * time.Second, oldest: time.Second, fresh: time.Minute, least: 10 * time.Millisecond, mostPause: 200 * time.Millisecond,
 			mostBlock: 500 * time.Millisecond, subnets: time.Minute, callsASec: 500, groupCheck: time.Hour, orphan: 2 * time.Second},
 		Tell: func(_ context.Context, name, _, reason, message string) error {

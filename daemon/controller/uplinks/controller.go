@@ -44,7 +44,7 @@ type Options struct {
 type times struct {
 	full       time.Duration // between two lists of a node where nothing happens; less a random part
 	oldest     time.Duration // how old a list can be
-	fresh      time.Duration // how long a call may follow from what was read before it; shorter than oldest
+	fresh      time.Duration // how long after its look began a call may be sent; shorter than oldest
 	least      time.Duration // first pause after an error; doubled with each further error
 	mostPause  time.Duration // of the whole controller
 	mostBlock  time.Duration // of an interface or a vSwitch
@@ -272,11 +272,7 @@ func (c *Controller) look(ctx context.Context, n *node) {
 			c.Log.Info("uplinks written", "node", n.Name, "interfaces", len(step.Write.Interfaces), "addresses", granted(step.Write))
 			continue
 		case step.Call.Interface != "":
-			if time.Since(began) > c.times.fresh { // this process stood still: what it read may no longer be so
-				n.due = time.Time{}
-				return
-			}
-			c.call(ctx, n, step.Call)
+			c.call(ctx, n, step.Call, began.Add(c.times.fresh))
 			return
 		}
 		break
@@ -287,23 +283,31 @@ func (c *Controller) look(ctx context.Context, n *node) {
 	c.judge(ctx, n, seen, object.uplinks)
 }
 
-// call makes a call. Whatever its answer is, the node is looked at again.
-func (c *Controller) call(ctx context.Context, n *node, call Call) {
-	err := c.limit.Wait(ctx)
+// call makes a call before the deadline: a process that stood still must not act on what it read earlier. Whatever
+// the answer is, the node is looked at again.
+func (c *Controller) call(ctx context.Context, n *node, call Call, deadline time.Time) {
+	n.due = time.Time{}
+	fresh, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	err := c.limit.Wait(fresh)
 	if err != nil {
-		return // ctx has ended
+		return // ctx has ended, or it is too late
 	}
 	key := call.Interface
 	if call.Unassign.IsValid() {
 		key = call.Unassign.String()
-		err = c.cloud.UnassignAddress(ctx, call.Interface, call.Unassign)
+		// The cloud may carry out the call after the wait for its answer, and lists may be old. An EdgeNode that
+		// somebody deletes meanwhile is written again from a list: without this address.
+		b := c.blocks[key]
+		b.until = time.Now().Add(c.times.oldest)
+		c.blocks[key] = b
+		err = c.cloud.UnassignAddress(fresh, call.Interface, call.Unassign)
 	} else {
-		err = c.cloud.AssignAddress(ctx, call.Interface)
+		err = c.cloud.AssignAddress(fresh, call.Interface)
 	}
-	n.due = time.Time{}
 	switch {
 	case err == nil:
-		delete(c.blocks, key)
+		delete(c.blocks, call.Interface)
 		delete(c.blocks, call.VSwitch)
 		if call.Unassign.IsValid() {
 			c.Log.Info("address unassigned", "node", n.Name, "interface", call.Interface, "address", call.Unassign)

@@ -55,7 +55,8 @@ type Cloud struct {
 	// Lacking says for how long every list has lacked an address of the spec at its interface, or, without an address,
 	// the interface. It counts from the first of at least two lists.
 	Lacking map[Place]time.Duration
-	// Blocked are the interfaces, vSwitches and addresses whose last call failed a short time ago.
+	// Blocked are the interfaces and vSwitches whose last call failed a short time ago, and the addresses that a call
+	// may still take away.
 	Blocked map[string]bool
 }
 
