@@ -34,6 +34,7 @@ type publisher struct {
 	space  time.Duration // between two rounds of writes, so that bursts are written together
 	retry  time.Duration // after an error, at first
 	absent time.Duration // after several errors, and while the API server does not have a kind
+	every  time.Duration // between two beats
 
 	mu    sync.Mutex
 	nodes map[string]cluster.SlicedNode // with all labels
@@ -42,7 +43,7 @@ type publisher struct {
 }
 
 func newPublisher(c kubernetes.Interface, log *slog.Logger) *publisher {
-	return &publisher{client: c, log: log, space: 200 * time.Millisecond, retry: time.Second, absent: time.Minute, wake: make(chan struct{}, 1)}
+	return &publisher{client: c, log: log, space: 200 * time.Millisecond, retry: time.Second, absent: time.Minute, every: cluster.SliceBeat, wake: make(chan struct{}, 1)}
 }
 
 // errNoSlices says that the API server has no NodeSlices, or that the controller may not write them.
@@ -112,12 +113,26 @@ func (p *publisher) session(ctx context.Context) error {
 		case <-p.wake:
 			pause(ctx, p.space)
 		case <-beat.C:
-			if have, err = p.write(ctx, have, sliceWrite{NodeSlice: with(slot(have, cluster.SliceAlive), cluster.SliceSpec{PublishedAt: time.Now().UTC().Format(time.RFC3339)})}); err != nil {
+			if have, err = p.beat(ctx); err != nil {
 				return err
 			}
-			beat.Reset(cluster.SliceBeat)
+			beat.Reset(p.every)
 		}
 	}
+}
+
+// beat reads the NodeSlices again, repairs them, and then says that they are right: somebody may have edited or deleted
+// one, and an etcd that was restored has older ones.
+func (p *publisher) beat(ctx context.Context) ([]cluster.NodeSlice, error) {
+	have, err := p.slices(ctx)
+	if err == nil {
+		have, err = p.publish(ctx, have)
+	}
+	if err != nil {
+		return nil, err
+	}
+	alive := cluster.SliceSpec{PublishedAt: time.Now().UTC().Format(time.RFC3339)}
+	return p.write(ctx, have, sliceWrite{NodeSlice: with(slot(have, cluster.SliceAlive), alive)})
 }
 
 // publish writes what differs from have, and returns what the API server then has.

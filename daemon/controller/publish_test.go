@@ -271,4 +271,23 @@ spec: {localSpeakers: [node-00001], localAsNumber: 65010, peerIP: 192.0.2.1, pee
 	if _, sliced := used("restart of the API server"); sliced > 100_000 {
 		t.Errorf("a restart of the API server costs %d bytes by slices", sliced)
 	}
+
+	// Somebody empties a slice: the next beat repairs it.
+	cancel()
+	publishing.Wait()
+	p.every = 100 * time.Millisecond
+	again, stop := context.WithCancel(t.Context())
+	defer stop()
+	publishing.Go(func() { p.run(again) })
+	whole := func() bool {
+		have, err := p.slices(t.Context())
+		return err == nil && len(slot(have, "nodes-1").Spec.Nodes) > 0
+	}
+	if !whole() {
+		t.Fatal("no NodeSlice nodes-1")
+	}
+	if _, err := l.Kubectl("patch", "nodeslice", "nodes-1", "--type=merge", "-p", `{"spec": {"nodes": []}}`); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "nodes-1 has its nodes again", whole)
 }
