@@ -185,6 +185,9 @@ func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 	w.Problems = append(w.Problems, k.problems(last)...)
 	sortProblems(w.Problems)
 	w.Source = "API server " + k.server
+	if k.sliceState(k.labelKeys) == slicesCount {
+		w.Source += " (NodeSlices)"
+	}
 	if k.used != nil {
 		w.Ahead = time.Duration(k.used.ahead.Load())
 	}

@@ -20,7 +20,7 @@ import (
 //	alive                   Spec.PublishedAt: when the controller last compared them with all Nodes
 //
 // The index is written after a new slice and before a slice goes. A Node never moves from one slice to another.
-// So the slices of the index are all Nodes at each moment.
+// So the slices of the index are all Nodes at each moment, and none of them is empty.
 type NodeSlice struct {
 	APIVersion string    `json:"apiVersion"`
 	Kind       string    `json:"kind"`
@@ -183,7 +183,7 @@ const (
 	slicesCount   sliceState = ""                            // they are all Nodes
 	slicesUnread  sliceState = "not read yet"                // the server has not answered
 	slicesAbsent  sliceState = "there are none"              // no controller, no CustomResourceDefinition, no right to read them
-	slicesPartial sliceState = "the index names others"      // for a moment, while slices come and go
+	slicesPartial sliceState = "the index names others"      // for a moment, while slices come and go; or somebody edited one
 	slicesNarrow  sliceState = "without labels that matter"  // for a moment, after a resource with a new label
 	slicesOld     sliceState = "the controller is not alive" // nobody compares them with the Nodes
 )
@@ -206,7 +206,7 @@ func (k *kubernetes) sliceState(need []string) sliceState {
 		return slicesOld
 	}
 	for _, name := range index.spec.Slices {
-		if s := f.items[name].slice; s == nil || s.wrong != nil {
+		if s := f.items[name].slice; s == nil || s.wrong != nil || len(s.names) == 0 {
 			return slicesPartial
 		}
 	}

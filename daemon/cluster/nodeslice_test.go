@@ -80,10 +80,14 @@ func TestSlicesSayWhatNodesSay(t *testing.T) {
 					halves[len(n.Name)%2].Nodes = append(halves[len(n.Name)%2].Nodes, n)
 				}
 			}
+			index := SliceSpec{LabelKeys: keys}
 			for i, half := range halves {
-				bySlices.slice(t, fmt.Sprint("nodes-", i), half)
+				if name := fmt.Sprint("nodes-", i); len(half.Nodes) > 0 {
+					bySlices.slice(t, name, half)
+					index.Slices = append(index.Slices, name)
+				}
 			}
-			bySlices.slice(t, SliceIndex, SliceSpec{Slices: []string{"nodes-0", "nodes-1"}, LabelKeys: keys})
+			bySlices.slice(t, SliceIndex, index)
 			bySlices.alive(t, 0)
 			for _, s := range []*apiServer{byNodes, bySlices} {
 				s.fails(func(w http.ResponseWriter, r *http.Request) bool { // the server knows this node, whatever the story says
@@ -199,6 +203,61 @@ func TestSlicesAndNodesTakeTurns(t *testing.T) {
 	s.remove(kindSlice.kind, SliceIndex)
 	reads(true)
 	c.untilIs(t, "n0 n1 n2 n3 BGPPeer/lan")
+}
+
+// No Node is gone because its slice is: while nothing else says what Nodes there are, the last known ones stay.
+func TestNodesOutliveTheirSlices(t *testing.T) {
+	s := newAPIServer(t)
+	publish := func() {
+		t.Helper()
+		s.slice(t, "nodes-1", SliceSpec{Nodes: []SlicedNode{sliceNode(0), sliceNode(1)}})
+		s.slice(t, "nodes-2", SliceSpec{Nodes: []SlicedNode{sliceNode(2)}})
+		s.slice(t, SliceIndex, SliceSpec{Slices: []string{"nodes-1", "nodes-2"}})
+		s.alive(t, 0)
+	}
+	publish()
+	s.put(kindNode, apiNode(t, self, "192.0.2.11", "10.10.1.0/24")) // an empty list is believed of a server that knows it
+	s.fails(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasSuffix(r.URL.Path, "/nodes") || r.URL.Query().Has("fieldSelector") {
+			return false
+		}
+		http.Error(w, "{}", http.StatusForbidden)
+		return true
+	})
+	quick := hasty
+	quick.first = 300 * time.Millisecond
+	c := newClient(t, s.kubeconfig(t), quick)
+	const all = "n0 n1 n2"
+	c.untilIs(t, all)
+	for _, tt := range []struct {
+		name string
+		harm func()
+	}{
+		{"the controller is gone", func() { s.alive(t, time.Hour) }},
+		{"alive is gone", func() { s.remove(kindSlice.kind, SliceAlive) }},
+		{"the index is gone", func() { s.remove(kindSlice.kind, SliceIndex) }},
+		{"a slice is gone", func() { s.remove(kindSlice.kind, "nodes-2") }},
+		{"a slice is empty", func() { s.slice(t, "nodes-2", SliceSpec{}) }},
+		{"a slice is no NodeSlice", func() {
+			s.put(kindSlice.kind, jsonOf(t, `{"apiVersion": "network.edgeway.io/v1alpha1", "kind": "NodeSlice", "metadata": {"name": "nodes-2"}, "spec": {"nodes": "x"}}`))
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			look := func(what string, sliced bool) {
+				t.Helper()
+				c.until(t, what, func(w World, err error) bool {
+					if got := describe(w); err != nil || got != all {
+						t.Fatalf("%s: %s, %v", what, got, err)
+					}
+					return strings.HasSuffix(w.Source, " (NodeSlices)") == sliced && (len(w.Problems) == 0) == sliced
+				})
+			}
+			tt.harm()
+			look("Nodes are asked for", false)
+			publish()
+			look("slices count again", true)
+		})
+	}
 }
 
 // After a restart of the API server the names and versions of the slices are listed, and only what changed is read.
