@@ -1,5 +1,6 @@
-// Command edgeway-controller gives Nodes their pod CIDRs where kube-controller-manager does not. It runs
-// beside the cluster's control plane, never on a node.
+// Command edgeway-controller gives Nodes their pod CIDRs where kube-controller-manager does not, publishes the
+// NodeSlices, and gives ENS instances the addresses of their interfaces. It runs beside the cluster's control plane,
+// never on a node.
 package main
 
 import (
@@ -49,14 +50,21 @@ func command() *cobra.Command {
 	var f flags
 	cmd := &cobra.Command{
 		Use:   "edgeway-controller",
-		Short: "give nodes their pod CIDRs, where kube-controller-manager does not",
-		Long: `edgeway-controller gives each selected Node that has no pod CIDRs one block of each family. It runs
-beside the cluster's control plane, on no node; of several replicas one works. Pools come from the
-configuration's "controller" section, or one pool from flags:
+		Short: "give nodes their pod CIDRs and uplinks, and publish what nodes read of all Nodes",
+		Long: `edgeway-controller runs beside the cluster's control plane, on no node. Of several replicas, one works.
+
+Pod CIDRs: each selected Node that has no pod CIDRs gets one block of each family. Pools come from the
+configuration's "controller" section, or one pool comes from flags:
 
   edgeway-controller --pod-cidr 10.10.0.0/16,fd00:10::/48 --node-selector pool=hybrid
 
-It never changes a Node that has pod CIDRs, and it stands back where something else gives them.`,
+The controller never changes a Node that has pod CIDRs, and it stands back where another program gives them.
+
+NodeSlices: the controller publishes the names, addresses, pod CIDRs and labels that nodes need of all Nodes.
+Nodes read the NodeSlices instead of all Nodes, and read Nodes again when the controller is gone.
+
+Uplinks: with "controller.ens" in the configuration, each Node that is an ENS instance gets the addresses of
+the instance's secondary interfaces. docs/ens.md says how.`,
 		Version:       fmt.Sprintf("%s (commit %s)", version, commit),
 		SilenceUsage:  true,
 		SilenceErrors: true,
