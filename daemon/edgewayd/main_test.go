@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -55,6 +56,23 @@ func TestUnknownCommandIsAnErrorWithASuggestion(t *testing.T) {
 	for _, args := range []string{"", "help", "help plan", "ipam", "--version", "completion", "completion zsh"} {
 		if out, status, err := command(t, strings.Fields(args)...); status != 0 || err != nil || out == "" {
 			t.Errorf("%q: exit %d, %v, %q", args, status, err, out)
+		}
+	}
+}
+
+// A path that never answered had a full size of 0 bytes and a round trip of 0.0 ms.
+func TestPathThatNeverAnsweredHasNoRoundTrip(t *testing.T) {
+	at := serve(t, map[string]any{"status": api.Status{Node: "n1", Paths: api.Paths{Canary: []string{"10.0.1.254"}, Probed: 2, Reached: 1, Asked: []api.Asked{
+		{Node: "n2", Address: "10.0.2.254", Canary: api.Silent, FullSize: api.Unsure, Host: api.Silent, Sent: 9, Lost: 9},
+		{Node: "n3", Address: "10.0.3.254", Canary: api.Answers, FullSize: api.Answers, FullBytes: 1500, Host: api.Answers, Seconds: 0.0004, Sent: 9, Mode: "underlay", Version: "v1"},
+	}}}})
+	out, _, err := command(t, append([]string{"paths"}, at...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`n2 +10\.0\.2\.254 +silent +unsure +silent +- +9 of 9 +- +-\n`, `n3 +10\.0\.3\.254 +answers +answers \(1500 bytes\) +answers +0\.4 ms +0 of 9 +underlay +v1\n`} {
+		if !regexp.MustCompile(want).MatchString(out) {
+			t.Errorf("no %s in\n%s", want, out)
 		}
 	}
 }

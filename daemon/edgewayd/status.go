@@ -237,7 +237,14 @@ func (p *page) paths(s api.Status) {
 	}
 	p.rows(len(all), func(i int) {
 		a := all[i]
-		p.row("  "+a.Node, a.Address, a.Canary, fmt.Sprintf("%s (%d bytes)", a.FullSize, a.FullBytes), a.Host, fmt.Sprintf("%.1f ms", a.Seconds*1000), fmt.Sprintf("%d of %d", a.Lost, a.Sent), cmp.Or(a.Mode, "-"), cmp.Or(a.Version, "-"))
+		full, trip := a.FullSize, "-" // nothing was measured yet
+		if a.FullBytes > 0 {
+			full = fmt.Sprintf("%s (%d bytes)", full, a.FullBytes)
+		}
+		if a.Seconds > 0 {
+			trip = fmt.Sprintf("%.1f ms", a.Seconds*1000)
+		}
+		p.row("  "+a.Node, a.Address, a.Canary, full, a.Host, trip, fmt.Sprintf("%d of %d", a.Lost, a.Sent), cmp.Or(a.Mode, "-"), cmp.Or(a.Version, "-"))
 	})
 }
 
