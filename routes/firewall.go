@@ -458,14 +458,14 @@ func (w *walk) rule(r fwRule) (v verdict, doubt string, hit bool) {
 func (p Packet) headers() (head, body []byte) {
 	body = make([]byte, 20)
 	switch p.Protocol {
-	case unix.IPPROTO_TCP:
+	case TCP:
 		binary.BigEndian.PutUint16(body, p.SrcPort)
 		binary.BigEndian.PutUint16(body[2:], p.DstPort)
 		body[12], body[13] = 5<<4, 2 // SYN
 		if p.Reply {
 			body[13] = 0x12
 		}
-	case unix.IPPROTO_UDP:
+	case UDP:
 		body = body[:16]
 		binary.BigEndian.PutUint16(body, p.SrcPort)
 		binary.BigEndian.PutUint16(body[2:], p.DstPort)

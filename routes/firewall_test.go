@@ -4,13 +4,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // tcp is the first packet of a connection from a pod to a pod of another node, or back if out is empty.
 func tcp(src, in, dst, out string) Packet {
-	return Packet{Src: addr(src), In: in, Dst: addr(dst), Out: out, Protocol: unix.IPPROTO_TCP, SrcPort: 40000, DstPort: 8080}
+	return Packet{Src: addr(src), In: in, Dst: addr(dst), Out: out, Protocol: TCP, SrcPort: 40000, DstPort: 8080}
 }
 
 // web is a pod's connection to a service.
@@ -21,14 +19,14 @@ func web(service string) Packet {
 }
 
 func udp(p Packet, port uint16) Packet {
-	p.Protocol, p.DstPort = unix.IPPROTO_UDP, port
+	p.Protocol, p.DstPort = UDP, port
 	return p
 }
 
 func ping(p Packet) Packet {
-	p.Protocol = unix.IPPROTO_ICMP
+	p.Protocol = ICMP
 	if p.Dst.Is6() {
-		p.Protocol = unix.IPPROTO_ICMPV6
+		p.Protocol = ICMPv6
 	}
 	return p
 }
@@ -70,7 +68,7 @@ func TestJudge(t *testing.T) {
 		{"a set", "nft -f plain.nft", tcp("10.10.1.5", "ew0", "10.10.3.7", "eth0"), `prerouting: accepts; chain inet guard forward of nftables, rule with handle N ("block list"): drop (0 packets so far); chain inet guard post of nftables, rule with handle N: masquerade`, false},
 		{"a masquerade", "nft -f plain.nft", tcp("10.10.1.5", "ew0", "10.10.4.7", "eth0"), "prerouting: accepts; forward: accepts; chain inet guard post of nftables, rule with handle N: masquerade", false},
 		{"a masquerade with an exception", "nft -f plain.nft", fromPod, "prerouting: accepts; forward: accepts; postrouting: accepts", false},
-		{"a service", "nft -f plain.nft", Packet{Src: addr("10.10.1.5"), In: "ew0", Dst: addr("10.96.0.1"), Out: "eth0", Protocol: unix.IPPROTO_TCP, DstPort: 443}, "prerouting: accepts; chain ip kube forward of nftables, rule with handle N: drop; chain inet guard post of nftables, rule with handle N: masquerade", false},
+		{"a service", "nft -f plain.nft", Packet{Src: addr("10.10.1.5"), In: "ew0", Dst: addr("10.96.0.1"), Out: "eth0", Protocol: TCP, DstPort: 443}, "prerouting: accepts; chain ip kube forward of nftables, rule with handle N: drop; chain inet guard post of nftables, rule with handle N: masquerade", false},
 		{"a rate", "nft -f plain.nft", tcp("10.10.1.66", "ew0", "10.10.2.5", "eth0"), "prerouting: accepts; chain inet guard forward of nftables, rule with handle N: drop, depending on limit; postrouting: accepts", false},
 		{"a rate that a chain returns at", "nft -f plain.nft", tcp("10.10.1.70", "ew0", "10.10.2.5", "eth0"), "prerouting: accepts; chain inet guard flood of nftables, rule with handle N: drop, depending on limit; postrouting: accepts", false},
 		{"a rate that a chain goes on at", "nft -f plain.nft", tcp("10.10.1.71", "ew0", "10.10.2.5", "eth0"), "prerouting: accepts; chain inet guard calm of nftables, rule with handle N: drop, depending on limit; postrouting: accepts", false},
@@ -91,7 +89,7 @@ func TestJudge(t *testing.T) {
 		{"kube-proxy's legacy iptables and the tunnel", "iptables-legacy-restore kube-proxy.iptables", tunnel, "prerouting: accepts; input: accepts", false},
 		{"kube-proxy's service without pods", "iptables-restore kube-proxy.iptables", web("10.96.0.99"), `prerouting: accepts; chain ip filter KUBE-SERVICES of nftables, rule with handle N ("shop/empty has no endpoints"): reject (0 packets so far); postrouting: accepts`, false},
 		{"kube-proxy's service", "iptables-legacy-restore kube-proxy.iptables", web("10.96.0.10"), "chain KUBE-SEP-TWO of iptables-legacy -t nat, rule N: dnat (0 packets so far); forward: accepts; postrouting: accepts", false},
-		{"a port", "nft -f plain.nft", Packet{Src: addr("10.10.1.5"), In: "ew0", Dst: addr("10.10.2.5"), Out: "eth0", Protocol: unix.IPPROTO_TCP, DstPort: 6005}, "prerouting: accepts; chain inet guard forward of nftables, rule with handle N: reject; postrouting: accepts", false},
+		{"a port", "nft -f plain.nft", Packet{Src: addr("10.10.1.5"), In: "ew0", Dst: addr("10.10.2.5"), Out: "eth0", Protocol: TCP, DstPort: 6005}, "prerouting: accepts; chain inet guard forward of nftables, rule with handle N: reject; postrouting: accepts", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -198,6 +196,42 @@ func TestJudgeChangesNothing(t *testing.T) {
 	if after, err := s.k.Generation(t.Context()); err != nil || after == before {
 		t.Errorf("generation %d, then %d, %v", before, after, err)
 	}
+}
+
+// someSet answers for each set of a rule.
+type someSet struct{ rules }
+
+func (someSet) keyLen(Place, string) (int, error)                  { return 8, nil }
+func (someSet) element(_ Place, _ string, b []byte) (found, error) { return found{true, b, nil}, nil }
+func (someSet) index(string) uint32                                { return 1 }
+
+// FuzzRules: a rule of nftables that the kernel would never write must not crash the reader.
+func FuzzRules(f *testing.F) {
+	f.Add([]byte(message{}.attr(7, []byte("0 from somebody who numbers rules")))) // NFTA_RULE_USERDATA of another program
+	for name, data := range map[string][]byte{
+		"payload": {8, 0, 1, 0, 0, 0, 0, 1, 8, 0, 2, 0, 0, 0, 0, 1, 8, 0, 3, 0, 0, 0, 0, 12, 8, 0, 4, 0, 0, 0, 0, 8},
+		"cmp":     {8, 0, 1, 0, 0, 0, 0, 1, 8, 0, 2, 0, 0, 0, 0, 3, 12, 0, 3, 0, 8, 0, 1, 0, 10, 10, 1, 5},
+		"bitwise": {8, 0, 1, 0, 0, 0, 0, 1, 8, 0, 2, 0, 0, 0, 0, 1, 8, 0, 3, 0, 0, 0, 0, 4, 12, 0, 4, 0, 8, 0, 1, 0, 255, 255, 255, 0},
+		"lookup":  {6, 0, 1, 0, 's', 0, 0, 0, 8, 0, 2, 0, 0, 0, 0, 1, 8, 0, 3, 0, 0, 0, 0, 1},
+		"meta":    {8, 0, 1, 0, 0, 0, 0, 1, 8, 0, 2, 0, 0, 0, 0, 6},
+		"match":   {8, 0, 1, 0, 't', 'c', 'p', 0, 16, 0, 3, 0, 0, 0, 255, 255, 0, 0, 255, 255, 0, 0, 0, 0},
+	} {
+		m := message{}.nest(4, func(m message) message { // NFTA_RULE_EXPRESSIONS
+			return m.nest(1, func(m message) message { // NFTA_LIST_ELEM
+				return m.attrString(1, name).nest(2, func(m message) message { return append(m, data...) })
+			})
+		})
+		f.Add([]byte(m))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, _ = parseChain(b)
+		r := parseNFTRule(b)
+		for _, p := range []Packet{fromPod, ping(tcp("fd00:10:1::5", "ew0", "fd00:10:2::5", "eth0"))} {
+			w := &walk{Packet: p, r: someSet{}}
+			w.head, w.body = p.headers()
+			w.rule(r)
+		}
+	})
 }
 
 // FuzzLegacy: a blob of legacy iptables that the kernel would never write must not crash the reader.

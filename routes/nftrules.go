@@ -136,7 +136,7 @@ func (r *reader) readRules(p Place) ([]fwRule, error) {
 
 func parseNFTRule(a []byte) fwRule {
 	r := fwRule{handle: be64(one(a, unix.NFTA_RULE_HANDLE))}
-	r.comment, _ = userdata.GetString(one(a, unix.NFTA_RULE_USERDATA), userdata.TypeComment)
+	r.comment = commentOf(one(a, unix.NFTA_RULE_USERDATA))
 	for typ, e := range attrs(one(a, unix.NFTA_RULE_EXPRESSIONS)) {
 		if typ != unix.NFTA_LIST_ELEM {
 			continue
@@ -154,6 +154,19 @@ func parseNFTRule(a []byte) fwRule {
 		}
 	}
 	return r
+}
+
+// commentOf returns the comment in a rule's user data; "" if there is none. nft writes type, length and value, each of
+// the first two in one byte (libnftnl/udata.h). Another program may have written anything: the kernel does not read it.
+func commentOf(b []byte) string {
+	for len(b) >= 2 && len(b)-2 >= int(b[1]) {
+		value := b[2 : 2+int(b[1])]
+		if b[0] == byte(userdata.TypeComment) {
+			return attrName(value)
+		}
+		b = b[2+len(value):]
+	}
+	return ""
 }
 
 // element asks the kernel for one element.

@@ -8,7 +8,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 )
 
@@ -68,7 +67,7 @@ func (k *Kernel) observeSenders(scope Scope, desired *Senders) *Senders {
 		}
 	}
 	if len(t.rules) > 0 { // a comment without the numbers differs from ours
-		comment, _ := userdata.GetString(t.rules[0].UserData, userdata.TypeComment)
+		comment := commentOf(t.rules[0].UserData)
 		_, _ = fmt.Sscanf(comment, sendersVersion+"/1 vni %d port %d", &s.VNI, &s.Port)
 	}
 	s.Damaged = !sameRules(t.rules, s.rules())

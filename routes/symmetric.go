@@ -8,7 +8,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"github.com/google/nftables/userdata"
 )
 
 // Symmetric marks the connections to pods that did not come by an uplink, and the packets of such connections,
@@ -67,7 +66,7 @@ func (k *Kernel) observeSymmetric(scope Scope, desired *Symmetric) *Symmetric {
 	}
 	slices.Sort(s.Uplinks)
 	if len(t.rules) > 0 {
-		comment, _ := userdata.GetString(t.rules[0].UserData, userdata.TypeComment)
+		comment := commentOf(t.rules[0].UserData)
 		_, _ = fmt.Sscanf(comment, symmetricVersion+"/1 mark %d", &s.Mark)
 	}
 	s.Damaged = !sameRules(t.rules, s.rules())

@@ -52,7 +52,7 @@ func xtMatch(name string, info []byte) fwStep {
 		})
 	case "tcp":
 		return sized(12, func(w *walk) result {
-			if w.Protocol != unix.IPPROTO_TCP {
+			if w.Protocol != TCP {
 				return differs
 			}
 			if info[8] != 0 { // a TCP option
@@ -63,13 +63,13 @@ func xtMatch(name string, info []byte) fwStep {
 		})
 	case "udp":
 		return sized(9, func(w *walk) result {
-			return matchesIf(w.Protocol == unix.IPPROTO_UDP && w.ports(u16, info[8]))
+			return matchesIf(w.Protocol == UDP && w.ports(u16, info[8]))
 		})
 	case "multiport":
 		return sized(48, func(w *walk) result { return matchesIf(w.multiport(info)) })
 	case "icmp", "icmp6":
 		return sized(4, func(w *walk) result {
-			if w.Protocol != unix.IPPROTO_ICMP && w.Protocol != unix.IPPROTO_ICMPV6 {
+			if w.Protocol != ICMP && w.Protocol != ICMPv6 {
 				return differs
 			}
 			hit := info[0] == 0xff && name == "icmp" || info[0] == w.body[0] && info[1] == 0
@@ -109,7 +109,7 @@ func (w *walk) ports(u16 func(int) uint16, inverted uint8) bool {
 
 // multiport reads struct xt_multiport_v1.
 func (w *walk) multiport(info []byte) bool {
-	if w.Protocol != unix.IPPROTO_TCP && w.Protocol != unix.IPPROTO_UDP {
+	if w.Protocol != TCP && w.Protocol != UDP {
 		return false
 	}
 	port := func(i int) uint16 { return binary.NativeEndian.Uint16(info[2+2*i:]) }
