@@ -16,13 +16,17 @@ type floor struct {
 	deletions *routes.Deletions
 }
 
-func newFloor(c *contender) (f *floor, err error) {
-	f = &floor{}
-	if f.host, err = routes.OpenNetns(c.host.File); err != nil {
+func newFloor(c *contender) (*floor, error) {
+	host, err := routes.OpenNetns(c.host.File)
+	if err != nil {
 		return nil, err
 	}
-	f.deletions, err = routes.OpenDeletions(c.host.File)
-	return f, err
+	deletions, err := routes.OpenDeletions(c.host.File)
+	if err != nil {
+		host.Close()
+		return nil, err
+	}
+	return &floor{host, deletions}, nil
 }
 
 func (f *floor) close() {
