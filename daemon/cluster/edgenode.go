@@ -128,9 +128,6 @@ func (r AddressRange) Contains(a netip.Addr) bool {
 	return r.First.Compare(a) <= 0 && a.Compare(r.Last) <= 0
 }
 
-// Size is the number of addresses in the range.
-func (r AddressRange) Size() int { return int(number4(r.Last)-number4(r.First)) + 1 }
-
 // String returns an address, or both ends with "-" between them.
 func (r AddressRange) String() string {
 	if r.First == r.Last {
