@@ -34,6 +34,16 @@ func host() routes.Host {
 }
 
 func TestState(t *testing.T) {
+	// What stands wherever the interface has these addresses, and also while the interface is gone.
+	const granted = `route unreachable 10.0.0.31 proto 119 metric 4278198272
+route unreachable 10.0.0.40 proto 119 metric 4278198272
+route unreachable 10.0.0.41 proto 119 metric 4278198272
+rule 512: from all lookup main suppress_prefixlength 31 proto 119
+rule 600: from all fwmark 0x20/0x20 lookup main proto 119
+rule 2048: from 10.0.0.21 lookup 1695047690 proto 119
+rule 2048: from 10.0.0.31 lookup 1695047690 proto 119
+rule 2048: from 10.0.0.40/31 lookup 1695047690 proto 119
+`
 	inside := Uplinks{NodeEgress: true, Inside: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Interfaces: []Interface{eth1()}}
 	inside.Interfaces[0].AnswerARP, inside.Interfaces[0].OnLink = false, false
 	gone := host()
@@ -50,15 +60,7 @@ route 10.0.0.253 dev eth1 table 1695047690 proto 119
 route 10.0.0.0/24 dev eth1 table 1695047690 proto 119
 route default via 10.0.0.253 dev eth1 table 1695047690 proto 119 onlink
 route unreachable default table 1695047690 proto 119 metric 4278198272
-route unreachable 10.0.0.31 proto 119 metric 4278198272
-route unreachable 10.0.0.40 proto 119 metric 4278198272
-route unreachable 10.0.0.41 proto 119 metric 4278198272
-rule 512: from all lookup main suppress_prefixlength 31 proto 119
-rule 600: from all fwmark 0x20/0x20 lookup main proto 119
-rule 2048: from 10.0.0.21 lookup 1695047690 proto 119
-rule 2048: from 10.0.0.31 lookup 1695047690 proto 119
-rule 2048: from 10.0.0.40/31 lookup 1695047690 proto 119
-neigh 10.0.0.31 dev eth1 proxy proto 119
+` + granted + `neigh 10.0.0.31 dev eth1 proxy proto 119
 neigh 10.0.0.40 dev eth1 proxy proto 119
 neigh 10.0.0.41 dev eth1 proxy proto 119
 sysctl net/ipv4/ip_forward = 1
@@ -74,15 +76,7 @@ addr 10.0.0.21/32 dev eth1
 route 10.0.0.253 dev eth1 table 1695047690 proto 119
 route 10.0.0.0/8 via 10.0.0.253 dev eth1 table 1695047690 proto 119 onlink
 route unreachable 10.0.0.0/8 table 1695047690 proto 119 metric 4278198272
-route unreachable 10.0.0.31 proto 119 metric 4278198272
-route unreachable 10.0.0.40 proto 119 metric 4278198272
-route unreachable 10.0.0.41 proto 119 metric 4278198272
-rule 512: from all lookup main suppress_prefixlength 31 proto 119
-rule 600: from all fwmark 0x20/0x20 lookup main proto 119
-rule 2048: from 10.0.0.21 lookup 1695047690 proto 119
-rule 2048: from 10.0.0.31 lookup 1695047690 proto 119
-rule 2048: from 10.0.0.40/31 lookup 1695047690 proto 119
-sysctl net/ipv4/ip_forward = 1
+` + granted + `sysctl net/ipv4/ip_forward = 1
 sysctl net/ipv4/conf/all/src_valid_mark = 1
 sysctl net/ipv4/conf/eth1/forwarding = 1
 sysctl net/ipv4/conf/eth0/arp_ignore = 1
@@ -90,15 +84,7 @@ sysctl net/ipv4/conf/eth1/arp_ignore = 1
 table inet edgeway-uplink mark 0x20 uplinks [eth1]
 `},
 		{"the interface is gone", Uplinks{Interfaces: []Interface{eth1()}}, gone, `route unreachable default table 1695047690 proto 119 metric 4278198272
-route unreachable 10.0.0.31 proto 119 metric 4278198272
-route unreachable 10.0.0.40 proto 119 metric 4278198272
-route unreachable 10.0.0.41 proto 119 metric 4278198272
-rule 512: from all lookup main suppress_prefixlength 31 proto 119
-rule 600: from all fwmark 0x20/0x20 lookup main proto 119
-rule 2048: from 10.0.0.21 lookup 1695047690 proto 119
-rule 2048: from 10.0.0.31 lookup 1695047690 proto 119
-rule 2048: from 10.0.0.40/31 lookup 1695047690 proto 119
-sysctl net/ipv4/ip_forward = 1
+` + granted + `sysctl net/ipv4/ip_forward = 1
 sysctl net/ipv4/conf/all/src_valid_mark = 1
 table inet edgeway-uplink mark 0x20 uplinks []
 `},
