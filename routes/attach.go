@@ -272,7 +272,8 @@ func (v *view) observeNeighs(scope Scope, desired []Neigh) ([]Neigh, error) {
 	})
 }
 
-// observeFDB reads the permanent forwarding entries, as observeNeighs does.
+// observeFDB reads the forwarding entries, as observeNeighs does. The kernel finds none by itself on a link that does
+// not learn.
 func (v *view) observeFDB(scope Scope, desired []FDB) ([]FDB, error) {
 	want := map[FDB]bool{}
 	links := slices.Clone(scope.Links)
@@ -284,9 +285,9 @@ func (v *view) observeFDB(scope Scope, desired []FDB) ([]FDB, error) {
 		if d.Kind != "vxlan" {
 			return nil, nil
 		}
-		found, err := v.entries(unix.AF_BRIDGE, d.index, unix.NUD_PERMANENT)
+		found, err := v.entries(unix.AF_BRIDGE, d.index, math.MaxUint16)
 		for _, e := range found {
-			f := FDB{d.Name, e.mac, e.ip, e.vni, e.port}
+			f := FDB{d.Name, e.mac, e.ip, e.vni, e.port, e.state&unix.NUD_PERMANENT == 0}
 			if want[keyOfFDB(f)] || slices.Contains(scope.Links, d.Name) {
 				out = append(out, f)
 			}

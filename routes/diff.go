@@ -170,7 +170,7 @@ func neighsByIP() identity[Neigh, Neigh] {
 
 func fdbByMAC() identity[FDB, FDB] {
 	return identity[FDB, FDB]{key: keyOfFDB, right: func(got, want FDB) bool {
-		return got.Dst == want.Dst && got.VNI == want.VNI && got.Port == want.Port
+		return got.Dst == want.Dst && got.VNI == want.VNI && got.Port == want.Port && got.Temporary == want.Temporary
 	}}
 }
 

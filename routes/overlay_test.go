@@ -141,3 +141,53 @@ func TestLargeOverlay(t *testing.T) {
 		t.Errorf("objects still exist:\n%s", out)
 	}
 }
+
+// TestLinkOfAnotherMaker: another program made a link of our name with attributes that Sync never sets. It is made
+// again, with all objects on it, and the change says why.
+func TestLinkOfAnotherMaker(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	nodeA := overlayNode{addr("10.0.0.11"), "02:00:00:00:01:0a", prefixes("10.10.1.0/24")}
+	nodeB := overlayNode{addr("10.0.0.12"), "02:00:00:00:01:0b", prefixes("10.10.2.0/24")}
+	scope, want := Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}, nodeA.state(nodeB)
+	for options, text := range map[string]string{
+		"nolearning":                          "",
+		"learning":                            "learning",
+		"nolearning ttl 1 proxy l2miss":       "nolearning ttl 1 proxy l2miss",
+		"nolearning l3miss rsc":               "nolearning rsc l3miss",
+		"nolearning tos 0x10 ageing 60":       "nolearning tos 0x10 ageing 60",
+		"nolearning noudpcsum":                "nolearning noudpcsum",
+		"nolearning gbp":                      "nolearning gbp",
+		"nolearning dev eth0 remote 10.0.0.9": "nolearning remote dev",
+		"nolearning srcport 1000 2000":        "nolearning srcport",
+		"nolearning df set maxaddress 5":      "nolearning df maxaddress 5",
+	} {
+		t.Run(options, func(t *testing.T) {
+			s.sync(scope, State{})
+			s.run("ip link add edgeway.1 type vxlan id 1 local 10.0.0.11 dstport 8472 " + options)
+			changes := s.sync(scope, want)
+			first := texts(changes)[0]
+			if text == "" && changes[0].Op != Replace || text != "" && (changes[0].Op != Delete || !strings.HasSuffix(first, " dstport 8472 "+text)) {
+				t.Errorf("first change: %s", first)
+			}
+		})
+	}
+}
+
+// TestForwardingEntryThatAgesOut: another program wrote forwarding entries that are not permanent, one of them in the
+// place of ours, which would be gone after five minutes.
+func TestForwardingEntryThatAgesOut(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	nodeA := overlayNode{addr("10.0.0.11"), "02:00:00:00:01:0a", prefixes("10.10.1.0/24")}
+	nodeB := overlayNode{addr("10.0.0.12"), "02:00:00:00:01:0b", prefixes("10.10.2.0/24")}
+	scope, want := Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}, nodeA.state(nodeB)
+	s.sync(scope, want)
+	s.run("bridge fdb add 02:00:00:00:09:09 dev edgeway.1 dst 10.0.0.9 dynamic")
+	s.run("bridge fdb replace 02:00:00:00:01:0b dev edgeway.1 dst 10.0.0.12 dynamic")
+	wantTexts(t, s.sync(scope, want),
+		"replace fdb 02:00:00:00:01:0b dev edgeway.1 dst 10.0.0.12 (was 02:00:00:00:01:0b dev edgeway.1 dst 10.0.0.12 temporary)",
+		"delete fdb 02:00:00:00:09:09 dev edgeway.1 dst 10.0.0.9 temporary")
+	s.contains("bridge fdb show dev edgeway.1", "02:00:00:00:01:0b dst 10.0.0.12 self permanent")
+	s.lacks("bridge fdb show dev edgeway.1", "02:00:00:00:09:09")
+}

@@ -75,6 +75,9 @@ type VXLAN struct {
 	Local netip.Addr // underlay source address
 	// Learning: the link learns source addresses. Sync switches this off: the entries are ours.
 	Learning bool
+	// Other has the attributes that another maker of the link set, in the words of ip-link(8): "ttl 1 proxy". Sync sets
+	// none of them, and makes such a link again. Observed only.
+	Other string
 }
 
 // Addr is an address on a link. IPv6 addresses are added without duplicate address detection.
@@ -125,6 +128,8 @@ type FDB struct {
 	// VNI and Port are those with which the VTEP receives; 0: those of the link.
 	VNI  uint32
 	Port uint16
+	// Temporary: the entry is not permanent, and may age out. Sync makes no such entries. Observed only.
+	Temporary bool
 }
 
 // Sysctl is one kernel setting of the namespace. Its key is a path below /proc/sys:

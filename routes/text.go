@@ -100,6 +100,9 @@ func (l Link) String() string {
 		} else {
 			b.WriteString(" nolearning")
 		}
+		if v.Other != "" {
+			b.WriteString(" " + v.Other)
+		}
 	}
 	if p := l.Peer; p != nil {
 		b.WriteString(" peer " + p.Name)
@@ -134,6 +137,9 @@ func (f FDB) String() string {
 	}
 	if f.VNI != 0 {
 		s += " vni " + strconv.Itoa(int(f.VNI))
+	}
+	if f.Temporary {
+		s += " temporary"
 	}
 	return s
 }

@@ -204,9 +204,50 @@ func parseKind(b []byte) (kind string, vx *VXLAN) {
 			if len(v) == 2 {
 				vx.Port = binary.BigEndian.Uint16(v)
 			}
+		default:
+			if text := otherVXLAN(typ, v); text != "" {
+				vx.Other = strings.TrimPrefix(vx.Other+" "+text, " ")
+			}
 		}
 	}
 	return kind, vx
+}
+
+// otherVXLAN returns an attribute of a VXLAN link in the words of ip-link(8), if it differs from the links that Sync
+// makes. A link with ttl 1 reaches no node behind a router, one with l2miss or proxy asks a program that is not there,
+// and one with another extension of the header (gbp, gpe, remcsum) is not understood by the other nodes.
+func otherVXLAN(typ uint16, v []byte) string {
+	value := 1 // a flag without a value, or an IPv6 address
+	switch len(v) {
+	case 1:
+		value = int(v[0])
+	case 4:
+		value = int(attrUint32(v))
+	}
+	for _, a := range []struct {
+		typ   uint16
+		ours  int
+		words string
+	}{
+		{unix.IFLA_VXLAN_GROUP, 0, "remote"}, {unix.IFLA_VXLAN_GROUP6, 0, "remote"}, {unix.IFLA_VXLAN_LINK, 0, "dev"},
+		{unix.IFLA_VXLAN_TTL, 0, "ttl %d"}, {unix.IFLA_VXLAN_TTL_INHERIT, 0, "ttl inherit"}, {unix.IFLA_VXLAN_TOS, 0, "tos %#x"},
+		{unix.IFLA_VXLAN_LABEL, 0, "flowlabel"}, {unix.IFLA_VXLAN_DF, 0, "df"}, {unix.IFLA_VXLAN_PORT_RANGE, 0, "srcport"},
+		{unix.IFLA_VXLAN_AGEING, 300, "ageing %d"}, // drivers/net/vxlan/vxlan_core.c: FDB_AGE_DEFAULT
+		{unix.IFLA_VXLAN_LIMIT, 0, "maxaddress %d"}, {unix.IFLA_VXLAN_PROXY, 0, "proxy"}, {unix.IFLA_VXLAN_RSC, 0, "rsc"},
+		{unix.IFLA_VXLAN_L2MISS, 0, "l2miss"}, {unix.IFLA_VXLAN_L3MISS, 0, "l3miss"}, {unix.IFLA_VXLAN_COLLECT_METADATA, 0, "external"},
+		{unix.IFLA_VXLAN_UDP_CSUM, 1, "noudpcsum"}, {unix.IFLA_VXLAN_UDP_ZERO_CSUM6_TX, 0, "udp6zerocsumtx"}, {unix.IFLA_VXLAN_UDP_ZERO_CSUM6_RX, 0, "udp6zerocsumrx"},
+		{unix.IFLA_VXLAN_REMCSUM_TX, 0, "remcsumtx"}, {unix.IFLA_VXLAN_REMCSUM_RX, 0, "remcsumrx"},
+		{unix.IFLA_VXLAN_GBP, 0, "gbp"}, {unix.IFLA_VXLAN_GPE, 0, "gpe"}, {unix.IFLA_VXLAN_VNIFILTER, 0, "vnifilter"}, {unix.IFLA_VXLAN_LOCALBYPASS, 1, "nolocalbypass"},
+	} {
+		switch {
+		case a.typ != typ || value == a.ours:
+		case strings.Contains(a.words, "%"):
+			return fmt.Sprintf(a.words, value)
+		default:
+			return a.words
+		}
+	}
+	return ""
 }
 
 // links returns the links whose names are wanted.
