@@ -85,7 +85,8 @@ func tunnelStatus(have, want routes.State) (out []api.Tunnel) {
 				ends[f.Dst] = true
 			}
 		}
-		t := api.Tunnel{Device: l.Name, VNI: l.VXLAN.VNI, Port: l.VXLAN.Port, Local: l.VXLAN.Local.String(), MTU: l.MTU, Peers: len(ends), State: api.Missing}
+		t := api.Tunnel{Device: l.Name, VNI: l.VXLAN.VNI, Port: l.VXLAN.Port, Local: l.VXLAN.Local.String(), MTU: l.MTU, Peers: len(ends), State: api.Missing,
+			SoftChecksums: slices.Contains(want.Sysctls, routes.SoftChecksum(l.Name))}
 		if slices.ContainsFunc(have.Links, func(h routes.Link) bool { return h.Name == l.Name }) {
 			t.State = api.Installed
 			for _, c := range routes.Diff(of(l.Name, have), of(l.Name, want)) {

@@ -17,6 +17,11 @@ func (k *Kernel) Host(ctx context.Context) (Host, error) {
 	if err := ctx.Err(); err != nil {
 		return h, err
 	}
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return h, err
+	}
+	h.Kernel = unix.ByteSliceToString(name.Release[:])
 	v := newView(k.c)
 	var err error
 	h.Links, err = v.links(func(name string) bool { return !ours(name) })

@@ -101,6 +101,11 @@ func vxlanAttrs(m message, vx VXLAN) message {
 	m = m.attr32(unix.IFLA_VXLAN_ID, vx.VNI)
 	m = m.attr(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, vx.Port))
 	m = m.attr8(unix.IFLA_VXLAN_LEARNING, 0)
+	// Over IPv4 the outer UDP header has no checksum (RFC 7348, section 5). A checksum is the kernel's default, and it is
+	// wrong on the wire once a rule of this machine translates the outer packet, such as a masquerade of everything that
+	// leaves: the kernel takes it for the sum of a header whose rest the card adds, because the card adds the inner
+	// checksum (net/core/utils.c: inet_proto_csum_replace4 with CHECKSUM_PARTIAL).
+	m = m.attr8(unix.IFLA_VXLAN_UDP_CSUM, 0)
 	if !vx.Local.IsValid() {
 		return m
 	}

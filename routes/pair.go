@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"slices"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -232,21 +230,8 @@ func (k *Kernel) Cookie() uint64 {
 // IPv6 addresses need the state UP (net/ipv6/addrconf.c: addrconf_dad_begin). A request for the carrier
 // does both at once (net/ethtool/ioctl.c: ethtool_op_get_link calls linkwatch_sync_dev).
 func (k *Kernel) Settle(link string) error {
-	// struct ethtool_value (linux/ethtool.h) and struct ifreq (linux/if.h).
-	value := struct{ cmd, data uint32 }{cmd: unix.ETHTOOL_GLINK}
-	var ifreq struct {
-		name [unix.IFNAMSIZ]byte
-		data unsafe.Pointer
-		_    [16]byte
-	}
-	copy(ifreq.name[:unix.IFNAMSIZ-1], link)
-	ifreq.data = unsafe.Pointer(&value)
-	k.c.mu.Lock()
-	defer k.c.mu.Unlock()
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(k.c.fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifreq)))
-	runtime.KeepAlive(&value)
-	if errno != 0 {
-		return fmt.Errorf("carrier of %s: %w", link, errno)
+	if _, err := k.ethtool(link, unix.ETHTOOL_GLINK, 0); err != nil {
+		return fmt.Errorf("carrier of %s: %w", link, err)
 	}
 	return nil
 }

@@ -132,8 +132,8 @@ type FDB struct {
 	Temporary bool
 }
 
-// Sysctl is one kernel setting of the namespace. Its key is a path below /proc/sys:
-// net/ipv4/ip_forward.
+// Sysctl is one kernel setting of the namespace. Its key is a path below /proc/sys: net/ipv4/ip_forward. Only
+// SoftChecksum has a key that is not there.
 type Sysctl struct {
 	Key   string
 	Value string
@@ -252,6 +252,8 @@ type Host struct {
 	// links: the kernel looks at net/ipv6/conf/all/forwarding only (net/ipv6/ip6_output.c: ip6_forward), and
 	// the link's setting decides whether the host acts as a router towards its neighbours.
 	Unforwarded []string `json:"unforwarded,omitempty"`
+	// Kernel is the release of the kernel, as uname -r prints it.
+	Kernel string `json:"kernel,omitempty"`
 	// Strict has the links with a strict rp_filter: the kernel drops an IPv4 packet that did not arrive by the link
 	// of the route to its source. IPv6 has no such setting.
 	Strict []string `json:"strict,omitempty"`

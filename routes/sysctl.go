@@ -69,6 +69,12 @@ var procSys = sync.OnceValue(func() string {
 func (k *Kernel) observeSysctls(v *view, desired []Sysctl) (out []Sysctl, err error) {
 	var files []Sysctl
 	for _, s := range desired {
+		if link, ok := softened(s.Key); ok {
+			if value, err := k.checksums(link); err == nil {
+				out = append(out, Sysctl{s.Key, value})
+			}
+			continue
+		}
 		switch value, known := v.told(s.Key); {
 		case !known:
 			files = append(files, s)
@@ -101,6 +107,10 @@ func (k *Kernel) setSysctls(settings []Sysctl) []error {
 	errs := make([]error, len(settings))
 	outside := inside(k.ns, func() error {
 		for i, s := range settings {
+			if link, ok := softened(s.Key); ok {
+				errs[i] = k.setChecksums(link, s.Value)
+				continue
+			}
 			if s.Key == v4Forwarding || s.Key == v6Forwarding { // MakePair has not read the value
 				if value, err := readSysctl(s.Key); err == nil && value == s.Value {
 					continue

@@ -231,6 +231,8 @@ type Tunnel struct {
 	// Peers is how many nodes this node sends to through the tunnel. It receives from all nodes.
 	Peers int    `json:"peers"`
 	State string `json:"state"` // Installed, Differs or Missing
+	// SoftChecksums: the kernel has a fault, so checksums are computed before the packets enter the tunnel.
+	SoftChecksums bool `json:"softChecksums,omitempty"`
 	// Differs has the changes that would make the tunnel right. edgewayd makes them on its own.
 	Differs []string `json:"differs,omitempty"`
 }

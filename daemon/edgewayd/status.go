@@ -96,8 +96,11 @@ func (p *page) status(s api.Status) {
 	p.row("Leases", leasesLine(s.Leases))
 	for _, t := range s.Tunnels {
 		mark := ""
+		if t.SoftChecksums {
+			mark = "   checksums in software: this kernel spoils others"
+		}
 		if t.State != api.Installed {
-			mark = "   " + marked(t.State)
+			mark += "   " + marked(t.State)
 		}
 		if len(t.Differs) > 0 {
 			mark = "   " + marked(fmt.Sprintf("%s: %s", t.State, t.Differs[0]))

@@ -155,6 +155,8 @@ func readHost(t *testing.T, text string, w *World) (left string) {
 			h.Ruled[netip.MustParseAddr(f[2])] = way
 		case len(f) == 2 && f[0] == "unforwarded":
 			h.Unforwarded = append(h.Unforwarded, f[1])
+		case len(f) == 2 && f[0] == "kernel":
+			h.Kernel = f[1]
 		case len(f) == 2 && f[0] == "silent":
 			w.Silent[netip.MustParseAddr(f[1])] = true
 		case len(f) == 2 && f[0] == "announced": // "announced all": the switches have announced everything

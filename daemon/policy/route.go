@@ -260,6 +260,9 @@ func (d *draft) receiveAt(local netip.Addr) routes.Link {
 	d.plan.Routes.Links = append(d.plan.Routes.Links, link)
 	// Any machine of the LAN can send to the VXLAN port. No such machine may become a router here.
 	d.plan.Routes.Sysctls = append(d.plan.Routes.Sysctls, routes.Refusals(dev)...)
+	if spoilsChecksums(d.Host.Kernel) {
+		d.plan.Routes.Sysctls = append(d.plan.Routes.Sysctls, routes.SoftChecksum(dev))
+	}
 	if !d.Config.VXLAN.AcceptAll {
 		d.plan.Routes.Senders = &routes.Senders{VNI: at.VNI, Port: at.Port, From: d.others}
 	}
