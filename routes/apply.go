@@ -162,6 +162,8 @@ func (a *applier) steps(c *Change) (steps []step, alone func() error, err error)
 		return nil, func() error { return a.k.setTable(c.Op, o.table()) }, nil
 	case Symmetric:
 		return nil, func() error { return a.k.setTable(c.Op, o.table()) }, nil
+	case Passage:
+		return nil, func() error { return a.k.setPassage(c.Op, o) }, nil
 	case Masq:
 		return nil, func() error { return a.setMasq(c.Op, o) }, nil
 	case Rule:

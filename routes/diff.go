@@ -32,13 +32,14 @@ func Diff(observed, desired State) []Change {
 	routes, dropRoutes := diff(observed.Routes, desired.Routes, routesByKey())
 	rules, dropRules := diff(observed.Rules, desired.Rules, rulesByValue())
 	proxies, dropProxies := diff(observed.Proxies, desired.Proxies, proxiesByValue())
+	passages, dropPassages := diff(observed.Passages, desired.Passages, passagesByPlace())
 	masq, dropMasq := diff(observed.Masq, desired.Masq, masqByAddr())
 	// Senders are limited before their link is up, and until the link is about to be deleted.
 	limit, unlimit := diffSenders(observed.Senders, desired.Senders), []Change(nil)
 	if desired.Senders == nil {
 		limit, unlimit = nil, limit
 	}
-	return slices.Concat(diffSourceCheck(observed.SourceCheck, desired.SourceCheck), limit, links, sysctls, addrs, neighs, fdb, routes, diffSymmetric(observed.Symmetric, desired.Symmetric), rules, proxies,
+	return slices.Concat(passages, dropPassages, diffSourceCheck(observed.SourceCheck, desired.SourceCheck), limit, links, sysctls, addrs, neighs, fdb, routes, diffSymmetric(observed.Symmetric, desired.Symmetric), rules, proxies,
 		masq, dropMasq, diffNAT(observed.NAT, desired.NAT), dropProxies, dropRules, dropRoutes, dropFDB, dropNeighs, dropAddrs, unlimit, dropLinks)
 }
 

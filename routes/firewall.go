@@ -96,6 +96,10 @@ type Finding struct {
 	Base Place
 	// Doubt names what decides whether a packet gets to an Unclear rule.
 	Doubt string
+	// Passed: a rule of ours accepts the packet (see Passage). Without it the chain would do as the rest says.
+	Passed bool
+	// Owned: the kernel lets only one program change the chain's table.
+	Owned bool
 	// Program is "Docker", "firewalld" or "ufw" if the chain is one of theirs, or a chain that they share with others.
 	Program string
 }
@@ -152,7 +156,7 @@ func (f Finding) String() string {
 	s := f.Place.String()
 	switch {
 	case f.Handle == 0:
-		return s + ", policy " + f.Does
+		return s + ", policy " + f.Does + f.passed()
 	case f.Place.Legacy:
 		s += fmt.Sprintf(", rule %d", f.Handle)
 	default:
@@ -168,7 +172,14 @@ func (f Finding) String() string {
 	if f.Counted {
 		s += fmt.Sprintf(" (%d packets so far)", f.Packets)
 	}
-	return s
+	return s + f.passed()
+}
+
+func (f Finding) passed() string {
+	if f.Passed {
+		return "; a rule of edgeway's accepts the packet before"
+	}
+	return ""
 }
 
 // Undo is the command that deletes the rule; "" for a policy.
@@ -189,6 +200,7 @@ type fwChain struct {
 	base     bool
 	hook     Hook
 	nat      bool
+	owned    bool // see Finding
 	priority int32
 	policy   verdict
 }
@@ -214,6 +226,7 @@ const (
 
 // fwRule is one rule.
 type fwRule struct {
+	chain   string // where the rules of several chains are read
 	handle  uint64
 	comment string
 	packets uint64
@@ -280,6 +293,7 @@ type walk struct {
 	mark  uint32
 	marks bool // mark is not known
 	steps int
+	ours  bool // a rule of ours accepts the packet in the base chain at hand
 	reg   [64]byte
 	known [64]bool
 	err   error
@@ -316,17 +330,17 @@ func judge(r rules, p Packet) (out []Finding, err error) {
 func (w *walk) passes(h Hook) (out []Finding, err error) {
 	w.hook = h
 	for _, c := range w.r.bases(w.Dst.Is6(), h) {
-		if c.nat && w.Reply || strings.HasPrefix(c.Table, tableName) && !c.Legacy && c.Family == unix.NFPROTO_INET {
+		if c.nat && w.Reply || ownTable(c.Place) {
 			continue // our own tables translate and drop as they should
 		}
 		f := w.base(c)
 		if w.err != nil {
 			return nil, w.err
 		}
-		if f.Outcome == Accepts {
+		if f.Outcome == Accepts && !f.Passed {
 			continue
 		}
-		f.Hook, f.Program = h, w.r.program(f.Place)
+		f.Hook, f.Program, f.Owned = h, w.r.program(f.Place), c.owned
 		out = append(out, f)
 	}
 	if len(out) == 0 {
@@ -338,6 +352,7 @@ func (w *walk) passes(h Hook) (out []Finding, err error) {
 // base walks one base chain. If a doubtful rule comes before the end and would end otherwise, the chain is Unclear.
 func (w *walk) base(c fwChain) Finding {
 	var ends []Finding
+	w.ours = false
 	if w.chain(c.Place, road{open: true}, &ends) {
 		ends = append(ends, Finding{Place: c.Place, Does: c.policy.does, Policy: true, Outcome: c.policy.outcome()})
 	}
@@ -351,6 +366,9 @@ func (w *walk) base(c fwChain) Finding {
 		}
 	}
 	last.Base = c.Place
+	if w.ours && last.Outcome == Drops {
+		last.Outcome, last.Passed = Accepts, true
+	}
 	return last
 }
 
@@ -395,6 +413,10 @@ func (w *walk) chain(p Place, by road, out *[]Finding) (through bool) {
 			w.marks = true
 		}
 		if !hit {
+			continue
+		}
+		if r.ours() { // what comes after it says what the chain does without it
+			w.ours = true
 			continue
 		}
 		switch v.code {
@@ -559,8 +581,12 @@ func (k *Kernel) Judge(ctx context.Context, packets ...Packet) ([][]Finding, err
 	return nil, fmt.Errorf("read the firewall: %w", errInterrupted)
 }
 
+func newReader(k *Kernel) *reader {
+	return &reader{k: k, read: map[Place][]fwRule{}, legacy: map[Place][]fwRule{}, links: map[string]uint32{}, found: map[string]found{}, keys: map[Place]int{}, names: map[Place]bool{}}
+}
+
 func (k *Kernel) judgeOnce(packets []Packet) (out [][]Finding, err error) {
-	r := &reader{k: k, read: map[Place][]fwRule{}, legacy: map[Place][]fwRule{}, links: map[string]uint32{}, found: map[string]found{}, keys: map[Place]int{}, names: map[Place]bool{}}
+	r := newReader(k)
 	if err := r.load(); err != nil {
 		return nil, err
 	}

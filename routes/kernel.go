@@ -101,6 +101,7 @@ func (k *Kernel) observe(ctx context.Context, v *view, scope Scope, desired Stat
 		func() error { s.Senders = k.observeSenders(scope, desired.Senders); return nil },
 		func() error { s.SourceCheck = k.observeSourceCheck(scope, desired.SourceCheck); return nil },
 		func() error { s.Symmetric = k.observeSymmetric(scope, desired.Symmetric); return nil },
+		func() (err error) { s.Passages, err = k.observePassages(scope); return err },
 		func() (err error) { s.Masq, err = k.observeMasq(v, scope.Masq, desired.Masq); return err },
 	}
 	for _, read := range parts {
@@ -125,6 +126,11 @@ func (k *Kernel) Sync(ctx context.Context, scope Scope, desired State) ([]Change
 		}
 		desired.SourceCheck = &SourceCheck{others: others}
 	}
+	passages, err := k.ofChains(scope, desired.Passages)
+	if err != nil {
+		return nil, err
+	}
+	desired.Passages = passages
 	v.brief = true
 	observed, err := k.observe(ctx, v, scope, desired)
 	if err != nil {

@@ -65,12 +65,13 @@ func (r *reader) loadNFT() error {
 		fam  uint8
 		name string
 	}
-	dormant, err := dump(c, nftMessageFor(unix.AF_UNSPEC, unix.NFT_MSG_GETTABLE, 0), 8, func(b []byte) (table, bool) {
-		if len(b) < nfgenmsgBytes {
-			return table{}, false
+	flags := map[table]uint32{}
+	_, err = dump(c, nftMessageFor(unix.AF_UNSPEC, unix.NFT_MSG_GETTABLE, 0), 8, func(b []byte) (table, bool) {
+		if len(b) >= nfgenmsgBytes {
+			a := b[nfgenmsgBytes:]
+			flags[table{b[0], attrName(one(a, unix.NFTA_TABLE_NAME))}] = be32(one(a, unix.NFTA_TABLE_FLAGS))
 		}
-		a := b[nfgenmsgBytes:]
-		return table{b[0], attrName(one(a, unix.NFTA_TABLE_NAME))}, be32(one(a, unix.NFTA_TABLE_FLAGS))&unix.NFT_TABLE_F_DORMANT != 0
+		return table{}, false
 	})
 	if err != nil {
 		return ifThere(err)
@@ -81,12 +82,17 @@ func (r *reader) loadNFT() error {
 	}
 	for _, c := range all {
 		r.names[c.Place] = true
-		if c.base && !slices.Contains(dormant, table{c.Family, c.Table}) {
+		of := flags[table{c.Family, c.Table}]
+		if c.owned = of&tableOwner != 0; c.base && of&unix.NFT_TABLE_F_DORMANT == 0 {
 			r.chains = append(r.chains, c)
 		}
 	}
 	return nil
 }
+
+// tableOwner is NFT_TABLE_F_OWNER (linux/netfilter/nf_tables.h), since Linux 5.12: only the process that made the table
+// changes it.
+const tableOwner = 2
 
 // parseChain reads a chain, without its rules. Chains of frames (bridge, arp, netdev) see no routed packet.
 func parseChain(b []byte) (c fwChain, ok bool) {
@@ -115,23 +121,17 @@ func parseChain(b []byte) (c fwChain, ok bool) {
 	return c, true
 }
 
-// readRules reads the rules of one chain, in order.
+// readRules reads the rules of one chain, in order; without a chain, the rules of the whole table.
 func (r *reader) readRules(p Place) ([]fwRule, error) {
 	c, err := r.k.netfilter()
 	if err != nil {
 		return nil, err
 	}
-	m := nftMessageFor(p.Family, unix.NFT_MSG_GETRULE, 0).attrString(unix.NFTA_RULE_TABLE, p.Table).attrString(unix.NFTA_RULE_CHAIN, p.Chain)
-	return dump(c, m, 16, func(b []byte) (fwRule, bool) {
-		if len(b) < nfgenmsgBytes {
-			return fwRule{}, false
-		}
-		a := b[nfgenmsgBytes:]
-		if attrName(one(a, unix.NFTA_RULE_TABLE)) != p.Table || attrName(one(a, unix.NFTA_RULE_CHAIN)) != p.Chain {
-			return fwRule{}, false
-		}
-		return parseNFTRule(bytes.Clone(a)), true
-	})
+	m := nftMessageFor(p.Family, unix.NFT_MSG_GETRULE, 0).attrString(unix.NFTA_RULE_TABLE, p.Table)
+	if p.Chain != "" {
+		m = m.attrString(unix.NFTA_RULE_CHAIN, p.Chain)
+	}
+	return dump(c, m, 16, func(b []byte) (fwRule, bool) { return parseRuleOf(p, b) })
 }
 
 func parseNFTRule(a []byte) fwRule {

@@ -1,6 +1,6 @@
 // Package routes makes a network namespace look like a [State]: links, addresses, routes,
 // policy rules, neighbours, forwarding entries, sysctls, and the nftables tables edgeway, edgeway-vxlan,
-// edgeway-source and edgeway-uplink. It owns rtnetlink, nftables and connection tracking: no other package of this module
+// edgeway-source and edgeway-uplink, and the rules of each [Passage]. It owns rtnetlink, nftables and connection tracking: no other package of this module
 // uses them.
 //
 // There is one verb, [Kernel.Sync]. It asks the kernel what exists, computes [Diff], and applies the
@@ -187,6 +187,7 @@ type State struct {
 	Senders     *Senders     // nil: any machine may send to the VXLAN port
 	SourceCheck *SourceCheck // nil: a pod may send from any address
 	Symmetric   *Symmetric   // nil: packets are not marked
+	Passages    []Passage    // one for each chain
 }
 
 // Scope says which objects are ours, and so what Sync may delete if the State does not name it.
@@ -206,6 +207,8 @@ type Scope struct {
 	// Rules: our policy rules, proxy neighbours and the nftables table "edgeway-uplink" are ours, and the routes of
 	// Protocol in the tables that UplinkTable can return.
 	Rules bool
+	// Passages: the rules in other programs' chains whose comment is ours are ours. Without it Sync adds no Passage.
+	Passages bool
 	// Masq: the masquerade of addresses in these prefixes is ours.
 	Masq []netip.Prefix
 }
@@ -233,7 +236,7 @@ const (
 // Change is one difference between the observed and the desired state, and the result of applying it.
 type Change struct {
 	Op     Op
-	Object any // Link, Addr, Route, Rule, Neigh, ProxyNeigh, FDB, Sysctl, NAT, Masq, Senders, SourceCheck or Symmetric
+	Object any // Link, Addr, Route, Rule, Neigh, ProxyNeigh, FDB, Sysctl, NAT, Masq, Senders, SourceCheck, Symmetric or Passage
 	Was    any // only for a Replace: the observed object
 	Err    error
 	Took   time.Duration

@@ -220,6 +220,8 @@ func objectText(o any) string {
 		noun = "sysctl "
 	case NAT:
 		noun = "nat "
+	case Passage:
+		noun = "rules in "
 	}
 	return noun + fmt.Sprint(o)
 }
@@ -252,6 +254,7 @@ func (s State) String() string {
 	if s.Symmetric != nil {
 		fmt.Fprintln(&b, s.Symmetric.String())
 	}
+	list("passage", len(s.Passages), func(i int) string { return s.Passages[i].String() })
 	list("", len(s.Masq), func(i int) string { return s.Masq[i].String() })
 	return b.String()
 }

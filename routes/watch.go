@@ -24,6 +24,8 @@ type Watched struct {
 	// entries elsewhere all the time. Events of pods' links do not count: each pod causes dozens, and pods'
 	// links are not part of the node's state, except the routes of a pod with several links (see SourceCheck).
 	Node func()
+	// Firewall is called whenever nftables changes, also for tables of ours. Firewall may be nil.
+	Firewall func()
 	// Pods is called when a pod's link may lack something that its wiring needs: the link went down, it lost
 	// an address, a route or its forwarding, or another route may have taken the pod's packets. The start or
 	// end of a pod causes no call. Pods may be nil.
@@ -35,6 +37,9 @@ type Watched struct {
 func (k *Kernel) Watch(ctx context.Context, changed Watched) error {
 	if changed.Pods == nil {
 		changed.Pods = func() {}
+	}
+	if changed.Firewall == nil {
+		changed.Firewall = func() {}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -51,11 +56,11 @@ func (k *Kernel) Watch(ctx context.Context, changed Watched) error {
 	for _, d := range devices {
 		w.note(d)
 	}
-	streams := []stream{{rtnl, w.counts, w.harmed}}
+	streams := []stream{{rtnl, w.counts, w.harmed, func() {}}}
 	// A firewall that restarts flushes every table. A kernel without nftables has no such events.
 	if nft, err := k.subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES); err == nil {
 		defer nft.Close()
-		streams = append(streams, stream{nft, ourTable, nil})
+		streams = append(streams, stream{nft, ourTable, nil, changed.Firewall})
 	}
 	done := make(chan error, len(streams))
 	for _, s := range streams {
@@ -94,6 +99,7 @@ type stream struct {
 	f      *os.File
 	counts func(datagram []byte) bool
 	harmed map[int]bool // pods' links that lost something, until they are reported
+	any    func()       // called with each event
 }
 
 func (s stream) read(ctx context.Context, changed Watched) error {
@@ -137,10 +143,14 @@ func (s stream) read(ctx context.Context, changed Watched) error {
 		case errors.Is(rerr, unix.ENOBUFS): // events were lost, so the changes are not known
 			changed.Node()
 			changed.Pods()
+			s.any()
 		case rerr != nil:
 			return fmt.Errorf("watch: %w", rerr)
-		case s.counts(buf[:n]):
-			changed.Node()
+		default:
+			s.any()
+			if s.counts(buf[:n]) {
+				changed.Node()
+			}
 		}
 	}
 }
