@@ -134,7 +134,7 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 		start("report uplinks", l.uplinks.Run)
 	}
 	start("watch kernel", func(ctx context.Context) error {
-		return d.kernel.Watch(ctx, routes.Watched{Node: l.look.fire, Pods: l.harmed.fire})
+		return d.kernel.Watch(ctx, routes.Watched{Node: l.look.fire, Pods: l.harmed.fire, Firewall: l.firewall.fire})
 	})
 	start("watch cluster", func(ctx context.Context) error { return l.source.Watch(ctx, l.reread.fire) })
 	start("serve metrics", d.metrics.serve)

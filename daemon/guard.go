@@ -12,9 +12,12 @@ import (
 )
 
 const (
-	// guardEvery is the time between two looks at the firewalls and the gateways. nftables says by a number whether
-	// anything changed; legacy iptables does not. A look at 5,000 rules of kube-proxy takes 25 ms.
+	// guardEvery is the time between two looks at the firewalls and the gateways. nftables announces each change, and
+	// says by a number whether anything changed; legacy iptables does neither. A look at 5,000 rules of kube-proxy takes
+	// 25 ms.
 	guardEvery = 5 * time.Second
+	// guardSettles is the pause after a change of nftables: programs change it in many steps.
+	guardSettles = 200 * time.Millisecond
 	// deadAfter is how many looks in a row must find a gateway silent. The kernel gives up after three questions.
 	deadAfter = 3
 )
@@ -29,21 +32,30 @@ type firewall interface {
 // guarding is what the last look of the guard found.
 type guarding struct {
 	barriers []policy.Barrier
-	dead     map[routes.Neighbour]bool
+	// generation is the firewall's when the barriers were found, if rules of ours stand in it or are wanted there: after a
+	// change they may be gone, or no longer stand at the end.
+	generation uint32
+	judged     bool // the firewalls were read: barriers has all of them
+	dead       map[routes.Neighbour]bool
 }
 
 func (g guarding) equal(o guarding) bool {
-	return slices.Equal(g.barriers, o.barriers) && maps.Equal(g.dead, o.dead)
+	return slices.Equal(g.barriers, o.barriers) && g.generation == o.generation && g.judged == o.judged && maps.Equal(g.dead, o.dead)
 }
 
 // guard looks at the firewalls of this machine and at its gateways until ctx ends. It changes nothing: policy.Decide
 // reads what it found.
 func (l *loop) guard(ctx context.Context, k firewall) error {
 	w := watchman{k: k, misses: map[routes.Neighbour]int{}}
+	var due time.Time // to listen
 	for {
 		if v := l.seen.Load(); v != nil {
+			var heard error
+			if !time.Now().Before(due) {
+				due, heard = time.Now().Add(guardEvery), w.listen(ctx, v.Plan)
+			}
 			now, err := w.look(ctx, v.Plan)
-			if err != nil {
+			if err = errors.Join(heard, err); err != nil {
 				l.log.Debug("look at the firewall", "err", err) // what was found last still counts
 			}
 			if was := l.guarded.Load(); was == nil || !was.equal(now) {
@@ -55,7 +67,14 @@ func (l *loop) guard(ctx context.Context, k firewall) error {
 		if l.guarded.Load() == nil {
 			wait = time.Second // the first look of the loop
 		}
-		if !pause(ctx, wait) {
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-l.firewall:
+		}
+		timer.Stop()
+		if !pause(ctx, guardSettles) {
 			return nil
 		}
 	}
@@ -69,6 +88,7 @@ type watchman struct {
 	judged     time.Time
 	barriers   []policy.Barrier
 	misses     map[routes.Neighbour]int
+	dead       map[routes.Neighbour]bool
 }
 
 // judgeEvery bounds how long a change of legacy iptables stays unseen.
@@ -76,7 +96,17 @@ const judgeEvery = 30 * time.Second
 
 // look returns what it could find, and what it found before of the rest.
 func (w *watchman) look(ctx context.Context, plan policy.Plan) (guarding, error) {
-	out := guarding{dead: map[routes.Neighbour]bool{}}
+	err := w.judge(ctx, plan.Guarded)
+	out := guarding{barriers: w.barriers, judged: !w.judged.IsZero(), dead: w.dead}
+	if slices.ContainsFunc(w.barriers, func(b policy.Barrier) bool { return b.Finding.Passable() }) {
+		out.generation = w.generation
+	}
+	return out, err
+}
+
+// listen counts how often each gateway was silent.
+func (w *watchman) listen(ctx context.Context, plan policy.Plan) error {
+	w.dead = map[routes.Neighbour]bool{}
 	heard, err := w.k.Listen(ctx, plan.Gateways)
 	misses := map[routes.Neighbour]int{}
 	for _, g := range plan.Gateways {
@@ -88,13 +118,11 @@ func (w *watchman) look(ctx context.Context, plan policy.Plan) (guarding, error)
 			misses[g]++
 		}
 		if misses[g] >= deadAfter {
-			out.dead[g] = true
+			w.dead[g] = true
 		}
 	}
 	w.misses = misses
-	err = errors.Join(err, w.judge(ctx, plan.Guarded))
-	out.barriers = w.barriers
-	return out, err
+	return err
 }
 
 // judge asks what the firewalls do to the packets, if anything may have changed.

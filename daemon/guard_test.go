@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
@@ -46,7 +47,7 @@ func (w *wall) Listen(_ context.Context, of []routes.Neighbour) (map[routes.Neig
 // that counts is no news. A gateway is silent after three looks.
 func TestGuard(t *testing.T) {
 	k := &wall{finding: routes.Finding{Hook: routes.Forward, Outcome: routes.Drops, Place: routes.Place{Family: 2, Table: "filter", Chain: "FORWARD"}, Does: "drop", Policy: true, Program: "Docker"}}
-	k.finding.Base = k.finding.Place
+	k.finding.Base, k.finding.Owned = k.finding.Place, true
 	world := policy.World{Self: "n1", Config: config.Defaults(), Host: routes.Host{
 		Links:  []routes.Link{{Name: "eth0", Up: true, MTU: 1500}},
 		Addrs:  []routes.Addr{{Link: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")}},
@@ -58,10 +59,12 @@ func TestGuard(t *testing.T) {
 	w := watchman{k: k, misses: map[routes.Neighbour]int{}}
 	look := func() guarding {
 		t.Helper()
-		g, err := w.look(t.Context(), policy.Decide(world))
-		if err != nil {
+		plan := policy.Decide(world)
+		g, err := w.look(t.Context(), plan)
+		if err := errors.Join(w.listen(t.Context(), plan), err); err != nil {
 			t.Fatal(err)
 		}
+		g.dead = w.dead
 		return g
 	}
 	first := look()
@@ -72,6 +75,15 @@ func TestGuard(t *testing.T) {
 	if again := look(); k.judged != 2 || !again.equal(first) {
 		t.Errorf("judged %d times, found %v", k.judged, again)
 	}
+	k.finding.Owned = false // rules of ours are wanted: after each change of the firewall, the loop must look after them
+	k.generation++
+	opened := look()
+	k.generation++
+	if again := look(); again.equal(opened) || !look().equal(again) {
+		t.Errorf("found %v, then %v", opened, again)
+	}
+	k.finding.Owned = true
+	k.generation++
 	k.hearing = routes.Silent
 	for round := range 4 {
 		if dead := len(look().dead); dead != max(0, min(1, round-1)) {

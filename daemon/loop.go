@@ -119,6 +119,7 @@ type loop struct {
 type shared struct {
 	look, reread trigger
 	harmed       trigger                  // a pod's link may lack something: pods.Keep looks
+	firewall     trigger                  // nftables changed: the guard looks
 	seen         atomic.Pointer[view]     // the last look's view; nil before the first look
 	lan          atomic.Pointer[lan]      // of the last round of probes; nil before the first round
 	guarded      atomic.Pointer[guarding] // of the last look of the guard; nil before the first look
@@ -129,7 +130,7 @@ type shared struct {
 func newLoop(c config.Config, log *slog.Logger) *loop {
 	return &loop{
 		config: c, log: log, announcer: announcer{log: log}, journal: newJournal(log),
-		shared: shared{look: newTrigger(), reread: newTrigger(), harmed: newTrigger()},
+		shared: shared{look: newTrigger(), reread: newTrigger(), harmed: newTrigger(), firewall: newTrigger()},
 		save:   func(w cluster.World) error { return cluster.Save(c.WorldFile(), w) },
 		grant:  func(u uplink.Uplinks) error { return saveUplinks(filepath.Join(c.StateDir, uplink.File), u) },
 	}
@@ -249,7 +250,11 @@ func (l *loop) publish(v view, o outcome) {
 // apply makes the plan true: kernel, switches, pods. Each part is tried even if another part fails.
 func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *outcome) {
 	l.writeGranted(plan.Uplinks, o)
-	changes, err := l.kernel.Sync(ctx, policy.Scope(), plan.Routes)
+	scope := policy.Scope()
+	if g := l.guarded.Load(); g == nil || !g.judged {
+		scope.Passages = false // it is not known yet which rules in firewalls are needed: those that are there stay
+	}
+	changes, err := l.kernel.Sync(ctx, scope, plan.Routes)
 	l.changed(o, changes, err)
 	l.learn(ctx, o, plan.Learned, heardAll)
 	told, err := l.speaker.Sync(ctx, plan.BGP)

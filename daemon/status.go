@@ -49,6 +49,7 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 	}
 	have := observe(policy.Scope(), v.Plan.Routes)
 	s.Tunnels = tunnelStatus(have, v.Plan.Routes)
+	s.Firewall = firewallStatus(have.Passages, v.Plan.Routes.Passages)
 	s.Routes = routeStatus(w.Cluster.Nodes, have.Routes, v.Plan.Routes)
 	if len(v.Plan.Lessons) > 0 {
 		have := observe(routes.Scope{}, v.Plan.Learned)
@@ -69,6 +70,19 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 func problemStatus(problems []cluster.Problem) (out []api.Problem) {
 	for _, p := range problems {
 		out = append(out, api.Problem{Object: p.Object, Reason: string(p.Reason), Want: p.Want, Got: p.Got, Next: p.Next})
+	}
+	return out
+}
+
+// firewallStatus lists the rules of edgeway in other programs' chains, and those that are wanted and are not there.
+func firewallStatus(have, want []routes.Passage) (out []api.Passage) {
+	for _, p := range have {
+		out = append(out, api.Passage{Chain: p.Place.String(), Accepts: p.Words(), State: api.Installed})
+	}
+	for _, p := range want {
+		if !slices.ContainsFunc(have, func(h routes.Passage) bool { return h.Place == p.Place }) {
+			out = append(out, api.Passage{Chain: p.Place.String(), Accepts: p.Words(), State: api.Missing})
+		}
 	}
 	return out
 }

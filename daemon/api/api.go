@@ -83,7 +83,8 @@ type Status struct {
 	Addresses   []string  `json:"addresses"`
 	PodCIDRs    []string  `json:"podCIDRs"`
 	Routes      []Route   `json:"routes"`
-	Tunnels     []Tunnel  `json:"tunnels"` // the node's VXLAN links: a second one where it uses both IPv4 and IPv6
+	Tunnels     []Tunnel  `json:"tunnels"`  // the node's VXLAN links: a second one where it uses both IPv4 and IPv6
+	Firewall    []Passage `json:"firewall"` // rules of edgeway in the chains of other programs
 	Sessions    []Session `json:"sessions"`
 	Learned     []Learned `json:"learned"`
 	Leases      Leases    `json:"leases"`
@@ -143,7 +144,7 @@ type World struct {
 	Peerings int       `json:"peerings"`
 }
 
-// The states of a Route, of a Learned and of a Tunnel.
+// The states of a Route, of a Learned, of a Tunnel and of a Passage.
 const (
 	Installed = "installed"
 	Missing   = "missing"
@@ -235,6 +236,13 @@ type Tunnel struct {
 	SoftChecksums bool `json:"softChecksums,omitempty"`
 	// Differs has the changes that would make the tunnel right. edgewayd makes them on its own.
 	Differs []string `json:"differs,omitempty"`
+}
+
+// Passage has the rules of edgeway at the end of a chain of another program's firewall.
+type Passage struct {
+	Chain   string   `json:"chain"`
+	Accepts []string `json:"accepts"` // what each rule accepts
+	State   string   `json:"state"`   // Installed or Missing
 }
 
 // Paths says which other nodes' canaries this node's canary reaches.

@@ -43,6 +43,7 @@ type Config struct {
 	BGP       BGP
 	CNI       CNI
 	Paths     Paths
+	Firewall  Firewall
 	StateDir  string
 	Socket    string
 	Metrics   string // host:port; "": no metrics
@@ -100,6 +101,15 @@ type Paths struct {
 	Every  time.Duration // from one round of questions to the next, the same on all nodes
 }
 
+// Firewall says what edgeway does where the end of a firewall's chain drops packets of pods, of the tunnel or of BGP.
+type Firewall string
+
+// FirewallAccept adds a rule of edgeway's to the chain, which accepts the packets. FirewallOff changes no firewall.
+const (
+	FirewallAccept Firewall = "accept"
+	FirewallOff    Firewall = "off"
+)
+
 // Defaults returns the configuration of an empty file, without the node's name.
 func Defaults() Config {
 	return Config{
@@ -108,6 +118,7 @@ func Defaults() Config {
 		BGP:      BGP{Port: bgp.DefaultPort, RestartTime: 600 * time.Second, HoldTime: 90 * time.Second, WithdrawAfter: 15 * time.Second, LearnMost: 100},
 		CNI:      CNI{ConfDir: "/etc/cni/net.d", BinDir: "/opt/cni/bin", SourceCheck: true},
 		Paths:    Paths{Canary: true, Port: 9476, Every: 10 * time.Second},
+		Firewall: FirewallAccept,
 		StateDir: "/var/lib/edgeway",
 		Socket:   api.DefaultSocket,
 		Metrics:  "127.0.0.1:9475",
@@ -209,6 +220,10 @@ func (c *Config) read(s keys.Section) {
 		keys.Number(s, "port", &c.Paths.Port, 1, 65535, wantPort)
 		s.Seconds("every", &c.Paths.Every, "a time from 1s to 10m, whole seconds",
 			func(t time.Duration) bool { return time.Second <= t && t <= 10*time.Minute })
+	})
+	s.Scalar("firewall", "accept or off", func(n *yaml.Node) bool {
+		c.Firewall = Firewall(n.Value)
+		return c.Firewall == FirewallAccept || c.Firewall == FirewallOff
 	})
 	s.Text("stateDir", &c.StateDir)
 	s.Text("socket", &c.Socket)

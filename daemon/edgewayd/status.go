@@ -107,6 +107,13 @@ func (p *page) status(s api.Status) {
 		}
 		p.row("Tunnel", fmt.Sprintf("%s   from %s   VNI %d   UDP port %d   MTU %d   peers %d%s", t.Device, t.Local, t.VNI, t.Port, t.MTU, t.Peers, mark))
 	}
+	for _, f := range s.Firewall {
+		mark := ""
+		if f.State != api.Installed {
+			mark = "   " + marked(f.State)
+		}
+		p.row("Firewall", fmt.Sprintf("rules of edgeway accept at the end of %s: %s%s", f.Chain, strings.Join(f.Accepts, ", "), mark))
+	}
 	if len(s.Paths.Canary) > 0 {
 		p.row("Paths", pathsLine(s.Paths))
 	}

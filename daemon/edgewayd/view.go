@@ -163,6 +163,7 @@ func readStatus(text []byte) (s api.Status, err error) {
 	fill(&s.Problems)
 	fill(&s.Advice)
 	fill(&s.Tunnels)
+	fill(&s.Firewall)
 	for i := range s.Sessions {
 		fill(&s.Sessions[i].Advertised)
 	}

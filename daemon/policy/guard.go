@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -23,16 +24,17 @@ type Barrier struct {
 	Finding routes.Finding // without its counter
 }
 
-// Barriers returns one barrier for each rule, with the first packet that meets it.
+// Barriers returns one barrier for each rule, with the first packet that meets it. Where the packets are those of the
+// node itself, it returns one for each service.
 func Barriers(packets []routes.Packet, all [][]routes.Finding) (out []Barrier) {
 	for i, findings := range all {
 		for _, f := range findings {
 			masks := f.Outcome == routes.Translates && f.Hook == routes.Postrouting && packets[i].In != ""
-			if f.Outcome != routes.Drops && !masks {
+			if f.Outcome != routes.Drops && !f.Passed && !masks {
 				continue
 			}
 			f.Packets, f.Counted = 0, false // else each look would find something new
-			if !slices.ContainsFunc(out, func(b Barrier) bool { return b.Finding == f }) {
+			if !slices.ContainsFunc(out, func(b Barrier) bool { return b.Finding == f && service(b.Packet) == service(packets[i]) }) {
 				out = append(out, Barrier{Packet: packets[i], Finding: f})
 			}
 		}
@@ -71,12 +73,32 @@ func (w World) guarded(self cluster.Node, plan Plan) (out []routes.Packet) {
 		tunnel.Src, tunnel.In, tunnel.Dst, tunnel.Out = tunnel.Dst, "", tunnel.Src, routes.ByRoute
 		out = append(out, tunnel)
 	}
+	if w.Config.Paths.Canary {
+		out = append(out, w.probes(self)...)
+	}
 	for _, s := range plan.BGP.Sessions {
 		session := packet(s.Peer.LocalAddress, "", s.Peer.Address, routes.ByRoute)
 		session.DstPort = s.Peer.Port
 		answer := packet(s.Peer.Address, routes.ByRoute, s.Peer.LocalAddress, "")
 		answer.SrcPort, answer.Reply = s.Peer.Port, true
 		out = append(out, session, answer)
+	}
+	return out
+}
+
+// probes returns the question whether this node is there, and the question to another node, for each family.
+func (w World) probes(self cluster.Node) (out []routes.Packet) {
+	for _, here := range self.Addresses {
+		for _, n := range w.Cluster.Nodes {
+			at := slices.IndexFunc(n.Addresses, func(a netip.Addr) bool { return a.Is4() == here.Is4() })
+			if n.Name == self.Name || at < 0 {
+				continue
+			}
+			port := w.Config.Paths.Port
+			out = append(out, routes.Packet{Src: n.Addresses[at], In: routes.ByRoute, Dst: here, Protocol: routes.UDP, SrcPort: port, DstPort: port},
+				routes.Packet{Src: here, Dst: n.Addresses[at], Out: routes.ByRoute, Protocol: routes.UDP, SrcPort: port, DstPort: port})
+			break
+		}
 	}
 	return out
 }
@@ -91,27 +113,79 @@ func inMiddle(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// firewalls records the barriers: one problem for each rule.
+// firewalls records the barriers: one problem for each rule and service. A rule of ours that lets the packets pass is
+// wanted as long as they would be dropped without it.
 func (d *draft) firewalls() {
 	d.plan.Guarded = d.guarded(d.self, d.plan)
 	for _, b := range d.Barriers {
 		p, f := b.Packet, b.Finding
+		passes := f.Passable() && d.Config.Firewall == config.FirewallAccept
+		if passes {
+			d.pass(f.Place, d.accepts(p))
+		}
+		if f.Passed || p.Protocol == routes.UDP && p.DstPort == d.Config.Paths.Port && p.SrcPort == p.DstPort {
+			continue // without the answer of a node's own address, nothing is said of its canary: no packet of a pod is lost
+		}
 		what := fmt.Sprintf("packets from %v to %v", p.Src, p.Dst)
 		got := f.Hook.String() + ": " + f.String()
 		switch {
 		case f.Outcome == routes.Translates:
 			d.problem("firewall", cluster.ForeignNAT, "pods' "+what+" with the pods' own addresses", got, undo(f, "tell the program that made the rule to leave out the pod CIDRs"))
 		case p.In == "" || p.Out == "":
-			d.problem("firewall", cluster.HostDropped, fmt.Sprintf("%s (%s) to pass", what, service(p)), got, undo(f, letIn(p, f)))
+			d.problem("firewall", cluster.HostDropped, fmt.Sprintf("%s (%s) to pass", what, service(p)), got, orPass(passes, undo(f, letIn(p, f))))
 		default:
-			d.problem("firewall", cluster.ForwardDropped, "pods' "+what+" to pass", got, undo(f, d.letThrough(p, f)))
+			d.problem("firewall", cluster.ForwardDropped, "pods' "+what+" to pass", got, orPass(passes, undo(f, d.letThrough(p, f))))
 		}
 	}
 }
 
-// service is what a packet of this node is for.
+// orPass is the next step where edgewayd mends the firewall on its own: the problem stays only while it does not run.
+func orPass(passes bool, otherwise string) string {
+	if !passes {
+		return otherwise
+	}
+	return "edgewayd adds a rule that accepts them while it runs (firewall: accept); or " + otherwise
+}
+
+// pass wants the accepting rules in a chain.
+func (d *draft) pass(in routes.Place, accepts []routes.Accept) {
+	all := &d.plan.Routes.Passages
+	at := slices.IndexFunc(*all, func(p routes.Passage) bool { return p.Place == in })
+	if at < 0 {
+		at = len(*all)
+		*all = append(*all, routes.Passage{Place: in})
+	}
+	(*all)[at].Accepts = append((*all)[at].Accepts, accepts...)
+}
+
+// accepts are the rules that let a packet pass, with all that is like it.
+func (d *draft) accepts(p routes.Packet) (out []routes.Accept) {
+	single := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+	switch {
+	case p.In != "" && p.Out != "":
+		for _, c := range d.self.PodCIDRs {
+			out = append(out, routes.Accept{In: true, Src: c}, routes.Accept{Out: true, Dst: c})
+		}
+	case p.Protocol == routes.UDP:
+		out = append(out, routes.Accept{Protocol: routes.UDP, DstPort: p.DstPort})
+	default:
+		for _, s := range d.plan.BGP.Sessions {
+			if p.In == "" {
+				out = append(out, routes.Accept{Dst: single(s.Peer.Address), Protocol: routes.TCP, DstPort: s.Peer.Port})
+			} else {
+				out = append(out, routes.Accept{Src: single(s.Peer.Address), Protocol: routes.TCP, SrcPort: s.Peer.Port, Answers: true})
+			}
+		}
+	}
+	return out
+}
+
+// service is what a packet is for.
 func service(p routes.Packet) string {
-	if p.Protocol == routes.UDP {
+	switch {
+	case p.In != "" && p.Out != "":
+		return "pods"
+	case p.Protocol == routes.UDP:
 		return fmt.Sprintf("VXLAN, UDP port %d", p.DstPort)
 	}
 	return fmt.Sprintf("BGP, TCP port %d", min(p.SrcPort, p.DstPort))

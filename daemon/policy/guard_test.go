@@ -2,6 +2,7 @@ package policy
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -53,6 +54,7 @@ func TestHostDropped(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := World{Self: "n1", Config: config.Defaults(), Barriers: Barriers([]routes.Packet{tt.packet}, [][]routes.Finding{{tt.finding}})}
+			w.Config.Firewall = config.FirewallOff
 			w.Cluster.Nodes = []cluster.Node{{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.10.1.0/24")}, Addresses: []netip.Addr{addr("192.0.2.1")}}}
 			var got []string
 			for _, p := range Decide(w).Problems {
@@ -62,6 +64,67 @@ func TestHostDropped(t *testing.T) {
 			}
 			if len(got) != 1 || got[0] != tt.want {
 				t.Errorf("got  %q\nwant %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// Where the end of a chain drops, a rule of ours is wanted in that chain, for as long as it would drop without the rule. A
+// rule that the administrator wrote is left alone, and so is a chain that cannot be written.
+func TestPassages(t *testing.T) {
+	addr := netip.MustParseAddr
+	forward := routes.Packet{Src: addr("10.10.1.128"), In: routes.PodLink, Dst: addr("10.10.2.128"), Out: routes.ByRoute, Protocol: routes.TCP, SrcPort: SomePort, DstPort: SomePort}
+	tunnel := routes.Packet{Src: addr("192.0.2.2"), In: routes.ByRoute, Dst: addr("192.0.2.1"), Protocol: routes.UDP, SrcPort: SomePort, DstPort: 8472}
+	probe := routes.Packet{Src: addr("192.0.2.2"), In: routes.ByRoute, Dst: addr("192.0.2.1"), Protocol: routes.UDP, SrcPort: 9476, DstPort: 9476}
+	const pods = "chain ip filter FORWARD of nftables: accept in ew* saddr 10.10.1.0/24, out ew* daddr 10.10.1.0/24"
+	policy := func(h routes.Hook, chain string) routes.Finding {
+		p := routes.Place{Family: unix.NFPROTO_IPV4, Table: "filter", Chain: chain}
+		return routes.Finding{Hook: h, Outcome: routes.Drops, Place: p, Base: p, Policy: true, Does: "drop"}
+	}
+	with := func(f routes.Finding, change func(*routes.Finding)) routes.Finding { change(&f); return f }
+	off := func(c *config.Config) { c.Firewall = config.FirewallOff }
+	on := func(*config.Config) {}
+	for _, tt := range []struct {
+		name     string
+		set      func(*config.Config)
+		packets  []routes.Packet
+		findings []routes.Finding
+		want     string
+		problems int
+	}{
+		{"a policy", on, []routes.Packet{forward}, []routes.Finding{policy(routes.Forward, "FORWARD")}, pods, 1},
+		{"our rule is there", on, []routes.Packet{forward}, []routes.Finding{with(policy(routes.Forward, "FORWARD"), func(f *routes.Finding) { f.Outcome, f.Passed = routes.Accepts, true })}, pods, 0},
+		{"off", off, []routes.Packet{forward}, []routes.Finding{policy(routes.Forward, "FORWARD")}, "", 1},
+		{"a rule", on, []routes.Packet{forward}, []routes.Finding{with(policy(routes.Forward, "FORWARD"), func(f *routes.Finding) { f.Policy, f.Handle = false, 7 })}, "", 1},
+		{"an owner", on, []routes.Packet{forward}, []routes.Finding{with(policy(routes.Forward, "FORWARD"), func(f *routes.Finding) { f.Owned = true })}, "", 1},
+		{"legacy iptables", on, []routes.Packet{forward}, []routes.Finding{with(policy(routes.Forward, "FORWARD"), func(f *routes.Finding) { f.Place.Legacy, f.Base.Legacy = true, true })}, "", 1},
+		{"a chain of many", on, []routes.Packet{forward}, []routes.Finding{with(policy(routes.Forward, "FORWARD"), func(f *routes.Finding) { f.Place.Chain = "LOGDROP" })}, "", 1},
+		{"the tunnel and the questions", on, []routes.Packet{tunnel, probe}, []routes.Finding{policy(routes.Input, "INPUT"), policy(routes.Input, "INPUT")},
+			"chain ip filter INPUT of nftables: accept udp dport 8472, udp dport 9476", 1},
+		{"the questions, off", off, []routes.Packet{probe}, []routes.Finding{policy(routes.Input, "INPUT")}, "", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := World{Self: "n1", Config: config.Defaults()}
+			tt.set(&w.Config)
+			var all [][]routes.Finding
+			for _, f := range tt.findings {
+				all = append(all, []routes.Finding{f})
+			}
+			w.Barriers = Barriers(tt.packets, all)
+			w.Cluster.Nodes = []cluster.Node{{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.10.1.0/24"), netip.MustParsePrefix("fd00:10:1::/64")}, Addresses: []netip.Addr{addr("192.0.2.1")}}}
+			plan := Decide(w)
+			var got []string
+			for _, p := range plan.Routes.Passages {
+				got = append(got, p.String())
+			}
+			problems := 0
+			for _, p := range plan.Problems {
+				if p.Reason == cluster.HostDropped || p.Reason == cluster.ForwardDropped {
+					problems++
+				}
+			}
+			if text := strings.Join(got, "; "); text != tt.want || problems != tt.problems {
+				t.Errorf("got  %q, %d problems\nwant %q, %d", text, problems, tt.want, tt.problems)
 			}
 		})
 	}

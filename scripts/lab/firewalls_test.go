@@ -17,16 +17,23 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// firewalledLAN is a LAN whose other machine knows the way to every node's pods, as a switch does.
+// firewalledLAN is a LAN whose other machine knows the way to every node's pods, as a switch does. CONFIG is what the
+// nodes' configuration says of firewalls.
 const firewalledLAN = `
 hosts:
 - name: pc
-  links: [{lan: shop, addrs: [10.0.10.99/24]}]
-  routes: [{to: 10.10.1.0/24, via: 10.0.10.11}, {to: 10.10.2.0/24, via: 10.0.10.12}, {to: 10.10.3.0/24, via: 10.0.10.13}]
+  links: [{lan: shop, addrs: [10.0.10.99/24, fd00:0:0:10::99/64]}]
+  routes:
+  - {to: 10.10.1.0/24, via: 10.0.10.11}
+  - {to: 10.10.2.0/24, via: 10.0.10.12}
+  - {to: 10.10.3.0/24, via: 10.0.10.13}
+  - {to: fd00:10:1::/64, via: fd00:0:0:10::11}
+  - {to: fd00:10:2::/64, via: fd00:0:0:10::12}
+  - {to: fd00:10:3::/64, via: fd00:0:0:10::13}
 nodes:
-- {name: node-1, links: [{lan: shop, addrs: [10.0.10.11/24]}]}
-- {name: node-2, links: [{lan: shop, addrs: [10.0.10.12/24]}]}
-- {name: node-3, links: [{lan: shop, addrs: [10.0.10.13/24]}]}
+- {name: node-1, links: [{lan: shop, addrs: [10.0.10.11/24, fd00:0:0:10::11/64]}], config: {firewall: "CONFIG"}}
+- {name: node-2, links: [{lan: shop, addrs: [10.0.10.12/24, fd00:0:0:10::12/64]}], config: {firewall: "CONFIG"}}
+- {name: node-3, links: [{lan: shop, addrs: [10.0.10.13/24, fd00:0:0:10::13/64]}], config: {firewall: "CONFIG"}}
 `
 
 // firewalledPool selects all nodes.
@@ -86,6 +93,175 @@ func typed(ctx context.Context, b *lab.Box, commands string) error {
 	return err
 }
 
+// walls are three nodes with a pod each, in one LAN with a PC.
+type walls struct {
+	t     *testing.T
+	l     *lab.Lab
+	pc    *lab.Machine
+	boxes map[string]*lab.Box
+	pods  map[string]*lab.Machine
+	ports map[*lab.Machine]uint16 // of each machine's TCP server
+}
+
+// newWalls starts the nodes. With both families the pods have IPv6 addresses too.
+func newWalls(t *testing.T, firewall string, both bool) *walls {
+	t.Helper()
+	ctx := t.Context()
+	l, err := lab.New(lab.Options{Bin: bin()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	w := &walls{t: t, l: l, boxes: map[string]*lab.Box{}, pods: map[string]*lab.Machine{}, ports: map[*lab.Machine]uint16{}}
+	topology, err := lab.ParseTopology([]byte(strings.ReplaceAll(firewalledLAN, "CONFIG", firewall)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Build(ctx, topology); err != nil {
+		t.Fatal(err)
+	}
+	w.mode("underlay")
+	nodes, err := os.ReadFile("../../deploy/example/cluster.d/nodes.yaml")
+	if both {
+		nodes = regexp.MustCompile(`podCIDRs: \[10\.10\.(\d)\.0/24\]`).ReplaceAll(nodes, []byte("podCIDRs: [10.10.$1.0/24, 'fd00:10:$1::/64']"))
+		nodes = regexp.MustCompile(`(- \{type: InternalIP, address: )10\.0\.10\.(\d+)\}`).ReplaceAll(nodes, []byte("$0\n  $1'fd00:0:0:10::$2'}"))
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(l.ClusterDir, "nodes.yaml"), nodes, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.pc = l.Machine("pc")
+	w.serve(w.pc)
+	for _, f := range firewalls {
+		b := l.NewBox(f.node)
+		w.boxes[f.node] = b
+		t.Cleanup(func() {
+			if err := b.PowerOff(context.WithoutCancel(ctx)); err != nil {
+				t.Error(err)
+			}
+		})
+		if err := b.Boot(ctx, firewalledScript); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Node.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		pod, err := b.AddPod(ctx, "default", "pod-of-"+f.node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.pods[f.node] = pod.Machine
+		w.serve(pod.Machine)
+		w.serve(b.Machine)
+	}
+	return w
+}
+
+func (w *walls) mode(mode string) {
+	w.t.Helper()
+	if err := os.WriteFile(filepath.Join(w.l.ClusterDir, "pool.yaml"), []byte(strings.ReplaceAll(firewalledPool, "MODE", mode)), 0o644); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// tunnels sets the mode overlay, and waits until the nodes whose neighbours have firewalls send through the tunnel.
+func (w *walls) tunnels() {
+	w.t.Helper()
+	w.mode("overlay")
+	for _, from := range []string{"node-1", "node-3"} { // Docker filters nothing that is for the node itself
+		to := "node-2"
+		if err := lab.Wait(w.t.Context(), waitLimit, func() error {
+			route, err := w.boxes[from].Run(w.t.Context(), "ip", "route", "get", w.pods[to].Addrs[0].String())
+			if err == nil && !strings.Contains(route, "dev edgeway.1") {
+				err = fmt.Errorf("%s sends natively: %s", from, route)
+			}
+			return err
+		}); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+func (w *walls) serve(m *lab.Machine) {
+	w.t.Helper()
+	s, err := m.Serve()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(s.Close)
+	w.ports[m] = s.Port()
+}
+
+// reaches waits until a connection arrives, in each family that both machines have.
+func (w *walls) reaches(from, to *lab.Machine) {
+	w.t.Helper()
+	for i := range min(len(from.Addrs), len(to.Addrs)) {
+		if err := lab.Wait(w.t.Context(), waitLimit, func() error {
+			_, err := from.Seen(w.t.Context(), netip.AddrPortFrom(to.Addrs[i], w.ports[to]))
+			return err
+		}); err != nil {
+			w.t.Errorf("%s does not reach %s at %v: %v", from.Name, to.Name, to.Addrs[i], err)
+		}
+	}
+}
+
+// cut waits until no connection arrives, by IPv4.
+func (w *walls) cut(from, to *lab.Machine) {
+	w.t.Helper()
+	if err := lab.Wait(w.t.Context(), waitLimit, func() error {
+		ctx, cancel := context.WithTimeout(w.t.Context(), time.Second) // most firewalls drop without an answer
+		defer cancel()
+		if _, err := from.Seen(ctx, netip.AddrPortFrom(to.Addrs[0], w.ports[to])); err == nil {
+			return errors.New("it answers")
+		}
+		return nil
+	}); err != nil {
+		w.t.Errorf("%s reaches %s: %v", from.Name, to.Name, err)
+	}
+}
+
+func (w *walls) eachPair(f func(from, to *lab.Machine)) {
+	w.t.Helper()
+	for _, from := range w.pods {
+		for _, to := range w.pods {
+			if from != to {
+				f(from, to)
+			}
+		}
+	}
+}
+
+func (w *walls) on(node, commands string) {
+	w.t.Helper()
+	if err := typed(w.t.Context(), w.boxes[node], commands); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// says waits until the status of a node names the chain in a problem of that reason; "": until it has no such problem.
+func (w *walls) says(node, reason, chain string) {
+	w.t.Helper()
+	if err := lab.Wait(w.t.Context(), waitLimit, func() error {
+		s, err := w.boxes[node].Status(w.t.Context())
+		if err != nil {
+			return err
+		}
+		at := slices.IndexFunc(s.Problems, func(p api.Problem) bool { return p.Reason == reason })
+		if chain == "" && at >= 0 || chain != "" && (at < 0 || !strings.Contains(s.Problems[at].Got, chain)) {
+			return fmt.Errorf("%+v", s.Problems)
+		}
+		return nil
+	}); err != nil {
+		w.t.Errorf("%s, %s, %q: %v", node, reason, chain, err)
+	}
+}
+
 // Pods behind firewalld, ufw and Docker are cut off until the commands of the chapter "Firewalls" in
 // docs/troubleshooting.md are typed. Then the LAN reaches them, they reach each other, and their own node.
 func TestFirewallsOfThePage(t *testing.T) {
@@ -118,171 +294,141 @@ func TestFirewallsOfThePage(t *testing.T) {
 		t.Fatalf("the chapter has commands against %d firewalls, want %d", len(native), len(firewalls))
 	}
 
-	ctx := t.Context()
-	l, err := lab.New(lab.Options{Bin: bin()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	topology, err := lab.ParseTopology([]byte(firewalledLAN))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := l.Build(ctx, topology); err != nil {
-		t.Fatal(err)
-	}
-	mode := func(mode string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(l.ClusterDir, "pool.yaml"), []byte(strings.ReplaceAll(firewalledPool, "MODE", mode)), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	mode("underlay")
-	nodes, err := os.ReadFile("../../deploy/example/cluster.d/nodes.yaml")
-	if err == nil {
-		err = os.WriteFile(filepath.Join(l.ClusterDir, "nodes.yaml"), nodes, 0o644)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Each machine with the address of its TCP server.
-	servers := map[*lab.Machine]netip.AddrPort{}
-	serve := func(m *lab.Machine) {
-		t.Helper()
-		s, err := m.Serve()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(s.Close)
-		servers[m] = netip.AddrPortFrom(m.Addrs[0], s.Port())
-	}
-	pc := l.Machine("pc")
-	serve(pc)
-	boxes, pods := map[string]*lab.Box{}, map[string]*lab.Machine{}
+	w := newWalls(t, "off", false)
+
+	w.eachPair(w.reaches)
 	for _, f := range firewalls {
-		b := l.NewBox(f.node)
-		boxes[f.node] = b
-		t.Cleanup(func() {
-			if err := b.PowerOff(context.WithoutCancel(ctx)); err != nil {
-				t.Error(err)
-			}
-		})
-		if err := b.Boot(ctx, firewalledScript); err != nil {
+		pod := w.pods[f.node]
+		w.reaches(w.pc, pod)
+		if err := f.start(t.Context(), w.boxes[f.node]); err != nil {
 			t.Fatal(err)
 		}
-		if err := b.Node.Start(ctx); err != nil {
-			t.Fatal(err)
-		}
-		pod, err := b.AddPod(ctx, "default", "pod-of-"+f.node)
-		if err != nil {
-			t.Fatal(err)
-		}
-		pods[f.node] = pod.Machine
-		serve(pod.Machine)
-		serve(b.Machine)
+		w.on(f.node, look)
+		w.cut(w.pc, pod)
+		w.says(f.node, "forwardDropped", f.chain)
+		w.on(f.node, native[f.command])
+		w.reaches(w.pc, pod)
+		w.reaches(pod, w.pc)
+		w.reaches(pod, w.boxes[f.node].Machine)
 	}
-	reaches := func(from, to *lab.Machine) {
-		t.Helper()
-		if err := lab.Wait(ctx, waitLimit, func() error {
-			_, err := from.Seen(ctx, servers[to])
-			return err
-		}); err != nil {
-			t.Errorf("%s does not reach %s: %v", from.Name, to.Name, err)
-		}
-	}
-	cut := func(from, to *lab.Machine) {
-		t.Helper()
-		if err := lab.Wait(ctx, waitLimit, func() error {
-			ctx, cancel := context.WithTimeout(ctx, time.Second) // most firewalls drop without an answer
-			defer cancel()
-			if _, err := from.Seen(ctx, servers[to]); err == nil {
-				return errors.New("it answers")
-			}
-			return nil
-		}); err != nil {
-			t.Errorf("%s reaches %s: %v", from.Name, to.Name, err)
-		}
-	}
-	eachPair := func(f func(from, to *lab.Machine)) {
-		t.Helper()
-		for _, from := range pods {
-			for _, to := range pods {
-				if from != to {
-					f(from, to)
-				}
-			}
-		}
-	}
-	on := func(node, commands string) {
-		t.Helper()
-		if err := typed(ctx, boxes[node], commands); err != nil {
-			t.Fatal(err)
-		}
+	w.eachPair(w.reaches)
+	for _, f := range firewalls {
+		w.says(f.node, "forwardDropped", "")
 	}
 
-	// says waits until the status of a node names the chain in a problem of that reason; "": until it has no such problem.
-	says := func(node, reason, chain string) {
-		t.Helper()
-		if err := lab.Wait(ctx, waitLimit, func() error {
-			s, err := boxes[node].Status(ctx)
-			if err != nil {
-				return err
-			}
-			at := slices.IndexFunc(s.Problems, func(p api.Problem) bool { return p.Reason == reason })
-			if chain == "" && at >= 0 || chain != "" && (at < 0 || !strings.Contains(s.Problems[at].Got, chain)) {
-				return fmt.Errorf("%+v", s.Problems)
-			}
-			return nil
-		}); err != nil {
-			t.Errorf("%s, %s, %q: %v", node, reason, chain, err)
-		}
-	}
-
-	eachPair(reaches)
-	for _, f := range firewalls {
-		pod := pods[f.node]
-		reaches(pc, pod)
-		if err := f.start(ctx, boxes[f.node]); err != nil {
-			t.Fatal(err)
-		}
-		on(f.node, look)
-		cut(pc, pod)
-		says(f.node, "forwardDropped", f.chain)
-		on(f.node, native[f.command])
-		reaches(pc, pod)
-		reaches(pod, pc)
-		reaches(pod, boxes[f.node].Machine)
-	}
-	eachPair(reaches)
-	for _, f := range firewalls {
-		says(f.node, "forwardDropped", "")
-	}
-
-	mode("overlay")
-	for _, from := range []string{"node-1", "node-3"} { // Docker filters nothing that is for the node itself
-		to := "node-2"
-		if err := lab.Wait(ctx, waitLimit, func() error {
-			route, err := boxes[from].Run(ctx, "ip", "route", "get", pods[to].Addrs[0].String())
-			if err == nil && !strings.Contains(route, "dev edgeway.1") {
-				err = fmt.Errorf("%s sends natively: %s", from, route)
-			}
-			return err
-		}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cut(pods["node-3"], pods["node-1"])
-	cut(pods["node-3"], pods["node-2"])
-	says("node-1", "hostDropped", "inet firewalld filter_IN_public")
-	says("node-2", "hostDropped", "ip filter INPUT of nftables, policy drop")
+	w.tunnels()
+	w.cut(w.pods["node-3"], w.pods["node-1"])
+	w.cut(w.pods["node-3"], w.pods["node-2"])
+	w.says("node-1", "hostDropped", "inet firewalld filter_IN_public")
+	w.says("node-2", "hostDropped", "ip filter INPUT of nftables, policy drop")
 	for _, f := range firewalls {
 		if commands := overlay[f.command]; commands != "" {
-			on(f.node, commands)
+			w.on(f.node, commands)
 		}
 	}
-	eachPair(reaches)
+	w.eachPair(w.reaches)
+}
+
+// Where the end of a firewall's chain drops, pods go on without anybody's help, in both families and through the tunnel:
+// a rule of edgeway's is there within a second of the firewall, also after a flush and a reload. A rule of the
+// administrator's stays in force. firewall: off and a purge leave nothing.
+func TestFirewallsAreOpened(t *testing.T) {
+	lab.Need(t, "firewalld", "ufw", "iptables-restore", "dbus-daemon", "nft")
+	needPrograms(t)
+	t.Parallel()
+	w := newWalls(t, "accept", true)
+	ctx := t.Context()
+	w.eachPair(w.reaches)
+	// opened waits for the line of the status that names the chain.
+	opened := func(node, chain string) {
+		t.Helper()
+		if err := lab.Wait(ctx, waitLimit, func() error {
+			s, err := w.boxes[node].Status(ctx)
+			if err == nil && !slices.ContainsFunc(s.Firewall, func(p api.Passage) bool { return p.State == api.Installed && strings.Contains(p.Chain, chain) }) {
+				err = fmt.Errorf("%+v", s.Firewall)
+			}
+			return err
+		}); err != nil {
+			t.Errorf("%s, %s: %v", node, chain, err)
+		}
+	}
+	for _, f := range firewalls {
+		if err := f.start(ctx, w.boxes[f.node]); err != nil {
+			t.Fatal(err)
+		}
+		chain, _, _ := strings.Cut(f.chain, " of nftables")
+		opened(f.node, chain)
+		w.says(f.node, "forwardDropped", "")
+		w.reaches(w.pc, w.pods[f.node])
+		w.reaches(w.pods[f.node], w.pc)
+	}
+	w.on("node-3", "ip6tables -P FORWARD DROP")
+	opened("node-3", "ip6 filter FORWARD")
+	w.eachPair(w.reaches)
+
+	docker, pod := w.boxes["node-3"], w.pods["node-3"]
+	drop := "FORWARD -s 10.0.10.99 -d " + pod.Addrs[0].String() + " -j DROP"
+	w.on("node-3", "iptables -A "+drop)
+	w.cut(w.pc, pod)
+	w.reaches(w.pods["node-1"], pod)
+	w.on("node-3", "iptables -D "+drop)
+	w.reaches(w.pc, pod)
+
+	rules, err := filepath.Abs("testdata/docker.rules")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, again := range []struct{ node, commands string }{
+		{"node-3", "iptables -F"}, {"node-3", "nft flush ruleset\niptables-restore " + rules}, {"node-1", "firewall-cmd --reload"}, {"node-2", "ufw reload"},
+	} {
+		w.on(again.node, again.commands)
+		began := time.Now()
+		w.reaches(w.pc, w.pods[again.node])
+		t.Logf("%s: %q: pods are reached again after %v", again.node, again.commands, time.Since(began).Round(time.Millisecond))
+		opened(again.node, "")
+	}
+	w.eachPair(w.reaches)
+
+	w.tunnels()
+	w.eachPair(w.reaches)
+	opened("node-1", "inet firewalld filter_IN_public")
+	opened("node-2", "ip filter INPUT")
+	for _, f := range firewalls {
+		w.says(f.node, "hostDropped", "")
+		w.says(f.node, "forwardDropped", "")
+	}
+
+	text, err := os.ReadFile(docker.Config)
+	if err == nil {
+		err = os.WriteFile(docker.Config, []byte(strings.ReplaceAll(string(text), "firewall: accept", `firewall: "off"`)), 0o644)
+	}
+	if err == nil {
+		err = docker.Terminate()
+	}
+	if err == nil {
+		w.reaches(w.pods["node-1"], pod) // the rules stay without a daemon
+		err = docker.Node.Start(ctx)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.says("node-3", "forwardDropped", "ip filter FORWARD of nftables, policy drop")
+	w.cut(w.pods["node-1"], pod)
+	left := func(node string) {
+		t.Helper()
+		if out, err := w.boxes[node].RunInside(ctx, "nft", "list", "ruleset"); err != nil || strings.Contains(out, "edgeway accepts") {
+			t.Errorf("%s still has rules of edgeway: %v\n%s", node, err, out)
+		}
+	}
+	left("node-3")
+	for _, node := range []string{"node-1", "node-2"} {
+		b := w.boxes[node]
+		if err := b.Terminate(); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := b.Command(ctx, "uninstall", "--purge", "--force", "--plugin-dir", t.TempDir()); err != nil || !strings.Contains(out, "delete rules in chain") {
+			t.Errorf("%v\n%s", err, out)
+		}
+		left(node)
+	}
 }
