@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 
@@ -93,6 +94,58 @@ func (d *Daemon) pathStatus() (out api.Paths) {
 		}
 		out.Asked = append(out.Asked, api.Asked{Node: f.Node.Name, Address: f.Addr.String(), Canary: f.Canary.String(), FullSize: f.Full.String(), Host: f.Host.String(),
 			FullBytes: f.Size, Seconds: f.RTT.Seconds(), Sent: f.Sent, Lost: f.Lost, Version: f.Said.Version, Mode: f.Said.Terms.Mode})
+	}
+	return out
+}
+
+// unreachable returns the ends of tunnels that are known not to be reached: by the kernel, which found no route or got
+// no answer from the next hop, or by the questions to other nodes' canaries.
+func (d *Daemon) unreachable(ctx context.Context, v *view) map[netip.Addr]api.Unreachable {
+	var ends []netip.Addr
+	for _, f := range v.Plan.Routes.FDB {
+		ends = append(ends, f.Dst)
+	}
+	if len(ends) == 0 {
+		return nil
+	}
+	hops, err := d.kernel.Unanswered(ctx, ends)
+	if err != nil {
+		d.options.Log.Debug("next hops of the tunnel", "err", err) // the canaries still say something
+	}
+	return unreachable(v.World.Cluster.Nodes, hops, d.prober.Report().Findings)
+}
+
+func unreachable(nodes []cluster.Node, hops map[netip.Addr]routes.Neighbour, found []paths.Finding) map[netip.Addr]api.Unreachable {
+	silent, answers := map[string]string{}, map[string]bool{}
+	for _, f := range found {
+		switch {
+		case !f.Way.Tunnel:
+		case f.Canary == paths.Answers:
+			answers[f.Node.Name] = true
+		case f.Canary == paths.Silent && f.Host == paths.Silent:
+			silent[f.Node.Name] = "neither the node nor its canary answers"
+		case f.Canary == paths.Silent && f.Host == paths.Answers:
+			silent[f.Node.Name] = "its canary does not answer through the tunnel, while the node answers"
+		}
+	}
+	out := map[netip.Addr]api.Unreachable{}
+	for _, n := range nodes {
+		for _, a := range n.Addresses {
+			why := silent[n.Name]
+			switch hop, ok := hops[a]; {
+			case answers[n.Name]:
+				continue // the kernel's knowledge is older
+			case ok && !hop.IP.IsValid():
+				why = "no route to " + a.String()
+			case ok && hop.IP == a:
+				why = fmt.Sprintf("%v does not answer on %s", a, hop.Link)
+			case ok:
+				why = fmt.Sprintf("the next hop %v does not answer on %s", hop.IP, hop.Link)
+			}
+			if why != "" {
+				out[a] = api.Unreachable{Node: n.Name, Address: a.String(), Why: why}
+			}
+		}
 	}
 	return out
 }

@@ -65,3 +65,41 @@ func BenchmarkSurveyOfPaths(b *testing.B) {
 		surveyOf(v)
 	}
 }
+
+// The status names the peers of a tunnel that do not answer, and why. An answer through the tunnel counts more than
+// what the kernel found earlier.
+func TestUnreachablePeers(t *testing.T) {
+	var nodes []cluster.Node
+	var found []paths.Finding
+	add := func(name, addr string, way paths.Way, canary, host paths.Verdict) {
+		nodes = append(nodes, cluster.Node{Name: name, Addresses: []netip.Addr{netip.MustParseAddr(addr)}})
+		found = append(found, paths.Finding{Node: paths.Node{Name: name}, Way: way, Canary: canary, Host: host})
+	}
+	tunnel := paths.Way{Tunnel: true}
+	add("well", "10.0.0.2", tunnel, paths.Answers, paths.Answers)
+	add("filtered", "10.0.0.3", tunnel, paths.Silent, paths.Answers)
+	add("away", "10.0.0.4", tunnel, paths.Silent, paths.Silent)
+	add("unsure", "10.0.0.5", tunnel, paths.Unsure, paths.Silent)
+	add("native", "10.0.0.6", paths.Way{}, paths.Silent, paths.Silent)
+	add("far", "10.0.9.7", tunnel, paths.Unsure, paths.Unsure)
+	add("lost", "172.16.0.8", tunnel, paths.Unsure, paths.Unsure)
+	router := routes.Neighbour{Link: "eth0", IP: netip.MustParseAddr("10.0.0.1")}
+	hops := map[netip.Addr]routes.Neighbour{}
+	for a, hop := range map[string]routes.Neighbour{"10.0.0.2": {Link: "eth0", IP: netip.MustParseAddr("10.0.0.2")}, "10.0.0.4": {Link: "eth0", IP: netip.MustParseAddr("10.0.0.4")}, "10.0.9.7": router, "172.16.0.8": {}} {
+		hops[netip.MustParseAddr(a)] = hop
+	}
+	got := map[string]string{}
+	for a, u := range unreachable(nodes, hops, found) {
+		if u.Address != a.String() {
+			t.Errorf("%v has the address %s", a, u.Address)
+		}
+		got[u.Node] = u.Why
+	}
+	want := map[string]string{
+		"filtered": "its canary does not answer through the tunnel, while the node answers", "away": "10.0.0.4 does not answer on eth0",
+		"far": "the next hop 10.0.0.1 does not answer on eth0", "lost": "no route to 172.16.0.8",
+	}
+	if d := cmp.Diff(got, want); d != "" {
+		t.Errorf("(-got +want)\n%s", d)
+	}
+}

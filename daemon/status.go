@@ -48,7 +48,7 @@ func (d *Daemon) status(ctx context.Context) api.Status {
 		return have
 	}
 	have := observe(policy.Scope(), v.Plan.Routes)
-	s.Tunnels = tunnelStatus(have, v.Plan.Routes)
+	s.Tunnels = tunnelStatus(have, v.Plan.Routes, d.unreachable(ctx, v))
 	s.Firewall = firewallStatus(have.Passages, v.Plan.Routes.Passages)
 	s.Routes = routeStatus(w.Cluster.Nodes, have.Routes, v.Plan.Routes)
 	if len(v.Plan.Lessons) > 0 {
@@ -87,8 +87,8 @@ func firewallStatus(have, want []routes.Passage) (out []api.Passage) {
 	return out
 }
 
-// tunnelStatus compares the wanted VXLAN links with the kernel's.
-func tunnelStatus(have, want routes.State) (out []api.Tunnel) {
+// tunnelStatus compares the wanted VXLAN links with the kernel's. away says which addresses are not reached.
+func tunnelStatus(have, want routes.State, away map[netip.Addr]api.Unreachable) (out []api.Tunnel) {
 	for _, l := range want.Links {
 		if l.VXLAN == nil {
 			continue // an uplink
@@ -99,7 +99,14 @@ func tunnelStatus(have, want routes.State) (out []api.Tunnel) {
 				ends[f.Dst] = true
 			}
 		}
-		t := api.Tunnel{Device: l.Name, VNI: l.VXLAN.VNI, Port: l.VXLAN.Port, Local: l.VXLAN.Local.String(), MTU: l.MTU, Peers: len(ends), State: api.Missing,
+		var lost []api.Unreachable
+		for a := range ends {
+			if u, ok := away[a]; ok {
+				lost = append(lost, u)
+			}
+		}
+		slices.SortFunc(lost, func(a, b api.Unreachable) int { return cmp.Compare(a.Node, b.Node) })
+		t := api.Tunnel{Device: l.Name, VNI: l.VXLAN.VNI, Port: l.VXLAN.Port, Local: l.VXLAN.Local.String(), MTU: l.MTU, Peers: len(ends), Unreachable: lost, State: api.Missing,
 			SoftChecksums: slices.Contains(want.Sysctls, routes.SoftChecksum(l.Name))}
 		if slices.ContainsFunc(have.Links, func(h routes.Link) bool { return h.Name == l.Name }) {
 			t.State = api.Installed

@@ -14,7 +14,7 @@ func TestUplinkIsNoTunnel(t *testing.T) {
 		Routes: []routes.Route{{Dst: netip.MustParsePrefix("10.10.2.0/24"), Via: netip.MustParseAddr("10.0.0.12"), Link: "eth0", Protocol: routes.ProtoNode},
 			{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.0.0.254"), Link: "eth1", Protocol: routes.ProtoNode, Table: routes.UplinkTable([6]byte{5: 1})}},
 	}
-	if got := tunnelStatus(want, want); len(got) != 1 || got[0].Device != routes.VXLANLink {
+	if got := tunnelStatus(want, want, nil); len(got) != 1 || got[0].Device != routes.VXLANLink {
 		t.Errorf("tunnels %v, want the one", got)
 	}
 	if got := routeStatus(nil, want.Routes, want); len(got) != 1 || got[0].Dst != "10.10.2.0/24" {

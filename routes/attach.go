@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -178,6 +179,7 @@ type entry struct {
 	vni      uint32 // 0: that of the link, as the kernel omits it (drivers/net/vxlan/vxlan_core.c: vxlan_fdb_info)
 	port     uint16 // likewise
 	protocol Protocol
+	age      time.Duration // since the state changed
 }
 
 func parseNeigh(b []byte) (entry, bool) {
@@ -194,6 +196,10 @@ func parseNeigh(b []byte) (entry, bool) {
 		case unix.NDA_VNI:
 			if len(v) == 4 {
 				e.vni = binary.NativeEndian.Uint32(v)
+			}
+		case unix.NDA_CACHEINFO: // struct nda_cacheinfo; ndm_updated is in hundredths of a second (USER_HZ)
+			if len(v) >= 12 {
+				e.age = time.Duration(binary.NativeEndian.Uint32(v[8:])) * (time.Second / 100)
 			}
 		case ndaProtocol:
 			if len(v) > 0 {

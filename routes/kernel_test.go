@@ -1,10 +1,12 @@
 package routes
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -365,6 +367,38 @@ func TestWatch(t *testing.T) {
 			t.Fatalf("the watch did not report the change: %s", command)
 		}
 	}
+}
+
+// Another program let router advertisements in on the link of the tunnel: the kernel announces no such change, and the
+// daemon put it back after 30 s only.
+func TestSettingsOfTheTunnelAreCompared(t *testing.T) {
+	s := newSpace(t)
+	s.run("ip link add edgeway.1 type vxlan id 1 local 127.0.0.1 dstport 8472")
+	s.run("sysctl -qw net/ipv6/conf/edgeway.1/accept_ra=0 net/ipv6/conf/edgeway.1/accept_redirects=0 net/ipv4/conf/edgeway.1/accept_redirects=0")
+	ctx, cancel := context.WithCancel(t.Context())
+	events, done := make(chan struct{}), make(chan struct{})
+	var tunnels atomic.Bool
+	tunnels.Store(true)
+	go func() {
+		s.k.compareSettings(ctx, &tunnels, func() {
+			select {
+			case events <- struct{}{}:
+			case <-ctx.Done():
+			}
+		})
+		close(done)
+	}()
+	<-events // the link is new
+	for _, setting := range []string{"ipv6/conf/edgeway.1/accept_ra=2", "ipv6/conf/edgeway.1/accept_redirects=1", "ipv4/conf/edgeway.1/accept_redirects=1"} {
+		s.run("sysctl -qw net/" + setting)
+		select {
+		case <-events:
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s was not noticed", setting)
+		}
+	}
+	cancel()
+	<-done
 }
 
 // Another program (systemd-networkd 256) flushed the next hop objects, and so deleted their routes. The kernel

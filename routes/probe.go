@@ -196,3 +196,51 @@ func (k *Kernel) known(index map[netip.Addr]int) map[netip.Addr]entry {
 	}
 	return out
 }
+
+const (
+	// silentAfter is how long a neighbour must leave the kernel's question unanswered. A LAN answers within milliseconds.
+	silentAfter = time.Second
+	// silentFor bounds how long the kernel's last attempt counts: it tries again only when it has a packet to send.
+	silentFor = time.Minute
+)
+
+// Unanswered returns the addresses that packets of this machine do not reach as far as its kernel knows, each with the
+// next hop that has not answered ARP or neighbour discovery lately. The zero Neighbour means that the kernel has no
+// route. Nothing is sent, so an address to which nobody sends anything is not returned.
+func (k *Kernel) Unanswered(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]Neighbour, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	type place struct {
+		index int
+		ip    netip.Addr
+	}
+	silent := map[place]bool{}
+	_, err := dump(k.c, neighMessage(unix.RTM_GETNEIGH, 0, unix.AF_UNSPEC, 0, 0, 0), 0, func(b []byte) (entry, bool) {
+		e, ok := parseNeigh(b)
+		if ok && (e.state&unix.NUD_FAILED != 0 && e.age < silentFor || e.state&unix.NUD_INCOMPLETE != 0 && e.age >= silentAfter) {
+			silent[place{e.index, e.ip}] = true
+		}
+		return e, false
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list neighbours: %w", err)
+	}
+	var msgs []message
+	for _, a := range addrs {
+		msgs = append(msgs, lookup(a, 0))
+	}
+	v, out := newView(k.c), map[netip.Addr]Neighbour{}
+	answers, errs := k.c.gets(msgs...)
+	for i, a := range addrs {
+		switch e, err := chosen(answers[i]); {
+		case errs[i] != nil || err != nil || drops(e.Type):
+			out[a] = Neighbour{}
+		case e.Via.IsValid() && silent[place{e.index, e.Via}]:
+			out[a] = Neighbour{v.name(e.index), e.Via}
+		case !e.Via.IsValid() && silent[place{e.index, a}]:
+			out[a] = Neighbour{v.name(e.index), a}
+		}
+	}
+	return out, nil
+}

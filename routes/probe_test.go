@@ -1,8 +1,11 @@
 package routes
 
 import (
+	"net/netip"
 	"testing"
 	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
 )
 
 // A machine that disappears without notice is Silent within two rounds of probes. A machine that stays keeps
@@ -66,4 +69,36 @@ func link(t *testing.T, here, there *space) {
 		there.run("ip addr add " + a + " dev eth0")
 	}
 	there.run("ip addr add fd00::2/64 dev eth0 nodad")
+}
+
+// TestUnanswered: the kernel knows of next hops that do not answer, once it has something to send, and of addresses
+// without a route.
+func TestUnanswered(t *testing.T) {
+	here, there := newSpace(t), newSpace(t)
+	link(t, here, there)
+	here.run("ip route add 198.51.100.0/24 via 192.0.2.77")
+	here.run("ip route add 203.0.113.0/24 via 192.0.2.2")
+	here.run("ip route add unreachable 10.9.0.0/16")
+	all := []netip.Addr{addr("192.0.2.2"), addr("203.0.113.5"), addr("192.0.2.78"), addr("198.51.100.5"), addr("10.9.0.1"), addr("172.16.0.1"), addr("fd00::2"), addr("fd00::78")}
+	want := map[netip.Addr]Neighbour{
+		addr("192.0.2.78"): {"eth0", addr("192.0.2.78")}, addr("198.51.100.5"): {"eth0", addr("192.0.2.77")}, addr("fd00::78"): {"eth0", addr("fd00::78")},
+		addr("10.9.0.1"): {}, addr("172.16.0.1"): {},
+	}
+	quiet, err := here.k.Unanswered(t.Context(), all)
+	if err != nil || len(quiet) != 2 {
+		t.Errorf("before anything was sent: %v, %v; want the addresses without a route", quiet, err)
+	}
+	var got map[netip.Addr]Neighbour
+	for _, a := range all {
+		out := here.listen(netip.AddrPort{})
+		defer out.Close()
+		_, _ = out.WriteToUDPAddrPort([]byte("hello"), netip.AddrPortFrom(a, 9))
+	}
+	eventually(t, "the kernel has given up", func() bool {
+		got, err = here.k.Unanswered(t.Context(), all)
+		return err != nil || len(got) == len(want)
+	})
+	if d := gocmp.Diff(got, want, netipComparer()); d != "" || err != nil {
+		t.Errorf("%v (-got +want)\n%s", err, d)
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,10 +17,15 @@ import (
 // loses everything on its link, and then the link.
 const harmSettles = 150 * time.Millisecond
 
+// settingsEvery is how often Watch reads the settings of the daemon's links: the kernel announces some of them
+// (forwarding, rp_filter) and not the others (accept_ra, accept_redirects).
+const settingsEvery = 500 * time.Millisecond
+
 // Watched has the functions that Watch calls. Watch calls them from several goroutines, and waits for each.
 type Watched struct {
 	// Node is called whenever a link, address, route, policy rule, neighbour or the forwarding of the
-	// namespace changes, a next hop object is deleted, or an nftables table of ours changes. Only neighbours
+	// namespace changes, a next hop object is deleted, an nftables table of ours changes, or a setting of the
+	// daemon's links is another than half a second ago. Only neighbours
 	// of the daemon's links (edgeway.*) count: their entries are permanent, while ARP learns and forgets
 	// entries elsewhere all the time. Events of pods' links do not count: each pod causes dozens, and pods'
 	// links are not part of the node's state, except the routes of a pod with several links (see SourceCheck).
@@ -62,15 +68,41 @@ func (k *Kernel) Watch(ctx context.Context, changed Watched) error {
 		defer nft.Close()
 		streams = append(streams, stream{nft, ourTable, nil, changed.Firewall})
 	}
-	done := make(chan error, len(streams))
+	done := make(chan error, len(streams)+1)
+	go func() { k.compareSettings(ctx, &w.tunnels, changed.Node); done <- nil }()
 	for _, s := range streams {
 		go func() { done <- s.read(ctx, changed) }()
 	}
-	for range streams {
+	for range cap(done) {
 		err = errors.Join(err, <-done)
-		cancel() // if one stream ends, the other must end too
+		cancel() // if one ends, the others must end too
 	}
 	return err
+}
+
+// compareSettings calls changed whenever a setting of the daemon's links changed, once there is such a link.
+func (k *Kernel) compareSettings(ctx context.Context, tunnels *atomic.Bool, changed func()) {
+	tick := time.NewTicker(settingsEvery)
+	defer tick.Stop()
+	last := map[string]string{}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if !tunnels.Load() {
+			continue
+		}
+		for _, link := range []string{VXLANLink, VXLANLink6} {
+			conf := newView(k.c).linkConf(link)
+			now := string(conf["ipv4"]) + string(conf["ipv6"])
+			if now != last[link] && now != "" {
+				changed() // also for a link that was just made: a setting may have changed since
+			}
+			last[link] = now
+		}
+	}
 }
 
 // nodeGroups returns the rtnetlink multicast groups that announce changes on a node. The loss of a next hop
@@ -175,13 +207,15 @@ type watcher struct {
 	up     map[int]bool // by index: the link is a pod's and up
 	harmed map[int]bool // pods' links that may have lost something; elsewhere stands for any of them
 	peerNS map[int]int  // index of a pod's link to the number of the pod's namespace
+
+	tunnels atomic.Bool // the daemon has, or had, a link
 }
 
 // elsewhere is not the index of any link.
 const elsewhere = -1
 
-func newWatcher() watcher {
-	return watcher{links: map[int]bool{}, pods: map[int]bool{}, up: map[int]bool{}, harmed: map[int]bool{}, peerNS: map[int]int{}}
+func newWatcher() *watcher {
+	return &watcher{links: map[int]bool{}, pods: map[int]bool{}, up: map[int]bool{}, harmed: map[int]bool{}, peerNS: map[int]int{}}
 }
 
 // watched reports whether a link's neighbours are the daemon's. The neighbours of a pod's link are not: the
@@ -190,6 +224,9 @@ func watched(d device) bool { return ours(d.Name) && d.Kind != "veth" }
 
 func (w *watcher) note(d device) {
 	w.links[d.index] = watched(d)
+	if watched(d) {
+		w.tunnels.Store(true)
+	}
 	w.pods[d.index] = ours(d.Name) && d.Kind == "veth"
 	if w.up[d.index] && !d.Up {
 		w.harmed[d.index] = true

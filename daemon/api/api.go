@@ -230,8 +230,10 @@ type Tunnel struct {
 	Local  string `json:"local"`
 	MTU    int    `json:"mtu"` // bytes
 	// Peers is how many nodes this node sends to through the tunnel. It receives from all nodes.
-	Peers int    `json:"peers"`
-	State string `json:"state"` // Installed, Differs or Missing
+	Peers int `json:"peers"`
+	// Unreachable has the peers that do not answer, as far as this node knows. It asks some of them only: see Paths.
+	Unreachable []Unreachable `json:"unreachable,omitempty"`
+	State       string        `json:"state"` // Installed, Differs or Missing
 	// SoftChecksums: the kernel has a fault, so checksums are computed before the packets enter the tunnel.
 	SoftChecksums bool `json:"softChecksums,omitempty"`
 	// Differs has the changes that would make the tunnel right. edgewayd makes them on its own.
@@ -243,6 +245,13 @@ type Passage struct {
 	Chain   string   `json:"chain"`
 	Accepts []string `json:"accepts"` // what each rule accepts
 	State   string   `json:"state"`   // Installed or Missing
+}
+
+// Unreachable is a node that does not answer at the other end of a tunnel.
+type Unreachable struct {
+	Node    string `json:"node"`
+	Address string `json:"address"` // to which the tunnel sends
+	Why     string `json:"why"`
 }
 
 // Paths says which other nodes' canaries this node's canary reaches.

@@ -37,6 +37,9 @@ func ask(ctx context.Context, f *flags, req api.Request) ([]byte, error) {
 // screenful is the number of table lines that fit on the screen.
 const screenful = 12
 
+// tunnelPeers is the number of unreachable peers of a tunnel that fit on the screen.
+const tunnelPeers = 3
+
 // page writes the status as tables.
 type page struct {
 	out   io.Writer
@@ -105,7 +108,18 @@ func (p *page) status(s api.Status) {
 		if len(t.Differs) > 0 {
 			mark = "   " + marked(fmt.Sprintf("%s: %s", t.State, t.Differs[0]))
 		}
-		p.row("Tunnel", fmt.Sprintf("%s   from %s   VNI %d   UDP port %d   MTU %d   peers %d%s", t.Device, t.Local, t.VNI, t.Port, t.MTU, t.Peers, mark))
+		peers := fmt.Sprintf("peers %d", t.Peers)
+		if len(t.Unreachable) > 0 {
+			peers += fmt.Sprintf(", %d unreachable", len(t.Unreachable))
+		}
+		p.row("Tunnel", fmt.Sprintf("%s   from %s   VNI %d   UDP port %d   MTU %d   %s%s", t.Device, t.Local, t.VNI, t.Port, t.MTU, peers, mark))
+		for i, u := range t.Unreachable {
+			if p.most > 0 && i == tunnelPeers {
+				p.row("", fmt.Sprintf("... and %d more; --all shows them", len(t.Unreachable)-i))
+				break
+			}
+			p.row("", u.Node+": "+marked(u.Why))
+		}
 	}
 	for _, f := range s.Firewall {
 		mark := ""

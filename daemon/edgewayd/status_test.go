@@ -22,7 +22,9 @@ func TestStatusScreen(t *testing.T) {
 	s := api.Status{
 		Node: "Node-1", Version: "v0.1.0", Started: now.Add(-26 * time.Hour), Now: now, Mode: "underlay",
 		Addresses: []string{"10.0.10.11"}, PodCIDRs: []string{"10.10.1.0/24"},
-		World:  api.World{Source: "manifests /etc/edgeway/cluster.d", ReadAt: now.Add(-90 * time.Second), FromDisk: true, Nodes: 3, Peerings: 1},
+		World: api.World{Source: "manifests /etc/edgeway/cluster.d", ReadAt: now.Add(-90 * time.Second), FromDisk: true, Nodes: 3, Peerings: 1},
+		Tunnels: []api.Tunnel{{Device: "edgeway.1", VNI: 1, Port: 8472, Local: "10.0.10.11", MTU: 1450, Peers: 9, State: "installed", SoftChecksums: true, Unreachable: []api.Unreachable{
+			{Node: "Node-4", Why: "10.0.20.14 does not answer on eth0"}, {Node: "Node-5", Why: "no route to 10.0.30.15"}, {Node: "Node-6", Why: "neither the node nor its canary answers"}, {Node: "Node-7"}, {Node: "Node-8"}}}},
 		Leases: api.Leases{Total: 253, Used: 7, Free: 246, Outside: 1},
 		Routes: []api.Route{
 			{Dst: "10.10.2.0/24", Via: "10.0.10.12", Dev: "eth0", Node: "Node-2", State: "installed"},
