@@ -3,10 +3,12 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -258,13 +260,16 @@ func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *ou
 	l.changed(o, changes, err)
 	l.learn(ctx, o, plan.Learned, heardAll)
 	told, err := l.speaker.Sync(ctx, plan.BGP)
+	var lines []line
 	for _, c := range told {
-		if c.Why == "" {
-			l.log.Info(c.Op + " " + c.Object)
-		} else {
-			l.log.Info(c.Op+" "+c.Object, "why", c.Why)
+		noun, _, _ := strings.Cut(c.Object, " ")
+		one := line{kind: c.Op + " " + noun, text: func() string { return c.Op + " " + c.Object }}
+		if c.Why != "" {
+			one.attrs = []any{"why", c.Why}
 		}
+		lines = append(lines, one)
 	}
+	l.tell(lines)
 	l.failed(o, cluster.SwitchNotTold, err, "edgewayd tries again on its own")
 	found, err := l.pods.Sync(ctx, plan)
 	o.problems = append(o.problems, found...)
@@ -365,21 +370,56 @@ func (l *loop) read(ctx context.Context, host routes.Host) {
 
 // changed logs the changes, and makes a problem of each change that the kernel refused.
 func (l *loop) changed(o *outcome, changes []routes.Change, err error) {
-	refused := false
+	var made []line
+	refused := 0
 	for _, c := range changes {
 		if c.Err == nil {
-			l.log.Info(c.String(), "took", c.Took)
+			made = append(made, line{kind: c.Kind(), text: c.String, attrs: []any{"took", c.Took}})
 			continue
 		}
-		refused = true
 		p := cluster.Problem{Object: "kernel", Reason: cluster.KernelRefused, Want: c.String(), Got: c.Err.Error(), Next: "edgewayd tries again on its own"}
 		if errors.Is(c.Err, routes.ErrForeign) {
 			p.Reason, p.Next = "foreignRoute", "stop the other agent that owns it, or change the pod CIDR"
 		}
 		o.problems, o.again = append(o.problems, p), true
-		l.warn(o, c.String(), c.Err)
+		if refused++; refused <= linesMost {
+			l.warn(o, c.String(), c.Err)
+		}
 	}
-	if !refused {
+	l.tell(made)
+	switch {
+	case refused == 0:
 		l.failed(o, cluster.KernelRefused, err, "edgewayd tries again on its own")
+	case refused > linesMost:
+		l.warn(o, "more changes were refused", fmt.Errorf("%d of them; edgewayd problems --all shows each", refused-linesMost))
+	}
+}
+
+// linesMost bounds the lines of the log about changes of one kind in one look: a node that joins 5,000 others makes
+// 15,000 changes.
+const linesMost = 20
+
+// line is one change that was made.
+type line struct {
+	kind  string // "add route"
+	text  func() string
+	attrs []any
+}
+
+// tell logs each change. Where there are many of one kind, one line has their number; at the level debug, each has a line.
+func (l *loop) tell(lines []line) {
+	count := map[string]int{}
+	for _, one := range lines {
+		count[one.kind]++
+	}
+	each := l.log.Enabled(context.Background(), slog.LevelDebug)
+	for _, one := range lines {
+		switch n := count[one.kind]; {
+		case each || n <= linesMost && n > 0:
+			l.log.Info(one.text(), one.attrs...)
+		case n > linesMost:
+			l.log.Info(one.kind, "count", n, "first", one.text())
+			count[one.kind] = 0
+		}
 	}
 }

@@ -292,3 +292,40 @@ func TestNothingToLearnRemovesLeftovers(t *testing.T) {
 		})
 	})
 }
+
+// A node that joined 5,000 others filled the log with a line for each route, neighbour and forwarding entry.
+func TestManyChangesAreFewLines(t *testing.T) {
+	m := newMachine(t)
+	var level slog.LevelVar
+	m.loop.log = slog.New(slog.NewTextHandler(&m.log, &slog.HandlerOptions{Level: &level}))
+	route := func(i int) routes.Route {
+		return routes.Route{Dst: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 64, byte(i >> 8), byte(i)}), 32), Link: "eth0", Protocol: routes.ProtoNode}
+	}
+	var changes []routes.Change
+	for i := range 5000 {
+		changes = append(changes, routes.Change{Op: routes.Add, Object: route(i)}, routes.Change{Op: routes.Add, Object: routes.FDB{Link: "edgeway.1"}},
+			routes.Change{Op: routes.Delete, Object: route(i), Err: errors.New("no")})
+	}
+	changes = append(changes, routes.Change{Op: routes.Delete, Object: route(7)})
+	lines := func() (n int) {
+		o := outcome{said: map[string]bool{}}
+		m.log.Reset()
+		m.loop.changed(&o, changes, errors.New("no"))
+		if len(o.problems) != 5000 {
+			t.Errorf("%d problems, want one for each refusal", len(o.problems))
+		}
+		return strings.Count(m.log.String(), "\n")
+	}
+	if n := lines(); n != 2+1+linesMost+1 {
+		t.Errorf("%d lines:\n%s", n, m.log.String())
+	}
+	for _, want := range []string{`msg="add route" count=5000 first="add route 10.64.0.0 dev eth0 proto 119"`, `msg="add fdb" count=5000`, `msg="delete route 10.64.0.7 dev eth0 proto 119"`, "4980 of them"} {
+		if !strings.Contains(m.log.String(), want) {
+			t.Errorf("no line %s", want)
+		}
+	}
+	level.Set(slog.LevelDebug)
+	if n := lines(); n != 10001+linesMost+1 {
+		t.Errorf("%d lines at the level debug", n)
+	}
+}

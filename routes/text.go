@@ -200,30 +200,35 @@ func (c Change) String() string {
 	return s
 }
 
+// Kind returns the operation and the kind of the object: "add route".
+func (c Change) Kind() string { return strings.TrimSpace(string(c.Op) + " " + noun(c.Object)) }
+
 // objectText puts the noun before the object.
-func objectText(o any) string {
-	noun := ""
+func objectText(o any) string { return noun(o) + fmt.Sprint(o) }
+
+// noun returns the noun of the object and a blank, or "" where the object's text begins with a noun.
+func noun(o any) string {
 	switch o.(type) {
 	case Link:
-		noun = "link "
+		return "link "
 	case Addr:
-		noun = "address "
+		return "address "
 	case Route:
-		noun = "route "
+		return "route "
 	case Rule:
-		noun = "rule "
+		return "rule "
 	case Neigh, ProxyNeigh:
-		noun = "neighbour "
+		return "neighbour "
 	case FDB:
-		noun = "fdb "
+		return "fdb "
 	case Sysctl:
-		noun = "sysctl "
+		return "sysctl "
 	case NAT:
-		noun = "nat "
+		return "nat "
 	case Passage:
-		noun = "rules in "
+		return "rules in "
 	}
-	return noun + fmt.Sprint(o)
+	return ""
 }
 
 // String returns the state, one object a line, in the words of ip and sysctl.
