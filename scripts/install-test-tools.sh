@@ -13,6 +13,7 @@ strace:strace
 conntrack:conntrack
 iperf3:iperf3
 tcpdump:tcpdump
+ethtool:ethtool
 bird:bird2
 birdc:bird2
 vtysh:frr

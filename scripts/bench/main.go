@@ -203,6 +203,9 @@ func sections() []section {
 		{"bgp/5000", "BGP: 5,000 paths on two sessions", "bird", (*bench).manyPaths},
 		{"bgp/unwanted", "BGP: 100,000 unwanted routes", "bird", (*bench).unwanted},
 		{"path", "data path between pods", "", (*bench).paths},
+		{"overlay/path", "data path: node, underlay, overlay", "ethtool", (*bench).overlayPaths},
+		{"overlay/nodes", "overlay of 1,000 and 5,000 nodes", "", (*bench).overlayNodes},
+		{"overlay/daemon", "overlay of 1,000 and 5,000 nodes: a whole daemon", "", (*bench).overlayDaemon},
 	}
 }
 
