@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -85,11 +86,11 @@ func (a *applier) apply(changes []Change) {
 	a.flush()
 }
 
-// await waits before the first deletion after routes have moved to another link: a packet that took the old
-// way still needs the neighbour, the forwarding entry and the link.
+// await waits before the first deletion after routes have moved to another link, or have left a tunnel for a wider
+// route: a packet that took the old way still needs the neighbour, the forwarding entry and the link.
 func (a *applier) await(c *Change) {
 	r, isRoute := c.Object.(Route)
-	if was, ok := c.Was.(Route); ok && was.Link != r.Link {
+	if was, ok := c.Was.(Route); ok && was.Link != r.Link || c.Op == Delete && strings.HasPrefix(r.Link, overlayPrefix) {
 		a.moved = true
 	}
 	if !a.moved || isRoute || c.Op != Delete {
