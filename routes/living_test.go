@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -96,6 +97,45 @@ func TestLivingConnectionsOutliveSourceNAT(t *testing.T) {
 	for to, want := range map[string]string{"10.0.0.2": "10.0.0.11", "fd00:10::1": "fd00:10::11"} {
 		if got := connect(t, pod, lan, addr(to)).saw; got != addr(want) {
 			t.Errorf("%s saw %v of a masqueraded pod, want %s", to, got, want)
+		}
+	}
+}
+
+// Another program flushed all tables of nftables. Connections that were translated before must live, and new ones
+// must be translated, as soon as the watch has led to the next Sync.
+func TestTranslatedConnectionsOutliveFlushedRuleset(t *testing.T) {
+	host, pod, lan := podOfALAN(t, "10.0.0.1/24", "fd00:10::1/64")
+	scope, want := Scope{NAT: true}, State{NAT: &NAT{Sources: prefixes("10.10.1.0/24", "fd00:10:1::/64")}}
+	host.sync(scope, want)
+	looks := make(chan struct{}, 1)
+	stop := host.watched(func() { signal(looks) })
+	defer stop()
+	host.listening(looks)
+	ends := []struct{ to, pod, node netip.Addr }{
+		{addr("10.0.0.1"), addr("10.10.1.5"), addr("10.0.0.11")}, {addr("fd00:10::1"), addr("fd00:10:1::5"), addr("fd00:10::11")},
+	}
+	var before []talk
+	for _, e := range ends {
+		eventually(t, "a packet reaches the LAN", func() bool { return seenFrom(t, pod, lan, e.pod, e.to).IsValid() })
+		c := connect(t, pod, lan, e.to)
+		c.lives(t, "before the flush")
+		before = append(before, c)
+	}
+	host.run("nft flush ruleset")
+	for there := false; !there; there = strings.Contains(host.run("nft list ruleset"), "masquerade") {
+		select {
+		case <-looks:
+		case <-time.After(30 * time.Second):
+			t.Fatal("the watch did not report the flush")
+		}
+		if _, err := host.k.Sync(t.Context(), scope, want); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, e := range ends {
+		before[i].lives(t, "after the flush")
+		if after := connect(t, pod, lan, e.to); before[i].saw != e.node || after.saw != e.node {
+			t.Errorf("%v saw %v before the flush and %v after it, want %v", e.to, before[i].saw, after.saw, e.node)
 		}
 	}
 }

@@ -268,14 +268,17 @@ func multicast(daddr expr.Any, v6 bool) []expr.Any {
 	}
 }
 
-// setNAT writes the NAT's sets and chain in one transaction.
+// setNAT writes the NAT's sets, and in a second transaction the chain. A Delete deletes the chain first. Inside one
+// transaction the kernel shows the rules to packets, and some time later what is in new interval sets
+// (net/netfilter/nf_tables_api.c: nf_tables_commit calls nft_set_commit_update last). A connection that began
+// between the two was translated as if the sets were empty, for as long as it lived.
 //
 // A Delete deletes the table if nothing else is in it. The kernel decides: it refuses to delete a set that a
 // rule of the pods' chain names (EBUSY), and then deletes nothing. An element in pods4 without that chain is
 // from version 1, or from a Masq in the making: setNAT makes the chain for it.
 func (k *Kernel) setNAT(op Op, n NAT) error {
 	content, err := k.readNAT()
-	if err != nil {
+	if err != nil || op == Delete && !content.exists {
 		return err
 	}
 	c, err := k.natConn()
@@ -284,14 +287,18 @@ func (k *Kernel) setNAT(op Op, n NAT) error {
 	}
 	has := func(chain string) bool { _, ok := content.chains[chain]; return ok }
 	pods := content.pods && !has(masqChain)
+	if pods {
+		natFrame(c)
+		natWrite(c, masqChain, false)
+	}
 	if op == Delete {
-		if !content.exists {
-			return nil
+		if has(natChain) {
+			c.DelChain(chainOf(natChain))
+		}
+		if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
 		}
 		if !pods {
-			if has(natChain) {
-				c.DelChain(chainOf(natChain))
-			}
 			for _, i := range content.sets {
 				if !n.Whole {
 					c.DelSet(natSets()[i])
@@ -305,16 +312,6 @@ func (k *Kernel) setNAT(op Op, n NAT) error {
 		n = NAT{}
 	}
 	sets := natFrame(c)
-	if pods {
-		natWrite(c, masqChain, false)
-	}
-	if op == Delete {
-		if has(natChain) {
-			c.DelChain(chainOf(natChain))
-		}
-	} else {
-		natWrite(c, natChain, n.Off)
-	}
 	for f := range 2 {
 		for kind, prefixes := range [][]netip.Prefix{natSources: n.Sources, natExclude: n.Exclude, natNodes: n.Nodes} {
 			if kind == natPods || kind == natKept {
@@ -327,6 +324,17 @@ func (k *Kernel) setNAT(op Op, n NAT) error {
 			}
 		}
 	}
+	if op == Delete {
+		return commit(c, natTable())
+	}
+	if n.Off && has(natChain) {
+		natWrite(c, natChain, true) // the rules that translate must not outlive the exclusions
+	}
+	if err := commit(c, natTable()); err != nil || n.Off && has(natChain) {
+		return err
+	}
+	natFrame(c)
+	natWrite(c, natChain, n.Off)
 	return commit(c, natTable())
 }
 

@@ -103,6 +103,8 @@ func TestPacketsOfPods(t *testing.T) {
 	host.sync(Scope{NAT: true}, nat)
 	check("NAT", "10.0.0.1", node4)
 	check("NAT", "fd00:10::1", node6)
+	host.contains("nft list chain inet edgeway postrouting", "ip saddr @sources4 masquerade fully-random")
+	host.contains("nft list chain inet edgeway postrouting", "ip6 saddr @sources6 masquerade fully-random")
 	check("excluded", "10.99.0.1", pod4)
 	check("excluded", "fd00:99::1", pod6)
 

@@ -311,14 +311,14 @@ func (d *draft) strictLinks() {
 // route back through the tunnel: with a strict rp_filter there, or a router that checks sources, they would not
 // arrive. Packets of this node to pods behind a tunnel take the address of the tunnel's end, for the same reason.
 func (d *draft) sourceNAT() {
-	want, given := d.Config.SourceNAT, false
+	want := d.Config.SourceNAT
 	if d.pool != nil && d.pool.SourceNAT != nil {
-		want, given = *d.pool.SourceNAT, true
+		want = *d.pool.SourceNAT
 	}
-	// Where a pool speaks of source NAT the table stays when it is off: without it, conntrack would forget how
-	// the living connections were translated.
+	// Where there are pools the table stays when nothing is translated: without it, the kernel would not track
+	// connections, and forget how the living ones were translated before a pool changed its mode or its source NAT.
 	beside := d.nodesBesideTunnels()
-	if !want.Enabled && !given && len(beside) == 0 {
+	if !want.Enabled && len(beside) == 0 && len(d.Cluster.Pools) == 0 {
 		return
 	}
 	nat := &routes.NAT{Sources: slices.Clone(d.self.PodCIDRs), Nodes: beside}
