@@ -38,6 +38,7 @@ func readItem(k kind, decode func(any) error) (item, error) {
 		it.name, it.version = n.Metadata.Name, n.Metadata.ResourceVersion
 		n.Metadata.ResourceVersion = ""
 		n.Status.strip()
+		n.Metadata.Annotations = FlannelAnnotations(n.Metadata.Annotations)
 		used = n
 	} else {
 		var all map[string]json.RawMessage
@@ -68,9 +69,10 @@ type usedNode struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"`
 	Metadata   struct {
-		Name            string          `json:"name"`
-		ResourceVersion string          `json:"resourceVersion,omitempty"`
-		Labels          json.RawMessage `json:"labels,omitempty"`
+		Name            string            `json:"name"`
+		ResourceVersion string            `json:"resourceVersion,omitempty"`
+		Labels          json.RawMessage   `json:"labels,omitempty"`
+		Annotations     map[string]string `json:"annotations,omitempty"`
 	} `json:"metadata"`
 	Spec struct {
 		PodCIDR  json.RawMessage `json:"podCIDR,omitempty"`

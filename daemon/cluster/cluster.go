@@ -65,7 +65,9 @@ type Node struct {
 	Labels    map[string]string `json:"labels,omitempty"`
 	Addresses []netip.Addr      `json:"addresses,omitempty"` // InternalIP, in the Node's order
 	PodCIDRs  []netip.Prefix    `json:"podCIDRs,omitempty"`
-	Origin    string            `json:"origin,omitempty"` // file it was read from, or the command that edits it
+	// Annotations are flannel's, as the Node has them: see Flannel.
+	Annotations map[string]string `json:"annotations,omitempty"`
+	Origin      string            `json:"origin,omitempty"` // file it was read from, or the command that edits it
 	// Since is when this node's present addresses and pod CIDRs were first seen. It is saved, so that they do
 	// not look new after a restart. A source leaves it zero.
 	Since time.Time `json:"since,omitzero"`

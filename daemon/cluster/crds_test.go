@@ -25,7 +25,7 @@ import (
 
 const validPeer = `{"localSpeakers":["node-1","node-2"],"localAsNumber":65010,"peerIP":"172.16.0.1","peerAsNumber":65001,"nodeSelector":"pool=a"}`
 
-const validPool = `{"nodeSelector":"pool=a","mode":"overlay","podCIDRs":[{"cidr":"10.10.0.0/16","nodeMaskSize":24},{"cidr":"fd00:10::/48"}],"sourceNAT":{"enabled":true,"exclude":["10.0.0.0/8"]},"vxlan":{"vni":7,"port":4789},"mtu":1400}`
+const validPool = `{"nodeSelector":"pool=a","mode":"overlay","podCIDRs":[{"cidr":"10.10.0.0/16","nodeMaskSize":24},{"cidr":"fd00:10::/48"}],"sourceNAT":{"enabled":true,"exclude":["10.0.0.0/8"]},"vxlan":{"vni":7,"port":4789,"flannel":true},"mtu":1400}`
 
 const validEdgeNode = `{"uplinks":{"provider":"static","egress":"node","inside":["10.0.0.0/8"],"interfaces":[{"mac":"00:16:3e:08:60:0a","address":"10.0.0.21","subnet":"10.0.0.0/24",
 	"gateway":"10.0.0.253","answerARP":true,"onLink":true,"addresses":["10.0.0.31","10.0.0.40-10.0.0.55","10.0.0.64/28"],"withdrawn":[{"address":"10.0.0.33","token":"k3x9"}]}]}}`
@@ -49,7 +49,7 @@ var variations = map[string][]string{
 	"NetworkPool nodeSelector": selectors, "NetworkPool podCIDR": {`[]`},
 	"NetworkPool mode":  {`"underlay"`, `"overlay"`, `"auto"`, `"Overlay"`, `""`, `"tunnel"`, `5`, `true`, `[]`, `{}`},
 	"NetworkPool mtu":   {`0`, `1279`, `1280`, `65535`, `65536`, `"1500"`, `1500.5`},
-	"NetworkPool vxlan": {`{}`, `[]`, `5`, `{"vni":0}`, `{"vni":1}`, `{"vni":16777215}`, `{"vni":16777216}`, `{"port":0}`, `{"port":65535}`, `{"port":65536}`, `{"vni":"1"}`, `{"id":1}`},
+	"NetworkPool vxlan": {`{}`, `[]`, `5`, `{"vni":0}`, `{"vni":1}`, `{"vni":16777215}`, `{"vni":16777216}`, `{"port":0}`, `{"port":65535}`, `{"port":65536}`, `{"vni":"1"}`, `{"id":1}`, `{"flannel":true}`, `{"flannel":false}`, `{"flannel":"yes"}`, `{"flannel":1}`},
 	"NetworkPool sourceNAT": {
 		`{}`, `true`, `{"enabled":false}`, `{"enabled":"yes"}`, `{"exclude":["10.0.0.0/8"]}`, `{"enabled":true,"exclude":[]}`, `{"enabled":true,"exclude":"10.0.0.0/8"}`,
 		`{"enabled":true,"exclude":["10.0.0.1/8"]}`, `{"enabled":true,"exclude":["10.0.0.1"]}`, `{"enabled":true,"exclude":["0.0.0.0/0","::/0","224.0.0.0/4"]}`, `{"enabled":true,"excluded":[]}`,

@@ -53,6 +53,15 @@ func readNode(root mapping, name string) Node {
 			n.Labels[unique.Make(key.Value).Value()] = unique.Make(labels.at(key.Value).scalar()).Value()
 		}
 	}
+	annotations := root.at("metadata").mapping().at("annotations").mapping()
+	for _, key := range flannelKeys() {
+		if f := annotations.at(key); !f.absent() {
+			if n.Annotations == nil {
+				n.Annotations = map[string]string{}
+			}
+			n.Annotations[key] = f.scalar()
+		}
+	}
 	spec := root.at("spec").mapping()
 	cidrs := spec.at("podCIDRs").list()
 	if one := spec.at("podCIDR"); len(cidrs) == 0 && !one.absent() && one.scalar() != "" {

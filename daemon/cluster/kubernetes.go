@@ -45,7 +45,7 @@ type kubernetes struct {
 	changed func()
 	silent  bool          // the last attempt did not reach the server
 	back    chan struct{} // closed when the server is reached again
-	// labelKeys are the keys of the labels that matter to this node, sorted.
+	// labelKeys are the keys of the labels and annotations that matter to this node, sorted.
 	labelKeys  []string
 	wrongSince time.Time // since when the NodeSlices do not count; zero: they count
 }
@@ -177,7 +177,7 @@ func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 		w = last // a resource selects by a label that the last known Nodes were not asked for
 		w.Problems = nil
 	}
-	w = w.onlyLabels(k.labelKeys)
+	w = w.onlyKeys(k.labelKeys)
 	if len(w.Nodes) == 0 && len(last.Nodes) > 0 {
 		w = last
 		w.Problems = []Problem{k.emptied()}
@@ -196,9 +196,9 @@ func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 	return w, nil
 }
 
-// keysOf returns the keys of the labels that matter to this node where the resources are those of w.
+// keysOf returns the keys of the labels and annotations that matter to this node where the resources are those of w.
 func (k *kubernetes) keysOf(w World) []string {
-	keys := append(w.LabelKeys(), k.options.LabelKeys...)
+	keys := append(w.NodeKeys(), k.options.LabelKeys...)
 	slices.Sort(keys)
 	return slices.Compact(keys)
 }

@@ -12,11 +12,11 @@ import (
 
 // NodeSlice (network.edgeway.io/v1alpha1) holds what nodes need of some of the cluster's Nodes. A Node has 20 KB
 // and its kubelet writes it every few minutes, which each node of the cluster would hear; a slice changes when a
-// name, an address, a pod CIDR or a label that matters changes, and at no heartbeat. edgeway-controller writes
+// name, an address, a pod CIDR, a label or an annotation that matters changes, and at no heartbeat. edgeway-controller writes
 // the slices, and each node reads them instead of the Nodes.
 //
 //	nodes-1 ... nodes-200   Spec.Nodes, at most SliceMost of them
-//	index                   Spec.Slices: those that count; Spec.LabelKeys: the labels that they have
+//	index                   Spec.Slices: those that count; Spec.LabelKeys: the labels and annotations that they have
 //	alive                   Spec.PublishedAt: when the controller last compared them with all Nodes
 //
 // The index is written after a new slice and before a slice goes. A Node never moves from one slice to another.
@@ -46,10 +46,11 @@ type SliceSpec struct {
 // SlicedNode has the fields of a Node that nodes use, as the Node has them: the reader checks them by the same
 // rules.
 type SlicedNode struct {
-	Name      string            `json:"name"`
-	Addresses []string          `json:"addresses,omitempty"` // InternalIP, in the Node's order
-	PodCIDRs  []string          `json:"podCIDRs,omitempty"`
-	Labels    map[string]string `json:"labels,omitempty"`
+	Name        string            `json:"name"`
+	Addresses   []string          `json:"addresses,omitempty"` // InternalIP, in the Node's order
+	PodCIDRs    []string          `json:"podCIDRs,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"` // flannel's, where a NetworkPool asks for flannel
 }
 
 // The names of the two NodeSlices that have no nodes.
@@ -83,14 +84,18 @@ func NewNodeSlice(name string, spec SliceSpec) NodeSlice {
 		Labels: map[string]string{"app.kubernetes.io/part-of": "edgeway", contentLabel: hex.EncodeToString(sum[:8])}}}
 }
 
-// LabelKeys returns the keys of the labels by which resources and pools select nodes, sorted.
-func (w World) LabelKeys() []string {
+// NodeKeys returns the keys of those labels and annotations of Nodes that matter, sorted: the labels by which
+// resources and pools select nodes, and flannel's annotations if a pool asks for flannel.
+func (w World) NodeKeys() []string {
 	var keys []string
 	for _, p := range w.Peerings {
 		keys = append(keys, p.Selector.Keys()...)
 	}
 	for _, p := range w.Pools {
 		keys = append(keys, p.Selector.Keys()...)
+		if p.Flannel {
+			keys = append(keys, flannelKeys()...)
+		}
 	}
 	slices.Sort(keys)
 	return slices.Compact(keys)
@@ -108,23 +113,28 @@ func (s Selector) Keys() (keys []string) {
 	return keys
 }
 
-// NewSlicedNode returns the entry of a Node, with the labels of these keys alone.
-func NewSlicedNode(name string, of map[string]string, keys, addresses, podCIDRs []string) SlicedNode {
-	n := SlicedNode{Name: name, Addresses: addresses, PodCIDRs: podCIDRs}
+// Only returns the entry with the labels and annotations of these keys, which are sorted, and no others.
+func (n SlicedNode) Only(keys []string) SlicedNode {
+	n.Labels, n.Annotations = kept(n.Labels, keys), kept(n.Annotations, keys)
+	return n
+}
+
+// kept returns the entries of these keys; nil if there are none.
+func kept(all map[string]string, keys []string) (out map[string]string) {
 	for _, key := range keys {
-		if value, ok := of[key]; ok {
-			if n.Labels == nil {
-				n.Labels = map[string]string{}
+		if value, ok := all[key]; ok {
+			if out == nil {
+				out = map[string]string{}
 			}
-			n.Labels[key] = value
+			out[key] = value
 		}
 	}
-	return n
+	return out
 }
 
 // Equal reports whether both entries say the same.
 func (n SlicedNode) Equal(o SlicedNode) bool {
-	return n.Name == o.Name && slices.Equal(n.Addresses, o.Addresses) && slices.Equal(n.PodCIDRs, o.PodCIDRs) && maps.Equal(n.Labels, o.Labels)
+	return n.Name == o.Name && slices.Equal(n.Addresses, o.Addresses) && slices.Equal(n.PodCIDRs, o.PodCIDRs) && maps.Equal(n.Labels, o.Labels) && maps.Equal(n.Annotations, o.Annotations)
 }
 
 // node returns the text of the Node as the API server would have it.
@@ -134,6 +144,7 @@ func (n SlicedNode) node() usedNode {
 	if len(n.Labels) > 0 {
 		u.Metadata.Labels = mustJSON(n.Labels)
 	}
+	u.Metadata.Annotations = n.Annotations
 	if len(n.PodCIDRs) > 0 {
 		u.Spec.PodCIDRs = mustJSON(n.PodCIDRs)
 	}
@@ -184,7 +195,7 @@ const (
 	slicesUnread  sliceState = "not read yet"                // the server has not answered
 	slicesAbsent  sliceState = "there are none"              // no controller, no CustomResourceDefinition, no right to read them
 	slicesPartial sliceState = "the index names others"      // for a moment, while slices come and go; or somebody edited one
-	slicesNarrow  sliceState = "without labels that matter"  // for a moment, after a resource with a new label
+	slicesNarrow  sliceState = "without labels that matter"  // for a moment, after a resource with a new label; or flannel's annotations
 	slicesOld     sliceState = "the controller is not alive" // nobody compares them with the Nodes
 )
 
@@ -308,27 +319,19 @@ func (k *kubernetes) nodes() (said manifest, known bool) {
 	return said, false
 }
 
-// onlyLabels returns the World whose Nodes have the labels of these keys and no others. A Node and its entry in a
-// slice then say the same.
-func (w World) onlyLabels(keys []string) World {
-	other := func(key string, _ string) bool {
-		_, found := slices.BinarySearch(keys, key)
-		return !found
-	}
+// onlyKeys returns the World whose Nodes have the labels and annotations of these keys, which are sorted, and no
+// others. A Node and its entry in a slice then say the same.
+func (w World) onlyKeys(keys []string) World {
 	cloned := false
 	for i, n := range w.Nodes {
-		if !slices.ContainsFunc(slices.Collect(maps.Keys(n.Labels)), func(key string) bool { return other(key, "") }) {
+		labels, annotations := kept(n.Labels, keys), kept(n.Annotations, keys)
+		if len(labels) == len(n.Labels) && len(annotations) == len(n.Annotations) {
 			continue
 		}
 		if !cloned {
 			w.Nodes, cloned = slices.Clone(w.Nodes), true
 		}
-		kept := maps.Clone(n.Labels)
-		maps.DeleteFunc(kept, other)
-		if len(kept) == 0 {
-			kept = nil
-		}
-		w.Nodes[i].Labels = kept
+		w.Nodes[i].Labels, w.Nodes[i].Annotations = labels, annotations
 	}
 	return w
 }

@@ -31,7 +31,7 @@ func slicedOf(t *testing.T, text json.RawMessage, keys []string) (SlicedNode, bo
 	if len(cidrs) == 0 && n.Spec.PodCIDR != "" {
 		cidrs = []string{n.Spec.PodCIDR}
 	}
-	return NewSlicedNode(n.Name, n.Labels, keys, addresses, cidrs), true
+	return SlicedNode{Name: n.Name, Labels: n.Labels, Annotations: n.Annotations, Addresses: addresses, PodCIDRs: cidrs}.Only(keys), true
 }
 
 // slice puts a NodeSlice.
@@ -60,7 +60,7 @@ func TestSlicesSayWhatNodesSay(t *testing.T) {
 					byNodes.put(kind, jsonOf(t, string(text)))
 					bySlices.put(kind, jsonOf(t, string(text)))
 					if w, err := ParseManifest("x.json", text); err == nil {
-						keys = append(keys, w.LabelKeys()...)
+						keys = append(keys, w.NodeKeys()...)
 					}
 				}
 			}

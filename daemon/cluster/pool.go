@@ -17,6 +17,8 @@ type NetworkPool struct {
 	Mode     Mode       `json:"mode"`
 	PodCIDRs []PoolCIDR `json:"podCIDRs,omitempty"` // in order of use; empty: another program gives pod CIDRs
 	VXLAN    VXLAN      `json:"vxlan"`
+	// Flannel: the nodes of the pool and nodes of flannel that no pool selects tunnel to each other.
+	Flannel bool `json:"flannel,omitempty"`
 	// SourceNAT is nil where each node's own file decides.
 	SourceNAT *SourceNAT `json:"sourceNAT,omitempty"`
 	MTU       int        `json:"mtu,omitempty"` // of the pods' links, in bytes; 0: each node's own file decides
@@ -70,7 +72,7 @@ func (p NetworkPool) Ref() string { return kindPool + "/" + p.Name }
 func readPool(root mapping, name string) NetworkPool {
 	spec := strictSpec(root, "nodeSelector", "mode", "podCIDRs", "sourceNAT", "vxlan", "mtu")
 	spec.require("nodeSelector", "mode")
-	vxlan := spec.at("vxlan").mapping("vni", "port")
+	vxlan := spec.at("vxlan").mapping("vni", "port", "flannel")
 	p := NetworkPool{
 		Name:     name,
 		Selector: spec.at("nodeSelector").selector(),
@@ -80,7 +82,8 @@ func readPool(root mapping, name string) NetworkPool {
 			VNI:  cmp.Or(uint32(vxlan.at("vni").number(badValue, 1, 1<<24-1)), DefaultVXLAN().VNI),
 			Port: cmp.Or(uint16(vxlan.at("port").number(badValue, 1, 65535)), DefaultVXLAN().Port),
 		},
-		MTU: int(spec.at("mtu").number(badValue, 1280, 65535)), // RFC 8200, section 5: no IPv6 link is smaller
+		Flannel: vxlan.at("flannel").boolean(),
+		MTU:     int(spec.at("mtu").number(badValue, 1280, 65535)), // RFC 8200, section 5: no IPv6 link is smaller
 	}
 	if nat := spec.at("sourceNAT").mapping("enabled", "exclude"); !nat.absent() {
 		nat.require("enabled")

@@ -21,6 +21,9 @@ const (
 	FileDiffers        Reason = "fileDiffers"        // a node's file says something else than its NetworkPool
 	OtherNetwork       Reason = "otherNetwork"       // another network plugin's bridge is in the pod CIDR
 	VXLANTaken         Reason = "vxlanTaken"         // another owner's link has our VNI and port
+	BadAnnotation      Reason = "badAnnotation"      // an annotation of flannel cannot be read
+	FlannelDiffers     Reason = "flannelDiffers"     // a node of flannel tunnels otherwise than this node's pool
+	FlannelLeft        Reason = "flannelLeft"        // a node of a pool has annotations of flannel
 	NoRouteToLAN       Reason = "noRouteToLAN"       // packets for another LAN leave by no underlay link
 	GatewayOffSubnet   Reason = "gatewayOffSubnet"   // spec.gateway is not one hop away
 	PeerOffSubnet      Reason = "peerOffSubnet"      // the switch is not one hop away
@@ -77,6 +80,7 @@ const (
 	OtherMTU          Reason = "otherMTU"          // advice: running pods keep an earlier MTU
 	StatusRefused     Reason = "statusRefused"     // the API server refuses this node's status
 	EventsRefused     Reason = "eventsRefused"     // the API server refuses this node's events
+	AnnotationRefused Reason = "annotationRefused" // the API server refuses this node's annotations for flannel
 	NotInstalled      Reason = "notInstalled"      // a kind at the API server, or a plugin of cni.chain, is missing
 )
 
@@ -122,12 +126,12 @@ const (
 // Reasons returns every reason of this table. Package bgp has the reasons of sessions.
 func Reasons() []Reason {
 	return []Reason{
-		NoSelf, NoPodCIDR, NoAddress, AddressNotHere, SharedAddress, Overlap, SeveralPools, FileDiffers, OtherNetwork, VXLANTaken, NoRouteToLAN,
+		NoSelf, NoPodCIDR, NoAddress, AddressNotHere, SharedAddress, Overlap, SeveralPools, FileDiffers, OtherNetwork, VXLANTaken, BadAnnotation, FlannelDiffers, FlannelLeft, NoRouteToLAN,
 		GatewayOffSubnet, PeerOffSubnet, OffSubnet, SilentNode, OneMAC, LinkDown, ForwardingOff, StrictSource, NotSelected,
 		PeeringGone, SelectsNothing, NoSuchSpeaker, SpeakerNotSelected, SingleSpeaker, NoPassword, Conflict, TooManyLearned,
 		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, BothModes, UplinkMissing, UplinkAddress, AddressRemoved, ForwardDropped, HostDropped, ForeignNAT, SilentGateway, MTUTooLarge, NoPlugin, DiskFull, ClusterUnreadable, HostUnreadable,
 		WorldNotSaved, SwitchNotTold, PodsNotServed, KernelRefused, ForeignRoute, SettingsRefused, PodBroken,
-		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, NoCanary, CompetingNetwork, OtherMTU, StatusRefused, EventsRefused,
+		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, NoCanary, CompetingNetwork, OtherMTU, StatusRefused, EventsRefused, AnnotationRefused,
 		NotInstalled, TermsDiffer, TunnelFiltered, PodCIDRNotRouted, PathBlocked, MTUHole, apiServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,
 		emptyFile, emptyDirectory, unreadableFile, unknownKind, unknownKey, duplicateKey, duplicateEntry,
 		duplicateObject, missingField, badValue, badASN, badAddress, badCIDR, badSelector, badSecret, wrongNamespace,

@@ -108,7 +108,7 @@ func compareSources(t *testing.T, c *client, want World) {
 	needed := want.passwords(c.source.options.Node)
 	want.EdgeNodes = slices.DeleteFunc(want.EdgeNodes, func(e EdgeNode) bool { return e.Name != c.source.options.Node })
 	want.Secrets = slices.DeleteFunc(want.Secrets, func(s Secret) bool { return !slices.Contains(needed, s.Name) })
-	want = want.onlyLabels(want.LabelKeys())
+	want = want.onlyKeys(want.NodeKeys())
 	var diff string
 	defer func() {
 		if t.Failed() {

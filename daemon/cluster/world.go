@@ -60,7 +60,7 @@ func (n Node) Family(like netip.Addr) (out []netip.Addr) {
 
 func (n Node) equal(o Node) bool {
 	return n.Name == o.Name && n.Origin == o.Origin && n.Since.Equal(o.Since) &&
-		slices.Equal(n.Addresses, o.Addresses) && slices.Equal(n.PodCIDRs, o.PodCIDRs) && maps.Equal(n.Labels, o.Labels)
+		slices.Equal(n.Addresses, o.Addresses) && slices.Equal(n.PodCIDRs, o.PodCIDRs) && maps.Equal(n.Labels, o.Labels) && maps.Equal(n.Annotations, o.Annotations)
 }
 
 // canonical returns w sorted, with nil lists empty and without the time. Its lists are copies.

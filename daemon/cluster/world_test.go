@@ -359,7 +359,7 @@ func TestMergeKeepsAndForgets(t *testing.T) {
 func TestEqualSeesEachFieldOfANode(t *testing.T) {
 	full := Node{
 		Name: "n", Labels: map[string]string{"a": "b"}, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
-		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}, Origin: "o", Since: time.Unix(1, 0),
+		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}, Origin: "o", Since: time.Unix(1, 0), Annotations: map[string]string{"c": "d"},
 	}
 	if !Equal(World{Nodes: []Node{full}}, World{Nodes: []Node{full}}) {
 		t.Error("not equal to itself")

@@ -15,8 +15,8 @@ func slicedNodes(n int) map[string]cluster.SlicedNode {
 	out := map[string]cluster.SlicedNode{}
 	for i := range n {
 		name := fmt.Sprintf("shop-%04d-n%d", i/5, i%5)
-		out[name] = cluster.NewSlicedNode(name, map[string]string{"shop": fmt.Sprint("s", i/5), "pool": fmt.Sprint("p", i/500), "other": "x"}, []string{"pool", "shop"},
-			[]string{fmt.Sprintf("10.%d.%d.%d", i/2500, i/10%250, 10+i%10)}, []string{fmt.Sprintf("10.%d.%d.0/24", 100+i/256, i%256)})
+		out[name] = cluster.SlicedNode{Name: name, Labels: map[string]string{"shop": fmt.Sprint("s", i/5), "pool": fmt.Sprint("p", i/500), "other": "x"},
+			Addresses: []string{fmt.Sprintf("10.%d.%d.%d", i/2500, i/10%250, 10+i%10)}, PodCIDRs: []string{fmt.Sprintf("10.%d.%d.0/24", 100+i/256, i%256)}}.Only([]string{"pool", "shop"})
 	}
 	return out
 }
@@ -116,7 +116,7 @@ func TestSlicesLoseNoNodeBetweenWrites(t *testing.T) {
 				}
 			}
 			for name, n := range nodes {
-				nodes[name] = cluster.NewSlicedNode(name, map[string]string{"a": "1", "b": "1", "c": "1"}, keys, n.Addresses, nil)
+				nodes[name] = cluster.SlicedNode{Name: name, Labels: map[string]string{"a": "1", "b": "1", "c": "1"}, Addresses: n.Addresses}.Only(keys)
 			}
 			writes := sliceWrites(have, pack(have, nodes), keys)
 			for i := range writes {

@@ -143,9 +143,9 @@ func (p *publisher) publish(ctx context.Context, have []cluster.NodeSlice) ([]cl
 	for _, w := range p.said {
 		all.Peerings, all.Pools = append(all.Peerings, w.Peerings...), append(all.Pools, w.Pools...)
 	}
-	keys, nodes := all.LabelKeys(), make(map[string]cluster.SlicedNode, len(p.nodes))
+	keys, nodes := all.NodeKeys(), make(map[string]cluster.SlicedNode, len(p.nodes))
 	for name, n := range p.nodes {
-		nodes[name] = cluster.NewSlicedNode(name, n.Labels, keys, n.Addresses, n.PodCIDRs)
+		nodes[name] = n.Only(keys)
 	}
 	p.mu.Unlock()
 	writes := sliceWrites(have, pack(have, nodes), keys)
@@ -228,7 +228,7 @@ func (p *publisher) slices(ctx context.Context) ([]cluster.NodeSlice, error) {
 
 // sliced returns the fields of a Node that nodes use, with all its labels.
 func sliced(o *corev1.Node) cluster.SlicedNode {
-	n := cluster.SlicedNode{Name: o.Name, Labels: o.Labels, PodCIDRs: o.Spec.PodCIDRs}
+	n := cluster.SlicedNode{Name: o.Name, Labels: o.Labels, Annotations: cluster.FlannelAnnotations(o.Annotations), PodCIDRs: o.Spec.PodCIDRs}
 	if len(n.PodCIDRs) == 0 && o.Spec.PodCIDR != "" {
 		n.PodCIDRs = []string{o.Spec.PodCIDR}
 	}

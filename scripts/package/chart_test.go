@@ -118,6 +118,7 @@ imagePullSecrets: [{name: pull}]
 config: {mode: auto}
 networkPools: {shop: {nodeSelector: pool=shop, mode: overlay, podCIDRs: [{cidr: 10.20.0.0/16}]}}
 passwordSecrets: [bgp-secret, bgp-secret-2]
+flannel: {enabled: true}
 speakers: {separate: true, maxUnavailable: 20%}
 nodeSelector: {a: b}
 tolerations: [{key: edge, operator: Exists, effect: NoSchedule}]
@@ -291,7 +292,7 @@ func TestChartNullsAndUnknownKeys(t *testing.T) {
 			refused[path]++
 		}
 	}
-	want := []string{"controller", "controller.enabled", "controller.replicas", "image", "image.repository", "podMonitor", "podMonitor.enabled", "podMonitor.port",
+	want := []string{"controller", "controller.enabled", "controller.replicas", "flannel", "flannel.enabled", "image", "image.repository", "podMonitor", "podMonitor.enabled", "podMonitor.port",
 		"speakers", "speakers.maxUnavailable", "speakers.separate"}
 	if diff := cmp.Diff(want, slices.Sorted(maps.Keys(refused))); diff != "" {
 		t.Errorf("null is refused for (-want +got):\n%s", diff)

@@ -25,6 +25,7 @@ func TestChartHasTheManifests(t *testing.T) {
 		"kubernetes/rbac/speaker.yaml":               "files/rbac/speaker.yaml",
 		"kubernetes/rbac/secrets.yaml":               "files/rbac/secrets.yaml",
 		"kubernetes/rbac/controller/controller.yaml": "files/rbac/controller.yaml",
+		"kubernetes/rbac/flannel/flannel.yaml":       "files/rbac/flannel.yaml",
 		"overlays/speakers/speaker/account.yaml":     "files/rbac/speaker-account.yaml",
 	}
 	crds, err := filepath.Glob(source + "kubernetes/crds/*.yaml")
@@ -44,7 +45,7 @@ func TestChartHasTheManifests(t *testing.T) {
 // TestAPIServerManifests has a real API server check everything that an operator may apply.
 func TestAPIServerManifests(t *testing.T) {
 	server := withCRDs(t)
-	for _, dir := range []string{"kubernetes", "kubernetes/controller", "kubernetes/rbac/kubelet", "overlays/speakers", "overlays/uninstall"} {
+	for _, dir := range []string{"kubernetes", "kubernetes/controller", "kubernetes/rbac/kubelet", "kubernetes/rbac/flannel", "overlays/speakers", "overlays/uninstall"} {
 		t.Run(dir, func(t *testing.T) { dryRun(t, server, "-k", "../../deploy/"+dir) })
 	}
 }

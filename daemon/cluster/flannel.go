@@ -1,0 +1,123 @@
+package cluster
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+)
+
+// Flannel is what flannel says of a node, in annotations of the Node (flannel, pkg/subnet/kube).
+type Flannel struct {
+	Backend string // "vxlan", "host-gw", "wireguard", ...
+	// V4 and V6 are where the node receives the packets of each family, in VXLAN. flannel carries each family in a
+	// tunnel of that family. nil: the annotations do not say it.
+	V4, V6 *FlannelEnd
+}
+
+// FlannelEnd is the end of flannel's tunnel of one family.
+type FlannelEnd struct {
+	VNI  uint32
+	MAC  string // of the VXLAN link; lower case, colons
+	Addr netip.Addr
+}
+
+// FlannelVXLAN is the only backend whose nodes tunnel as edgeway does.
+const FlannelVXLAN = "vxlan"
+
+// FlannelVNI returns the VNI as annotations have it. Earlier versions of flannel keep 16 bits of it there, and refuse
+// more of them (pkg/backend/vxlan: vxlanLeaseAttrs). No version uses the VNI of another node.
+func FlannelVNI(vni uint32) uint32 { return vni & (1<<16 - 1) }
+
+// Ends returns the ends that the annotations say.
+func (f Flannel) Ends() (out []FlannelEnd) {
+	for _, e := range []*FlannelEnd{f.V4, f.V6} {
+		if e != nil {
+			out = append(out, *e)
+		}
+	}
+	return out
+}
+
+// The annotations. Their values are texts; flannelData and flannelData6 are JSON.
+const (
+	flannelManaged = "flannel.alpha.coreos.com/kube-subnet-manager"
+	flannelBackend = "flannel.alpha.coreos.com/backend-type"
+	flannelData    = "flannel.alpha.coreos.com/backend-data"
+	flannelAddr    = "flannel.alpha.coreos.com/public-ip"
+	flannelData6   = "flannel.alpha.coreos.com/backend-v6-data"
+	flannelAddr6   = "flannel.alpha.coreos.com/public-ipv6"
+)
+
+// flannelKeys returns the annotations' keys.
+func flannelKeys() []string {
+	return []string{flannelManaged, flannelBackend, flannelData, flannelAddr, flannelData6, flannelAddr6}
+}
+
+// FlannelAnnotations returns flannel's annotations of all annotations of a Node; nil if there are none.
+func FlannelAnnotations(all map[string]string) map[string]string { return kept(all, flannelKeys()) }
+
+// flannelEnd is the JSON of one tunnel's end.
+type flannelEnd struct {
+	VNI     uint32
+	VtepMAC string
+}
+
+// Flannel reads flannel's annotations of the node. ok is false if flannel does not say that it manages the node. The
+// problems name each annotation that cannot be read; that end of the tunnel is nil.
+func (n Node) Flannel() (f Flannel, problems []Problem, ok bool) {
+	if n.Annotations[flannelManaged] != "true" {
+		return f, nil, false
+	}
+	bad := func(key, want string) {
+		got := "nothing"
+		if value, there := n.Annotations[key]; there {
+			got = strconv.Quote(fmt.Sprintf("%.80s", value))
+		}
+		problems = append(problems, Problem{Object: kindNode + "/" + n.Name, Reason: BadAnnotation, Want: want + " in " + key, Got: got,
+			Next: "restart flannel on the node, which writes it again, or correct it: kubectl edit node " + n.Name + "; no tunnel leads to the node's pods until then"})
+	}
+	if f.Backend = n.Annotations[flannelBackend]; f.Backend == "" {
+		bad(flannelBackend, "the name of flannel's backend")
+	}
+	if f.Backend != FlannelVXLAN {
+		return f, problems, true
+	}
+	end := func(data, addr, family string, is func(netip.Addr) bool) *FlannelEnd {
+		text := n.Annotations[data]
+		if text == "" || text == "null" { // flannel has no tunnel of that family
+			return nil
+		}
+		var e flannelEnd
+		err := json.Unmarshal([]byte(text), &e)
+		mac, errMAC := net.ParseMAC(e.VtepMAC)
+		if err != nil || errMAC != nil || len(mac) != 6 || mac[0]&1 != 0 || e.VNI == 0 || e.VNI > 1<<24-1 {
+			bad(data, `{"VNI": ..., "VtepMAC": "..."}`)
+			return nil
+		}
+		a, err := netip.ParseAddr(n.Annotations[addr])
+		if err != nil || !is(a) || a.Zone() != "" || !unicast(a) {
+			bad(addr, "an "+family+" address")
+			return nil
+		}
+		return &FlannelEnd{VNI: e.VNI, MAC: mac.String(), Addr: a}
+	}
+	f.V4 = end(flannelData, flannelAddr, "IPv4", netip.Addr.Is4)
+	f.V6 = end(flannelData6, flannelAddr6, "IPv6", func(a netip.Addr) bool { return a.Is6() && !a.Is4In6() })
+	return f, problems, true
+}
+
+// Annotations returns the annotations that say f, as flannel writes them.
+func (f Flannel) Annotations() map[string]string {
+	out := map[string]string{flannelManaged: "true", flannelBackend: f.Backend}
+	for _, one := range []struct {
+		end        *FlannelEnd
+		data, addr string
+	}{{f.V4, flannelData, flannelAddr}, {f.V6, flannelData6, flannelAddr6}} {
+		if e := one.end; e != nil {
+			out[one.data], out[one.addr] = string(mustJSON(flannelEnd{e.VNI, e.MAC})), e.Addr.String()
+		}
+	}
+	return out
+}
