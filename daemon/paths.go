@@ -55,6 +55,9 @@ func surveyOf(v *view) *paths.Cluster {
 		ways[r.Dst] = paths.Way{Tunnel: r.Link == routes.VXLANLink || r.Link == routes.VXLANLink6, Via: r.Via}
 	}
 	for i, n := range w.Cluster.Nodes {
+		if v.Survey.OfFlannel(i) {
+			continue // it has no canary
+		}
 		at := w.VXLAN(n)
 		one := paths.Node{Name: n.Name, Hosts: n.Addresses, CIDRs: n.PodCIDRs, Terms: paths.Terms{Mode: string(w.Mode(n)), VNI: at.VNI, Port: at.Port}}
 		pool, _ := w.Pool(n)

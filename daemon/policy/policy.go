@@ -79,8 +79,10 @@ type Plan struct {
 	// Gateways has the gateways one hop away that packets for other LANs pass.
 	Gateways []routes.Neighbour
 	// Guarded has packets that no firewall of this machine may drop or translate: of pods, of the tunnel and of BGP.
-	Guarded  []routes.Packet
-	Problems []cluster.Problem
+	Guarded []routes.Packet
+	// Annotations are those that flannel must find on this node's Node; nil: none.
+	Annotations map[string]string
+	Problems    []cluster.Problem
 }
 
 // Session is the session with one switch that one resource asks for.
@@ -150,6 +152,8 @@ func (s *Survey) Decide(w World) Plan {
 		d.receive()
 		d.strictLinks()
 	}
+	d.flannelProblems()
+	d.announce()
 	d.shadows()
 	d.sourceNAT()
 	d.uplinks()
@@ -170,6 +174,8 @@ type draft struct {
 	shared   map[netip.Prefix]bool // this node's CIDRs that the bridge of another plugin still serves
 
 	carried int // the least MTU of the links that carry the pods' packets
+
+	unlike []unlike // nodes of flannel to which no tunnel leads
 
 	plan Plan
 }
@@ -327,9 +333,9 @@ func (d *draft) sourceNAT() {
 		nat.Off = true
 		return
 	}
-	for _, n := range d.Cluster.Nodes {
+	for i, n := range d.Cluster.Nodes {
 		nat.Exclude = append(nat.Exclude, n.PodCIDRs...)
-		for _, a := range n.Addresses {
+		for _, a := range d.addresses(i) {
 			nat.Exclude = append(nat.Exclude, netip.PrefixFrom(a, a.BitLen()))
 		}
 	}

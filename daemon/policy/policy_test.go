@@ -3,6 +3,7 @@ package policy
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -209,6 +210,9 @@ func tell(t *testing.T, w World) string {
 	}
 	for _, c := range plan.Confirmed {
 		fmt.Fprintf(&b, "confirmed %v %s\n", c.Address, c.Token)
+	}
+	for _, key := range slices.Sorted(maps.Keys(plan.Annotations)) {
+		fmt.Fprintf(&b, "annotation %s: %s\n", key, plan.Annotations[key])
 	}
 	for _, p := range Sorted(plan.Problems) {
 		kind := "problem"

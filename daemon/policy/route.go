@@ -123,6 +123,9 @@ func (d *draft) lookup(addr netip.Addr) (routes.Route, bool) {
 // place, travel in VXLAN. like has the family of the packets. Both nodes come to the same answer.
 func (d *draft) overlaid(n cluster.Node, at place, like netip.Addr) bool {
 	here, there := d.plan.Mode, d.mode(n, at.pool)
+	if f := d.flannelAt(at); f != nil && f.Backend == cluster.FlannelVXLAN {
+		return true // flannel knows no other way
+	}
 	if here == cluster.Overlay || there == cluster.Overlay {
 		return true
 	}
@@ -141,7 +144,7 @@ func (d *draft) nodesBesideTunnels() (out []netip.Prefix) {
 			if n.Name == d.self.Name || !d.overlaid(n, d.survey.places[i], c.Addr()) {
 				continue
 			}
-			for _, a := range n.Addresses {
+			for _, a := range d.addresses(i) {
 				if a.Is4() == c.Addr().Is4() {
 					out = append(out, netip.PrefixFrom(a, a.BitLen()))
 				}
@@ -151,10 +154,49 @@ func (d *draft) nodesBesideTunnels() (out []netip.Prefix) {
 	return out
 }
 
+// tunnelEnd is the end of a tunnel at another node, and where it begins here.
+type tunnelEnd struct {
+	local, remote netip.Addr
+	mac           string
+	at            cluster.VXLAN // where the other node receives
+}
+
 // tunnelTo routes cidr through the VXLAN link to the tunnel endpoint (VTEP) of n. The endpoint has the first
-// address of the CIDR, and a MAC derived from the node's name, so nothing needs publishing. It is sent to
-// with the VNI and the port with which n receives, so that two pools may have different ones.
+// address of the CIDR. It is sent to with the VNI and the port with which n receives, so that two pools may have
+// different ones.
 func (d *draft) tunnelTo(n cluster.Node, at place, cidr netip.Prefix) {
+	to, ok := d.tunnelEnd(n, at, cidr.Addr())
+	if !ok || d.isTaken(to.local) { // the kernel would refuse the link, and everything on it
+		return
+	}
+	link := d.receiveAt(to.local)
+	d.carry(link.MTU)
+	dev, vtep := link.Name, cidr.Masked().Addr()
+	route := routes.Route{Dst: cidr, Via: vtep, Link: dev, Onlink: true, Protocol: routes.ProtoNode}
+	if at.pool != nil && at.pool.MTU < link.MTU {
+		route.MTU = at.pool.MTU // a link on the way to that pool may carry less; 0: it has no MTU
+	}
+	d.plan.Routes.Routes = append(d.plan.Routes.Routes, route)
+	d.plan.Routes.Neighs = append(d.plan.Routes.Neighs, routes.Neigh{Link: dev, IP: vtep, MAC: to.mac})
+	fdb, ours := routes.FDB{Link: dev, MAC: to.mac, Dst: to.remote}, d.vxlan(d.pool)
+	if to.at.VNI != ours.VNI {
+		fdb.VNI = to.at.VNI
+	}
+	if to.at.Port != ours.Port {
+		fdb.Port = to.at.Port
+	}
+	if !slices.Contains(d.plan.Routes.FDB, fdb) {
+		d.plan.Routes.FDB = append(d.plan.Routes.FDB, fdb)
+	}
+}
+
+// tunnelEnd returns the end of the tunnel to n, which belongs at that place, for packets of the family of like. The MAC
+// of a node of edgeway is derived from the node's name, so nothing needs publishing. ok is false if there is no tunnel,
+// and a problem says why.
+func (d *draft) tunnelEnd(n cluster.Node, at place, like netip.Addr) (to tunnelEnd, ok bool) {
+	if f := d.flannelAt(at); f != nil {
+		return d.flannelEnd(n, *f, like)
+	}
 	local, remote, ok := d.tunnelEnds(n)
 	if !ok {
 		lacks := n // the node without an IPv4 address, if there is one: both nodes say the same of it
@@ -163,30 +205,8 @@ func (d *draft) tunnelTo(n cluster.Node, at place, cidr netip.Prefix) {
 		}
 		d.problem("Node/"+lacks.Name, cluster.NoAddress, fmt.Sprintf("an InternalIP of the other end's family, for the tunnel between Node/%s and Node/%s", min(d.self.Name, n.Name), max(d.self.Name, n.Name)), fmt.Sprint(lacks.Addresses),
 			"add an address of that family to the Node's status.addresses; the pods of the two nodes do not reach each other until then")
-		return
 	}
-	if d.isTaken(local) {
-		return // the kernel would refuse the link, and everything on it
-	}
-	link := d.receiveAt(local)
-	d.carry(link.MTU)
-	dev, mac, vtep := link.Name, vtepMAC(n.Name), cidr.Masked().Addr()
-	route := routes.Route{Dst: cidr, Via: vtep, Link: dev, Onlink: true, Protocol: routes.ProtoNode}
-	if at.pool != nil && at.pool.MTU < link.MTU {
-		route.MTU = at.pool.MTU // a link on the way to that pool may carry less; 0: it has no MTU
-	}
-	d.plan.Routes.Routes = append(d.plan.Routes.Routes, route)
-	d.plan.Routes.Neighs = append(d.plan.Routes.Neighs, routes.Neigh{Link: dev, IP: vtep, MAC: mac})
-	fdb, ours, theirs := routes.FDB{Link: dev, MAC: mac, Dst: remote}, d.vxlan(d.pool), d.vxlan(at.pool)
-	if theirs.VNI != ours.VNI {
-		fdb.VNI = theirs.VNI
-	}
-	if theirs.Port != ours.Port {
-		fdb.Port = theirs.Port
-	}
-	if !slices.Contains(d.plan.Routes.FDB, fdb) {
-		d.plan.Routes.FDB = append(d.plan.Routes.FDB, fdb)
-	}
+	return tunnelEnd{local, remote, vtepMAC(n.Name), d.vxlan(at.pool)}, ok
 }
 
 // tunnelEnds returns the addresses between which this node and n tunnel: IPv4 if both nodes have it, else IPv6. ok
@@ -209,7 +229,7 @@ func (d *draft) receive() {
 	if a, ok := d.underlay(d.self, netip.IPv4Unspecified()); ok && !d.isTaken(a) {
 		d.receiveAt(a)
 	}
-	if a, ok := d.underlay(d.self, netip.IPv6Unspecified()); ok && (d.linkAt(a) == routes.VXLANLink || d.survey.sixOnly) && !d.isTaken(a) {
+	if a, ok := d.underlay(d.self, netip.IPv6Unspecified()); ok && (d.linkAt(a) == routes.VXLANLink || d.survey.sixOnly || d.asksFlannel() && d.hasPods(a)) && !d.isTaken(a) {
 		d.receiveAt(a)
 	}
 }
@@ -264,7 +284,7 @@ func (d *draft) receiveAt(local netip.Addr) routes.Link {
 		d.plan.Routes.Sysctls = append(d.plan.Routes.Sysctls, routes.SoftChecksum(dev))
 	}
 	if !d.Config.VXLAN.AcceptAll {
-		d.plan.Routes.Senders = &routes.Senders{VNI: at.VNI, Port: at.Port, From: d.others}
+		d.plan.Routes.Senders = &routes.Senders{VNI: at.VNI, Port: at.Port, From: d.senders()}
 	}
 	for _, c := range d.self.PodCIDRs {
 		a := c.Masked().Addr()

@@ -21,12 +21,16 @@ type Survey struct {
 	disputed map[netip.Prefix]bool // pod CIDRs of two nodes that overlap
 	sixOnly  bool                  // some node has an IPv6 address and no IPv4 address
 	problems []cluster.Problem     // every node has them
+	// ofFlannel are the problems of annotations of flannel. The nodes of pools that ask for flannel have them.
+	ofFlannel []cluster.Problem
 }
 
 // place is where a node belongs.
 type place struct {
 	lans []uint32             // the local ASNs of the resources that select it
 	pool *cluster.NetworkPool // of the pools that select it, the first by name; nil: none does
+	// flannel is what flannel says of it; nil: a pool selects it, flannel does not manage it, or no pool asks for flannel.
+	flannel *cluster.Flannel
 	// others are the addresses of all other nodes. The nodes share one array, since thousands of nodes would
 	// otherwise have as many copies.
 	others []netip.Addr
@@ -58,6 +62,7 @@ func NewSurvey(c cluster.World) *Survey {
 		s.places[i].others = slices.Clip(round[end : begin+len(addrs)])
 		begin = end
 	}
+	s.flannel(c)
 	s.overlaps(c.Nodes)
 	s.sharedAddresses(c.Nodes)
 	for _, r := range c.Peerings {
