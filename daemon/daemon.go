@@ -132,6 +132,8 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 		start("report sessions", r.Run)
 		l.uplinks = report.NewUplinks(server)
 		start("report uplinks", l.uplinks.Run)
+		l.annotations = report.NewAnnotations(server)
+		start("annotate the Node", l.annotations.Run)
 	}
 	start("watch kernel", func(ctx context.Context) error {
 		return d.kernel.Watch(ctx, routes.Watched{Node: l.look.fire, Pods: l.harmed.fire, Firewall: l.firewall.fire})

@@ -90,18 +90,20 @@ type view struct {
 //	reread ──┼─> Host ─ source ─ policy.Admit ─ save ─ Learned ─ policy.Decide ─ Sync kernel, speaker, pods
 //	clock ───┘          └──── only after reread ────┘
 type loop struct {
-	config   config.Config
-	source   cluster.Source
-	kernel   kernel
-	speaker  speaker
-	uplinks  *report.Uplinks // reports the state of the uplinks; nil: there is no API server
-	reporter reporter        // reports this node's sessions to the cluster; nil: there is no API server
-	pods     podServer
-	proven   func() []cluster.Problem // of the paths to other nodes' pods; nil: nobody asks
-	save     func(cluster.World) error
-	grant    func(uplink.Uplinks) error // writes uplink.File
-	log      *slog.Logger
-	turned   func(worked bool, took time.Duration) // called after each look
+	config  config.Config
+	source  cluster.Source
+	kernel  kernel
+	speaker speaker
+	uplinks *report.Uplinks // reports the state of the uplinks; nil: there is no API server
+	// annotations writes those of this node's Node; nil: there is no API server.
+	annotations *report.Annotations
+	reporter    reporter // reports this node's sessions to the cluster; nil: there is no API server
+	pods        podServer
+	proven      func() []cluster.Problem // of the paths to other nodes' pods; nil: nobody asks
+	save        func(cluster.World) error
+	grant       func(uplink.Uplinks) error // writes uplink.File
+	log         *slog.Logger
+	turned      func(worked bool, took time.Duration) // called after each look
 	shared
 
 	last    cluster.World     // the World that counts; zero while known is false
@@ -230,6 +232,7 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 		o.problems = append(o.problems, l.proven()...)
 	}
 	l.apply(ctx, plan, complete, &o)
+	l.annotate(plan, &o)
 	l.publish(view{World: w, Survey: survey, Plan: plan}, o)
 	l.journal.note(slices.Concat(o.problems, l.found, o.ofPods), time.Now())
 	return !o.again
@@ -320,6 +323,18 @@ func (l *loop) report(ctx context.Context, plan policy.Plan, o *outcome) {
 			o.problems = append(o.problems, l.uplinks.Problems()...)
 		}
 	}
+}
+
+// annotate lets the Node of this node say what other programs must find there. The links that it speaks of are there.
+func (l *loop) annotate(plan policy.Plan, o *outcome) {
+	if l.annotations == nil {
+		return
+	}
+	self, _ := l.last.Node(l.config.NodeName)
+	if err := l.annotations.Sync(plan.Annotations, self.Annotations); err != nil {
+		l.log.Warn("annotations of this node", "err", err)
+	}
+	o.problems = append(o.problems, l.annotations.Problems()...)
 }
 
 type outcome struct {

@@ -244,6 +244,76 @@ func TestAPIServerRoles(t *testing.T) {
 	}
 }
 
+// A node writes flannel's annotations with the role for that and no other: with a kubelet's credentials without it. It
+// asks for nothing while its Node has them. Without the right a problem names the role.
+func TestAPIServerRolesForFlannel(t *testing.T) {
+	cp := clusterWith(t, roles)
+	account := must(cp.ServiceAccount("kube-system", "edgeway"))(t)
+	want := map[string]string{"flannel.alpha.coreos.com/backend-type": "vxlan", "flannel.alpha.coreos.com/backend-data": `{"VNI":1,"VtepMAC":"4e:2d:f2:44:0a:01"}`}
+	said := func() string {
+		return must(cp.Kubectl("get", "node", "n1", "-o", `jsonpath={.metadata.annotations.flannel\.alpha\.coreos\.com/backend-data}`))(t)
+	}
+	annotate := func(kubeconfig string) *report.Annotations {
+		a := report.NewAnnotations(cluster.KubernetesOptions{Kubeconfig: kubeconfig, Node: "n1", UserAgent: "edgewayd/test"})
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- a.Run(ctx) }()
+		t.Cleanup(func() {
+			stop()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+		return a
+	}
+	const user = "system:serviceaccount:kube-system:edgeway"
+	asked := func() int {
+		return len(must(cp.Requests(func(q kube.Request) bool { return q.User == user }))(t))
+	}
+
+	a := annotate(account)
+	must("", a.Sync(want, want))(t)
+	must("", a.Sync(nil, nil))(t)
+	if n := asked(); n > 0 {
+		t.Errorf("%d requests for a Node that has its annotations", n)
+	}
+	must("", a.Sync(want, map[string]string{"flannel.alpha.coreos.com/backend-type": "vxlan"}))(t)
+	until(t, "a problem without the role", func() bool {
+		p := a.Problems()
+		return len(p) == 1 && p[0].Reason == cluster.AnnotationRefused && p[0].Object == "Node/n1" && strings.Contains(p[0].Next, "deploy/kubernetes/rbac/flannel")
+	})
+	if got := said(); got != "" {
+		t.Errorf("without the role the Node says %s", got)
+	}
+
+	must(cp.Kubectl("apply", "-k", roles+"/flannel"))(t)
+	until(t, "the right", func() bool {
+		out, _ := cp.Kubectl("auth", "can-i", "--as", user, "patch", "nodes/n1", "--subresource", "status")
+		return strings.TrimSpace(out) == "yes"
+	})
+	must("", a.Sync(nil, nil))(t)
+	if p := a.Problems(); len(p) > 0 {
+		t.Errorf("problems of annotations that nobody wants: %v", p)
+	}
+	b := annotate(account)
+	must("", b.Sync(want, nil))(t)
+	until(t, "the annotation", func() bool { return said() == want["flannel.alpha.coreos.com/backend-data"] })
+	compare(t, granted(t, roles+"/flannel"), map[right]bool{{"", "nodes/status", "patch"}: true}, nil)
+	for _, no := range [][]string{{"patch", "nodes/n1"}, {"update", "nodes/n1", "--subresource", "status"}, {"delete", "nodes/n1"}} {
+		if out, _ := cp.Kubectl(append([]string{"auth", "can-i", "--as", user}, no...)...); strings.TrimSpace(out) == "yes" {
+			t.Errorf("the role allows: %s", strings.Join(no, " "))
+		}
+	}
+
+	other := map[string]string{"flannel.alpha.coreos.com/backend-type": "vxlan", "flannel.alpha.coreos.com/backend-data": `{"VNI":1,"VtepMAC":"4e:2d:f2:44:0a:02"}`}
+	k := annotate(must(cp.Kubeconfig("system:node:n1", "system:nodes"))(t))
+	must("", k.Sync(other, want))(t)
+	until(t, "the annotation by a kubelet's credentials", func() bool { return said() == other["flannel.alpha.coreos.com/backend-data"] })
+	if p := k.Problems(); len(p) > 0 {
+		t.Errorf("problems %v", p)
+	}
+}
+
 // Without one of the rights something is missing that an operator sees.
 func TestAPIServerRolesAreNeeded(t *testing.T) {
 	cp := clusterWith(t, roles)
@@ -254,7 +324,7 @@ func TestAPIServerRolesAreNeeded(t *testing.T) {
 	}
 	for _, no := range [][]string{
 		{"list", "secrets", "-n", "kube-system"}, {"get", "secrets/other", "-n", "kube-system"}, {"list", "secrets/other", "-n", "kube-system"},
-		{"get", "secrets/bgp-secret", "-n", "default"}, {"patch", "bgppeers/p"}, {"patch", "edgenodes/n1"}, {"patch", "nodes/n1"}, {"list", "pods"}, {"create", "events", "-n", "kube-system"},
+		{"get", "secrets/bgp-secret", "-n", "default"}, {"patch", "bgppeers/p"}, {"patch", "edgenodes/n1"}, {"patch", "nodes/n1"}, {"patch", "nodes/n1", "--subresource", "status"}, {"list", "pods"}, {"create", "events", "-n", "kube-system"},
 		{"delete", "bgppeers/p"}, {"get", "configmaps", "-n", "kube-system"},
 	} {
 		if may(no...) {
