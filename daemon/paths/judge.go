@@ -158,13 +158,26 @@ func (f Finding) otherTerms() string {
 	return strings.Join(what, "; ")
 }
 
-// here finds causes on this node: then all nodes are cut off in the same way.
-func (j *judge) here(cut []Finding) []Finding {
+// here finds causes on this node: then all nodes are cut off in the same way, in both families or in one.
+func (j *judge) here(cut []Finding) (rest []Finding) {
+	if rest = j.hereOf(j.all, cut); len(rest) < len(cut) {
+		return rest
+	}
+	rest = nil
+	for f := range families {
+		other := func(o Finding) bool { return o.Family != f.String() }
+		rest = append(rest, j.hereOf(slices.DeleteFunc(slices.Clone(j.all), other), slices.DeleteFunc(slices.Clone(cut), other))...)
+	}
+	return rest
+}
+
+// hereOf is here for a part of the findings.
+func (j *judge) hereOf(found, cut []Finding) []Finding {
 	if len(cut) == 0 {
 		return nil
 	}
 	whole := func(f Finding) bool { return f.Host == Answers && len(f.Said.Canary) > 0 && f.Canary != Unsure }
-	all := slices.DeleteFunc(slices.Clone(j.all), func(f Finding) bool { return !whole(f) })
+	all := slices.DeleteFunc(slices.Clone(found), func(f Finding) bool { return !whole(f) })
 	// Several nodes are cut off in the same way, and they are in different LANs or beside this node: the place is here.
 	nodes, groups, near, tunnels, heard := map[string]bool{}, map[string]bool{}, false, 0, 0
 	for _, f := range all {

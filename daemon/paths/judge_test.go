@@ -36,7 +36,8 @@ func narrow(f *Finding)     { f.Full = Silent }
 func tunnelled(f *Finding) {
 	f.Way, f.Node.Terms.Mode, f.Said.Terms.Mode = Way{Tunnel: true, Via: netip.MustParseAddr("10.9.9.0")}, "overlay", "overlay"
 }
-func alone(f *Finding) { f.Said.Heard = 0 }
+func overIPv6(f *Finding) { f.Family = "IPv6" }
+func alone(f *Finding)    { f.Said.Heard = 0 }
 
 func knows(r cluster.Reason) func(*Self) {
 	return func(s *Self) { s.Known = map[cluster.Reason]bool{r: true} }
@@ -71,6 +72,10 @@ func TestJudge(t *testing.T) {
 		{name: "O1, which is known", self: knows(cluster.HostDropped), found: []Finding{lanNode("b", 1, unheard, tunnelled), lanNode("b", 2, unheard, tunnelled)}},
 		{name: "a neighbour that is off is no dead gateway", found: []Finding{lanNode("a", 2, away), lanNode("a", 3)}},
 		{name: "N1, N2: this node's firewall drops what is forwarded", found: []Finding{lanNode("a", 2, unheard), lanNode("a", 3, unheard), lanNode("b", 1, unheard)}, want: []string{"Node/a1: forwardDropped"}},
+		{name: "N3: this node's firewall drops IPv4 only", found: []Finding{lanNode("a", 2, unheard), lanNode("a", 2, overIPv6), lanNode("a", 3, unheard), lanNode("a", 3, overIPv6), lanNode("b", 1, unheard), lanNode("b", 1, overIPv6)},
+			want: []string{"Node/a1: forwardDropped"}},
+		{name: "N3, which is known", self: knows(cluster.ForwardDropped), found: []Finding{lanNode("a", 2, unheard), lanNode("a", 2, overIPv6), lanNode("b", 1, unheard), lanNode("b", 1, overIPv6)}},
+		{name: "IPv4 to one node of several", found: []Finding{lanNode("a", 2, unheard), lanNode("a", 2, overIPv6), lanNode("a", 3), lanNode("a", 3, overIPv6)}, want: []string{"Node/a2: pathBlocked"}},
 		{name: "N1 in a mixed cluster", found: []Finding{lanNode("a", 2, unheard), lanNode("b", 1, unheard), lanNode("c", 1, unheard, tunnelled)}, want: []string{"Node/a1: forwardDropped"}},
 		{name: "N1 beside a node that has it too", found: []Finding{lanNode("a", 2, unheard), lanNode("a", 3, unheard), lanNode("b", 1, unheard, func(f *Finding) { f.Said.Cause = "forwardDropped" })},
 			want: []string{"Node/a1: forwardDropped", "Node/b1: pathBlocked"}},
