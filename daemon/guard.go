@@ -54,6 +54,7 @@ func (l *loop) guard(ctx context.Context, k firewall) error {
 			if !time.Now().Before(due) {
 				due, heard = time.Now().Add(guardEvery), w.listen(ctx, v.Plan)
 			}
+			w.cut = l.proven != nil && len(l.proven()) > 0
 			now, err := w.look(ctx, v.Plan)
 			if err = errors.Join(heard, err); err != nil {
 				l.log.Debug("look at the firewall", "err", err) // what was found last still counts
@@ -89,9 +90,10 @@ type watchman struct {
 	barriers   []policy.Barrier
 	misses     map[routes.Neighbour]int
 	dead       map[routes.Neighbour]bool
+	cut        bool // a question to another node's canary is not answered
 }
 
-// judgeEvery bounds how long a change of legacy iptables stays unseen.
+// judgeEvery bounds how long a change of legacy iptables stays unseen. While packets are lost, each look reads it.
 const judgeEvery = 30 * time.Second
 
 // look returns what it could find, and what it found before of the rest.
@@ -128,7 +130,7 @@ func (w *watchman) listen(ctx context.Context, plan policy.Plan) error {
 // judge asks what the firewalls do to the packets, if anything may have changed.
 func (w *watchman) judge(ctx context.Context, packets []routes.Packet) error {
 	generation, err := w.k.Generation(ctx)
-	if err != nil || generation == w.generation && slices.Equal(packets, w.packets) && time.Since(w.judged) < judgeEvery {
+	if err != nil || generation == w.generation && slices.Equal(packets, w.packets) && time.Since(w.judged) < judgeEvery && !w.cut {
 		return err
 	}
 	all, err := w.k.Judge(ctx, packets...)
