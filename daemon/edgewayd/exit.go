@@ -55,6 +55,8 @@ func unreachable(err error) error {
 		return fmt.Errorf("%w: run it as root", err)
 	case errors.Is(err, api.ErrNoDaemon):
 		return fmt.Errorf("%w: start it with systemctl start edgewayd, or name its socket with --socket", err)
+	case errors.Is(err, api.ErrBroken):
+		return fmt.Errorf("%w: it runs and does not answer, or it ended just now: look at journalctl -u edgewayd, then systemctl restart edgewayd; pods keep their network meanwhile", err)
 	}
 	return err
 }

@@ -202,6 +202,13 @@ func TestPermissionDeniedAdvisesRoot(t *testing.T) {
 	}
 }
 
+// A frozen daemon was "went away before its reply", without a next step.
+func TestFrozenDaemonHasANextStep(t *testing.T) {
+	if text := unreachable(fmt.Errorf("status: %w", api.ErrBroken)).Error(); !strings.Contains(text, "systemctl restart edgewayd") {
+		t.Error(text)
+	}
+}
+
 // On a terminal lines are wrapped and coloured; NO_COLOR and pipes get plain text.
 func TestScreen(t *testing.T) {
 	terminal := pty(t, 50)
