@@ -46,7 +46,7 @@ func (g guarding) equal(o guarding) bool {
 // guard looks at the firewalls of this machine and at its gateways until ctx ends. It changes nothing: policy.Decide
 // reads what it found.
 func (l *loop) guard(ctx context.Context, k firewall) error {
-	w := watchman{k: k, misses: map[routes.Neighbour]int{}}
+	w := watchman{k: k, misses: map[routes.Neighbour]int{}, heard: memory{}}
 	var due time.Time // to listen
 	for {
 		if v := l.seen.Load(); v != nil {
@@ -89,6 +89,7 @@ type watchman struct {
 	judged     time.Time
 	barriers   []policy.Barrier
 	misses     map[routes.Neighbour]int
+	heard      memory
 	dead       map[routes.Neighbour]bool
 	cut        bool // a question to another node's canary is not answered
 }
@@ -110,6 +111,7 @@ func (w *watchman) look(ctx context.Context, plan policy.Plan) (guarding, error)
 func (w *watchman) listen(ctx context.Context, plan policy.Plan) error {
 	w.dead = map[routes.Neighbour]bool{}
 	heard, err := w.k.Listen(ctx, plan.Gateways)
+	w.heard.settle(heard)
 	misses := map[routes.Neighbour]int{}
 	for _, g := range plan.Gateways {
 		misses[g] = w.misses[g]

@@ -19,6 +19,7 @@ type wall struct {
 	judged     int
 	finding    routes.Finding
 	hearing    routes.Hearing
+	asking     bool
 }
 
 func (w *wall) Generation(context.Context) (uint32, error) { return w.generation, nil }
@@ -38,7 +39,7 @@ func (w *wall) Judge(_ context.Context, packets ...routes.Packet) ([][]routes.Fi
 func (w *wall) Listen(_ context.Context, of []routes.Neighbour) (map[routes.Neighbour]routes.Heard, error) {
 	out := map[routes.Neighbour]routes.Heard{}
 	for _, n := range of {
-		out[n] = routes.Heard{Hearing: w.hearing}
+		out[n] = routes.Heard{Hearing: w.hearing, Asking: w.asking}
 	}
 	return out, nil
 }
@@ -56,7 +57,7 @@ func TestGuard(t *testing.T) {
 	for _, n := range []struct{ name, cidr, addr string }{{"n1", "10.10.1.0/24", "192.0.2.1"}, {"n2", "10.10.2.0/24", "192.0.2.2"}, {"n3", "10.10.3.0/24", "192.0.2.3"}} {
 		world.Cluster.Nodes = append(world.Cluster.Nodes, cluster.Node{Name: n.name, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(n.cidr)}, Addresses: []netip.Addr{netip.MustParseAddr(n.addr)}})
 	}
-	w := watchman{k: k, misses: map[routes.Neighbour]int{}}
+	w := watchman{k: k, misses: map[routes.Neighbour]int{}, heard: memory{}}
 	look := func() guarding {
 		t.Helper()
 		plan := policy.Decide(world)
@@ -106,5 +107,12 @@ func TestGuard(t *testing.T) {
 	k.hearing = routes.Answers
 	if dead := look().dead; len(dead) != 0 {
 		t.Errorf("silent: %v", dead)
+	}
+	// Packets for a dead gateway keep coming: the kernel asks all the time, and is never found to have given up.
+	k.hearing, k.asking = routes.Unsure, true
+	for round := range 5 {
+		if dead := len(look().dead); dead != max(0, min(1, round-2)) {
+			t.Errorf("asking, round %d: %d gateways are silent", round, dead)
+		}
 	}
 }

@@ -37,6 +37,22 @@ type presence struct {
 	turn   int                       // where the next round begins
 }
 
+// memory is what was heard last of each neighbour.
+type memory map[routes.Neighbour]routes.Heard
+
+// settle finds the neighbours that were silent between two looks, although the kernel asks for them again. A question
+// takes the kernel three seconds, less than the time between two looks: who was asked for at the last look, or had a MAC
+// then, and is asked for now, did not answer meanwhile.
+func (m memory) settle(heard map[routes.Neighbour]routes.Heard) {
+	for n, h := range heard {
+		if was := m[n]; h.Asking && (was.Asking || was.Hearing == routes.Silent || was.MAC != "") {
+			h.Hearing = routes.Silent
+			heard[n] = h
+		}
+		m[n] = h
+	}
+}
+
 // next chooses the neighbours for a round: all of them, or the first (a switch) and the next in turn.
 func (p *presence) next(all []routes.Neighbour) []routes.Neighbour {
 	if len(all) <= probeMost {
@@ -138,6 +154,7 @@ func (l *loop) probe(ctx context.Context, k listener) error {
 		<-ctx.Done()
 		return nil
 	}
+	last := memory{}
 	var r routes.Reacher
 	defer r.Close()
 	for pause(ctx, config.ProbeEvery) {
@@ -147,6 +164,7 @@ func (l *loop) probe(ctx context.Context, k listener) error {
 		}
 		all := v.Plan.Neighbours
 		heard, err := k.Listen(ctx, p.next(all))
+		last.settle(heard)
 		reached, unsent := r.Reach(ctx, sharing(heard))
 		if err := errors.Join(err, unsent); err != nil {
 			l.log.Debug("probe the LAN", "err", err) // a neighbour that could not be probed keeps its count

@@ -133,3 +133,23 @@ func TestPresenceTakesTurns(t *testing.T) {
 		t.Errorf("three rounds asked %d of %d", len(asked), len(all))
 	}
 }
+
+// Packets for a dead node keep coming, so the kernel asks for it again as soon as it has given up, and no look finds that it
+// has. The node was not withdrawn. A first question proves nothing, nor does an entry that nobody asks for.
+func TestDeadNodeThatPacketsAreSentTo(t *testing.T) {
+	n := routes.Neighbour{Link: "eth0", IP: netip.MustParseAddr("192.0.2.1")}
+	answers, silent, asking, none := routes.Heard{Hearing: routes.Answers, MAC: "a"}, routes.Heard{Hearing: routes.Silent}, routes.Heard{Asking: true}, routes.Heard{}
+	probing := routes.Heard{MAC: "a"}
+	for _, tt := range []struct {
+		was, is routes.Heard
+		want    routes.Hearing
+	}{
+		{none, asking, routes.Unsure}, {asking, asking, routes.Silent}, {silent, asking, routes.Silent}, {answers, asking, routes.Silent}, {probing, asking, routes.Silent},
+		{asking, probing, routes.Unsure}, {asking, answers, routes.Answers}, {asking, none, routes.Unsure}, {answers, probing, routes.Unsure},
+	} {
+		m, heard := memory{n: tt.was}, map[routes.Neighbour]routes.Heard{n: tt.is}
+		if m.settle(heard); heard[n].Hearing != tt.want || m[n] != heard[n] {
+			t.Errorf("%+v, then %+v: %v, want %v", tt.was, tt.is, heard[n].Hearing, tt.want)
+		}
+	}
+}

@@ -25,6 +25,9 @@ const (
 type Heard struct {
 	Hearing
 	MAC string // of the last answer; "": none is known
+	// Asking: no MAC is known, and the kernel asks for it (NUD_INCOMPLETE). While packets for a neighbour that is away keep
+	// coming, the kernel asks again as soon as it has given up, so that hardly any look finds the neighbour Silent.
+	Asking bool
 }
 
 // Neighbour is another machine on a link.
@@ -66,7 +69,7 @@ func (k *Kernel) Listen(ctx context.Context, neighbours []Neighbour) (map[Neighb
 			continue
 		}
 		e := known[n.Link][n.IP]
-		heard[n] = Heard{e.hearing(), e.mac}
+		heard[n] = Heard{e.hearing(), e.mac, e.state&unix.NUD_INCOMPLETE != 0}
 		if m := e.probe(n.IP, index); m != nil {
 			asked, msgs = append(asked, n), append(msgs, m)
 		}
