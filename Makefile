@@ -9,7 +9,7 @@ STATICCHECK  = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DESTDIR     ?=
 PREFIX      ?= /usr/local
 
-.PHONY: help build cross test test-tools test-k8s e2e e2e-kubeadm check demo demo-shell demo-down bench image packages test-packages install uninstall clean
+.PHONY: help build cross test test-tools test-k8s e2e e2e-kubeadm check drill peace demo demo-shell demo-down bench image packages test-packages install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,13 @@ e2e-kubeadm: test-tools build ## the page "getting started" with a real kubeadm 
 	scripts/kube/build.sh
 	scripts/kube/build.sh kubeadm etcd-3.6 coredns
 	EDGEWAY_KUBEADM=1 $(GO) test -count=1 -v -timeout 40m -run TestGettingStartedKubeadm ./scripts/lab
+
+drill: test-tools build ## inject the faults of docs/drill.md into one laboratory, and check what edgeway says; five minutes (root)
+	EDGEWAY_DRILL=1 $(GO) test -count=1 -v -timeout 30m -run TestDrill ./scripts/lab
+
+PEACE ?= 60m
+peace: test-tools build ## nodes without a fault for an hour (PEACE=60m): any problem fails (root)
+	EDGEWAY_PEACE=$(PEACE) $(GO) test -count=1 -v -timeout 0 -run TestPeace ./scripts/lab
 
 demo: test-tools build ## the main job, on real network namespaces with real switches (root)
 	$(GO) run ./scripts/demo
