@@ -1,6 +1,7 @@
 // Command demo shows the purpose of edgeway, with real network namespaces and real BIRD switches. It plays
-// the documents' two scenarios with their manifests as written, then restarts the only speaker of a LAN
-// under traffic. It needs root, and removes what it made, even after an interrupt.
+// the documents' three scenarios with their manifests as written, restarts the only speaker of a LAN and changes
+// the mode of a pool under traffic, and gives pods the addresses of a second NIC. It needs root, and removes what
+// it made, even after an interrupt.
 //
 //	go run ./scripts/demo          play, and take everything down
 //	go run ./scripts/demo -keep    leave the laboratories standing to look around
@@ -57,7 +58,7 @@ func run(ctx context.Context, out *page, bin string, keep bool) error {
 		out.printf("removed what an interrupted run left: %s\n", strings.Join(gone, ", "))
 	}
 	start := time.Now()
-	out.printf("edgeway, demonstrated: pods with addresses that the LAN itself routes; no tunnel, no NAT.\n")
+	out.printf("edgeway, demonstrated: pods with addresses that the LAN itself routes. No NAT; a tunnel where a pool asks for it.\n")
 	out.printf("Switches are %s; everything stands in network namespaces.\n", birdVersion())
 
 	var verdict verdict

@@ -53,7 +53,7 @@ func (s *stage) pairs(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	s.out.heading("every pair: ping and TCP, IPv4 and IPv6; the TCP server must see the sender's own address")
+	s.out.heading("every pair: ping and TCP, in every family; the TCP server must see the sender's own address")
 	s.matrix(all)
 	for _, p := range all {
 		err := errors.Join(p.failed...)

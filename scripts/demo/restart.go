@@ -29,7 +29,7 @@ type stream struct {
 // restarts kills the only speaker of a LAN, then stops it, each time under traffic and with a monitor on
 // every switch's routing table.
 func (s *stage) restarts(ctx context.Context) error {
-	n := s.lab.Node(s.act.speaker)
+	n := s.lab.Node(s.act.node)
 	s.out.heading(fmt.Sprintf("%s is LAN A's only speaker. Its daemon is killed, then stopped; pings at %d/s go on",
 		n.Name, time.Second/pingInterval))
 	for _, r := range []struct {
@@ -48,7 +48,7 @@ func (s *stage) restart(ctx context.Context, n *lab.Node, how string, stop func(
 	if err != nil {
 		return err
 	}
-	streams, err := s.streams()
+	streams, err := s.streams(s.act.restart)
 	if err != nil {
 		return err
 	}
@@ -75,8 +75,8 @@ func (s *stage) restart(ctx context.Context, n *lab.Node, how string, stop func(
 	if err := pause(ctx, settle); err != nil {
 		return err
 	}
-	s.losses(how, streams)
-	return s.events(ctx, how, monitors)
+	s.losses(how+" of the only speaker", streams)
+	return s.events(ctx, how+" of the only speaker", monitors)
 }
 
 // meanwhile shows that a node without its daemon still adds pods, and how the switches see the session.
@@ -104,9 +104,10 @@ func (s *stage) meanwhile(ctx context.Context, n *lab.Node) error {
 	return pause(ctx, away-time.Since(begin))
 }
 
-func (s *stage) streams() ([]stream, error) {
+// streams starts pings from the first to the second of each pair, to all its addresses.
+func (s *stage) streams(pairs [][2]string) ([]stream, error) {
 	var all []stream
-	for _, pair := range s.act.restart {
+	for _, pair := range pairs {
 		to := s.end(pair[1]).m
 		for _, addr := range to.Addrs {
 			flow, err := s.end(pair[0]).m.StartFlow(addr, pingInterval)
@@ -133,7 +134,7 @@ func (s *stage) losses(how string, streams []stream) {
 		if lost.Lost > 0 || lost.Err != nil {
 			err = fmt.Errorf("%s to %s (%s): %s", st.pair[0], st.pair[1], st.flow.Addr, lost)
 		}
-		s.verdict.count(s.act.name, how+" of the only speaker: packets", lost.Sent, lost.Lost, err)
+		s.verdict.count(s.act.name, how+": packets", lost.Sent, lost.Lost, err)
 		cell := lost.String()
 		if err != nil {
 			cell = s.out.paint(red, cell)
@@ -178,7 +179,7 @@ func (s *stage) events(ctx context.Context, how string, monitors []watch) error 
 		if len(events) > 0 {
 			err = fmt.Errorf("%s: %d route changes: %s", w.name, len(events), strings.Join(events[:min(3, len(events))], "; "))
 		}
-		s.verdict.check(s.act.name, how+" of the only speaker: routing tables", err)
+		s.verdict.check(s.act.name, how+": routing tables", err)
 	}
 	s.out.printf("    route changes that `ip monitor route` saw: %s\n", strings.Join(counts, ", "))
 	return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,9 +41,19 @@ type stage struct {
 func (s *stage) play(ctx context.Context) error {
 	s.out.title(s.act.title)
 	s.out.printf("%s\n", s.act.picture)
-	scenes := []func(context.Context) error{s.build, s.daemons, s.pods, s.switches, s.status, s.pairs}
+	scenes := []func(context.Context) error{s.build, s.daemons, s.pods}
+	if len(s.act.expect) > 0 {
+		scenes = append(scenes, s.switches)
+	}
+	scenes = append(scenes, s.status, s.pairs)
+	if s.act.router != "" {
+		scenes = append(scenes, s.plainRouter)
+	}
 	if len(s.act.restart) > 0 {
 		scenes = append(scenes, s.restarts)
+	}
+	if len(s.act.change) > 0 {
+		scenes = append(scenes, s.modeChange)
 	}
 	for _, scene := range scenes {
 		if err := scene(ctx); err != nil {
@@ -120,7 +131,8 @@ func (s *stage) daemons(ctx context.Context) error {
 		if len(status.Sessions) > 0 {
 			role = fmt.Sprintf("speaker, AS %d", status.Sessions[0].LocalASN)
 		}
-		rows = append(rows, []string{n.Name, join(n.Addrs), strings.Join(status.PodCIDRs, " "), role, millis(took[i])})
+		cidrs := cmp.Or(strings.Join(status.PodCIDRs, " "), "none: see EdgeNode")
+		rows = append(rows, []string{n.Name, join(n.Addrs), cidrs, role, millis(took[i])})
 	}
 	s.out.table(rows)
 	return nil
@@ -297,9 +309,29 @@ func heard(text string) []hearsay {
 	return all
 }
 
-// status shows the status of the speaker's daemon.
+// plainRouter shows that the router has routes to its own subnets only.
+func (s *stage) plainRouter(ctx context.Context) error {
+	routes, err := s.lab.Machine(s.act.router).Routes(ctx, "type", "unicast")
+	if err != nil {
+		return err
+	}
+	s.out.heading("what the router knows: its own subnets, and nothing of pods")
+	s.out.command("ip route                  (" + s.act.router + ")")
+	for _, r := range routes {
+		if len(r.Via) > 0 {
+			err = fmt.Errorf("%s has the route %s", s.act.router, r)
+		}
+		if r.Dst.Addr().Is4() {
+			s.out.block(r.String())
+		}
+	}
+	s.verdict.check(s.act.name, "the router has no route to pods", err)
+	return nil
+}
+
+// status shows the status of the act's daemon.
 func (s *stage) status(ctx context.Context) error {
-	n := s.lab.Node(s.act.speaker)
+	n := s.lab.Node(s.act.node)
 	text, err := n.Command(ctx, "status")
 	if err != nil {
 		return err
@@ -314,17 +346,17 @@ func (s *stage) status(ctx context.Context) error {
 func (s *stage) lookAround() {
 	out := s.out
 	out.heading("look around: " + s.act.name + "  (" + s.lab.Prefix + ", files in " + s.lab.Dir + ")")
-	speaker := s.lab.Node(s.act.speaker)
-	if speaker == nil { // the build did not get that far
+	node := s.lab.Node(s.act.node)
+	if node == nil { // the build did not get that far
 		return
 	}
 	first, last := s.lab.Pod(s.act.pods[0].name), s.lab.Pod(s.act.pods[len(s.act.pods)-1].name)
 	if first != nil && last != nil {
 		out.printf("  %-12s ip netns exec %s ping %s\n", "pod to pod", first.Netns(), last.Addrs[0])
 	}
-	out.printf("  %-12s ip netns exec %s ip route\n", "a node", speaker.Netns())
-	out.printf("  %-12s %s status --config %s\n", "its daemon", speaker.Program(), speaker.Config)
-	out.printf("  %-12s %s\n", "its log", speaker.Log())
+	out.printf("  %-12s ip netns exec %s ip route\n", "a node", node.Netns())
+	out.printf("  %-12s %s status --config %s\n", "its daemon", node.Program(), node.Config)
+	out.printf("  %-12s %s\n", "its log", node.Log())
 	for _, name := range s.switchNames() {
 		_, routes := s.lab.Switch(name).Tables()
 		out.printf("  %-12s %s\n", name, strings.Join(routes, " "))

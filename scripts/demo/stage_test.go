@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -77,7 +78,7 @@ func TestActsFitTheirTopologies(t *testing.T) {
 		for _, s := range topology.Switches {
 			have[s.Name] = true
 		}
-		want := []string{a.speaker}
+		want := []string{a.node}
 		for name := range a.expect {
 			want = append(want, name)
 		}
@@ -88,7 +89,10 @@ func TestActsFitTheirTopologies(t *testing.T) {
 			want = append(want, p.node)
 			have[p.name] = true
 		}
-		for _, r := range a.restart {
+		if a.router != "" {
+			want = append(want, a.router)
+		}
+		for _, r := range slices.Concat(a.restart, a.change) {
 			want = append(want, r[0], r[1])
 		}
 		for _, name := range want {

@@ -66,7 +66,7 @@ func (v *verdict) print(out *page, took time.Duration) error {
 	if failed > 0 {
 		return errors.New(fmt.Sprint(failed, " checks failed"))
 	}
-	out.printf("\n%s in %.0f s: every pair reached, no address translated, no packet lost, no route changed.\n",
+	out.printf("\n%s in %.0f s: every pair reached, no address translated, no packet lost, no route of a switch changed.\n",
 		out.paint(green, "PASS"), took.Seconds())
 	return nil
 }
