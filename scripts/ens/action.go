@@ -133,7 +133,7 @@ func (c *Cloud) describeInstances(q query, from *state) (object, error) {
 			cards = append(cards, object{"NetworkInterfaceId": n.ID, "MacAddress": n.MAC, "Type": n.kind(), "PrimaryIpAddress": n.Address})
 		}
 		out = append(out, object{
-			"InstanceId": i.ID, "Status": c.settleInstance(i, from), "EnsRegionId": "cn-test-1",
+			"InstanceId": i.ID, "Status": c.settleInstance(i, from), "EnsRegionId": region,
 			"NetworkAttributes":  object{"NetworkId": "n-1", "VSwitchId": i.VSwitch, "PrivateIpAddress": object{"IpAddress": []any{primary.Address}}},
 			"SecurityGroupIds":   object{"SecurityGroupId": []string{i.Group}},
 			"PrivateIpAddresses": object{"PrivateIpAddress": []object{{"Ip": primary.Address, "GateWay": gateway(from.switches[i.VSwitch].cidr)}}},
@@ -352,7 +352,7 @@ func (c *Cloud) describeVSwitches(q query, from *state) (object, error) {
 	}
 	out := []object{}
 	for _, s := range shown {
-		out = append(out, object{"VSwitchId": s.id, "CidrBlock": s.cidr.String(), "FreeIpCount": s.free, "Status": "Available", "EnsRegionId": "cn-test-1"})
+		out = append(out, object{"VSwitchId": s.id, "CidrBlock": s.cidr.String(), "FreeIpCount": s.free, "Status": "Available", "EnsRegionId": region})
 	}
 	return object{"VSwitches": object{"VSwitch": out}, "TotalCount": len(all), "PageNumber": number, "PageSize": size}, nil
 }

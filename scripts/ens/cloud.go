@@ -1,7 +1,8 @@
-// Package ens is a cloud for tests: the part of the ENS OpenAPI (version 2017-11-10) that edgeway calls, with
-// the rules of the real cloud. It checks signatures, nonces, clocks and permissions. An instance must be stopped
-// before an interface is attached, an interface has at most 25 addresses, and lists come in pages. A test can
-// make the cloud lose an answer, hang, throttle, or show an old list.
+// Package ens is a cloud for tests: the parts of the ENS OpenAPI (version 2017-11-10) and of the ECS OpenAPI (version
+// 2014-05-26) that edgeway calls, with the rules of the real clouds. It checks signatures, nonces, clocks and
+// permissions. An instance of ENS must be stopped before an interface is attached, an interface of ENS has at most 25
+// addresses, and lists come in pages. [NewECS] says what differs there. A test can make the cloud lose an answer, hang,
+// throttle, or show an old list.
 //
 // It shares no code with the client under test, and it knows nothing of edgeway. Whatever the documents of the
 // real cloud leave open is decided the hard way here.
@@ -62,6 +63,7 @@ type Interface struct {
 // Instance is a machine of the cloud.
 type Instance struct {
 	ID, VSwitch, Group string
+	Type               string // of ECS
 	Status             string
 	left               int
 }
@@ -73,7 +75,8 @@ type vSwitch struct {
 	last netip.Addr
 }
 
-// Key is an access key and the actions that its user may call: "ens:*" or names such as "ens:StopInstance".
+// Key is an access key and the actions that its user may call: "ens:*" or names such as "ens:StopInstance". The services
+// of ECS are ecs and vpc.
 type Key struct {
 	ID, Secret, Token string // Token is set for a key of the Security Token Service
 	Actions           []string
@@ -112,8 +115,11 @@ func (s state) clone() state {
 type Cloud struct {
 	mu      sync.Mutex // guards everything below
 	now     state
-	before  []state // older states, the oldest first
+	before  []state             // older states, the oldest first
+	types   map[string]Type     // of ECS; nil: the cloud is ENS
+	tokens  map[string]tokenUse // by ClientToken
 	groups  map[string][]Rule
+	inner   map[string]bool // groups of ECS whose members reach each other
 	keys    map[string]Key
 	nonces  map[string]bool
 	faults  func(Call) Fault
@@ -129,7 +135,7 @@ type Cloud struct {
 func New() *Cloud {
 	return &Cloud{
 		now:    state{map[string]Instance{}, map[string]Interface{}, map[string]vSwitch{}},
-		groups: map[string][]Rule{}, keys: map[string]Key{}, nonces: map[string]bool{},
+		groups: map[string][]Rule{}, inner: map[string]bool{}, keys: map[string]Key{}, nonces: map[string]bool{},
 		polls: 2, changed: func(string) {}, closing: make(chan struct{}),
 	}
 }

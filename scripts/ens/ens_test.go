@@ -74,7 +74,7 @@ func (c *client) call(action string, parameters ...string) (object, string) {
 		c.nonce++
 	}
 	for name, value := range map[string]string{"action": action, "content-sha256": hex.EncodeToString(empty[:]), "date": c.at.UTC().Format(time.RFC3339),
-		"signature-nonce": fmt.Sprintf("%p-%d", c, c.nonce), "version": apiVersion, "security-token": c.key.Token} {
+		"signature-nonce": fmt.Sprintf("%p-%d", c, c.nonce), "version": versionENS, "security-token": c.key.Token} {
 		if value != "" {
 			r.Header.Set("x-acs-"+name, value)
 		}

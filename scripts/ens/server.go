@@ -10,9 +10,6 @@ import (
 	"time"
 )
 
-// apiVersion is the version of the API that the cloud speaks.
-const apiVersion = "2017-11-10"
-
 // Fault is what happens to a call. The zero Fault is: nothing, the call is answered.
 type Fault struct {
 	Lose  bool   // the call is carried out, and the connection breaks before the answer
@@ -99,7 +96,7 @@ func (c *Cloud) call(r *http.Request, body []byte) (answer object, fault Fault, 
 		seen.Code = fmt.Sprint(fault.Status)
 		return nil, fault, nil
 	}
-	a := actions[in.action]
+	a, _, _ := c.find(in.action, in.version)
 	if err := a.check(in.query); err != nil {
 		return nil, fault, err
 	}
@@ -110,7 +107,7 @@ func (c *Cloud) call(r *http.Request, body []byte) (answer object, fault Fault, 
 	if len(in.action) < 8 || in.action[:8] != "Describe" {
 		c.remember()
 	}
-	answer, err = a.do(c, in.query, from)
+	answer, err = c.once(in.action, in.query, func() (object, error) { return a.do(c, in.query, from) })
 	return answer, fault, err
 }
 
@@ -130,11 +127,12 @@ func (c *Cloud) admit(in request) error {
 		return refusal{http.StatusBadRequest, "SignatureNonceUsed", "Specified signature nonce was used already."}
 	}
 	c.nonces[in.nonce] = true
-	if _, ok := actions[in.action]; !ok || in.version != apiVersion {
+	_, service, ok := c.find(in.action, in.version)
+	if !ok {
 		return refusal{http.StatusNotFound, "InvalidAction.NotFound", fmt.Sprintf("%s of %s is not found.", in.action, in.version)}
 	}
-	if !slices.Contains(key.Actions, "ens:*") && !slices.Contains(key.Actions, "ens:"+in.action) {
-		return refuse("NoPermission", "the user may not call ens:%s", in.action)
+	if !slices.Contains(key.Actions, service+":*") && !slices.Contains(key.Actions, service+":"+in.action) {
+		return refuse("NoPermission", "the user may not call %s:%s", service, in.action)
 	}
 	return nil
 }
