@@ -50,6 +50,7 @@ func (t trigger) fire() {
 type kernel interface {
 	Host(ctx context.Context) (routes.Host, error)
 	Ruled(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]routes.Way, error)
+	ForeignRules(ctx context.Context) ([]routes.ForeignRule, error)
 	Sync(ctx context.Context, scope routes.Scope, desired routes.State) ([]routes.Change, error)
 }
 
@@ -224,6 +225,9 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	if w.Held.Granted = l.granted; w.Grants() {
 		w.Held = l.pods.Held()
 		w.Held.Granted = l.granted
+		var err error
+		w.Host.Foreign, err = l.kernel.ForeignRules(ctx)
+		l.failed(&o, cluster.HostUnreadable, err, "edgewayd tries again on its own")
 	}
 	survey := policy.NewSurvey(w.Cluster)
 	plan := survey.Decide(w)

@@ -73,6 +73,8 @@ func (m *machine) Ruled(context.Context, []netip.Addr) (map[netip.Addr]routes.Wa
 	return nil, nil
 }
 
+func (m *machine) ForeignRules(context.Context) ([]routes.ForeignRule, error) { return nil, nil }
+
 func (m *machine) Sync(_ context.Context, s routes.Scope, desired routes.State) ([]routes.Change, error) {
 	if s.Protocol == 0 || s.Protocol == routes.ProtoLearned {
 		m.learned, m.deletes = desired, s.Protocol != 0

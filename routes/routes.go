@@ -250,6 +250,8 @@ type Host struct {
 	Links  []Link  `json:"links"`
 	// Ruled has the results of Kernel.Ruled for the addresses that the policy asks about.
 	Ruled map[netip.Addr]Way `json:"ruled,omitempty"`
+	// Foreign has the result of Kernel.ForeignRules, where the node has uplinks.
+	Foreign []ForeignRule `json:"foreign,omitempty"`
 	// Unforwarded has the links on which IPv4 forwarding is off although net/ipv4/ip_forward is 1: the
 	// kernel drops what arrives there for others (net/ipv4/route.c: ip_route_input_slow). IPv6 has no such
 	// links: the kernel looks at net/ipv6/conf/all/forwarding only (net/ipv6/ip6_output.c: ip6_forward), and

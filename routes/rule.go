@@ -155,6 +155,42 @@ func (k *Kernel) Ruled(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]
 	return out, nil
 }
 
+// ForeignRule is a policy rule of another owner that the kernel asks before it asks, or among, the rules of uplinks.
+type ForeignRule struct {
+	Priority int          `json:"priority"`
+	From     netip.Prefix `json:"from,omitzero"` // zero: packets from everywhere
+	To       netip.Prefix `json:"to,omitzero"`   // zero: packets to everywhere
+	// Special: the rule matches more than addresses, such as a mark or a link.
+	Special bool   `json:"special,omitempty"`
+	Text    string `json:"text"` // as ip rule prints it
+}
+
+// ForeignRules returns the IPv4 policy rules of other owners up to the last priority of ours. Rules that the kernel
+// makes itself, and rules that look into its tables for everything, are left out.
+func (k *Kernel) ForeignRules(ctx context.Context) (out []ForeignRule, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	header := make([]byte, ruleHeader)
+	header[0] = unix.AF_INET
+	rules, err := dump(k.c, newMessage(unix.RTM_GETRULE, 0, header), 0, parseRule)
+	if err != nil {
+		return nil, fmt.Errorf("list policy rules: %w", err)
+	}
+	for _, r := range rules {
+		if r.priority <= lastRule && !r.usual() && r.protocol != unix.RTPROT_KERNEL {
+			out = append(out, ForeignRule{r.priority, r.from, r.to, r.special, r.String()})
+		}
+	}
+	return out, nil
+}
+
+// Catches reports whether the rule can decide about packets from the address before a rule of ours does, or stands among
+// our rules.
+func (r ForeignRule) Catches(a netip.Addr) bool {
+	return r.Priority >= firstRule || !r.Special && (!r.From.IsValid() || r.From.Contains(a))
+}
+
 // somePod returns the address of a pod and the index of its link; zero if there is no pod.
 func (v *view) somePod(fam uint8) (src netip.Addr, link int, err error) {
 	entries, err := v.fib(fam, mainTable, ProtoPod, 0)

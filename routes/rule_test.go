@@ -6,6 +6,28 @@ import (
 	"testing"
 )
 
+// Another network plugin left its rules behind, and pods' packets took them.
+func TestForeignRules(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	s.sync(Scope{Protocol: ProtoNode, Rules: true}, uplinkState())
+	for _, rule := range []string{"pref 512 to 10.0.0.31 lookup main", "pref 100 from 10.0.0.0/24 lookup 77", "pref 90 fwmark 1 lookup 77", "pref 1000 iif eth0 lookup 77", "pref 100 lookup local", "pref 3000 from 10.0.0.31 lookup 77"} {
+		s.run("ip rule add " + rule)
+	}
+	found, err := s.k.ForeignRules(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, r := range found {
+		got = append(got, fmt.Sprint(r.Text, " ", r.Catches(addr("10.0.0.31")), r.Catches(addr("10.9.0.1"))))
+	}
+	want := `["90: from all lookup 77 false false" "100: from 10.0.0.0/24 lookup 77 true false" "512: from all to 10.0.0.31/32 lookup 254 true true" "1000: from all lookup 77 true true"]`
+	if fmt.Sprintf("%q", got) != want {
+		t.Errorf("got  %q\nwant %s", got, want)
+	}
+}
+
 // The daemon reported a default route in a separate table as missing. It did not see a policy rule that sent
 // the packets of a pod CIDR elsewhere, or dropped the packets.
 func TestPolicyRulesWereNotSeen(t *testing.T) {

@@ -3,9 +3,11 @@ package cluster
 import (
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -27,17 +29,20 @@ type Uplinks struct {
 	Provider Provider `json:"provider"`
 	Egress   Egress   `json:"egress"`
 	// Inside are the destinations that pods reach by their uplink where Egress is EgressNode.
-	Inside     []netip.Prefix `json:"inside,omitempty"`
-	Interfaces []Uplink       `json:"interfaces"`
+	Inside []netip.Prefix `json:"inside,omitempty"`
+	// Mark is the bit of packets' marks for connections that did not come by an uplink; 0: the node's own choice.
+	Mark       uint32   `json:"mark,omitempty"`
+	Interfaces []Uplink `json:"interfaces"`
 }
 
 // Provider says who writes spec.uplinks.
 type Provider string
 
-// The providers: a person, or the controller that copies the interfaces of an instance of Alibaba's ENS.
+// The providers: a person, or the controller that copies the interfaces of an instance of Alibaba's ENS, or of its ECS.
 const (
 	ProviderStatic Provider = "static"
 	ProviderENS    Provider = "ens"
+	ProviderECS    Provider = "ecs"
 )
 
 // Egress says how packets of pods leave the node.
@@ -181,13 +186,13 @@ func readEdgeNode(root mapping, name string) EdgeNode {
 	root.mapping(objectKeys...)
 	root.at("metadata").mapping(metadataKeys...)
 	e := EdgeNode{Name: name}
-	uplinks := root.at("spec").mapping("uplinks").at("uplinks").mapping("provider", "egress", "inside", "interfaces")
+	uplinks := root.at("spec").mapping("uplinks").at("uplinks").mapping("provider", "egress", "inside", "mark", "interfaces")
 	if uplinks.absent() {
 		return e
 	}
 	uplinks.require("provider", "interfaces")
 	u := Uplinks{
-		Provider: Provider(uplinks.at("provider").oneOf(string(ProviderStatic), string(ProviderENS))),
+		Provider: Provider(uplinks.at("provider").oneOf(string(ProviderStatic), string(ProviderENS), string(ProviderECS))),
 		Egress:   Egress(uplinks.at("egress").oneOf(string(EgressUplink), string(EgressNode))),
 	}
 	if u.Egress == "" {
@@ -200,6 +205,7 @@ func readEdgeNode(root mapping, name string) EdgeNode {
 	if len(u.Inside) > 0 && u.Egress != EgressNode {
 		inside.bad(badValue, "spec.uplinks.inside only with egress: node", "egress: "+string(u.Egress))
 	}
+	u.Mark = uplinks.at("mark").bit()
 	for _, f := range uplinks.at("interfaces").items("interface") {
 		u.Interfaces = append(u.Interfaces, readUplink(f, u.Provider == ProviderStatic))
 	}
@@ -255,6 +261,19 @@ func readUplink(f field, static bool) Uplink {
 		u.Withdrawn = append(u.Withdrawn, Withdrawal{Address: w.at("address").addr4(), Token: token.text()})
 	}
 	return u
+}
+
+// bit reads a number that has one bit, in decimal, or in hexadecimal as firewalls show marks.
+func (f field) bit() uint32 {
+	if f.absent() {
+		return 0
+	}
+	n, err := strconv.ParseUint(f.node.Value, 0, 31)
+	if err != nil || bits.OnesCount64(n) != 1 || f.node.Tag != "!!int" {
+		f.badText(badValue, "one bit, such as 32 or 0x40")
+		return 0
+	}
+	return uint32(n)
 }
 
 // oneOf reads one of the words.

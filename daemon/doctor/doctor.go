@@ -122,7 +122,10 @@ func look(ctx context.Context, c config.Config, k *routes.Kernel) (policy.World,
 	next, found := policy.Admit(last, next, host)
 	next.Problems = slices.Concat(next.Problems, found)
 	w := policy.World{Cluster: next, Self: c.NodeName, Config: c, Host: host}
-	if w.Host.Ruled, err = k.Ruled(ctx, w.Asks()); err != nil {
+	if w.Host.Ruled, err = k.Ruled(ctx, w.Asks()); err == nil && w.Grants() {
+		w.Host.Foreign, err = k.ForeignRules(ctx)
+	}
+	if err != nil {
 		return w, policy.Plan{}, err
 	}
 	return w, policy.Decide(w), rerr

@@ -120,6 +120,15 @@ func readHost(t *testing.T, text string, w *World) (left string) {
 				old.Addresses = append(old.Addresses, netip.MustParseAddr(a))
 			}
 			w.Held = Held{Granted: uplink.Uplinks{Interfaces: []uplink.Interface{old}}, Known: true, Pods: map[netip.Addr]string{}}
+		case len(f) == 6 && f[0] == "rule": // "rule 512 to 10.0.0.31/32 lookup 254": of another program
+			r := routes.ForeignRule{To: netip.MustParsePrefix(f[3]), Text: f[1] + ": from all " + strings.Join(f[2:], " ")}
+			if f[2] == "from" {
+				r.From, r.To, r.Text = r.To, netip.Prefix{}, f[1]+": "+strings.Join(f[2:], " ")
+			}
+			if _, err := fmt.Sscan(f[1], &r.Priority); err != nil {
+				t.Fatal(err)
+			}
+			h.Foreign = append(h.Foreign, r)
 		case len(f) == 3 && f[0] == "lease":
 			w.Held.Pods[netip.MustParseAddr(f[1])] = f[2]
 		case len(f) == 4 && f[0] == "link":

@@ -78,7 +78,7 @@ func (d *draft) uplinks() {
 	}
 	ref := cluster.EdgeNode{Name: d.Self}.Ref()
 	withheld := map[netip.Addr]bool{} // granted, and not leased to new pods
-	want := uplink.Uplinks{NodeEgress: d.Held.Granted.NodeEgress, Inside: d.Held.Granted.Inside}
+	want := uplink.Uplinks{NodeEgress: d.Held.Granted.NodeEgress, Inside: d.Held.Granted.Inside, Mark: d.Held.Granted.Mark}
 	if spec != nil {
 		want = d.granted(ref, *spec, withheld)
 		if len(d.self.PodCIDRs) > 0 {
@@ -122,9 +122,30 @@ func (d *draft) uplinks() {
 		}
 		r.NAT = nat
 	}
+	d.foreign(ref, all)
 	if spec != nil && d.Held.Known {
 		d.confirm(*spec)
 	}
+}
+
+// foreign reports the rules of others that can decide about packets of pods before ours do. Another network plugin
+// leaves them behind, and some programs have their rules for everything.
+func (d *draft) foreign(ref string, u uplink.Uplinks) {
+	var found []routes.ForeignRule
+	for _, r := range d.Host.Foreign {
+		if slices.ContainsFunc(u.Interfaces, func(i uplink.Interface) bool { return slices.ContainsFunc(i.Addresses, r.Catches) }) {
+			found = append(found, r)
+		}
+	}
+	if len(found) == 0 {
+		return
+	}
+	got := found[0].Text
+	if more := len(found) - 1; more > 0 {
+		got += fmt.Sprintf(", and %d more", more)
+	}
+	d.problem(ref, cluster.ForeignRules, "no rules of others at the priorities 512 to 2048, and none before these for the addresses of pods", got,
+		fmt.Sprintf("stop the program that made them, such as another network plugin, and then: ip rule del pref %d; ours stand beside them", found[0].Priority))
 }
 
 // Grants reports whether the node has, or had, addresses of uplinks: only then Held matters.
@@ -140,7 +161,7 @@ func (w World) Uplinks(node string) *cluster.Uplinks {
 
 // granted returns what the resource grants, without the addresses that somebody else has.
 func (d *draft) granted(ref string, spec cluster.Uplinks, withheld map[netip.Addr]bool) uplink.Uplinks {
-	u := uplink.Uplinks{NodeEgress: spec.Egress == cluster.EgressNode, Inside: spec.Inside}
+	u := uplink.Uplinks{NodeEgress: spec.Egress == cluster.EgressNode, Inside: spec.Inside, Mark: spec.Mark}
 	seen, count := map[netip.Addr]string{}, 0
 	for n, i := range spec.Interfaces {
 		path := fmt.Sprintf("spec.uplinks.interfaces[%d]", n)

@@ -16,6 +16,7 @@
 package uplink
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,7 +34,8 @@ import (
 const (
 	// File is the name of the file in the state directory.
 	File = "uplinks.json"
-	// ReturnMark is the bit of the packet's and the connection's mark for connections that did not come by an uplink.
+	// ReturnMark is the bit of the packet's and the connection's mark for connections that did not come by an uplink,
+	// where Uplinks.Mark does not say another one.
 	ReturnMark = 0x20
 	// fallbackMetric is that of routes that count while no other does: a pod's host route has metric 0.
 	fallbackMetric = 4278198272
@@ -46,6 +48,7 @@ type Uplinks struct {
 	// NodeEgress: what is not for Inside, nor for a subnet on the link, leaves by the node's own default route.
 	NodeEgress bool           `json:"nodeEgress,omitempty"`
 	Inside     []netip.Prefix `json:"inside,omitempty"`
+	Mark       uint32         `json:"mark,omitempty"` // one bit; 0: ReturnMark
 	Interfaces []Interface    `json:"interfaces"`
 }
 
@@ -74,7 +77,7 @@ func (i Interface) String() string {
 
 // Equal reports whether both say the same.
 func (u Uplinks) Equal(o Uplinks) bool {
-	return u.NodeEgress == o.NodeEgress && slices.Equal(u.Inside, o.Inside) && slices.EqualFunc(u.Interfaces, o.Interfaces, func(a, b Interface) bool {
+	return u.NodeEgress == o.NodeEgress && u.Mark == o.Mark && slices.Equal(u.Inside, o.Inside) && slices.EqualFunc(u.Interfaces, o.Interfaces, func(a, b Interface) bool {
 		return slices.Equal(a.Addresses, b.Addresses) && a.key() == b.key()
 	})
 }
@@ -153,8 +156,9 @@ func (u Uplinks) State(h routes.Host) (s routes.State) {
 	if len(u.Interfaces) == 0 {
 		return s
 	}
-	s.Symmetric = &routes.Symmetric{Mark: ReturnMark}
-	s.Rules = []routes.Rule{{Priority: priorityPods, Longer: 31}, {Priority: priorityReturn, Mark: ReturnMark}}
+	mark := cmp.Or(u.Mark, ReturnMark)
+	s.Symmetric = &routes.Symmetric{Mark: mark}
+	s.Rules = []routes.Rule{{Priority: priorityPods, Longer: 31}, {Priority: priorityReturn, Mark: mark}}
 	s.Sysctls = []routes.Sysctl{routes.Forwarding("", false), {Key: "net/ipv4/conf/all/src_valid_mark", Value: "1"}}
 	alone := map[string]bool{} // links that answer ARP for their own addresses only
 	for _, i := range u.Interfaces {
