@@ -51,7 +51,7 @@ func TestDependencies(t *testing.T) {
 		{"daemon/policy", []string{"ipam", "routes", "bgp", "plugin/uplink", "daemon/cluster", "daemon/config"}, nil},
 		{"daemon/plan", []string{"bgp", "routes", "daemon/cluster", "daemon/config", "daemon/policy"}, nil},
 		{"daemon/switchconf", nil, map[string]string{"github.com/": "it writes text"}},
-		{"daemon/pods", []string{"ipam", "routes", "plugin", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/policy"}, nil},
+		{"daemon/pods", []string{"ipam", "routes", "plugin", "plugin/uplink", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/policy"}, nil},
 		{"daemon/paths", []string{"daemon/cluster"}, map[string]string{
 			"github.com/osrg/": "whether packets arrive does not depend on what switches were told"}},
 		{"daemon", []string{"routes", "bgp", "plugin", "plugin/uplink", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/paths", "daemon/plan", "daemon/pods", "daemon/policy", "daemon/report"}, nil},

@@ -17,6 +17,8 @@ type Lease struct {
 	State string `json:"state"`
 	Link  string `json:"link,omitempty"` // the host's end; "" if another main plugin made the link
 	Netns string `json:"netns,omitempty"`
+	// Uplink is the secondary interface whose address this is, by MAC or name as the EdgeNode has it; "" if none.
+	Uplink string `json:"uplink,omitempty"`
 }
 
 // Remembered is a free address that remembers its last pod.

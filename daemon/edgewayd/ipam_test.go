@@ -87,6 +87,20 @@ func TestListScreen(t *testing.T) {
 	}
 }
 
+// On a node with uplinks, the list and the details say whose interface an address is.
+func TestUplinkOfALease(t *testing.T) {
+	a := leaseList()
+	a.Leases[1].Uplink = "00:16:3e:08:60:0a"
+	var out bytes.Buffer
+	printLeases(&out, a, leaseLines)
+	printDetails(&out, api.LeaseDetails{Now: a.Now, Leases: []api.LeaseDetail{{Lease: a.Leases[1]}}})
+	for _, want := range []string{"STATE         UPLINK\n", "dead          00:16:3e:08:60:0a\n", "alive         -\n", "Uplink      00:16:3e:08:60:0a\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, out.String())
+		}
+	}
+}
+
 func TestDetailsAndFindingsScreen(t *testing.T) {
 	a := leaseList()
 	details := api.LeaseDetails{Now: a.Now, Remembered: a.Remembered[:1]}

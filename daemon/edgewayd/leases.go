@@ -20,9 +20,18 @@ func printLeases(out io.Writer, a api.LeaseList, most int) {
 	rows := slices.Clone(a.Leases)
 	slices.SortStableFunc(rows, func(x, y api.Lease) int { return cmp.Compare(rank(x), rank(y)) })
 	p := newTable(out)
-	p.row("ADDRESS", "POD", "CONTAINER", "INTERFACE", "NETWORK", "SINCE", "STATE")
+	head := []any{"ADDRESS", "POD", "CONTAINER", "INTERFACE", "NETWORK", "SINCE", "STATE"}
+	ofUplinks := slices.ContainsFunc(rows, func(l api.Lease) bool { return l.Uplink != "" })
+	if ofUplinks {
+		head = append(head, "UPLINK")
+	}
+	p.row(head...)
 	for _, l := range cutTo(rows, most) {
-		p.row(cmp.Or(strings.Join(l.Addrs, ","), "-"), cmp.Or(l.Pod, "-"), short(l.ContainerID), cmp.Or(l.IfName, "-"), networkText(l.Network), age(a.Now.Sub(l.Since)), l.State)
+		row := []any{cmp.Or(strings.Join(l.Addrs, ","), "-"), cmp.Or(l.Pod, "-"), short(l.ContainerID), cmp.Or(l.IfName, "-"), networkText(l.Network), age(a.Now.Sub(l.Since)), l.State}
+		if ofUplinks {
+			row = append(row, cmp.Or(l.Uplink, "-"))
+		}
+		p.row(row...)
 	}
 	p.table.Flush()
 	more(out, len(rows), most)
@@ -122,6 +131,9 @@ func printDetails(out io.Writer, a api.LeaseDetails) {
 			{"Host's end", link}, {"Pod's end", pod},
 		} {
 			p.row(l[0], l[1])
+		}
+		if d.Uplink != "" {
+			p.row("Uplink", d.Uplink)
 		}
 		if d.KeptFor != "" {
 			p.row("Kept for", fmt.Sprintf("pod %s on network %s, when it comes back", d.Lease.Pod, networkText(d.KeptFor)))

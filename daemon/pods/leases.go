@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/plugin"
+	"github.com/edgeway-cni/edgeway/plugin/uplink"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -97,9 +99,21 @@ func (n *leases) answer(ctx context.Context, c config.Config, args []string) ([]
 	}
 	switch verb {
 	case "list":
-		answer, err = n.list(ctx)
+		var a api.LeaseList
+		a, err = n.list(ctx)
+		by := uplinks(c.StateDir)
+		for i := range a.Leases {
+			a.Leases[i].Uplink = by(a.Leases[i])
+		}
+		answer = a
 	case "show":
-		answer, err = n.show(ctx, rest)
+		var a api.LeaseDetails
+		a, err = n.show(ctx, rest)
+		by := uplinks(c.StateDir)
+		for i := range a.Leases {
+			a.Leases[i].Uplink = by(a.Leases[i].Lease)
+		}
+		answer = a
 	case "release":
 		answer, err = n.releaseLeases(ctx, rest)
 	case "forget":
@@ -117,6 +131,26 @@ func (n *leases) answer(ctx context.Context, c config.Config, args []string) ([]
 		return nil, err
 	}
 	return json.Marshal(answer)
+}
+
+// uplinks returns a function that names the secondary interface that a lease's address belongs to; "": none. A file of
+// uplinks that cannot be read names none: the daemon reports it.
+func uplinks(dir string) func(api.Lease) string {
+	u, _ := uplink.Read(filepath.Join(dir, uplink.File))
+	by := map[string]string{}
+	for _, i := range u.Interfaces {
+		for _, a := range i.Addresses {
+			by[a.String()] = i.String()
+		}
+	}
+	return func(l api.Lease) string {
+		for _, a := range l.Addrs {
+			if name := by[a]; name != "" {
+				return name
+			}
+		}
+		return ""
+	}
 }
 
 func leaseRow(a plugin.Attached) api.Lease {
