@@ -1,7 +1,7 @@
-// Package cloud makes the calls of the ENS OpenAPI (version 2017-11-10) that edgeway needs: instances, their
-// network interfaces, and the addresses of these. It never decides what to call, and it never tries again: the
-// calls that change something are not idempotent, so only a list can say whether a call without an answer was
-// carried out.
+// Package cloud makes the calls of the ENS OpenAPI (version 2017-11-10) and of the ECS OpenAPI (version 2014-05-26)
+// that edgeway needs: instances, their network interfaces, and the addresses of these. It never decides what to call,
+// and it never tries again: the calls of ENS that change something are not idempotent, so only a list can say whether a
+// call without an answer was carried out. The calls of ECS take a token that makes them idempotent.
 //
 // The vendor's generic client signs and sends the calls. Every call ends within [CallTimeout]. No error shows a
 // key, a secret, or the text of a request.
@@ -13,6 +13,7 @@
 package cloud
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,8 +32,6 @@ import (
 const (
 	// CallTimeout bounds a call. The real cloud answers within a second; the vendor's client would wait for ever.
 	CallTimeout = 4 * time.Second
-	// apiVersion is the version of the API.
-	apiVersion = "2017-11-10"
 	// mostInPage is the largest page: the documents name 50 and 100, and a larger page can come back smaller.
 	mostInPage = 50
 	// mostPages bounds a list: an account has some thousands of interfaces at most.
@@ -41,12 +40,22 @@ const (
 	mostAnswer = 16 << 20
 )
 
+// Service is one of the vendor's services that have instances.
+type Service string
+
+// The services: instances at the edge, and instances of a cloud region.
+const (
+	ENS Service = "ens"
+	ECS Service = "ecs"
+)
+
 // Options of a client.
 type Options struct {
+	Service     Service // "": ENS
 	Credentials Credentials
-	// Region chooses the endpoint, see [Endpoint]. It is not where the instances are.
+	// Region chooses the endpoint, see [Service.Endpoint]. For ENS it is not where the instances are.
 	Region string
-	// Endpoint is a host, or a URL whose scheme is http or https; "": the endpoint of Region.
+	// Endpoint is a host, or a URL whose scheme is http or https; "": the endpoint of Region. It serves all calls.
 	Endpoint  string
 	UserAgent string
 	// Seen is told of each call: the action, and "OK", the code of the refusal, or the [Kind]. It may be nil.
@@ -60,13 +69,13 @@ type Client struct {
 	http           *http.Client
 }
 
-// Endpoint returns the host that serves a region: one for all regions of mainland China, and one for the
+// Endpoint returns the host that serves a region. ENS has one host for all regions of mainland China, and one for the
 // international site.
-func Endpoint(region string) string {
-	if region == "" || strings.HasPrefix(region, "cn-") {
+func (s Service) Endpoint(region string) string {
+	if s == ENS && (region == "" || strings.HasPrefix(region, "cn-")) {
 		return "ens.aliyuncs.com"
 	}
-	return "ens." + region + ".aliyuncs.com"
+	return string(s) + "." + region + ".aliyuncs.com"
 }
 
 // New returns a client. It makes no call.
@@ -74,15 +83,19 @@ func New(o Options) (*Client, error) {
 	if o.Credentials.Key == "" || o.Credentials.Secret == "" {
 		return nil, errors.New("credentials: want an access key and its secret, got none")
 	}
+	o.Service = cmp.Or(o.Service, ENS)
+	if o.Service == ECS && o.Region == "" {
+		return nil, errors.New("region: want the region of the instances, got none")
+	}
 	c := &Client{options: o, protocol: "https", host: o.Endpoint}
 	if c.host == "" {
-		c.host = Endpoint(o.Region)
+		c.host = o.Service.Endpoint(o.Region)
 	}
 	if scheme, host, ok := strings.Cut(c.host, "://"); ok {
 		c.protocol, c.host = scheme, strings.TrimSuffix(host, "/")
 	}
 	if u, err := url.Parse(c.protocol + "://" + c.host); err != nil || u.Host != c.host || c.host == "" || c.protocol != "http" && c.protocol != "https" {
-		return nil, fmt.Errorf("endpoint %q: want a host such as %s, or http://HOST:PORT", o.Endpoint, Endpoint(o.Region))
+		return nil, fmt.Errorf("endpoint %q: want a host such as %s, or http://HOST:PORT", o.Endpoint, o.Service.Endpoint(o.Region))
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	c.http = &http.Client{Transport: transport,
@@ -112,10 +125,20 @@ func (c *Client) try(ctx context.Context, action string, p parameters, out any) 
 	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
 	one := exchange{ctx: ctx, http: c.http}
+	host, version := c.host, "2017-11-10"
+	if c.options.Service == ECS {
+		version = "2014-05-26"
+		if action == "DescribeVSwitches" { // subnets are another service's
+			version = "2016-04-28"
+			if c.options.Endpoint == "" {
+				host = "vpc." + c.options.Region + ".aliyuncs.com"
+			}
+		}
+	}
 	// The vendor's client takes no context, but it takes the one who sends. So it is made for each call.
 	sdk, err := openapi.NewClient(&utils.Config{
 		AccessKeyId: &c.options.Credentials.Key, AccessKeySecret: &c.options.Credentials.Secret, SecurityToken: &c.options.Credentials.Token,
-		Endpoint: &c.host, Protocol: &c.protocol, UserAgent: &c.options.UserAgent, HttpClient: &one,
+		Endpoint: &host, Protocol: &c.protocol, UserAgent: &c.options.UserAgent, HttpClient: &one,
 	})
 	if err != nil {
 		return &Error{Action: action, Kind: Unreachable, Message: c.redact(err.Error())}
@@ -124,9 +147,12 @@ func (c *Client) try(ctx context.Context, action string, p parameters, out any) 
 	for name, value := range p {
 		query[name] = &value
 	}
+	if c.options.Service == ECS && action != "DescribeInstanceTypes" { // the endpoint's region is meant there
+		query["RegionId"] = &c.options.Region
+	}
 	text := dara.String
 	_, err = sdk.CallApi(&utils.Params{
-		Action: &action, Version: text(apiVersion), Protocol: &c.protocol, Pathname: text("/"), Method: text(http.MethodPost),
+		Action: &action, Version: &version, Protocol: &c.protocol, Pathname: text("/"), Method: text(http.MethodPost),
 		AuthType: text("AK"), Style: text("RPC"), ReqBodyType: text("formData"), BodyType: text("none"),
 	}, &utils.OpenApiRequest{Query: query}, &dara.RuntimeOptions{})
 	if one.status == 0 { // no answer: what the vendor's client says of it may hold the signed URL

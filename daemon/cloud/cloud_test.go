@@ -81,13 +81,13 @@ func TestCalls(t *testing.T) {
 		return all[0]
 	}
 	i := instance()
-	if got := fmt.Sprint(i); got != "{i-1 Running cn-test-1 vsw-1 [sg-1] [{10.0.0.1 10.0.0.253}]}" {
+	if got := fmt.Sprint(i); got != "{i-1 Running cn-test-1   vsw-1 [sg-1] [{10.0.0.1 10.0.0.253}]}" {
 		t.Errorf("got %s", got)
 	}
 	must("stop", l.StopInstance(ctx, "i-1"))
 	for instance().Status != Stopped {
 	}
-	id, err := l.CreateInterface(ctx, "edgeway-i-1-1", "vsw-1", "sg-1")
+	id, err := l.CreateInterface(ctx, NewInterface{Name: "edgeway-i-1-1", VSwitch: "vsw-1", Groups: []string{"sg-1"}})
 	must("create", err)
 	must("attach", l.AttachInterface(ctx, id, "i-1"))
 	find := func() Interface {
@@ -101,8 +101,8 @@ func TestCalls(t *testing.T) {
 	for find().Status != InUse {
 	}
 	must("start", l.StartInstance(ctx, "i-1"))
-	must("assign", l.AssignAddress(ctx, id))
-	must("assign", l.AssignAddress(ctx, id))
+	must("assign", l.AssignAddresses(ctx, id, 1, ""))
+	must("assign", l.AssignAddresses(ctx, id, 1, ""))
 	n := find()
 	if got := fmt.Sprint(n.Address, n.Addresses, n.Primary, n.Groups, " ", n.VSwitch); got != "10.0.0.2 [10.0.0.3 10.0.0.4] false [sg-1] vsw-1" {
 		t.Errorf("got %s", got)
@@ -115,12 +115,91 @@ func TestCalls(t *testing.T) {
 	if err != nil || len(switches) != 1 || switches[0].CIDR.String() != "10.0.0.0/24" || switches[0].Free != 249 {
 		t.Errorf("got %v, %v", switches, err)
 	}
-	rules, err := l.GroupRules(ctx, "sg-1")
-	if err != nil || len(rules) != 1 || rules[0].SourceCidrIp != "10.0.0.0/8" || rules[0].Direction != "ingress" {
-		t.Errorf("got %v, %v", rules, err)
+	group, err := l.Group(ctx, "sg-1")
+	if err != nil || len(group.Rules) != 1 || group.Inside || group.Rules[0].SourceCidrIp != "10.0.0.0/8" || group.Rules[0].Direction != "ingress" {
+		t.Errorf("got %v, %v", group, err)
 	}
 	if len(l.seen) != len(l.cloud.Calls()) || l.seen[0] != "DescribeInstances OK" {
 		t.Errorf("saw %v", l.seen)
+	}
+}
+
+// Every call of ECS: an interface is attached while the instance runs, a call assigns several addresses, and a second
+// call with the same token does nothing more.
+func TestCallsOfECS(t *testing.T) {
+	ctx := t.Context()
+	fake := ens.NewECS(map[string]ens.Type{"ecs.small": {Interfaces: 2, Addresses: 6}})
+	fake.AddVSwitch("vsw-1", netip.MustParsePrefix("10.0.0.0/24"))
+	fake.AddGroup("sg-1")
+	fake.AddTyped("i-1", "ecs.small", "vsw-1", "sg-1")
+	fake.AddKey(ens.Key{ID: testKey, Secret: testSecret, Actions: []string{"ecs:*", "vpc:DescribeVSwitches"}})
+	server := httptest.NewServer(fake)
+	t.Cleanup(server.Close)
+	t.Cleanup(fake.Close)
+	c, err := New(Options{Service: ECS, Region: "cn-test-1", Endpoint: server.URL, Credentials: Credentials{Key: testKey, Secret: testSecret}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	must := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(what, err)
+		}
+	}
+	all, err := c.Instances(ctx, "i-1", "i-2")
+	if got := fmt.Sprint(all, err); got != "[{i-1 Running cn-test-1 ecs.small cn-test-1-a vsw-1 [sg-1] []}] <nil>" {
+		t.Errorf("got %s", got)
+	}
+	limits, err := c.Limits(ctx, "ecs.small")
+	if limits != (Limits{Interfaces: 1, Addresses: 5}) || err != nil {
+		t.Errorf("got %+v, %v", limits, err)
+	}
+	if _, err := c.Limits(ctx, "ecs.large"); !Is(err, NotFound) {
+		t.Errorf("got %v", err)
+	}
+	create := NewInterface{Name: "edgeway-i-1-1", VSwitch: "vsw-1", Groups: []string{"sg-1"}, Token: "t1"}
+	id, err := c.CreateInterface(ctx, create)
+	must("create", err)
+	if again, err := c.CreateInterface(ctx, create); again != id || err != nil {
+		t.Errorf("a second call with the token made %s, %v", again, err)
+	}
+	must("attach", c.AttachInterface(ctx, id, "i-1"))
+	find := func() Interface {
+		t.Helper()
+		all, err := c.Interfaces(ctx, Filter{Name: "edgeway-i-1-1"})
+		if err != nil || len(all) != 1 {
+			t.Fatal(all, err)
+		}
+		return all[0]
+	}
+	for find().Status != InUse {
+	}
+	must("assign", c.AssignAddresses(ctx, id, 3, "t2"))
+	must("assign", c.AssignAddresses(ctx, id, 3, "t2"))
+	if n := find(); fmt.Sprintf("%v %v %v %v %s", n.Address, n.Addresses, n.Primary, n.Groups, n.Instance) != "10.0.0.2 [10.0.0.3 10.0.0.4 10.0.0.5] false [sg-1] i-1" {
+		t.Errorf("got %+v", n)
+	}
+	if err := c.AssignAddresses(ctx, id, 3, "t3"); !Is(err, Refused) || len(find().Addresses) != 3 {
+		t.Errorf("more addresses than the type has: %v", err)
+	}
+	must("unassign", c.UnassignAddress(ctx, id, netip.MustParseAddr("10.0.0.4")))
+	if switches, err := c.VSwitches(ctx, "vsw-1", "vsw-2"); err != nil || len(switches) != 1 || switches[0].Free != 248 || switches[0].Zone != "cn-test-1-a" {
+		t.Errorf("got %v, %v", switches, err)
+	}
+	fake.LetInside("sg-1")
+	if g, err := c.Group(ctx, "sg-1"); !g.Inside || err != nil {
+		t.Errorf("got %+v, %v", g, err)
+	}
+	for range 70 { // more than a page
+		_, err := c.CreateInterface(ctx, NewInterface{Name: "other", VSwitch: "vsw-1", Groups: []string{"sg-1"}})
+		must("create", err)
+	}
+	if all, err := c.Interfaces(ctx, Filter{VSwitch: "vsw-1", Status: Available}); len(all) != 70 || err != nil {
+		t.Errorf("got %d, %v", len(all), err)
+	}
+	fake.AddKey(ens.Key{ID: testKey, Secret: testSecret, Actions: []string{"ecs:DescribeInstances"}})
+	if _, err := c.VSwitches(ctx, "vsw-1"); err == nil || !strings.Contains(err.Error(), "allows vpc:DescribeVSwitches") {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -175,7 +254,7 @@ func TestErrors(t *testing.T) {
 		{"throttled", ens.Fault{Code: "Throttling.User"}, func() error { return start(l.Client) }, Throttled, "Throttling.User (made to fail)"},
 		{"secret in the message", ens.Fault{Code: "Odd." + testSecret}, func() error { return start(l.Client) }, Refused, "Odd"},
 		{"running already", ens.Fault{}, func() error { return start(l.Client) }, Refused, "IncorrectInstanceStatus"},
-		{"no such interface", ens.Fault{}, func() error { return l.AssignAddress(ctx, "eni-x") }, NotFound, "InvalidEniId.NotFound"},
+		{"no such interface", ens.Fault{}, func() error { return l.AssignAddresses(ctx, "eni-x", 1, "") }, NotFound, "InvalidEniId.NotFound"},
 		{"no such instance", ens.Fault{}, func() error { return l.StopInstance(ctx, "i-x") }, NotFound, "InstanceIdNotFound"},
 		{"no permission", ens.Fault{}, func() error { return start(session) }, Denied, "its RAM policy allows ens:StartInstance"},
 		{"wrong secret", ens.Fault{}, func() error { return start(l.client(t, Credentials{Key: testKey, Secret: "x" + testSecret})) }, Denied, "SignatureDoesNotMatch"},
@@ -279,8 +358,13 @@ func TestNew(t *testing.T) {
 	if _, err := New(Options{}); err == nil {
 		t.Error("a client without credentials")
 	}
-	if got := Endpoint("cn-hangzhou"); got != "ens.aliyuncs.com" {
-		t.Errorf("got %s", got)
+	for service, want := range map[Service]string{ENS: "ens.aliyuncs.com", ECS: "ecs.cn-hangzhou.aliyuncs.com"} {
+		if got := service.Endpoint("cn-hangzhou"); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	if _, err := New(Options{Service: ECS, Credentials: Credentials{Key: "k", Secret: "s"}}); err == nil {
+		t.Error("a client of ECS without a region")
 	}
 }
 

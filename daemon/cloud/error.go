@@ -1,6 +1,7 @@
 package cloud
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -36,6 +37,8 @@ type Error struct {
 	Status  int    // of HTTP; 0: no answer
 	Code    string // the cloud's; "": none
 	Message string // the cloud's, shortened
+
+	service Service
 }
 
 // Error names the call, the cause and the operator's next step.
@@ -50,7 +53,7 @@ func (e *Error) Error() string {
 	text := fmt.Sprintf("%s: %s: %s", e.Action, e.Kind, cause)
 	if next := map[Kind]string{
 		Unreachable: "check the network, the endpoint and the region",
-		Denied:      "check the access key, and that its RAM policy allows ens:" + e.Action,
+		Denied:      "check the access key, and that its RAM policy allows " + string(cmp.Or(e.service, ENS)) + ":" + e.Action,
 		WrongClock:  "set the clock of this machine",
 	}[e.Kind]; next != "" {
 		text += "; " + next
@@ -93,7 +96,10 @@ func (c *Client) refusal(action string, status int, body []byte) error {
 	if json.Unmarshal(body, &said) != nil || said.Code == "" {
 		return &Error{Action: action, Kind: Unreachable, Status: status, Message: fmt.Sprintf("%s answers %d %s, which is not an answer of the API", c.host, status, http.StatusText(status))}
 	}
-	e := &Error{Action: action, Kind: kindOf(said.Code, status), Status: status, Code: c.redact(said.Code)}
+	e := &Error{Action: action, Kind: kindOf(said.Code, status), Status: status, Code: c.redact(said.Code), service: c.options.Service}
+	if e.service == ECS && action == "DescribeVSwitches" {
+		e.service = "vpc"
+	}
 	if said.Code != "SignatureDoesNotMatch" { // its message repeats the whole request
 		e.Message = c.redact(said.Message)
 	}

@@ -22,7 +22,7 @@ type Config struct {
 	Kubeconfig string // absolute; "": the service account of the pod
 	Pools      []Pool
 	Listen     string // host:port of /healthz and /metrics; "": neither is served
-	Uplinks    *uplinks.Config
+	Uplinks    []uplinks.Config
 }
 
 // ReadConfig reads the file at path. Its errors name the file, the line and the expected value. [CheckPools]
@@ -39,8 +39,10 @@ func ReadConfig(path string) (Config, error) {
 	if c.Kubeconfig != "" && !filepath.IsAbs(c.Kubeconfig) {
 		c.Kubeconfig = filepath.Join(filepath.Dir(path), c.Kubeconfig)
 	}
-	if u := c.Uplinks; u != nil && u.Credentials != "" && !filepath.IsAbs(u.Credentials) {
-		u.Credentials = filepath.Join(filepath.Dir(path), u.Credentials)
+	for i := range c.Uplinks {
+		if u := &c.Uplinks[i]; u.Credentials != "" && !filepath.IsAbs(u.Credentials) {
+			u.Credentials = filepath.Join(filepath.Dir(path), u.Credentials)
+		}
 	}
 	return c, nil
 }
@@ -60,7 +62,9 @@ func parseConfig(text []byte) (c Config, err error) {
 				c.Pools = append(c.Pools, p)
 			})
 			s.Text("listen", &c.Listen)
-			s.Inside("ens", func(s keys.Section) { c.Uplinks = readUplinks(s) })
+			for _, of := range []cloud.Service{cloud.ENS, cloud.ECS} {
+				s.Inside(string(of), func(s keys.Section) { c.Uplinks = append(c.Uplinks, readUplinks(s, of)) })
+			}
 		})
 		s.Rest()
 	})
@@ -74,16 +78,24 @@ func parseConfig(text []byte) (c Config, err error) {
 	return c, err
 }
 
-// readUplinks reads the keys of the cloud.
-func readUplinks(s keys.Section) *uplinks.Config {
-	u := &uplinks.Config{Region: "ap-southeast-1", Credentials: "ens.json", Terms: uplinks.Terms{PerInterface: cloud.MostAddresses, Release: uplinks.On}}
+// mostOfType is more than any instance type of ECS has, of interfaces and of addresses of one.
+const mostOfType = 100
+
+// readUplinks reads the keys of a service of the cloud.
+func readUplinks(s keys.Section, of cloud.Service) uplinks.Config {
+	u := uplinks.Config{Service: of, Credentials: string(of) + ".json", Terms: uplinks.Terms{Release: uplinks.On}}
+	most := mostOfType
+	if of == cloud.ENS {
+		most = cloud.MostAddresses
+		u.Region, u.Terms.PerInterface = "ap-southeast-1", most
+	}
 	s.Text("endpoint", &u.Endpoint)
 	s.Text("region", &u.Region)
 	s.Text("credentials", &u.Credentials)
 	if u.Credentials == "env" {
 		u.Credentials = ""
 	}
-	keys.Number(s, "addressesPerInterface", &u.Terms.PerInterface, 1, cloud.MostAddresses, fmt.Sprint("a number from 1 to ", cloud.MostAddresses))
+	keys.Number(s, "addressesPerInterface", &u.Terms.PerInterface, 1, most, fmt.Sprint("a number from 1 to ", most))
 	s.Scalar("fill", "all, or how many more addresses a node has than its pods use", func(n *yaml.Node) bool {
 		return n.Value == "all" || n.Decode(&u.Terms.Fill.Free) == nil && u.Terms.Fill.Free > 0
 	})
@@ -91,6 +103,11 @@ func readUplinks(s keys.Section) *uplinks.Config {
 		u.Terms.Release = uplinks.Release(n.Value)
 		return slices.Contains([]uplinks.Release{uplinks.On, uplinks.NoRelease, uplinks.Off}, u.Terms.Release)
 	})
+	s.Flag("taintWhenFull", &u.TaintWhenFull)
+	if of == cloud.ECS {
+		keys.Number(s, "interfaces", &u.Terms.Interfaces, 1, mostOfType, "how many secondary interfaces an instance gets")
+		s.Texts("vSwitches", &u.Terms.VSwitches)
+	}
 	return u
 }
 

@@ -29,11 +29,11 @@ controller:
 		t.Errorf("got %+v, %v", c, err)
 	}
 	c, err = parseConfig([]byte("controller: {ens: {region: cn-hangzhou, credentials: env, fill: 5, switch: noRelease}}\n"))
-	if err != nil || c.Uplinks == nil || fmt.Sprintf("%+v", *c.Uplinks) != "{Endpoint: Region:cn-hangzhou Credentials: Terms:{Fill:{Free:5} PerInterface:25 Release:noRelease Oldest:0s Token:}}" {
+	if err != nil || len(c.Uplinks) != 1 || fmt.Sprintf("%+v", c.Uplinks[0]) != "{Service:ens Endpoint: Region:cn-hangzhou Credentials: Terms:{Fill:{Free:5} PerInterface:25 Release:noRelease Oldest:0s Token: Provider: Batch:0 Interfaces:0 Instance: VSwitches:[]} TaintWhenFull:false}" {
 		t.Errorf("got %+v, %v", c.Uplinks, err)
 	}
 	c, err = parseConfig([]byte("controller: {ens: {}}\n"))
-	if err != nil || c.Uplinks == nil || c.Uplinks.Credentials != "ens.json" || c.Uplinks.Region != "ap-southeast-1" || c.Uplinks.Terms.Fill.Free != 0 || c.Uplinks.Terms.Release != "on" {
+	if err != nil || len(c.Uplinks) != 1 || c.Uplinks[0].Credentials != "ens.json" || c.Uplinks[0].Region != "ap-southeast-1" || c.Uplinks[0].Terms.Fill.Free != 0 || c.Uplinks[0].Terms.Release != "on" {
 		t.Errorf("got %+v, %v", c.Uplinks, err)
 	}
 	for text, want := range map[string]string{

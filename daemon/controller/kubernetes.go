@@ -18,6 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/edgeway-cni/edgeway/daemon/controller/uplinks"
 )
 
 const (
@@ -72,7 +74,11 @@ type server struct {
 
 // newWorker returns a worker that asks the API server.
 func newWorker(o Options, c kubernetes.Interface) *worker {
-	return &worker{file: o.Pools, uplinks: o.Uplinks != nil, objects: &server{client: c}, log: o.Log, pace: o.times.pace, metrics: &metrics{}}
+	var labels []string
+	for _, u := range o.Uplinks {
+		labels = append(labels, uplinks.InstanceLabel(u.Service))
+	}
+	return &worker{file: o.Pools, uplinks: labels, objects: &server{client: c}, log: o.Log, pace: o.times.pace, metrics: &metrics{}}
 }
 
 func (s *server) ledger(ctx context.Context) (Ledger, string, error) {

@@ -21,9 +21,9 @@ import (
 type Options struct {
 	API      *rest.Config
 	Pools    []Pool
-	Uplinks  *uplinks.Config // nil: no node is an instance of the cloud
-	Identity string          // of this replica, in the Lease: unique among the replicas
-	Listen   string          // host:port of /healthz and /metrics; "": neither is served
+	Uplinks  []uplinks.Config // of the services of the cloud whose instances are nodes
+	Identity string           // of this replica, in the Lease: unique among the replicas
+	Listen   string           // host:port of /healthz and /metrics; "": neither is served
 	Log      *slog.Logger
 	times    times // zero: the defaults; tests use shorter times
 }
@@ -55,20 +55,22 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	w := newWorker(o, c)
-	var u *uplinks.Controller
-	if o.Uplinks != nil {
-		u, err = uplinks.New(uplinks.Options{Config: *o.Uplinks, API: o.API, Log: o.Log, UserAgent: o.API.UserAgent, Tell: func(ctx context.Context, name, uid, reason, message string) error {
+	calls := uplinks.NewMetrics()
+	var clouds []*uplinks.Controller
+	for _, config := range o.Uplinks {
+		u, err := uplinks.New(uplinks.Options{Config: config, API: o.API, Log: o.Log, UserAgent: o.API.UserAgent, Metrics: calls, Tell: func(ctx context.Context, name, uid, reason, message string) error {
 			return w.objects.tell(ctx, Node{Name: name, UID: uid}, reason, message)
 		}})
 		if err != nil {
 			return err
 		}
+		clouds = append(clouds, u)
 	}
 	e, err := newElection(o)
 	if err != nil {
 		return err
 	}
-	listening, err := serve(ctx, o, w.metrics, u)
+	listening, err := serve(ctx, o, w.metrics, calls)
 	if err != nil {
 		return err
 	}
@@ -76,7 +78,7 @@ func Run(ctx context.Context, o Options) error {
 	if err := e.run(ctx, func(ctx context.Context) {
 		w.metrics.leads(ctx)
 		var beside sync.WaitGroup
-		if u != nil {
+		for _, u := range clouds {
 			beside.Go(func() { u.Run(ctx) })
 		}
 		beside.Go(func() { newPublisher(c, o.Log).run(ctx) })
@@ -92,7 +94,7 @@ func Run(ctx context.Context, o Options) error {
 
 // serve answers /healthz and /metrics until ctx ends. /healthz says only that the process answers: a restart
 // does not bring back an API server that is away.
-func serve(ctx context.Context, o Options, m *metrics, u *uplinks.Controller) (*sync.WaitGroup, error) {
+func serve(ctx context.Context, o Options, m *metrics, calls *uplinks.Metrics) (*sync.WaitGroup, error) {
 	var wait sync.WaitGroup
 	if o.Listen == "" {
 		return &wait, nil
@@ -103,8 +105,8 @@ func serve(ctx context.Context, o Options, m *metrics, u *uplinks.Controller) (*
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(m) // its descriptions are constant and differ
-	if u != nil {
-		registry.MustRegister(u.Metrics())
+	if len(o.Uplinks) > 0 {
+		registry.MustRegister(calls)
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
-	"github.com/edgeway-cni/edgeway/daemon/controller/uplinks"
 )
 
 // objects are the parts of the cluster that the worker reads and writes. A look tells the sentinels apart.
@@ -76,9 +75,9 @@ func defaultPace() pace {
 
 // worker looks and acts while it leads. Only its goroutine uses it.
 type worker struct {
-	file    []Pool // of the configuration
-	pools   []Pool // of the last look: those of the NetworkPools, and file
-	uplinks bool   // nodes that are instances of the cloud have uplinks, and get no pod CIDRs
+	file    []Pool   // of the configuration
+	pools   []Pool   // of the last look: those of the NetworkPools, and file
+	uplinks []string // labels of nodes that are instances of the cloud: they have uplinks, and get no pod CIDRs
 	objects objects
 	log     *slog.Logger
 	pace    pace
@@ -134,7 +133,9 @@ func (w *worker) matters(n Node) bool {
 }
 
 // hasUplinks reports whether the node gets uplinks instead of pod CIDRs.
-func (w *worker) hasUplinks(n Node) bool { return w.uplinks && n.Labels[uplinks.InstanceLabel] != "" }
+func (w *worker) hasUplinks(n Node) bool {
+	return slices.ContainsFunc(w.uplinks, func(label string) bool { return n.Labels[label] != "" })
+}
 
 // look reads everything, decides, and carries out the plan. The order makes it safe: see the package doc.
 func (w *worker) look(ctx context.Context) (result, error) {

@@ -136,6 +136,7 @@ controller:
   exclude: [10.10.0.1]
   pools: [{nodeSelector: pool=shop, podCIDRs: [10.30.0.0/16]}]
   ens: {region: cn-hangzhou, fill: 5}
+  ecs: {region: cn-hangzhou, interfaces: 3, vSwitches: [vsw-1], taintWhenFull: true}
   listen: 127.0.0.1:9476
   nodeSelector: {c: d}
 `), &out); err != nil {

@@ -176,7 +176,7 @@ func (b *binding) create(ctx context.Context, missing int) (ready []cloud.Interf
 			name = fmt.Sprint(b.prefix(), n)
 		}
 		b.out.say("create %s in %s with %s", name, b.vswitch, b.securityGroup)
-		if _, err = b.cloud.CreateInterface(ctx, name, b.vswitch, b.securityGroup); err == nil || cloud.Is(err, cloud.Unreachable) {
+		if _, err = b.cloud.CreateInterface(ctx, cloud.NewInterface{Name: name, VSwitch: b.vswitch, Groups: []string{b.securityGroup}}); err == nil || cloud.Is(err, cloud.Unreachable) {
 			unanswered = mostRefusals
 		}
 		return false, err

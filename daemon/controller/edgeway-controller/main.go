@@ -63,8 +63,8 @@ The controller never changes a Node that has pod CIDRs, and it stands back where
 NodeSlices: the controller publishes the names, addresses, pod CIDRs and labels that nodes need of all Nodes.
 Nodes read the NodeSlices instead of all Nodes, and read Nodes again when the controller is gone.
 
-Uplinks: with "controller.ens" in the configuration, each Node that is an ENS instance gets the addresses of
-the instance's secondary interfaces. docs/ens.md says how.`,
+Uplinks: with "controller.ens" or "controller.ecs" in the configuration, each Node that is an ENS or ECS instance
+gets the addresses of the instance's secondary interfaces. docs/ens.md says how.`,
 		Version:       fmt.Sprintf("%s (commit %s)", version, commit),
 		SilenceUsage:  true,
 		SilenceErrors: true,

@@ -66,15 +66,21 @@ func credentials(t *testing.T) string {
 }
 
 // dial reaches the API server; nil: as ever.
-func newStage(t *testing.T, o kube.Options, dial func(context.Context, string, string) (net.Conn, error)) *stage {
+func newStage(t *testing.T, of cloud.Service, o kube.Options, dial func(context.Context, string, string) (net.Conn, error)) *stage {
 	t.Helper()
 	s := &stage{T: t, ControlPlane: kube.Start(t, o), cloud: ens.New()}
+	actions := []string{"ens:DescribeInstances", "ens:DescribeNetworkInterfaces", "ens:DescribeVSwitches",
+		"ens:DescribeSecurityGroupAttribute", "ens:AssignPrivateIpAddresses", "ens:UnassignPrivateIpAddresses"}
+	if of == cloud.ECS {
+		s.cloud = ens.NewECS(map[string]ens.Type{"ecs.small": {Interfaces: 3, Addresses: 13}})
+		actions = []string{"ecs:DescribeInstances", "ecs:DescribeInstanceTypes", "ecs:DescribeNetworkInterfaces", "vpc:DescribeVSwitches", "ecs:DescribeSecurityGroupAttribute",
+			"ecs:CreateNetworkInterface", "ecs:AttachNetworkInterface", "ecs:AssignPrivateIpAddresses", "ecs:UnassignPrivateIpAddresses"}
+	}
 	s.cloud.AddVSwitch("vsw-1", netip.MustParsePrefix("10.0.0.0/24"))
 	s.cloud.AddGroup("sg-1", ens.Rule{Direction: "ingress", IpProtocol: "ALL", PortRange: "-1/-1", SourceCidrIp: "10.0.0.0/8", Policy: "Accept"},
 		ens.Rule{Direction: "egress", IpProtocol: "ALL", PortRange: "-1/-1", DestCidrIp: "10.0.0.0/8", Policy: "Accept"})
-	s.cloud.AddInstance("i-1", "vsw-1", "sg-1")
-	s.cloud.AddKey(ens.Key{ID: "AKID", Secret: secret, Actions: []string{"ens:DescribeInstances", "ens:DescribeNetworkInterfaces", "ens:DescribeVSwitches",
-		"ens:DescribeSecurityGroupAttribute", "ens:AssignPrivateIpAddresses", "ens:UnassignPrivateIpAddresses"}})
+	s.cloud.AddTyped("i-1", "ecs.small", "vsw-1", "sg-1")
+	s.cloud.AddKey(ens.Key{ID: "AKID", Secret: secret, Actions: actions})
 	api := httptest.NewServer(s.cloud)
 	t.Cleanup(api.Close)
 	t.Cleanup(s.cloud.Close)
@@ -88,7 +94,7 @@ func newStage(t *testing.T, o kube.Options, dial func(context.Context, string, s
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.options = Options{Config: Config{Endpoint: api.URL, Credentials: credentials(t), Terms: Terms{PerInterface: cloud.MostAddresses, Release: On}},
+	s.options = Options{Config: Config{Service: of, Endpoint: api.URL, Credentials: credentials(t), Terms: Terms{PerInterface: cloud.MostAddresses, Release: On}},
 		Log: slog.New(slog.NewTextHandler(&s.logs, nil)), times: times{full: 5 * time.Second, oldest: time.Second, fresh: time.Minute, least: 10 * time.Millisecond, mostPause: 200 * time.Millisecond,
 			mostBlock: 500 * time.Millisecond, subnets: time.Minute, callsASec: 500, groupCheck: time.Hour, orphan: 2 * time.Second},
 		Tell: func(_ context.Context, name, _, reason, message string) error {
@@ -103,7 +109,7 @@ func newStage(t *testing.T, o kube.Options, dial func(context.Context, string, s
 		t.Fatal(err)
 	}
 	s.options.API.Dial, admin.Dial = dial, dial
-	if s.server, err = newServer(admin); err != nil {
+	if s.server, err = newServer(admin, s.options.Service); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -201,6 +207,12 @@ func (s *stage) confirm(used int, but ...netip.Addr) {
 			}
 		}
 	}
+	s.status(status)
+}
+
+// status is what the node's daemon writes.
+func (s *stage) status(status cluster.UplinksStatus) {
+	s.Helper()
 	text, err := json.Marshal(map[string]any{"status": cluster.EdgeNodeStatus{Uplinks: &status}})
 	if err != nil {
 		s.Fatal(err)
@@ -208,27 +220,108 @@ func (s *stage) confirm(used int, but ...netip.Addr) {
 	s.kubectl("patch", "edgenode", "n1", "--subresource=status", "--type=merge", "-p", string(text))
 }
 
+// node makes a Node with a label, whose kubelet has a maxPods.
+func (s *stage) node(name, maxPods, label, value string) {
+	s.Helper()
+	if err := s.ApplyText(fmt.Sprintf(`{"apiVersion": "v1", "kind": "Node", "metadata": {"name": %q, "labels": {%q: %q}}}`, name, label, value)); err != nil {
+		s.Fatal(err)
+	}
+	s.kubectl("patch", "node", name, "--subresource=status", "--type=merge", "-p", fmt.Sprintf(`{"status": {"capacity": {"pods": %q}}}`, maxPods))
+}
+
+// assigned counts the secondary addresses of an instance.
+func (s *stage) assigned(instance string) (n int) {
+	for _, i := range s.cloud.Interfaces(instance) {
+		n += len(i.Addresses)
+	}
+	return n
+}
+
+// An instance of ECS: it gets its interfaces while it runs, as many as its type can have, though answers get lost, the
+// cloud throttles and the controller is killed. A vSwitch is empty, and the next one is used. While all addresses are in use, the
+// Node has a taint. Addresses that are spare go back. An interface that is left over is reported, and stays.
+func TestAPIServerECS(t *testing.T) {
+	s := newStage(t, cloud.ECS, kube.Options{}, nil)
+	s.cloud.LetInside("sg-1")
+	s.cloud.AddVSwitch("vsw-2", netip.MustParsePrefix("10.0.1.0/24"))
+	s.cloud.Limit("vsw-2", 9) // an interface and eight addresses
+	s.cloud.Limit("vsw-1", 13)
+	s.options.Region, s.options.Terms.PerInterface, s.options.Terms.Interfaces = "cn-test-1", 0, 9
+	s.options.Terms.VSwitches, s.options.TaintWhenFull = []string{"vsw-1", "vsw-2"}, true
+	s.node("n1", "30", InstanceLabel(cloud.ECS), "i-1")
+	n := 0
+	s.cloud.SetFaults(func(c ens.Call) ens.Fault {
+		n++
+		switch {
+		case c.Action == "CreateNetworkInterface" && n%3 > 0, c.Action == "AttachNetworkInterface" && n%2 > 0, c.Action == "AssignPrivateIpAddresses" && n%3 == 0:
+			return ens.Fault{Lose: true}
+		case n%7 == 0:
+			return ens.Fault{Code: "Throttling.User"}
+		}
+		return ens.Fault{}
+	})
+	s.start()
+	s.until("the first interface has what its vSwitch has", func() (bool, string) { n := s.assigned("i-1"); return n >= 10, fmt.Sprint(n) })
+	s.end()
+	s.start() // killed
+	s.same("both interfaces", 20)
+	s.cloud.SetFaults(nil)
+	all := s.cloud.Interfaces("i-1")
+	if len(all) != 3 || all[0].Primary == false || len(all[0].Addresses) > 0 || len(s.cloud.Interfaces("")) > 0 {
+		t.Fatalf("want the primary interface without an address, two more, and none that is left over; got %+v and %+v", all, s.cloud.Interfaces(""))
+	}
+	if e := s.edgeNode("n1"); e.instance != "i-1" || e.uplinks.Provider != cluster.ProviderECS || !slices.ContainsFunc(e.uplinks.Interfaces, func(u cluster.Uplink) bool {
+		return u.Subnet.String() == "10.0.1.0/24" && u.Gateway == addr("10.0.1.253")
+	}) {
+		t.Errorf("got %+v", e)
+	}
+	if s.events.has("TooManyPods") || s.events.has("SecurityGroup") || s.events.has("GatewayGuessed") {
+		t.Errorf("problems that are none: %s", s.events.text.String())
+	}
+	s.kubectl("patch", "node", "n1", "--subresource=status", "--type=merge", "-p", `{"status": {"capacity": {"pods": "110"}}}`)
+	s.until("an event", func() (bool, string) { return s.events.has("n1 TooManyPods"), "" })
+
+	// All addresses are in use, and then not.
+	s.kubectl("taint", "node", "n1", "mine=x:NoSchedule")
+	taints := func(want string) {
+		t.Helper()
+		s.until("taints "+want, func() (bool, string) {
+			got := s.kubectl("get", "node", "n1", "-o", "jsonpath={.spec.taints[*].key}")
+			return strings.Contains(got, fullTaint) == (want == "on") && strings.Contains(got, "mine"), got
+		})
+	}
+	s.confirm(20)
+	taints("on")
+	s.status(cluster.UplinksStatus{Used: 19, Free: 1})
+	taints("off")
+
+	// What is spare goes back, and an interface that somebody detached is reported.
+	s.end()
+	s.options.Terms.Fill, s.options.Terms.Interfaces = Fill{3}, 0
+	s.start()
+	s.until("the surplus is gone", func() (bool, string) {
+		s.confirm(4)
+		n := s.assigned("i-1")
+		return n == 10, fmt.Sprint(n)
+	})
+	s.cloud.Unbind(all[2].ID)
+	s.until("the interface is reported", func() (bool, string) { return s.logs.has("eniLeft") && s.logs.has(all[2].ID), "" })
+	if left := s.cloud.Interfaces(""); len(left) != 1 {
+		t.Errorf("left over: %+v", left)
+	}
+	for _, c := range s.cloud.Calls() {
+		if strings.HasPrefix(c.Code, "InvalidParameter") || strings.HasPrefix(c.Code, "Missing") || c.Code == "NoPermission" {
+			t.Errorf("a wrong call: %+v", c)
+		}
+	}
+}
+
 // An instance's life at a real API server: it joins, the cloud fails in each of its ways, people edit in the console,
 // addresses are taken back, the instance leaves.
 func TestAPIServerUplinks(t *testing.T) {
-	s := newStage(t, kube.Options{}, nil)
-	for _, node := range []string{"n1 i-1", "other "} {
-		name, instance, _ := strings.Cut(node, " ")
-		object := map[string]any{"apiVersion": "v1", "kind": "Node", "metadata": map[string]any{"name": name, "labels": map[string]string{}}}
-		if instance != "" {
-			object["metadata"].(map[string]any)["labels"] = map[string]string{InstanceLabel: instance}
-		}
-		text, err := json.Marshal(object)
-		if err != nil {
-			t.Fatal(err)
-		}
-		path := filepath.Join(t.TempDir(), "node.json")
-		if err := os.WriteFile(path, text, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		s.kubectl("create", "-f", path)
-	}
-	s.kubectl("patch", "node", "n1", "--subresource=status", "--type=merge", "-p", `{"status": {"allocatable": {"pods": "110"}}}`)
+	s := newStage(t, cloud.ENS, kube.Options{}, nil)
+	s.node("n1", "110", InstanceLabel(cloud.ENS), "i-1")
+	s.node("other", "110", "shop", "berlin")
 
 	// Without a secondary interface there is nothing to give, and the operator hears what to do.
 	s.start()

@@ -31,10 +31,10 @@ func caller(t *testing.T) (*Controller, *ens.Cloud, *node, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.limit, c.subnets, c.blocks = rate.NewLimiter(rate.Inf, 1), map[string]subnet{}, map[string]backoff{}
+	c.limit = rate.NewLimiter(rate.Inf, 1)
 	n := &node{Node: Node{Name: "n1", Instance: "i-1"}}
 	for range 2 {
-		c.call(t.Context(), n, Call{Interface: id, VSwitch: "vsw-1"}, time.Now().Add(time.Minute))
+		c.call(t.Context(), n, Call{Interface: id, VSwitch: "vsw-1", Assign: 1}, time.Now().Add(time.Minute))
 	}
 	return c, fake, n, id
 }

@@ -20,14 +20,20 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// InstanceLabel is the label of a Node that is an ENS instance. Its value is the ID of the instance.
-const InstanceLabel = "alibabacloud.com/ens-instance-id"
+// InstanceLabel returns the label of the Nodes that are instances of a service. Its value is the ID of the instance. The
+// vendor's own programs set it.
+func InstanceLabel(s cloud.Service) string { return "alibabacloud.com/" + string(s) + "-instance-id" }
 
-// Config says how to reach the cloud, and how many addresses nodes get.
+// Config says how to reach a service of the cloud, and how many addresses its instances get.
 type Config struct {
+	Service          cloud.Service // "": ENS
 	Endpoint, Region string
 	Credentials      string // a file; "": the environment
-	Terms            Terms  // without a token
+	// Terms has no token. Its PerInterface of 0 is what the type of the instance can have. Its VSwitches are those of
+	// new interfaces, of which each instance gets those in its zone; none: the instance's own.
+	Terms Terms
+	// TaintWhenFull: a Node gets a taint while it has no free address.
+	TaintWhenFull bool
 }
 
 // Options of a controller.
@@ -36,6 +42,7 @@ type Options struct {
 	API       *rest.Config
 	Log       *slog.Logger
 	UserAgent string
+	Metrics   *Metrics // of all controllers of the process; nil: its own
 	// Tell writes an Event about the Node of that name and UID.
 	Tell  func(ctx context.Context, name, uid, reason, message string) error
 	times times // zero: the defaults; tests use shorter times
@@ -62,8 +69,7 @@ func defaultTimes() times {
 // Controller gives nodes their uplinks while it runs. It may run again after it ended.
 type Controller struct {
 	Options
-	server  *server
-	metrics *Metrics
+	server *server
 
 	// The fields below belong to the goroutine of Run.
 	cloud   *cloud.Client
@@ -72,29 +78,49 @@ type Controller struct {
 	nodes   map[string]*node
 	subnets map[string]subnet // by vSwitch
 	groups  map[string]group
-	blocks  map[string]backoff // of interfaces, vSwitches and addresses
+	limits  map[string]limits  // by type of instance
+	blocks  map[string]backoff // of interfaces, vSwitches, addresses and instances
+	tokens  map[string]string  // of calls without an answer, which are made again with their token
 	pause   backoff            // of all calls
-	away    *cluster.Problem   // why no call succeeds
+	left    leftover
+	away    *cluster.Problem // why no call succeeds
 }
 
 // node is what is known of a node beside its objects.
 type node struct {
 	Node
 	memory   memory
-	due      time.Time // of the next look
-	gateways []cloud.GatewayAddress
-	asked    time.Time // when gateways were
+	due      time.Time      // of the next look
+	instance cloud.Instance // zero: it does not exist
+	asked    time.Time      // when instance was
+	limits   cloud.Limits   // of its type; ECS
+	expected expected
+	refused  error // the last call for another interface
 	problems []cluster.Problem
 	said     map[subject]string
 }
 
+// leftover are the interfaces that were made for instances and that no instance has. Its node is none: it has the
+// problems.
+type leftover struct {
+	node
+	since map[string]time.Time // by ID: when a list first showed it
+}
+
 type subnet struct {
 	Subnet
+	zone  string
+	asked time.Time
+}
+
+type limits struct {
+	cloud.Limits
 	asked time.Time
 }
 
 type group struct {
-	rules []cloud.Rule
+	cloud.Group
+	known bool
 	asked time.Time
 }
 
@@ -115,17 +141,34 @@ func New(o Options) (*Controller, error) {
 	if o.times == (times{}) {
 		o.times = defaultTimes()
 	}
-	c := &Controller{Options: o, metrics: newMetrics()}
+	o.Service = cmp.Or(o.Service, cloud.ENS)
+	if o.Metrics == nil {
+		o.Metrics = NewMetrics()
+	}
+	o.Terms.Provider = cluster.Provider(o.Service)
+	if o.Service == cloud.ECS {
+		o.Terms.Batch = mostInCall
+	}
+	c := &Controller{Options: o}
+	c.forget()
 	if _, err := c.client(); err != nil {
 		return nil, err
 	}
-	s, err := newServer(o.API)
+	s, err := newServer(o.API, o.Service)
 	c.server = s
 	return c, err
 }
 
-// Metrics returns what a Prometheus server reads.
-func (c *Controller) Metrics() *Metrics { return c.metrics }
+// mostInCall is how many addresses one call of ECS assigns. An interface that is not attached takes no more, and the
+// vendor's own programs ask for no more.
+const mostInCall = 10
+
+// forget begins anew. Nothing that is lost by it is more than a minute's work.
+func (c *Controller) forget() {
+	c.limit = rate.NewLimiter(c.times.callsASec, 1)
+	c.nodes, c.subnets, c.groups, c.limits = map[string]*node{}, map[string]subnet{}, map[string]group{}, map[string]limits{}
+	c.blocks, c.tokens, c.left = map[string]backoff{}, map[string]string{}, leftover{}
+}
 
 // client returns the cloud's client, a new one when the file of the credentials has changed.
 func (c *Controller) client() (*cloud.Client, error) {
@@ -150,14 +193,13 @@ func (c *Controller) client() (*cloud.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.cloud, err = cloud.New(cloud.Options{Credentials: k, Region: c.Region, Endpoint: c.Endpoint, UserAgent: c.UserAgent, Seen: c.metrics.call})
+	c.cloud, err = cloud.New(cloud.Options{Service: c.Service, Credentials: k, Region: c.Region, Endpoint: c.Endpoint, UserAgent: c.UserAgent, Seen: c.Metrics.call})
 	return c.cloud, err
 }
 
 // Run works until ctx ends.
 func (c *Controller) Run(ctx context.Context) {
-	c.limit = rate.NewLimiter(c.times.callsASec, 1)
-	c.nodes, c.subnets, c.groups, c.blocks = map[string]*node{}, map[string]subnet{}, map[string]group{}, map[string]backoff{}
+	c.forget()
 	events, err := c.server.watch(ctx, c.Log)
 	if err != nil {
 		c.Log.Warn("watch EdgeNodes", "err", err)
@@ -176,13 +218,15 @@ func (c *Controller) Run(ctx context.Context) {
 			}
 		}
 		c.leave(ctx)
+		c.sweep(ctx)
+		next = earlier(next, c.left.due)
 		maps.DeleteFunc(c.blocks, func(_ string, b backoff) bool { return time.Since(b.until) > c.times.mostBlock })
 		for _, b := range c.blocks {
 			if b.until.After(time.Now()) {
 				next = earlier(next, b.until)
 			}
 		}
-		c.metrics.set(c.nodes, c.away)
+		c.Metrics.set(c.Service, append(slices.Collect(maps.Values(c.nodes)), &c.left.node), c.away)
 		t := time.NewTimer(max(time.Until(next), time.Millisecond))
 		select {
 		case <-ctx.Done():
@@ -229,7 +273,7 @@ func (c *Controller) look(ctx context.Context, n *node) {
 	for _, other := range c.nodes {
 		if other.Instance == n.Instance && other.Name < n.Name {
 			n.problem(cluster.Problem{Object: "Node/" + n.Name, Reason: sharedInstance, Want: "an instance of its own", Got: n.Instance + ", which Node/" + other.Name + " has too",
-				Next: "delete the Node that is no longer used, or correct the label " + InstanceLabel})
+				Next: "delete the Node that is no longer used, or correct the label " + InstanceLabel(c.Service)})
 			return
 		}
 	}
@@ -239,8 +283,8 @@ func (c *Controller) look(ctx context.Context, n *node) {
 		c.retry(ctx, n, fmt.Errorf("read EdgeNode %s: %w", n.Name, err))
 		return
 	}
-	if object.uplinks != nil && object.uplinks.Provider != cluster.ProviderENS {
-		n.problem(cluster.Problem{Object: "EdgeNode/" + n.Name, Reason: notOurs, Want: "provider: ens, because the Node has the label " + InstanceLabel, Got: "provider: " + string(object.uplinks.Provider),
+	if object.uplinks != nil && object.uplinks.Provider != c.Terms.Provider {
+		n.problem(cluster.Problem{Object: "EdgeNode/" + n.Name, Reason: notOurs, Want: "provider: " + string(c.Terms.Provider) + ", because the Node has the label " + InstanceLabel(c.Service), Got: "provider: " + string(object.uplinks.Provider),
 			Next: "remove spec.uplinks or the label; nothing is changed until then"})
 		return
 	}
@@ -248,7 +292,7 @@ func (c *Controller) look(ctx context.Context, n *node) {
 	switch {
 	case cloud.Is(err, cloud.Refused), cloud.Is(err, cloud.NotFound): // it concerns this node only
 		n.problem(cluster.Problem{Object: "Node/" + n.Name, Reason: noInterface, Want: "the interfaces of " + n.Instance, Got: err.Error(),
-			Next: "correct the label " + InstanceLabel + " of the Node"})
+			Next: "correct the label " + InstanceLabel(c.Service) + " of the Node"})
 		return
 	case err != nil:
 		c.fail(ctx, n, err)
@@ -256,7 +300,7 @@ func (c *Controller) look(ctx context.Context, n *node) {
 	}
 	c.pause, c.away = backoff{}, nil
 	seen.Lacking = n.memory.note(seen.Interfaces, object.uplinks, time.Now())
-	terms := c.Terms
+	terms := c.terms(n)
 	for range 2 { // a write, and then the call that follows from it
 		terms.Token, terms.Oldest = token(), c.times.oldest
 		step := decide(seen, object.uplinks, object.status, terms)
@@ -271,7 +315,7 @@ func (c *Controller) look(ctx context.Context, n *node) {
 			}
 			c.Log.Info("uplinks written", "node", n.Name, "interfaces", len(step.Write.Interfaces), "addresses", granted(step.Write))
 			continue
-		case step.Call.Interface != "":
+		case step.Call != Call{}:
 			c.call(ctx, n, step.Call, began.Add(c.times.fresh))
 			return
 		}
@@ -280,7 +324,38 @@ func (c *Controller) look(ctx context.Context, n *node) {
 	if len(seen.Lacking) > 0 {
 		n.due = time.Now().Add(c.times.oldest / 2)
 	}
-	c.judge(ctx, n, seen, object.uplinks)
+	c.judge(ctx, n, seen, object.uplinks, terms)
+	c.taint(ctx, n, object)
+}
+
+// terms are the terms of a node: what the configuration says, within the limits of its instance.
+func (c *Controller) terms(n *node) Terms {
+	t := c.Terms
+	t.Instance = n.Instance
+	if c.Service == cloud.ENS {
+		return t
+	}
+	t.Interfaces = min(t.Interfaces, n.limits.Interfaces)
+	t.PerInterface = min(cmp.Or(t.PerInterface, n.limits.Addresses), n.limits.Addresses)
+	t.VSwitches = slices.DeleteFunc(slices.Clone(t.VSwitches), func(id string) bool { return c.subnets[id].zone != n.instance.Zone })
+	if len(c.Terms.VSwitches) == 0 {
+		t.VSwitches = []string{n.instance.VSwitch}
+	}
+	return t
+}
+
+// taint keeps pods away from a node that has no address for them.
+func (c *Controller) taint(ctx context.Context, n *node, object edgeNode) {
+	want := c.TaintWhenFull && object.uplinks != nil && object.status != nil && object.status.Free == 0
+	if want == n.Tainted {
+		return
+	}
+	if err := c.server.taint(ctx, n.Name, want); err != nil {
+		c.Log.Warn("taint of Node", "node", n.Name, "err", err)
+		n.due = earlier(n.due, time.Now().Add(10*c.times.least))
+		return
+	}
+	c.Log.Info("taint of Node", "node", n.Name, "taint", fullTaint, "set", want)
 }
 
 // call makes a call before the deadline: a process that stood still must not act on what it read earlier. Whatever
@@ -293,8 +368,12 @@ func (c *Controller) call(ctx context.Context, n *node, call Call, deadline time
 	if err != nil {
 		return // ctx has ended, or it is too late
 	}
-	key := call.Interface
-	if call.Unassign.IsValid() {
+	key := cmp.Or(call.Interface, n.Instance)
+	var id string // of the interface of the call
+	again := fmt.Sprint(call)
+	c.tokens[again] = cmp.Or(c.tokens[again], token())
+	switch {
+	case call.Unassign.IsValid():
 		key = call.Unassign.String()
 		// The cloud may carry out the call after the wait for its answer, and lists may be old. An EdgeNode that
 		// somebody deletes meanwhile is written again from a list: without this address.
@@ -302,22 +381,44 @@ func (c *Controller) call(ctx context.Context, n *node, call Call, deadline time
 		b.until = time.Now().Add(c.times.oldest)
 		c.blocks[key] = b
 		err = c.cloud.UnassignAddress(fresh, call.Interface, call.Unassign)
-	} else {
-		err = c.cloud.AssignAddress(fresh, call.Interface)
+	case call.Assign > 0:
+		err = c.cloud.AssignAddresses(fresh, call.Interface, call.Assign, c.tokens[again])
+	case call.Attach:
+		id, err = call.Interface, c.cloud.AttachInterface(fresh, call.Interface, n.Instance)
+	default:
+		id, err = c.cloud.CreateInterface(fresh, cloud.NewInterface{Name: call.Create, VSwitch: call.VSwitch, Groups: n.instance.Groups, Token: c.tokens[again]})
+	}
+	if refused := cloud.Is(err, cloud.Refused) || cloud.Is(err, cloud.NotFound); err == nil || refused {
+		delete(c.tokens, again)
+	}
+	if v, ok := c.subnets[call.VSwitch]; ok && err == nil {
+		v.Free = max(v.Free-call.Assign, 0)
+		if call.Create != "" {
+			v.Free = max(v.Free-1, 0)
+		}
+		c.subnets[call.VSwitch] = v
+	} else if !call.Unassign.IsValid() && !call.Attach {
+		delete(c.subnets, call.VSwitch) // how many addresses it has left is not known
+	}
+	if call.Attach || call.Create != "" {
+		n.expected, n.refused = expected{id, call.Attach, time.Now().Add(c.times.oldest)}, err
 	}
 	switch {
 	case err == nil:
 		delete(c.blocks, call.Interface)
 		delete(c.blocks, call.VSwitch)
-		if call.Unassign.IsValid() {
+		switch {
+		case call.Unassign.IsValid():
 			c.Log.Info("address unassigned", "node", n.Name, "interface", call.Interface, "address", call.Unassign)
+		case id != "":
+			c.Log.Info(map[bool]string{true: "interface attached", false: "interface created"}[call.Attach], "node", n.Name, "interface", id)
 		}
 		return
 	case cloud.Is(err, cloud.Refused), cloud.Is(err, cloud.NotFound):
 		// The codes for a full interface and for an empty vSwitch are not documented: the count of the vSwitch tells.
 		c.blocks[key] = c.blocks[key].more(c.times.least, c.times.mostBlock)
-		delete(c.subnets, call.VSwitch)
-		c.Log.Warn("call refused", "node", n.Name, "interface", call.Interface, "err", err, "again", c.blocks[key].wait)
+		n.expected = expected{}
+		c.Log.Warn("call refused", "node", n.Name, "interface", cmp.Or(call.Interface, call.Create), "err", err, "again", c.blocks[key].wait)
 	default:
 		c.fail(ctx, n, err)
 	}
@@ -344,15 +445,32 @@ func (c *Controller) ask(ctx context.Context, n *node) (out Cloud, err error) {
 		if err != nil {
 			return out, err
 		}
-		n.asked, n.gateways = now, nil
+		n.instance = cloud.Instance{}
 		for _, i := range all {
-			n.gateways = append(n.gateways, i.Addresses...)
+			n.instance = i
 		}
+		if err := c.askLimits(ctx, client, n); err != nil {
+			return out, err
+		}
+		n.asked = now
 	}
 	var unknown []string
+	look := func(id string) {
+		if s, ok := c.subnets[id]; (!ok || now.Sub(s.asked) > c.times.subnets) && !slices.Contains(unknown, id) {
+			unknown = append(unknown, id)
+		}
+	}
 	for _, i := range out.Interfaces {
-		if s, ok := c.subnets[i.VSwitch]; (!ok || now.Sub(s.asked) > c.times.subnets) && !i.Primary && !slices.Contains(unknown, i.VSwitch) {
-			unknown = append(unknown, i.VSwitch)
+		if !i.Primary {
+			look(i.VSwitch)
+		}
+	}
+	if c.Terms.Interfaces > 0 {
+		for _, id := range c.Terms.VSwitches {
+			look(id)
+		}
+		if out.Waiting, err = c.waiting(ctx, client, n, out.Interfaces); err != nil {
+			return out, err
 		}
 	}
 	if len(unknown) > 0 {
@@ -365,13 +483,13 @@ func (c *Controller) ask(ctx context.Context, n *node) (out Cloud, err error) {
 		}
 		for _, v := range all {
 			if v.CIDR.IsValid() && v.CIDR.Addr().Is4() {
-				c.subnets[v.ID] = subnet{Subnet{CIDR: v.CIDR, Free: v.Free}, now}
+				c.subnets[v.ID] = subnet{Subnet{CIDR: v.CIDR, Free: v.Free}, v.Zone, now}
 			}
 		}
 	}
 	out.Subnets, out.Blocked = map[string]Subnet{}, map[string]bool{}
 	for id, s := range c.subnets {
-		s.Gateway, _ = gatewayOf(n.gateways, s.CIDR)
+		s.Gateway, _ = gatewayOf(n.instance.Addresses, s.CIDR)
 		out.Subnets[id] = s.Subnet
 		if s.Free == 0 {
 			out.Blocked[id] = true
@@ -383,6 +501,10 @@ func (c *Controller) ask(ctx context.Context, n *node) (out Cloud, err error) {
 			n.due = earlier(n.due, b.until)
 		}
 	}
+	if n.expected.open(out.Interfaces, out.Waiting, now) {
+		out.Blocked[n.Instance] = true
+		n.due = earlier(n.due, now.Add(2*c.times.least))
+	}
 	for _, i := range out.Interfaces {
 		if s, ok := c.subnets[i.VSwitch]; ok && s.Free == 0 && now.Sub(s.asked) > c.times.mostBlock {
 			delete(c.subnets, i.VSwitch) // ask again whether it is still empty
@@ -392,6 +514,50 @@ func (c *Controller) ask(ctx context.Context, n *node) (out Cloud, err error) {
 		}
 	}
 	return out, nil
+}
+
+// askLimits reads the limits of the instance's type.
+func (c *Controller) askLimits(ctx context.Context, client *cloud.Client, n *node) error {
+	if c.Service != cloud.ECS || n.instance.Type == "" {
+		return nil
+	}
+	l, known := c.limits[n.instance.Type]
+	if !known || time.Since(l.asked) > c.times.subnets {
+		if err := c.limit.Wait(ctx); err != nil {
+			return err
+		}
+		l.asked = time.Now()
+		var err error
+		if l.Limits, err = client.Limits(ctx, n.instance.Type); err != nil {
+			return err
+		}
+		c.limits[n.instance.Type] = l
+	}
+	n.limits = l.Limits
+	return nil
+}
+
+// waiting returns the interfaces that were made for the instance and not attached yet, if it is to have more.
+func (c *Controller) waiting(ctx context.Context, client *cloud.Client, n *node, attached []cloud.Interface) (out []cloud.Interface, err error) {
+	secondary := 0
+	for _, i := range attached {
+		if !i.Primary {
+			secondary++
+		}
+	}
+	if secondary >= c.terms(n).Interfaces {
+		return nil, nil
+	}
+	if err := c.limit.Wait(ctx); err != nil {
+		return nil, err
+	}
+	all, err := client.Interfaces(ctx, cloud.Filter{Status: cloud.Available})
+	for _, i := range all {
+		if madeFor(i.Name) == n.Instance {
+			out = append(out, i)
+		}
+	}
+	return out, err
 }
 
 // gatewayOf returns the gateway of a subnet: what the instance names, else the third address from the end, as it is
@@ -473,6 +639,46 @@ func (c *Controller) leave(ctx context.Context) {
 		}
 		c.Log.Info("EdgeNode deleted", "name", o.name, "instance", o.instance)
 	}
+}
+
+// sweep reports the interfaces that are left over: nobody uses them, and they take addresses of their vSwitch. They are
+// never deleted here: only a person knows what for they were made.
+func (c *Controller) sweep(ctx context.Context) {
+	n := &c.left.node
+	if n.due.After(time.Now()) || c.pause.until.After(time.Now()) {
+		return
+	}
+	n.due = time.Now().Add(c.times.full)
+	client, err := c.client()
+	var all []cloud.Interface
+	if err == nil {
+		if c.limit.Wait(ctx) != nil {
+			return
+		}
+		all, err = client.Interfaces(ctx, cloud.Filter{Status: cloud.Available})
+	}
+	if err != nil {
+		c.fail(ctx, n, err)
+		return
+	}
+	was := c.left.since
+	n.problems, c.left.since = nil, map[string]time.Time{}
+	for _, i := range all {
+		instance := madeFor(i.Name)
+		if instance == "" {
+			continue
+		}
+		since, known := was[i.ID]
+		if !known {
+			since = time.Now() // it may be on its way
+		}
+		c.left.since[i.ID] = since
+		if known {
+			n.problem(cluster.Problem{Object: "interface " + i.ID, Reason: eniLeft, Want: "an instance that has it; it was made for " + instance, Got: "none, status " + i.Status,
+				Next: "attach it again, or delete it in the console: it takes an address of vSwitch " + i.VSwitch})
+		}
+	}
+	c.say(ctx, n)
 }
 
 func granted(u *cluster.Uplinks) (n int) {

@@ -2,6 +2,7 @@ package uplinks
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -58,6 +59,9 @@ type Cloud struct {
 	// Blocked are the interfaces and vSwitches whose last call failed a short time ago, and the addresses that a call
 	// may still take away.
 	Blocked map[string]bool
+	// Waiting are the interfaces that were made for the instance and that no instance has. Without an instance that
+	// gets interfaces while it runs, there are none.
+	Waiting []cloud.Interface
 }
 
 // Place is an address at an interface: the cloud can give one address to another interface later.
@@ -73,6 +77,13 @@ type Terms struct {
 	Release      Release
 	Oldest       time.Duration // how old a list can be; 0: a minute
 	Token        string        // ends the tokens of new withdrawals; no other call of decide gets the same
+
+	Provider cluster.Provider // of new EdgeNodes; "": ProviderENS
+	Batch    int              // addresses that one call can assign; 0: one
+	// Interfaces is how many secondary interfaces the instance gets while it runs; 0: as many as it has.
+	Interfaces int
+	Instance   string   // its ID, for the names of new interfaces
+	VSwitches  []string // of new interfaces: that with the most free addresses counts
 }
 
 // Step is the next thing to do: Write, or else one call, or nothing.
@@ -81,11 +92,15 @@ type Step struct {
 	Call  Call
 }
 
-// Call is a call that changes the addresses of an interface.
+// Call is a call that changes the addresses of an interface, or the interfaces of an instance. One of Unassign, Assign,
+// Attach and Create is set; none: no call.
 type Call struct {
-	Interface string     // "": no call
+	Interface string     // "": a new one
 	VSwitch   string     // of the interface
-	Unassign  netip.Addr // zero: assign an address that the cloud chooses
+	Unassign  netip.Addr // an address
+	Assign    int        // so many addresses that the cloud chooses
+	Attach    bool       // to the instance
+	Create    string     // the name of the new interface
 }
 
 // decide returns the next step for one node. spec is nil if the node has no EdgeNode; status is nil if the node has
@@ -94,7 +109,7 @@ type Call struct {
 // In this order: adopt what the list shows and the spec lacks; withdraw as lost what lists lack; forget withdrawals
 // that are over; withdraw what is spare; unassign what the node has confirmed; assign.
 func decide(c Cloud, spec *cluster.Uplinks, status *cluster.UplinksStatus, t Terms) Step {
-	d := decision{Cloud: c, Terms: t, next: cluster.Uplinks{Provider: cluster.ProviderENS, Egress: cluster.EgressUplink}}
+	d := decision{Cloud: c, Terms: t, next: cluster.Uplinks{Provider: cmp.Or(t.Provider, cluster.ProviderENS), Egress: cluster.EgressUplink}}
 	if spec != nil {
 		d.next = copyOf(*spec)
 	}
@@ -107,10 +122,7 @@ func decide(c Cloud, spec *cluster.Uplinks, status *cluster.UplinksStatus, t Ter
 	d.adopt()
 	d.settle()
 	d.withdraw()
-	if spec == nil && len(d.next.Interfaces) == 0 {
-		return Step{}
-	}
-	if spec == nil || !equal(*spec, d.next) {
+	if spec == nil && len(d.next.Interfaces) > 0 || spec != nil && !equal(*spec, d.next) {
 		return Step{Write: &d.next}
 	}
 	return Step{Call: d.call()}
@@ -254,9 +266,11 @@ func (d *decision) call() Call {
 		return Call{}
 	}
 	var best *cloud.Interface
+	unknown := false // the subnet of an interface is not known yet
 	for i := range d.usable {
 		n := &d.usable[i]
 		known := slices.ContainsFunc(d.next.Interfaces, func(u cluster.Uplink) bool { return u.ID == n.ID })
+		unknown = unknown || !known
 		if !known || len(n.Addresses) >= d.PerInterface || d.Blocked[n.ID] || d.Blocked[n.VSwitch] {
 			continue
 		}
@@ -264,10 +278,90 @@ func (d *decision) call() Call {
 			best = n
 		}
 	}
-	if best == nil {
+	switch {
+	case best == nil && unknown:
+		return Call{}
+	case best == nil:
+		return d.grow()
+	}
+	count := min(max(d.Batch, 1), d.PerInterface-len(best.Addresses))
+	if free := d.Subnets[best.VSwitch].Free; free > 0 { // a call for more than there are gives none
+		count = min(count, free)
+	}
+	if d.Fill.Free > 0 {
+		count = min(count, d.Fill.Free-(granted-d.used))
+	}
+	return Call{Interface: best.ID, VSwitch: best.VSwitch, Assign: count}
+}
+
+// grow attaches an interface that was made for the instance, or makes one. One at a time is on its way.
+func (d *decision) grow() Call {
+	taken, secondary := map[string]bool{}, 0
+	for _, n := range d.Cloud.Interfaces {
+		if n.Primary {
+			continue
+		}
+		if n.Status != cloud.InUse {
+			return Call{}
+		}
+		taken[n.Name] = true
+		secondary++
+	}
+	if secondary >= d.Terms.Interfaces || d.Blocked[d.Instance] {
 		return Call{}
 	}
-	return Call{Interface: best.ID, VSwitch: best.VSwitch}
+	for _, n := range d.Waiting {
+		if !d.Blocked[n.ID] {
+			return Call{Interface: n.ID, VSwitch: n.VSwitch, Attach: true}
+		}
+	}
+	best := ""
+	for _, v := range d.VSwitches {
+		// The interface takes one address itself. A vSwitch that is not known yet has many.
+		if s, known := d.Subnets[v]; d.Blocked[v] || known && s.Free < 2 {
+			continue
+		}
+		if best == "" || d.Subnets[v].Free > d.Subnets[best].Free {
+			best = v
+		}
+	}
+	if len(d.Waiting) > 0 || best == "" {
+		return Call{}
+	}
+	for n := 1; ; n++ {
+		if name := interfaceName(d.Instance, n); !taken[name] {
+			return Call{VSwitch: best, Create: name}
+		}
+	}
+}
+
+// interfaceName is the name of an interface that the controller makes. eni-tool has the same names.
+func interfaceName(instance string, n int) string { return fmt.Sprintf("edgeway-%s-%d", instance, n) }
+
+// madeFor returns the instance that an interface was made for; "": it was not made by us.
+func madeFor(name string) string {
+	rest, ours := strings.CutPrefix(name, "edgeway-")
+	at := strings.LastIndexByte(rest, '-')
+	if !ours || at < 0 {
+		return ""
+	}
+	return rest[:at]
+}
+
+// expected is the interface of the last call that made or attached one. Until a list shows it, or lists cannot be that
+// old any more, no further interface is made: that list would be of before.
+type expected struct {
+	id     string // "": the call had no answer
+	attach bool
+	until  time.Time
+}
+
+// open reports whether a list does not show the interface yet, though it may exist.
+func (e expected) open(attached, waiting []cloud.Interface, now time.Time) bool {
+	here := func(all []cloud.Interface) bool {
+		return slices.ContainsFunc(all, func(i cloud.Interface) bool { return i.ID == e.id })
+	}
+	return e.until.After(now) && !here(attached) && (e.attach || !here(waiting))
 }
 
 // memory is since when lists lack something. It is lost with the controller: then a decision comes a minute later.

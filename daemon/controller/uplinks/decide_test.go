@@ -60,13 +60,18 @@ func (s Step) text() string {
 		return "write " + strings.Join(out, "; ")
 	}
 	switch c := s.Call; {
-	case c.Interface == "":
-		return ""
 	case c.Unassign.IsValid():
 		return "unassign " + c.Unassign.String() + " from " + c.Interface
-	default:
+	case c.Assign == 1:
 		return "assign to " + c.Interface
+	case c.Assign > 0:
+		return fmt.Sprintf("assign %d to %s", c.Assign, c.Interface)
+	case c.Attach:
+		return "attach " + c.Interface
+	case c.Create != "":
+		return "create " + c.Create + " in " + c.VSwitch
 	}
+	return ""
 }
 
 func TestDecide(t *testing.T) {
@@ -91,6 +96,12 @@ func TestDecide(t *testing.T) {
 	list := func(all ...cloud.Interface) Cloud { return Cloud{Interfaces: all, Subnets: subnets} }
 	blocked := func(c Cloud, ids ...string) Cloud { c.Blocked = set(ids); return c }
 	lacks := func(c Cloud, m map[Place]time.Duration) Cloud { c.Lacking = m; return c }
+	named := func(n cloud.Interface, name string) cloud.Interface { n.Name = name; return n }
+	waits := func(c Cloud, all ...cloud.Interface) Cloud { c.Waiting = all; return c }
+	left := named(eni("eni-5", "10.0.0.25"), "edgeway-i-1-2")
+	full := eni("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.32", "10.0.0.33")
+	fullSpec := specOf(link("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.32", "10.0.0.33"))
+	hot := Terms{PerInterface: 3, Batch: 10, Interfaces: 2, Instance: "i-1", VSwitches: []string{"vsw-1", "vsw-2"}}
 	all := Terms{PerInterface: 3}
 	free := Terms{Fill: Fill{1}, PerInterface: 3}
 	for _, test := range []struct {
@@ -146,6 +157,24 @@ func TestDecide(t *testing.T) {
 			specOf(link("eni-1", "10.0.0.21", "10.0.0.31")), nil, all, "write eni-1: -10.0.0.31/lost-T"},
 		{"an interface that is gone, and nothing of it is left", Cloud{Subnets: subnets, Lacking: map[Place]time.Duration{{Interface: "eni-1"}: time.Minute}},
 			specOf(link("eni-1", "10.0.0.21")), nil, all, "write "},
+		{"a batch fills an interface", list(eni("eni-1", "10.0.0.21", "10.0.0.31")), specOf(link("eni-1", "10.0.0.21", "10.0.0.31")), nil, hot, "assign 2 to eni-1"},
+		{"a batch is not more than the vSwitch has", Cloud{Interfaces: []cloud.Interface{eni("eni-1", "10.0.0.21")}, Subnets: map[string]Subnet{"vsw-1": {CIDR: subnets["vsw-1"].CIDR, Free: 2}}},
+			specOf(cluster.Uplink{ID: "eni-1", MAC: "00:16:3e:00:00:01", Address: addr("10.0.0.21"), Subnet: subnets["vsw-1"].CIDR}), nil, hot, "assign 2 to eni-1"},
+		{"a batch is not more than the node wants", list(eni("eni-1", "10.0.0.21", "10.0.0.31")), specOf(link("eni-1", "10.0.0.21", "10.0.0.31")), confirmed(0),
+			Terms{Fill: Fill{2}, PerInterface: 9, Batch: 10}, "assign to eni-1"},
+		{"the first interface", list(primary), nil, nil, hot, "create edgeway-i-1-1 in vsw-1"},
+		{"another interface when one is full", list(full), fullSpec, nil, hot, "create edgeway-i-1-1 in vsw-1"},
+		{"its name is not taken", list(named(full, "edgeway-i-1-1")), fullSpec, nil, hot, "create edgeway-i-1-2 in vsw-1"},
+		{"not while an interface has room", list(eni("eni-1", "10.0.0.21", "10.0.0.31"), primary), specOf(link("eni-1", "10.0.0.21", "10.0.0.31")), nil, hot, "assign 2 to eni-1"},
+		{"not in a vSwitch that is empty", blocked(list(full), "vsw-1"), fullSpec, nil, hot, "create edgeway-i-1-1 in vsw-2"},
+		{"not when all are", blocked(list(full), "vsw-1", "vsw-2"), fullSpec, nil, hot, ""},
+		{"not soon after a refusal, and not before a list shows the last one", blocked(list(full), "i-1"), fullSpec, nil, hot, ""},
+		{"not more than the type has", list(full), fullSpec, nil, Terms{PerInterface: 3, Interfaces: 1, Instance: "i-1", VSwitches: []string{"vsw-1"}}, ""},
+		{"not while one is on its way", list(full, attaching), fullSpec, nil, hot, ""},
+		{"not with off", list(full), fullSpec, nil, Terms{PerInterface: 3, Interfaces: 2, Instance: "i-1", VSwitches: []string{"vsw-1"}, Release: Off}, ""},
+		{"one that was made for the instance is attached", waits(list(full), left), fullSpec, nil, hot, "attach eni-5"},
+		{"and no second one is made when that was refused", blocked(waits(list(full), left), "eni-5"), fullSpec, nil, hot, ""},
+		{"no interface for a node with enough free addresses", list(full), fullSpec, confirmed(0), Terms{Fill: Fill{2}, PerInterface: 3, Interfaces: 2, Instance: "i-1", VSwitches: []string{"vsw-1"}}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			test.terms.Token += "T"[len(test.terms.Token):]

@@ -3,6 +3,7 @@ package uplinks
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -21,7 +22,9 @@ import (
 //   - no address is unassigned while a pod has it;
 //   - the node gives no pod an address that the controller may unassign;
 //   - once faults have ended, each address of the interfaces is granted or withdrawn, and each granted address is
-//     assigned.
+//     assigned;
+//   - an instance that gets interfaces while it runs has all of them in the end, and no more were made than that, than
+//     people took away, and than controllers were killed.
 func TestHistories(t *testing.T) {
 	histories := 500
 	if testing.Short() {
@@ -52,6 +55,9 @@ type model struct {
 
 	// The cloud.
 	interfaces map[string][]netip.Addr
+	waiting    map[string]bool // made, and not attached
+	made       int
+	mostMade   int
 	next       netip.Addr
 	lists      []snapshot // of every change, the newest last
 	late       []lateCall // calls without an answer that are carried out later
@@ -73,6 +79,7 @@ type model struct {
 type snapshot struct {
 	at         time.Time
 	interfaces map[string][]netip.Addr
+	waiting    []string
 }
 
 type lateCall struct {
@@ -82,16 +89,22 @@ type lateCall struct {
 
 // controller is what a process of the controller remembers, and where it stands.
 type controller struct {
-	memory  memory
-	step    Step
-	at      time.Time // of the reads that step follows
-	version int
+	memory   memory
+	expected expected
+	step     Step
+	at       time.Time // of the reads that step follows
+	version  int
 }
 
 func newModel(seed uint64) *model {
 	m := &model{Rand: rand.New(rand.NewPCG(seed, 1)), now: time.Unix(0, 0), interfaces: map[string][]netip.Addr{"eni-1": nil, "eni-2": nil},
 		next: addr("10.0.0.30"), leased: map[netip.Addr]bool{}, controllers: []*controller{{}}}
+	m.waiting = map[string]bool{}
 	m.terms = Terms{Fill: Fill{m.IntN(3)}, PerInterface: perInterface, Release: On}
+	if m.IntN(2) == 0 { // an instance of ECS
+		m.terms.Interfaces, m.terms.Batch, m.terms.Instance, m.terms.VSwitches = 1+m.IntN(3), 1+m.IntN(3), "i-1", []string{"vsw-1"}
+		m.interfaces, m.mostMade = map[string][]netip.Addr{}, m.terms.Interfaces
+	}
 	m.changed()
 	return m
 }
@@ -108,7 +121,7 @@ func (m *model) fail(format string, args ...any) {
 }
 
 func (m *model) changed() {
-	s := snapshot{m.now, map[string][]netip.Addr{}}
+	s := snapshot{m.now, map[string][]netip.Addr{}, slices.Sorted(maps.Keys(m.waiting))}
 	for id, all := range m.interfaces {
 		s.interfaces[id] = slices.Clone(all)
 	}
@@ -129,10 +142,12 @@ func (m *model) step() {
 		m.console()
 	case n < 95:
 		m.controllers[m.IntN(len(m.controllers))] = &controller{} // killed
+		m.mostMade++
 		m.note("controller killed")
 	case n < 96:
 		if len(m.controllers) == 1 {
 			m.controllers = append(m.controllers, &controller{})
+			m.mostMade += 2 // it knows nothing of the other one's calls, nor the other one of its
 		} else {
 			m.controllers = m.controllers[1:]
 		}
@@ -151,7 +166,7 @@ func (m *model) withdraws(kind string) bool {
 }
 
 // list is the cloud's answer, which can be old.
-func (m *model) list(stale bool) (out []cloud.Interface) {
+func (m *model) list(stale bool) (out, waiting []cloud.Interface) {
 	i := len(m.lists) - 1
 	if stale && m.IntN(3) == 0 {
 		for range m.IntN(4) {
@@ -165,18 +180,21 @@ func (m *model) list(stale bool) (out []cloud.Interface) {
 		n.Addresses = slices.Clone(all)
 		out = append(out, n)
 	}
+	for _, id := range m.lists[i].waiting {
+		waiting = append(waiting, eni(id, "10.0.0.2"+id[len(id)-1:]))
+	}
 	slices.SortFunc(out, func(a, b cloud.Interface) int { return strings.Compare(a.ID, b.ID) })
-	return out
+	return out, waiting
 }
 
 // controllerActs makes the next request of a controller: it reads and decides, or it does what it decided.
 func (m *model) controllerActs(c *controller, faults bool) {
-	if c.step.Write == nil && c.step.Call.Interface == "" {
+	if c.step == (Step{}) {
 		if faults && m.IntN(10) == 0 {
 			return // the list failed
 		}
-		list := m.list(faults)
-		in := Cloud{Interfaces: list, Subnets: subnets}
+		list, waiting := m.list(faults)
+		in := Cloud{Interfaces: list, Waiting: waiting, Subnets: subnets, Blocked: map[string]bool{"i-1": c.expected.open(list, waiting, m.now)}}
 		in.Lacking = c.memory.note(list, m.spec, m.now)
 		m.tokens++
 		m.terms.Token = fmt.Sprint(m.tokens)
@@ -203,6 +221,15 @@ func (m *model) controllerActs(c *controller, faults bool) {
 	if faults {
 		kind = m.IntN(6)
 	}
+	if grows := s.Call.Attach || s.Call.Create != ""; grows {
+		c.expected = expected{attach: s.Call.Attach, until: m.now.Add(oldest)}
+		if kind > 2 || !faults {
+			c.expected.id = s.Call.Interface
+			if s.Call.Create != "" {
+				c.expected.id = fmt.Sprint("eni-", m.made+3)
+			}
+		}
+	}
 	m.note("%s (fault %d)", s.text(), kind)
 	switch kind {
 	case 1: // throttled, or lost on the way
@@ -227,9 +254,21 @@ func (m *model) carryOut(c Call) {
 	all, there := m.interfaces[c.Interface]
 	i := slices.Index(all, c.Unassign)
 	switch {
+	case c.Create != "":
+		m.waiting[fmt.Sprint("eni-", m.made+3)] = true
+		if m.made++; m.made > m.mostMade {
+			m.fail("%d interfaces were made, at most %d make sense", m.made, m.mostMade)
+		}
+	case c.Attach:
+		if m.waiting[c.Interface] {
+			delete(m.waiting, c.Interface)
+			m.interfaces[c.Interface] = nil
+		}
 	case !there:
-	case !c.Unassign.IsValid() && len(all) < perInterface:
-		m.interfaces[c.Interface] = append(slices.Clone(all), m.free())
+	case c.Assign > 0 && len(all)+c.Assign <= perInterface:
+		for range c.Assign {
+			m.interfaces[c.Interface] = append(slices.Clone(m.interfaces[c.Interface]), m.free())
+		}
 	case i >= 0:
 		if m.leased[c.Unassign] {
 			m.fail("%v was unassigned, and a pod has it", c.Unassign)
@@ -242,12 +281,18 @@ func (m *model) carryOut(c Call) {
 // free is an address that the cloud chooses: soon the same address again, because the subnet is small.
 func (m *model) free() netip.Addr {
 	for {
-		if m.next = m.next.Next(); m.next == addr("10.0.0.45") {
+		end := addr("10.0.0.45")
+		if m.terms.Interfaces > 0 {
+			end = addr("10.0.0.120")
+		}
+		if m.next = m.next.Next(); m.next == end {
 			m.next = addr("10.0.0.30")
 		}
-		if !slices.ContainsFunc(m.lists[len(m.lists)-1:], func(s snapshot) bool {
-			return slices.Contains(s.interfaces["eni-1"], m.next) || slices.Contains(s.interfaces["eni-2"], m.next)
-		}) {
+		taken := false
+		for _, all := range m.interfaces {
+			taken = taken || slices.Contains(all, m.next)
+		}
+		if !taken {
 			return m.next
 		}
 	}
@@ -256,12 +301,16 @@ func (m *model) free() netip.Addr {
 // console is what people do.
 func (m *model) console() {
 	id := fmt.Sprint("eni-", 1+m.IntN(2))
+	if m.made > 0 && m.IntN(2) == 0 {
+		id = fmt.Sprint("eni-", 3+m.IntN(m.made))
+	}
 	all, there := m.interfaces[id]
 	switch n := m.IntN(4); {
 	case n == 0 && there:
 		m.note("console: detach %s", id)
 		delete(m.interfaces, id)
-	case n == 1 && !there:
+		m.mostMade++
+	case n == 1 && !there && !m.waiting[id]:
 		m.note("console: attach %s", id)
 		m.interfaces[id] = nil
 	case n == 2 && len(all) > 0:
@@ -329,7 +378,7 @@ func (m *model) calm() {
 		m.nodeActs()
 	}
 	if m.spec == nil {
-		if len(m.interfaces) > 0 {
+		if len(m.interfaces) > 0 || m.terms.Interfaces > 0 {
 			m.fail("no EdgeNode")
 		}
 		return
@@ -358,6 +407,9 @@ func (m *model) calm() {
 		if m.terms.Fill.Free == 0 && len(all) < perInterface {
 			m.fail("%s has %d addresses, want %d", id, len(all), perInterface)
 		}
+	}
+	if len(m.interfaces) < m.terms.Interfaces && m.terms.Fill.Free == 0 {
+		m.fail("%d interfaces, want %d", len(m.interfaces), m.terms.Interfaces)
 	}
 	if free := len(granted) - len(m.leased); m.terms.Fill.Free > 0 && len(m.interfaces) == 2 && free < m.terms.Fill.Free && len(granted)+len(withdrawn) < 2*perInterface {
 		m.fail("%d addresses are free, want %d", free, m.terms.Fill.Free)

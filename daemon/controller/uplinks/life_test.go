@@ -13,10 +13,35 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/edgeway-cni/edgeway/daemon/cloud"
 	"github.com/edgeway-cni/edgeway/scripts/ens"
 	"github.com/edgeway-cni/edgeway/scripts/kube"
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
+
+// join makes the Node of an instance, and has its daemon read the API server with the rights that are shipped.
+func (s *stage) join(node *lab.Node, instance, address string) {
+	s.Helper()
+	must := func(err error) {
+		s.Helper()
+		if err != nil {
+			s.Fatal(err)
+		}
+	}
+	s.kubectl("apply", "-k", "../../../deploy/kubernetes/rbac")
+	account, err := s.ServiceAccount("kube-system", "edgeway")
+	must(err)
+	config := map[string]any{}
+	text, err := os.ReadFile(node.Config)
+	must(err)
+	must(yaml.Unmarshal(text, &config))
+	config["cluster"] = map[string]any{"kubeconfig": account}
+	text, err = yaml.Marshal(config)
+	must(err)
+	must(os.WriteFile(node.Config, text, 0o600))
+	s.node(node.Name, "60", InstanceLabel(cloud.ENS), instance)
+	s.kubectl("patch", "node", node.Name, "--subresource=status", "--type=merge", "-p", fmt.Sprintf(`{"status": {"addresses": [{"type": "InternalIP", "address": %q}]}}`, address))
+}
 
 // An ENS node's life, with a real daemon and plugin, a real API server, and a cloud whose network drops and counts
 // what does not belong together: it joins, runs 50 pods, loses cloud and API server, is rebooted meanwhile, somebody edits
@@ -51,7 +76,7 @@ nodes:
 		t.Fatal(err)
 	}
 	world, node := l.Machine("world"), l.Node("n1")
-	s := newStage(t, kube.Options{Space: world.Space, Addr: world.Addrs[0]}, func(ctx context.Context, network, address string) (c net.Conn, err error) {
+	s := newStage(t, cloud.ENS, kube.Options{Space: world.Space, Addr: world.Addrs[0]}, func(ctx context.Context, network, address string) (c net.Conn, err error) {
 		err = world.Do(func() error { c, err = (&net.Dialer{}).DialContext(ctx, network, address); return err })
 		return c, err
 	})
@@ -73,19 +98,7 @@ nodes:
 	}
 
 	// It joins.
-	s.kubectl("apply", "-k", "../../../deploy/kubernetes/rbac")
-	account, err := s.ServiceAccount("kube-system", "edgeway")
-	must("account", err)
-	config := map[string]any{}
-	text, err := os.ReadFile(node.Config)
-	must("configuration", err)
-	must("configuration", yaml.Unmarshal(text, &config))
-	config["cluster"] = map[string]any{"kubeconfig": account}
-	text, err = yaml.Marshal(config)
-	must("configuration", err)
-	must("configuration", os.WriteFile(node.Config, text, 0o600))
-	must("Node", s.ApplyText(fmt.Sprintf(`{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {%q: "i-1"}}}`, InstanceLabel)))
-	s.kubectl("patch", "node", "n1", "--subresource=status", "--type=merge", "-p", `{"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]}}`)
+	s.join(node, "i-1", "10.0.0.1")
 	s.start()
 	s.same("the node joins", 50)
 	must("daemon", node.Start(ctx))

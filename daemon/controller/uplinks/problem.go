@@ -20,6 +20,7 @@ import (
 const (
 	cloudUnreachable cluster.Reason = "cloudUnreachable"
 	noInterface      cluster.Reason = "noInterface"
+	fewInterfaces    cluster.Reason = "fewInterfaces"
 	fewAddresses     cluster.Reason = "fewAddresses"
 	addressLost      cluster.Reason = "addressLost"
 	gatewayGuessed   cluster.Reason = "gatewayGuessed"
@@ -28,11 +29,12 @@ const (
 	sharedInstance   cluster.Reason = "sharedInstance"
 	notOurs          cluster.Reason = "notOurs"
 	edgeNodeRefused  cluster.Reason = "edgeNodeRefused"
+	eniLeft          cluster.Reason = "eniLeft"
 )
 
 // reasons are all of them.
 func reasons() []cluster.Reason {
-	return []cluster.Reason{cloudUnreachable, noInterface, fewAddresses, addressLost, gatewayGuessed, tooManyPods, securityGroup, sharedInstance, notOurs, edgeNodeRefused}
+	return []cluster.Reason{cloudUnreachable, noInterface, fewInterfaces, fewAddresses, addressLost, gatewayGuessed, tooManyPods, securityGroup, sharedInstance, notOurs, edgeNodeRefused, eniLeft}
 }
 
 // hostPods is how many pods of the host network a node is taken to have: they need no address, and the kubelet's
@@ -44,15 +46,35 @@ func token() string { return strings.ToLower(rand.Text()[:10]) }
 
 func (n *node) problem(p cluster.Problem) { n.problems = append(n.problems, p) }
 
+// another says how a node gets another interface.
+func (c *Controller) another() string {
+	if c.Service == cloud.ECS {
+		return "raise controller.ecs.interfaces, or attach another interface in the console"
+	}
+	return "bind another interface with eni-tool"
+}
+
 // judge finds the problems of a node whose look succeeded and changed nothing.
-func (c *Controller) judge(ctx context.Context, n *node, seen Cloud, spec *cluster.Uplinks) {
+func (c *Controller) judge(ctx context.Context, n *node, seen Cloud, spec *cluster.Uplinks, t Terms) {
 	object := "EdgeNode/" + n.Name
+	secondary := 0
+	for _, i := range seen.Interfaces {
+		if !i.Primary && i.Status == cloud.InUse {
+			secondary++
+		}
+	}
+	if n.refused != nil && secondary < t.Interfaces {
+		n.problem(cluster.Problem{Object: object, Reason: fewInterfaces, Want: fmt.Sprintf("%d secondary interfaces of %s", t.Interfaces, n.Instance), Got: fmt.Sprintf("%d; %v", secondary, n.refused),
+			Next: "remove the cause, or lower controller.ecs.interfaces; the controller tries again by itself"})
+	}
 	if spec == nil || len(spec.Interfaces) == 0 {
-		n.problem(cluster.Problem{Object: "Node/" + n.Name, Reason: noInterface, Want: "a secondary interface of " + n.Instance, Got: "none",
-			Next: "drain the node and run eni-tool --instance " + n.Instance})
+		next := "drain the node and run eni-tool --instance " + n.Instance
+		if c.Service == cloud.ECS {
+			next = c.another()
+		}
+		n.problem(cluster.Problem{Object: "Node/" + n.Name, Reason: noInterface, Want: "a secondary interface of " + n.Instance, Got: "none", Next: next})
 		return
 	}
-	want := 0
 	for _, u := range spec.Interfaces {
 		for _, w := range u.Withdrawn {
 			if strings.HasPrefix(w.Token, lost) {
@@ -65,14 +87,13 @@ func (c *Controller) judge(ctx context.Context, n *node, seen Cloud, spec *clust
 		if i < 0 {
 			continue
 		}
-		want += c.Terms.PerInterface
 		vswitch := seen.Interfaces[i].VSwitch
-		if have := len(addresses(u)); c.Terms.Fill.Free == 0 && have < c.Terms.PerInterface && c.Terms.Release != Off {
-			n.problem(cluster.Problem{Object: object, Reason: fewAddresses, Want: fmt.Sprintf("%d addresses on %s", c.Terms.PerInterface, u.ID),
+		if have := len(addresses(u)); t.Fill.Free == 0 && have < t.PerInterface && t.Release != Off {
+			n.problem(cluster.Problem{Object: object, Reason: fewAddresses, Want: fmt.Sprintf("%d addresses on %s", t.PerInterface, u.ID),
 				Got:  fmt.Sprintf("%d; vSwitch %s has %d free", have, vswitch, seen.Subnets[vswitch].Free),
-				Next: "free addresses of the vSwitch, or bind an interface of another vSwitch with eni-tool; the controller tries again by itself"})
+				Next: "free addresses of the vSwitch, or give the node an interface of another vSwitch; the controller tries again by itself"})
 		}
-		if _, sure := gatewayOf(n.gateways, u.Subnet); !sure {
+		if _, sure := gatewayOf(n.instance.Addresses, u.Subnet); !sure && c.Service == cloud.ENS { // ECS documents the third from the end
 			n.problem(cluster.Problem{Object: object, Reason: gatewayGuessed, Want: "the gateway of " + u.Subnet.String(), Got: u.Gateway.String() + ", which is a guess",
 				Next: "the instance has no address in this subnet that names it; check that pods of " + u.ID + " reach other hosts"})
 		}
@@ -80,9 +101,10 @@ func (c *Controller) judge(ctx context.Context, n *node, seen Cloud, spec *clust
 			c.checkGroup(ctx, n, g, u.Subnet)
 		}
 	}
-	if n.MaxPods > want+hostPods {
-		n.problem(cluster.Problem{Object: "Node/" + n.Name, Reason: tooManyPods, Want: fmt.Sprintf("maxPods of about %d (%d interfaces of %d addresses, and pods of the host network)", want, len(spec.Interfaces), c.Terms.PerInterface),
-			Got: fmt.Sprint(n.MaxPods), Next: "set maxPods in the kubelet's configuration, or bind another interface with eni-tool"})
+	// The primary interface serves no pod.
+	if most := max(secondary, t.Interfaces) * t.PerInterface; n.MaxPods > most+hostPods {
+		n.problem(cluster.Problem{Object: "Node/" + n.Name, Reason: tooManyPods, Want: fmt.Sprintf("maxPods of at most %d: %d secondary interfaces x %d addresses, and pods of the host network", most+hostPods, max(secondary, t.Interfaces), t.PerInterface),
+			Got: fmt.Sprint(n.MaxPods), Next: "set maxPods in the kubelet's configuration, or " + c.another()})
 	}
 }
 
@@ -93,24 +115,19 @@ func (c *Controller) checkGroup(ctx context.Context, n *node, id string, subnet 
 		if c.limit.Wait(ctx) != nil {
 			return
 		}
-		g.asked = time.Now()
 		var err error
-		if g.rules, err = c.cloud.GroupRules(ctx, id); err != nil {
-			c.Log.Warn("read security group", "group", id, "err", err)
-			g.rules = nil
-			c.groups[id] = g
-			return
-		}
-		if g.rules == nil {
-			g.rules = []cloud.Rule{}
-		}
+		g.Group, err = c.cloud.Group(ctx, id)
+		g.known, g.asked = err == nil, time.Now()
 		c.groups[id] = g
+		if err != nil {
+			c.Log.Warn("read security group", "group", id, "err", err)
+		}
 	}
-	if g.rules == nil {
-		return // it could not be read
+	if !g.known || g.Inside {
+		return
 	}
 	for _, direction := range []string{"ingress", "egress"} {
-		if !slices.ContainsFunc(g.rules, func(r cloud.Rule) bool { return allows(r, direction, subnet) }) {
+		if !slices.ContainsFunc(g.Rules, func(r cloud.Rule) bool { return allows(r, direction, subnet) }) {
 			n.problem(cluster.Problem{Object: "security group " + id, Reason: securityGroup, Want: "a rule that accepts all " + direction + " traffic of " + subnet.String(), Got: "none",
 				Next: "add the rule (protocol all, ports -1/-1); pods cannot reach each other without it"})
 		}
@@ -145,7 +162,7 @@ func (c *Controller) say(ctx context.Context, n *node) {
 		if p.Reason != cloudUnreachable { // logged once for all nodes
 			c.Log.Warn(string(p.Reason), "object", p.Object, "want", p.Want, "got", p.Got, "next", p.Next)
 		}
-		if n.said[about] == "" {
+		if n.said[about] == "" && n.UID != "" {
 			reason := strings.ToUpper(string(p.Reason[:1])) + string(p.Reason[1:])
 			if err := c.Tell(ctx, n.Name, n.UID, reason, p.String()); err != nil {
 				c.Log.Debug("event", "node", n.Name, "err", err) // the log counts; an Event is a courtesy
@@ -165,33 +182,35 @@ type Metrics struct {
 	calls *prometheus.CounterVec
 
 	mu       sync.Mutex // guards problems
-	problems map[string]int
+	problems map[cloud.Service]map[string]int
 }
 
-var problemsDesc = prometheus.NewDesc("edgeway_controller_uplink_problems", "Problems with the uplinks of ENS nodes, by reason; the log and the Nodes' Events say more.", []string{"reason"}, nil)
+var problemsDesc = prometheus.NewDesc("edgeway_controller_uplink_problems", "Problems with the uplinks of instances of the cloud, by reason; the log and the Nodes' Events say more.", []string{"reason"}, nil)
 
-func newMetrics() *Metrics {
-	return &Metrics{calls: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "edgeway_cloud_calls_total", Help: "Calls of the cloud's API; the code is OK, the cloud's own, or why there was no answer."}, []string{"action", "code"})}
+// NewMetrics returns the metrics of the controllers of a process.
+func NewMetrics() *Metrics {
+	return &Metrics{problems: map[cloud.Service]map[string]int{}, calls: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "edgeway_cloud_calls_total", Help: "Calls of the cloud's API; the code is OK, the cloud's own, or why there was no answer."}, []string{"action", "code"})}
 }
 
 func (m *Metrics) call(action, code string) { m.calls.WithLabelValues(action, code).Inc() }
 
-func (m *Metrics) set(nodes map[string]*node, away *cluster.Problem) {
+func (m *Metrics) set(of cloud.Service, nodes []*node, away *cluster.Problem) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.problems = map[string]int{}
+	problems := map[string]int{}
+	m.problems[of] = problems
 	for _, r := range reasons() {
-		m.problems[string(r)] = 0
+		problems[string(r)] = 0
 	}
 	for _, n := range nodes {
 		for _, p := range n.problems {
 			if p.Reason != cloudUnreachable {
-				m.problems[string(p.Reason)]++
+				problems[string(p.Reason)]++
 			}
 		}
 	}
 	if away != nil {
-		m.problems[string(cloudUnreachable)] = 1
+		problems[string(cloudUnreachable)] = 1
 	}
 }
 
@@ -206,7 +225,13 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 	m.calls.Collect(out)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for reason, n := range m.problems {
+	sum := map[string]int{}
+	for _, problems := range m.problems {
+		for reason, n := range problems {
+			sum[reason] += n
+		}
+	}
+	for reason, n := range sum {
 		out <- prometheus.MustNewConstMetric(problemsDesc, prometheus.GaugeValue, float64(n), reason)
 	}
 }

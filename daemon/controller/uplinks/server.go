@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/edgeway-cni/edgeway/daemon/cloud"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
@@ -29,7 +31,12 @@ import (
 const fieldManager = "edgeway-controller"
 
 // instanceAnnotation of an EdgeNode says whose interfaces it has, also when the Node is gone.
-const instanceAnnotation = "network.edgeway.io/ens-instance-id"
+func instanceAnnotation(s cloud.Service) string {
+	return "network.edgeway.io/" + string(s) + "-instance-id"
+}
+
+// fullTaint is the key of the taint of a Node without a free address. Its effect is NoSchedule.
+const fullTaint = "network.edgeway.io/no-addresses"
 
 // requestTimeout is long enough for an API server that makes requests wait for their turn.
 const requestTimeout = 30 * time.Second
@@ -42,7 +49,8 @@ var errConflict = errors.New("the EdgeNode was changed meanwhile")
 // Node holds the fields of a Node that are used.
 type Node struct {
 	Name, UID, Instance string
-	MaxPods             int
+	MaxPods             int // of its kubelet
+	Tainted             bool
 }
 
 // edgeNode is an EdgeNode as it was read.
@@ -54,13 +62,14 @@ type edgeNode struct {
 
 // server reads and writes the cluster's objects.
 type server struct {
+	service cloud.Service
 	typed   kubernetes.Interface
 	dynamic dynamic.Interface
 
 	nodes, edges cache.SharedIndexInformer
 }
 
-func newServer(config *rest.Config) (*server, error) {
+func newServer(config *rest.Config, of cloud.Service) (*server, error) {
 	c := rest.CopyConfig(config)
 	c.QPS = -1 // no limit but the API server's own fairness
 	typed, err := kubernetes.NewForConfig(c)
@@ -71,7 +80,7 @@ func newServer(config *rest.Config) (*server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("API server: %w; correct the kubeconfig", err)
 	}
-	return &server{typed: typed, dynamic: dyn}, nil
+	return &server{service: of, typed: typed, dynamic: dyn}, nil
 }
 
 // changes collects the names of objects that changed.
@@ -109,11 +118,11 @@ func (c *changes) take() map[string]bool {
 // watch follows the Nodes that are instances, and all EdgeNodes, until ctx ends. It returns when it knows them.
 func (s *server) watch(ctx context.Context, log *slog.Logger) (*changes, error) {
 	c := &changes{names: map[string]bool{}, more: make(chan struct{}, 1)}
-	factory := informers.NewSharedInformerFactoryWithOptions(s.typed, 0, informers.WithTweakListOptions(func(o *v1.ListOptions) { o.LabelSelector = InstanceLabel }))
+	factory := informers.NewSharedInformerFactoryWithOptions(s.typed, 0, informers.WithTweakListOptions(func(o *v1.ListOptions) { o.LabelSelector = InstanceLabel(s.service) }))
 	s.nodes = factory.Core().V1().Nodes().Informer()
 	s.edges = dynamicinformer.NewDynamicSharedInformerFactory(s.dynamic, 0).ForResource(edgeNodes).Informer()
 	_, err := s.nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: c.add, DeleteFunc: c.add, UpdateFunc: func(was, is any) {
-		if a, b := was.(*corev1.Node), is.(*corev1.Node); readNode(a) != readNode(b) { // most changes are heartbeats
+		if a, b := was.(*corev1.Node), is.(*corev1.Node); s.readNode(a) != s.readNode(b) { // most changes are heartbeats
 			c.add(is)
 		}
 	}})
@@ -144,13 +153,37 @@ func (s *server) watch(ctx context.Context, log *slog.Logger) (*changes, error) 
 	return c, nil
 }
 
-func readNode(o *corev1.Node) Node {
-	return Node{Name: o.Name, UID: string(o.UID), Instance: o.Labels[InstanceLabel], MaxPods: int(o.Status.Allocatable.Pods().Value())}
+func (s *server) readNode(o *corev1.Node) Node {
+	return Node{Name: o.Name, UID: string(o.UID), Instance: o.Labels[InstanceLabel(s.service)], MaxPods: int(o.Status.Capacity.Pods().Value()),
+		Tainted: slices.ContainsFunc(o.Spec.Taints, isFullTaint)}
+}
+
+func isFullTaint(t corev1.Taint) bool { return t.Key == fullTaint }
+
+// taint gives a Node the taint, or takes it away. The Node's other taints stay as they are.
+func (s *server) taint(ctx context.Context, name string, on bool) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	o, err := s.typed.CoreV1().Nodes().Get(ctx, name, v1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	taints := slices.DeleteFunc(slices.Clone(o.Spec.Taints), isFullTaint)
+	if on {
+		taints = append(taints, corev1.Taint{Key: fullTaint, Effect: corev1.TaintEffectNoSchedule})
+	}
+	type object = map[string]any
+	text, err := json.Marshal(object{"metadata": object{"resourceVersion": o.ResourceVersion}, "spec": object{"taints": taints}})
+	if err != nil {
+		return err
+	}
+	_, err = s.typed.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, text, v1.PatchOptions{FieldManager: fieldManager})
+	return err
 }
 
 func (s *server) listNodes() (out []Node) {
 	for _, o := range s.nodes.GetStore().List() {
-		if n := readNode(o.(*corev1.Node)); n.Instance != "" && o.(*corev1.Node).DeletionTimestamp == nil {
+		if n := s.readNode(o.(*corev1.Node)); n.Instance != "" && o.(*corev1.Node).DeletionTimestamp == nil {
 			out = append(out, n)
 		}
 	}
@@ -164,8 +197,8 @@ func (s *server) orphans() (out []edgeNode) {
 		nodes[n.Name] = true
 	}
 	for _, o := range s.edges.GetStore().List() {
-		e, err := readEdgeNode(o.(*unstructured.Unstructured))
-		if err == nil && e.instance != "" && e.uplinks != nil && e.uplinks.Provider == cluster.ProviderENS && !nodes[e.name] {
+		e, err := s.readEdgeNode(o.(*unstructured.Unstructured))
+		if err == nil && e.instance != "" && e.uplinks != nil && e.uplinks.Provider == cluster.Provider(s.service) && !nodes[e.name] {
 			out = append(out, e)
 		}
 	}
@@ -182,11 +215,11 @@ func (s *server) edgeNode(ctx context.Context, name string) (edgeNode, error) {
 	if err != nil {
 		return edgeNode{}, err
 	}
-	return readEdgeNode(o)
+	return s.readEdgeNode(o)
 }
 
-func readEdgeNode(o *unstructured.Unstructured) (edgeNode, error) {
-	e := edgeNode{name: o.GetName(), version: o.GetResourceVersion(), instance: o.GetAnnotations()[instanceAnnotation]}
+func (s *server) readEdgeNode(o *unstructured.Unstructured) (edgeNode, error) {
+	e := edgeNode{name: o.GetName(), version: o.GetResourceVersion(), instance: o.GetAnnotations()[instanceAnnotation(s.service)]}
 	text, err := o.MarshalJSON()
 	if err != nil {
 		return e, err
@@ -210,7 +243,7 @@ func (s *server) write(ctx context.Context, e edgeNode, instance string, u clust
 	if u.Interfaces == nil {
 		u.Interfaces = []cluster.Uplink{} // null would remove the key
 	}
-	meta := object{"name": e.name, "annotations": object{instanceAnnotation: instance}}
+	meta := object{"name": e.name, "annotations": object{instanceAnnotation(s.service): instance}}
 	uplinks := object{"provider": u.Provider, "interfaces": u.Interfaces}
 	body := object{"apiVersion": edgeNodes.GroupVersion().String(), "kind": "EdgeNode", "metadata": meta, "spec": object{"uplinks": uplinks}}
 	if e.version != "" {
@@ -236,7 +269,7 @@ func (s *server) write(ctx context.Context, e edgeNode, instance string, u clust
 	case err != nil:
 		return e, err
 	}
-	return readEdgeNode(o)
+	return s.readEdgeNode(o)
 }
 
 // remove deletes an EdgeNode that is still as it was read.

@@ -1,10 +1,11 @@
-// Package uplinks gives the nodes that are ENS instances the addresses of their secondary network interfaces. It
+// Package uplinks gives the nodes that are ENS or ECS instances the addresses of their secondary network interfaces. It
 // copies what the cloud's list shows into the EdgeNode of each node, and has the cloud assign addresses, and take back
-// those that a node has confirmed not to use. It never speaks to a node, and no node speaks to the cloud.
+// those that a node has confirmed not to use. An instance of ECS also gets interfaces, while it runs. The package never
+// speaks to a node, and no node speaks to the cloud.
 //
 // # Why no address is taken from a pod
 //
-// The cloud's calls are not idempotent, their answers get lost, and its lists are up to a minute old. So no answer of
+// The calls of ENS are not idempotent, their answers get lost, and its lists are up to a minute old. So no answer of
 // a call that changes something is believed. After each call the controller lists, and the spec of the EdgeNode
 // follows the list:
 //
