@@ -321,10 +321,11 @@ func (d *draft) sourceNAT() {
 	if d.pool != nil && d.pool.SourceNAT != nil {
 		want = *d.pool.SourceNAT
 	}
-	// Where there are pools the table stays when nothing is translated: without it, the kernel would not track
-	// connections, and forget how the living ones were translated before a pool changed its mode or its source NAT.
+	// Where there are pools, or the file says that there is no source NAT, the table stays when nothing is translated:
+	// without it, the kernel would not track connections, and forget how the living ones were translated before a
+	// pool changed its mode, or source NAT was switched off.
 	beside := d.nodesBesideTunnels()
-	if !want.Enabled && len(beside) == 0 && len(d.Cluster.Pools) == 0 {
+	if !want.Enabled && len(beside) == 0 && len(d.Cluster.Pools) == 0 && !slices.Contains(d.Config.Given, "sourceNAT") {
 		return
 	}
 	nat := &routes.NAT{Sources: slices.Clone(d.self.PodCIDRs), Nodes: beside}
