@@ -56,7 +56,7 @@ func TestDependencies(t *testing.T) {
 			"github.com/osrg/": "whether packets arrive does not depend on what switches were told"}},
 		{"daemon", []string{"routes", "bgp", "plugin", "plugin/uplink", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/paths", "daemon/plan", "daemon/pods", "daemon/policy", "daemon/report"}, nil},
 		{"daemon/doctor", []string{"routes", "daemon/api", "daemon/cluster", "daemon/config", "daemon/pods", "daemon/policy"}, nil},
-		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "daemon/config", "daemon/doctor", "daemon/durable", "daemon/plan", "daemon/pods", "daemon/switchconf", "ipam", "plugin", "routes"}, map[string]string{
+		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "daemon/config", "daemon/doctor", "daemon/durable", "daemon/plan", "daemon/pods", "daemon/switchconf", "ipam", "plugin", "plugin/uplink", "routes"}, map[string]string{
 			"k8s.io/client-go/kubernetes": "typed clients are for edgeway-controller: 32 MB, and 7 ms at the start of each command",
 			"github.com/alibabacloud-go/": "no node speaks to the cloud: it would need the key of the account"}},
 	}

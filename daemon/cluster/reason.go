@@ -57,6 +57,7 @@ const (
 	UplinkAddress      Reason = "uplinkAddress"      // an address for pods that somebody else has
 	AddressRemoved     Reason = "addressRemoved"     // a pod's address is no longer granted
 	ForeignRules       Reason = "foreignRules"       // policy rules of others before or among ours
+	ForeignDHCP        Reason = "foreignDHCP"        // another program configures the interface of an uplink
 )
 
 // The reasons that the daemon finds while it makes a plan true.
@@ -130,7 +131,7 @@ func Reasons() []Reason {
 		NoSelf, NoPodCIDR, NoAddress, AddressNotHere, SharedAddress, Overlap, SeveralPools, FileDiffers, OtherNetwork, VXLANTaken, BadAnnotation, FlannelDiffers, FlannelLeft, NoRouteToLAN,
 		GatewayOffSubnet, PeerOffSubnet, OffSubnet, SilentNode, OneMAC, LinkDown, ForwardingOff, StrictSource, NotSelected,
 		PeeringGone, SelectsNothing, NoSuchSpeaker, SpeakerNotSelected, SingleSpeaker, NoPassword, Conflict, TooManyLearned,
-		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, BothModes, UplinkMissing, UplinkAddress, AddressRemoved, ForeignRules, ForwardDropped, HostDropped, ForeignNAT, SilentGateway, MTUTooLarge, NoPlugin, DiskFull, ClusterUnreadable, HostUnreadable,
+		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, BothModes, UplinkMissing, UplinkAddress, AddressRemoved, ForeignRules, ForeignDHCP, ForwardDropped, HostDropped, ForeignNAT, SilentGateway, MTUTooLarge, NoPlugin, DiskFull, ClusterUnreadable, HostUnreadable,
 		WorldNotSaved, SwitchNotTold, PodsNotServed, KernelRefused, ForeignRoute, SettingsRefused, PodBroken,
 		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, NoCanary, CompetingNetwork, OtherMTU, StatusRefused, EventsRefused, AnnotationRefused,
 		NotInstalled, TermsDiffer, TunnelFiltered, PodCIDRNotRouted, PathBlocked, MTUHole, apiServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,

@@ -80,6 +80,9 @@ func (r *removal) run(ctx context.Context, c config.Config, out io.Writer) error
 		return err
 	}
 	if r.purge {
+		if err := remanage("/", out); err != nil {
+			return fmt.Errorf("uninstall: %w", err)
+		}
 		did, err := daemon.Purge(ctx, c)
 		for _, d := range did {
 			fmt.Fprintln(out, d)

@@ -97,6 +97,7 @@ func (d *draft) uplinks() {
 		link, ok := i.Link(d.Host)
 		if ok {
 			d.carry(link.MTU)
+			d.alone(ref, i, link.Name)
 			continue
 		}
 		for _, a := range i.Addresses {
@@ -125,6 +126,25 @@ func (d *draft) uplinks() {
 	d.foreign(ref, all)
 	if spec != nil && d.Held.Known {
 		d.confirm(*spec)
+	}
+}
+
+// alone reports what another program, above all a DHCP client, has given the interface.
+func (d *draft) alone(ref string, i uplink.Interface, link string) {
+	var got []string
+	for _, a := range d.Host.Addrs {
+		if a.Link == link && a.Prefix.Addr().Is4() && a.Prefix.Addr() != i.Address {
+			got = append(got, "the address "+a.Prefix.String())
+		}
+	}
+	for _, r := range d.Host.Routes {
+		if r.Link == link && r.Dst.Bits() == 0 && r.Dst.Addr().Is4() {
+			got = append(got, "the default route by "+r.Via.String())
+		}
+	}
+	if len(got) > 0 {
+		d.problem(ref, cluster.ForeignDHCP, "only "+i.Address.String()+" on "+link+", and no default route by it", strings.Join(got, ", "),
+			"edgewayd unmanage keeps networkd, NetworkManager and cloud-init away from it; then remove them with ip")
 	}
 }
 

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/edgeway-cni/edgeway/daemon/durable"
+	"github.com/edgeway-cni/edgeway/plugin/uplink"
+)
+
+// settings are files that keep another program away from the interfaces of uplinks.
+type settings struct {
+	of   string // the directory that exists where the program is installed
+	path string
+	text string
+	next string // what makes the program read it
+}
+
+const byEdgewayd = "# Written by edgewayd unmanage. edgewayd unmanage --undo removes it.\n"
+
+// settingsFor returns the files for these interfaces. None is named: the files to remove.
+func settingsFor(interfaces []uplink.Interface) []settings {
+	var macs, names, devices []string
+	for _, i := range interfaces {
+		if i.MAC != "" {
+			macs, devices = append(macs, i.MAC), append(devices, "mac:"+i.MAC)
+		} else {
+			names, devices = append(names, i.Name), append(devices, "interface-name:"+i.Name)
+		}
+	}
+	// Every condition of one [Match] must hold, so MACs and names are two files.
+	network := func(key string, values []string) string {
+		if len(values) == 0 {
+			return ""
+		}
+		return byEdgewayd + "[Match]\n" + key + "=" + strings.Join(values, " ") + "\n[Link]\nUnmanaged=yes\n"
+	}
+	var manager, cloud string
+	if len(devices) > 0 {
+		manager = byEdgewayd + "[keyfile]\nunmanaged-devices+=" + strings.Join(devices, ";") + "\n"
+		cloud = byEdgewayd + "network: {config: disabled}\n"
+	}
+	const networkd, networkManager = "systemctl restart systemd-networkd", "systemctl reload NetworkManager"
+	return []settings{
+		{"etc/systemd", "etc/systemd/network/05-edgeway.network", network("MACAddress", macs), networkd},
+		{"etc/systemd", "etc/systemd/network/05-edgeway-name.network", network("Name", names), networkd},
+		{"etc/NetworkManager", "etc/NetworkManager/conf.d/05-edgeway.conf", manager, networkManager},
+		{"etc/cloud", "etc/cloud/cloud.cfg.d/99-edgeway.cfg", cloud, "nothing: cloud-init reads it at the next boot, and leaves the present configuration of all interfaces as it is"},
+	}
+}
+
+func unmanageCommand(f *flags) *cobra.Command {
+	var root string
+	var undo bool
+	cmd := &cobra.Command{
+		Use:   "unmanage [MAC|NAME...]",
+		Short: "keep networkd, NetworkManager and cloud-init away from the interfaces of uplinks",
+		Long: `unmanage writes the files that keep systemd-networkd, NetworkManager and cloud-init from configuring the
+secondary interfaces whose addresses pods have: a DHCP client there adds a second default route. Without
+arguments the interfaces are those of this node's EdgeNode, as the daemon has saved them. Only programs whose
+directory in /etc exists get a file. The last lines say what makes them read it. --undo removes the files, and
+so does uninstall --purge.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if undo {
+				return remanage(root, cmd.OutOrStdout())
+			}
+			interfaces, err := unmanaged(f, args)
+			if err != nil {
+				return err
+			}
+			return unmanage(root, interfaces, cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().StringVar(&root, "root", "/", "the directory in which etc lies")
+	cmd.Flags().BoolVar(&undo, "undo", false, "remove the files again")
+	return cmd
+}
+
+// unmanaged returns the interfaces of the arguments, or those that the daemon has saved.
+func unmanaged(f *flags, args []string) (out []uplink.Interface, err error) {
+	for _, a := range args {
+		if strings.Contains(a, ":") {
+			out = append(out, uplink.Interface{MAC: strings.ToLower(a)})
+		} else {
+			out = append(out, uplink.Interface{Name: a})
+		}
+	}
+	if len(out) > 0 {
+		return out, nil
+	}
+	c, err := f.read()
+	if err != nil {
+		return nil, err
+	}
+	u, err := uplink.Read(filepath.Join(c.StateDir, uplink.File))
+	if err == nil && len(u.Interfaces) == 0 {
+		err = errors.New("unmanage: this node has no uplinks yet; apply its EdgeNode first, or name the interfaces by MAC")
+	}
+	return u.Interfaces, err
+}
+
+func unmanage(root string, interfaces []uplink.Interface, out io.Writer) error {
+	said := map[string]bool{}
+	var next []string
+	for _, s := range settingsFor(interfaces) {
+		path := filepath.Join(root, s.path)
+		if s.text == "" {
+			if err := removeFile(path, out); err != nil {
+				return err
+			}
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(root, s.of)); errors.Is(err, fs.ErrNotExist) {
+			continue // it is not installed
+		}
+		did := "kept"
+		if have, err := os.ReadFile(path); err != nil || string(have) != s.text {
+			did = "installed"
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				return fmt.Errorf("unmanage: %w", err)
+			}
+			if err := durable.Replace(path, []byte(s.text), 0o644); err != nil {
+				return fmt.Errorf("unmanage %s: %w", path, err)
+			}
+			if !said[s.next] {
+				next = append(next, s.next)
+			}
+			said[s.next] = true
+		}
+		fmt.Fprintf(out, "%-9s %s\n", did, path)
+	}
+	for _, n := range next {
+		fmt.Fprintf(out, "next: %s\n", n)
+	}
+	return nil
+}
+
+// remanage removes the files. Absent is success.
+func remanage(root string, out io.Writer) error {
+	for _, s := range settingsFor(nil) {
+		if err := removeFile(filepath.Join(root, s.path), out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func removeFile(path string, out io.Writer) error {
+	err := os.Remove(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		fmt.Fprintf(out, "delete %s\n", path)
+	}
+	return err
+}

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/edgeway-cni/edgeway/plugin/uplink"
+)
+
+// A DHCP client configured the card of an uplink: nobody had told it not to.
+func TestUnmanage(t *testing.T) {
+	root := t.TempDir()
+	for _, dir := range []string{"etc/systemd", "etc/NetworkManager"} { // no cloud-init here
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(f func(*bytes.Buffer) error) string {
+		t.Helper()
+		var out bytes.Buffer
+		if err := f(&out); err != nil {
+			t.Fatal(err)
+		}
+		return strings.ReplaceAll(out.String(), root, "")
+	}
+	interfaces := []uplink.Interface{{MAC: "00:16:3e:08:60:0a"}, {MAC: "00:16:3e:08:60:0b"}, {Name: "eth3"}}
+	write := func(b *bytes.Buffer) error { return unmanage(root, interfaces, b) }
+	if got, want := run(write), `installed /etc/systemd/network/05-edgeway.network
+installed /etc/systemd/network/05-edgeway-name.network
+installed /etc/NetworkManager/conf.d/05-edgeway.conf
+next: systemctl restart systemd-networkd
+next: systemctl reload NetworkManager
+`; got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	for path, want := range map[string]string{
+		"etc/systemd/network/05-edgeway.network":      "[Match]\nMACAddress=00:16:3e:08:60:0a 00:16:3e:08:60:0b\n[Link]\nUnmanaged=yes\n",
+		"etc/systemd/network/05-edgeway-name.network": "[Match]\nName=eth3\n[Link]\nUnmanaged=yes\n",
+		"etc/NetworkManager/conf.d/05-edgeway.conf":   "[keyfile]\nunmanaged-devices+=mac:00:16:3e:08:60:0a;mac:00:16:3e:08:60:0b;interface-name:eth3\n",
+	} {
+		text, err := os.ReadFile(filepath.Join(root, path))
+		if err != nil || string(text) != byEdgewayd+want {
+			t.Errorf("%s: %v\n%s", path, err, text)
+		}
+	}
+	if got := run(write); strings.Count(got, "kept ") != 3 || strings.Contains(got, "next") {
+		t.Errorf("once more:\n%s", got)
+	}
+	interfaces = interfaces[:1]
+	if got := run(write); !strings.Contains(got, "delete /etc/systemd/network/05-edgeway-name.network") {
+		t.Errorf("without the interface by name:\n%s", got)
+	}
+	undo := func(b *bytes.Buffer) error { return remanage(root, b) }
+	if got := run(undo); strings.Count(got, "delete ") != 2 {
+		t.Errorf("undo:\n%s", got)
+	}
+	if got := run(undo); got != "" {
+		t.Errorf("undo again:\n%s", got)
+	}
+}
