@@ -120,3 +120,29 @@ func TestProbesFailWithoutAHostAddress(t *testing.T) {
 	}
 	h.endAll(t, n, "c1", "c2")
 }
+
+// kube-proxy in mode iptables and the portmap plugin set route_localnet. From the next change of any address of the
+// node on, each pod saw 169.254.1.1 in place of its node; a pod that came later saw it at once.
+func TestPodSees169InPlaceOfItsNode(t *testing.T) {
+	kernelTest(t)
+	h := newHost(t)
+	n := h.node(t)
+	start := func(id string) (addr string) {
+		pod := newSpace(t)
+		added := string(call{verb: "ADD", id: id, ifName: "eth0", netns: pod.path, conf: h.conf("1.1.0")}.do(t, n).Output)
+		pod.listen(t, "80")
+		return parseResult(t, added).addrs()[0]
+	}
+	pods := []string{start("c1")}
+	h.sh(t, "sysctl -qw net.ipv4.conf.all.route_localnet=1")
+	pods = append(pods, start("c2"))
+	for _, change := range []string{"true", "ip addr add 192.0.2.7/32 dev up0", "ip addr del 192.0.2.7/32 dev up0"} {
+		h.sh(t, change)
+		for _, pod := range pods {
+			if got := h.seen(t, pod, "80"); got != "192.0.2.1" {
+				t.Errorf("after %s pod %s was reached from %q, want the node's address", change, pod, got)
+			}
+		}
+	}
+	h.endAll(t, n, "c1", "c2")
+}

@@ -311,7 +311,7 @@ func TestCheckedPodInAChain(t *testing.T) {
 		{"host port, IPv6, from the LAN", lan, "[2001:db8::1]:18080", "2001:db8:1::2"},
 		{"own host port", c.pod, "192.0.2.1:18080", "192.0.2.1"}, // portmap masquerades it
 		{"from the LAN", lan, "10.99.0.1:8080", "198.51.100.2"},
-		{"from the node", h.space, "10.99.0.1:8080", "169.254.1.1"}, // portmap sets route_localnet (net/ipv4/devinet.c: inet_select_addr)
+		{"from the node", h.space, "10.99.0.1:8080", "192.0.2.1"}, // although portmap sets route_localnet
 		{"from the node, IPv6", h.space, "[fd00:99::1]:8080", "2001:db8::1"},
 	} {
 		if got := seen(tt.from, tt.to); got != tt.want {

@@ -89,7 +89,7 @@ func TestWiring(t *testing.T) {
 	h.must(t, c)
 	a := attachmentOf(c)
 	mask := strings.NewReplacer(HostLink(a), "HOST", macOf(a, "host"), "HOSTMAC", macOf(a, "pod"), "PODMAC", " \n", "\n")
-	want := `10.99.0.1 dev HOST proto 101 scope link
+	want := `10.99.0.1 dev HOST proto 101
 fd00:99::1 dev HOST proto 101 metric 1024 pref medium
 10.99.0.1 dev HOST lladdr PODMAC extern_learn STALE
 fd00:99::1 dev HOST lladdr PODMAC extern_learn STALE

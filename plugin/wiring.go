@@ -151,7 +151,7 @@ func (w wiring) host(netns *os.File) routes.State {
 	}
 	s.Addrs, s.Masq = w.answers(), w.masq
 	for _, a := range w.addrs {
-		r := routes.Route{Dst: single(a), Link: w.hostLink, Protocol: routes.ProtoPod}
+		r := routes.Route{Dst: single(a), Link: w.hostLink, Protocol: routes.ProtoPod, Leaf: true}
 		if a.Is4() {
 			r.Src = w.src
 		}
@@ -164,7 +164,8 @@ func (w wiring) host(netns *os.File) routes.State {
 
 // answers are the addresses of the host's end. When the pod's MAC changes, the pod's kernel forgets its
 // permanent neighbours (net/core/neighbour.c: neigh_changeaddr) and asks for the next hop. Neither
-// address is chosen as a source by itself: one has host scope, the other is link-local. See hostSource.
+// address is chosen as a source by itself: one has host scope, and the pod's route is a Leaf; the other is
+// link-local. See hostSource.
 func (w wiring) answers() (out []routes.Addr) {
 	for _, v6 := range []bool{false, true} {
 		if w.has(v6) {

@@ -138,7 +138,7 @@ func normal(r Route) Route {
 	if r.Table == 0 {
 		r.Table = mainTable
 	}
-	r.NextHopID = 0
+	r.NextHopID, r.Leaf = 0, false
 	if r.Metric == 0 && r.Dst.Addr().Is6() {
 		r.Metric = defaultMetric
 	}

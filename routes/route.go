@@ -77,6 +77,7 @@ func (v *view) routeStep(c *Change, r Route) (s step, err error) {
 // newRoute makes r by one RTM_NEWROUTE. The flag (NLM_F_EXCL, NLM_F_REPLACE, NLM_F_APPEND) says what
 // happens if the place has a route.
 func (v *view) newRoute(r Route, flag int) (message, error) {
+	scope := scopeOf(r)
 	r = normal(r)
 	kind, err := routeType(r.Type)
 	if err != nil {
@@ -84,10 +85,6 @@ func (v *view) newRoute(r Route, flag int) (message, error) {
 	}
 	if h, ok := v.nextHopOf(r); ok && v.objects[h] != 0 {
 		r.NextHopID, r.Onlink = v.objects[h], false // the next hop object carries the flag
-	}
-	scope := uint8(unix.RT_SCOPE_UNIVERSE)
-	if r.Dst.Addr().Is4() && !r.Via.IsValid() && r.Type == "" {
-		scope = unix.RT_SCOPE_LINK
 	}
 	m := routeMessage(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|flag, r, scope, kind)
 	if m, err = v.way(m, r); err != nil {
@@ -108,6 +105,14 @@ func (v *view) newRoute(r Route, flag int) (message, error) {
 		})
 	}
 	return m, nil
+}
+
+// scopeOf returns the scope of a route. A next hop needs an IPv4 route of scope link to it.
+func scopeOf(r Route) uint8 {
+	if r.Dst.Addr().Is4() && !r.Via.IsValid() && r.Type == "" && !r.Leaf {
+		return unix.RT_SCOPE_LINK
+	}
+	return unix.RT_SCOPE_UNIVERSE
 }
 
 // via adds the next hop; an IPv4 route may have an IPv6 next hop (RFC 5549, RTA_VIA).

@@ -107,6 +107,10 @@ type Route struct {
 	// NextHopID is the number of the next hop object that the route names (ip nexthop), if any.
 	// Observed only; Diff ignores it.
 	NextHopID uint32
+	// Leaf: the destination is not the next hop of other routes, so that an IPv4 route has scope global. In scope
+	// link the kernel would choose an address of HostScope of the same link as the source of packets, where
+	// net.ipv4.conf.*.route_localnet is 1 (net/ipv4/devinet.c: inet_select_addr). Diff ignores it.
+	Leaf bool
 }
 
 // Neigh is an ARP or neighbour-discovery entry.
