@@ -109,6 +109,15 @@ overlapsPool: NetworkPool/a: want podCIDRs of its own, got 10.30.0.0/16, which o
 overlapsPool: NetworkPool/a: want podCIDRs of its own, got 10.10.0.0/20, which overlaps 10.10.0.0/16 of pool 10.10.0.0/16, fd00:10::/48, the older pool; without pod CIDRs: n1; choose other spec.podCIDRs; nodes keep what they have
 overlapsServices: NetworkPool/b: want podCIDRs apart from the Service CIDRs, got 10.96.0.0/16, which overlaps the Service CIDR 10.96.0.0/12; choose other spec.podCIDRs; nodes keep what they have
 overlapsNode: NetworkPool/c: want podCIDRs apart from the nodes' own subnets, got 192.0.2.0/24, which holds the address 192.0.2.1 of Node/n1; choose other spec.podCIDRs; nodes keep what they have`},
+		{"a NetworkPool that overlaps the pod CIDRs that another program gave to nodes elsewhere", State{
+			Pools: []Pool{named("a", 0, "pool=a", "10.244.128.0/17"), named("b", 0, "pool=b", "10.30.0.0/16"), named("c", 0, "pool=c", "10.40.0.0/16")},
+			Nodes: []Node{labelled(node("n1"), "pool=a"), labelled(node("n2"), "pool=b"), labelled(node("n3"), "pool=c"),
+				{Name: "cloud", UID: "u", Created: epoch, PodCIDRs: prefixes("10.244.131.0/24"), SetBy: "kube-controller-manager"},
+				{Name: "moved", UID: "v", Created: epoch, PodCIDRs: prefixes("10.30.0.0/24"), SetBy: FieldManager},
+				labelled(Node{Name: "own", UID: "w", Created: epoch, PodCIDRs: prefixes("10.40.0.0/24"), SetBy: "kube-controller-manager"}, "pool=c")}}, `
+n2 gets 10.30.1.0/24
+n3 gets 10.40.1.0/24
+overlapsNode: NetworkPool/a: want podCIDRs apart from the pod CIDRs of nodes outside of the pool, got 10.244.128.0/17, which overlaps 10.244.131.0/24 of Node/cloud, set by kube-controller-manager; without pod CIDRs: n1; choose other spec.podCIDRs; nodes keep what they have`},
 		{"a node that is being deleted gets none", State{Pools: []Pool{dual}, Nodes: []Node{{Name: "a", UID: "u", Leaving: true}}}, ""},
 		{"a node that is too new waits", State{Pools: []Pool{dual}, Nodes: []Node{node("a")}, Early: map[string]bool{"uid-a": true}}, ""},
 		{"exhausted: who holds it, who waits", State{Pools: []Pool{tiny}, Nodes: []Node{node("a", "10.10.0.0/25"), node("b", "10.10.0.128/25"), node("c"), node("d")}}, `

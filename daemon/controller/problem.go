@@ -132,9 +132,24 @@ func refused(p *Pool, s State) *Problem {
 						Got: fmt.Sprintf("%v, which holds the address %v of Node/%s", c, a, n.Name), Next: next}}
 				}
 			}
+			if i := slices.IndexFunc(n.PodCIDRs, c.Overlaps); i >= 0 && p.takenElsewhere(n, s.Pools) {
+				return &Problem{Problem: cluster.Problem{Object: p.String(), Reason: overlapsNode, Want: "podCIDRs apart from the pod CIDRs of nodes outside of the pool",
+					Got: fmt.Sprintf("%v, which overlaps %v of Node/%s, set by %s", c, n.PodCIDRs[i], n.Name, n.SetBy), Next: next}}
+			}
 		}
 	}
 	return nil
+}
+
+// takenElsewhere reports whether n is outside of a NetworkPool and has its pod CIDRs from another program, which may give
+// more of the same range. A person's pod CIDRs count as taken blocks, and stop no pool. The ranges of the file have
+// been next to other programs' nodes at all times.
+func (p Pool) takenElsewhere(n Node, pools []Pool) bool {
+	if p.Name == "" || n.SetBy == "" || n.SetBy == FieldManager || strings.HasPrefix(n.SetBy, "kubectl") {
+		return false
+	}
+	its := poolOf(pools, n.Labels)
+	return its == nil || its.Name != p.Name
 }
 
 // younger reports whether p came after other. The younger of two pools that overlap gives no blocks: a mistake
