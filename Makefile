@@ -51,7 +51,7 @@ test: test-tools build cross check ## everything: also kernel and LAN tests (roo
 	$(GO) test -count=1 -p 1 -timeout 20m ./...
 
 test-k8s: test-tools build ## tests against a real API server; the first time builds it: 15 minutes of CPU (root)
-	scripts/kube/build.sh etcd kube-apiserver kube-controller-manager kubectl flanneld
+	scripts/kube/build.sh etcd kube-apiserver kube-controller-manager kubectl kube-proxy flanneld
 	EDGEWAY_KUBE=required $(GO) test -count=1 -p 1 -timeout 20m -run TestAPIServer ./daemon/... ./scripts/...
 
 e2e: test-tools build ## a shop's day on three real kubelets: outages, a power cut, an upgrade; seven minutes once built (root)

@@ -86,17 +86,22 @@ type story struct {
 	flows    []*lab.Flow
 	streams  []*lab.Stream
 	monitors []*lab.Monitor
-	control  *kube.ControlPlane // nil until `kube start`
+	control  *kube.ControlPlane      // nil until `kube start`
+	proxies  map[string]*lab.Process // kube-proxy, by node
+	mirrors  []*lab.Mirror
 }
 
 type storyKey struct{}
 
 func setup(env *testscript.Env, flavour lab.Flavour) error {
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &story{ctx: ctx, flavour: flavour, work: env.WorkDir}
+	s := &story{ctx: ctx, flavour: flavour, work: env.WorkDir, proxies: map[string]*lab.Process{}}
 	env.Values[storyKey{}] = s
 	env.Defer(func() {
 		cancel()
+		for _, m := range s.mirrors {
+			m.Close()
+		}
 		if s.control != nil {
 			if err := s.control.Close(); err != nil {
 				env.T().Log(err)

@@ -227,10 +227,13 @@ type Mirror struct {
 }
 
 // Serve starts a mirror on a free port of all of the machine's addresses.
-func (m *Machine) Serve() (*Mirror, error) {
+func (m *Machine) Serve() (*Mirror, error) { return m.ServeAt(0) }
+
+// ServeAt starts a mirror on this port of all of the machine's addresses.
+func (m *Machine) ServeAt(port uint16) (*Mirror, error) {
 	s := &Mirror{done: make(chan struct{})}
 	err := m.Do(func() (err error) {
-		s.listener, err = net.Listen("tcp", ":0")
+		s.listener, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
 		return err
 	})
 	if err != nil {

@@ -45,33 +45,45 @@ type verb func(s *story, args []string) (string, error)
 //	phantoms COUNT FILE               manifests of nodes that exist on paper only
 //	kube start MACHINE | kube stop | kube resume    an API server, which nodes read instead of cluster
 //	kubectl ARGS...                   as the administrator
+//	controller MACHINE                edgeway-controller runs there
+//	proxy MODE [CIDR]                 kube-proxy runs on each node; CIDR is its clusterCIDR
+//	serve MACHINE...                  a server on port 8080
+//	expose [local] MACHINE:PORT...    a Service for each server, with a node port
+//	seen CLIENT... to TARGET...       the machine whose address each server sees; svc/NAME is a Service, NODE:PORT a node port
+//	ask MACHINE...                    the API server, at the address of its Service
 //	count VERB...                     how many lines it prints
 //	until [-SECONDS] VERB... [== FILE | ~ REGEXP]    repeat until it succeeds and prints that
 func verbs() map[string]verb {
 	return map[string]verb{
-		"lab":      (*story).build,
-		"daemon":   (*story).daemon,
-		"config":   (*story).config,
-		"switch":   (*story).switches,
-		"cut":      (*story).cut,
-		"reboot":   (*story).reboot,
-		"pod":      (*story).pod,
-		"addr":     (*story).addr,
-		"routes":   (*story).routes,
-		"learned":  (*story).learned,
-		"sessions": (*story).sessions,
-		"status":   (*story).status,
-		"plan":     (*story).plan,
-		"in":       (*story).in,
-		"log":      (*story).log,
-		"ping":     (*story).ping,
-		"tcp":      (*story).tcp,
-		"traffic":  (*story).traffic,
-		"stream":   (*story).stream,
-		"monitor":  (*story).monitor,
-		"phantoms": (*story).phantoms,
-		"kube":     (*story).kube,
-		"kubectl":  (*story).kubectl,
+		"lab":        (*story).build,
+		"daemon":     (*story).daemon,
+		"config":     (*story).config,
+		"switch":     (*story).switches,
+		"cut":        (*story).cut,
+		"reboot":     (*story).reboot,
+		"pod":        (*story).pod,
+		"addr":       (*story).addr,
+		"routes":     (*story).routes,
+		"learned":    (*story).learned,
+		"sessions":   (*story).sessions,
+		"status":     (*story).status,
+		"plan":       (*story).plan,
+		"in":         (*story).in,
+		"log":        (*story).log,
+		"ping":       (*story).ping,
+		"tcp":        (*story).tcp,
+		"traffic":    (*story).traffic,
+		"stream":     (*story).stream,
+		"monitor":    (*story).monitor,
+		"phantoms":   (*story).phantoms,
+		"kube":       (*story).kube,
+		"kubectl":    (*story).kubectl,
+		"controller": (*story).controller,
+		"proxy":      (*story).proxy,
+		"serve":      (*story).serve,
+		"expose":     (*story).expose,
+		"seen":       (*story).seen,
+		"ask":        (*story).ask,
 	}
 }
 
