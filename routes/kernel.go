@@ -20,6 +20,8 @@ type Kernel struct {
 
 	filter   sync.Mutex // guards filtered
 	filtered *conn      // socket for nftables and connection tracking; nil until it is needed
+
+	passages passages
 }
 
 // Open returns the Kernel of the calling thread's network namespace.
@@ -101,7 +103,7 @@ func (k *Kernel) observe(ctx context.Context, v *view, scope Scope, desired Stat
 		func() error { s.Senders = k.observeSenders(scope, desired.Senders); return nil },
 		func() error { s.SourceCheck = k.observeSourceCheck(scope, desired.SourceCheck); return nil },
 		func() error { s.Symmetric = k.observeSymmetric(scope, desired.Symmetric); return nil },
-		func() (err error) { s.Passages, err = k.observePassages(scope); return err },
+		func() (err error) { s.Passages, err = k.observePassages(ctx, scope); return err },
 		func() (err error) { s.Masq, err = k.observeMasq(v, scope.Masq, desired.Masq); return err },
 	}
 	for _, read := range parts {

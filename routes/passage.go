@@ -2,12 +2,14 @@ package routes
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -128,11 +130,37 @@ func (f Finding) Passable() bool {
 	return ended && f.Policy && byDefault && !f.Owned && !f.Place.Legacy && (f.Hook == Input || f.Hook == Forward || f.Hook == Output)
 }
 
+// passages is what observePassages found last. It counts as long as nobody changes nftables: the tables of kube-proxy
+// have thousands of rules, and each Sync of the node asks.
+type passages struct {
+	mu         sync.Mutex // guards the rest
+	generation uint32     // 0: nothing was read yet
+	found      []Passage
+}
+
 // observePassages finds the chains that have rules of ours, by the rules' comments. A kernel without nftables has none.
-func (k *Kernel) observePassages(scope Scope) (out []Passage, err error) {
+func (k *Kernel) observePassages(ctx context.Context, scope Scope) ([]Passage, error) {
 	if !scope.Passages {
 		return nil, nil
 	}
+	now, err := k.Generation(ctx) // before the rules are read: who changes them meanwhile is seen the next time
+	if err != nil {
+		return nil, fmt.Errorf("read the firewall: %w", err)
+	}
+	p := &k.passages
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now == 0 || now != p.generation {
+		if p.found, err = k.readPassages(); err != nil {
+			p.generation = 0
+			return nil, err
+		}
+		p.generation = now
+	}
+	return slices.Clone(p.found), nil
+}
+
+func (k *Kernel) readPassages() (out []Passage, err error) {
 	r := newReader(k)
 	if err := r.loadNFT(); err != nil {
 		return nil, fmt.Errorf("read the firewall: %w", err)
