@@ -23,6 +23,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -139,6 +140,7 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 		return d.kernel.Watch(ctx, routes.Watched{Node: l.look.fire, Pods: l.harmed.fire, Firewall: l.firewall.fire})
 	})
 	start("watch cluster", func(ctx context.Context) error { return l.source.Watch(ctx, l.reread.fire) })
+	start("watch cni.confDir", func(ctx context.Context) error { return watchDir(ctx, d.config.CNI.ConfDir, l.look.fire) })
 	start("serve metrics", d.metrics.serve)
 	start("probe the LAN", func(ctx context.Context) error { return l.probe(ctx, d.kernel) })
 	start("guard", func(ctx context.Context) error { return l.guard(ctx, d.kernel) })
@@ -160,6 +162,28 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 	err = errors.Join(err, d.pods.Close())
 	o.Log.Info("stopped", "routes", "kept", "switches", "keep their routes for the graceful restart time")
 	return err
+}
+
+// confEvery is the time between two looks at cni.confDir: the runtime reads it at its next pod.
+const confEvery = 2 * time.Second
+
+// watchDir calls changed whenever a file of the directory was made, renamed or deleted, until ctx ends.
+func watchDir(ctx context.Context, dir string, changed func()) error {
+	names := func() (out []string) {
+		all, err := os.ReadDir(dir) // it may not exist, or not be readable; writing there says why
+		for _, e := range all {
+			out = append(out, e.Name())
+		}
+		return append(out, fmt.Sprint(err))
+	}
+	for was := names(); pause(ctx, confEvery); {
+		is := names()
+		if !slices.Equal(is, was) {
+			changed()
+		}
+		was = is
+	}
+	return nil
 }
 
 // every returns a function that calls f at intervals until ctx ends or f fails.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -60,10 +61,10 @@ func capability(plugin string) string {
 	return ""
 }
 
-// writeConflist writes the list where the runtime looks for it, unless the file is already right. It returns
-// the problems with that directory. It leaves out plugins of the chain that are not installed: pods without
+// writeConflist writes the list where the runtime looks for it, unless the file is already right. It logs that it did, and
+// returns the problems with that directory. It leaves out plugins of the chain that are not installed: pods without
 // hostPorts are better than no pods.
-func writeConflist(c config.Config, mtu int) ([]cluster.Problem, error) {
+func writeConflist(c config.Config, mtu int, log *slog.Logger) ([]cluster.Problem, error) {
 	var problems []cluster.Problem
 	var chain []string
 	wanted := c.CNI.Chain
@@ -87,8 +88,13 @@ func writeConflist(c config.Config, mtu int) ([]cluster.Problem, error) {
 	if other := earlierConf(c.CNI.ConfDir); other != "" {
 		problems = append(problems, competing(c, other))
 	}
-	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, text) {
+	have, err := os.ReadFile(path)
+	if err == nil && bytes.Equal(have, text) {
 		return problems, nil
+	}
+	was := "another text"
+	if errors.Is(err, fs.ErrNotExist) {
+		was = "no file"
 	}
 	if err := os.MkdirAll(c.CNI.ConfDir, 0o755); err != nil {
 		return problems, err
@@ -96,6 +102,7 @@ func writeConflist(c config.Config, mtu int) ([]cluster.Problem, error) {
 	if err := durable.Replace(path, text, 0o644); err != nil {
 		return problems, fmt.Errorf("write %s: %w", path, err)
 	}
+	log.Info("network configuration written", "file", path, "was", was)
 	return problems, nil
 }
 

@@ -3,6 +3,7 @@ package pods
 import (
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -24,12 +25,12 @@ func TestConflist(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		problems, err := writeConflist(c, 1450)
+		problems, err := writeConflist(c, 1450, slog.New(slog.DiscardHandler))
 		if err != nil || (len(problems) == 1 && problems[0].Reason == cluster.NoPlugin) != (mode != 0o755) {
 			t.Fatalf("plugin with mode %v: %v, %v", mode, problems, err)
 		}
 	}
-	if problems, err := writeConflist(c, 1450); err != nil || len(problems) > 0 {
+	if problems, err := writeConflist(c, 1450, slog.New(slog.DiscardHandler)); err != nil || len(problems) > 0 {
 		t.Fatal(problems, err)
 	}
 	path := filepath.Join(c.CNI.ConfDir, conflistName)
@@ -68,7 +69,7 @@ func TestConflist(t *testing.T) {
 	if err := os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := writeConflist(c, 1450); err != nil {
+	if _, err := writeConflist(c, 1450, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) || after.ModTime().Unix() != 1 {
@@ -82,7 +83,7 @@ func TestConflist(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(c.CNI.BinDir, "portmap"), nil, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := writeConflist(c, 1450); err != nil {
+	if _, err := writeConflist(c, 1450, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	if list := read(); len(list.Plugins) != 2 || list.Plugins[1].Type != "portmap" || !list.Plugins[1].Capabilities["portMappings"] {
@@ -93,7 +94,7 @@ func TestConflist(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(c.CNI.ConfDir, "05-other.conf"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	problems, err := writeConflist(c, 1450)
+	problems, err := writeConflist(c, 1450, slog.New(slog.DiscardHandler))
 	if err != nil || len(problems) != 2 || problems[0].Reason != "notInstalled" || problems[1].Reason != "competingNetwork" {
 		t.Errorf("problems %v, %v", problems, err)
 	}

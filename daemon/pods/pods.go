@@ -85,7 +85,7 @@ func (p *Pods) Sync(ctx context.Context, plan policy.Plan) ([]cluster.Problem, e
 		p.log.Info("pool set", "ranges", plan.Pool.Sets)
 	}
 	p.mtu.Store(int64(plan.MTU))
-	problems, err := writeConflist(p.config, plan.MTU)
+	problems, err := writeConflist(p.config, plan.MTU, p.log)
 	return slices.Concat(problems, n.rebuilt(), p.keepCanary(ctx, n, plan)), err
 }
 
