@@ -252,6 +252,16 @@ spec: {localSpeakers: [node-00001], localAsNumber: 65010, peerIP: 192.0.2.1, pee
 		t.Fatal(err)
 	}
 	agree(t, "another label", byNodes, bySlices, func(s string) bool { return strings.Contains(s, `"unused":"x"`) })
+	annotation := `{"metadata":{"annotations":{"flannel.alpha.coreos.com/backend-type":"vxlan","flannel.alpha.coreos.com/backend-data":"{\"VNI\":1,\"VtepMAC\":\"4e:2d:f2:44:0a:01\"}","other":"unasked"}}}`
+	if _, err := l.client.CoreV1().Nodes().Patch(t.Context(), "node-00009", types.MergePatchType, []byte(annotation), metav1.PatchOptions{}, "status"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Kubectl("patch", "networkpool", "all", "--type=merge", "-p", `{"spec": {"vxlan": {"flannel": true}}}`); err != nil {
+		t.Fatal(err)
+	}
+	agree(t, "annotations of flannel, which a pool asks for", byNodes, bySlices, func(s string) bool {
+		return strings.Contains(s, "4e:2d:f2:44:0a:01") && !strings.Contains(s, "unasked")
+	})
 	if err := l.client.CoreV1().Nodes().Delete(t.Context(), last, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
