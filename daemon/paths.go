@@ -55,7 +55,7 @@ func surveyOf(v *view) *paths.Cluster {
 		ways[r.Dst] = paths.Way{Tunnel: r.Link == routes.VXLANLink || r.Link == routes.VXLANLink6, Via: r.Via}
 	}
 	for i, n := range w.Cluster.Nodes {
-		if v.Survey.OfFlannel(i) {
+		if n.Name != w.Self && v.Survey.OfFlannel(i) {
 			continue // it has no canary
 		}
 		at := w.VXLAN(n)

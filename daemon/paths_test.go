@@ -58,6 +58,34 @@ func TestSurveyOfPaths(t *testing.T) {
 	}
 }
 
+// A node of flannel has no canary: nobody asks it. edgewayd itself may run on a Node that flannel's annotations still
+// claim, before a pool selects the Node.
+func TestNobodyAsksNodesOfFlannel(t *testing.T) {
+	v := lookAt(t, 1, 4)
+	c := v.World.Cluster
+	for i, name := range []string{"4e:2d:f2:44:0a:01", "", "4e:2d:f2:44:0a:03", ""} {
+		if name != "" {
+			c.Nodes[i].Annotations = cluster.Flannel{Backend: "vxlan", V4: &cluster.FlannelEnd{VNI: 1, MAC: name, Addr: c.Nodes[i].Addresses[0]}}.Annotations()
+		}
+	}
+	none, err := cluster.ParseSelector("pool=edge")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Pools = []cluster.NetworkPool{{Name: "edge", Selector: none, Mode: cluster.Overlay, VXLAN: cluster.DefaultVXLAN(), Flannel: true}}
+	v.World.Cluster = c
+	v.Survey = policy.NewSurvey(c)
+	v.Plan = v.Survey.Decide(v.World)
+	s := surveyOf(v)
+	var names []string
+	for _, n := range s.Nodes {
+		names = append(names, n.Name)
+	}
+	if diff := cmp.Diff([]string{"node-00000", "node-00001", "node-00003"}, names); diff != "" || s.Self.Name != "node-00000" {
+		t.Errorf("self %q; nodes (-want +got):\n%s", s.Self.Name, diff)
+	}
+}
+
 func BenchmarkSurveyOfPaths(b *testing.B) {
 	v := lookAt(b, 100, 50)
 	b.ReportAllocs()
