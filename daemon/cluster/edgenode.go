@@ -12,7 +12,8 @@ import (
 )
 
 // EdgeNode (network.edgeway.io/v1alpha1) holds what concerns one node only. It has the name of the Node, and
-// at an API server only that node's daemon watches it. Nodes write the status and never the spec.
+// at an API server only that node's daemon watches it. A node with static uplinks also reads, now and then, which other
+// EdgeNodes share an address with its own. Nodes write the status and never the spec.
 type EdgeNode struct {
 	Name string `json:"name"`
 	// Uplinks is nil on a node whose pods have addresses of pod CIDRs.

@@ -76,7 +76,9 @@ type feed struct {
 	version string // of the items; "": list again
 	server  string // that sent the items
 	lost    bool   // version belongs to another history than the server's
-	cut     bool   // the last watch did not end as it was asked to
+	// rivalsAt is when the EdgeNodes of other nodes were read; zero: never.
+	rivalsAt time.Time
+	cut      bool // the last watch did not end as it was asked to
 }
 
 // told is the last version of an object that the server sent.
@@ -130,6 +132,9 @@ func (k *kubernetes) attempt(ctx context.Context, c *Connection, f *feed) error 
 		if err := k.compare(ctx, c, f); err != nil {
 			return fmt.Errorf("watch %s: %w", f.kind.resource(), err)
 		}
+	}
+	if k.outdated(f) {
+		f.version, f.lost = "", true // read anew from etcd: nothing that is known may be undone
 	}
 	if f.version == "" {
 		if err := k.list(ctx, c, f); err != nil {
@@ -203,6 +208,9 @@ func (k *kubernetes) list(ctx context.Context, c *Connection, f *feed) error {
 		if err := k.confirm(ctx, c, f, meta); err != nil {
 			return err
 		}
+	}
+	if err := k.rivals(ctx, c, f, items); err != nil {
+		return err
 	}
 	f.version, f.lost = meta.ResourceVersion, false
 	k.replaced(f, items)
@@ -322,12 +330,12 @@ func (k *kubernetes) watch(ctx context.Context, c *Connection, f *feed) error {
 	defer body.Close()
 	k.opened(f)
 	opened := k.clock()
-	err = readEvents(body, func(event string, object func(any) error) error { return k.event(f, event, object) })
+	err = readEvents(body, func(event string, object func(any) error) error { return k.event(ctx, c, f, event, object) })
 	f.cut = err != nil || k.clock().Sub(opened) < lives-lives/10
 	return err
 }
 
-func (k *kubernetes) event(f *feed, event string, object func(any) error) error {
+func (k *kubernetes) event(ctx context.Context, c *Connection, f *feed, event string, object func(any) error) error {
 	if event == eventError {
 		var text json.RawMessage
 		if err := object(&text); err != nil {
@@ -342,15 +350,25 @@ func (k *kubernetes) event(f *feed, event string, object func(any) error) error 
 	if older(it.version, f.version) {
 		return apierrors.NewResourceExpired(fmt.Sprintf("version %s after %s: the server's history is another", it.version, f.version))
 	}
+	var now told
+	if event != eventBookmark && event != eventDeleted {
+		now = it.told(f.kind, f.items)
+		if f.kind.kind == kindEdgeNode && now.sum != f.items[f.name].sum {
+			if err := k.met(ctx, c, f, now); err != nil { // the version stays, so the event comes again
+				return err
+			}
+		}
+	}
 	if it.version != "" {
 		f.version = it.version
 	}
-	switch event {
-	case eventBookmark:
-	case eventDeleted:
+	switch {
+	case event == eventBookmark:
+	case event == eventDeleted && f.kind.kind == kindEdgeNode:
+		k.replaced(f, map[string]told{})
+	case event == eventDeleted:
 		k.heard(f, it.name, nil)
 	default:
-		now := it.told(f.kind, f.items)
 		k.heard(f, it.name, &now)
 	}
 	return nil
