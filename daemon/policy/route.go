@@ -26,6 +26,7 @@ func (d *draft) routeTo(n cluster.Node, at place, cidr netip.Prefix) {
 		d.problem(object, cluster.NoAddress, "an InternalIP of the family of "+cidr.String(), "none", "add the address to the Node's status.addresses")
 		return
 	}
+	d.lacksAddress(cidr.Addr())
 	route := routes.Route{Dst: cidr, Protocol: routes.ProtoNode}
 	if connected && d.isDown(link) {
 		return // the kernel would refuse the route; the route is set when the link is up again
@@ -84,6 +85,19 @@ func (d *draft) routeTo(n cluster.Node, at place, cidr netip.Prefix) {
 	}
 }
 
+// lacksAddress records that this Node has a pod CIDR of like's family and no InternalIP: other nodes, which say the same of
+// it, have no next hop for that CIDR, and no answer comes to what this node sends natively.
+func (d *draft) lacksAddress(like netip.Addr) {
+	i := slices.IndexFunc(d.self.PodCIDRs, func(c netip.Prefix) bool { return c.Addr().Is4() == like.Is4() })
+	if i < 0 || len(d.self.Family(like)) > 0 || len(d.self.Addresses) == 0 { // without any address, findSelf said so
+		return
+	}
+	lacks := cluster.Problem{Object: "Node/" + d.self.Name, Reason: cluster.NoAddress, Want: "an InternalIP of the family of " + d.self.PodCIDRs[i].String(), Got: "none", Next: "add the address to the Node's status.addresses"}
+	if !slices.Contains(d.plan.Problems, lacks) {
+		d.plan.Problems = append(d.plan.Problems, lacks)
+	}
+}
+
 // Asks returns one address of each pod CIDR of another node. Host.Ruled answers for these addresses.
 func (w World) Asks() (out []netip.Addr) {
 	for _, n := range w.Cluster.Nodes {
@@ -132,9 +146,12 @@ func (d *draft) overlaid(n cluster.Node, at place, like netip.Addr) bool {
 	if here != cluster.Auto && there != cluster.Auto {
 		return false
 	}
-	via, _ := d.underlay(n, like)
+	// Where one of the two lacks an InternalIP of the family, the other cannot send natively, although its own address
+	// may be on a subnet of the first.
+	_, mine := d.underlay(d.self, like)
+	via, theirs := d.underlay(n, like)
 	_, connected := d.linkTo(via)
-	return !connected || len(d.lans)+len(at.lans) > 0 && !intersects(d.lans, at.lans)
+	return !mine || !theirs || !connected || len(d.lans)+len(at.lans) > 0 && !intersects(d.lans, at.lans)
 }
 
 // nodesBesideTunnels returns the addresses of the nodes whose route to this node's pods leads through the tunnel.
