@@ -44,6 +44,11 @@ func TestPeace(t *testing.T) {
 	if _, err := docker.Run(ctx, "iptables-restore", rules); err != nil {
 		t.Fatal(err)
 	}
+	// A speaker that also receives the tunnel's packets accepts nothing of it all by itself, not even answers.
+	strict := "for chain in INPUT OUTPUT; do iptables -P $chain DROP; done; iptables -A INPUT -i lo -j ACCEPT; iptables -A OUTPUT -o lo -j ACCEPT"
+	if _, err := nodes["Node-4"].Run(ctx, "sh", "-ec", strict); err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range names {
 		if err := nodes[name].Start(ctx); err != nil {
 			t.Fatal(err)
