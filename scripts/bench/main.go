@@ -77,7 +77,7 @@ func parseFlags() (options, error) {
 		o.run, err = regexp.Compile(s)
 		return err
 	})
-	flag.BoolVar(&o.quick, "quick", false, "fewer samples: under two minutes instead of eight")
+	flag.BoolVar(&o.quick, "quick", false, "fewer samples: under three minutes instead of thirteen")
 	flag.BoolVar(&o.own, "own", false, "edgeway and its daemon only; for -run pods/counts")
 	flag.StringVar(&o.output, "o", "text", "text, markdown or json")
 	flag.StringVar(&o.plot, "plot", "", "write the pods' table as an SVG to `file`")

@@ -34,7 +34,7 @@ func cards() []card {
 		return "tx-udp_tnl-segmentation " + onOff + " tx-udp_tnl-csum-segmentation " + onOff
 	}
 	return []card{
-		{"all that a veth has", "gso on tso on gro on " + tunnel("on"), "tx on tso on gso on"},
+		{"all offloads, GRO too", "gso on tso on gro on " + tunnel("on"), "tx on tso on gso on"},
 		{"no UDP-tunnel segmentation", "gso on tso on gro on " + tunnel("off"), "tx on tso on gso on"},
 		{"no segmentation, no GRO", "gso off tso off gro off " + tunnel("off"), "tx on tso on gso on"},
 		{"checksums in software (old kernels)", "gso on tso on gro on " + tunnel("on"), "tx off"},
