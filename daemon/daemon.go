@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -54,6 +55,8 @@ type Options struct {
 	// Ready is called once, when the socket answers and the first look is done. Alive is called after every
 	// look (systemd's READY=1 and WATCHDOG=1, sd_notify(3)). Both may be nil.
 	Ready, Alive func()
+	// Health is a host and a port where each path answers 200 while the daemon is healthy; see healthz. Empty: none.
+	Health string
 	// Session is a command that calls ServeSession, so that each BGP session runs in its own process. Without
 	// the command no session can start.
 	Session []string
@@ -86,7 +89,7 @@ func Run(ctx context.Context, c config.Config, o Options) error {
 	}
 	defer k.Close()
 	d := &Daemon{config: c, options: o, started: time.Now(), kernel: k, pods: pods.New(c, o.Log)}
-	d.metrics = newMetrics(c.Metrics, d.status)
+	d.metrics = newMetrics(d.status)
 	d.pods.Served = d.metrics.observe
 	d.loop = newLoop(c, o.Log)
 	d.loop.source, d.loop.kernel, d.loop.pods, d.loop.turned = c.Source(o.Version), k, d.pods, d.alive()
@@ -141,7 +144,10 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 	})
 	start("watch cluster", func(ctx context.Context) error { return l.source.Watch(ctx, l.reread.fire) })
 	start("watch cni.confDir", func(ctx context.Context) error { return watchDir(ctx, d.config.CNI.ConfDir, l.look.fire) })
-	start("serve metrics", d.metrics.serve)
+	start("serve metrics", func(ctx context.Context) error {
+		return serveHTTP(ctx, d.config.Metrics, d.metrics.handler(d.healthz))
+	})
+	start("serve health", func(ctx context.Context) error { return serveHTTP(ctx, o.Health, http.HandlerFunc(d.healthz)) })
 	start("probe the LAN", func(ctx context.Context) error { return l.probe(ctx, d.kernel) })
 	start("guard", func(ctx context.Context) error { return l.guard(ctx, d.kernel) })
 	if d.config.Paths.Canary {

@@ -3,8 +3,6 @@ package daemon
 import (
 	"cmp"
 	"context"
-	"errors"
-	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -23,14 +21,13 @@ import (
 // metrics serves a Prometheus server. The gauges show the status at the time of the request; the histograms
 // count CNI calls and looks.
 type metrics struct {
-	address  string
 	registry *prometheus.Registry
 	calls    *prometheus.HistogramVec
 	looks    *prometheus.HistogramVec
 }
 
-func newMetrics(address string, status func(context.Context) api.Status) *metrics {
-	m := &metrics{address: address, registry: prometheus.NewRegistry()}
+func newMetrics(status func(context.Context) api.Status) *metrics {
+	m := &metrics{registry: prometheus.NewRegistry()}
 	m.calls = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "edgeway_cni_call_duration_seconds", Help: "CNI calls served by the daemon, by verb and result.",
 		Buckets: []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .5, 1, 5},
@@ -62,28 +59,12 @@ func result(worked bool) string {
 	return "error"
 }
 
-// serve answers HTTP until ctx ends.
-func (m *metrics) serve(ctx context.Context) error {
-	if m.address == "" {
-		<-ctx.Done()
-		return nil
-	}
-	l, err := net.Listen("tcp", m.address)
-	if err != nil {
-		return err
-	}
+// handler serves /metrics, and /healthz by healthz.
+func (m *metrics) handler(healthz http.HandlerFunc) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
-	// Healthy means that the process answers. It depends on no switch and no API server: a restart would
-	// repair neither, and would interrupt the parts that still work.
-	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
-	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	stop := context.AfterFunc(ctx, func() { s.Close() })
-	defer stop()
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
+	mux.HandleFunc("/healthz", healthz)
+	return mux
 }
 
 type statusCollector struct {

@@ -25,7 +25,7 @@ import (
 func exported(t *testing.T) string {
 	t.Helper()
 	now := time.Now()
-	m := newMetrics("", func(context.Context) api.Status {
+	m := newMetrics(func(context.Context) api.Status {
 		return api.Status{Node: "n", Version: "v", Now: now, World: api.World{ReadAt: now.Add(-time.Minute)},
 			Sessions: []api.Session{{Peer: "10.0.0.1", Resource: "BGPPeer/p", PeerASN: 1, State: "Active", Reason: "refused"}},
 			Problems: []api.Problem{{Object: "Node/n", Reason: "overlap"}, {Object: "Node/m", Reason: "overlap"}}, Advice: []api.Problem{{Object: "BGPPeer/p", Reason: "singleSpeaker"}}}

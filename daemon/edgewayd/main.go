@@ -101,7 +101,7 @@ on the nodes that BGP resources name as speakers, sessions with the LAN's switch
 }
 
 func runCommand(f *flags) *cobra.Command {
-	var level, format string
+	var level, format, health string
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "run the daemon until it is told to stop",
@@ -126,12 +126,13 @@ routes stay, and the switches keep the node's routes for the graceful restart ti
 			if err != nil {
 				return err
 			}
-			return daemon.Run(cmd.Context(), c, daemon.Options{Version: version, Log: log, Level: &l, Ready: notifyReady, Alive: notifyAlive,
+			return daemon.Run(cmd.Context(), c, daemon.Options{Version: version, Log: log, Level: &l, Health: health, Ready: notifyReady, Alive: notifyAlive,
 				Session: []string{"/proc/self/exe", sessionCommand}})
 		},
 	}
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error; edgewayd log-level changes it later")
 	cmd.Flags().StringVar(&format, "log-format", "text", "text or json")
+	cmd.Flags().StringVar(&health, "health", "", "host:port that answers HTTP requests with 200 while the daemon is healthy, for a kubelet's probes (default none)")
 	return cmd
 }
 

@@ -97,14 +97,16 @@ type podStory struct {
 	id    string
 }
 
-// begins starts the container, and waits for the readiness probe and the session.
+// begins starts the container, and waits for its probes and the session.
 func (p *podStory) begins(t *testing.T, version string) {
 	t.Helper()
 	c := p.spec.Containers[0]
 	p.id = p.k.start(t, p.spec, c, p.given)
 	err := lab.Wait(t.Context(), bootTimeout, func() error {
-		if _, err := p.k.exec(t.Context(), p.id, c.ReadinessProbe.Exec.Command...); err != nil {
-			return err
+		for _, probe := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
+			if err := p.k.probe(t.Context(), *probe.HTTPGet); err != nil {
+				return err
+			}
 		}
 		out, err := p.k.exec(t.Context(), p.id, "/edgewayd", "status", "-o", "json")
 		if err != nil {

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -289,6 +292,31 @@ func (k *kubelet) exec(ctx context.Context, id string, argv ...string) (string, 
 		err = fmt.Errorf("%s: exit status %d: %s%s", strings.Join(argv, " "), code, reply.Stdout, reply.Stderr)
 	}
 	return string(reply.GetStdout()), err
+}
+
+// probe asks in the node's network, as the kubelet does.
+func (k *kubelet) probe(ctx context.Context, get corev1.HTTPGetAction) error {
+	var conn net.Conn
+	err := k.Do(func() (err error) {
+		conn, err = (&net.Dialer{Timeout: waitLimit}).DialContext(ctx, "tcp", net.JoinHostPort(get.Host, get.Port.String()))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+get.Host+get.Path, nil)
+	if err != nil {
+		return err
+	}
+	if err := req.Write(conn); err != nil {
+		return err
+	}
+	answer, err := http.ReadResponse(bufio.NewReader(conn), req)
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", get.Path, answer.Status)
+	}
+	return err
 }
 
 // stop ends a container as the kubelet does.
