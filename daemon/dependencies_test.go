@@ -31,6 +31,8 @@ func TestDependencies(t *testing.T) {
 			"github.com/vishvananda/": "the cluster says what should be, not what is", "github.com/osrg/": "the cluster says what should be, not how"}},
 		{"daemon/report", []string{"daemon/cluster"}, map[string]string{
 			"github.com/vishvananda/": "it tells what others found", "github.com/osrg/": "it tells what others found", "k8s.io/client-go/kubernetes": "see daemon/edgewayd"}},
+		{"daemon/rollout", []string{"daemon/cluster"}, map[string]string{
+			"github.com/vishvananda/": "it replaces pods, and touches no node", "github.com/osrg/": "it replaces pods", "k8s.io/client-go/kubernetes": "see daemon/edgewayd"}},
 		{"daemon/cloud", nil, map[string]string{
 			"github.com/vishvananda/": "it speaks to the cloud, not to a kernel", "k8s.io/": "eni-tool is a small program for any machine", "github.com/osrg/": "it speaks to the cloud"}},
 		{"daemon/cloud/eni-tool", []string{"daemon/cloud"}, map[string]string{
@@ -56,7 +58,7 @@ func TestDependencies(t *testing.T) {
 			"github.com/osrg/": "whether packets arrive does not depend on what switches were told"}},
 		{"daemon", []string{"routes", "bgp", "plugin", "plugin/uplink", "daemon/api", "daemon/cluster", "daemon/config", "daemon/durable", "daemon/paths", "daemon/plan", "daemon/pods", "daemon/policy", "daemon/report"}, nil},
 		{"daemon/doctor", []string{"routes", "daemon/api", "daemon/cluster", "daemon/config", "daemon/pods", "daemon/policy"}, nil},
-		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "daemon/config", "daemon/doctor", "daemon/durable", "daemon/plan", "daemon/pods", "daemon/switchconf", "ipam", "plugin", "plugin/uplink", "routes"}, map[string]string{
+		{"daemon/edgewayd", []string{"daemon", "daemon/api", "daemon/cluster", "daemon/config", "daemon/doctor", "daemon/durable", "daemon/plan", "daemon/pods", "daemon/rollout", "daemon/switchconf", "ipam", "plugin", "plugin/uplink", "routes"}, map[string]string{
 			"k8s.io/client-go/kubernetes": "typed clients are for edgeway-controller: 32 MB, and 7 ms at the start of each command",
 			"github.com/alibabacloud-go/": "no node speaks to the cloud: it would need the key of the account"}},
 	}
@@ -87,7 +89,7 @@ func TestDependencies(t *testing.T) {
 		"github.com/google/nftables":     {"routes"},
 		"github.com/osrg/gobgp":          {"bgp"},
 		"github.com/containernetworking": {"plugin"},
-		"k8s.io/":                        {"daemon/cluster", "daemon/controller", "daemon/controller/uplinks", "daemon/report"},
+		"k8s.io/":                        {"daemon/cluster", "daemon/controller", "daemon/controller/uplinks", "daemon/report", "daemon/rollout"},
 		"github.com/prometheus/":         {"daemon", "daemon/controller", "daemon/controller/uplinks"},
 		"github.com/alibabacloud-go/":    {"daemon/cloud"},
 		"github.com/spf13/cobra":         {"daemon/edgewayd", "daemon/controller/edgeway-controller"},

@@ -27,7 +27,7 @@ import (
 const maxAnswer = 64 << 10
 
 // Connection is one way to an API server, with the credentials that the files held when it was made. It is
-// edgewayd's only client of an API server: package report writes through it too.
+// edgewayd's only client of an API server: packages report and rollout write through it too.
 //
 // It is not client-go's rest.Request. rest.Request reads all of an error answer, however long it is, waits
 // and asks again by itself, shows the text of a proxy's page, and logs to stderr.
@@ -162,6 +162,20 @@ func (c *Connection) Apply(ctx context.Context, path, manager string, text []byt
 	return io.ReadAll(io.LimitReader(body, maxObject))
 }
 
+// Delete deletes an object, unless it has another UID or version by now. Its errors are the same as Get's.
+func (c *Connection) Delete(ctx context.Context, path, uid, version string) error {
+	text, err := json.Marshal(metav1.DeleteOptions{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "DeleteOptions"},
+		Preconditions: &metav1.Preconditions{UID: (*types.UID)(&uid), ResourceVersion: &version}})
+	if err != nil {
+		return err
+	}
+	body, err := c.send(ctx, http.MethodDelete, path, nil, text, acceptJSON)
+	if err != nil {
+		return err
+	}
+	return body.Close()
+}
+
 func (c *Connection) send(ctx context.Context, method, path string, query url.Values, text []byte, accept string) (io.ReadCloser, error) {
 	to := c.base.JoinPath(path)
 	to.RawQuery = query.Encode()
@@ -170,8 +184,11 @@ func (c *Connection) send(ctx context.Context, method, path string, query url.Va
 		return nil, err
 	}
 	req.Header.Set("Accept", accept)
-	if method == http.MethodPatch {
+	switch method {
+	case http.MethodPatch:
 		req.Header.Set("Content-Type", string(types.ApplyPatchType)) // JSON is YAML
+	case http.MethodDelete:
+		req.Header.Set("Content-Type", acceptJSON)
 	}
 	resp, err := c.client.Do(req)
 	if err != nil {

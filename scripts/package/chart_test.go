@@ -120,6 +120,7 @@ networkPools: {shop: {nodeSelector: pool=shop, mode: overlay, podCIDRs: [{cidr: 
 passwordSecrets: [bgp-secret, bgp-secret-2]
 flannel: {enabled: true}
 speakers: {separate: true, maxUnavailable: 20%}
+rollout: {enabled: false}
 nodeSelector: {a: b}
 tolerations: [{key: edge, operator: Exists, effect: NoSchedule}]
 priorityClassName: system-cluster-critical
@@ -294,7 +295,7 @@ func TestChartNullsAndUnknownKeys(t *testing.T) {
 		}
 	}
 	want := []string{"controller", "controller.enabled", "controller.replicas", "flannel", "flannel.enabled", "image", "image.repository", "podMonitor", "podMonitor.enabled", "podMonitor.port",
-		"speakers", "speakers.maxUnavailable", "speakers.separate"}
+		"rollout", "rollout.enabled", "speakers", "speakers.maxUnavailable", "speakers.separate"}
 	if diff := cmp.Diff(want, slices.Sorted(maps.Keys(refused))); diff != "" {
 		t.Errorf("null is refused for (-want +got):\n%s", diff)
 	}

@@ -21,6 +21,8 @@ func TestChartHasTheManifests(t *testing.T) {
 	copies := map[string]string{
 		"kubernetes/daemonset/daemonset.yaml":        "files/daemonset.yaml",
 		"kubernetes/controller/deployment.yaml":      "files/controller.yaml",
+		"kubernetes/rollout/deployment.yaml":         "files/rollout.yaml",
+		"kubernetes/rollout/rbac.yaml":               "files/rbac/rollout.yaml",
 		"kubernetes/rbac/node.yaml":                  "files/rbac/node.yaml",
 		"kubernetes/rbac/speaker.yaml":               "files/rbac/speaker.yaml",
 		"kubernetes/rbac/secrets.yaml":               "files/rbac/secrets.yaml",
