@@ -35,7 +35,7 @@ type story struct {
 func (s *story) acts() []func(context.Context) error {
 	return []func(context.Context) error{
 		s.nodesBecomeReady, s.podsRun, s.podsReachEachOther, s.switchKnowsTheWay, s.resourceTells,
-		s.daemonsAreReplaced, s.wanIsCut,
+		s.daemonsAreReplaced, s.rolloutPassesAnOfflineNode, s.wanIsCut,
 		s.apiServerGoes, s.sandboxDies, s.daemonIsAwayToo, s.powerFails, s.apiServerComesBack, s.podsReachEachOther,
 		s.podIsReplaced, s.nodeLeaves,
 	}
