@@ -9,19 +9,26 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
-// Feature is something that edgeway needs of the kernel.
+// Feature is something that edgeway, or a program beside it, needs of the kernel.
 type Feature struct {
-	Name string
-	Err  error // nil: the kernel has it
+	Name   string
+	Err    error // nil: the kernel has it
+	Beside bool  // edgeway does without it
 }
 
-// Features tries what edgeway needs of the kernel, in a fresh network namespace that is gone afterwards. It needs
+// QueueFeature is what kube-network-policies needs to enforce a NetworkPolicy.
+const QueueFeature = "nftables: queue (nft_queue)"
+
+// Features tries each feature of the kernel, in a fresh network namespace that is gone afterwards. It needs
 // CAP_SYS_ADMIN.
 func Features(ctx context.Context) ([]Feature, error) {
 	ns, err := fresh()
@@ -47,9 +54,40 @@ func Features(ctx context.Context) ([]Feature, error) {
 		{"nftables: source check (nft_fib_inet)", State{SourceCheck: &SourceCheck{}}},
 	} {
 		_, err := k.Sync(ctx, Scope{}, f.s)
-		out = append(out, Feature{f.name, err})
+		out = append(out, Feature{Name: f.name, Err: err})
 	}
-	return out, nil
+	return append(out, Feature{Name: QueueFeature, Err: queues(ns), Beside: true}), nil
+}
+
+// queues adds a rule that queues packets for a program, in a namespace that nobody uses.
+func queues(ns *os.File) error {
+	c, err := nftables.New(nftables.WithNetNSFd(int(ns.Fd())))
+	if err != nil {
+		return err
+	}
+	t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "queue"})
+	chain := c.AddChain(&nftables.Chain{Table: t, Name: "queue"})
+	c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{&expr.Queue{Num: 98}}})
+	return c.Flush()
+}
+
+// Listener is a program that waits for packets that the kernel queues.
+type Listener struct{ Queue, PortID int }
+
+// Listeners returns the programs that wait for queued packets in this thread's network namespace
+// (net/netfilter/nfnetlink_queue.c, /proc/net/netfilter/nfnetlink_queue). A kernel without such queues has none.
+func Listeners() (out []Listener, err error) {
+	text, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	for line := range strings.Lines(string(text)) {
+		var l Listener
+		if n, _ := fmt.Sscan(line, &l.Queue, &l.PortID); n == 2 {
+			out = append(out, l)
+		}
+	}
+	return out, err
 }
 
 // fresh makes a network namespace, which lives as long as the file is open.

@@ -382,20 +382,45 @@ func (e *examination) machine(ctx context.Context) {
 	if err != nil {
 		e.add(Check{Group: "machine", Name: "kernel", State: Unclear, Got: err.Error(), Next: "run it as root"})
 	}
-	missing := 0
+	missing, needed := 0, 0
 	for _, f := range features {
+		if f.Beside {
+			continue
+		}
+		needed++
 		if f.Err != nil {
 			missing++
 			e.add(Check{Group: "machine", Name: "kernel: " + f.Name, State: Problem, Got: f.Err.Error(), Next: "load the module, or take a kernel that has it"})
 		}
 	}
 	if err == nil && missing == 0 {
-		e.add(Check{Group: "machine", Name: fmt.Sprintf("the kernel has all %d features that edgeway needs", len(features)), State: OK})
+		e.add(Check{Group: "machine", Name: fmt.Sprintf("the kernel has all %d features that edgeway needs", needed), State: OK})
 	}
+	listeners, err := routes.Listeners()
+	if err != nil {
+		e.add(Check{Group: "machine", Name: "kernel: queues", State: Unclear, Got: err.Error(), Next: "run it as root"})
+	}
+	e.queue(features, listeners)
 	const unsynchronised = 0x40 // STA_UNSYNC (linux/timex.h)
 	var t unix.Timex
 	if _, err := unix.Adjtimex(&t); err == nil && t.Status&unsynchronised != 0 {
 		e.add(Check{Group: "machine", Name: "clock", State: Advice, Got: "no time service keeps it right", Next: "run a time service (NTP): with two speakers, the newer path wins at the switch"})
+	}
+}
+
+// queue looks whether the kernel can queue packets for kube-network-policies. That program is ready and silent without it.
+func (e *examination) queue(features []routes.Feature, listeners []routes.Listener) {
+	i := slices.IndexFunc(features, func(f routes.Feature) bool { return f.Name == routes.QueueFeature })
+	switch {
+	case i < 0:
+	case features[i].Err == nil:
+		e.add(Check{Group: "machine", Name: "the kernel has nft_queue, for kube-network-policies", State: OK})
+	case len(listeners) == 0:
+		e.add(Check{Group: "machine", Name: "the kernel lacks nft_queue: only kube-network-policies would need it, and it does not run", State: OK})
+	default:
+		e.add(Check{Group: "machine", Name: "kernel: " + routes.QueueFeature, State: Problem,
+			Got:  fmt.Sprintf("%v, and a program waits for packets in queue %d: kube-network-policies enforces no NetworkPolicy", features[i].Err, listeners[0].Queue),
+			Next: "modprobe nft_queue, or take a kernel with CONFIG_NFT_QUEUE; then restart kube-network-policies"})
 	}
 }
 

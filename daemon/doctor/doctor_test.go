@@ -10,7 +10,10 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/routes"
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
@@ -189,5 +192,50 @@ func TestExamineWithoutClusterStateDoesNotSayThatAllIsRight(t *testing.T) {
 	want := []string{"problem cluster cluster state", "unclear links " + not, "unclear routes " + not, "unclear neighbours " + not, "unclear firewall " + not}
 	if !slices.Equal(got, want) {
 		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// kube-network-policies is ready and enforces nothing where the kernel cannot queue packets: only doctor says so.
+func TestKubeNetworkPoliciesWithoutItsKernelSupport(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	err := m.space.Do(func() error {
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { _ = unix.Close(fd) })
+		// linux/netfilter/nfnetlink_queue.h: NFQNL_MSG_CONFIG of queue 98 with NFQA_CFG_CMD, bind.
+		bind := []byte{28, 0, 0, 0, 2, unix.NFNL_SUBSYS_QUEUE, unix.NLM_F_REQUEST, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 98, 8, 0, 1, 0, 1, 0, 0, 0}
+		if err := unix.Sendto(fd, bind, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			return err
+		}
+		listeners, err := routes.Listeners()
+		if err == nil && (len(listeners) != 1 || listeners[0].Queue != 98) {
+			err = fmt.Errorf("programs that wait for queued packets: %v, want one on queue 98", listeners)
+		}
+		if err != nil {
+			return err
+		}
+		for _, c := range []struct {
+			err       error
+			listeners []routes.Listener
+			state     string
+			says      string
+		}{
+			{nil, listeners, OK, "has nft_queue"},
+			{unix.ENOENT, nil, OK, "and it does not run"},
+			{unix.ENOENT, listeners, Problem, "a program waits for packets in queue 98: kube-network-policies enforces no NetworkPolicy"},
+		} {
+			var e examination
+			e.queue([]routes.Feature{{Name: routes.QueueFeature, Err: c.err, Beside: true}}, c.listeners)
+			if got := e.report.Checks; len(got) != 1 || got[0].State != c.state || !strings.Contains(got[0].Name+got[0].Got, c.says) {
+				t.Errorf("%+v, want %s and %q", got, c.state, c.says)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

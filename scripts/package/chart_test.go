@@ -121,6 +121,7 @@ passwordSecrets: [bgp-secret, bgp-secret-2]
 flannel: {enabled: true}
 speakers: {separate: true, maxUnavailable: 20%}
 rollout: {enabled: false}
+networkPolicy: {enabled: true, image: 'registry.example/policies:v1', failOpen: true}
 nodeSelector: {a: b}
 tolerations: [{key: edge, operator: Exists, effect: NoSchedule}]
 priorityClassName: system-cluster-critical
@@ -222,8 +223,9 @@ func TestChartUsesEveryValue(t *testing.T) {
 	defaults, other := parsed(t, read(t, chartDir+"/values.yaml")), everyValue()
 	separate := map[string]any{"speakers": map[string]any{"separate": true}}
 	base := map[string]map[string]any{
-		"podMonitor.": {"podMonitor": map[string]any{"enabled": true}},
-		"controller.": {"controller": map[string]any{"enabled": true, "podCIDRs": []any{"10.9.0.0/16"}}},
+		"networkPolicy.": {"networkPolicy": map[string]any{"enabled": true}},
+		"podMonitor.":    {"podMonitor": map[string]any{"enabled": true}},
+		"controller.":    {"controller": map[string]any{"enabled": true, "podCIDRs": []any{"10.9.0.0/16"}}},
 		"controller.pools": {"controller": map[string]any{"enabled": true},
 			"networkPools": other["networkPools"]},
 		"speakers.maxUnavailable": separate,
@@ -243,7 +245,7 @@ func TestChartUsesEveryValue(t *testing.T) {
 			value = []any{map[string]any{"nodeSelector": "pool=shop", "podCIDRs": []any{"10.30.0.0/16"}}}
 		case "controller.enabled":
 			from = with(base["controller."], "controller.enabled", false)
-		case "podMonitor.enabled":
+		case "podMonitor.enabled", "networkPolicy.enabled":
 			from = nil
 		}
 		if value == nil {
@@ -294,7 +296,7 @@ func TestChartNullsAndUnknownKeys(t *testing.T) {
 			refused[path]++
 		}
 	}
-	want := []string{"controller", "controller.enabled", "controller.replicas", "flannel", "flannel.enabled", "image", "image.repository", "podMonitor", "podMonitor.enabled", "podMonitor.port",
+	want := []string{"controller", "controller.enabled", "controller.replicas", "flannel", "flannel.enabled", "image", "image.repository", "networkPolicy", "networkPolicy.enabled", "networkPolicy.image", "podMonitor", "podMonitor.enabled", "podMonitor.port",
 		"rollout", "rollout.enabled", "speakers", "speakers.maxUnavailable", "speakers.separate"}
 	if diff := cmp.Diff(want, slices.Sorted(maps.Keys(refused))); diff != "" {
 		t.Errorf("null is refused for (-want +got):\n%s", diff)

@@ -29,6 +29,8 @@ func TestChartHasTheManifests(t *testing.T) {
 		"kubernetes/rbac/controller/controller.yaml": "files/rbac/controller.yaml",
 		"kubernetes/rbac/flannel/flannel.yaml":       "files/rbac/flannel.yaml",
 		"overlays/speakers/speaker/account.yaml":     "files/rbac/speaker-account.yaml",
+
+		"overlays/networkpolicy/kube-network-policies.yaml": "files/networkpolicy.yaml",
 	}
 	crds, err := filepath.Glob(source + "kubernetes/crds/*.yaml")
 	if err != nil || len(crds) == 0 {
@@ -47,7 +49,7 @@ func TestChartHasTheManifests(t *testing.T) {
 // TestAPIServerManifests has a real API server check everything that an operator may apply.
 func TestAPIServerManifests(t *testing.T) {
 	server := withCRDs(t)
-	for _, dir := range []string{"kubernetes", "kubernetes/controller", "kubernetes/rbac/kubelet", "kubernetes/rbac/flannel", "overlays/speakers", "overlays/uninstall"} {
+	for _, dir := range []string{"kubernetes", "kubernetes/controller", "kubernetes/rbac/kubelet", "kubernetes/rbac/flannel", "overlays/networkpolicy", "overlays/speakers", "overlays/uninstall"} {
 		t.Run(dir, func(t *testing.T) { dryRun(t, server, "-k", "../../deploy/"+dir) })
 	}
 }
