@@ -425,9 +425,21 @@ func TestAPIServerUplinks(t *testing.T) {
 		u := s.edgeNode("n1").uplinks
 		return len(u.Interfaces) == 1, fmt.Sprint(u)
 	})
+
+	// The machine joins again under another name: one of the two Nodes is served, and when the first is deleted, the other.
+	s.node("n2", "110", InstanceLabel(cloud.ENS), "i-1")
+	s.until("an event", func() (bool, string) { return s.events.has("n2 SharedInstance"), "" })
+	if e := s.edgeNode("n2"); e.version != "" {
+		t.Errorf("two EdgeNodes of one instance: %+v", e)
+	}
 	s.kubectl("delete", "node", "n1")
+	s.until("the EdgeNode has the other name", func() (bool, string) {
+		was, is := s.edgeNode("n1"), s.edgeNode("n2")
+		return was.version == "" && is.uplinks != nil && len(is.uplinks.Interfaces) == 1, fmt.Sprint(was, is)
+	})
+	s.kubectl("delete", "node", "n2")
 	s.cloud.RemoveInstance("i-1")
-	s.until("the EdgeNode is gone", func() (bool, string) { return s.edgeNode("n1").version == "", "" })
+	s.until("the EdgeNode is gone", func() (bool, string) { return s.edgeNode("n2").version == "", "" })
 	for _, c := range s.cloud.Calls() {
 		if strings.HasPrefix(c.Code, "InvalidParameter") || strings.HasPrefix(c.Code, "Missing") || c.Code == "NoPermission" {
 			t.Errorf("a wrong call: %+v", c)
