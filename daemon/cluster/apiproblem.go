@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
@@ -50,10 +51,26 @@ func (k *kubernetes) problems(last World) []Problem {
 		all = append(all, Problem{
 			Object: object, Reason: apiServerUnreachable, Want: "an answer",
 			Got:  fmt.Sprintf("none since %s: %v", silent.since.UTC().Format(time.RFC3339), silent.failure),
-			Next: "check the network and the server; nothing is lost: the last known state counts, and edgewayd tries again by itself",
+			Next: k.remedy(silent.failure) + "; nothing is lost: the last known state counts, and edgewayd tries again by itself",
 		})
 	}
 	return all
+}
+
+// remedy is the operator's next step where no answer was received.
+func (k *kubernetes) remedy(failure error) string {
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(failure, &invalid) && invalid.Reason == x509.Expired:
+		return "compare this node's clock with the server's; if both are right, renew the server's certificate"
+	case errors.As(failure, new(x509.UnknownAuthorityError)):
+		return "write the certificate authority that signed the server's present certificate into " + k.credentials() + ", or check that it is the right server"
+	case errors.As(failure, new(x509.HostnameError)):
+		return "name the server in " + k.credentials() + " by an address or a name that its certificate has"
+	case strings.Contains(failure.Error(), "getting credentials: "): // client-go's words for an exec plugin that fails
+		return "run the command of user.exec in " + k.credentials() + " by hand, and correct it"
+	}
+	return "check the network and the server"
 }
 
 // problem returns the problem of this feed. It has no reason when nothing is lost by it. own is false when

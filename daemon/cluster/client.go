@@ -35,7 +35,7 @@ func ClientConfig(kubeconfig, userAgent string) (*rest.Config, error) {
 	if kubeconfig == "" {
 		c, err = rest.InClusterConfig()
 		if errors.Is(err, rest.ErrNotInCluster) {
-			return nil, fmt.Errorf("API server: %w; run edgewayd as a pod, or set cluster.kubeconfig or cluster.manifests", err)
+			return nil, fmt.Errorf("API server: %w; set cluster.kubeconfig or cluster.manifests, or run edgewayd as a pod; in a pod, as of KubeEdge, set both variables in the DaemonSet to an API server that the node reaches", err)
 		}
 	} else {
 		c, err = clientcmd.BuildConfigFromFlags("", kubeconfig)

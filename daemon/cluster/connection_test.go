@@ -140,6 +140,94 @@ func TestClientCertificateRotates(t *testing.T) {
 	}
 }
 
+// The API server gets a certificate of another authority, and then one that this node's clock calls expired, as a clock
+// does that is an hour ahead: each time the problem names the next step, and the present files end it.
+func TestServerCertificateRotates(t *testing.T) {
+	s := newAPIServer(t)
+	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
+	var mu sync.Mutex
+	var present tls.Certificate
+	secure := httptest.NewUnstartedServer(s)
+	secure.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return &tls.Config{Certificates: []tls.Certificate{present}}, nil
+	}}
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
+	secure.StartTLS()
+	t.Cleanup(func() { s.shut(secure) })
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	rotate := func(until time.Time) (ca string) {
+		ca = serverCertificate(t, until)
+		pair, err := tls.X509KeyPair([]byte(ca), []byte(ca))
+		if err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		present = pair
+		mu.Unlock()
+		secure.CloseClientConnections()
+		return ca
+	}
+	trusts := func(ca string) {
+		text := base64.StdEncoding.EncodeToString([]byte(ca))
+		mustWrite(t, path, strings.Replace(kubeconfigOf(secure.URL, ""), "{server:", "{certificate-authority-data: "+text+", server:", 1))
+	}
+	trusts(rotate(time.Now().Add(time.Hour)))
+	c := newClient(t, path, hasty)
+	c.untilIs(t, "n1")
+	ca := rotate(time.Now().Add(time.Hour))
+	if p := c.untilProblem(t, "n1", apiServerUnreachable); !strings.Contains(p.Next, "the certificate authority that signed") || !strings.Contains(p.Next, path) {
+		t.Errorf("another authority: %s", p)
+	}
+	trusts(ca)
+	c.untilIs(t, "n1")
+	ca = rotate(time.Now().Add(-time.Minute))
+	trusts(ca)
+	c.until(t, "the advice to look at the clock", func(w World, err error) bool {
+		return err == nil && len(w.Problems) == 1 && w.Problems[0].Reason == apiServerUnreachable && strings.Contains(w.Problems[0].Next, "compare this node's clock with the server's")
+	})
+	trusts(rotate(time.Now().Add(time.Hour)))
+	c.untilIs(t, "n1")
+}
+
+// serverCertificate is a certificate of 127.0.0.1 in PEM, signed by itself, with its key.
+func serverCertificate(t *testing.T, until time.Time) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	form := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "server"}, NotBefore: until.Add(-24 * time.Hour), NotAfter: until,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true}
+	return inPEM(t, form, key)
+}
+
+// A kubeconfig may name a command that gives the credentials. If the command fails, the problem says so.
+func TestExecCredentialPlugin(t *testing.T) {
+	s := newAPIServer(t)
+	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
+	s.fails(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("Authorization") == "Bearer secret" {
+			return false
+		}
+		status(w, http.StatusUnauthorized, "Unauthorized", "Unauthorized")
+		return true
+	})
+	secure := secured(t, s)
+	dir := t.TempDir()
+	path, token := filepath.Join(dir, "kubeconfig"), filepath.Join(dir, "token")
+	const plugin = `exec: {apiVersion: client.authentication.k8s.io/v1, command: /bin/sh, interactiveMode: Never, args: [-c, "exec cat %s 2>/dev/null"]}`
+	mustWrite(t, path, kubeconfigOf(secure.URL, fmt.Sprintf(plugin, token)))
+	trust(t, path, secure)
+	c := newClient(t, path, hasty)
+	c.until(t, "the error of the command", func(_ World, err error) bool {
+		return err != nil && strings.Contains(err.Error(), "getting credentials: ") && strings.Contains(err.Error(), "user.exec in "+path)
+	})
+	mustWrite(t, token, `{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "secret"}}`)
+	c.untilIs(t, "n1")
+}
+
 // secured is the same server behind TLS and HTTP/2, which asks for a client certificate.
 func secured(t *testing.T, s *apiServer) *httptest.Server {
 	t.Helper()
@@ -170,7 +258,12 @@ func certificate(t *testing.T, name string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	form := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour)}
+	return inPEM(t, &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour)}, key)
+}
+
+// inPEM is a certificate that its own key has signed, and the key.
+func inPEM(t *testing.T, form *x509.Certificate, key *ecdsa.PrivateKey) string {
+	t.Helper()
 	cert, err := x509.CreateCertificate(rand.Reader, form, form, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)

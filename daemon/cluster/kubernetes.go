@@ -237,7 +237,7 @@ func (k *kubernetes) unread(last World) error {
 	case pending && k.clock().Sub(k.started) < k.patience.first, failure == nil && !synced:
 		return fmt.Errorf("API server %s: %w", k.server, ErrNotRead)
 	case !synced:
-		return fmt.Errorf("API server %s: %w; check the network and the server", k.server, failure)
+		return fmt.Errorf("API server %s: %w; %s", k.server, failure, k.remedy(failure))
 	}
 	return nil
 }
