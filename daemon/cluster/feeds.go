@@ -104,15 +104,22 @@ func unanswered(err error) bool {
 	return errors.As(err, &u)
 }
 
+// jittered is a random time between half of wait and wait, or, if the server asked for a longer time, up to a quarter more
+// than that.
+func jittered(wait, asked time.Duration) time.Duration {
+	wait = wait/2 + rand.N(wait/2+1)
+	if asked > 0 {
+		wait = max(wait, asked+rand.N(asked/4))
+	}
+	return wait
+}
+
 // pause waits before the next attempt: for a random part of wait, so that 5,000 nodes do not come at once, or
 // for as long as the server asked. When the server could not be reached, the first feed that reaches it wakes
 // the others. Wake-ups stay rare when a server flaps: a feed that reached the server and lost it waits
 // without being woken.
 func (k *kubernetes) pause(ctx context.Context, err error, wait time.Duration) {
-	wait = wait/2 + rand.N(wait/2+1)
-	if asked := min(RetryAfter(err), maxRetryAfter); asked > 0 {
-		wait = max(wait, asked+rand.N(asked/4))
-	}
+	wait = jittered(wait, min(RetryAfter(err), maxRetryAfter))
 	var back chan struct{}
 	if unanswered(err) {
 		k.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"strings"
@@ -172,6 +173,40 @@ func TestBackAfter(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// 5,000 nodes that lost the API server at one moment do not return at one moment once it was away for a minute. After a
+// shorter time most of them do: a node asks again within seconds then. The real waits are computed, without a server. A
+// node is back when its first feed is.
+func TestNoHerdAfterARestart(t *testing.T) {
+	const nodes = 5000
+	feeds := len(ownKinds()) + 1
+	for _, c := range []struct {
+		outage time.Duration
+		most   int // nodes in one second
+	}{{5 * time.Second, nodes}, {20 * time.Second, nodes}, {time.Minute, 900}, {time.Hour, 800}} {
+		perSecond := map[int]int{}
+		for range nodes {
+			first := time.Duration(math.MaxInt64)
+			for range feeds {
+				at, wait := time.Duration(0), defaultPatience.least
+				for at < c.outage {
+					at += jittered(wait, 0)
+					wait = min(2*wait, defaultPatience.most)
+				}
+				first = min(first, at)
+			}
+			perSecond[int((first-c.outage).Seconds())]++
+		}
+		peak := 0
+		for _, n := range perSecond {
+			peak = max(peak, n)
+		}
+		t.Logf("away for %v: at most %d of %d nodes come back in one second", c.outage, peak, nodes)
+		if peak > c.most {
+			t.Errorf("away for %v: %d nodes come back in one second, want at most %d", c.outage, peak, c.most)
+		}
 	}
 }
 
