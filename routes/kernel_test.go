@@ -388,13 +388,17 @@ func TestSettingsOfTheTunnelAreCompared(t *testing.T) {
 		})
 		close(done)
 	}()
-	<-events // the link is new
+	for range settingsSettle { // the link is new
+		<-events
+	}
 	for _, setting := range []string{"ipv6/conf/edgeway.1/accept_ra=2", "ipv6/conf/edgeway.1/accept_redirects=1", "ipv4/conf/edgeway.1/accept_redirects=1"} {
 		s.run("sysctl -qw net/" + setting)
-		select {
-		case <-events:
-		case <-time.After(10 * time.Second):
-			t.Errorf("%s was not noticed", setting)
+		for range settingsSettle {
+			select {
+			case <-events:
+			case <-time.After(10 * time.Second):
+				t.Fatalf("%s was not noticed", setting)
+			}
 		}
 	}
 	cancel()

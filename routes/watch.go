@@ -21,6 +21,10 @@ const harmSettles = 150 * time.Millisecond
 // (forwarding, rp_filter) and not the others (accept_ra, accept_redirects).
 const settingsEvery = 500 * time.Millisecond
 
+// settingsSettle is how often in a row settings must be other than before to be the new ones. A setting that is put
+// back and changed again between two reads is the same at both.
+const settingsSettle = 3
+
 // Watched has the functions that Watch calls. Watch calls them from several goroutines, and waits for each.
 type Watched struct {
 	// Node is called whenever a link, address, route, policy rule, neighbour or the forwarding of the
@@ -84,7 +88,7 @@ func (k *Kernel) Watch(ctx context.Context, changed Watched) error {
 func (k *Kernel) compareSettings(ctx context.Context, tunnels *atomic.Bool, changed func()) {
 	tick := time.NewTicker(settingsEvery)
 	defer tick.Stop()
-	last := map[string]string{}
+	settled, seen := map[string]string{}, map[string]int{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -97,10 +101,14 @@ func (k *Kernel) compareSettings(ctx context.Context, tunnels *atomic.Bool, chan
 		for _, link := range []string{VXLANLink, VXLANLink6} {
 			conf := newView(k.c).linkConf(link)
 			now := string(conf["ipv4"]) + string(conf["ipv6"])
-			if now != last[link] && now != "" {
-				changed() // also for a link that was just made: a setting may have changed since
+			if now == "" || now == settled[link] {
+				seen[link] = 0
+				continue
 			}
-			last[link] = now
+			changed() // also for a link that was just made: a setting may have changed since
+			if seen[link]++; seen[link] == settingsSettle {
+				settled[link], seen[link] = now, 0
+			}
 		}
 	}
 }
