@@ -30,7 +30,6 @@ import (
 
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/api"
-	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/daemon/durable"
 	"github.com/edgeway-cni/edgeway/daemon/paths"
@@ -96,7 +95,7 @@ func Run(ctx context.Context, c config.Config, o Options) error {
 	d.speaker = bgp.NewSpeaker(bgp.Options{Command: o.Session, Changed: d.loop.look.fire})
 	d.loop.speaker = d.speaker
 	d.prober = d.newProber()
-	d.loop.proven = func() []cluster.Problem { return d.prober.Report().Problems }
+	d.loop.proven, d.loop.version = d.prober.Report, o.Version
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		o.Log.Warn("state directory", "err", err) // the loop warns too, each time it cannot save
 	}
@@ -133,9 +132,7 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 		r := report.New(server)
 		l.reporter = r
 		l.announcer.tell = func(s report.Session) { r.Event(s.Event(d.config.NodeName)) }
-		start("report sessions", r.Run)
-		l.uplinks = report.NewUplinks(server)
-		start("report uplinks", l.uplinks.Run)
+		start("report", r.Run)
 		l.annotations = report.NewAnnotations(server)
 		start("annotate the Node", l.annotations.Run)
 	}

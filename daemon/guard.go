@@ -54,7 +54,7 @@ func (l *loop) guard(ctx context.Context, k firewall) error {
 			if !time.Now().Before(due) {
 				due, heard = time.Now().Add(guardEvery), w.listen(ctx, v.Plan)
 			}
-			w.cut = l.proven != nil && len(l.proven()) > 0
+			w.cut = l.proven != nil && len(l.proven().Problems) > 0
 			now, err := w.look(ctx, v.Plan)
 			if err = errors.Join(heard, err); err != nil {
 				l.log.Debug("look at the firewall", "err", err) // what was found last still counts

@@ -16,6 +16,7 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/daemon/paths"
 	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/daemon/report"
 	"github.com/edgeway-cni/edgeway/plugin/uplink"
@@ -66,6 +67,7 @@ type reporter interface {
 	Sync(sessions []report.Session)
 	Event(e report.Event)
 	Tell(problems []cluster.Problem)
+	Self(n report.Node)
 	Problems() []cluster.Problem
 }
 
@@ -91,16 +93,16 @@ type view struct {
 //	reread ──┼─> Host ─ source ─ policy.Admit ─ save ─ Learned ─ policy.Decide ─ Sync kernel, speaker, pods
 //	clock ───┘          └──── only after reread ────┘
 type loop struct {
-	config  config.Config
-	source  cluster.Source
-	kernel  kernel
-	speaker speaker
-	uplinks *report.Uplinks // reports the state of the uplinks; nil: there is no API server
+	config   config.Config
+	source   cluster.Source
+	kernel   kernel
+	speaker  speaker
+	reporter reporter // reports this node to the cluster; nil: there is no API server
+	version  string   // of the daemon, for the reporter
 	// annotations writes those of this node's Node; nil: there is no API server.
 	annotations *report.Annotations
-	reporter    reporter // reports this node's sessions to the cluster; nil: there is no API server
 	pods        podServer
-	proven      func() []cluster.Problem // of the paths to other nodes' pods; nil: nobody asks
+	proven      func() paths.Report // of the paths to other nodes' pods; nil: nobody asks
 	save        func(cluster.World) error
 	grant       func(uplink.Uplinks) error // writes uplink.File
 	log         *slog.Logger
@@ -233,11 +235,16 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	plan := survey.Decide(w)
 	o.problems = append(append(o.problems, plan.Problems...), l.last.Problems...)
 	if l.proven != nil {
-		o.problems = append(o.problems, l.proven()...)
+		o.paths = l.proven()
+		o.problems = append(o.problems, o.paths.Problems...)
 	}
 	l.apply(ctx, plan, complete, &o)
 	l.annotate(plan, &o)
-	l.publish(view{World: w, Survey: survey, Plan: plan}, o)
+	v := view{World: w, Survey: survey, Plan: plan}
+	l.publish(v, o)
+	if l.reporter != nil {
+		l.reporter.Self(l.self(&v, o))
+	}
 	l.journal.note(slices.Concat(o.problems, l.found, o.ofPods), time.Now())
 	return !o.again
 }
@@ -246,14 +253,6 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 func (l *loop) publish(v view, o outcome) {
 	v.Problems = append(o.problems, l.found...)
 	l.seen.Store(&v)
-	if l.uplinks == nil || len(v.Plan.Uplinks.Interfaces) == 0 {
-		return
-	}
-	if s := uplinksStatus(&v, l.pods.Held()); s != nil {
-		if err := l.uplinks.Sync(*s); err != nil {
-			l.log.Warn("status of uplinks", "err", err)
-		}
-	}
 }
 
 // apply makes the plan true: kernel, switches, pods. Each part is tried even if another part fails.
@@ -315,17 +314,15 @@ func (l *loop) learn(ctx context.Context, o *outcome, desired routes.State, hear
 // The announcement of a session tells why it is down.
 func (l *loop) report(ctx context.Context, plan policy.Plan, o *outcome) {
 	status := l.speaker.Status(ctx)
-	sessions := reports(plan, status)
-	l.held = sinceHeld(l.held, sessions, time.Now())
-	l.announcer.announce(sessions, time.Now())
-	_, o.ofPods = l.pods.Status(ctx)
+	o.sessions = reports(plan, status)
+	l.held = sinceHeld(l.held, o.sessions, time.Now())
+	l.announcer.announce(o.sessions, time.Now())
+	o.leases, o.ofPods = l.pods.Status(ctx)
 	if l.reporter != nil {
-		l.reporter.Sync(sessions)
+		l.reporter.Sync(o.sessions)
 		l.reporter.Tell(slices.Concat(o.problems, l.found, lacks(status), o.ofPods))
 		o.problems = append(o.problems, l.reporter.Problems()...)
-		if l.uplinks != nil {
-			o.problems = append(o.problems, l.uplinks.Problems()...)
-		}
+		o.ofSessions = slices.Concat(sessionProblems(status), lacks(status))
 	}
 }
 
@@ -342,10 +339,14 @@ func (l *loop) annotate(plan policy.Plan, o *outcome) {
 }
 
 type outcome struct {
-	problems []cluster.Problem
-	ofPods   []cluster.Problem // status asks for them again
-	said     map[string]bool
-	again    bool
+	problems   []cluster.Problem
+	ofPods     []cluster.Problem // status asks for them again
+	ofSessions []cluster.Problem // the same
+	sessions   []report.Session
+	leases     api.Leases
+	paths      paths.Report
+	said       map[string]bool
+	again      bool
 }
 
 // failed notes that a part failed: as a problem, and in the log unless it is already there.

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/edgeway-cni/edgeway/bgp"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/paths"
 	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/daemon/report"
 )
@@ -77,4 +79,39 @@ func sinceHeld(was map[sessionKey]time.Time, sessions []report.Session, now time
 		still[key] = s.Since
 	}
 	return still
+}
+
+// self says how this node is, for the status of its EdgeNode.
+func (l *loop) self(v *view, o outcome) report.Node {
+	e, _ := v.World.Cluster.EdgeNode(v.World.Self)
+	n := report.Node{Generation: e.Generation, Mode: string(cmp.Or(v.Plan.Mode, v.World.Config.Mode)), Version: l.version, MTU: v.Plan.MTU,
+		Sessions: o.sessions, Paths: pathsReport(o.paths)}
+	n.Problems, _ = cluster.Divide(policy.Sorted(o.problems, l.found, o.ofPods, o.ofSessions))
+	for _, f := range o.leases.Families {
+		n.Addresses = append(n.Addresses, report.Addresses(f))
+	}
+	if len(v.Plan.Uplinks.Interfaces) > 0 {
+		n.Uplinks = uplinksStatus(v, l.pods.Held())
+	}
+	return n
+}
+
+func pathsReport(r paths.Report) (out report.Paths) {
+	out.Problems = r.Problems
+	for _, f := range r.Findings {
+		out.Probed++
+		switch {
+		case f.Canary == paths.Answers:
+			out.Reached++
+			out.Loss, out.RoundTrip = max(out.Loss, float64(f.Lost)/float64(max(f.Sent, 1))), max(out.RoundTrip, f.RTT)
+			if f.Full == paths.Silent {
+				out.Cut++
+			}
+		case f.Canary == paths.Silent && f.Host == paths.Silent:
+			out.Away++
+		case f.Canary == paths.Silent && f.Host == paths.Answers && len(f.Said.Canary) > 0: // else it has no canary
+			out.Cut++
+		}
+	}
+	return out
 }

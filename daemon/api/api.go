@@ -298,8 +298,17 @@ type Leases struct {
 	Used    uint64 `json:"used"`
 	Free    uint64 `json:"free"`
 	Outside uint64 `json:"outside"`
+	// Families counts the addresses of each family, in the pool's order.
+	Families []Family `json:"families,omitempty"`
 	// OtherMTU are the pods that started when the node's MTU was another one. A pod keeps its MTU.
 	OtherMTU []PodMTU `json:"otherMTU,omitempty"`
+}
+
+// Family counts the pods' addresses of one family.
+type Family struct {
+	Family string `json:"family"` // IPv4, IPv6
+	Used   uint64 `json:"used"`   // the pods have
+	Free   uint64 `json:"free"`   // for more pods
 }
 
 // PodMTU is the MTU of a pod's link.

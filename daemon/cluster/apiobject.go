@@ -45,13 +45,20 @@ func readItem(k kind, decode func(any) error) (item, error) {
 		if err := decode(&all); err != nil {
 			return item{}, err
 		}
-		var meta SliceMeta
+		var meta struct {
+			SliceMeta
+			Generation int64 `json:"generation,omitempty"`
+		}
 		_ = json.Unmarshal(all["metadata"], &meta) // an object without a name is refused below
 		it.name, it.version, it.content = meta.Name, meta.ResourceVersion, meta.Labels[contentLabel]
 		delete(all, "status") // ours, written by other nodes
 		if all != nil {
 			all["apiVersion"], all["kind"] = mustJSON(k.apiVersion), mustJSON(k.kind)
-			all["metadata"] = mustJSON(map[string]string{"name": it.name})
+			kept := map[string]any{"name": it.name}
+			if k.kind == kindEdgeNode {
+				kept["generation"] = meta.Generation
+			}
+			all["metadata"] = mustJSON(kept)
 		}
 		used = all
 	}

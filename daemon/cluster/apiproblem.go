@@ -49,7 +49,7 @@ func (k *kubernetes) problems(last World) []Problem {
 	}
 	if silent != nil {
 		all = append(all, Problem{
-			Object: object, Reason: apiServerUnreachable, Want: "an answer",
+			Object: object, Reason: APIServerUnreachable, Want: "an answer",
 			Got:  fmt.Sprintf("none since %s: %v", silent.since.UTC().Format(time.RFC3339), silent.failure),
 			Next: k.remedy(silent.failure) + "; nothing is lost: the last known state counts, and edgewayd tries again by itself",
 		})
@@ -92,7 +92,7 @@ func (f *feed) problem(last World) (p Problem, own bool) {
 			p.Reason, p.Next = emptyCluster, "check that it is the right server and that its etcd is whole"+stays
 		}
 	default:
-		return Problem{Reason: apiServerUnreachable}, false
+		return Problem{Reason: APIServerUnreachable}, false
 	}
 	return p, true
 }

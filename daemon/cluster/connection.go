@@ -176,6 +176,15 @@ func (c *Connection) Delete(ctx context.Context, path, uid, version string) erro
 	return body.Close()
 }
 
+// Create creates an object in the list at path. Its errors are the same as Get's.
+func (c *Connection) Create(ctx context.Context, path, manager string, text []byte) error {
+	body, err := c.send(ctx, http.MethodPost, path, url.Values{"fieldManager": {manager}}, text, acceptJSON)
+	if err == nil {
+		body.Close()
+	}
+	return err
+}
+
 func (c *Connection) send(ctx context.Context, method, path string, query url.Values, text []byte, accept string) (io.ReadCloser, error) {
 	to := c.base.JoinPath(path)
 	to.RawQuery = query.Encode()
@@ -187,7 +196,7 @@ func (c *Connection) send(ctx context.Context, method, path string, query url.Va
 	switch method {
 	case http.MethodPatch:
 		req.Header.Set("Content-Type", string(types.ApplyPatchType)) // JSON is YAML
-	case http.MethodDelete:
+	case http.MethodPost, http.MethodDelete:
 		req.Header.Set("Content-Type", acceptJSON)
 	}
 	resp, err := c.client.Do(req)

@@ -177,7 +177,7 @@ func TestServerCertificateRotates(t *testing.T) {
 	c := newClient(t, path, hasty)
 	c.untilIs(t, "n1")
 	ca := rotate(time.Now().Add(time.Hour))
-	if p := c.untilProblem(t, "n1", apiServerUnreachable); !strings.Contains(p.Next, "the certificate authority that signed") || !strings.Contains(p.Next, path) {
+	if p := c.untilProblem(t, "n1", APIServerUnreachable); !strings.Contains(p.Next, "the certificate authority that signed") || !strings.Contains(p.Next, path) {
 		t.Errorf("another authority: %s", p)
 	}
 	trusts(ca)
@@ -185,7 +185,7 @@ func TestServerCertificateRotates(t *testing.T) {
 	ca = rotate(time.Now().Add(-time.Minute))
 	trusts(ca)
 	c.until(t, "the advice to look at the clock", func(w World, err error) bool {
-		return err == nil && len(w.Problems) == 1 && w.Problems[0].Reason == apiServerUnreachable && strings.Contains(w.Problems[0].Next, "compare this node's clock with the server's")
+		return err == nil && len(w.Problems) == 1 && w.Problems[0].Reason == APIServerUnreachable && strings.Contains(w.Problems[0].Next, "compare this node's clock with the server's")
 	})
 	trusts(rotate(time.Now().Add(time.Hour)))
 	c.untilIs(t, "n1")
@@ -396,7 +396,7 @@ func TestHalfOpenConnection(t *testing.T) {
 	c.untilIs(t, "n1")
 	wan.lose(true)
 	s.put(kindNode, apiNode(t, "n2", "192.0.2.12", "10.10.2.0/24"))
-	c.untilProblem(t, "n1", apiServerUnreachable)
+	c.untilProblem(t, "n1", APIServerUnreachable)
 	wan.lose(false)
 	c.untilIs(t, "n1 n2")
 }

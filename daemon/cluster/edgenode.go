@@ -3,6 +3,7 @@ package cluster
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/bits"
 	"net/netip"
 	"regexp"
@@ -16,6 +17,8 @@ import (
 // EdgeNodes share an address with its own. Nodes write the status and never the spec.
 type EdgeNode struct {
 	Name string `json:"name"`
+	// Generation counts the changes of the spec at an API server. It is not saved; 0: not known.
+	Generation int64 `json:"-"`
 	// Uplinks is nil on a node whose pods have addresses of pod CIDRs.
 	Uplinks *Uplinks `json:"uplinks,omitempty"`
 	Origin  string   `json:"origin,omitempty"`
@@ -83,7 +86,8 @@ type Withdrawal struct {
 // CIDR, of which it has every address.
 type AddressRange struct{ First, Last netip.Addr }
 
-// EdgeNodeStatus is the part of an EdgeNode's status about its uplinks. Only the node's own daemon writes it.
+// EdgeNodeStatus is the part of an EdgeNode's status about its uplinks, which controllers read too. Package report
+// has the other parts. Only the node's own daemon writes the status.
 type EdgeNodeStatus struct {
 	Uplinks *UplinksStatus `json:"uplinks,omitempty"`
 }
@@ -185,8 +189,8 @@ func host4(a netip.Addr) bool {
 // readEdgeNode reads an EdgeNode. Its status is not read.
 func readEdgeNode(root mapping, name string) EdgeNode {
 	root.mapping(objectKeys...)
-	root.at("metadata").mapping(metadataKeys...)
-	e := EdgeNode{Name: name}
+	meta := root.at("metadata").mapping(metadataKeys...)
+	e := EdgeNode{Name: name, Generation: int64(meta.at("generation").number(badValue, 0, math.MaxInt64))}
 	uplinks := root.at("spec").mapping("uplinks").at("uplinks").mapping("provider", "egress", "inside", "mark", "interfaces")
 	if uplinks.absent() {
 		return e

@@ -66,7 +66,7 @@ func TestServerAwayAndBack(t *testing.T) {
 			s.fails(fault)
 			s.asked()
 			s.cut()
-			p := c.untilProblem(t, all, apiServerUnreachable)
+			p := c.untilProblem(t, all, APIServerUnreachable)
 			if !strings.Contains(p.Got, "none since 20") || !strings.Contains(p.Got, "watch ") || !strings.Contains(p.Next, "nothing is lost") {
 				t.Errorf("got %s", p)
 			}
@@ -134,7 +134,7 @@ func TestKindsCountOneByOne(t *testing.T) {
 	s.fails(of("bgppeers", dropped))
 	c := newClient(t, s.kubeconfig(t), hasty)
 	c.last = World{Nodes: []Node{{Name: "disk"}}, Peerings: []Peering{{Kind: kindPeer, Name: "disk"}, {Kind: kindCluster, Name: "disk"}}}
-	c.untilProblem(t, "n1 BGPPeer/disk", apiServerUnreachable)
+	c.untilProblem(t, "n1 BGPPeer/disk", APIServerUnreachable)
 	s.fails(nil)
 	c.untilIs(t, "n1")
 }
@@ -208,7 +208,7 @@ func TestForbiddenAfterUnreachable(t *testing.T) {
 	s, c := known(t)
 	s.fails(of("nodes", answers(http.StatusInternalServerError, "", "no")))
 	s.cut()
-	c.untilProblem(t, all, apiServerUnreachable)
+	c.untilProblem(t, all, APIServerUnreachable)
 	s.fails(of("nodes", answers(http.StatusForbidden, "", "no")))
 	c.untilProblem(t, all, forbidden)
 }
@@ -302,7 +302,7 @@ func TestNullObject(t *testing.T) {
 			s.compact = s.version // everything is listed again
 			s.mu.Unlock()
 			s.cut()
-			c.untilProblem(t, all, apiServerUnreachable)
+			c.untilProblem(t, all, APIServerUnreachable)
 			s.fails(nil)
 			c.untilIs(t, all)
 		})

@@ -97,7 +97,7 @@ const (
 
 // The reasons that a source finds at an API server.
 const (
-	apiServerUnreachable Reason = "apiServerUnreachable" // no answer, or an answer that cannot be read
+	APIServerUnreachable Reason = "apiServerUnreachable" // no answer, or an answer that cannot be read
 	unauthorized         Reason = "unauthorized"         // 401: the server does not know us
 	forbidden            Reason = "forbidden"            // 403: the server does not allow it
 	emptyCluster         Reason = "emptyCluster"         // no Node, where there were Nodes before
@@ -134,7 +134,7 @@ func Reasons() []Reason {
 		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, BothModes, UplinkMissing, UplinkAddress, AddressRemoved, ForeignRules, ForeignDHCP, ForwardDropped, HostDropped, ForeignNAT, SilentGateway, MTUTooLarge, NoPlugin, DiskFull, ClusterUnreadable, HostUnreadable,
 		WorldNotSaved, SwitchNotTold, PodsNotServed, KernelRefused, ForeignRoute, SettingsRefused, PodBroken,
 		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, NoCanary, CompetingNetwork, OtherMTU, StatusRefused, EventsRefused, AnnotationRefused,
-		NotInstalled, TermsDiffer, TunnelFiltered, PodCIDRNotRouted, PathBlocked, MTUHole, apiServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,
+		NotInstalled, TermsDiffer, TunnelFiltered, PodCIDRNotRouted, PathBlocked, MTUHole, APIServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,
 		emptyFile, emptyDirectory, unreadableFile, unknownKind, unknownKey, duplicateKey, duplicateEntry,
 		duplicateObject, missingField, badValue, badASN, badAddress, badCIDR, badSelector, badSecret, wrongNamespace,
 	}

@@ -136,7 +136,7 @@ func comparable(w World) World {
 		w.Pools[i].Origin = ""
 	}
 	for i := range w.EdgeNodes {
-		w.EdgeNodes[i].Origin = ""
+		w.EdgeNodes[i].Origin, w.EdgeNodes[i].Generation = "", 0
 	}
 	for i := range w.Secrets {
 		w.Secrets[i].Origin = ""

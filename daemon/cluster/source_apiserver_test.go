@@ -90,7 +90,7 @@ func TestAPIServerSource(t *testing.T) {
 	if err := cp.StopAPIServer(); err != nil {
 		t.Fatal(err)
 	}
-	c.untilProblem(t, "n1 BGPPeer/lan Secret/bgp-secret=two", apiServerUnreachable)
+	c.untilProblem(t, "n1 BGPPeer/lan Secret/bgp-secret=two", APIServerUnreachable)
 	stopped := time.Now()
 	if err := cp.StartAPIServer(); err != nil {
 		t.Fatal(err)
@@ -103,7 +103,7 @@ func TestAPIServerSource(t *testing.T) {
 	waitFor(t, "all watches", func() bool { return openWatches(c.source) == 7 })
 	lost := time.Now()
 	wan.lose(true)
-	c.untilProblem(t, "n1 BGPPeer/lan Secret/bgp-secret=two", apiServerUnreachable)
+	c.untilProblem(t, "n1 BGPPeer/lan Secret/bgp-secret=two", APIServerUnreachable)
 	mustApply(t, cp, mustJSONText(apiNode(t, "n2", "192.0.2.12", "10.10.2.0/24")))
 	wan.lose(false)
 	c.untilIs(t, "n1 n2 BGPPeer/lan Secret/bgp-secret=two")

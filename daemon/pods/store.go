@@ -188,10 +188,18 @@ func (n *leases) usage() (l api.Leases, err error) {
 			l.Total, l.Free = u.Total, u.Free
 		}
 		l.Used = max(l.Used, u.Used)
+		l.Families = append(l.Families, api.Family{Family: familyOf(set), Used: u.Used, Free: u.Free})
 	}
 	u, err := n.store.Usage(pool)
 	l.Outside = u.Outside
 	return l, err
+}
+
+func familyOf(set ipam.RangeSet) string {
+	if len(set) > 0 && !set[0].Subnet.Addr().Is4() {
+		return "IPv6"
+	}
+	return "IPv4"
 }
 
 // Held says which addresses pods have, and from which pool ADD leases.

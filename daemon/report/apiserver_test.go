@@ -148,6 +148,7 @@ peer   ["node-1","node-2"]   65010           172.16.0.1   65001          10m
 		"bgpclusterconfigs.spec.bgpSpeakers.peers.ttlSecurity", "bgpclusterconfigs.spec.gateway",
 		"networkpools.spec.mode", "networkpools.spec.podCIDRs.nodeMaskSize", "networkpools.status.podCIDRs.used",
 		"edgenodes.spec.uplinks.interfaces.answerARP", "edgenodes.status.uplinks.interfaces.state",
+		"edgenodes.status.paths.worstRoundTripMilliseconds", "edgenodes.status.conditions.type", "edgenodes.status.problemCount",
 	} {
 		if out := kubectl(t, cp, "explain", field); !regexp.MustCompile(`DESCRIPTION:\n    \w`).MatchString(out) {
 			t.Errorf("kubectl explain %s says nothing:\n%s", field, out)
@@ -395,4 +396,77 @@ func TestAPIServerOutage(t *testing.T) {
 	if len(writes) > 4 {
 		t.Errorf("%d writes of the reporter since the API server is back, want two:\n%v", len(writes), writes)
 	}
+}
+
+// An operator sees a fleet in one screen; after an outage of the API server it shows the present at once, by one write.
+func TestAPIServerEdgeNodes(t *testing.T) {
+	cp := servedKinds(t, kube.Options{})
+	withSpeakers(t, cp, "n1", "n2")
+	p := quickReports
+	p.coalesce, p.count, p.own = 10*time.Millisecond, 10*time.Millisecond, time.Hour
+	node := map[string]Node{"n1": peaceful(14), "n2": {Mode: "overlay", Version: "1.4.1", MTU: 1450, Sessions: []Session{down("BGPPeer/peer", "refused", "start BGP on the switch")},
+		Paths:    Paths{Probed: 2, Reached: 1, Cut: 1},
+		Problems: []cluster.Problem{{Object: "store", Reason: cluster.PoolFull, Got: "254 of 254", Next: "delete pods"}, {Object: "BGPPeer/peer", Reason: "refused"}}}}
+	r := map[string]*Reporter{}
+	for _, name := range []string{"n1", "n2"} {
+		r[name] = reportingTo(t, cp.AdminKubeconfig(), name, p)
+		r[name].Sync(node[name].Sessions)
+		r[name].Self(node[name])
+	}
+	get := func(args ...string) string {
+		return "\n" + regexp.MustCompile(`\d+s`).ReplaceAllString(kubectl(t, cp, append([]string{"get", "edgenodes"}, args...)...), "5s")
+	}
+	eventually(t, "the fleet", `
+NAME   MODE       VERSION   READY   PATHS   SESSIONS   USED   FREE   PROBLEMS   AGE
+n1     underlay   1.4.0     True    3/3                14     240    0          5s
+n2     overlay    1.4.1     False   1/2     0/1                      2          5s
+`, func() string { return get() })
+	eventually(t, "its owner", "Node n1", func() string {
+		return kubectl(t, cp, "get", "edgenode", "n1", "-o", "jsonpath={.metadata.ownerReferences[0].kind} {.metadata.ownerReferences[0].name}")
+	})
+	kubectl(t, cp, "wait", "--for=condition=Ready", "--timeout=10s", "edgenode/n1")
+	kubectl(t, cp, "wait", "--for=jsonpath={.status.conditions[?(@.type==\"SessionsUp\")].reason}=refused", "--timeout=10s", "edgenode/n2")
+	since := func() string {
+		return kubectl(t, cp, "get", "edgenode", "n1", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].lastTransitionTime}`)
+	}
+	first := since()
+
+	if err := cp.StopAPIServer(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	for i := range 3600 {
+		n := peaceful(uint64(i % 200))
+		n.Problems = []cluster.Problem{{Object: "API server " + cp.URL(), Reason: cluster.APIServerUnreachable}}
+		if i%2 == 0 {
+			n.Problems = append(n.Problems, node["n2"].Problems...)
+		}
+		r["n1"].Self(n)
+	}
+	if err := cp.StartAPIServer(); err != nil {
+		t.Fatal(err)
+	}
+	r["n1"].Self(peaceful(77))
+	eventually(t, "the present", "77", func() string {
+		return kubectl(t, cp, "get", "edgenode", "n1", "-o", "jsonpath={.status.addresses[0].used}")
+	})
+	if now := since(); now != first {
+		t.Errorf("ready since %s, and after the outage since %s", first, now)
+	}
+	writes, err := cp.Requests(func(q kube.Request) bool {
+		return q.Verb == "patch" && strings.Contains(q.URI, "edgenodes/n1/status") && q.At.After(began) && q.Code < 400
+	})
+	if err != nil || len(writes) > 2 {
+		t.Errorf("%d writes since the API server is back, want one (%v): %v", len(writes), err, writes)
+	}
+
+	// The object is deleted by hand, and is back once the source hears it.
+	kubectl(t, cp, "delete", "edgenode", "n1")
+	gone := peaceful(77)
+	gone.Generation = 0
+	r["n1"].Self(gone)
+	eventually(t, "it is back", "77", func() string {
+		out, _ := cp.Kubectl("get", "edgenode", "n1", "-o", "jsonpath={.status.addresses[0].used}")
+		return out
+	})
 }

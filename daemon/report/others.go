@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net/url"
 	"slices"
 	"time"
 
@@ -42,6 +40,7 @@ type applied struct {
 
 // life is what the API server knows about a node's life.
 type life struct {
+	uid     string    // of the Node; "": the API server did not say
 	gone    bool      // there is no such Node
 	silent  time.Time // since when its kubelet is not heard; zero: it is heard
 	comment string
@@ -135,22 +134,13 @@ func (w *reportWriter) amendOthers(ctx context.Context, ref string, a applied, a
 // alive is the answer while no Node is asked for.
 func alive(string) (life, error) { return life{}, nil }
 
-// life asks the API server for a Node as a list of one, which RBAC allows a node anyway.
+// life asks the API server for a Node.
 func (w *reportWriter) life(ctx context.Context, node string) (life, error) {
-	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
-	defer cancel()
-	body, err := w.server.Get(ctx, cluster.Path("Node"), url.Values{"fieldSelector": {"metadata.name=" + node}})
-	if away(err) {
-		return life{}, err
-	}
-	if err != nil {
-		return life{}, nil // a refusal says nothing about the Node
-	}
-	defer body.Close()
 	var list struct {
 		Kind  string
 		Items []struct {
-			Status struct {
+			Metadata struct{ UID string }
+			Status   struct {
 				Conditions []struct {
 					Type, Status, Reason string
 					LastTransitionTime   time.Time
@@ -158,8 +148,10 @@ func (w *reportWriter) life(ctx context.Context, node string) (life, error) {
 			}
 		}
 	}
-	if err := json.NewDecoder(io.LimitReader(body, maxAnswer)).Decode(&list); err != nil {
-		return life{}, fmt.Errorf("read Node %s: the answer is not from an API server: %w", node, err)
+	if err := w.list(ctx, "Node", node, &list); away(err) {
+		return life{}, err
+	} else if err != nil {
+		return life{}, nil // a refusal says nothing about the Node
 	}
 	if list.Kind != "NodeList" {
 		return life{}, fmt.Errorf("read Node %s: the answer is not from an API server: kind %q", node, list.Kind)
@@ -167,10 +159,11 @@ func (w *reportWriter) life(ctx context.Context, node string) (life, error) {
 	if len(list.Items) == 0 {
 		return life{gone: true}, nil
 	}
+	l := life{uid: list.Items[0].Metadata.UID}
 	for _, c := range list.Items[0].Status.Conditions {
 		if c.Type == "Ready" && c.Status == unknown {
-			return life{silent: c.LastTransitionTime, comment: c.Reason}, nil
+			l.silent, l.comment = c.LastTransitionTime, c.Reason
 		}
 	}
-	return life{}, nil
+	return l, nil
 }

@@ -1,5 +1,5 @@
-// Package report tells the cluster the state of this node's BGP sessions: in the status of each BGPPeer and
-// BGPClusterConfig, and as events about them. It also tells the node's problems, as events.
+// Package report tells the cluster the state of this node: in the status of its EdgeNode, in the status of each
+// BGPPeer and BGPClusterConfig that gives it a session, and as events about sessions and problems.
 //
 // It owns everything that edgewayd writes to the API server. It never reads what the cluster wants and never
 // decides anything. Nothing waits for it: while the API server is away or refuses, only the reports are
@@ -9,6 +9,7 @@
 //	go r.Run(ctx)
 //	r.Sync(sessions)                   // whenever something may have changed
 //	r.Event(sessions[0].Event("n1"))   // when it is worth an event
+//	r.Self(report.Node{...})           // the status of EdgeNode/n1
 //	r.Tell(problems)                   // an event for each problem that lasts
 package report
 
@@ -59,6 +60,11 @@ type Reporter struct {
 	pending  map[eventKey]pendingEvent
 	told     map[eventKey]telling // this node's problems
 	problems map[string]cluster.Problem
+
+	self       *nodeStatus // what the node says of itself; nil: nothing yet
+	generation int64       // of its EdgeNode, as the source knows it
+	moved      bool        // the EdgeNode was created or deleted, as the source heard
+	away, back bool        // the source does not hear the API server; it does again
 }
 
 // reportPace says how often requests go to the API server.
@@ -79,11 +85,17 @@ type reportPace struct {
 	refused time.Duration
 	// retryLeast and retryMost bound the wait while the API server is away. The wait doubles each time.
 	retryLeast, retryMost time.Duration
+	// start is how long a daemon that started says nothing in its EdgeNode: until its sessions and the first questions
+	// to other nodes are answered, so that a restart is one write, or none.
+	start time.Duration
+	// own is how often an EdgeNode that should be right is read again, and the longest wait after a refusal. Each
+	// node has one, and hears from its source when it comes or goes.
+	own time.Duration
 }
 
 var defaultReportPace = reportPace{
 	coalesce: 10 * time.Second, count: time.Minute, settle: 10 * time.Second, check: 2 * time.Minute,
-	refused: time.Minute, retryLeast: time.Second, retryMost: time.Minute,
+	refused: time.Minute, retryLeast: time.Second, retryMost: time.Minute, start: 15 * time.Second, own: 20 * time.Minute,
 }
 
 // New returns a Reporter for the node o.Node. It sends nothing before Run.

@@ -25,7 +25,7 @@ import (
 
 var quickReports = reportPace{
 	coalesce: 20 * time.Millisecond, count: 20 * time.Millisecond, settle: 50 * time.Millisecond, check: time.Hour,
-	refused: 50 * time.Millisecond, retryLeast: 5 * time.Millisecond, retryMost: 40 * time.Millisecond,
+	refused: 50 * time.Millisecond, retryLeast: 5 * time.Millisecond, retryMost: 40 * time.Millisecond, own: 40 * time.Millisecond,
 }
 
 var since = time.Date(2026, 11, 26, 5, 0, 0, 0, time.UTC)
@@ -588,62 +588,4 @@ func TestReporterOneEntryPerSwitch(t *testing.T) {
 	usual.PeerName, named.PeerName, named.Port = "s1", "s2", 179
 	r.Sync([]Session{usual, named})
 	eventually(t, "one", "n1 10.0.0.1 Established  1\n", func() string { return f.says("BGPClusterConfig/b") })
-}
-
-// The status of the uplinks is written once for each change. Without an EdgeNode, or without a right, nothing else
-// suffers, and a refusal is a problem that names the next step.
-func TestUplinksStatus(t *testing.T) {
-	var mu sync.Mutex
-	var got []string
-	code := http.StatusNotFound
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		body, _ := io.ReadAll(q.Body)
-		mu.Lock()
-		defer mu.Unlock()
-		if code != http.StatusOK {
-			writeStatusCode(w, code, http.StatusText(code))
-			return
-		}
-		got = append(got, q.Method+" "+q.URL.Path+" "+q.URL.Query().Get("fieldManager")+" "+string(body))
-		_, _ = io.WriteString(w, "{}")
-	}))
-	defer s.Close()
-	path := filepath.Join(t.TempDir(), "kubeconfig")
-	config := fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c","contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}],"clusters":[{"name":"c","cluster":{"server":%q}}],"users":[{"name":"u","user":{}}]}`, s.URL)
-	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	u := NewUplinks(cluster.KubernetesOptions{Kubeconfig: path, Node: "n1"})
-	u.pace = quickReports
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- u.Run(ctx) }()
-	sync := func(used int) {
-		t.Helper()
-		if err := u.Sync(cluster.UplinksStatus{Used: used, Confirmed: []cluster.Withdrawal{{Address: netip.MustParseAddr("10.0.0.33"), Token: "k3x9"}}}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	answer := func(with int) { mu.Lock(); code = with; mu.Unlock() }
-	writes := func() int { mu.Lock(); defer mu.Unlock(); return len(got) }
-	sync(1)
-	answer(http.StatusForbidden)
-	eventually(t, "a refusal", 1, func() int { return len(u.Problems()) })
-	answer(http.StatusOK)
-	eventually(t, "the first write", 1, writes)
-	eventually(t, "no problem", 0, func() int { return len(u.Problems()) })
-	sync(1)
-	sync(2)
-	eventually(t, "the second write", 2, writes)
-	const want = `PATCH /apis/network.edgeway.io/v1alpha1/edgenodes/n1/status edgewayd-uplinks ` +
-		`{"apiVersion":"network.edgeway.io/v1alpha1","kind":"EdgeNode","metadata":{"name":"n1"},"status":{"uplinks":{"confirmed":[{"address":"10.0.0.33","token":"k3x9"}],"used":2,"free":0}}}`
-	mu.Lock()
-	if got[1] != want {
-		t.Errorf("got\n%s\nwant\n%s", got[1], want)
-	}
-	mu.Unlock()
-	stop()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
 }

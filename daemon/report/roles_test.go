@@ -34,7 +34,11 @@ const (
 {apiVersion: network.alibabacloud.com/v1beta1, kind: BGPClusterConfig, metadata: {name: c}, spec: {localASN: 65010, nodeSelector: all(),
   bgpSpeakers: [{name: n1, peers: [{name: s, peerASN: 65001, peerAddress: 10.0.0.2}]}]}}
 ---
-{apiVersion: network.edgeway.io/v1alpha1, kind: EdgeNode, metadata: {name: n1}}
+{apiVersion: v1, kind: Node, metadata: {name: n2}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: on-n1, namespace: kube-system}, spec: {nodeName: n1, serviceAccountName: edgeway, containers: [{name: a, image: a}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: on-n2, namespace: kube-system}, spec: {nodeName: n2, serviceAccountName: edgeway, containers: [{name: a, image: a}]}}
 ---
 {apiVersion: v1, kind: Secret, metadata: {name: bgp-secret, namespace: kube-system}, stringData: {password: hunter2}}
 ---
@@ -87,14 +91,12 @@ func live(t *testing.T, kubeconfig string) {
 	o := cluster.KubernetesOptions{Kubeconfig: kubeconfig, Node: "n1", UserAgent: "edgewayd/test"}
 	source, reporter := cluster.Kubernetes(o), report.New(o)
 	ctx, stop := context.WithCancel(context.Background())
-	uplinks := report.NewUplinks(o)
-	done := make(chan error, 3)
+	done := make(chan error, 2)
 	go func() { done <- source.Watch(ctx, func() {}) }()
 	go func() { done <- reporter.Run(ctx) }()
-	go func() { done <- uplinks.Run(ctx) }()
 	t.Cleanup(func() {
 		stop()
-		for range 3 {
+		for range 2 {
 			if err := <-done; err != nil {
 				t.Error(err)
 			}
@@ -102,7 +104,7 @@ func live(t *testing.T, kubeconfig string) {
 	})
 	until(t, "the World", func() bool {
 		w, err := source.World(ctx, cluster.World{})
-		return err == nil && len(w.Nodes) == 1 && len(w.Peerings) == 2 && len(w.Secrets) == 1
+		return err == nil && len(w.Nodes) == 2 && len(w.Peerings) == 2 && len(w.Secrets) == 1
 	})
 	var sessions []report.Session
 	for i, resource := range []string{"BGPPeer/p", "BGPClusterConfig/c"} {
@@ -114,10 +116,8 @@ func live(t *testing.T, kubeconfig string) {
 	for _, s := range sessions {
 		reporter.Event(s.Event("n1"))
 	}
-	if err := uplinks.Sync(cluster.UplinksStatus{Used: 1}); err != nil {
-		t.Error(err)
-	}
-	if p := append(reporter.Problems(), uplinks.Problems()...); len(p) > 0 {
+	reporter.Self(report.Node{Mode: "underlay", Sessions: sessions})
+	if p := reporter.Problems(); len(p) > 0 {
 		t.Errorf("problems %v", p)
 	}
 }
@@ -223,7 +223,7 @@ func TestAPIServerRoles(t *testing.T) {
 		kubeconfig func(*kube.ControlPlane) (string, error)
 	}{
 		{"service account", "system:serviceaccount:kube-system:edgeway", []string{roles}, func(cp *kube.ControlPlane) (string, error) {
-			return cp.ServiceAccount("kube-system", "edgeway")
+			return cp.ServiceAccountOf("on-n1", "kube-system", "edgeway")
 		}},
 		{"kubelet", "system:node:n1", []string{roles, roles + "/kubelet"}, func(cp *kube.ControlPlane) (string, error) {
 			return cp.Kubeconfig("system:node:n1", "system:nodes")
@@ -236,10 +236,18 @@ func TestAPIServerRoles(t *testing.T) {
 			until(t, "both statuses and events", func() bool {
 				now := used(t, cp, test.user)
 				return now[right{"network.openyurt.io", "bgppeers/status", "patch"}] && now[right{"network.alibabacloud.com", "bgpclusterconfigs/status", "patch"}] &&
-					now[right{"network.edgeway.io", "edgenodes/status", "patch"}] &&
+					now[right{"network.edgeway.io", "edgenodes/status", "patch"}] && now[right{"network.edgeway.io", "edgenodes", "create"}] &&
 					strings.Count(must(cp.Kubectl("get", "events", "-o", "name"))(t), "\n") >= 2 && now[right{"", "secrets", "watch"}]
 			})
 			compare(t, all, used(t, cp, test.user), inApply)
+			// No node reads another node's EdgeNode: a thousand nodes that change would else be a million events.
+			for _, q := range must(cp.Requests(func(q kube.Request) bool {
+				return q.User == test.user && strings.Contains(q.URI, "/edgenodes?") && q.Verb != "create"
+			}))(t) {
+				if !strings.Contains(q.URI, "fieldSelector=metadata.name%3Dn1") {
+					t.Errorf("it reads others' EdgeNodes: %v", q)
+				}
+			}
 		})
 	}
 }
@@ -317,14 +325,14 @@ func TestAPIServerRolesForFlannel(t *testing.T) {
 // Without one of the rights something is missing that an operator sees.
 func TestAPIServerRolesAreNeeded(t *testing.T) {
 	cp := clusterWith(t, roles)
-	account := must(cp.ServiceAccount("kube-system", "edgeway"))(t)
+	account := must(cp.ServiceAccountOf("on-n1", "kube-system", "edgeway"))(t)
 	may := func(args ...string) bool {
 		out, _ := cp.Kubectl(append([]string{"auth", "can-i", "--as", "system:serviceaccount:kube-system:edgeway"}, args...)...)
 		return strings.TrimSpace(out) == "yes"
 	}
 	for _, no := range [][]string{
 		{"list", "secrets", "-n", "kube-system"}, {"get", "secrets/other", "-n", "kube-system"}, {"list", "secrets/other", "-n", "kube-system"},
-		{"get", "secrets/bgp-secret", "-n", "default"}, {"patch", "bgppeers/p"}, {"patch", "edgenodes/n1"}, {"patch", "nodes/n1"}, {"patch", "nodes/n1", "--subresource", "status"}, {"list", "pods"}, {"create", "events", "-n", "kube-system"},
+		{"get", "secrets/bgp-secret", "-n", "default"}, {"patch", "bgppeers/p"}, {"patch", "edgenodes/n1"}, {"get", "edgenodes/n1"}, {"delete", "edgenodes/n1"}, {"patch", "nodes/n1"}, {"patch", "nodes/n1", "--subresource", "status"}, {"list", "pods"}, {"create", "events", "-n", "kube-system"},
 		{"delete", "bgppeers/p"}, {"get", "configmaps", "-n", "kube-system"},
 	} {
 		if may(no...) {
@@ -340,6 +348,67 @@ func TestAPIServerRolesAreNeeded(t *testing.T) {
 		refused := must(cp.Requests(func(q kube.Request) bool { return strings.Contains(q.URI, "/events/") && q.Code == 403 }))(t)
 		return len(refused) > 0
 	})
+}
+
+// A node's credentials write the status of its own EdgeNode and of no other: a node that was broken into cannot say that
+// another node has given an address back, which a pod still has.
+func TestAPIServerNodeWritesItsOwnEdgeNode(t *testing.T) {
+	cp := clusterWith(t, roles, roles+"/kubelet")
+	pod := func(n string) string { return must(cp.ServiceAccountOf("on-"+n, "kube-system", "edgeway"))(t) }
+	kubelet := func(n string) string { return must(cp.Kubeconfig("system:node:"+n, "system:nodes"))(t) }
+	unbound := must(cp.ServiceAccount("kube-system", "edgeway"))(t)
+	object := func(name, more string) string {
+		path := filepath.Join(t.TempDir(), name+".json")
+		text := `{"apiVersion": "network.edgeway.io/v1alpha1", "kind": "EdgeNode", "metadata": {"name": "` + name + `"}` + more + `}`
+		must("", os.WriteFile(path, []byte(text), 0o600))(t)
+		return path
+	}
+	as := func(kubeconfig string, args ...string) string {
+		_, err := cp.Kubectl(append([]string{"--kubeconfig", kubeconfig}, args...)...)
+		return fmt.Sprint(err)
+	}
+	type act func(kubeconfig string) string
+	confirm := func(name string) act {
+		return func(kubeconfig string) string { // kubectl would read the object first
+			c := must(cluster.Connect(cluster.KubernetesOptions{Kubeconfig: kubeconfig}))(t)
+			defer c.Close()
+			_, err := c.Apply(t.Context(), cluster.Path("EdgeNode")+"/"+name+"/status", "test", []byte(`{"apiVersion": "network.edgeway.io/v1alpha1", "kind": "EdgeNode",
+				"status": {"uplinks": {"confirmed": [{"address": "10.0.0.33", "token": "k3x9"}]}}}`))
+			return fmt.Sprint(err)
+		}
+	}
+	create := func(name, more string) act {
+		return func(kubeconfig string) string {
+			return as(kubeconfig, "create", "--validate=false", "-f", object(name, more))
+		}
+	}
+	until(t, "the policy counts", func() bool { return strings.Contains(create("n1", "")(pod("n2")), "own EdgeNode only") })
+	const own, none, spec = "node n2 writes its own EdgeNode only", "these credentials name no node", "a node writes no spec"
+	for i, test := range []struct {
+		kubeconfig, want string // "": it may
+		act              act
+	}{
+		{pod("n1"), spec, create("n1", `, "spec": {}`)},
+		{pod("n1"), "", create("n1", `, "status": {"mode": "overlay"}`)},
+		{kubelet("n2"), own, create("n1", "")},
+		{kubelet("n2"), spec, create("n2", `, "spec": {"uplinks": {"provider": "static", "interfaces": [{"name": "eth1", "address": "10.0.0.21", "subnet": "10.0.0.0/24", "gateway": "10.0.0.254"}]}}`)},
+		{kubelet("n2"), "", create("n2", "")},
+		{unbound, none, create("n3", "")},
+		{unbound, none, confirm("n1")},
+		{pod("n2"), own, confirm("n1")},
+		{kubelet("n2"), own, confirm("n1")},
+		{pod("n1"), "", confirm("n1")},
+		{kubelet("n1"), "", confirm("n1")},
+		{cp.AdminKubeconfig(), "", confirm("n2")},
+		{cp.AdminKubeconfig(), "", create("n3", `, "spec": {}`)},
+	} {
+		if got := test.act(test.kubeconfig); !strings.Contains(got, test.want) || (test.want == "") != (got == "<nil>") {
+			t.Errorf("%d, %s: got %q, want %q", i, filepath.Base(test.kubeconfig), got, test.want)
+		}
+	}
+	if got := must(cp.Kubectl("get", "edgenode", "n1", "-o", "jsonpath={.status}"))(t); got != `{"uplinks":{"confirmed":[{"address":"10.0.0.33","token":"k3x9"}]}}` {
+		t.Errorf("status of n1: %s", got)
+	}
 }
 
 // The controller does its work with its roles, which hold nothing that is not used.

@@ -27,11 +27,12 @@ const (
 // reportWriter sends the Reporter's sessions and events. Only one goroutine uses it.
 type reportWriter struct {
 	*Reporter
-	server  *cluster.Connection // nil until the configuration could be read
-	known   map[string]*reported
-	events  map[eventRecordKey]*sentEvent
-	wait    time.Duration // the last back-off
-	retryAt time.Time     // nothing is sent earlier: the API server is away
+	server   *cluster.Connection // nil until the configuration could be read
+	known    map[string]*reported
+	events   map[eventRecordKey]*sentEvent
+	edgeNode edgeNode
+	wait     time.Duration // the last back-off
+	retryAt  time.Time     // nothing is sent earlier: the API server is away
 }
 
 // reported is our part of one resource's status, as far as we know it.
@@ -57,7 +58,9 @@ type sentEvent struct {
 }
 
 func newReportWriter(r *Reporter) *reportWriter {
-	return &reportWriter{Reporter: r, known: map[string]*reported{}, events: map[eventRecordKey]*sentEvent{}}
+	w := &reportWriter{Reporter: r, known: map[string]*reported{}, events: map[eventRecordKey]*sentEvent{}}
+	w.edgeNode.notBefore = time.Now().Add(jitter(r.pace.start))
+	return w
 }
 
 type job struct {
@@ -102,6 +105,16 @@ func (w *reportWriter) next() job {
 	var first job
 	if w.wanted == nil {
 		return first // this node's sessions are not known yet: nothing may be removed
+	}
+	if w.back {
+		w.wait, w.retryAt, w.back = 0, time.Time{}, false
+	}
+	if w.moved {
+		w.edgeNode.read, w.edgeNode.notBefore, w.moved = false, time.Time{}, false
+	}
+	if w.self != nil {
+		want := *w.self
+		first = job{at: w.edgeNode.due(want, w.pace), label: kindEdgeNode, do: func(ctx context.Context) error { return w.writeSelf(ctx, want) }}
 	}
 	for ref := range w.wanted {
 		if w.known[ref] == nil {
@@ -296,10 +309,15 @@ func (w *reportWriter) solve(what string, err error) {
 		Object: object, Reason: cluster.StatusRefused, Want: "its status.speakers written by this node", Got: err.Error(),
 		Next: "apply deploy/kubernetes/crds of this version; BGP itself does not depend on it",
 	}
+	ofNode := strings.HasPrefix(object, kindEdgeNode+"/")
+	if ofNode {
+		p.Want, p.Next = "its status written by this node", "apply deploy/kubernetes/crds and deploy/kubernetes/rbac of this version, and see docs/kubernetes.md for credentials that name no node; "+
+			"pods are not affected, but no address goes back to a cloud"
+	}
 	if event {
 		p.Reason, p.Want = cluster.EventsRefused, "its events written by this node"
 	}
-	if answered(err, http.StatusForbidden) {
+	if answered(err, http.StatusForbidden) && !ofNode {
 		p.Next = "apply deploy/kubernetes/rbac; BGP itself does not depend on it"
 	}
 	w.problems[what] = p

@@ -45,11 +45,20 @@ func (c *ControlPlane) Kubeconfig(user string, groups ...string) (string, error)
 
 // ServiceAccount writes a kubeconfig with a token of an existing service account.
 func (c *ControlPlane) ServiceAccount(namespace, name string) (string, error) {
-	token, err := c.Kubectl("create", "token", "-n", namespace, name)
+	return c.token(namespace, name, "")
+}
+
+// ServiceAccountOf is ServiceAccount with the token that the kubelet gives to a pod of the same namespace.
+func (c *ControlPlane) ServiceAccountOf(pod, namespace, name string) (string, error) {
+	return c.token(namespace, name, "."+pod, "--bound-object-kind=Pod", "--bound-object-name="+pod)
+}
+
+func (c *ControlPlane) token(namespace, name, file string, args ...string) (string, error) {
+	token, err := c.Kubectl(append([]string{"create", "token", "-n", namespace, name}, args...)...)
 	if err != nil {
 		return "", err
 	}
-	return c.writeKubeconfig(namespace+"."+name, credential{Token: strings.TrimSpace(token)})
+	return c.writeKubeconfig(namespace+"."+name+file, credential{Token: strings.TrimSpace(token)})
 }
 
 func (c *ControlPlane) writeKubeconfig(name string, user credential) (string, error) {

@@ -303,6 +303,16 @@ func TestChartNullsAndUnknownKeys(t *testing.T) {
 	}
 }
 
+// An API server before 1.30 has no policy that keeps a node from other nodes' EdgeNodes: there, no node creates one.
+func TestChartBeforeThePolicies(t *testing.T) {
+	answers := helm(t, map[string]any{"--kube-version": "v1.29.9"}, map[string]any{"--kube-version": "v1.30.1-gke.5"})
+	for i, want := range []bool{false, true} {
+		if a := answers[i]; a.Error != "" || strings.Contains(a.Text, "kind: ValidatingAdmissionPolicy\n") != want || strings.Contains(a.Text, "name: edgeway-edgenode\n") != want {
+			t.Errorf("with Kubernetes %s the policy and the right to create are there: %t, want %t %s", []string{"1.29", "1.30"}[i], !want, want, a.Error)
+		}
+	}
+}
+
 // The mistakes that only the templates can see.
 func TestChartRefusals(t *testing.T) {
 	for want, values := range map[string]map[string]any{

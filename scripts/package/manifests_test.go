@@ -24,6 +24,7 @@ func TestChartHasTheManifests(t *testing.T) {
 		"kubernetes/rollout/deployment.yaml":         "files/rollout.yaml",
 		"kubernetes/rollout/rbac.yaml":               "files/rbac/rollout.yaml",
 		"kubernetes/rbac/node.yaml":                  "files/rbac/node.yaml",
+		"kubernetes/rbac/edgenode.yaml":              "files/rbac/edgenode.yaml",
 		"kubernetes/rbac/speaker.yaml":               "files/rbac/speaker.yaml",
 		"kubernetes/rbac/secrets.yaml":               "files/rbac/secrets.yaml",
 		"kubernetes/rbac/controller/controller.yaml": "files/rbac/controller.yaml",

@@ -329,6 +329,11 @@ func TestAPIServerUplinks(t *testing.T) {
 	if e := s.edgeNode("n1"); e.version != "" {
 		t.Errorf("an EdgeNode without interfaces: %+v", e)
 	}
+	// The node has created its EdgeNode meanwhile.
+	if err := s.ApplyText(`{"apiVersion": "network.edgeway.io/v1alpha1", "kind": "EdgeNode", "metadata": {"name": "n1", "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "n1",
+		"uid": "` + s.kubectl("get", "node", "n1", "-o", "jsonpath={.metadata.uid}") + `"}]}}`); err != nil {
+		t.Fatal(err)
+	}
 
 	// Two interfaces fill up, though answers get lost, the cloud throttles and lists are old.
 	n := 0
@@ -347,6 +352,9 @@ func TestAPIServerUplinks(t *testing.T) {
 	first := s.cloud.Bind("i-1")
 	second := s.cloud.Bind("i-1")
 	s.same("two interfaces", 50)
+	if owners := s.kubectl("get", "edgenode", "n1", "-o", "jsonpath={.metadata.ownerReferences}"); owners != "" {
+		t.Errorf("the uplinks would go with the Node, which may come back: %s", owners)
+	}
 	u := s.edgeNode("n1").uplinks
 	if i := u.Interfaces[0]; i.ID != first.ID || i.MAC != first.MAC || i.Address != first.Address || i.Gateway != addr("10.0.0.253") || i.Subnet.String() != "10.0.0.0/24" || i.AnswerARP || i.OnLink {
 		t.Errorf("got %+v, want %+v", i, first)

@@ -248,6 +248,7 @@ func (s *server) write(ctx context.Context, e edgeNode, instance string, u clust
 	body := object{"apiVersion": edgeNodes.GroupVersion().String(), "kind": "EdgeNode", "metadata": meta, "spec": object{"uplinks": uplinks}}
 	if e.version != "" {
 		meta["resourceVersion"] = e.version
+		meta["ownerReferences"] = nil // the node created it to go with the Node; uplinks go with the instance
 	}
 	text, err := json.Marshal(body)
 	if err != nil {
