@@ -62,20 +62,29 @@ type ControlPlane struct {
 	client                          *http.Client
 }
 
-// Start starts a control plane that ends with the test. If programs are not built, the test is skipped, or
-// fails if EDGEWAY_KUBE=required is set in the environment.
+// Need skips a test if one of these programs is not built, or if EDGEWAY_KUBE=skip is set in the environment. With
+// EDGEWAY_KUBE=required a program that is not built fails the test.
+func Need(t testing.TB, programs ...string) {
+	t.Helper()
+	if os.Getenv("EDGEWAY_KUBE") == "skip" {
+		t.Skip("EDGEWAY_KUBE=skip")
+	}
+	if missing := Missing(programs...); len(missing) > 0 {
+		fail := t.Skipf
+		if os.Getenv("EDGEWAY_KUBE") == "required" {
+			fail = t.Fatalf
+		}
+		fail("not in %s: %s; run scripts/kube/build.sh %[2]s (some 15 minutes of CPU, once)", Dir(), strings.Join(missing, " "))
+	}
+}
+
+// Start starts a control plane that ends with the test. The test must be allowed to have one: see Need.
 func Start(t testing.TB, o Options) *ControlPlane {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts a Kubernetes control plane")
 	}
-	if missing := Missing(o.programs()...); len(missing) > 0 {
-		fail := t.Skipf
-		if os.Getenv("EDGEWAY_KUBE") == "required" {
-			fail = t.Fatalf
-		}
-		fail("not in %s: %s; run scripts/kube/build.sh (some 15 minutes of CPU, once)", Dir(), strings.Join(missing, ", "))
-	}
+	Need(t, o.programs()...)
 	c, err := New(t.Context(), t.TempDir(), o)
 	if c != nil {
 		t.Cleanup(func() {

@@ -177,13 +177,7 @@ func (s *flannelStory) noProblems(node string) {
 func startFlannelStory(t *testing.T) *flannelStory {
 	need(t)
 	needPrograms(t)
-	if missing := kube.Missing("etcd", "kube-apiserver", "kubectl", "flanneld"); len(missing) > 0 {
-		fail := t.Skipf
-		if os.Getenv("EDGEWAY_KUBE") == "required" {
-			fail = t.Fatalf
-		}
-		fail("not in %s: %v; run scripts/kube/build.sh etcd kube-apiserver kubectl flanneld", kube.Dir(), missing)
-	}
+	kube.Need(t, "etcd", "kube-apiserver", "kubectl", "flanneld")
 	topology, err := lab.ParseTopology([]byte(flannelLab))
 	if err != nil {
 		t.Fatal(err)

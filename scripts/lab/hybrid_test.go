@@ -26,7 +26,7 @@ import (
 func TestAPIServerHybrid(t *testing.T) {
 	need(t)
 	needPrograms(t)
-	needKube(t, "etcd", "kube-apiserver", "kubectl", "kube-proxy")
+	kube.Need(t, "etcd", "kube-apiserver", "kubectl", "kube-proxy")
 	testscript.Run(t, testscript.Params{
 		Dir:   "../../testdata/hybrid",
 		Setup: func(env *testscript.Env) error { return setup(env, lab.BIRD) },

@@ -23,7 +23,7 @@ const (
 func TestAPIServerStories(t *testing.T) {
 	need(t)
 	needPrograms(t)
-	needKube(t, "etcd", "kube-apiserver", "kubectl")
+	kube.Need(t, "etcd", "kube-apiserver", "kubectl")
 	for _, flavour := range flavours {
 		t.Run(string(flavour), func(t *testing.T) {
 			t.Parallel()
@@ -33,18 +33,6 @@ func TestAPIServerStories(t *testing.T) {
 				Cmds:  commands(),
 			})
 		})
-	}
-}
-
-// needKube skips a test without these programs of Kubernetes, or fails it if they are required.
-func needKube(t *testing.T, programs ...string) {
-	t.Helper()
-	if missing := kube.Missing(programs...); len(missing) > 0 {
-		fail := t.Skipf
-		if os.Getenv("EDGEWAY_KUBE") == "required" {
-			fail = t.Fatalf
-		}
-		fail("not in %s: %v; run scripts/kube/build.sh", kube.Dir(), missing)
 	}
 }
 

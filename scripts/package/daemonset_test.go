@@ -20,9 +20,9 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
-// TestDaemonSet runs the pod of the manifests as written, with the rights of its service account,
+// TestAPIServerDaemonSet runs the pod of the manifests as written, with the rights of its service account,
 // under a real containerd, API server and switch.
-func TestDaemonSet(t *testing.T) {
+func TestAPIServerDaemonSet(t *testing.T) {
 	needAsked(t, "containerd", "ctr", "runc", "nsenter", "unshare", "ip", "bird", "birdc")
 	l, calls := newLab(t)
 	server := kube.Start(t, kube.Options{Space: l.Machine("host").Space, Addr: l.Machine("host").Addrs[0]})

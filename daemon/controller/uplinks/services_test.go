@@ -22,9 +22,7 @@ import (
 // nodes check sources strictly. What a pod sees as the source is checked as well.
 func TestAPIServerServices(t *testing.T) {
 	lab.Need(t, "ip", "nft", "ping")
-	if missing := kube.Missing("kube-proxy"); len(missing) > 0 {
-		t.Skipf("%v: not built", missing)
-	}
+	kube.Need(t, "kube-proxy")
 	const bin = "../../../bin"
 	if _, err := os.Stat(filepath.Join(bin, "edgewayd")); err != nil {
 		t.Skipf("%v; run make build", err)
