@@ -34,6 +34,7 @@ type verb func(s *story, args []string) (string, error)
 //	learned SWITCH                    the routes that BGP put into its kernel
 //	sessions SWITCH
 //	status NODE [-o json]
+//	edgewayd NODE ARGS...             another command of its daemon's program
 //	plan NODE ARGS...                 what the manifests would do, planned there
 //	log NODE                          its daemon's log
 //	in MACHINE COMMAND...             run there
@@ -67,6 +68,7 @@ func verbs() map[string]verb {
 		"learned":    (*story).learned,
 		"sessions":   (*story).sessions,
 		"status":     (*story).status,
+		"edgewayd":   (*story).edgewayd,
 		"plan":       (*story).plan,
 		"in":         (*story).in,
 		"log":        (*story).log,
@@ -312,11 +314,15 @@ func (s *story) sessions(args []string) (out string, err error) {
 }
 
 func (s *story) status(args []string) (string, error) {
+	return s.edgewayd(slices.Insert(slices.Clone(args), 1, "status"))
+}
+
+func (s *story) edgewayd(args []string) (string, error) {
 	n := s.lab.Node(args[0])
 	if n == nil {
 		return "", fmt.Errorf("no node %s", args[0])
 	}
-	return n.Command(s.ctx, slices.Concat([]string{"status"}, args[1:])...)
+	return n.Command(s.ctx, args[1:]...)
 }
 
 // plan plans the laboratory's manifests on a node, which has no more than they say.
