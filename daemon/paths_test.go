@@ -3,6 +3,7 @@ package daemon
 import (
 	"fmt"
 	"net/netip"
+	"runtime"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -86,12 +87,29 @@ func TestNobodyAsksNodesOfFlannel(t *testing.T) {
 	}
 }
 
+// BenchmarkSurveyOfPaths is what a look costs. held-B is what the survey holds while the daemon lives.
 func BenchmarkSurveyOfPaths(b *testing.B) {
-	v := lookAt(b, 100, 50)
-	b.ReportAllocs()
-	for b.Loop() {
-		surveyOf(v)
+	for _, c := range []struct{ lans, size int }{{2, 5}, {25, 20}, {100, 50}} {
+		b.Run(fmt.Sprint(c.lans*c.size), func(b *testing.B) {
+			v := lookAt(b, c.lans, c.size)
+			before := heap()
+			held := surveyOf(v)
+			holds := max(0, heap()-before)
+			runtime.KeepAlive(held)
+			b.ReportAllocs()
+			for b.Loop() {
+				surveyOf(v)
+			}
+			b.ReportMetric(float64(holds), "held-B")
+		})
 	}
+}
+
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 // The status names the peers of a tunnel that do not answer, and why. An answer through the tunnel counts more than
