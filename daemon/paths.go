@@ -79,7 +79,27 @@ func surveyOf(v *view) *paths.Cluster {
 	for _, p := range v.Plan.Problems {
 		c.Known[p.Reason] = true
 	}
+	c.Key, c.NoKey = pathsKey(w)
 	return c
+}
+
+// pathsKey returns the key of questions between nodes, or the problem of a key that must be there and is not.
+func pathsKey(w policy.World) (paths.Key, cluster.Problem) {
+	name := w.Config.Paths.Secret
+	if name == "" {
+		return paths.Key{}, cluster.Problem{}
+	}
+	got := "no such Secret"
+	for _, s := range w.Cluster.Secrets {
+		if s.Name == name {
+			var key paths.Key
+			if key, got = paths.KeyOf(s.Data); got == "" {
+				return key, cluster.Problem{}
+			}
+		}
+	}
+	return paths.Key{}, cluster.Problem{Object: "Secret/" + name, Reason: cluster.NoPathsKey, Want: "Secret kube-system/" + name + " with key key, at least 16 bytes", Got: got,
+		Next: "set it; until then this node asks no other node whether packets arrive, and answers none"}
 }
 
 // pathStatus is what the questions to other nodes say.

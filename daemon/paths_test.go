@@ -3,6 +3,7 @@ package daemon
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"runtime"
 	"testing"
 
@@ -147,5 +148,34 @@ func TestUnreachablePeers(t *testing.T) {
 	}
 	if d := cmp.Diff(got, want); d != "" {
 		t.Errorf("(-got +want)\n%s", d)
+	}
+}
+
+// A key that must be there and is not stops questions and answers, and nothing else.
+func TestKeyOfPaths(t *testing.T) {
+	for _, c := range []struct {
+		name, configured string
+		data             map[string][]byte
+		got              string // of the problem; "": there is none
+	}{
+		{name: "none is asked for", data: map[string][]byte{"key": []byte("sixteen bytes...")}},
+		{name: "a key", configured: "paths-key", data: map[string][]byte{"key": []byte("sixteen bytes...")}},
+		{name: "no Secret", configured: "another", data: map[string][]byte{"key": []byte("sixteen bytes...")}, got: "no such Secret"},
+		{name: "a short key", configured: "paths-key", data: map[string][]byte{"key": []byte("secret")}, got: "a value of 6 bytes"},
+		{name: "another Secret", configured: "paths-key", data: map[string][]byte{"password": []byte("sixteen bytes...")}, got: "a Secret without that key"},
+	} {
+		v := lookAt(t, 1, 2)
+		v.World.Config.Paths.Secret = c.configured
+		v.World.Cluster.Secrets = []cluster.Secret{{Name: "paths-key", Data: c.data}}
+		s := surveyOf(v)
+		if s.NoKey.Got != c.got || (s.NoKey.Reason == cluster.NoPathsKey) != (c.got != "") {
+			t.Errorf("%s: %s", c.name, s.NoKey)
+		}
+		if c.got != "" && (s.NoKey.Object != "Secret/"+c.configured || s.NoKey.Want == "" || s.NoKey.Next == "") {
+			t.Errorf("%s: %s", c.name, s.NoKey)
+		}
+		if !reflect.ValueOf(s.Key).IsZero() != (c.name == "a key") {
+			t.Errorf("%s: it has a key, or has none", c.name)
+		}
 	}
 }

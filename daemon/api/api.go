@@ -269,9 +269,10 @@ type Paths struct {
 
 // The states of the questions of an Asked.
 const (
-	Answers = "answers" // the last question was answered
-	Silent  = "silent"  // several questions in a row were not
-	Unsure  = "unsure"  // neither
+	Answers  = "answers"   // the last question was answered
+	Silent   = "silent"    // several questions in a row were not
+	OtherKey = "other key" // several were not, and the other end says that its key is another
+	Unsure   = "unsure"    // none of these
 )
 
 // Asked is what the questions to one node in one family say.

@@ -23,6 +23,8 @@ type KubernetesOptions struct {
 	// LabelKeys are the keys of node labels that matter to this node beside those of the cluster's resources: its
 	// own file selects by them.
 	LabelKeys []string
+	// Secrets are the names of Secrets in kube-system that matter to this node beside those of the cluster's resources.
+	Secrets   []string
 	UserAgent string // "edgewayd/1.4.0": OpenYurt's yurthub caches by the part before the slash
 }
 

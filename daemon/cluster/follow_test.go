@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"context"
+	"net/http"
+	"strings"
 	"testing"
 )
 
@@ -22,6 +24,45 @@ func TestAnotherSecretIsNamed(t *testing.T) {
 		}
 		return describe(w) == "n1 n2 BGPPeer/lan Secret/next=secret"
 	})
+}
+
+// The Secret that the node's own file names is read without a resource that names it. It is the only one that is asked
+// for, and is known without the server.
+func TestSecretOfTheNodesFile(t *testing.T) {
+	s := newAPIServer(t)
+	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
+	s.put(kindSecret, apiSecret(t, "other", "not asked for"))
+	s.put(kindSecret, apiSecret(t, "paths-key", "one"))
+	c := newClientOf(t, KubernetesOptions{Kubeconfig: s.kubeconfig(t), Node: self, Secrets: []string{"paths-key"}, UserAgent: "edgewayd/test"}, hasty)
+	first := false
+	c.until(t, "the Secret", func(w World, err error) bool {
+		if err == nil && !first {
+			first = true
+			if len(w.Secrets) != 1 {
+				t.Errorf("the first cluster state has the Secrets %v", w.Secrets)
+			}
+		}
+		return err == nil && describe(w) == "n1 Secret/paths-key=one"
+	})
+	s.put(kindSecret, apiSecret(t, "paths-key", "two"))
+	c.untilIs(t, "n1 Secret/paths-key=two")
+	s.fails(func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) })
+	s.cut()
+	c.untilProblem(t, "n1 Secret/paths-key=two", APIServerUnreachable)
+	s.fails(nil)
+	s.remove(kindSecret, "paths-key")
+	c.untilIs(t, "n1")
+}
+
+// A key that may not be read is missing alone, and the problem names the right.
+func TestForbiddenSecretOfTheNodesFile(t *testing.T) {
+	s := newAPIServer(t)
+	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
+	s.fails(of("secrets", answers(http.StatusForbidden, "Forbidden", "no")))
+	c := newClientOf(t, KubernetesOptions{Kubeconfig: s.kubeconfig(t), Node: self, Secrets: []string{"paths-key"}, UserAgent: "edgewayd/test"}, hasty)
+	if p := c.untilProblem(t, "n1", forbidden); !strings.Contains(p.Next, "resourceNames [paths-key]") {
+		t.Error(p)
+	}
 }
 
 // The World follows the objects that are created, changed and deleted in the cluster.

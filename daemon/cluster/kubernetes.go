@@ -54,7 +54,8 @@ type kubernetes struct {
 // of OpenYurt's yurthub on this node. It asks nothing before Watch runs.
 //
 // A kind counts once all of it has been read. Until then, and whenever the server is away, the last known
-// state counts. Secrets are read one by one, and only those that hold a password for a session of this node.
+// state counts. Secrets are read one by one, and only those that hold a password for a session of this node, or
+// that the options name.
 func Kubernetes(o KubernetesOptions) Source { return newKubernetes(o, defaultPatience) }
 
 func newKubernetes(o KubernetesOptions, p patience) *kubernetes {
@@ -155,7 +156,7 @@ func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 		return last, err
 	}
 	resources := merge([]manifest{k.says(kindPeer), k.says(kindCluster), k.says(kindPool)}, last)
-	k.need(resources.passwords(k.options.Node))
+	k.need(append(resources.passwords(k.options.Node), k.options.Secrets...))
 	k.labelKeys = k.keysOf(resources)
 	k.review()
 	if err := k.unread(last); err != nil {
@@ -172,7 +173,7 @@ func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 			said = append(said, k.says(about))
 		}
 	}
-	w := merge(said, last)
+	w := merge(said, last, k.options.Secrets...)
 	if !known && !covers(k.keysOf(last), k.labelKeys) {
 		w = last // a resource selects by a label that the last known Nodes were not asked for
 		w.Problems = nil

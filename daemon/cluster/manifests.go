@@ -19,9 +19,10 @@ const maxReadings = 10
 
 // manifests is a directory of Kubernetes manifests.
 type manifests struct {
-	dir   string
-	pace  pace
-	clock func() time.Time
+	dir     string
+	secrets []string // the names of those that count beside those of the resources
+	pace    pace
+	clock   func() time.Time
 
 	mu     sync.Mutex
 	parsed map[string]parsed // by path, as of the last reading; guarded by mu
@@ -41,8 +42,10 @@ type parsed struct {
 // A file that is empty, unreadable or not YAML keeps the objects that it gave before. Deleting a file, or a
 // document of a file that is otherwise valid, removes its objects. An empty directory is taken for a file
 // system that is not mounted, and keeps everything.
-func Manifests(dir string) Source {
-	return &manifests{dir: filepath.Clean(dir), pace: defaultPace, clock: time.Now}
+//
+// secrets are the names of Secrets that count beside those that the resources name.
+func Manifests(dir string, secrets ...string) Source {
+	return &manifests{dir: filepath.Clean(dir), secrets: secrets, pace: defaultPace, clock: time.Now}
 }
 
 // World reads the directory. Before it forgets an object, it waits and reads again until two readings agree:
@@ -52,7 +55,7 @@ func (m *manifests) World(ctx context.Context, last World) (World, error) {
 	if err != nil {
 		return last, err
 	}
-	w := merge(files, last)
+	w := merge(files, last, m.secrets...)
 	for range maxReadings {
 		if len(files) == 0 || !forgets(last, w) {
 			break
@@ -66,7 +69,7 @@ func (m *manifests) World(ctx context.Context, last World) (World, error) {
 		if content, files, err = m.read(ctx); err != nil {
 			return last, err
 		}
-		w = merge(files, last)
+		w = merge(files, last, m.secrets...)
 		if content == before {
 			break
 		}

@@ -17,7 +17,7 @@ import (
 //	not stated, its file is broken or empty    its last version stays
 //	not stated, its file is unsure             its last version stays
 //	not stated, its file is gone or valid      it is gone
-func merge(files []manifest, last World) World {
+func merge(files []manifest, last World, secrets ...string) World {
 	// The last World is searched only when an object is not valid: that is rare, and the search is slow.
 	m := merging{now: map[string]statement{}, was: sync.OnceValue(func() map[string]object { return objects(last) })}
 	before := sync.OnceValue(func() map[subject][]statement { return bySubject(m.was()) })
@@ -41,7 +41,7 @@ func merge(files []manifest, last World) World {
 			m.keep(before()[f.subject()])
 		}
 	}
-	return m.world(files)
+	return m.world(files, secrets)
 }
 
 type merging struct {
@@ -95,11 +95,14 @@ func (m *merging) add(s statement) {
 	m.now[s.ref] = s
 }
 
-// world collects the statements that count. It keeps only the Secrets that a peering names: the World is
-// saved, and no other password belongs there.
-func (m *merging) world(files []manifest) World {
+// world collects the statements that count. It keeps only the Secrets that a peering or the node's own file names: the
+// World is saved, and no other password belongs there.
+func (m *merging) world(files []manifest, secrets []string) World {
 	w := World{Problems: m.problems}
-	named := map[string]string{} // Secret: the first peering that names it
+	named := map[string]string{} // Secret: the first that names it
+	for _, name := range secrets {
+		named[name] = "the node's edgewayd.yaml"
+	}
 	for _, s := range m.now {
 		switch o := s.object; {
 		case o.node != nil:
@@ -132,7 +135,7 @@ func (m *merging) world(files []manifest) World {
 				Object: kindSecret + "/" + s.name, Reason: wrongNamespace,
 				Want: fmt.Sprintf("the namespace %s, as %s names it", secretNamespace, named[s.name]),
 				Got:  "the namespace " + s.namespace,
-				Next: fmt.Sprintf("correct %s; until then there is no password", s.place),
+				Next: fmt.Sprintf("correct %s; until then it does not count", s.place),
 			})
 		}
 	}

@@ -75,6 +75,7 @@ const (
 	StoreUnreadable   Reason = "storeUnreadable"   // the file of leases cannot be read
 	PoolFull          Reason = "poolFull"          // no address for another pod
 	AddressTaken      Reason = "addressTaken"      // a free address is in use elsewhere
+	NoPathsKey        Reason = "noPathsKey"        // the Secret with the key for questions between nodes is missing, or has no key
 	NoCanary          Reason = "noCanary"          // the node's canary pod cannot be made
 	NoPlugin          Reason = "noPlugin"          // the CNI plugin is missing, or not executable
 	DiskFull          Reason = "diskFull"          // no room for the leases of more pods
@@ -88,6 +89,7 @@ const (
 
 // The reasons that the questions to other nodes' canaries prove.
 const (
+	PathsKeyDiffers  Reason = "pathsKeyDiffers"  // another node has another key for the questions, or none
 	TermsDiffer      Reason = "termsDiffer"      // another node says another mode, VNI or port
 	TunnelFiltered   Reason = "tunnelFiltered"   // the packets of the overlay do not arrive
 	PodCIDRNotRouted Reason = "podCIDRNotRouted" // the switch has no route, or another route, to a pod CIDR
@@ -133,8 +135,8 @@ func Reasons() []Reason {
 		PeeringGone, SelectsNothing, NoSuchSpeaker, SpeakerNotSelected, SingleSpeaker, NoPassword, Conflict, TooManyLearned,
 		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, BothModes, UplinkMissing, UplinkAddress, AddressRemoved, ForeignRules, ForeignDHCP, ForwardDropped, HostDropped, ForeignNAT, SilentGateway, MTUTooLarge, NoPlugin, DiskFull, ClusterUnreadable, HostUnreadable,
 		WorldNotSaved, SwitchNotTold, PodsNotServed, KernelRefused, ForeignRoute, SettingsRefused, PodBroken,
-		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, NoCanary, CompetingNetwork, OtherMTU, StatusRefused, EventsRefused, AnnotationRefused,
-		NotInstalled, TermsDiffer, TunnelFiltered, PodCIDRNotRouted, PathBlocked, MTUHole, APIServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,
+		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, NoPathsKey, NoCanary, CompetingNetwork, OtherMTU, StatusRefused, EventsRefused, AnnotationRefused,
+		NotInstalled, PathsKeyDiffers, TermsDiffer, TunnelFiltered, PodCIDRNotRouted, PathBlocked, MTUHole, APIServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,
 		emptyFile, emptyDirectory, unreadableFile, unknownKind, unknownKey, duplicateKey, duplicateEntry,
 		duplicateObject, missingField, badValue, badASN, badAddress, badCIDR, badSelector, badSecret, wrongNamespace,
 	}

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -99,6 +100,9 @@ type Paths struct {
 	Canary bool
 	Port   uint16        // UDP, the same on all nodes
 	Every  time.Duration // from one round of questions to the next, the same on all nodes
+	// Secret is the name of the Secret in kube-system with the key of questions and answers; "": addresses alone
+	// say who may ask.
+	Secret string
 }
 
 // Firewall says what edgeway does where the end of a firewall's chain drops packets of pods, of the tunnel or of BGP.
@@ -220,6 +224,10 @@ func (c *Config) read(s keys.Section) {
 		keys.Number(s, "port", &c.Paths.Port, 1, 65535, wantPort)
 		s.Seconds("every", &c.Paths.Every, "a time from 1s to 10m, whole seconds",
 			func(t time.Duration) bool { return time.Second <= t && t <= 10*time.Minute })
+		s.Scalar("secret", "the name of a Secret in kube-system", func(n *yaml.Node) bool {
+			c.Paths.Secret = n.Value
+			return len(n.Value) <= 253 && strings.Trim(n.Value, "abcdefghijklmnopqrstuvwxyz0123456789-.") == "" // RFC 1123, as Kubernetes names Secrets
+		})
 	})
 	s.Scalar("firewall", "accept or off", func(n *yaml.Node) bool {
 		c.Firewall = Firewall(n.Value)

@@ -53,6 +53,7 @@ func TestConfigMistakes(t *testing.T) {
 		{"hold time", "bgp: {holdTime: 2s}\n", "want a hold time from 3s"},
 		{"port", "bgp: {port: 70000}\n", "want a port from 1 to 65535"},
 		{"port of canaries", "paths: {port: 0}\n", "want a port from 1 to 65535"},
+		{"Secret of canaries", "paths: {secret: Kube/Key}\n", `want the name of a Secret in kube-system, got "Kube/Key"`},
 		{"rounds", "paths: {every: 500ms}\n", "want a time from 1s to 10m"},
 		{"VNI", "vxlan: {vni: 16777216}\n", "want a VNI"},
 		{"MTU", "cni: {mtu: 100}\n", "want an MTU"},

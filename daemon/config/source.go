@@ -53,6 +53,7 @@ func (c Config) APIServer(version string) (cluster.KubernetesOptions, bool) {
 	for _, m := range c.Modes {
 		o.LabelKeys = append(o.LabelKeys, m.NodeSelector.Keys()...)
 	}
+	o.Secrets = c.secrets()
 	return o, c.Cluster.Manifests == ""
 }
 
@@ -61,7 +62,15 @@ func (c Config) Source(version string) cluster.Source {
 	if o, ok := c.APIServer(version); ok {
 		return cluster.Kubernetes(o)
 	}
-	return cluster.Manifests(c.Cluster.Manifests)
+	return cluster.Manifests(c.Cluster.Manifests, c.secrets()...)
+}
+
+// secrets are the names of the Secrets that the file itself names.
+func (c Config) secrets() []string {
+	if c.Paths.Secret == "" || !c.Paths.Canary {
+		return nil
+	}
+	return []string{c.Paths.Secret}
 }
 
 // WorldFile is the file in which the cluster state is saved.

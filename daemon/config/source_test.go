@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -57,5 +58,36 @@ func TestCheckWithoutKubeconfig(t *testing.T) {
 	}
 	if !cluster.Equal(w, last) {
 		t.Errorf("what was known is lost: %+v", w)
+	}
+}
+
+// Both sources read the Secret that the file names, unless nothing is asked.
+func TestSecretOfTheFile(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"node.yaml":   "{apiVersion: v1, kind: Node, metadata: {name: n1}}",
+		"secret.yaml": "{apiVersion: v1, kind: Secret, metadata: {name: paths-key, namespace: kube-system}, stringData: {key: sixteen bytes...}}",
+		"other.yaml":  "{apiVersion: v1, kind: Secret, metadata: {name: other, namespace: kube-system}, stringData: {key: sixteen bytes...}}",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for text, want := range map[string]string{"{secret: paths-key}": "paths-key", "{secret: paths-key, canary: false}": "", "{}": "", "{secret: none}": "none"} {
+		c, err := Parse([]byte("paths: " + text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Cluster.Manifests = dir
+		w, err := c.ReadCluster(t.Context(), cluster.World{})
+		if err != nil || len(w.Problems) > 0 {
+			t.Fatal(err, w.Problems)
+		}
+		if got := fmt.Sprint(w.Secrets); got != "[]" && got != "[Secret/"+want+"]" || got == "[]" && want == "paths-key" {
+			t.Errorf("%s: %s is read", text, got)
+		}
+		if o, _ := c.APIServer(""); strings.Join(o.Secrets, " ") != want {
+			t.Errorf("%s: %q is asked for", text, o.Secrets)
+		}
 	}
 }

@@ -15,15 +15,17 @@ import (
 // Verdict says what the last questions of one kind to one node say.
 type Verdict int
 
-// Answers: the last question was answered. Silent: none of the last three was (see after). Unsure: something else,
-// and nothing follows from it.
+// Answers: the last question was answered. Silent: none of the last three was (see after). OtherKey: none of them was,
+// and the other end, or somebody on the way, says that its key is another. Unsure: something else, and nothing follows
+// from it.
 const (
 	Unsure Verdict = iota
 	Answers
 	Silent
+	OtherKey
 )
 
-func (v Verdict) String() string { return [...]string{"unsure", "answers", "silent"}[v] }
+func (v Verdict) String() string { return [...]string{"unsure", "answers", "silent", "other key"}[v] }
 
 // Finding is what the questions to one node in one family say, with what this node knows about the way there.
 type Finding struct {
@@ -60,8 +62,12 @@ type Self struct {
 // are no reason for a problem.
 func Judge(self Self, found []Finding) []cluster.Problem {
 	j := &judge{self: self, all: found}
-	var cut, narrow []Finding
+	var cut, narrow, keyed []Finding
 	for _, f := range found {
+		if f.Canary == OtherKey || f.Host == OtherKey {
+			keyed = append(keyed, f)
+			continue
+		}
 		if f.Host == Answers && f.Said.Name != "" && f.Said.Name != f.Node.Name {
 			j.another(f)
 			continue
@@ -81,6 +87,7 @@ func Judge(self Self, found []Finding) []cluster.Problem {
 	}
 	// A node that does not answer either is away, or its daemon is, or an earlier version runs there.
 	cut = slices.DeleteFunc(cut, func(f Finding) bool { return f.Host != Answers || len(f.Said.Canary) == 0 })
+	j.keys(keyed)
 	cut = j.terms(cut)
 	cut = j.here(cut)
 	cut = j.lans(cut)
@@ -114,6 +121,20 @@ func names(found []Finding) string {
 		return fmt.Sprintf("%s and %d more", strings.Join(all[:few], ", "), len(all)-few)
 	}
 	return strings.Join(all, ", ")
+}
+
+// keys names the nodes whose key is another, or this node where all are.
+func (j *judge) keys(differ []Finding) {
+	const want = "the same key for questions between nodes on all nodes"
+	const next = "give all nodes the same Secret: paths.secret in edgewayd.yaml; whether packets arrive is not known until then"
+	agrees := slices.ContainsFunc(j.all, func(f Finding) bool { return f.Canary == Answers || f.Host == Answers })
+	if len(differ) > 0 && differ[0].Node.Name != differ[len(differ)-1].Node.Name && !agrees { // findings are sorted by node
+		j.problem("Node/"+j.self.Name, cluster.PathsKeyDiffers, want, names(differ)+" have another key, or none", next)
+		return
+	}
+	for _, f := range differ {
+		j.problem("Node/"+f.Node.Name, cluster.PathsKeyDiffers, want, "it has another key, or none; or this node has none", next)
+	}
 }
 
 // terms names the nodes that take the terms to be others than this node does, or this node where all others do.

@@ -33,6 +33,7 @@ func unheard(f *Finding)    { f.Canary, f.Full, f.Said.HeardYou = Silent, Unsure
 func unanswered(f *Finding) { f.Canary, f.Full = Silent, Unsure }
 func away(f *Finding)       { f.Canary, f.Full, f.Host = Silent, Unsure, Silent }
 func narrow(f *Finding)     { f.Full = Silent }
+func otherKeyed(f *Finding) { f.Canary, f.Full, f.Host = OtherKey, OtherKey, OtherKey }
 func tunnelled(f *Finding) {
 	f.Way, f.Node.Terms.Mode, f.Said.Terms.Mode = Way{Tunnel: true, Via: netip.MustParseAddr("10.9.9.0")}, "overlay", "overlay"
 }
@@ -93,6 +94,10 @@ func TestJudge(t *testing.T) {
 		{name: "O3: another mode there", found: []Finding{lanNode("a", 2), lanNode("b", 1, unheard, tunnelled, func(f *Finding) { f.Said.Terms.Mode = "underlay" })}, want: []string{"Node/b1: termsDiffer"}},
 		{name: "O4: another VNI here", found: []Finding{lanNode("b", 1, unheard, tunnelled, func(f *Finding) { f.Said.Terms.VNI = 2 }), lanNode("b", 2, unheard, tunnelled, func(f *Finding) { f.Said.Terms.VNI = 2 })}, want: []string{"Node/a1: termsDiffer"}},
 		{name: "another VNI that no tunnel uses", found: []Finding{lanNode("a", 2, func(f *Finding) { f.Said.Terms.VNI = 2 })}},
+		{name: "one node has another key", found: []Finding{lanNode("a", 2, otherKeyed), lanNode("a", 2, otherKeyed, overIPv6), lanNode("a", 3), lanNode("b", 1)}, want: []string{"Node/a2: pathsKeyDiffers"}},
+		{name: "this node has another key than all", found: []Finding{lanNode("a", 2, otherKeyed), lanNode("b", 1, otherKeyed), lanNode("b", 2, otherKeyed)}, want: []string{"Node/a1: pathsKeyDiffers"}},
+		{name: "another key beside a path that is cut", found: []Finding{lanNode("a", 2, otherKeyed), lanNode("b", 1, unheard), lanNode("b", 2)}, want: []string{"Node/a2: pathsKeyDiffers", "Node/b1: podCIDRNotRouted"}},
+		{name: "another key, and no pod is reached", found: []Finding{lanNode("a", 2, unheard, func(f *Finding) { f.Host = OtherKey }), lanNode("b", 2)}, want: []string{"Node/a2: pathsKeyDiffers"}},
 		{name: "terms that differ while they change", found: []Finding{lanNode("b", 1, func(f *Finding) { f.Said.Terms.Mode = "overlay" })}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -117,10 +122,10 @@ func TestJudge(t *testing.T) {
 func TestVerdict(t *testing.T) {
 	var seen tally
 	for _, c := range []struct {
-		answered bool
-		want     Verdict
-	}{{true, Answers}, {false, Unsure}, {false, Unsure}, {false, Silent}, {false, Silent}, {true, Answers}} {
-		if seen.count(c.answered); seen.verdict() != c.want {
+		answered, otherKey bool
+		want               Verdict
+	}{{true, false, Answers}, {false, false, Unsure}, {false, true, Unsure}, {false, false, Silent}, {false, true, OtherKey}, {false, false, Silent}, {true, true, Answers}} {
+		if seen.count(c.answered, c.otherKey); seen.verdict() != c.want {
 			t.Errorf("%+v: %v, want %v", seen, seen.verdict(), c.want)
 		}
 	}

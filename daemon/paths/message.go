@@ -9,7 +9,9 @@ import (
 
 // A datagram is
 //
-//	"EWP1", 2 bytes length of the JSON (big endian), JSON, zeros up to its size
+//	"EWP1", 2 bytes length of the JSON (big endian), JSON, zeros up to its size, 16 bytes for a tag
+//
+// The tag is zeros, or a Key's. Who has no key ignores the tag, as it ignores the zeros.
 //
 // The next version of the form gets another number. A receiver ignores numbers that it does not know, so that nodes
 // of several versions live together.
@@ -21,6 +23,8 @@ const (
 	mostText    = 253 // bytes of each text in an answer: the longest name of a Node (RFC 1123, DNS subdomain)
 	questionOf  = "q"
 	answerTo    = "a"
+	otherKey    = "o"  // answers a question whose tag is of another key, or of none
+	otherBytes  = 64   // of such an answer
 	maxDatagram = 9216 // of a jumbo frame; a larger one is cut, and then ignored
 )
 
@@ -50,7 +54,7 @@ type Answer struct {
 // encode writes a message into a datagram of size bytes. ok is false if it does not fit.
 func encode(m message, size int) (out []byte, ok bool) {
 	text, err := json.Marshal(m)
-	if err != nil || len(text) > size-headBytes {
+	if err != nil || len(text) > size-headBytes-tagBytes {
 		return nil, false
 	}
 	out = make([]byte, size)

@@ -53,6 +53,10 @@ type Cluster struct {
 	Nodes  []Node                  // with Self, sorted by name
 	Choice Choice                  // of Nodes, for Self
 	Known  map[cluster.Reason]bool // the reasons of this node's problems that its own tables and links show
+	Key    Key
+	// NoKey is the problem of a key that is missing where there must be one; zero: none. With it, nobody is asked and
+	// nobody is answered.
+	NoKey cluster.Problem
 }
 
 // family is IPv4 or IPv6.

@@ -102,6 +102,7 @@ type sockets struct {
 type station struct {
 	answer  Answer
 	senders senders
+	key     Key
 	canary  [families]*net.UDPConn
 	host    [families]*net.UDPConn
 }
@@ -172,12 +173,13 @@ type path struct {
 
 // tally counts the questions in a row that were not answered.
 type tally struct {
-	asked  bool
-	misses int
+	asked    bool
+	misses   int
+	otherKey bool // of the last one, something with another key came back
 }
 
-func (t *tally) count(answered bool) {
-	t.asked = true
+func (t *tally) count(answered, otherKey bool) {
+	t.asked, t.otherKey = true, otherKey && !answered
 	if answered {
 		t.misses = 0
 	} else {
@@ -189,6 +191,8 @@ func (t tally) verdict() Verdict {
 	switch {
 	case t.asked && t.misses == 0:
 		return Answers
+	case t.misses >= after && t.otherKey:
+		return OtherKey
 	case t.misses >= after:
 		return Silent
 	}
@@ -202,6 +206,8 @@ type question struct {
 	sent   time.Time
 	answer *Answer
 	rtt    time.Duration
+	// otherKey: an answer without a right tag came. It ends no wait: a right one may follow.
+	otherKey bool
 }
 
 // Run asks and answers until ctx ends.
@@ -219,9 +225,18 @@ func (p *Prober) Run(ctx context.Context) error {
 		if p.open(ctx) {
 			p.ask(ctx)
 		} else {
-			p.publish(&Report{})
+			p.publish(p.unable())
 		}
 	}
+}
+
+// unable is the report of a round without questions.
+func (p *Prober) unable() *Report {
+	r := &Report{}
+	if c := p.o.Cluster(); c != nil && c.NoKey.Reason != "" {
+		r.Problems = []cluster.Problem{c.NoKey}
+	}
+	return r
 }
 
 // publish makes the report the present one.
@@ -232,11 +247,12 @@ func (p *Prober) publish(r *Report) {
 	}
 }
 
-// open opens the sockets that the canary and the node's addresses need. It reports false without a canary.
+// open opens the sockets that the canary and the node's addresses need. It reports false without a canary, and
+// without the key that there must be.
 func (p *Prober) open(ctx context.Context) bool {
 	canary, ok := p.o.Canary()
 	c := p.o.Cluster()
-	if !ok || c == nil {
+	if !ok || c == nil || c.NoKey.Reason != "" {
 		p.close()
 		return false
 	}
@@ -276,7 +292,7 @@ func (p *Prober) open(ctx context.Context) bool {
 	if p.known != c {
 		p.known, p.who = c, newSenders(c.Nodes)
 	}
-	own := &station{senders: p.who, canary: old.canary, host: old.host}
+	own := &station{senders: p.who, key: c.Key, canary: old.canary, host: old.host}
 	own.answer = Answer{Name: c.Self.Name, Version: p.o.Version, Terms: c.Self.Terms, MTU: canary.MTU, Canary: canary.Addrs, Cause: p.cause(c)}
 	fresh := p.own.Load() == nil
 	p.own.Store(own)
@@ -345,19 +361,32 @@ func (p *Prober) take(own *station, conn *net.UDPConn, b []byte, from netip.Addr
 		return
 	}
 	now := time.Now()
+	proven := own.key.proves(b)
 	switch m.Kind {
-	case answerTo:
+	case answerTo, otherKey:
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		q := p.waiting[m.ID]
-		if q == nil || q.answer != nil {
+		switch {
+		case q == nil || q.answer != nil:
 			return
+		case m.Kind == otherKey || !proven:
+			q.otherKey = true
+			return
+		case own.key.own != nil && q.kind != host && m.Name != q.key.node:
+			return // somebody led the question to another node
 		}
 		q.answer, q.rtt = &m.Answer, now.Sub(q.sent)
 		if p.left--; p.left == 0 {
 			close(p.all)
 		}
 	case questionOf:
+		if !proven {
+			if out, ok := encode(message{Kind: otherKey, ID: m.ID}, min(otherBytes, len(b))); ok {
+				_, _ = conn.WriteToUDPAddrPort(out, from)
+			}
+			return
+		}
 		reply := message{Kind: answerTo, ID: m.ID, Answer: own.answer}
 		reply.Saw = src
 		p.mu.Lock()
@@ -377,6 +406,7 @@ func (p *Prober) take(own *station, conn *net.UDPConn, b []byte, from netip.Addr
 		}
 		p.mu.Unlock()
 		if out, ok := encode(reply, len(b)); ok { // never longer than the question
+			own.key.sign(out)
 			_, _ = conn.WriteToUDPAddrPort(out, from) // a lost answer is the asker's finding
 		}
 	}
@@ -470,10 +500,10 @@ func (p *Prober) askCanary(own *station, c *Cluster, i int) {
 		}
 		at := p.at(n, f)
 		to := netip.AddrPortFrom(addr, p.o.Port)
-		p.send(conn, to, question{key: pathKey{n.Name, f}, kind: small}, smallBytes)
+		p.send(own, conn, to, question{key: pathKey{n.Name, f}, kind: small}, smallBytes)
 		if at.said.MTU > 0 && at.verdict[small].misses == 0 {
 			at.size = min(own.answer.MTU, at.said.MTU)
-			p.send(conn, to, question{key: pathKey{n.Name, f}, kind: full}, min(at.size-f.headers(), maxDatagram))
+			p.send(own, conn, to, question{key: pathKey{n.Name, f}, kind: full}, min(at.size-f.headers(), maxDatagram))
 		}
 	}
 }
@@ -503,18 +533,19 @@ func (p *Prober) askHost(own *station, c *Cluster, i int) {
 	for f := range families {
 		to, ok := f.of(n.Hosts)
 		if conn := own.host[f]; conn != nil && ok && p.paths[pathKey{n.Name, f}] != nil {
-			p.send(conn, netip.AddrPortFrom(to, p.o.Port), question{key: pathKey{n.Name, f}, kind: host}, smallBytes)
+			p.send(own, conn, netip.AddrPortFrom(to, p.o.Port), question{key: pathKey{n.Name, f}, kind: host}, smallBytes)
 		}
 	}
 }
 
 // send sends a question. One that cannot be sent is not answered.
-func (p *Prober) send(conn *net.UDPConn, to netip.AddrPort, q question, size int) {
+func (p *Prober) send(own *station, conn *net.UDPConn, to netip.AddrPort, q question, size int) {
 	id := rand.Uint64()
 	out, ok := encode(message{Kind: questionOf, ID: id}, size)
 	if !ok {
 		return
 	}
+	own.key.sign(out)
 	q.sent = time.Now()
 	p.mu.Lock()
 	p.waiting[id] = &q
@@ -529,7 +560,7 @@ func (p *Prober) settle(own *station) {
 	defer p.mu.Unlock()
 	for _, q := range p.waiting {
 		at := p.paths[q.key]
-		at.verdict[q.kind].count(q.answer != nil)
+		at.verdict[q.kind].count(q.answer != nil, q.otherKey)
 		if q.kind != host {
 			p.sent.Add(1)
 			if at.sent++; q.answer == nil {

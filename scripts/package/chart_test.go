@@ -359,6 +359,18 @@ func TestChartKnowsTheConfiguration(t *testing.T) {
 	}
 }
 
+// Nodes may read the Secret that the configuration names, and no role is there without such a name.
+func TestChartLetsNodesReadThePathsKey(t *testing.T) {
+	if text := template(t, nil); strings.Contains(text, "edgeway-paths") {
+		t.Error("a role for a Secret that nobody named")
+	}
+	text := template(t, with(nil, "config.paths.secret", "probe-key"))
+	_, role, _ := strings.Cut(text, "name: edgeway-paths\n")
+	if !strings.Contains(role, `resourceNames: ["probe-key"]`) || strings.Contains(text, "[edgeway-paths]") || !strings.Contains(text, "secret: probe-key") {
+		t.Errorf("no role for the Secret:\n%s", text)
+	}
+}
+
 // NetworkPools of the values are the objects that docs/network-pools.md describes, and their ranges are enough for the
 // controller.
 func TestChartNetworkPools(t *testing.T) {

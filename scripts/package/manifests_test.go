@@ -27,6 +27,7 @@ func TestChartHasTheManifests(t *testing.T) {
 		"kubernetes/rbac/edgenode.yaml":              "files/rbac/edgenode.yaml",
 		"kubernetes/rbac/speaker.yaml":               "files/rbac/speaker.yaml",
 		"kubernetes/rbac/secrets.yaml":               "files/rbac/secrets.yaml",
+		"kubernetes/rbac/paths/paths.yaml":           "files/rbac/paths.yaml",
 		"kubernetes/rbac/controller/controller.yaml": "files/rbac/controller.yaml",
 		"kubernetes/rbac/flannel/flannel.yaml":       "files/rbac/flannel.yaml",
 		"overlays/speakers/speaker/account.yaml":     "files/rbac/speaker-account.yaml",
@@ -50,7 +51,7 @@ func TestChartHasTheManifests(t *testing.T) {
 // TestAPIServerManifests has a real API server check everything that an operator may apply.
 func TestAPIServerManifests(t *testing.T) {
 	server := withCRDs(t)
-	for _, dir := range []string{"kubernetes", "kubernetes/controller", "kubernetes/rbac/kubelet", "kubernetes/rbac/flannel", "overlays/networkpolicy", "overlays/speakers", "overlays/uninstall"} {
+	for _, dir := range []string{"kubernetes", "kubernetes/controller", "kubernetes/rbac/kubelet", "kubernetes/rbac/flannel", "kubernetes/rbac/paths", "overlays/networkpolicy", "overlays/speakers", "overlays/uninstall"} {
 		t.Run(dir, func(t *testing.T) { dryRun(t, server, "-k", "../../deploy/"+dir) })
 	}
 }
