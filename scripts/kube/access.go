@@ -53,6 +53,11 @@ func (c *ControlPlane) ServiceAccountOf(pod, namespace, name string) (string, er
 	return c.token(namespace, name, "."+pod, "--bound-object-kind=Pod", "--bound-object-name="+pod)
 }
 
+// ServiceAccountOn is ServiceAccount with a token that is bound to an existing Node, as that of a pod there.
+func (c *ControlPlane) ServiceAccountOn(node, namespace, name string) (string, error) {
+	return c.token(namespace, name, "."+node, "--bound-object-kind=Node", "--bound-object-name="+node)
+}
+
 func (c *ControlPlane) token(namespace, name, file string, args ...string) (string, error) {
 	token, err := c.Kubectl(append([]string{"create", "token", "-n", namespace, name}, args...)...)
 	if err != nil {

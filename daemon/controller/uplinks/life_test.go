@@ -29,7 +29,8 @@ func (s *stage) join(node *lab.Node, instance, address string) {
 		}
 	}
 	s.kubectl("apply", "-k", "../../../deploy/kubernetes/rbac")
-	account, err := s.ServiceAccount("kube-system", "edgeway")
+	s.node(node.Name, "60", InstanceLabel(cloud.ENS), instance)
+	account, err := s.ServiceAccountOn(node.Name, "kube-system", "edgeway")
 	must(err)
 	config := map[string]any{}
 	text, err := os.ReadFile(node.Config)
@@ -39,7 +40,6 @@ func (s *stage) join(node *lab.Node, instance, address string) {
 	text, err = yaml.Marshal(config)
 	must(err)
 	must(os.WriteFile(node.Config, text, 0o600))
-	s.node(node.Name, "60", InstanceLabel(cloud.ENS), instance)
 	s.kubectl("patch", "node", node.Name, "--subresource=status", "--type=merge", "-p", fmt.Sprintf(`{"status": {"addresses": [{"type": "InternalIP", "address": %q}]}}`, address))
 }
 
