@@ -157,10 +157,8 @@ func TestAPIServerRolloutGoesOnWhileANodeIsOffline(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, part := range []string{"rbac", "daemonset", "rollout"} {
-		if _, err := server.Kubectl("apply", "-k", "../../deploy/kubernetes/"+part); err != nil {
-			t.Fatal(err)
-		}
+	if _, err := server.Kubectl("apply", "-k", "../../deploy/kubernetes"); err != nil { // as a whole: kustomize rewrites names
+		t.Fatal(err)
 	}
 	patch := func(text string) {
 		t.Helper()
@@ -189,13 +187,18 @@ func TestAPIServerRolloutGoesOnWhileANodeIsOffline(t *testing.T) {
 			if slices.Sort(have); !slices.Equal(have, want) {
 				return fmt.Errorf("%v have %s, want %v", have, image, want)
 			}
-			return nil
+			// Kubernetes replaces pods that are not available yet all at once.
+			ds, err := client.AppsV1().DaemonSets("kube-system").Get(ctx, "edgewayd", metav1.GetOptions{})
+			if err == nil && int(ds.Status.NumberAvailable) != len(want) {
+				err = fmt.Errorf("%d daemons are available, want %d", ds.Status.NumberAvailable, len(want))
+			}
+			return err
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	updated("localhost/edgeway", nodes...)
+	updated("localhost/edgeway:latest", nodes...)
 
 	kubeconfig, err := server.ServiceAccount("kube-system", "edgeway-rollout")
 	if err != nil {
