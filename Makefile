@@ -54,7 +54,7 @@ test-k8s: test-tools build ## tests against a real API server; the first time bu
 	scripts/kube/build.sh etcd kube-apiserver kube-controller-manager kubectl kube-proxy flanneld
 	EDGEWAY_KUBE=required $(GO) test -count=1 -p 1 -timeout 20m -run TestAPIServer ./daemon/... ./scripts/...
 
-e2e: test-tools build ## a shop's day on three real kubelets: outages, a power cut, an upgrade; seven minutes once built (root)
+e2e: test-tools build ## a shop's day on three real kubelets: outages, a power cut, an upgrade; ten minutes once built (root)
 	scripts/kube/build.sh
 	$(GO) run ./scripts/e2e
 	$(GO) run ./scripts/e2e -install daemonset
