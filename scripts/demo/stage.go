@@ -75,8 +75,16 @@ func (s *stage) build(ctx context.Context) error {
 	if err := s.lab.Build(ctx, t); err != nil {
 		return err
 	}
-	s.out.heading(fmt.Sprintf("network namespaces %s-*: %s, %s, %s  (%s)", s.lab.Prefix, plural(len(t.Switches), "BIRD switch", "BIRD switches"),
-		plural(len(t.Nodes), "node", "nodes"), plural(len(t.Hosts), "host or router", "hosts and routers"), since(start)))
+	var made []string
+	for _, kind := range []struct {
+		count     int
+		one, many string
+	}{{len(t.Switches), "BIRD switch", "BIRD switches"}, {len(t.Nodes), "node", "nodes"}, {len(t.Hosts), "host or router", "hosts and routers"}} {
+		if kind.count > 0 {
+			made = append(made, plural(kind.count, kind.one, kind.many))
+		}
+	}
+	s.out.heading(fmt.Sprintf("network namespaces %s-*: %s  (%s)", s.lab.Prefix, strings.Join(made, ", "), since(start)))
 	s.owners = map[netip.Addr]string{}
 	add := func(h lab.HostSpec) {
 		for _, link := range h.Links {
