@@ -35,9 +35,56 @@ func (s *Survey) flannel(c cluster.World) {
 			s.ofFlannel = append(s.ofFlannel, problems...)
 		}
 	}
+	s.sharedMACs(c.Nodes)
 	if len(left) > 0 {
 		s.ofFlannel = append(s.ofFlannel, cluster.Problem{Object: "Node/" + left[0], Reason: cluster.FlannelLeft, Want: "nodes of flannel that no NetworkPool selects", Got: "annotations of flannel on " + few(left) + ", which a NetworkPool selects",
 			Next: "where flannel is gone: kubectl annotate node " + left[0] + " flannel.alpha.coreos.com/kube-subnet-manager-; where flannel runs, correct spec.nodeSelector; the nodes count as edgeway's until then"})
+	}
+}
+
+// sharedMACs takes away the ends of flannel's tunnels whose MAC another Node has, at another address. A VXLAN link sends
+// what is for a MAC to one address, so that one of the two nodes would get the packets for the other's pods, and a kubelet
+// can write any MAC into its annotations. A node of edgeway has the MAC of its name, and keeps it.
+func (s *Survey) sharedMACs(nodes []cluster.Node) {
+	type owner struct {
+		node string
+		addr netip.Addr // of flannel's end; zero: a node of edgeway
+	}
+	owners := map[string][]owner{}
+	for i, n := range nodes {
+		f := s.places[i].flannel
+		if f == nil {
+			owners[vtepMAC(n.Name)] = append(owners[vtepMAC(n.Name)], owner{node: n.Name})
+			continue
+		}
+		for _, e := range f.Ends() {
+			owners[e.MAC] = append(owners[e.MAC], owner{n.Name, e.Addr})
+		}
+	}
+	for i, n := range nodes {
+		f := s.places[i].flannel
+		if f == nil {
+			continue
+		}
+		for _, end := range []**cluster.FlannelEnd{&f.V4, &f.V6} {
+			e := *end
+			if e == nil {
+				continue
+			}
+			var others []string
+			for _, o := range owners[e.MAC] {
+				if o.node != n.Name && o.addr != e.Addr {
+					others = append(others, o.node)
+				}
+			}
+			if len(others) == 0 {
+				continue
+			}
+			s.ofFlannel = append(s.ofFlannel, cluster.Problem{Object: "Node/" + n.Name, Reason: cluster.BadAnnotation, Want: "a VtepMAC of its own in flannel's annotations",
+				Got:  e.MAC + " at " + e.Addr.String() + ", which " + few(slices.Compact(others)) + " has at another address",
+				Next: "where one machine is a copy of the other, write another /etc/machine-id, delete flannel's link and restart flannel; else find out who wrote the annotation; no tunnel of that family leads to the node's pods until then"})
+			*end = nil
+		}
 	}
 }
 
