@@ -5,9 +5,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
@@ -170,5 +173,41 @@ func TestDrill(t *testing.T) {
 			t.Logf("%s after %v: %s", f.node, time.Since(began).Round(100*time.Millisecond), said)
 		})
 		quiet(t, l)
+	}
+}
+
+// The scores of docs/drill.md add up to the sums that the page names, and the page says of the faults that TestDrill
+// injects, and of no others, that the drill plays them.
+func TestDrillPage(t *testing.T) {
+	text, err := os.ReadFile("../../docs/drill.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := regexp.MustCompile(`(?m)^\| ([BNPDO])(\d+) \|.*\| ([^|]*) \| ([012]) \|$`).FindAllStringSubmatch(string(text), -1)
+	var played, injected []string
+	got, most := map[string]int{}, map[string]int{}
+	for _, row := range rows {
+		for _, of := range []string{"all", row[1]} {
+			got[of] += int(row[4][0] - '0')
+			most[of] += 2
+		}
+		if slices.Contains(strings.Split(row[3], ", "), "drill") {
+			played = append(played, row[1]+row[2])
+		}
+	}
+	for _, f := range faults {
+		injected = append(injected, f.id)
+	}
+	if diff := cmp.Diff(injected, played); diff != "" {
+		t.Errorf("faults of the drill and of the page (-drill +page):\n%s", diff)
+	}
+	sum := func(of string) string { return fmt.Sprintf("%d of %d", got[of], most[of]) }
+	count := fmt.Sprintf("These are %d faults", len(rows))
+	sums := fmt.Sprintf("The sum is %s: BGP %s, the node and its data path %s, pods %s, the daemon and manifests %s, the overlay %s.",
+		sum("all"), sum("B"), sum("N"), sum("P"), sum("D"), sum("O"))
+	for _, sentence := range []string{count, sums} {
+		if !strings.Contains(string(text), sentence) {
+			t.Errorf("docs/drill.md lacks %q", sentence)
+		}
 	}
 }
