@@ -101,7 +101,7 @@ func (k *kubelets) report(ctx context.Context, p corev1.Pod, status corev1.Condi
 	return err
 }
 
-// node writes a Node with the condition Ready.
+// node writes a Node with the condition Ready, and the taints of a node that is offline if the condition is Unknown.
 func (k *kubelets) node(ctx context.Context, name string, status corev1.ConditionStatus) error {
 	room := corev1.ResourceList{"cpu": resource.MustParse("4"), "memory": resource.MustParse("8Gi"), "pods": resource.MustParse("10")}
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"kubernetes.io/os": "linux", "kubernetes.io/hostname": name}},
@@ -110,8 +110,41 @@ func (k *kubelets) node(ctx context.Context, name string, status corev1.Conditio
 	if _, err := k.client.CoreV1().Nodes().Create(ctx, n, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return err
 	}
-	_, err := k.client.CoreV1().Nodes().UpdateStatus(ctx, n, metav1.UpdateOptions{})
+	if _, err := k.client.CoreV1().Nodes().UpdateStatus(ctx, n, metav1.UpdateOptions{}); err != nil {
+		return err
+	}
+	taints := `{"spec": {"taints": []}}`
+	if status == corev1.ConditionUnknown {
+		taints = `{"spec": {"taints": [{"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}, {"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}]}}`
+	}
+	_, err := k.client.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, []byte(taints), metav1.PatchOptions{})
 	return err
+}
+
+// avoids waits until the scheduler has refused to put edgeway-rollout on a node.
+func (k *kubelets) avoids(ctx context.Context, name string) error {
+	d, err := k.client.AppsV1().Deployments("kube-system").Get(ctx, "edgeway-rollout", metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "edgeway-rollout"}, Spec: d.Spec.Template.Spec}
+	p.Spec.NodeSelector = map[string]string{"kubernetes.io/hostname": name}
+	pods := k.client.CoreV1().Pods("kube-system")
+	if _, err := pods.Create(ctx, p, metav1.CreateOptions{}); err != nil {
+		return err
+	}
+	return lab.Wait(ctx, time.Minute, func() error {
+		p, err := pods.Get(ctx, p.Name, metav1.GetOptions{})
+		switch {
+		case err != nil:
+			return err
+		case p.Spec.NodeName != "":
+			return fmt.Errorf("edgeway-rollout was put on %s, which is offline", p.Spec.NodeName)
+		case !slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Reason == corev1.PodReasonUnschedulable }):
+			return fmt.Errorf("the scheduler has not looked: %v", p.Status.Conditions)
+		}
+		return nil
+	})
 }
 
 // loses takes a node offline, as the node's kubelet and then the node lifecycle controller would.
@@ -206,6 +239,9 @@ func TestAPIServerRolloutGoesOnWhileANodeIsOffline(t *testing.T) {
 	}
 	if err := k.loses(ctx, "n2"); err != nil {
 		t.Fatal(err)
+	}
+	if err := k.avoids(ctx, "n2"); err != nil {
+		t.Error(err)
 	}
 	wait.Go(func() {
 		err := rollout.Run(ctx, rollout.Options{Server: cluster.KubernetesOptions{Kubeconfig: kubeconfig}, DaemonSets: []string{"edgewayd", "edgewayd-speaker"},

@@ -1,8 +1,9 @@
 // Package rollout lets a roll-out of the daemons go on where Kubernetes would stop.
 //
 // It owns one decision: which pod of a DaemonSet is replaced next, although nodes are offline. Package rollout never
-// changes a DaemonSet, and never replaces a second pod while the first is not available again: two speakers of one LAN
-// never go together.
+// changes a DaemonSet, and never replaces a second pod while the first is not available again, so that two speakers of
+// one LAN do not go together. Only the pod of a node that comes back may go at the same time: Kubernetes has deleted that
+// outdated pod when the roll-out began, and the node's kubelet hears so when it is back.
 //
 // Kubernetes counts an offline node's pod as unavailable. With maxUnavailable 1 one such node stops a RollingUpdate for
 // all others, for as long as the node is offline. A higher maxUnavailable, or a surge, only moves the limit, and lets
@@ -40,7 +41,7 @@ type Pod struct {
 	Node               string
 	Revision           string
 	Available          bool      // ready for the DaemonSet's minReadySeconds, and not about to be deleted
-	Started            time.Time // zero: no kubelet has started it
+	Started            time.Time // zero: no kubelet has started it, or somebody has deleted it
 }
 
 // Next returns the pod that must be replaced now, or nil and why there is none. The reason is "" while Kubernetes goes
@@ -52,7 +53,7 @@ func (s State) Next() (*Pod, string) {
 	for _, p := range s.Pods {
 		since, lost := s.Lost[p.Node]
 		if lost && p.Revision == s.Current && !p.Started.IsZero() && since.Before(p.Started.Add(settle)) {
-			suspect = fmt.Sprintf("node %s was lost within %s after its daemon was replaced; look at the node, then roll back or delete pod %s", p.Node, settle, p.Name)
+			suspect = fmt.Sprintf("node %s was lost within %s after its daemon was replaced; look at the node, then roll back, or run: kubectl -n kube-system delete pod %s --wait=false", p.Node, settle, p.Name)
 		}
 		switch {
 		case lost && !p.Available:

@@ -23,8 +23,8 @@ const (
 	// of 5,000 nodes are 120 MB.
 	share = 20
 	page  = "500" // objects of one answer
-	// leastDeadline bounds the time from the first read to the deletion where minReadySeconds is shorter.
-	leastDeadline = 10 * time.Second
+	// actWithin bounds the time from the last read to the deletion: longer than two requests over a slow line.
+	actWithin = 10 * time.Second
 )
 
 // Options of Run.
@@ -97,8 +97,8 @@ func (r *roller) connect() error {
 // daemonSet is the part of an apps/v1 DaemonSet that is read.
 type daemonSet struct {
 	Metadata struct {
-		UID        string
-		Generation int64
+		UID, ResourceVersion string
+		Generation           int64
 	}
 	Spec struct {
 		Selector        struct{ MatchLabels map[string]string }
@@ -149,8 +149,9 @@ func (r *roller) look(ctx context.Context, name string) (why string, err error) 
 	if err := r.connect(); err != nil {
 		return "", err
 	}
-	var ds daemonSet
-	if err := r.read(ctx, "apis/apps/v1/namespaces/"+namespace+"/daemonsets/"+name, nil, &ds); err != nil {
+	path := "apis/apps/v1/namespaces/" + namespace + "/daemonsets/" + name
+	var ds, now daemonSet
+	if err := r.read(ctx, path, nil, &ds); err != nil {
 		if apierrors.IsNotFound(err) {
 			err = nil
 		}
@@ -160,10 +161,6 @@ func (r *roller) look(ctx context.Context, name string) (why string, err error) 
 		ds.Status.UpdatedNumberScheduled >= ds.Status.DesiredNumberScheduled {
 		return "", nil // an operator decides, or Kubernetes has not looked yet, or the roll-out is done
 	}
-	// Kubernetes gets its budget back minReadySeconds after an offline node's pod is ready again. The decision must not
-	// be older: else Kubernetes replaces a pod at the same time.
-	ctx, cancel := context.WithTimeout(ctx, max(time.Duration(ds.Spec.MinReadySeconds)*time.Second, leastDeadline))
-	defer cancel()
 	s, err := r.state(ctx, ds)
 	if err != nil {
 		return "", err
@@ -171,6 +168,14 @@ func (r *roller) look(ctx context.Context, name string) (why string, err error) 
 	next, why := s.Next()
 	if next == nil {
 		return why, nil
+	}
+	// A node that comes back gives Kubernetes its budget back at once, if the node's daemon ran on: its kubelet says that
+	// the pod was ready all the time. Kubernetes then replaces a pod, and writes the DaemonSet's status right after that.
+	// So a decision counts only while the DaemonSet is the same.
+	ctx, cancel := context.WithTimeout(ctx, actWithin)
+	defer cancel()
+	if err := r.read(ctx, path, nil, &now); err != nil || now.Metadata.ResourceVersion != ds.Metadata.ResourceVersion {
+		return "", err
 	}
 	if err := r.server.Delete(ctx, "api/v1/namespaces/"+namespace+"/pods/"+next.Name, next.UID, next.Version); err != nil {
 		return "", fmt.Errorf("delete pod %s: %w", next.Name, err)
@@ -220,7 +225,10 @@ func (r *roller) state(ctx context.Context, ds daemonSet) (s State, err error) {
 		ready, since := o.condition("Ready")
 		minReady := time.Duration(ds.Spec.MinReadySeconds) * time.Second
 		p.Available = ready == "True" && o.Metadata.DeletionTimestamp.IsZero() && time.Since(since) >= minReady
-		if p.Started = o.Status.StartTime; !p.Started.IsZero() && p.Started.Before(o.Metadata.CreationTimestamp) {
+		switch p.Started = o.Status.StartTime; {
+		case !o.Metadata.DeletionTimestamp.IsZero():
+			p.Started = time.Time{}
+		case !p.Started.IsZero() && p.Started.Before(o.Metadata.CreationTimestamp):
 			p.Started = o.Metadata.CreationTimestamp // the node's clock is behind
 		}
 		s.Pods = append(s.Pods, p)
