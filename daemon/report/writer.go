@@ -341,11 +341,18 @@ func away(err error) bool {
 	case http.StatusUnauthorized: // credentials are renewed
 	case http.StatusConflict: // several other writers were faster, and the API server gave up
 	case http.StatusTooManyRequests:
+	case http.StatusInternalServerError:
+		return !strings.Contains(status.ErrStatus.Message, earlierKind)
 	default:
-		return code >= http.StatusInternalServerError
+		return code > http.StatusInternalServerError
 	}
 	return true
 }
+
+// earlierKind is in the answer to an apply with a field that the kind at the API server does not have: an upgrade leaves
+// CustomResourceDefinitions as they are, above all Helm's. The API server takes it for an error of its own, 500
+// (structured-merge-diff: typed/validate.go; apimachinery: managedfields/internal/structuredmerge.go).
+const earlierKind = "field not declared in schema"
 
 // answered reports whether err is an API server's answer with that code.
 func answered(err error, code int32) bool {
