@@ -100,6 +100,8 @@ type Finding struct {
 	Passed bool
 	// Owned: the kernel lets only one program change the chain's table.
 	Owned bool
+	// Zone: the chain is firewalld's for a zone, and its last rule is the zone's default.
+	Zone bool
 	// Program is "Docker", "firewalld" or "ufw" if the chain is one of theirs, or a chain that they share with others.
 	Program string
 }
@@ -268,6 +270,8 @@ type rules interface {
 	keyLen(p Place, set string) (int, error)
 	// program names whoever writes the chain.
 	program(p Place) string
+	// zone reports whether the chain is firewalld's for a zone.
+	zone(p Place) bool
 	// index is the number of a link; 0: "".
 	index(link string) uint32
 }
@@ -442,8 +446,8 @@ func (w *walk) chain(p Place, by road, out *[]Finding) (through bool) {
 				by.doubt, left = why, true
 			}
 		default:
-			f := Finding{Place: p, Handle: r.handle, Comment: r.comment, Packets: r.packets, Counted: r.counted, Does: v.does, Doubt: why, Outcome: v.outcome()}
-			f.Policy = f.Outcome == Drops && i == len(all)-1 && r.takesAll() && (by.open || p.ofFirewalld())
+			f := Finding{Place: p, Handle: r.handle, Comment: r.comment, Packets: r.packets, Counted: r.counted, Does: v.does, Doubt: why, Outcome: v.outcome(), Zone: w.r.zone(p)}
+			f.Policy = f.Outcome == Drops && i == len(all)-1 && r.takesAll() && (by.open || f.Zone)
 			*out = append(*out, f)
 			if certain {
 				return left
@@ -451,11 +455,6 @@ func (w *walk) chain(p Place, by road, out *[]Finding) (through bool) {
 		}
 	}
 	return true
-}
-
-// ofFirewalld reports whether the chain is one of firewalld's chains for a zone. The last rule there is the zone's policy.
-func (p Place) ofFirewalld() bool {
-	return p.Table == "firewalld" || strings.HasPrefix(p.Chain, "FWD_") || strings.HasPrefix(p.Chain, "FWDI_") || strings.HasPrefix(p.Chain, "IN_")
 }
 
 // takesAll reports whether the rule has nothing but its counter and verdict.
@@ -552,6 +551,24 @@ func (r *reader) program(p Place) string {
 		}
 	}
 	return ""
+}
+
+// zone knows a zone's chain by its name: filter_FWD_public, or FWD_public of iptables. The chain of a policy that the
+// administrator made is filter_FWD_policy_NAME, or FWD_NAME without an IN_NAME. The rules that the administrator gave the
+// zone are in chains of more words, such as FWD_public_deny (firewalld's fw_policy.py: policy_base_chain_name, and
+// build_policy_chain_rules of nftables.py and ipXtables.py).
+func (r *reader) zone(p Place) bool {
+	there := func(chain string) bool { at := p; at.Chain = chain; return r.names[at] }
+	name, nft := strings.CutPrefix(p.Chain, "filter_")
+	hook, name, _ := strings.Cut(name, "_")
+	part := name[strings.LastIndex(name, "_")+1:]
+	switch {
+	case hook != "IN" && hook != "FWD" && hook != "FWDI" || slices.Contains([]string{"pre", "log", "deny", "allow", "post"}, part):
+		return false
+	case p.Table == "firewalld":
+		return nft && !strings.HasPrefix(name, "policy_")
+	}
+	return there("FORWARD_direct") && there("IN_"+name) && (there("FWD_"+name) || there("FWDI_"+name))
 }
 
 // Judge returns what the firewalls of this machine do to each packet, hook by hook: nftables (iptables-nft writes there

@@ -335,7 +335,12 @@ func expression(name string, d []byte) fwStep {
 		return func(*walk) result { return ends(verdict{code: verdictTranslate, does: name}) }
 	case "queue":
 		return func(*walk) result { return ends(verdict{code: verdictUnclear, does: "queue to a program"}) }
-	case "log", "notrack", "last", "objref", "flow_offload", "secmark":
+	case "objref":
+		if kind := u(nftaObjrefType); kind == unix.NFT_OBJECT_COUNTER || kind == unix.NFT_OBJECT_CT_HELPER {
+			return nil
+		}
+		return func(*walk) result { return doubtful("a named limit or quota") }
+	case "log", "notrack", "last", "flow_offload", "secmark":
 		return nil
 	case "rt", "socket", "osf", "numgen", "hash", "xfrm", "tunnel", "exthdr", "inner":
 		reg := be32(one(d, 1)) // their first attribute is the register
@@ -343,6 +348,9 @@ func expression(name string, d []byte) fwStep {
 	}
 	return func(*walk) result { return doubtful(name) } // limit, quota, connlimit, dynset, ...
 }
+
+// nftaObjrefType is NFTA_OBJREF_IMM_TYPE (linux/netfilter/nf_tables.h).
+const nftaObjrefType = 1
 
 // unknown names what a comparison could not read.
 const unknown = "a mark, or something else that is not in the packet"

@@ -126,7 +126,7 @@ func passagesByPlace() identity[Passage, Place] {
 // are known to be reached by their default alone.
 func (f Finding) Passable() bool {
 	ended := f.Passed || f.Outcome == Drops
-	byDefault := f.Place == f.Base || f.Place.ofFirewalld() || strings.HasPrefix(f.Place.Chain, "ufw-reject-") || strings.HasPrefix(f.Place.Chain, "ufw6-reject-")
+	byDefault := f.Place == f.Base || f.Zone || strings.HasPrefix(f.Place.Chain, "ufw-reject-") || strings.HasPrefix(f.Place.Chain, "ufw6-reject-")
 	return ended && f.Policy && byDefault && !f.Owned && !f.Place.Legacy && (f.Hook == Input || f.Hook == Forward || f.Hook == Output)
 }
 

@@ -165,6 +165,40 @@ func TestPassageBypassesNoRule(t *testing.T) {
 	}
 }
 
+// The administrator shut pods off by a policy of firewalld's, by a rule of a zone, or in a chain whose name looks like
+// firewalld's. edgeway wrote its rules into these chains, and so let the packets pass.
+func TestPassageBypassesNoPolicyOfFirewalld(t *testing.T) {
+	nft := func(chain string) []string {
+		return []string{"nft -f FIREWALL/firewalld.nft", "nft add chain inet firewalld " + chain, "nft add rule inet firewalld " + chain + " drop",
+			"nft insert rule inet firewalld filter_FWD_public ip daddr 10.10.2.0/24 jump " + chain}
+	}
+	iptables := func(from, chain string) []string {
+		return []string{"iptables -N " + chain, "iptables -A " + chain + " -j DROP", "iptables -I " + from + " -d 10.10.2.0/24 -j " + chain}
+	}
+	restore := []string{"iptables-restore FIREWALL/firewalld.iptables"}
+	for name, setup := range map[string][]string{
+		"a policy":                 nft("filter_FWD_policy_apart"),
+		"the last rule of a zone":  nft("filter_FWD_public_post"),
+		"a policy of iptables":     append(restore, iptables("FWD_public", "FWD_apart")...),
+		"a rule of a zone":         append(restore, "iptables -A FWD_public_deny -j DROP"),
+		"another program's chains": append(iptables("FORWARD", "FWD_apart"), iptables("INPUT", "IN_apart")...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSpace(t)
+			for _, command := range setup {
+				s.run(strings.ReplaceAll(command, "FIREWALL", filepath.Join("testdata", "firewall")))
+			}
+			if len(dropped(s, []Packet{fromPod})) != 1 {
+				t.Fatal("the packet passes")
+			}
+			if p := wanted(s, []Packet{fromPod}); len(p) != 0 {
+				t.Errorf("rules in a chain that drops for others: %v", p)
+			}
+		})
+	}
+}
+
 // A flush takes our rules, and the next Sync puts them back. A chain that is gone is no error.
 func TestPassageAfterFlush(t *testing.T) {
 	s := newSpace(t)
