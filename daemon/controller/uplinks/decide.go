@@ -117,6 +117,10 @@ func decide(c Cloud, spec *cluster.Uplinks, status *cluster.UplinksStatus, t Ter
 	if status != nil {
 		d.used, d.reported = status.Used, true
 		d.confirmed = status.Confirmed
+		d.missing = map[string]bool{}
+		for _, i := range status.Interfaces {
+			d.missing[i.MAC] = i.State == cluster.InterfaceMissing
+		}
 	}
 	d.usable = slices.DeleteFunc(slices.Clone(c.Interfaces), func(n cloud.Interface) bool { return n.Primary || n.Status != cloud.InUse })
 	d.adopt()
@@ -136,6 +140,9 @@ type decision struct {
 	confirmed []cluster.Withdrawal
 	used      int
 	reported  bool // the node has written its status
+	// missing are the MACs of interfaces that the node does not have. It knows nothing of the pods there: a Node that has
+	// the label of another machine's instance would confirm whatever it is asked.
+	missing map[string]bool
 }
 
 // adopt adds to the spec what the list shows.
@@ -206,6 +213,9 @@ func (d *decision) withdraw() {
 	granted := 0
 	most := -1 // the interface with the most addresses
 	for i, u := range d.next.Interfaces {
+		if d.missing[u.MAC] {
+			return
+		}
 		n := len(addresses(u))
 		granted += n
 		if most < 0 || n > len(addresses(d.next.Interfaces[most])) {
@@ -253,7 +263,7 @@ func (d *decision) call() Call {
 	for _, u := range d.next.Interfaces {
 		granted += len(addresses(u))
 		i := slices.IndexFunc(d.usable, func(n cloud.Interface) bool { return n.ID == u.ID })
-		if i < 0 || d.Release == NoRelease {
+		if i < 0 || d.Release == NoRelease || d.missing[u.MAC] {
 			continue
 		}
 		for _, w := range u.Withdrawn {

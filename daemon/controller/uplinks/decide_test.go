@@ -86,6 +86,10 @@ func TestDecide(t *testing.T) {
 		}
 		return s
 	}
+	without := func(s *cluster.UplinksStatus) *cluster.UplinksStatus {
+		s.Interfaces = []cluster.UplinkStatus{{MAC: "00:16:3e:00:00:01", State: cluster.InterfaceMissing}}
+		return s
+	}
 	lacking := func(d time.Duration, texts ...string) map[Place]time.Duration {
 		out := map[Place]time.Duration{}
 		for _, text := range texts {
@@ -143,6 +147,9 @@ func TestDecide(t *testing.T) {
 			specOf(link("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33/spare-2")), confirmed(0, "10.0.0.33/spare-1"), free, ""},
 		{"unassign what the node has confirmed with the token", list(eni("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33")),
 			specOf(link("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33/spare-2")), confirmed(0, "10.0.0.33/spare-2"), free, "unassign 10.0.0.33 from eni-1"},
+		{"a node without the interface cannot confirm: another machine has it, with its pods", list(eni("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33")),
+			specOf(link("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33/spare-2")), without(confirmed(0, "10.0.0.33/spare-2")), free, ""},
+		{"nothing is surplus on a node without the interface", list(full), fullSpec, without(confirmed(0)), Terms{Fill: Fill{1}, PerInterface: 3}, ""},
 		{"not with noRelease", list(eni("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33")),
 			specOf(link("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33/spare-2")), confirmed(0, "10.0.0.33/spare-2"), Terms{Fill: Fill{1}, Release: NoRelease}, ""},
 		{"no call with off, and lists still count", list(eni("eni-1", "10.0.0.21", "10.0.0.31")), specOf(link("eni-1", "10.0.0.21")), nil, Terms{PerInterface: 3, Release: Off}, "write eni-1: 10.0.0.31"},
