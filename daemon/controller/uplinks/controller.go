@@ -187,8 +187,9 @@ func (c *Controller) client() (*cloud.Client, error) {
 		if c.cloud != nil && info.ModTime().Equal(c.read) {
 			return c.cloud, nil
 		}
-		c.read = info.ModTime()
-		k, err = cloud.ReadCredentials(c.Credentials)
+		if k, err = cloud.ReadCredentials(c.Credentials); err == nil { // chmod, which an error asks for, changes no time
+			c.read = info.ModTime()
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -206,7 +207,7 @@ func (c *Controller) Run(ctx context.Context) {
 		return // ctx has ended
 	}
 	for ctx.Err() == nil {
-		c.meet(events.take())
+		c.meet(ctx, events.take())
 		next := time.Now().Add(c.times.full)
 		for _, n := range c.inTurn() {
 			if !n.due.After(time.Now()) {
@@ -238,7 +239,7 @@ func (c *Controller) Run(ctx context.Context) {
 }
 
 // meet takes over the list of Nodes, and looks soon at those whose objects changed.
-func (c *Controller) meet(changed map[string]bool) {
+func (c *Controller) meet(ctx context.Context, changed map[string]bool) {
 	all := map[string]bool{}
 	for _, n := range c.server.listNodes() {
 		all[n.Name] = true
@@ -252,7 +253,12 @@ func (c *Controller) meet(changed map[string]bool) {
 			known.due = time.Time{}
 		}
 	}
-	maps.DeleteFunc(c.nodes, func(name string, _ *node) bool { return !all[name] })
+	for name, n := range c.nodes {
+		if !all[name] { // the Node is gone, or its label
+			delete(c.nodes, name)
+			c.taint(ctx, n, edgeNode{})
+		}
+	}
 }
 
 // inTurn returns the nodes, the longest due first.
@@ -268,30 +274,31 @@ func (c *Controller) look(ctx context.Context, n *node) {
 		n.due = c.pause.until
 		return
 	}
-	n.problems = nil
+	n.problems = slices.DeleteFunc(n.problems, passing) // the others count until a look can judge again
 	n.due = time.Now().Add(c.times.full - rand.N(c.times.full/5))
-	for _, other := range c.nodes {
-		if other.Instance == n.Instance && other.Name < n.Name {
-			n.problem(cluster.Problem{Object: "Node/" + n.Name, Reason: sharedInstance, Want: "an instance of its own", Got: n.Instance + ", which Node/" + other.Name + " has too",
-				Next: "delete the Node that is no longer used, or correct the label " + InstanceLabel(c.Service)})
-			return
-		}
-	}
 	began := time.Now()
 	object, err := c.server.edgeNode(ctx, n.Name)
 	if err != nil {
 		c.retry(ctx, n, fmt.Errorf("read EdgeNode %s: %w", n.Name, err))
 		return
 	}
+	c.taint(ctx, n, object) // also while the cloud is away
+	for _, other := range c.nodes {
+		if other.Instance == n.Instance && other.Name < n.Name {
+			n.only(cluster.Problem{Object: "Node/" + n.Name, Reason: sharedInstance, Want: "an instance of its own", Got: n.Instance + ", which Node/" + other.Name + " has too",
+				Next: "delete the Node that is no longer used, or correct the label " + InstanceLabel(c.Service)})
+			return
+		}
+	}
 	if object.uplinks != nil && object.uplinks.Provider != c.Terms.Provider {
-		n.problem(cluster.Problem{Object: "EdgeNode/" + n.Name, Reason: notOurs, Want: "provider: " + string(c.Terms.Provider) + ", because the Node has the label " + InstanceLabel(c.Service), Got: "provider: " + string(object.uplinks.Provider),
+		n.only(cluster.Problem{Object: "EdgeNode/" + n.Name, Reason: notOurs, Want: "provider: " + string(c.Terms.Provider) + ", because the Node has the label " + InstanceLabel(c.Service), Got: "provider: " + string(object.uplinks.Provider),
 			Next: "remove spec.uplinks or the label; nothing is changed until then"})
 		return
 	}
 	seen, err := c.ask(ctx, n)
 	switch {
 	case cloud.Is(err, cloud.Refused), cloud.Is(err, cloud.NotFound): // it concerns this node only
-		n.problem(cluster.Problem{Object: "Node/" + n.Name, Reason: noInterface, Want: "the interfaces of " + n.Instance, Got: err.Error(),
+		n.only(cluster.Problem{Object: "Node/" + n.Name, Reason: noInterface, Want: "the interfaces of " + n.Instance, Got: err.Error(),
 			Next: "correct the label " + InstanceLabel(c.Service) + " of the Node"})
 		return
 	case err != nil:
@@ -325,7 +332,6 @@ func (c *Controller) look(ctx context.Context, n *node) {
 		n.due = time.Now().Add(c.times.oldest / 2)
 	}
 	c.judge(ctx, n, seen, object.uplinks, terms)
-	c.taint(ctx, n, object)
 }
 
 // terms are the terms of a node: what the configuration says, within the limits of its instance.
@@ -346,7 +352,13 @@ func (c *Controller) terms(n *node) Terms {
 
 // taint keeps pods away from a node that has no address for them.
 func (c *Controller) taint(ctx context.Context, n *node, object edgeNode) {
-	want := c.TaintWhenFull && object.uplinks != nil && object.status != nil && object.status.Free == 0
+	want := false
+	if u := object.uplinks; u != nil {
+		if u.Provider != c.Terms.Provider && u.Provider != cluster.ProviderStatic {
+			return // the controller of the other service decides
+		}
+		want = c.TaintWhenFull && u.Provider == c.Terms.Provider && object.status != nil && object.status.Free == 0
+	}
 	if want == n.Tainted {
 		return
 	}
@@ -452,7 +464,9 @@ func (c *Controller) ask(ctx context.Context, n *node) (out Cloud, err error) {
 		if err := c.askLimits(ctx, client, n); err != nil {
 			return out, err
 		}
-		n.asked = now
+		if len(all) > 0 { // else the list may be older than the instance
+			n.asked = now
+		}
 	}
 	var unknown []string
 	look := func(id string) {
@@ -621,14 +635,20 @@ func (c *Controller) leave(ctx context.Context) {
 		}
 		taken := slices.ContainsFunc(slices.Collect(maps.Values(c.nodes)), func(n *node) bool { return n.Instance == o.instance })
 		if !taken {
+			var all []cloud.Instance
 			client, err := c.client()
-			if err == nil && c.limit.Wait(ctx) == nil {
-				var all []cloud.Instance
-				all, err = client.Instances(ctx, o.instance)
-				taken = err == nil && len(all) == 0 && b.wait > 0 // a second answer, a while after the first
+			if err == nil {
+				err = c.limit.Wait(ctx)
 			}
-			if err != nil || !taken {
-				c.blocks["orphan "+o.name] = b.more(c.times.orphan, c.times.orphan)
+			if err == nil {
+				all, err = client.Instances(ctx, o.instance)
+			}
+			gone := err == nil && len(all) == 0
+			if !gone || b.wait == 0 { // only a second answer without it, a while after the first, proves it
+				if b = b.more(c.times.orphan, c.times.orphan); !gone {
+					b.wait = 0
+				}
+				c.blocks["orphan "+o.name] = b
 				continue
 			}
 		}
@@ -658,6 +678,7 @@ func (c *Controller) sweep(ctx context.Context) {
 		all, err = client.Interfaces(ctx, cloud.Filter{Status: cloud.Available})
 	}
 	if err != nil {
+		n.problems = slices.DeleteFunc(n.problems, passing)
 		c.fail(ctx, n, err)
 		return
 	}

@@ -46,6 +46,14 @@ func token() string { return strings.ToLower(rand.Text()[:10]) }
 
 func (n *node) problem(p cluster.Problem) { n.problems = append(n.problems, p) }
 
+// only makes p the only problem of the node: nothing else can be judged.
+func (n *node) only(p cluster.Problem) { n.problems = []cluster.Problem{p} }
+
+// passing reports whether a problem is over once a look succeeds.
+func passing(p cluster.Problem) bool {
+	return p.Reason == cloudUnreachable || p.Reason == edgeNodeRefused
+}
+
 // another says how a node gets another interface.
 func (c *Controller) another() string {
 	if c.Service == cloud.ECS {
@@ -56,6 +64,7 @@ func (c *Controller) another() string {
 
 // judge finds the problems of a node whose look succeeded and changed nothing.
 func (c *Controller) judge(ctx context.Context, n *node, seen Cloud, spec *cluster.Uplinks, t Terms) {
+	n.problems = nil
 	object := "EdgeNode/" + n.Name
 	secondary := 0
 	for _, i := range seen.Interfaces {

@@ -165,6 +165,9 @@ func (s *server) taint(ctx context.Context, name string, on bool) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	o, err := s.typed.CoreV1().Nodes().Get(ctx, name, v1.GetOptions{})
+	if apierrors.IsNotFound(err) && !on {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
