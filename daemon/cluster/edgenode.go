@@ -223,6 +223,9 @@ var (
 	linkPattern = regexp.MustCompile(`^[A-Za-z0-9][-A-Za-z0-9_.@]{0,14}$`)
 )
 
+// IsLinkName reports whether an EdgeNode may name a link so: no pattern, and no more than one name.
+func IsLinkName(name string) bool { return linkPattern.MatchString(name) }
+
 // readUplink reads one interface. A plain LAN needs what a cloud's network does itself, so answerARP and
 // onLink are true by default where static is.
 func readUplink(f field, static bool) Uplink {

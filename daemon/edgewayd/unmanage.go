@@ -1,16 +1,19 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/durable"
 	"github.com/edgeway-cni/edgeway/plugin/uplink"
 )
@@ -86,10 +89,14 @@ so does uninstall --purge.`,
 // unmanaged returns the interfaces of the arguments, or those that the daemon has saved.
 func unmanaged(f *flags, args []string) (out []uplink.Interface, err error) {
 	for _, a := range args {
-		if strings.Contains(a, ":") {
-			out = append(out, uplink.Interface{MAC: strings.ToLower(a)})
-		} else {
+		mac, err := net.ParseMAC(a)
+		switch {
+		case err == nil && len(mac) == 6:
+			out = append(out, uplink.Interface{MAC: mac.String()})
+		case cluster.IsLinkName(a): // in the files, a pattern or a list would be more than one link
 			out = append(out, uplink.Interface{Name: a})
+		default:
+			return nil, fmt.Errorf("unmanage %q: want a MAC such as 00:16:3e:08:60:0a, or the name of a link", a)
 		}
 	}
 	if len(out) > 0 {
@@ -120,8 +127,12 @@ func unmanage(root string, interfaces []uplink.Interface, out io.Writer) error {
 		if _, err := os.Stat(filepath.Join(root, s.of)); errors.Is(err, fs.ErrNotExist) {
 			continue // it is not installed
 		}
+		have, err := os.ReadFile(path)
+		if err == nil && !ours(have) {
+			return fmt.Errorf("unmanage %s: somebody else wrote it; move it away, and run unmanage again", path)
+		}
 		did := "kept"
-		if have, err := os.ReadFile(path); err != nil || string(have) != s.text {
+		if string(have) != s.text {
 			did = "installed"
 			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 				return fmt.Errorf("unmanage: %w", err)
@@ -152,10 +163,21 @@ func remanage(root string, out io.Writer) error {
 	return nil
 }
 
+// ours reports whether unmanage wrote the file of this text.
+func ours(text []byte) bool { return bytes.HasPrefix(text, []byte(byEdgewayd)) }
+
+// removeFile removes a file that unmanage wrote. A file of the same name that a person wrote stays.
 func removeFile(path string, out io.Writer) error {
-	err := os.Remove(path)
+	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
+	}
+	if err == nil && !ours(text) {
+		fmt.Fprintf(out, "left   %s: somebody else wrote it\n", path)
+		return nil
+	}
+	if err == nil {
+		err = os.Remove(path)
 	}
 	if err == nil {
 		fmt.Fprintf(out, "delete %s\n", path)

@@ -61,3 +61,39 @@ next: systemctl reload NetworkManager
 		t.Errorf("undo again:\n%s", got)
 	}
 }
+
+// A person had written these files by hand before, and uninstall --purge deleted them.
+func TestUnmanageLeavesFilesOfOthers(t *testing.T) {
+	root := t.TempDir()
+	path := filepath.Join(root, "etc/systemd/network/05-edgeway.network")
+	const own = "[Match]\nMACAddress=00:16:3e:08:60:0a\n[Network]\nDHCP=no\n"
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(own), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := remanage(root, &out); err != nil || out.String() != "left   "+path+": somebody else wrote it\n" {
+		t.Errorf("got %v\n%s", err, &out)
+	}
+	if err := unmanage(root, []uplink.Interface{{MAC: "00:16:3e:08:60:0b"}}, &out); err == nil || !strings.Contains(err.Error(), "somebody else wrote it; move it away") {
+		t.Errorf("got %v", err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != own {
+		t.Errorf("%v\n%s", err, text)
+	}
+}
+
+// An argument becomes a line of three programs' files.
+func TestUnmanageArguments(t *testing.T) {
+	got, err := unmanaged(nil, []string{"00:16:3E:08:60:0A", "00-16-3e-08-60-0b", "eth1.100"})
+	if err != nil || got[0].MAC != "00:16:3e:08:60:0a" || got[1].MAC != "00:16:3e:08:60:0b" || got[2].Name != "eth1.100" {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	for _, text := range []string{"", "*", "eth*", "eth1 eth0", "!eth1", "eth1;type:ethernet", "eth1\n[Network]", "00:16:3e", "00:16:3e:08:60:0a:00:00"} {
+		if got, err := unmanaged(nil, []string{text}); err == nil || !strings.Contains(err.Error(), "want a MAC such as") {
+			t.Errorf("%q: got %+v, %v", text, got, err)
+		}
+	}
+}
