@@ -98,7 +98,7 @@ func pathsKey(w policy.World) (paths.Key, cluster.Problem) {
 			}
 		}
 	}
-	return paths.Key{}, cluster.Problem{Object: "Secret/" + name, Reason: cluster.NoPathsKey, Want: "Secret kube-system/" + name + " with key key, at least 16 bytes", Got: got,
+	return paths.Key{}, cluster.Problem{Object: "Secret/" + name, Reason: cluster.NoPathsKey, Want: "Secret kube-system/" + name + " with the key: at least 16 bytes in its data", Got: got,
 		Next: "set it; until then this node asks no other node whether packets arrive, and answers none"}
 }
 
