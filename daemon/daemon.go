@@ -117,16 +117,7 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 	l, o := d.loop, d.options
 	var wait sync.WaitGroup
 	start := func(what string, f func(context.Context) error) {
-		wait.Go(func() {
-			for ctx.Err() == nil {
-				if err := f(ctx); err != nil && ctx.Err() == nil {
-					o.Log.Warn(what, "err", err)
-				}
-				if !pause(ctx, retryLeast) {
-					return
-				}
-			}
-		})
+		wait.Go(func() { persist(ctx, o.Log, what, f) })
 	}
 	if server, ok := d.config.APIServer(o.Version); ok {
 		r := report.New(server)
@@ -165,6 +156,23 @@ func (d *Daemon) serve(ctx context.Context, listener *net.UnixListener) error {
 	err = errors.Join(err, d.pods.Close())
 	o.Log.Info("stopped", "routes", "kept", "switches", "keep their routes for the graceful restart time")
 	return err
+}
+
+// persist runs a part of the daemon again whenever it ends, until ctx ends. A failure that stays the same, such as a port
+// that another program has, is logged once a minute.
+func persist(ctx context.Context, log *slog.Logger, what string, f func(context.Context) error) {
+	var said string
+	var at time.Time
+	for ctx.Err() == nil {
+		err := f(ctx)
+		if err != nil && ctx.Err() == nil && (err.Error() != said || time.Since(at) >= time.Minute) {
+			log.Warn(what, "err", err)
+			said, at = err.Error(), time.Now()
+		}
+		if !pause(ctx, retryLeast) {
+			return
+		}
+	}
 }
 
 // confEvery is the time between two looks at cni.confDir: the runtime reads it at its next pod.

@@ -1,12 +1,17 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
+	"net"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
@@ -60,5 +65,25 @@ func TestHealthIsTheExitStatusOfStatus(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A port that another program has filled the log with a line each second.
+func TestTakenPortIsALineAMinute(t *testing.T) {
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	var text bytes.Buffer
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute-time.Second/2)
+		defer cancel()
+		persist(ctx, slog.New(slog.NewTextHandler(&text, nil)), "serve health", func(ctx context.Context) error {
+			return serveHTTP(ctx, other.Addr().String(), http.NotFoundHandler())
+		})
+	})
+	if n := strings.Count(text.String(), "in use; end the program that has the port"); n != 10 {
+		t.Errorf("%d lines in ten minutes, want 10:\n%s", n, text.String())
 	}
 }
