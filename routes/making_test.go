@@ -74,6 +74,11 @@ func TestTableInTheMakingTranslatesNoPod(t *testing.T) {
 	for _, ends := range [][2]string{{"10.10.1.5", "10.9.0.2"}, {"fd00:10:1::5", "fd00:9::2"}} {
 		newcomers(t, pod, lan, addr(ends[0]), addr(ends[1]), func(a netip.Addr) { mu.Lock(); arrived[a]++; mu.Unlock() })
 	}
+	eventually(t, "packets of both families arrive", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return arrived[addr("10.10.1.5")] > 0 && arrived[addr("fd00:10:1::5")] > 0
+	})
 	for range 15 {
 		for _, want := range []State{{NAT: &nat}, {NAT: &more}, {}} {
 			if _, err := host.k.Sync(t.Context(), Scope{NAT: true}, want); err != nil {

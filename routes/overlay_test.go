@@ -32,6 +32,27 @@ func (n overlayNode) state(other overlayNode) (s State) {
 	return s
 }
 
+// twoNodes are two nodes of a LAN whose pods reach each other through the tunnel that scope owns.
+func twoNodes(t *testing.T) (a, b *space, nodeA, nodeB overlayNode, scope Scope) {
+	t.Helper()
+	a, b = newSpace(t), newSpace(t)
+	nodeA = overlayNode{addr("10.0.0.11"), "02:00:00:00:01:0a", prefixes("10.10.1.0/24")}
+	nodeB = overlayNode{addr("10.0.0.12"), "02:00:00:00:01:0b", prefixes("10.10.2.0/24")}
+	a.sync(Scope{}, State{
+		Links: []Link{{Name: "eth0", Kind: "veth", Up: true, Peer: &Peer{Name: "eth0", Netns: b.f}}},
+		Addrs: []Addr{{Link: "eth0", Prefix: netip.PrefixFrom(nodeA.underlay, 24)}},
+	})
+	b.sync(Scope{}, State{Links: []Link{{Name: "eth0", Up: true}}, Addrs: []Addr{{Link: "eth0", Prefix: netip.PrefixFrom(nodeB.underlay, 24)}}})
+	return a, b, nodeA, nodeB, Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}
+}
+
+// oneOfTwo is the first of them, with what it wants.
+func oneOfTwo(t *testing.T) (s *space, scope Scope, want State) {
+	t.Helper()
+	s, _, nodeA, nodeB, scope := twoNodes(t)
+	return s, scope, nodeA.state(nodeB)
+}
+
 // TestOverlayCarriesPackets sends packets of both families through VXLAN, over an underlay of
 // either family. Nothing is learned, and nothing is flooded.
 func TestOverlayCarriesPackets(t *testing.T) {
@@ -78,15 +99,7 @@ func TestOverlayCarriesPackets(t *testing.T) {
 // Two pools have different VNIs and ports: each node sends with those of the receiver. The entry of a
 // receiver that changes them is replaced.
 func TestOverlayToAnotherVNI(t *testing.T) {
-	a, b := newSpace(t), newSpace(t)
-	nodeA := overlayNode{addr("10.0.0.11"), "02:00:00:00:01:0a", prefixes("10.10.1.0/24")}
-	nodeB := overlayNode{addr("10.0.0.12"), "02:00:00:00:01:0b", prefixes("10.10.2.0/24")}
-	a.sync(Scope{}, State{
-		Links: []Link{{Name: "eth0", Kind: "veth", Up: true, Peer: &Peer{Name: "eth0", Netns: b.f}}},
-		Addrs: []Addr{{Link: "eth0", Prefix: netip.PrefixFrom(nodeA.underlay, 24)}},
-	})
-	b.sync(Scope{}, State{Links: []Link{{Name: "eth0", Up: true}}, Addrs: []Addr{{Link: "eth0", Prefix: netip.PrefixFrom(nodeB.underlay, 24)}}})
-	scope := Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}
+	a, b, nodeA, nodeB, scope := twoNodes(t)
 	for _, at := range []VXLAN{{VNI: 7, Port: 8472}, {VNI: 1, Port: 4789}, {VNI: 7, Port: 4789}} {
 		wantA, wantB := nodeA.state(nodeB), nodeB.state(nodeA)
 		wantB.Links[0].VXLAN.VNI, wantB.Links[0].VXLAN.Port = at.VNI, at.Port
@@ -145,11 +158,7 @@ func TestLargeOverlay(t *testing.T) {
 // TestLinkOfAnotherMaker: another program made a link of our name with attributes that Sync never sets. It is made
 // again, with all objects on it, and the change says why.
 func TestLinkOfAnotherMaker(t *testing.T) {
-	s := newSpace(t)
-	s.wire()
-	nodeA := overlayNode{addr("10.0.0.11"), "02:00:00:00:01:0a", prefixes("10.10.1.0/24")}
-	nodeB := overlayNode{addr("10.0.0.12"), "02:00:00:00:01:0b", prefixes("10.10.2.0/24")}
-	scope, want := Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}, nodeA.state(nodeB)
+	s, scope, want := oneOfTwo(t)
 	for options, text := range map[string]string{
 		"nolearning noudpcsum":                          "",
 		"learning noudpcsum":                            "learning",
@@ -175,18 +184,11 @@ func TestLinkOfAnotherMaker(t *testing.T) {
 // TestTunnelSurvivesMasquerade: a rule of the machine gives all packets that leave a random port, and the card computes
 // no checksums, so what the kernel writes is what arrives. The outer checksum was wrong then, and nothing got through.
 func TestTunnelSurvivesMasquerade(t *testing.T) {
-	a, b := newSpace(t), newSpace(t)
-	nodeA := overlayNode{addr("10.0.0.11"), "02:00:00:00:01:0a", prefixes("10.10.1.0/24")}
-	nodeB := overlayNode{addr("10.0.0.12"), "02:00:00:00:01:0b", prefixes("10.10.2.0/24")}
-	a.sync(Scope{}, State{
-		Links: []Link{{Name: "eth0", Kind: "veth", Up: true, Peer: &Peer{Name: "eth0", Netns: b.f}}},
-		Addrs: []Addr{{Link: "eth0", Prefix: netip.PrefixFrom(nodeA.underlay, 24)}}, Sysctls: []Sysctl{SoftChecksum("eth0")},
-	})
-	b.sync(Scope{}, State{Links: []Link{{Name: "eth0", Up: true}}, Addrs: []Addr{{Link: "eth0", Prefix: netip.PrefixFrom(nodeB.underlay, 24)}}})
+	a, b, nodeA, nodeB, scope := twoNodes(t)
+	a.sync(Scope{}, State{Sysctls: []Sysctl{SoftChecksum("eth0")}})
 	a.run("nft add table ip others")
 	a.run("nft add chain ip others out { type nat hook postrouting priority 100 ; }")
 	a.run("nft add rule ip others out udp dport 8472 masquerade fully-random")
-	scope := Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}
 	a.sync(scope, nodeA.state(nodeB))
 	b.sync(scope, nodeB.state(nodeA))
 	if got := seenFrom(t, a, b, nodeA.cidrs[0].Addr(), nodeB.cidrs[0].Addr()); got != nodeA.cidrs[0].Addr() {
@@ -197,11 +199,7 @@ func TestTunnelSurvivesMasquerade(t *testing.T) {
 // TestSoftChecksum: a kernel with a fault needs checksums that are computed before the VXLAN link. The setting lasts:
 // the kernel announces its change, and the next Sync repairs it.
 func TestSoftChecksum(t *testing.T) {
-	s := newSpace(t)
-	s.wire()
-	nodeA := overlayNode{addr("10.0.0.11"), "02:00:00:00:01:0a", prefixes("10.10.1.0/24")}
-	nodeB := overlayNode{addr("10.0.0.12"), "02:00:00:00:01:0b", prefixes("10.10.2.0/24")}
-	scope, want := Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}, nodeA.state(nodeB)
+	s, scope, want := oneOfTwo(t)
 	s.sync(scope, want)
 	if value, err := s.k.checksums("edgeway.1"); value != "on" || err != nil {
 		t.Fatalf("checksums are %s before, %v", value, err)
@@ -227,11 +225,7 @@ func TestSoftChecksum(t *testing.T) {
 // TestForwardingEntryThatAgesOut: another program wrote forwarding entries that are not permanent, one of them in the
 // place of ours, which would be gone after five minutes.
 func TestForwardingEntryThatAgesOut(t *testing.T) {
-	s := newSpace(t)
-	s.wire()
-	nodeA := overlayNode{addr("10.0.0.11"), "02:00:00:00:01:0a", prefixes("10.10.1.0/24")}
-	nodeB := overlayNode{addr("10.0.0.12"), "02:00:00:00:01:0b", prefixes("10.10.2.0/24")}
-	scope, want := Scope{Protocol: ProtoNode, Links: []string{"edgeway.1"}}, nodeA.state(nodeB)
+	s, scope, want := oneOfTwo(t)
 	s.sync(scope, want)
 	s.run("bridge fdb add 02:00:00:00:09:09 dev edgeway.1 dst 10.0.0.9 dynamic")
 	s.run("bridge fdb replace 02:00:00:00:01:0b dev edgeway.1 dst 10.0.0.12 dynamic")
