@@ -260,7 +260,7 @@ func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *ou
 	l.writeGranted(plan.Uplinks, o)
 	scope := policy.Scope()
 	if g := l.guarded.Load(); g == nil || !g.judged {
-		scope.Passages = false // it is not known yet which rules in firewalls are needed: those that are there stay
+		scope.Passages = nil // it is not known yet which rules in firewalls are needed: those that are there stay
 	}
 	changes, err := l.kernel.Sync(ctx, scope, plan.Routes)
 	l.changed(o, changes, err)

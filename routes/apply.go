@@ -15,13 +15,14 @@ import (
 // applier makes changes in order. It collects changes of objects on links, and sends them together before
 // a change that may depend on them. It collects settings too: they need a visit to the namespace.
 type applier struct {
-	k        *Kernel
-	v        *view
-	ctx      context.Context // of one call
-	pending  []step
-	settings []*Change
-	raised   []step // links to set up after their settings are written
-	moved    bool   // routes have left a link, and a packet may still be on the old way
+	k         *Kernel
+	v         *view
+	ctx       context.Context // of one call
+	firewalls Firewalls       // that a Passage is in
+	pending   []step
+	settings  []*Change
+	raised    []step // links to set up after their settings are written
+	moved     bool   // routes have left a link, and a packet may still be on the old way
 }
 
 // onTheWay is how long a packet takes at most from the look-up of its route to the wire.
@@ -164,7 +165,7 @@ func (a *applier) steps(c *Change) (steps []step, alone func() error, err error)
 	case Symmetric:
 		return nil, func() error { return a.k.setTable(c.Op, o.table()) }, nil
 	case Passage:
-		return nil, func() error { return a.k.setPassage(c.Op, o) }, nil
+		return nil, func() error { return a.firewalls.set(a.k, c.Op, o) }, nil
 	case Masq:
 		return nil, func() error { return a.setMasq(c.Op, o) }, nil
 	case Rule:

@@ -103,7 +103,12 @@ func (k *Kernel) observe(ctx context.Context, v *view, scope Scope, desired Stat
 		func() error { s.Senders = k.observeSenders(scope, desired.Senders); return nil },
 		func() error { s.SourceCheck = k.observeSourceCheck(scope, desired.SourceCheck); return nil },
 		func() error { s.Symmetric = k.observeSymmetric(scope, desired.Symmetric); return nil },
-		func() (err error) { s.Passages, err = k.observePassages(ctx, scope); return err },
+		func() (err error) {
+			if scope.Passages != nil {
+				s.Passages, err = scope.Passages.observe(ctx, k)
+			}
+			return err
+		},
 		func() (err error) { s.Masq, err = k.observeMasq(v, scope.Masq, desired.Masq); return err },
 	}
 	for _, read := range parts {
@@ -128,11 +133,12 @@ func (k *Kernel) Sync(ctx context.Context, scope Scope, desired State) ([]Change
 		}
 		desired.SourceCheck = &SourceCheck{others: others}
 	}
-	passages, err := k.ofChains(scope, desired.Passages)
-	if err != nil {
+	var err error
+	if scope.Passages == nil {
+		desired.Passages = nil
+	} else if desired.Passages, err = scope.Passages.existing(k, desired.Passages); err != nil {
 		return nil, err
 	}
-	desired.Passages = passages
 	v.brief = true
 	observed, err := k.observe(ctx, v, scope, desired)
 	if err != nil {
@@ -140,7 +146,7 @@ func (k *Kernel) Sync(ctx context.Context, scope Scope, desired State) ([]Change
 	}
 	desired.Routes = v.wrong(desired.Routes)
 	changes := Diff(observed, desired)
-	a := applier{k: k, v: v, ctx: ctx}
+	a := applier{k: k, v: v, ctx: ctx, firewalls: scope.Passages}
 	a.apply(changes)
 	errs := []error{a.sweep(changes)}
 	for _, c := range changes {

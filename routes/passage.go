@@ -130,7 +130,7 @@ func (f Finding) Passable() bool {
 	return ended && f.Policy && byDefault && !f.Owned && !f.Place.Legacy && (f.Hook == Input || f.Hook == Forward || f.Hook == Output)
 }
 
-// passages is what observePassages found last. It counts as long as nobody changes nftables: the tables of kube-proxy
+// passages is what NFTables found last. It counts as long as nobody changes nftables: the tables of kube-proxy
 // have thousands of rules, and each Sync of the node asks.
 type passages struct {
 	mu         sync.Mutex // guards the rest
@@ -138,11 +138,22 @@ type passages struct {
 	found      []Passage
 }
 
-// observePassages finds the chains that have rules of ours, by the rules' comments. A kernel without nftables has none.
-func (k *Kernel) observePassages(ctx context.Context, scope Scope) ([]Passage, error) {
-	if !scope.Passages {
-		return nil, nil
-	}
+// Firewalls are other programs' firewalls, as Sync reads and writes them. It is NFTables in the daemon. A program that
+// leaves it out of its Scope does not link the reader of firewalls, which is 128 KiB of the plugin.
+type Firewalls interface {
+	// observe finds the chains that have rules of ours.
+	observe(ctx context.Context, k *Kernel) ([]Passage, error)
+	// existing leaves out the passages of chains that do not exist: nothing is dropped there.
+	existing(k *Kernel, all []Passage) ([]Passage, error)
+	// set rewrites our rules in a chain, or deletes them, in one transaction.
+	set(k *Kernel, op Op, p Passage) error
+}
+
+// NFTables are the firewalls that nftables has: it knows rules of ours by their comments. A kernel without nftables has
+// none.
+type NFTables struct{}
+
+func (NFTables) observe(ctx context.Context, k *Kernel) ([]Passage, error) {
 	now, err := k.Generation(ctx) // before the rules are read: who changes them meanwhile is seen the next time
 	if err != nil {
 		return nil, fmt.Errorf("read the firewall: %w", err)
@@ -234,9 +245,8 @@ func (r fwRule) dropsAll() bool {
 	return res.ends && res.outcome() == Drops
 }
 
-// ofChains leaves out the passages of chains that do not exist: nothing is dropped there.
-func (k *Kernel) ofChains(scope Scope, all []Passage) ([]Passage, error) {
-	if !scope.Passages || len(all) == 0 {
+func (NFTables) existing(k *Kernel, all []Passage) ([]Passage, error) {
+	if len(all) == 0 {
 		return nil, nil
 	}
 	r := newReader(k)
@@ -246,8 +256,7 @@ func (k *Kernel) ofChains(scope Scope, all []Passage) ([]Passage, error) {
 	return without(all, func(p Passage) bool { return !r.names[p.Place] }), nil
 }
 
-// setPassage rewrites our rules in a chain, or deletes them, in one transaction.
-func (k *Kernel) setPassage(op Op, p Passage) error {
+func (NFTables) set(k *Kernel, op Op, p Passage) error {
 	rules, err := newReader(k).readRules(p.Place)
 	if err != nil && !missing(err) {
 		return err

@@ -12,7 +12,7 @@ import (
 )
 
 // passagesScope owns the rules of passages alone.
-var passagesScope = Scope{Passages: true}
+var passagesScope = Scope{Passages: NFTables{}}
 
 // podPackets are two connections of pods in each family, the tunnel's packet, and the answer of a switch.
 func podPackets() []Packet {

@@ -211,8 +211,8 @@ type Scope struct {
 	// Rules: our policy rules, proxy neighbours and the nftables table "edgeway-uplink" are ours, and the routes of
 	// Protocol in the tables that UplinkTable can return.
 	Rules bool
-	// Passages: the rules in other programs' chains whose comment is ours are ours. Without it Sync adds no Passage.
-	Passages bool
+	// Passages: the rules in other programs' chains whose comment is ours are ours. nil: Sync adds no Passage.
+	Passages Firewalls
 	// Masq: the masquerade of addresses in these prefixes is ours.
 	Masq []netip.Prefix
 }
