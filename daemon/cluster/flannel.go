@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
 	"strconv"
+	"strings"
 )
 
 // Flannel is what flannel says of a node, in annotations of the Node (flannel, pkg/subnet/kube).
@@ -25,6 +27,8 @@ type FlannelEnd struct {
 
 // FlannelVXLAN is the only backend whose nodes tunnel as edgeway does.
 const FlannelVXLAN = "vxlan"
+
+var backendPattern = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
 
 // FlannelVNI returns the VNI as annotations have it. Earlier versions of flannel keep 16 bits of it there, and refuse
 // more of them (pkg/backend/vxlan: vxlanLeaseAttrs). No version uses the VNI of another node.
@@ -55,8 +59,21 @@ func flannelKeys() []string {
 	return []string{flannelManaged, flannelBackend, flannelData, flannelAddr, flannelData6, flannelAddr6}
 }
 
-// FlannelAnnotations returns flannel's annotations of all annotations of a Node; nil if there are none.
-func FlannelAnnotations(all map[string]string) map[string]string { return kept(all, flannelKeys()) }
+// mostAnnotation bounds the value of an annotation, in bytes. Flannel's have at most 50. Annotations of a Node may have
+// 256 KB, its kubelet writes them, and all nodes would keep them, and read them in NodeSlices.
+const mostAnnotation = 256
+
+// FlannelAnnotations returns flannel's annotations of all annotations of a Node; nil if there are none. A value that is too
+// long is cut off, and then cannot be read.
+func FlannelAnnotations(all map[string]string) map[string]string {
+	out := kept(all, flannelKeys())
+	for key, value := range out {
+		if len(value) > mostAnnotation {
+			out[key] = strings.ToValidUTF8(value[:mostAnnotation], "")
+		}
+	}
+	return out
+}
 
 // flannelEnd is the JSON of one tunnel's end.
 type flannelEnd struct {
@@ -78,8 +95,9 @@ func (n Node) Flannel() (f Flannel, problems []Problem, ok bool) {
 		problems = append(problems, Problem{Object: kindNode + "/" + n.Name, Reason: BadAnnotation, Want: want + " in " + key, Got: got,
 			Next: "restart flannel on the node, which writes it again, or correct it: kubectl edit node " + n.Name + "; no tunnel leads to the node's pods until then"})
 	}
-	if f.Backend = n.Annotations[flannelBackend]; f.Backend == "" {
+	if f.Backend = n.Annotations[flannelBackend]; !backendPattern.MatchString(f.Backend) {
 		bad(flannelBackend, "the name of flannel's backend")
+		f.Backend = ""
 	}
 	if f.Backend != FlannelVXLAN {
 		return f, problems, true

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -43,6 +44,7 @@ func TestNodeOfFlannel(t *testing.T) {
 		{"another VNI", flannelNode("backend-data", `{"VNI":4096,"VtepMAC":"4e:2d:f2:44:0a:01"}`), "vxlan 4096 4e:2d:f2:44:0a:01 10.0.0.21 " + six, ""},
 		{"a key that is new", flannelNode("backend-data", `{"VNI":1,"VtepMAC":"4e:2d:f2:44:0a:01","Port":8472}`), "vxlan " + four + " " + six, ""},
 		{"no backend", flannelNode("backend-type", "-"), " - -", `backend-type, got nothing`},
+		{"a backend with a terminal's codes", flannelNode("backend-type", "vx\x1b[2Jlan"), " - -", `backend-type, got "vx\x1b[2Jlan"`},
 		{"no JSON", flannelNode("backend-data", "4e:2d:f2:44:0a:01"), "vxlan - " + six, `backend-data, got "4e:2d:f2:44:0a:01"`},
 		{"no MAC", flannelNode("backend-data", `{"VNI":1}`), "vxlan - " + six, `backend-data, got "{\"VNI\":1}"`},
 		{"a MAC of eight bytes", flannelNode("backend-data", `{"VNI":1,"VtepMAC":"4e:2d:f2:44:0a:01:02:03"}`), "vxlan - " + six, `backend-data, got`},
@@ -80,6 +82,23 @@ func TestNodeOfFlannel(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A kubelet that was broken into writes as much as a Node may have: no other node keeps it.
+func TestLongAnnotationOfFlannel(t *testing.T) {
+	text := flannelNode("backend-data", `{"VNI":1,"VtepMAC":"`+strings.Repeat("4e:ä", 50_000)+`"}`, "backend-type", strings.Repeat("x", 100_000))
+	text.Annotations = FlannelAnnotations(text.Annotations)
+	size := 0
+	for _, value := range text.Annotations {
+		size += len(value)
+		if !utf8.ValidString(value) {
+			t.Errorf("%q", value)
+		}
+	}
+	f, problems, ok := text.Flannel()
+	if size > 1<<10 || !ok || f.Backend != "" || len(problems) != 1 || len(problems[0].String()) > 500 {
+		t.Errorf("%d bytes of annotations, %v, %v", size, f, problems)
 	}
 }
 
