@@ -27,6 +27,20 @@ func servedKinds(t *testing.T, o kube.Options) *kube.ControlPlane {
 	return cp
 }
 
+// servedNode starts an API server that has our kinds and the Node n1, and returns the kubeconfig of the account of nodes, with
+// the rights that are shipped.
+func servedNode(t *testing.T) (cp *kube.ControlPlane, kubeconfig string) {
+	t.Helper()
+	cp = servedKinds(t, kube.Options{})
+	mustApply(t, cp, rbac+"node.yaml")
+	kubeconfig, err := cp.ServiceAccount("kube-system", "edgeway")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustApply(t, cp, mustJSONText(apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24")))
+	return cp, kubeconfig
+}
+
 func kubectl(t *testing.T, cp *kube.ControlPlane, args ...string) string {
 	t.Helper()
 	out, err := cp.Kubectl(args...)

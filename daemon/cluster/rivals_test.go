@@ -3,8 +3,6 @@ package cluster
 import (
 	"fmt"
 	"testing"
-
-	"github.com/edgeway-cni/edgeway/scripts/kube"
 )
 
 // edgeNodeWith is an EdgeNode whose uplink has these addresses for pods.
@@ -54,13 +52,7 @@ func TestAddressInTwoEdgeNodes(t *testing.T) {
 
 // The same at a real API server, with the rights that are shipped: the own address of an interface counts as well.
 func TestAPIServerAddressInTwoEdgeNodes(t *testing.T) {
-	cp := servedKinds(t, kube.Options{})
-	mustApply(t, cp, rbac+"node.yaml")
-	config, err := cp.ServiceAccount("kube-system", "edgeway")
-	if err != nil {
-		t.Fatal(err)
-	}
-	mustApply(t, cp, mustJSONText(apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24")))
+	cp, config := servedNode(t)
 	mustApply(t, cp, string(mustJSON(edgeNodeWith(t, "n1", 21, `"10.0.0.31-10.0.0.33"`))))
 	c := newClientOf(t, KubernetesOptions{Kubeconfig: config, Node: "n2"}, patient())
 	c.untilIs(t, "n1")

@@ -300,13 +300,7 @@ func createNodes(t *testing.T, cp *kube.ControlPlane, n int) {
 // The operator stops the cluster and puts back yesterday's data directory of etcd. What was created since is gone,
 // what was deleted since is there again, and the versions of new objects are numbers that were used before.
 func TestAPIServerEtcdIsRestored(t *testing.T) {
-	cp := servedKinds(t, kube.Options{})
-	mustApply(t, cp, rbac+"node.yaml")
-	config, err := cp.ServiceAccount("kube-system", "edgeway")
-	if err != nil {
-		t.Fatal(err)
-	}
-	mustApply(t, cp, mustJSONText(apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24")))
+	cp, config := servedNode(t)
 	mustApply(t, cp, mustJSONText(apiNode(t, "n2", "192.0.2.12", "10.10.2.0/24")))
 	c := newClientOf(t, KubernetesOptions{Kubeconfig: config, Node: "n1", UserAgent: "edgewayd/test"}, patient())
 	c.untilIs(t, "n1 n2")
