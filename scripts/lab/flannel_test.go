@@ -175,7 +175,7 @@ func (s *flannelStory) noProblems(node string) {
 }
 
 func startFlannelStory(t *testing.T) *flannelStory {
-	need(t)
+	lab.Need(t, "ip", "bridge", "ping", "tcpdump")
 	needPrograms(t)
 	kube.Need(t, "etcd", "kube-apiserver", "kubectl", "flanneld")
 	topology, err := lab.ParseTopology([]byte(flannelLab))
