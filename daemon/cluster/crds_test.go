@@ -103,7 +103,7 @@ func variedUplinks() (all []string) {
 	varied(uplink(``), `"provider":"static"`, `"provider":"ens"`, `"provider":"cloud"`, `"provider":5`, `"provider":""`, `"egress":"node"`, `"provider":"static","egress":"uplink"`, `"provider":"static","egress":"nodes"`,
 		`"provider":"static","egress":"node","inside":[]`, `"provider":"static","inside":[]`, `"provider":"static","inside":["10.0.0.0/8"]`, `"provider":"static","egress":"node","inside":["10.0.0.1/8"]`,
 		`"provider":"static","egress":"node","inside":["0.0.0.0/0"]`, `"provider":"static","egress":"node","inside":["fd00::/8"]`, `"provider":"static","egress":"node","inside":"10.0.0.0/8"`, `"provider":"static","interface":[]`,
-		`"provider":"static","mark":64`, `"provider":"static","mark":1073741824`, `"provider":"static","mark":2147483648`, `"provider":"static","mark":3`, `"provider":"static","mark":0`,
+		`"provider":"static","mark":64`, `"provider":"static","mark":1073741824`, `"provider":"static","mark":2147483648`, `"provider":"static","mark":3`, `"provider":"static","mark":4096`, `"provider":"static","mark":8192`, `"provider":"static","mark":16384`, `"provider":"static","mark":32768`, `"provider":"static","mark":0`,
 		`"provider":"static","mark":-1`, `"provider":"static","mark":"64"`, `"provider":"ecs"`)
 	varied(uplink(``), `"mac":"00:16:3e:08:60:0a"`, `"name":"eth1"`, `"name":"lo"`, `"name":"a-name-of-16-cha"`, `"name":"eth 1"`, `"name":""`, `"name":5`, `"id":"eni-58z57"`, `"mac":"00:16:3E:08:60:0A"`,
 		`"mac":"01:16:3e:08:60:0a"`, `"mac":"00:00:00:00:00:00"`, `"mac":"00-16-3e-08-60-0a"`, `"mac":"00:16:3e:08:60"`, `"mac":""`, `"mac":"02:16:3e:08:60:0a","name":"eth1"`, `"vlan":{"parent":"eth0","id":100}`,

@@ -271,14 +271,18 @@ func readUplink(f field, static bool) Uplink {
 	return u
 }
 
+// othersMarks are bits of programs that most nodes have. portmap (markMasqBit 13) and kube-proxy (iptables.masqueradeBit 14)
+// give packets with them the node's address, and the kubelet's chain KUBE-MARK-DROP drops those with 0x8000.
+const othersMarks = 0x2000 | 0x4000 | 0x8000
+
 // bit reads a number that has one bit, in decimal, or in hexadecimal as firewalls show marks.
 func (f field) bit() uint32 {
 	if f.absent() {
 		return 0
 	}
 	n, err := strconv.ParseUint(f.node.Value, 0, 31)
-	if err != nil || bits.OnesCount64(n) != 1 || f.node.Tag != "!!int" {
-		f.badText(badValue, "one bit, such as 32 or 0x40")
+	if err != nil || bits.OnesCount64(n) != 1 || f.node.Tag != "!!int" || n&othersMarks != 0 {
+		f.badText(badValue, "one bit, such as 32 or 0x40, and not 0x2000 (portmap), 0x4000 or 0x8000 (kube-proxy)")
 		return 0
 	}
 	return uint32(n)
