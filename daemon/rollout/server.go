@@ -114,6 +114,12 @@ type daemonSet struct {
 	}
 }
 
+// rollsOut reports whether a roll-out is not done: false also where an operator decides, and before Kubernetes has looked.
+func (d daemonSet) rollsOut() bool {
+	return d.Spec.UpdateStrategy.Type == "RollingUpdate" && d.Status.ObservedGeneration == d.Metadata.Generation &&
+		d.Status.UpdatedNumberScheduled < d.Status.DesiredNumberScheduled
+}
+
 // object is the part of a ControllerRevision, a Pod or a Node that is read.
 type object struct {
 	Metadata struct {
@@ -149,33 +155,39 @@ func (r *roller) look(ctx context.Context, name string) (why string, err error) 
 	if err := r.connect(); err != nil {
 		return "", err
 	}
-	path := "apis/apps/v1/namespaces/" + namespace + "/daemonsets/" + name
-	var ds, now daemonSet
-	if err := r.read(ctx, path, nil, &ds); err != nil {
-		if apierrors.IsNotFound(err) {
-			err = nil
-		}
+	ds, err := r.daemonSet(ctx, name)
+	if apierrors.IsNotFound(err) {
+		return "", nil
+	}
+	if err != nil || !ds.rollsOut() {
 		return "", err
 	}
-	if ds.Spec.UpdateStrategy.Type != "RollingUpdate" || ds.Status.ObservedGeneration != ds.Metadata.Generation ||
-		ds.Status.UpdatedNumberScheduled >= ds.Status.DesiredNumberScheduled {
-		return "", nil // an operator decides, or Kubernetes has not looked yet, or the roll-out is done
+	lost, err := r.lost(ctx)
+	if err != nil {
+		return "", err
+	}
+	// A node that comes back gives Kubernetes its budget back at once, if the node's daemon ran on: its kubelet says that
+	// the pod was ready all the time. Kubernetes then replaces a pod, and writes the DaemonSet's status right after that.
+	// So a decision counts only while the DaemonSet is the same. The Nodes, most of what is read, are read before.
+	if ds, err = r.daemonSet(ctx, name); err != nil || !ds.rollsOut() {
+		return "", err
 	}
 	s, err := r.state(ctx, ds)
 	if err != nil {
 		return "", err
 	}
+	s.Lost = lost
 	next, why := s.Next()
 	if next == nil {
 		return why, nil
 	}
-	// A node that comes back gives Kubernetes its budget back at once, if the node's daemon ran on: its kubelet says that
-	// the pod was ready all the time. Kubernetes then replaces a pod, and writes the DaemonSet's status right after that.
-	// So a decision counts only while the DaemonSet is the same.
 	ctx, cancel := context.WithTimeout(ctx, actWithin)
 	defer cancel()
-	if err := r.read(ctx, path, nil, &now); err != nil || now.Metadata.ResourceVersion != ds.Metadata.ResourceVersion {
+	switch now, err := r.daemonSet(ctx, name); {
+	case err != nil:
 		return "", err
+	case now.Metadata.ResourceVersion != ds.Metadata.ResourceVersion:
+		return "the DaemonSet changed while its pods were read", nil
 	}
 	if err := r.server.Delete(ctx, "api/v1/namespaces/"+namespace+"/pods/"+next.Name, next.UID, next.Version); err != nil {
 		return "", fmt.Errorf("delete pod %s: %w", next.Name, err)
@@ -184,14 +196,31 @@ func (r *roller) look(ctx context.Context, name string) (why string, err error) 
 	return "", nil
 }
 
-// state reads what Next decides by.
+func (r *roller) daemonSet(ctx context.Context, name string) (ds daemonSet, err error) {
+	err = r.read(ctx, "apis/apps/v1/namespaces/"+namespace+"/daemonsets/"+name, nil, &ds)
+	return ds, err
+}
+
+// lost reads which nodes are offline, and since when.
+func (r *roller) lost(ctx context.Context) (map[string]time.Time, error) {
+	lost := map[string]time.Time{}
+	err := r.list(ctx, "api/v1/nodes", nil, func(o object) {
+		// Unknown: no kubelet writes it. False is what a kubelet says, such as one whose new daemon is broken.
+		if ready, since := o.condition("Ready"); ready == "Unknown" {
+			lost[o.Metadata.Name] = since
+		}
+	})
+	return lost, err
+}
+
+// state reads what Next decides by, but for the nodes that are offline.
 func (r *roller) state(ctx context.Context, ds daemonSet) (s State, err error) {
 	var labels []string
 	for key, value := range ds.Spec.Selector.MatchLabels {
 		labels = append(labels, key+"="+value)
 	}
 	of := url.Values{"labelSelector": {strings.Join(labels, ",")}}
-	s = State{Nodes: ds.Status.DesiredNumberScheduled, Lost: map[string]time.Time{}}
+	s = State{Nodes: ds.Status.DesiredNumberScheduled}
 	if s.MaxUnavailable, err = intstr.GetScaledValueFromIntOrPercent(&ds.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable, s.Nodes, true); err != nil {
 		return s, err
 	}
@@ -203,15 +232,6 @@ func (r *roller) state(ctx context.Context, ds daemonSet) (s State, err error) {
 	err = r.list(ctx, "apis/apps/v1/namespaces/"+namespace+"/controllerrevisions", of, func(o object) {
 		if owned(o) && o.Revision > newest {
 			newest, s.Current = o.Revision, o.Metadata.Labels[revision]
-		}
-	})
-	if err != nil {
-		return s, err
-	}
-	err = r.list(ctx, "api/v1/nodes", nil, func(o object) {
-		// Unknown: no kubelet writes it. False is what a kubelet says, such as one whose new daemon is broken.
-		if ready, since := o.condition("Ready"); ready == "Unknown" {
-			s.Lost[o.Metadata.Name] = since
 		}
 	})
 	if err != nil {
