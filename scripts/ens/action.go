@@ -160,6 +160,15 @@ func (n Interface) kind() string {
 	return "Secondary"
 }
 
+// sets are the interface's own address and its secondary addresses, as lists show them.
+func (n Interface) sets() object {
+	all := []object{{"PrivateIpAddress": n.Address, "Primary": true}}
+	for _, a := range n.Addresses {
+		all = append(all, object{"PrivateIpAddress": a, "Primary": false})
+	}
+	return object{"PrivateIpSet": all}
+}
+
 // settleInstance returns the status that a list shows, and ends a middle state that has been shown often enough.
 func (c *Cloud) settleInstance(i Instance, from *state) string {
 	live := c.now.instances[i.ID]
@@ -288,17 +297,13 @@ func (c *Cloud) describeInterfaces(q query, from *state) (object, error) {
 	out := []object{}
 	for _, n := range shown {
 		n = c.settleInterface(n, from)
-		addresses := []object{{"PrivateIpAddress": n.Address, "Primary": true}}
-		for _, a := range n.Addresses {
-			addresses = append(addresses, object{"PrivateIpAddress": a, "Primary": false})
-		}
 		status := n.Status
 		if status == InUse {
 			status = "In_use" // as the example of the documents has it; others have "InUse"
 		}
 		out = append(out, object{
 			"NetworkInterfaceId": n.ID, "NetworkInterfaceName": n.Name, "MacAddress": n.MAC, "PrimaryIp": n.Address, "Status": status, "Type": n.kind(), "VSwitchId": n.VSwitch,
-			"NetworkId": "n-1", "InstanceId": n.Instance, "SecurityGroupIds": object{"SecurityGroup": []string{n.Group}}, "PrivateIpSets": object{"PrivateIpSet": addresses},
+			"NetworkId": "n-1", "InstanceId": n.Instance, "SecurityGroupIds": object{"SecurityGroup": []string{n.Group}}, "PrivateIpSets": n.sets(),
 		})
 	}
 	return object{"NetworkInterfaceSets": object{"NetworkInterfaceSet": out}, "TotalCount": len(all), "PageNumber": number, "PageSize": size}, nil

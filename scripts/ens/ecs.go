@@ -226,13 +226,9 @@ func (c *Cloud) ecsInterfaces(q query, from *state) (object, error) {
 	out := []object{}
 	for _, n := range shown {
 		n = c.settleInterface(n, from)
-		addresses := []object{{"PrivateIpAddress": n.Address, "Primary": true}}
-		for _, a := range n.Addresses {
-			addresses = append(addresses, object{"PrivateIpAddress": a, "Primary": false})
-		}
 		out = append(out, object{
 			"NetworkInterfaceId": n.ID, "NetworkInterfaceName": n.Name, "MacAddress": n.MAC, "PrivateIpAddress": n.Address, "Status": n.Status, "Type": n.kind(), "VSwitchId": n.VSwitch,
-			"InstanceId": n.Instance, "SecurityGroupIds": object{"SecurityGroupId": []string{n.Group}}, "PrivateIpSets": object{"PrivateIpSet": addresses},
+			"InstanceId": n.Instance, "SecurityGroupIds": object{"SecurityGroupId": []string{n.Group}}, "PrivateIpSets": n.sets(),
 		})
 	}
 	return object{"NetworkInterfaceSets": object{"NetworkInterfaceSet": out}, "NextToken": next}, nil

@@ -1,6 +1,6 @@
 // Command edgeway-controller gives Nodes their pod CIDRs where kube-controller-manager does not, publishes the
-// NodeSlices, and gives ENS instances the addresses of their interfaces. It runs beside the cluster's control plane,
-// never on a node.
+// NodeSlices, and gives ENS and ECS instances the addresses of their interfaces. It runs beside the cluster's control
+// plane, never on a node.
 package main
 
 import (

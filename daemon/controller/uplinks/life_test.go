@@ -43,10 +43,9 @@ func (s *stage) join(node *lab.Node, instance, address string) {
 	s.kubectl("patch", "node", node.Name, "--subresource=status", "--type=merge", "-p", fmt.Sprintf(`{"status": {"addresses": [{"type": "InternalIP", "address": %q}]}}`, address))
 }
 
-// An ENS node's life, with a real daemon and plugin, a real API server, and a cloud whose network drops and counts
-// what does not belong together: it joins, runs 50 pods, loses cloud and API server, is rebooted meanwhile, somebody edits
-// in the console, an interface is removed, and the instance leaves.
-func TestAPIServerLife(t *testing.T) {
+// newCloudLab is a laboratory of nodes, the cloud's network vpc, and the world beyond it, where the stage's API server is.
+func newCloudLab(t *testing.T, nodes ...string) (*lab.Lab, *stage) {
+	t.Helper()
 	lab.Need(t, "ip", "nft", "ping")
 	const bin = "../../../bin"
 	if _, err := os.Stat(filepath.Join(bin, "edgewayd")); err != nil {
@@ -61,25 +60,36 @@ func TestAPIServerLife(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	ctx := t.Context()
-	spec, err := lab.ParseTopology([]byte(`
+	topology := `
 hosts:
 - {name: vpc, links: [{lan: world, addrs: [192.0.2.1/24]}], forward: true}
 - {name: world, links: [{lan: world, addrs: [192.0.2.2/24]}], routes: [{to: 10.0.0.0/24, via: 192.0.2.1}]}
 nodes:
-- {name: n1}
-`))
+`
+	for _, n := range nodes {
+		topology += fmt.Sprintf("- {name: %s}\n", n)
+	}
+	spec, err := lab.ParseTopology([]byte(topology))
 	if err == nil {
-		err = l.Build(ctx, spec)
+		err = l.Build(t.Context(), spec)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	world, node := l.Machine("world"), l.Node("n1")
-	s := newStage(t, cloud.ENS, kube.Options{Space: world.Space, Addr: world.Addrs[0]}, func(ctx context.Context, network, address string) (c net.Conn, err error) {
+	world := l.Machine("world")
+	return l, newStage(t, cloud.ENS, kube.Options{Space: world.Space, Addr: world.Addrs[0]}, func(ctx context.Context, network, address string) (c net.Conn, err error) {
 		err = world.Do(func() error { c, err = (&net.Dialer{}).DialContext(ctx, network, address); return err })
 		return c, err
 	})
+}
+
+// An ENS node's life, with a real daemon and plugin, a real API server, and a cloud whose network drops and counts
+// what does not belong together: it joins, runs 50 pods, loses cloud and API server, is rebooted meanwhile, somebody edits
+// in the console, an interface is removed, and the instance leaves.
+func TestAPIServerLife(t *testing.T) {
+	l, s := newCloudLab(t, "n1")
+	ctx := t.Context()
+	world, node := l.Machine("world"), l.Node("n1")
 	must := func(what string, err error) {
 		t.Helper()
 		if err != nil {

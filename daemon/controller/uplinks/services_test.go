@@ -1,17 +1,13 @@
 package uplinks
 
 import (
-	"context"
 	"fmt"
-	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/edgeway-cni/edgeway/daemon/cloud"
 	"github.com/edgeway-cni/edgeway/scripts/ens"
 	"github.com/edgeway-cni/edgeway/scripts/kube"
 	"github.com/edgeway-cni/edgeway/scripts/lab"
@@ -21,36 +17,9 @@ import (
 // packet that leaves by the wrong interface: pods, nodes, NodePorts of both policies, ClusterIPs and hostPorts. The
 // nodes check sources strictly. What a pod sees as the source is checked as well.
 func TestAPIServerServices(t *testing.T) {
-	lab.Need(t, "ip", "nft", "ping")
 	kube.Need(t, "kube-proxy")
-	const bin = "../../../bin"
-	if _, err := os.Stat(filepath.Join(bin, "edgewayd")); err != nil {
-		t.Skipf("%v; run make build", err)
-	}
-	l, err := lab.New(lab.Options{Bin: bin})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	l, s := newCloudLab(t, "n1", "n2")
 	ctx := t.Context()
-	spec, err := lab.ParseTopology([]byte(`
-hosts:
-- {name: vpc, links: [{lan: world, addrs: [192.0.2.1/24]}], forward: true}
-- {name: world, links: [{lan: world, addrs: [192.0.2.2/24]}], routes: [{to: 10.0.0.0/24, via: 192.0.2.1}]}
-nodes:
-- {name: n1}
-- {name: n2}
-`))
-	if err == nil {
-		err = l.Build(ctx, spec)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
 	must := func(what string, err error) {
 		t.Helper()
 		if err != nil {
@@ -58,10 +27,6 @@ nodes:
 		}
 	}
 	world := l.Machine("world")
-	s := newStage(t, cloud.ENS, kube.Options{Space: world.Space, Addr: world.Addrs[0]}, func(ctx context.Context, network, address string) (c net.Conn, err error) {
-		err = world.Do(func() error { c, err = (&net.Dialer{}).DialContext(ctx, network, address); return err })
-		return c, err
-	})
 	s.cloud.AddInstance("i-2", "vsw-1", "sg-1")
 	s.options.Terms.PerInterface = 4
 	plug, err := ens.NewPlug(ctx, s.cloud, l.Machine("vpc"))
