@@ -373,6 +373,15 @@ func TestFirewallsAreOpened(t *testing.T) {
 	w.reaches(w.pods["node-1"], pod)
 	w.on("node-3", "iptables -D "+drop)
 	w.reaches(w.pc, pod)
+	w.on("node-1", `firewall-cmd --permanent --new-policy=apart
+firewall-cmd --permanent --policy=apart --add-ingress-zone=ANY
+firewall-cmd --permanent --policy=apart --add-egress-zone=ANY
+firewall-cmd --permanent --policy=apart --set-target=DROP
+firewall-cmd --reload`)
+	w.says("node-1", "forwardDropped", "inet firewalld filter_FWD_policy_apart")
+	w.cut(w.pc, w.pods["node-1"])
+	w.on("node-1", "firewall-cmd --permanent --delete-policy=apart\nfirewall-cmd --reload")
+	w.reaches(w.pc, w.pods["node-1"])
 
 	rules, err := filepath.Abs("testdata/docker.rules")
 	if err != nil {
