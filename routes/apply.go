@@ -366,7 +366,10 @@ func nextStep(object any, err error) string {
 	_, senders := object.(Senders)
 	_, check := object.(SourceCheck)
 	_, symmetric := object.(Symmetric)
+	_, passage := object.(Passage)
 	switch {
+	case passage:
+		return "; let the packets pass by the commands of the firewall's own program (docs/troubleshooting.md, Firewalls), or set firewall to off"
 	case masq && unsupported(err):
 		return "; load the kernel module nf_tables, or switch masquerade off"
 	case senders && unsupported(err):

@@ -251,7 +251,7 @@ func TestPassageInOwnedTable(t *testing.T) {
 		t.Errorf("finding %+v", f)
 	}
 	want := State{Passages: []Passage{{Place: Place{Family: unix.NFPROTO_INET, Table: "firewalld", Chain: "filter_FORWARD"}, Accepts: []Accept{{In: true, Src: pfx("10.10.1.0/24")}}}}}
-	if _, err := s.k.Sync(t.Context(), passagesScope, want); err == nil || !strings.Contains(err.Error(), "keeps it for itself") {
+	if _, err := s.k.Sync(t.Context(), passagesScope, want); err == nil || !strings.Contains(err.Error(), "keeps it for itself; let the packets pass by the commands") {
 		t.Errorf("error %v", err)
 	}
 }
