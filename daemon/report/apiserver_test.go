@@ -181,15 +181,7 @@ func reportingTo(t *testing.T, kubeconfig, node string, p reportPace) *Reporter 
 	t.Helper()
 	r := New(cluster.KubernetesOptions{Kubeconfig: kubeconfig, Node: node, UserAgent: "edgewayd/test"})
 	r.pace = p
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- r.Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
+	running(t, r.Run)
 	return r
 }
 

@@ -1,7 +1,6 @@
 package report
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -109,15 +108,7 @@ func (f *ofNode) telling(t *testing.T, p reportPace) *Reporter {
 	r := newReporter("n1", func() (*cluster.Connection, error) {
 		return cluster.Connect(cluster.KubernetesOptions{Kubeconfig: path})
 	}, p)
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- r.Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
+	running(t, r.Run)
 	r.Sync(nil)
 	return r
 }

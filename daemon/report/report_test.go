@@ -193,16 +193,22 @@ func (f *fakeAPI) connect(t *testing.T) func() (*cluster.Connection, error) {
 func reporting(t *testing.T, f *fakeAPI, node string, p reportPace) *Reporter {
 	t.Helper()
 	r := newReporter(node, f.connect(t), p)
+	running(t, r.Run)
+	return r
+}
+
+// running runs until the test ends.
+func running(t *testing.T, run func(context.Context) error) {
+	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- r.Run(ctx) }()
+	go func() { done <- run(ctx) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
 		}
 	})
-	return r
 }
 
 // longest bounds a wait for something that happens: a machine with much other work takes long.
