@@ -74,3 +74,18 @@ func TestNoCallAfterTheDeadline(t *testing.T) {
 		t.Errorf("called %v; next look at %v", got, n.due)
 	}
 }
+
+// An interface was made without an answer. Then an address was refused, and before a list had the interface a second one was
+// made in another vSwitch.
+func TestRefusalForgetsNoInterface(t *testing.T) {
+	c, _, n, _ := caller(t)
+	n.expected = expected{until: time.Now().Add(time.Hour)}
+	c.call(t.Context(), n, Call{Interface: "eni-other", VSwitch: "vsw-1", Assign: 1}, time.Now().Add(time.Minute))
+	if c.blocks["eni-other"].wait == 0 || !n.expected.open(nil, nil, time.Now()) {
+		t.Errorf("blocks %v, expected %+v", c.blocks, n.expected)
+	}
+	c.call(t.Context(), n, Call{Interface: "eni-other", Attach: true}, time.Now().Add(time.Minute))
+	if n.refused == nil || n.expected.open(nil, nil, time.Now()) {
+		t.Errorf("refused %v, expected %+v", n.refused, n.expected)
+	}
+}

@@ -400,7 +400,8 @@ func (c *Controller) call(ctx context.Context, n *node, call Call, deadline time
 	default:
 		id, err = c.cloud.CreateInterface(fresh, cloud.NewInterface{Name: call.Create, VSwitch: call.VSwitch, Groups: n.instance.Groups, Token: c.tokens[again]})
 	}
-	if refused := cloud.Is(err, cloud.Refused) || cloud.Is(err, cloud.NotFound); err == nil || refused {
+	refused := cloud.Is(err, cloud.Refused) || cloud.Is(err, cloud.NotFound)
+	if err == nil || refused {
 		delete(c.tokens, again)
 	}
 	if v, ok := c.subnets[call.VSwitch]; ok && err == nil {
@@ -414,6 +415,9 @@ func (c *Controller) call(ctx context.Context, n *node, call Call, deadline time
 	}
 	if call.Attach || call.Create != "" {
 		n.expected, n.refused = expected{id, call.Attach, time.Now().Add(c.times.oldest)}, err
+		if refused {
+			n.expected = expected{}
+		}
 	}
 	switch {
 	case err == nil:
@@ -426,10 +430,9 @@ func (c *Controller) call(ctx context.Context, n *node, call Call, deadline time
 			c.Log.Info(map[bool]string{true: "interface attached", false: "interface created"}[call.Attach], "node", n.Name, "interface", id)
 		}
 		return
-	case cloud.Is(err, cloud.Refused), cloud.Is(err, cloud.NotFound):
+	case refused:
 		// The codes for a full interface and for an empty vSwitch are not documented: the count of the vSwitch tells.
 		c.blocks[key] = c.blocks[key].more(c.times.least, c.times.mostBlock)
-		n.expected = expected{}
 		c.Log.Warn("call refused", "node", n.Name, "interface", cmp.Or(call.Interface, call.Create), "err", err, "again", c.blocks[key].wait)
 	default:
 		c.fail(ctx, n, err)

@@ -276,12 +276,12 @@ func (d *decision) call() Call {
 		return Call{}
 	}
 	var best *cloud.Interface
-	unknown := false // the subnet of an interface is not known yet
+	waits := false // an interface may have room, but its subnet is not known yet, or its last call was refused a moment ago
 	for i := range d.usable {
 		n := &d.usable[i]
 		known := slices.ContainsFunc(d.next.Interfaces, func(u cluster.Uplink) bool { return u.ID == n.ID })
-		unknown = unknown || !known
 		if !known || len(n.Addresses) >= d.PerInterface || d.Blocked[n.ID] || d.Blocked[n.VSwitch] {
+			waits = waits || !known || len(n.Addresses) < d.PerInterface && !d.Blocked[n.VSwitch]
 			continue
 		}
 		if best == nil || len(n.Addresses) < len(best.Addresses) {
@@ -289,7 +289,7 @@ func (d *decision) call() Call {
 		}
 	}
 	switch {
-	case best == nil && unknown:
+	case best == nil && waits:
 		return Call{}
 	case best == nil:
 		return d.grow()

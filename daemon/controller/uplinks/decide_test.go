@@ -173,6 +173,8 @@ func TestDecide(t *testing.T) {
 		{"another interface when one is full", list(full), fullSpec, nil, hot, "create edgeway-i-1-1 in vsw-1"},
 		{"its name is not taken", list(named(full, "edgeway-i-1-1")), fullSpec, nil, hot, "create edgeway-i-1-2 in vsw-1"},
 		{"not while an interface has room", list(eni("eni-1", "10.0.0.21", "10.0.0.31"), primary), specOf(link("eni-1", "10.0.0.21", "10.0.0.31")), nil, hot, "assign 2 to eni-1"},
+		{"nor while one with room was refused a moment ago", blocked(list(eni("eni-1", "10.0.0.21", "10.0.0.31")), "eni-1"), specOf(link("eni-1", "10.0.0.21", "10.0.0.31")), nil, hot, ""},
+		{"but when its vSwitch is empty", blocked(list(eni("eni-1", "10.0.0.21", "10.0.0.31")), "vsw-1"), specOf(link("eni-1", "10.0.0.21", "10.0.0.31")), nil, hot, "create edgeway-i-1-1 in vsw-2"},
 		{"not in a vSwitch that is empty", blocked(list(full), "vsw-1"), fullSpec, nil, hot, "create edgeway-i-1-1 in vsw-2"},
 		{"not when all are", blocked(list(full), "vsw-1", "vsw-2"), fullSpec, nil, hot, ""},
 		{"not soon after a refusal, and not before a list shows the last one", blocked(list(full), "i-1"), fullSpec, nil, hot, ""},
