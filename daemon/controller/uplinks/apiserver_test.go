@@ -65,7 +65,7 @@ func credentials(t *testing.T) string {
 	return path
 }
 
-// dial reaches the API server; nil: as ever.
+// newStage makes a stage. dial reaches the API server; nil: the usual way.
 func newStage(t *testing.T, of cloud.Service, o kube.Options, dial func(context.Context, string, string) (net.Conn, error)) *stage {
 	t.Helper()
 	s := &stage{T: t, ControlPlane: kube.Start(t, o), cloud: ens.New()}

@@ -100,8 +100,8 @@ type node struct {
 	said     map[subject]string
 }
 
-// leftover are the interfaces that were made for instances and that no instance has. Its node is none: it has the
-// problems.
+// leftover are the interfaces that were made for instances and that no instance has. No Node belongs to the node in it, which
+// holds their problems.
 type leftover struct {
 	node
 	since map[string]time.Time // by ID: when a list first showed it
@@ -163,7 +163,7 @@ func New(o Options) (*Controller, error) {
 // vendor's own programs ask for no more.
 const mostInCall = 10
 
-// forget begins anew. Nothing that is lost by it is more than a minute's work.
+// forget drops all that is remembered. The next looks find it again within a minute or so.
 func (c *Controller) forget() {
 	c.limit = rate.NewLimiter(c.times.callsASec, 1)
 	c.nodes, c.subnets, c.groups, c.limits = map[string]*node{}, map[string]subnet{}, map[string]group{}, map[string]limits{}
@@ -665,7 +665,7 @@ func (c *Controller) leave(ctx context.Context) {
 }
 
 // sweep reports the interfaces that are left over: nobody uses them, and they take addresses of their vSwitch. They are
-// never deleted here: only a person knows what for they were made.
+// never deleted here: only a person knows whether they are still wanted.
 func (c *Controller) sweep(ctx context.Context) {
 	n := &c.left.node
 	if n.due.After(time.Now()) || c.pause.until.After(time.Now()) {

@@ -59,8 +59,8 @@ type Cloud struct {
 	// Blocked are the interfaces and vSwitches whose last call failed a short time ago, and the addresses that a call
 	// may still take away.
 	Blocked map[string]bool
-	// Waiting are the interfaces that were made for the instance and that no instance has. Without an instance that
-	// gets interfaces while it runs, there are none.
+	// Waiting are the interfaces that were made for the instance and that no instance has. They are looked for only while
+	// the instance is to get more interfaces.
 	Waiting []cloud.Interface
 }
 
@@ -358,8 +358,8 @@ func madeFor(name string) string {
 	return rest[:at]
 }
 
-// expected is the interface of the last call that made or attached one. Until a list shows it, or lists cannot be that
-// old any more, no further interface is made: that list would be of before.
+// expected is the interface of the last call that made or attached one. No further interface is made until a list shows
+// this one, or until every list is younger than the call.
 type expected struct {
 	id     string // "": the call had no answer
 	attach bool

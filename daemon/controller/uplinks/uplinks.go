@@ -13,8 +13,8 @@
 //	         in the spec           in the spec             in the status                 the cloud    until two
 //	                                                                                                  lists lack it
 //
-// An address is unassigned only if the spec withdraws it and the status confirms it with the same token: the node has
-// then written to its disk that it will not lease the address. The token says whether the address is spare or lost, so
-// that a controller that starts anew knows it, too. A list that lacks an address proves nothing; lists that lack it for
+// An address is unassigned only if the spec withdraws it, and the status of a node that has the interface confirms it with
+// the same token: the node has then written to its disk that it will not lease the address. The token says whether the
+// address is spare or lost, so a restarted controller knows it too. A list that lacks an address proves nothing; lists that lack it for
 // a minute prove that it is gone. All this is decided by decide, which is pure; TestHistories plays random histories.
 package uplinks
