@@ -331,8 +331,7 @@ func (l *loop) annotate(plan policy.Plan, o *outcome) {
 	if l.annotations == nil {
 		return
 	}
-	self, _ := l.last.Node(l.config.NodeName)
-	if err := l.annotations.Sync(plan.Annotations, self.Annotations); err != nil {
+	if err := l.annotations.Sync(plan.Annotations); err != nil {
 		l.log.Warn("annotations of this node", "err", err)
 	}
 	o.problems = append(o.problems, l.annotations.Problems()...)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -126,15 +127,29 @@ func (n Node) Flannel() (f Flannel, problems []Problem, ok bool) {
 	return f, problems, true
 }
 
-// Annotations returns the annotations that say f, as flannel writes them.
+// Equal reports whether f and g say the same.
+func (f Flannel) Equal(g Flannel) bool {
+	return f.Backend == g.Backend && slices.Equal(f.Ends(), g.Ends())
+}
+
+// Annotations returns the annotations that say f, as flannel writes them. The JSON of each end also names the addresses of
+// all ends, which flannel does not read: with two families, flannel takes notice of a Node only when the texts of both
+// families change in one update (pkg/subnet/kube: handleUpdateLeaseEvent), and the ends of a node can change one by one.
 func (f Flannel) Annotations() map[string]string {
 	out := map[string]string{flannelManaged: "true", flannelBackend: f.Backend}
+	var addrs []netip.Addr
+	for _, e := range f.Ends() {
+		addrs = append(addrs, e.Addr)
+	}
 	for _, one := range []struct {
 		end        *FlannelEnd
 		data, addr string
 	}{{f.V4, flannelData, flannelAddr}, {f.V6, flannelData6, flannelAddr6}} {
 		if e := one.end; e != nil {
-			out[one.data], out[one.addr] = string(mustJSON(flannelEnd{e.VNI, e.MAC})), e.Addr.String()
+			out[one.data], out[one.addr] = string(mustJSON(struct {
+				flannelEnd
+				Addrs []netip.Addr
+			}{flannelEnd{e.VNI, e.MAC}, addrs})), e.Addr.String()
 		}
 	}
 	return out

@@ -223,10 +223,11 @@ func (d *draft) announced() cluster.Flannel {
 	return f
 }
 
-// announce decides flannel's annotations of this node's Node. A node without a tunnel, as where flannel itself still
-// runs on it, says nothing.
+// announce decides flannel's annotations that this node's Node lacks. A node without a tunnel, as where flannel itself
+// still runs on it, says nothing.
 func (d *draft) announce() {
-	if f := d.announced(); d.asksFlannel() && len(f.Ends()) > 0 {
+	said, _, _ := d.self.Flannel()
+	if f := d.announced(); d.asksFlannel() && len(f.Ends()) > 0 && !f.Equal(said) {
 		d.plan.Annotations = f.Annotations()
 	}
 }

@@ -80,7 +80,7 @@ type Plan struct {
 	Gateways []routes.Neighbour
 	// Guarded has packets that no firewall of this machine may drop or translate: of pods, of the tunnel and of BGP.
 	Guarded []routes.Packet
-	// Annotations are those that flannel must find on this node's Node; nil: none.
+	// Annotations are those that flannel must find on this node's Node, if the Node says something else; nil: none.
 	Annotations map[string]string
 	Problems    []cluster.Problem
 }

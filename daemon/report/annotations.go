@@ -14,7 +14,7 @@ import (
 const node = "Node"
 
 // Annotations writes annotations of this node's Node, by which other programs know where the node receives packets. It
-// asks the API server for nothing while the Node has them: so they may also be written by hand.
+// asks the API server for nothing while the Node lacks none: so they may also be written by hand.
 //
 // It writes them as part of the Node's status (PATCH nodes/status), as flannel does: the right to do that allows less
 // than the right to patch Nodes, which includes taints and pod CIDRs. It is a server-side apply with a field manager of its
@@ -42,18 +42,14 @@ func newAnnotations(node string, dial func() (*cluster.Connection, error), p rep
 	return &Annotations{node: node, dial: dial, pace: p, wake: make(chan struct{}, 1)}
 }
 
-// Sync sets the annotations, of which the Node may have some already. It does not block, and only the latest call counts.
-func (a *Annotations) Sync(want, have map[string]string) error {
-	missing := false
-	for key, value := range want {
-		missing = missing || have[key] != value
-	}
-	if !missing {
+// Sync sets the annotations that the Node lacks. It does not block, and only the latest call counts.
+func (a *Annotations) Sync(lacks map[string]string) error {
+	if len(lacks) == 0 {
 		a.want(nil)
 		return nil
 	}
 	text, err := json.Marshal(map[string]any{
-		"apiVersion": cluster.APIVersion(node), "kind": node, "metadata": map[string]any{"name": a.node, "annotations": want},
+		"apiVersion": cluster.APIVersion(node), "kind": node, "metadata": map[string]any{"name": a.node, "annotations": lacks},
 	})
 	if err != nil {
 		return fmt.Errorf("annotations of Node/%s: %w", a.node, err)

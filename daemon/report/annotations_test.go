@@ -33,7 +33,7 @@ func TestAnnotationsWhileTheServerIsAway(t *testing.T) {
 		return cluster.Connect(cluster.KubernetesOptions{Kubeconfig: path})
 	}, quickReports)
 	running(t, a.Run)
-	if err := a.Sync(map[string]string{"a": "b"}, nil); err != nil {
+	if err := a.Sync(map[string]string{"a": "b"}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "attempts", true, func() bool { return requests.Load() > 2 })

@@ -280,12 +280,11 @@ func TestAPIServerRolesForFlannel(t *testing.T) {
 	}
 
 	a := annotate(account)
-	must("", a.Sync(want, want))(t)
-	must("", a.Sync(nil, nil))(t)
+	must("", a.Sync(nil))(t)
 	if n := asked(); n > 0 {
 		t.Errorf("%d requests for a Node that has its annotations", n)
 	}
-	must("", a.Sync(want, map[string]string{"flannel.alpha.coreos.com/backend-type": "vxlan"}))(t)
+	must("", a.Sync(want))(t)
 	until(t, "a problem without the role", func() bool {
 		p := a.Problems()
 		return len(p) == 1 && p[0].Reason == cluster.AnnotationRefused && p[0].Object == "Node/n1" && strings.Contains(p[0].Next, "deploy/kubernetes/rbac/flannel")
@@ -299,12 +298,12 @@ func TestAPIServerRolesForFlannel(t *testing.T) {
 		out, _ := cp.Kubectl("auth", "can-i", "--as", user, "patch", "nodes/n1", "--subresource", "status")
 		return strings.TrimSpace(out) == "yes"
 	})
-	must("", a.Sync(nil, nil))(t)
+	must("", a.Sync(nil))(t)
 	if p := a.Problems(); len(p) > 0 {
 		t.Errorf("problems of annotations that nobody wants: %v", p)
 	}
 	b := annotate(account)
-	must("", b.Sync(want, nil))(t)
+	must("", b.Sync(want))(t)
 	until(t, "the annotation", func() bool { return said() == want["flannel.alpha.coreos.com/backend-data"] })
 	compare(t, granted(t, roles+"/flannel"), map[right]bool{{"", "nodes/status", "patch"}: true}, nil)
 	for _, no := range [][]string{{"patch", "nodes/n1"}, {"update", "nodes/n1", "--subresource", "status"}, {"delete", "nodes/n1"}} {
@@ -315,7 +314,7 @@ func TestAPIServerRolesForFlannel(t *testing.T) {
 
 	other := map[string]string{"flannel.alpha.coreos.com/backend-type": "vxlan", "flannel.alpha.coreos.com/backend-data": `{"VNI":1,"VtepMAC":"4e:2d:f2:44:0a:02"}`}
 	k := annotate(must(cp.Kubeconfig("system:node:n1", "system:nodes"))(t))
-	must("", k.Sync(other, want))(t)
+	must("", k.Sync(other))(t)
 	until(t, "the annotation by a kubelet's credentials", func() bool { return said() == other["flannel.alpha.coreos.com/backend-data"] })
 	if p := k.Problems(); len(p) > 0 {
 		t.Errorf("problems %v", p)

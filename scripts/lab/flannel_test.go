@@ -402,6 +402,16 @@ func (s *flannelStory) moves() {
 		s.flows("middle-pod", "far-pod", func() {
 			s.kubectl("label", "node", "middle", "pool=edge")
 			s.run("middle", "ip", "link", "del", "flannel.1")
+			s.until("the end of the IPv4 tunnel", func() error {
+				data := s.kubectl("get", "node", "middle", "-o", `jsonpath={.metadata.annotations.flannel\.alpha\.coreos\.com/backend-data}`)
+				if _, err := s.lab.Machine("middle").Run(s.Context(), "ip", "link", "show", "edgeway.1"); err != nil {
+					return err
+				}
+				if mac := s.mac("middle", "edgeway.1"); !strings.Contains(data, mac) {
+					return errors.New(data)
+				}
+				return nil
+			})
 			s.run("middle", "ip", "link", "del", "flannel-v6.1")
 			s.reach("middle-pod", "far-pod")
 			s.reach("middle-pod", "edge-pod")
