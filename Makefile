@@ -14,10 +14,11 @@ PREFIX      ?= /usr/local
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## bin/edgeway, bin/edgewayd and bin/edgeway-controller, static
+build: ## bin/edgeway, bin/edgewayd, bin/edgeway-controller and bin/eni-tool, static
 	$(GOBUILD) -o bin/edgeway ./plugin/edgeway
 	$(GOBUILD) -o bin/edgewayd ./daemon/edgewayd
 	$(GOBUILD) -o bin/edgeway-controller ./daemon/controller/edgeway-controller
+	$(GOBUILD) -o bin/eni-tool ./daemon/cloud/eni-tool
 
 cross: ## all programs for amd64 and arm64 in dist/; eni-tool also for darwin
 	for arch in amd64 arm64; do \

@@ -148,7 +148,7 @@ func (b *binding) prefix() string { return "edgeway-" + b.instance + "-" }
 
 // create returns interfaces to attach: those that an earlier run left, and new interfaces.
 func (b *binding) create(ctx context.Context, missing int) (ready []cloud.Interface, err error) {
-	unanswered := 0
+	name, unseen := "", 0 // of the last call, and how many more lists may lack it
 	err = b.until(ctx, "create an interface", func() (bool, error) {
 		all, err := b.cloud.Interfaces(ctx, cloud.Filter{VSwitch: b.vswitch})
 		if err != nil {
@@ -167,17 +167,17 @@ func (b *binding) create(ctx context.Context, missing int) (ready []cloud.Interf
 		if len(ready) == missing {
 			return true, nil
 		}
-		if unanswered > 0 { // it can exist, and the list can be too old to show it
-			unanswered--
+		if unseen > 0 && !taken[name] { // it can exist, and the list can be too old to show it
+			unseen--
 			return false, nil
 		}
-		name := b.prefix() + "1"
+		name = b.prefix() + "1"
 		for n := 1; taken[name]; n++ {
 			name = fmt.Sprint(b.prefix(), n)
 		}
 		b.out.say("create %s in %s with %s", name, b.vswitch, b.securityGroup)
 		if _, err = b.cloud.CreateInterface(ctx, cloud.NewInterface{Name: name, VSwitch: b.vswitch, Groups: []string{b.securityGroup}}); err == nil || cloud.Is(err, cloud.Unreachable) {
-			unanswered = mostRefusals
+			unseen = mostRefusals
 		}
 		return false, err
 	})

@@ -120,6 +120,24 @@ func TestBind(t *testing.T) {
 	}
 }
 
+// Each interface after the first was created eight seconds after a list had shown the one before.
+func TestNextInterfaceIsCreatedAtOnce(t *testing.T) {
+	l := newLab(t, "--eniNumber", "3")
+	if code, out := l.run(t.Context()); code != exitOK {
+		t.Errorf("exit %d:\n%s", code, out)
+	}
+	var looks []int // before each creation
+	n := 0
+	for _, c := range l.Calls() {
+		if n++; c.Action == "CreateNetworkInterface" {
+			looks, n = append(looks, n-1), 0
+		}
+	}
+	if want := []int{3, 1, 1}; !slices.Equal(looks, want) {
+		t.Errorf("calls before each creation: %v, want %v", looks, want)
+	}
+}
+
 // --dry-run says what would be done and makes no call that changes something.
 func TestDryRun(t *testing.T) {
 	l := newLab(t, "--dry-run")
