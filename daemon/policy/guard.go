@@ -8,6 +8,7 @@ import (
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/plugin/uplink"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -42,11 +43,14 @@ func Barriers(packets []routes.Packet, all [][]routes.Finding) (out []Barrier) {
 	return out
 }
 
+// connection is the first packet of an ordinary connection.
+func connection(src netip.Addr, in string, dst netip.Addr, via string) routes.Packet {
+	return routes.Packet{Src: src, In: in, Dst: dst, Out: via, Protocol: routes.TCP, SrcPort: SomePort, DstPort: SomePort}
+}
+
 // guarded returns the packets that no firewall of this machine may drop or translate.
 func (w World) guarded(self cluster.Node, plan Plan) (out []routes.Packet) {
-	packet := func(src netip.Addr, in string, dst netip.Addr, via string) routes.Packet {
-		return routes.Packet{Src: src, In: in, Dst: dst, Out: via, Protocol: routes.TCP, SrcPort: SomePort, DstPort: SomePort}
-	}
+	packet := connection
 	for _, mine := range self.PodCIDRs {
 		here := inMiddle(mine)
 		out = append(out, packet(here, routes.PodLink, here.Next(), routes.PodLink))
@@ -62,6 +66,7 @@ func (w World) guarded(self cluster.Node, plan Plan) (out []routes.Packet) {
 			}
 		}
 	}
+	out = append(out, w.uplinkPackets(self, plan)...)
 	for _, l := range plan.Routes.Links {
 		at := slices.IndexFunc(plan.Routes.FDB, func(f routes.FDB) bool { return f.Link == l.Name })
 		if l.VXLAN == nil || at < 0 {
@@ -82,6 +87,44 @@ func (w World) guarded(self cluster.Node, plan Plan) (out []routes.Packet) {
 		answer := packet(s.Peer.Address, routes.ByRoute, s.Peer.LocalAddress, "")
 		answer.SrcPort, answer.Reply = s.Peer.Port, true
 		out = append(out, session, answer)
+	}
+	return out
+}
+
+// uplinkPackets returns the packets of pods that have addresses of uplinks: between pods of this node, by each uplink in
+// both directions, and by the link of the node's own address, where the questions to NodePorts arrive.
+func (w World) uplinkPackets(self cluster.Node, plan Plan) (out []routes.Packet) {
+	asked := 0
+	for _, i := range plan.Uplinks.Interfaces {
+		link, found := i.Link(w.Host)
+		if !found || len(i.Addresses) == 0 {
+			continue
+		}
+		here, there := i.Addresses[len(i.Addresses)/2], inMiddle(i.Subnet)
+		if next := i.Addresses[0]; next != here {
+			out = append(out, connection(here, routes.PodLink, next, routes.PodLink))
+		}
+		for slices.Contains(i.Addresses, there) {
+			there = there.Next()
+		}
+		both := func(there netip.Addr) {
+			out = append(out, connection(here, routes.PodLink, there, link.Name), connection(there, link.Name, here, routes.PodLink))
+		}
+		both(there)
+		for _, n := range w.Cluster.Nodes {
+			for _, theirs := range n.PodCIDRs {
+				byUplink := !plan.Uplinks.NodeEgress || slices.ContainsFunc(plan.Routes.NAT.Exclude, func(p netip.Prefix) bool { return p.Overlaps(theirs) })
+				if n.Name != self.Name && theirs.Addr().Is4() && byUplink && asked < guardMost {
+					asked++
+					both(inMiddle(theirs))
+				}
+			}
+		}
+		for _, a := range w.Host.Addrs {
+			if a.Prefix.Addr().Is4() && !a.Prefix.IsSingleIP() && slices.Contains(self.Addresses, a.Prefix.Addr()) {
+				out = append(out, connection(inMiddle(a.Prefix), a.Link, here, routes.PodLink))
+			}
+		}
 	}
 	return out
 }
@@ -130,7 +173,7 @@ func (d *draft) firewalls() {
 		got := f.Hook.String() + ": " + f.String()
 		switch {
 		case f.Outcome == routes.Translates:
-			d.problem("firewall", cluster.ForeignNAT, "pods' "+what+" with the pods' own addresses", got, undo(f, "tell the program that made the rule to leave out the pod CIDRs"))
+			d.problem("firewall", cluster.ForeignNAT, "pods' "+what+" with the pods' own addresses", got, undo(f, "tell the program that made the rule to leave out the pods' addresses"))
 		case p.In == "" || p.Out == "":
 			d.problem("firewall", cluster.HostDropped, fmt.Sprintf("%s (%s) to pass", what, service(p)), got, orPass(passes, undo(f, letIn(p, f))))
 		default:
@@ -163,7 +206,11 @@ func (d *draft) accepts(p routes.Packet) (out []routes.Accept) {
 	single := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 	switch {
 	case p.In != "" && p.Out != "":
-		for _, c := range d.self.PodCIDRs {
+		from := slices.Clone(d.self.PodCIDRs)
+		for _, i := range d.plan.Uplinks.Interfaces {
+			from = append(from, i.Subnet) // on a pod's link, only granted addresses of it: a rule for each would make a long chain
+		}
+		for _, c := range from {
 			out = append(out, routes.Accept{In: true, Src: c}, routes.Accept{Out: true, Dst: c})
 		}
 	case p.Protocol == routes.UDP:
@@ -201,17 +248,27 @@ func undo(f routes.Finding, otherwise string) string {
 
 // letThrough gives the commands that let forwarded packets of the pods pass.
 func (d *draft) letThrough(p routes.Packet, f routes.Finding) string {
-	cidr := ""
+	cidr, more := "", ""
 	for _, c := range d.self.PodCIDRs {
 		if c.Contains(p.Src) || c.Contains(p.Dst) {
 			cidr = c.String()
 		}
 	}
+	for _, i := range d.plan.Uplinks.Interfaces {
+		granted := uplink.Aggregate(i.Addresses)
+		at := slices.IndexFunc(granted, func(c netip.Prefix) bool { return c.Contains(p.Src) || c.Contains(p.Dst) })
+		if at >= 0 {
+			cidr = granted[at].String()
+		}
+		if at >= 0 && len(granted) > 1 {
+			more = "; and the same for the other addresses in spec.uplinks"
+		}
+	}
 	switch at := f.Place.IPTables(); {
 	case f.Program == "firewalld":
-		return "firewall-cmd --permanent --zone=trusted --add-source=" + cidr + ", and a policy from the LAN's zone to trusted: docs/troubleshooting.md has the commands"
+		return "firewall-cmd --permanent --zone=trusted --add-source=" + cidr + more + ", and a policy from the LAN's zone to trusted: docs/troubleshooting.md has the commands"
 	case f.Program == "ufw":
-		return fmt.Sprintf("ufw route allow from %[1]s; ufw route allow to %[1]s", cidr)
+		return fmt.Sprintf("ufw route allow from %[1]s; ufw route allow to %[1]s", cidr) + more
 	case f.Program == "Docker":
 		return fmt.Sprintf("%[1]s -I DOCKER-USER -i ew+ -j ACCEPT; %[1]s -I DOCKER-USER -o ew+ -j ACCEPT; in a file that runs at each start", at)
 	case byIPTables(f.Base):

@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -127,5 +129,66 @@ func TestPassages(t *testing.T) {
 				t.Errorf("got  %q, %d problems\nwant %q, %d", text, problems, tt.want, tt.problems)
 			}
 		})
+	}
+}
+
+// Pods with addresses of uplinks were cut off by a policy of DROP, and no problem said so. The firewall is asked about
+// each uplink and about the node's own link; a few rules let all granted addresses pass, however scattered they are.
+func TestUplinksPassTheFirewall(t *testing.T) {
+	addr := netip.MustParseAddr
+	w := World{Self: "n1", Config: config.Defaults()}
+	w.Config.Paths.Canary = false
+	w.Cluster.Nodes = []cluster.Node{
+		{Name: "n1", Addresses: []netip.Addr{addr("192.0.2.1")}},
+		{Name: "n2", Addresses: []netip.Addr{addr("192.0.2.2")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.10.2.0/24")}},
+	}
+	w.Host.Links = []routes.Link{{Name: "eth0", Up: true, MTU: 1500}}
+	w.Host.Addrs = []routes.Addr{{Link: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")}}
+	u := &cluster.Uplinks{Egress: cluster.EgressUplink}
+	for n := range 9 { // the last one is not on this node
+		one := cluster.Uplink{Name: fmt.Sprintf("eth%d", n+1), Subnet: netip.MustParsePrefix(fmt.Sprintf("10.0.%d.0/24", n/5)), Gateway: addr(fmt.Sprintf("10.0.%d.254", n/5)), Address: addr(fmt.Sprintf("10.0.%d.%d", n/5, 1+n))}
+		for i := range 25 {
+			a := addr(fmt.Sprintf("10.0.%d.%d", n/5, 100+(n%5)*25+i))
+			if i%2 == 0 {
+				one.Addresses = append(one.Addresses, cluster.AddressRange{First: a, Last: a})
+			}
+		}
+		u.Interfaces = append(u.Interfaces, one)
+		if n < 8 {
+			w.Host.Links = append(w.Host.Links, routes.Link{Name: one.Name, MAC: fmt.Sprintf("02:00:00:00:00:%02x", n), Up: true, MTU: 1500})
+		}
+	}
+	w.Cluster.EdgeNodes = []cluster.EdgeNode{{Name: "n1", Uplinks: u}}
+	for _, egress := range []cluster.Egress{cluster.EgressUplink, cluster.EgressNode} {
+		u.Egress = egress
+		w.Barriers = nil
+		asked := map[string]int{}
+		plan := Decide(w)
+		for _, p := range plan.Guarded {
+			switch {
+			case p.Src == addr("10.10.2.128") || p.Dst == addr("10.10.2.128"):
+				asked["n2"]++
+			case p.In == routes.PodLink:
+				asked["to "+strings.TrimRight(p.Out, "12345678")]++
+			case p.Out == routes.PodLink:
+				asked["from "+strings.TrimRight(p.In, "12345678")]++
+			default:
+				t.Errorf("%s: asked about %+v", egress, p)
+			}
+		}
+		want := map[string]int{"to ew0": 8, "to eth": 8, "from eth": 8, "from eth0": 8, "n2": 16}
+		if egress == cluster.EgressNode {
+			delete(want, "n2") // with the address of the node
+		}
+		if !maps.Equal(asked, want) {
+			t.Errorf("%s: asked %v, want %v", egress, asked, want)
+		}
+		drops := routes.Finding{Hook: routes.Forward, Outcome: routes.Drops, Place: routes.Place{Family: unix.NFPROTO_IPV4, Table: "filter", Chain: "FORWARD"}, Policy: true, Does: "drop"}
+		drops.Base = drops.Place
+		w.Barriers = Barriers(plan.Guarded[:1], [][]routes.Finding{{drops}})
+		const rules = "[chain ip filter FORWARD of nftables: accept in ew* saddr 10.0.0.0/24, out ew* daddr 10.0.0.0/24, in ew* saddr 10.0.1.0/24, out ew* daddr 10.0.1.0/24]"
+		if got := fmt.Sprint(Decide(w).Routes.Passages); got != rules {
+			t.Errorf("%s: rules %s, want %s", egress, got, rules)
+		}
 	}
 }
