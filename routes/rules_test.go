@@ -2,6 +2,7 @@ package routes
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -24,7 +25,7 @@ func uplinkState() State {
 			{Priority: 2048, From: pfx("10.0.0.40/29"), Table: table},
 		},
 		Proxies:   []ProxyNeigh{{Link: "eth0", IP: addr("10.0.0.31")}},
-		Symmetric: &Symmetric{Mark: 0x20, Uplinks: []string{"eth1", "eth0"}},
+		Symmetric: &Symmetric{Mark: 0x20, Uplinks: []string{"eth1", "eth0"}, Inside: []netip.Prefix{pfx("10.0.0.0/8"), pfx("10.0.0.0/24"), pfx("fd00::/8")}},
 	}
 }
 
@@ -51,10 +52,12 @@ func TestUplink(t *testing.T) {
 	s.contains("ip route", "unreachable 10.0.0.31 proto 119 metric 4278198272")
 	s.contains("ip neigh show proxy", "10.0.0.31 dev eth0")
 	s.contains("nft list table inet edgeway-uplink", `"eth1" }`)
+	s.contains("nft list table inet edgeway-uplink", "ip daddr != @inside4")
 
 	for _, fault := range []string{
 		"ip rule del pref 512", "ip rule del pref 2048 from 10.0.0.40/29", "ip rule flush", "ip route flush table 1695047690", "ip neigh del proxy 10.0.0.31 dev eth0",
-		"nft flush chain inet edgeway-uplink prerouting", "nft add element inet edgeway-uplink uplinks { eth7 }", "nft delete table inet edgeway-uplink",
+		"nft flush chain inet edgeway-uplink prerouting", "nft add element inet edgeway-uplink uplinks { eth7 }",
+		"nft add element inet edgeway-uplink inside4 { 192.0.2.0/24 }", "nft delete element inet edgeway-uplink inside6 { fd00::/8 }", "nft delete table inet edgeway-uplink",
 		"ip link set eth0 down", "ip route del unreachable 10.0.0.31 metric 4278198272",
 	} {
 		s.run(fault)

@@ -113,10 +113,10 @@ func (d *draft) uplinks() {
 	native := d.toNodes(all)
 	d.plan.Pool = all.Pool(func(a netip.Addr) bool { return !withheld[a] })
 	if all.NodeEgress {
-		nat := &routes.NAT{Sources: slices.Clone(d.self.PodCIDRs), Exclude: append(slices.Clone(all.Inside), native...)}
+		r.Symmetric.Inside = append(r.Symmetric.Inside, native...)
+		nat := &routes.NAT{Sources: slices.Clone(d.self.PodCIDRs), Exclude: slices.Clone(r.Symmetric.Inside)}
 		for _, i := range all.Interfaces {
 			nat.Sources = append(nat.Sources, uplink.Aggregate(i.Addresses)...)
-			nat.Exclude = append(nat.Exclude, i.Subnet)
 		}
 		for _, a := range d.self.Addresses {
 			nat.Exclude = append(nat.Exclude, netip.PrefixFrom(a, a.BitLen()))

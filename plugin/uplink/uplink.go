@@ -158,6 +158,12 @@ func (u Uplinks) State(h routes.Host) (s routes.State) {
 	}
 	mark := cmp.Or(u.Mark, ReturnMark)
 	s.Symmetric = &routes.Symmetric{Mark: mark}
+	if u.NodeEgress {
+		s.Symmetric.Inside = slices.Clone(u.Inside)
+		for _, i := range u.Interfaces {
+			s.Symmetric.Inside = append(s.Symmetric.Inside, i.Subnet)
+		}
+	}
 	s.Rules = []routes.Rule{{Priority: priorityPods, Longer: 31}, {Priority: priorityReturn, Mark: mark}}
 	s.Sysctls = []routes.Sysctl{routes.Forwarding("", false), {Key: "net/ipv4/conf/all/src_valid_mark", Value: "1"}}
 	alone := map[string]bool{} // links that answer ARP for their own addresses only
@@ -167,7 +173,7 @@ func (u Uplinks) State(h routes.Host) (s routes.State) {
 			for _, p := range Aggregate(append(slices.Clone(i.Addresses), i.Address)) {
 				s.Rules = append(s.Rules, routes.Rule{Priority: priorityUplink, From: p, Table: table})
 			}
-			s.Routes = append(s.Routes, u.routes(i, table, link.Name, found)...)
+			s.Routes = append(s.Routes, i.routes(table, link.Name, found)...)
 		}
 		for _, a := range i.Addresses {
 			s.Routes = append(s.Routes, routes.Route{Dst: netip.PrefixFrom(a, 32), Type: "unreachable", Protocol: routes.ProtoNode, Metric: fallbackMetric})
@@ -201,8 +207,9 @@ func (u Uplinks) State(h routes.Host) (s routes.State) {
 }
 
 // routes are those of the interface's table. While the interface is away, its pods' packets leave by no other
-// one: a network drops them there, or takes them for the node's.
-func (u Uplinks) routes(i Interface, table int, link string, found bool) (out []routes.Route) {
+// one: a network drops them there, or takes them for the node's. Packets that leave by the node are marked
+// (routes.Symmetric), and never get here.
+func (i Interface) routes(table int, link string, found bool) (out []routes.Route) {
 	add := func(dst netip.Prefix, via netip.Addr) {
 		r := routes.Route{Dst: dst, Via: via, Link: link, Table: table, Onlink: via.IsValid(), Protocol: routes.ProtoNode}
 		if found {
@@ -214,17 +221,8 @@ func (u Uplinks) routes(i Interface, table int, link string, found bool) (out []
 	if i.OnLink && i.Subnet != gateway {
 		add(i.Subnet, netip.Addr{})
 	}
-	by := routes.Everywhere()[:1]
-	if u.NodeEgress {
-		by = u.Inside
-	}
-	for _, p := range by {
-		if p != gateway && (!i.OnLink || p != i.Subnet) {
-			add(p, i.Gateway)
-		}
-		out = append(out, routes.Route{Dst: p, Type: "unreachable", Table: table, Metric: fallbackMetric, Protocol: routes.ProtoNode})
-	}
-	return out
+	add(routes.Everywhere()[0], i.Gateway)
+	return append(out, routes.Route{Dst: routes.Everywhere()[0], Type: "unreachable", Table: table, Metric: fallbackMetric, Protocol: routes.ProtoNode})
 }
 
 // Pool is the pool of all granted addresses. Those for which leasable is false are reserved.

@@ -74,14 +74,14 @@ table inet edgeway-uplink mark 0x20 uplinks [eth1]
 		{"a cloud, and egress by the node", inside, host(), `link eth1 up
 addr 10.0.0.21/32 dev eth1
 route 10.0.0.253 dev eth1 table 1695047690 proto 119
-route 10.0.0.0/8 via 10.0.0.253 dev eth1 table 1695047690 proto 119 onlink
-route unreachable 10.0.0.0/8 table 1695047690 proto 119 metric 4278198272
+route default via 10.0.0.253 dev eth1 table 1695047690 proto 119 onlink
+route unreachable default table 1695047690 proto 119 metric 4278198272
 ` + granted + `sysctl net/ipv4/ip_forward = 1
 sysctl net/ipv4/conf/all/src_valid_mark = 1
 sysctl net/ipv4/conf/eth1/forwarding = 1
 sysctl net/ipv4/conf/eth0/arp_ignore = 1
 sysctl net/ipv4/conf/eth1/arp_ignore = 1
-table inet edgeway-uplink mark 0x20 uplinks [eth1]
+table inet edgeway-uplink mark 0x20 uplinks [eth1] inside [10.0.0.0/8]
 `},
 		{"the interface is gone", Uplinks{Interfaces: []Interface{eth1()}}, gone, `route unreachable default table 1695047690 proto 119 metric 4278198272
 ` + granted + `sysctl net/ipv4/ip_forward = 1

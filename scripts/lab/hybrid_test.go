@@ -158,7 +158,7 @@ func (s *story) expose(args []string) (string, error) {
 }
 
 // seen prints whom each server sees: a row for each client, a column for each target. A target is a machine, a Service
-// (svc/NAME), a node port (NODE:PORT) or an address. A cell names the machine that has the address, once for each family if the
+// (svc/NAME), a node port (NODE:PORT), or an address with or without a port. A cell names the machine that has the address, once for each family if the
 // two differ, and - says that the server does not answer. NODE.1 is the end of a node's tunnel.
 func (s *story) seen(args []string) (string, error) {
 	at := slices.Index(args, "to")
@@ -213,13 +213,15 @@ func (s *story) owners(machines []string) (map[netip.Addr]string, error) {
 	names := map[netip.Addr]string{}
 	for name, n := range s.lab.Nodes() {
 		machines = append(slices.Clone(machines), name)
-		ends, err := n.Run(s.ctx, "ip", "-o", "addr", "show", "dev", "edgeway.1", "scope", "global")
+		ends, err := n.Run(s.ctx, "ip", "-o", "addr", "show", "scope", "global")
 		if err != nil {
 			return nil, err
 		}
-		for word := range strings.FieldsSeq(ends) {
-			if end, err := netip.ParsePrefix(word); err == nil {
-				names[end.Addr()] = name + ".1"
+		for line := range strings.Lines(ends) {
+			if words := strings.Fields(line); words[1] == "edgeway.1" {
+				if end, err := netip.ParsePrefix(words[3]); err == nil {
+					names[end.Addr()] = name + ".1"
+				}
 			}
 		}
 	}
@@ -235,8 +237,11 @@ func (s *story) owners(machines []string) (map[netip.Addr]string, error) {
 	return names, nil
 }
 
-// services returns the addresses of each Service.
+// services returns the addresses of each Service. A story without an API server has none.
 func (s *story) services() (map[string][]netip.AddrPort, error) {
+	if s.control == nil {
+		return nil, nil
+	}
 	text, err := s.control.Kubectl("get", "services", "-o", "json")
 	if err != nil {
 		return nil, err
@@ -266,6 +271,9 @@ func (s *story) target(text string, services map[string][]netip.AddrPort) (out [
 	}
 	if addr, err := netip.ParseAddr(text); err == nil {
 		return []netip.AddrPort{netip.AddrPortFrom(addr, servedPort)}, nil
+	}
+	if addr, err := netip.ParseAddrPort(text); err == nil {
+		return []netip.AddrPort{addr}, nil
 	}
 	name, number, _ := strings.Cut(text, ":")
 	m, err := s.machine(name)

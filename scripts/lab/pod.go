@@ -42,14 +42,24 @@ func (n *Node) network() (*libcni.NetworkConfigList, error) {
 	return list, nil
 }
 
-// cni is a container runtime's access to the plugins: their directory, and the runtime's cache.
+// cni is a container runtime's access to the plugins: their directories, and the runtime's cache.
 func (n *Node) cni() *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir([]string{n.lab.bin}, n.file("cni-cache"), nil)
+	return libcni.NewCNIConfigWithCacheDir([]string{n.lab.bin, n.Plugins()}, n.file("cni-cache"), nil)
+}
+
+// Plugins is the directory of plugins of this node alone.
+func (n *Node) Plugins() string { return n.file("plugins") }
+
+// HostPort is a port of the node that a pod's port answers.
+type HostPort struct {
+	HostPort      int    `json:"hostPort"`
+	ContainerPort int    `json:"containerPort"`
+	Protocol      string `json:"protocol"`
 }
 
 // AddPod makes a pod's sandbox and calls ADD with the arguments that the kubelet's container runtimes send.
 // If ADD fails, AddPod sends DEL, as the runtimes do.
-func (n *Node) AddPod(ctx context.Context, namespace, name string) (*Pod, error) {
+func (n *Node) AddPod(ctx context.Context, namespace, name string, ports ...HostPort) (*Pod, error) {
 	list, err := n.network()
 	if err != nil {
 		return nil, err
@@ -71,6 +81,9 @@ func (n *Node) AddPod(ctx context.Context, namespace, name string) (*Pod, error)
 			{"K8S_POD_UID", randomID()[:32]},
 		},
 	}}
+	if len(ports) > 0 {
+		p.rt.CapabilityArgs = map[string]any{"portMappings": ports}
+	}
 	start := time.Now()
 	var result *current.Result
 	err = n.Do(func() error {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,7 +30,8 @@ type verb func(s *story, args []string) (string, error)
 //	switch start|kill|stop SWITCH     its routing daemons
 //	cut NODE...                       reset its BGP connections, and wait until each session is up again
 //	reboot NODE...                    only the disk is left; the daemon is not started
-//	pod add NODE NAME... | pod del NAME... | pod check NAME...
+//	portmap BACKEND NODE...           chain that plugin after ours; BACKEND is iptables or nftables; takes effect at the next start
+//	pod add NODE NAME... | pod del NAME... | pod check NAME...    NAME:PORT has a hostPort to its port 8080
 //	addr MACHINE                      its addresses
 //	routes MACHINE [FILTER...]        what `ip route show FILTER` selects, sorted
 //	learned SWITCH                    the routes that BGP put into its kernel
@@ -62,6 +65,7 @@ func verbs() map[string]verb {
 		"switch":     (*story).switches,
 		"cut":        (*story).cut,
 		"reboot":     (*story).reboot,
+		"portmap":    (*story).portmap,
 		"pod":        (*story).pod,
 		"addr":       (*story).addr,
 		"routes":     (*story).routes,
@@ -162,22 +166,32 @@ func (s *story) config(args []string) (string, error) {
 	if n == nil {
 		return "", fmt.Errorf("no node %s", args[0])
 	}
-	config := map[string]any{}
-	for _, file := range []string{n.Config, s.file(args[1])} {
-		text, err := os.ReadFile(file)
+	return "", s.edit(n, func(config map[string]any) error {
+		text, err := os.ReadFile(s.file(args[1]))
 		if err != nil {
-			return "", err
+			return err
 		}
-		text = bytes.ReplaceAll(text, []byte("$WORK"), []byte(s.work))
-		if err := yaml.Unmarshal(text, &config); err != nil {
-			return "", err
-		}
+		return yaml.Unmarshal(bytes.ReplaceAll(text, []byte("$WORK"), []byte(s.work)), &config)
+	})
+}
+
+// edit changes the configuration of a node's daemon.
+func (s *story) edit(n *lab.Node, change func(map[string]any) error) error {
+	config := map[string]any{}
+	text, err := os.ReadFile(n.Config)
+	if err == nil {
+		err = yaml.Unmarshal(text, &config)
 	}
-	text, err := yaml.Marshal(config)
+	if err == nil {
+		err = change(config)
+	}
+	if err == nil {
+		text, err = yaml.Marshal(config)
+	}
 	if err != nil {
-		return "", err
+		return err
 	}
-	return "", os.WriteFile(n.Config, text, 0o644)
+	return os.WriteFile(n.Config, text, 0o644)
 }
 
 func (s *story) switches(args []string) (string, error) {
@@ -231,8 +245,17 @@ func (s *story) reboot(args []string) (string, error) {
 
 func (s *story) pod(args []string) (out string, err error) {
 	if args[0] == "add" {
-		for _, name := range args[2:] {
-			p, err := s.lab.Node(args[1]).AddPod(s.ctx, "default", name)
+		for _, word := range args[2:] {
+			name, port, hasPort := strings.Cut(word, ":")
+			var ports []lab.HostPort
+			if hasPort {
+				number, err := strconv.Atoi(port)
+				if err != nil {
+					return out, fmt.Errorf("pod add %s: want NAME:PORT", word)
+				}
+				ports = []lab.HostPort{{HostPort: number, ContainerPort: servedPort, Protocol: "tcp"}}
+			}
+			p, err := s.lab.Node(args[1]).AddPod(s.ctx, "default", name, ports...)
 			if err != nil {
 				return out, err
 			}
@@ -257,6 +280,49 @@ func (s *story) pod(args []string) (out string, err error) {
 		}
 	}
 	return "", nil
+}
+
+// portmap installs the reference plugin on the nodes. It takes nftables on a machine without iptables, and iptables
+// otherwise: the program that runs it for nftables hides iptables.
+func (s *story) portmap(args []string) (string, error) {
+	backend := args[0]
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		return "", err
+	}
+	built := s.file("portmap.built")
+	if _, err := os.Stat(built); err != nil {
+		out, err := exec.CommandContext(s.ctx, "go", "build", "-o", built, "github.com/containernetworking/plugins/plugins/meta/portmap").CombinedOutput()
+		if err != nil {
+			return "", fmt.Errorf("build portmap: %w: %s", err, out)
+		}
+	}
+	return s.each(args[1:], func(n *lab.Node) error {
+		programs := map[string]string{"edgeway": filepath.Join(filepath.Dir(n.Program()), "edgeway"), "portmap": built}
+		if backend == "nftables" {
+			programs = map[string]string{"edgeway": programs["edgeway"], "path/nft": nft}
+			script := fmt.Sprintf("#!/bin/sh\nPATH=%s/path exec %s\n", n.Plugins(), built)
+			if err := os.MkdirAll(filepath.Join(n.Plugins(), "path"), 0o755); err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(n.Plugins(), "portmap"), []byte(script), 0o755); err != nil {
+				return err
+			}
+		}
+		if err := os.MkdirAll(n.Plugins(), 0o755); err != nil {
+			return err
+		}
+		for name, program := range programs {
+			if err := os.Symlink(program, filepath.Join(n.Plugins(), name)); err != nil {
+				return err
+			}
+		}
+		return s.edit(n, func(config map[string]any) error {
+			cni := config["cni"].(map[string]any) // addNode of package lab writes it
+			cni["binDir"], cni["chain"] = n.Plugins(), []string{"portmap"}
+			return nil
+		})
+	})
 }
 
 func (s *story) machine(name string) (*lab.Machine, error) {
