@@ -23,6 +23,9 @@ bgpctl:openbgpd
 containerd:containerd
 runc:runc
 busybox:busybox-static
+curl:curl
+wget:wget
+nc.openbsd:netcat-openbsd
 promtool:prometheus
 firewalld:firewalld
 ufw:ufw

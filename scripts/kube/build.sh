@@ -7,12 +7,15 @@
 #	scripts/kube/build.sh kube-apiserver   # these
 #	scripts/kube/build.sh kubeadm          # what a cluster of kubeadm has beside them: see make e2e-kubeadm
 #	scripts/kube/build.sh flanneld         # a neighbour of edgeway in the tests
+#	scripts/kube/build.sh e2e.test         # Kubernetes' own tests; make e2e-upstream names the rest
 set -eu
 
 all='etcd kube-apiserver kube-controller-manager kubectl kube-scheduler kubelet kube-proxy'
 kubeadm='kubeadm etcd-3.6 coredns' # Debian's etcd is older than kubeadm's flags for it
 coredns=v1.14.2                    # kubeadm's constants.CoreDNSVersion
+upstream='e2e.test ginkgo agnhost regression-issue-74839 coredns netpol'
 flannel=v0.28.10
+policies=v0.8.0 # of deploy/overlays/networkpolicy
 
 cd "$(dirname "$0")/build"
 version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
@@ -47,19 +50,22 @@ fetch_etcd() {
 	mv "$work/etcd-server/usr/bin/etcd" "$dir/etcd"
 }
 
-# Without the version the API server says v0.0.0, and clients warn.
+# build PROGRAM PACKAGE [COMMAND]. Without the version the API server says v0.0.0, and clients warn.
 build() {
 	stamp=k8s.io/component-base/version
 	minor=${version#v1.}
-	CGO_ENABLED=0 GOFLAGS=-mod=readonly GOWORK=off go build -trimpath -buildvcs=false \
+	# shellcheck disable=SC2086 # the command is a list of words
+	CGO_ENABLED=0 GOFLAGS=-mod=readonly GOWORK=off go ${3:-build} -trimpath -buildvcs=false \
 		-ldflags "-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=${minor%%.*}" \
 		-o "$work/$1" "$2"
 	mv "$work/$1" "$dir/$1"
 }
 
-build_coredns() {
-	GOBIN="$work" CGO_ENABLED=0 GOWORK=off go install -trimpath -ldflags "-s -w" "github.com/coredns/coredns@$coredns"
-	mv "$work/coredns" "$dir/coredns"
+# install PROGRAM PACKAGE@VERSION
+install() {
+	GOBIN="$work" CGO_ENABLED=0 GOWORK=off go install -trimpath -ldflags "-s -w" "$2"
+	package=${2%@*}
+	mv "$work/${package##*/}" "$dir/$1"
 }
 
 # Its main, without two backends: one needs a module that the proxy does not give, the other a C compiler.
@@ -76,8 +82,8 @@ build_flanneld() {
 
 [ $# -gt 0 ] || set -- $all # a list of words
 for program in "$@"; do
-	case " $all $kubeadm flanneld " in *" $program "*) ;; *)
-		echo "$program: not one of $all $kubeadm flanneld" >&2
+	case " $all $kubeadm $upstream flanneld " in *" $program "*) ;; *)
+		echo "$program: not one of $all $kubeadm $upstream flanneld" >&2
 		exit 1
 		;;
 	esac
@@ -86,8 +92,12 @@ for program in "$@"; do
 	case $program in
 	etcd) command -v etcd >/dev/null 2>&1 || fetch_etcd ;;
 	etcd-3.6) build "$program" go.etcd.io/etcd/server/v3 ;;
-	coredns) build_coredns ;;
+	coredns) install coredns "github.com/coredns/coredns@$coredns" ;;
 	flanneld) build_flanneld ;;
+	netpol) install netpol "sigs.k8s.io/kube-network-policies/cmd@$policies" ;;
+	ginkgo) build "$program" github.com/onsi/ginkgo/v2/ginkgo ;;
+	agnhost | regression-issue-74839) build "$program" "k8s.io/kubernetes/test/images/$program" ;;
+	e2e.test) build "$program" k8s.io/kubernetes/test/e2e 'test -c -vet=off' ;;
 	*) build "$program" "k8s.io/kubernetes/cmd/$program" ;;
 	esac
 done
