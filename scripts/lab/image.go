@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"runtime"
 	"strings"
 	"time"
@@ -140,6 +141,43 @@ func encode(mediaType string, v any) blob {
 	}
 	return blob{mediaType, body}
 }
+
+// Executables returns executables of this machine as files of an image at their own paths, with the dynamic
+// loader and the libraries that ldd(1) names. A path that is a symbolic link gets its target's content.
+func Executables(paths ...string) ([]File, error) {
+	var files []File
+	known := map[string]bool{}
+	add := func(path string) error {
+		if known[path] {
+			return nil
+		}
+		known[path] = true
+		body, err := os.ReadFile(path)
+		if err != nil {
+			return fmt.Errorf("image: %w", err)
+		}
+		files = append(files, File{Name: strings.TrimPrefix(path, "/"), Mode: 0o755, Body: body})
+		return nil
+	}
+	for _, path := range paths {
+		if err := add(path); err != nil {
+			return nil, err
+		}
+		out, err := exec.Command("ldd", path).CombinedOutput()
+		if err != nil && !strings.Contains(string(out), "not a dynamic executable") {
+			return nil, fmt.Errorf("image: ldd %s: %w: %s", path, err, out)
+		}
+		for _, m := range library.FindAllStringSubmatch(string(out), -1) {
+			if err := add(m[1]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return files, nil
+}
+
+// library matches a file in the output of ldd: "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f...)".
+var library = regexp.MustCompile(`(/\S+) \(`)
 
 // BusyboxImage is the only image of the laboratories' pods: a static busybox. It is both the pause
 // container of the sandboxes and the web server of the pods.

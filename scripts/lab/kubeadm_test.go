@@ -330,28 +330,12 @@ func kubeadmImages(t *testing.T, programs, source string) []string {
 // iptablesFiles are this machine's iptables, with the libraries that it needs.
 func iptablesFiles(t *testing.T) (files []lab.File) {
 	t.Helper()
-	add := func(path string) {
-		body, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		files = append(files, lab.File{Name: strings.TrimPrefix(path, "/"), Mode: 0o755, Body: body})
-	}
-	const program = "/usr/sbin/xtables-nft-multi"
-	out, err := exec.CommandContext(t.Context(), "ldd", program).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	add(program)
-	for _, m := range regexp.MustCompile(`(/\S+) \(`).FindAllStringSubmatch(string(out), -1) {
-		add(m[1])
-	}
 	extensions, err := filepath.Glob("/usr/lib/*/xtables/*.so")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range extensions {
-		add(path)
+	if files, err = lab.Executables(append(extensions, "/usr/sbin/xtables-nft-multi")...); err != nil {
+		t.Fatal(err)
 	}
 	for _, version := range []string{"iptables", "ip6tables"} {
 		for _, verb := range []string{"", "-save", "-restore"} {
