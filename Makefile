@@ -9,7 +9,7 @@ STATICCHECK  = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DESTDIR     ?=
 PREFIX      ?= /usr/local
 
-.PHONY: help build cross test test-tools test-k8s e2e e2e-kubeadm check drill peace demo demo-shell demo-down bench image packages test-packages install uninstall clean
+.PHONY: help build cross test test-tools test-k8s e2e e2e-kubeadm e2e-upstream check drill peace demo demo-shell demo-down bench image packages test-packages install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,12 @@ e2e-kubeadm: test-tools build ## the page "getting started" with a real kubeadm 
 	scripts/kube/build.sh
 	scripts/kube/build.sh kubeadm etcd-3.6 coredns
 	EDGEWAY_KUBEADM=1 $(GO) test -count=1 -v -timeout 40m -run TestGettingStartedKubeadm ./scripts/lab
+
+MODES ?= underlay,overlay,mixed
+e2e-upstream: test-tools build ## Kubernetes' own network tests in each mode, into docs/conformance.md; hours (MODES=overlay: one mode; root)
+	scripts/kube/build.sh
+	scripts/kube/build.sh e2e.test ginkgo agnhost regression-issue-74839 coredns netpol
+	$(GO) run ./scripts/e2e -upstream $(MODES)
 
 drill: test-tools build ## inject the faults of docs/drill.md into one laboratory, and check what edgeway says; five minutes (root)
 	EDGEWAY_DRILL=1 $(GO) test -count=1 -v -timeout 30m -run TestDrill ./scripts/lab

@@ -123,6 +123,8 @@ failCgroupV1: false
 failSwapOn: false
 oomScoreAdj: 0
 resolvConf: ""
+clusterDNS: [10.96.0.10]
+clusterDomain: cluster.local
 makeIPTablesUtilChains: false
 imageGCHighThresholdPercent: 100
 evictionHard: {nodefs.available: "0%", imagefs.available: "0%", memory.available: "0%"}

@@ -6,6 +6,13 @@
 //
 //	make e2e
 //	go run ./scripts/e2e -install daemonset   # edgewayd as pods, instead of a program of the node
+//
+// The same three nodes also run Kubernetes' own network tests, in the modes of the pods' network that are asked
+// for. The results go into a table of docs/conformance.md.
+//
+//	make e2e-upstream
+//	go run ./scripts/e2e -upstream overlay                    # one mode; the other modes keep their results
+//	go run ./scripts/e2e -upstream overlay -focus 'HostPort'  # these specs; the table stays as it is
 package main
 
 import (
@@ -26,19 +33,53 @@ func main() {
 	bin := flag.String("bin", "bin", "directory of edgeway and edgewayd")
 	deploy := flag.String("deploy", "deploy/kubernetes", "directory of the manifests that a cluster needs for edgewayd")
 	install := flag.String("install", string(byPackage), "how edgewayd comes onto the nodes: package or daemonset")
+	var u suite
+	upstream := flag.String("upstream", "", "run Kubernetes' own network tests instead, in these modes: "+strings.Join(modes, ","))
+	only := flag.String("groups", "", "of -upstream: only the groups of specs whose names match the regular expression")
+	focus := flag.String("focus", "", "of -upstream: only the specs whose full names match the regular expression; writes no table")
+	flag.IntVar(&u.procs, "procs", 2, "of -upstream: specs at a time")
+	flag.DurationVar(&u.limit, "limit", time.Hour, "of -upstream: time for the specs of one mode, once without NetworkPolicies and once with them")
+	flag.StringVar(&u.table.results, "results", "scripts/e2e/testdata/upstream.json", "of -upstream: file of the results so far")
+	flag.StringVar(&u.table.page, "page", "docs/conformance.md", "of -upstream: page with the table")
 	flag.Parse()
 	// SIGPIPE: the reader of the output has gone. The nodes must go too.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
-	s := &stage{deploy: *deploy, install: installation(*install)}
-	if err := run(ctx, s, *bin); err != nil {
+	err := func() error {
+		if *upstream == "" {
+			return run(ctx, &stage{deploy: *deploy, install: installation(*install)}, *bin, day)
+		}
+		if err := u.choose(*only, *focus); err != nil {
+			return err
+		}
+		for mode := range strings.SplitSeq(*upstream, ",") {
+			if err := u.in(ctx, mode, &stage{deploy: *deploy, install: byDaemonSet}, *bin); err != nil {
+				return fmt.Errorf("%s: %w", mode, err)
+			}
+		}
+		return nil
+	}()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "FAIL ", err)
 		os.Exit(1)
 	}
 }
 
-// run plays the story and takes everything down afterwards, even after an error.
-func run(ctx context.Context, st *stage, bin string) (err error) {
+// day plays the shop's day.
+func day(ctx context.Context, s *story) error {
+	for _, act := range s.acts() {
+		if err := act(ctx); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return errors.New("interrupted; what was built is taken down")
+		}
+	}
+	return nil
+}
+
+// run builds the stage, plays on it, and takes everything down afterwards, even after an error.
+func run(ctx context.Context, st *stage, bin string, play func(context.Context, *story) error) (err error) {
 	if st.install != byPackage && st.install != byDaemonSet {
 		return fmt.Errorf("-install %s: want %s or %s", st.install, byPackage, byDaemonSet)
 	}
@@ -72,13 +113,5 @@ func run(ctx context.Context, st *stage, bin string) (err error) {
 		return err
 	}
 	s.pass("control plane %s, switch, LAN", s.version())
-	for _, act := range s.acts() {
-		if err := act(ctx); err != nil {
-			return err
-		}
-		if ctx.Err() != nil {
-			return errors.New("interrupted; what was built is taken down")
-		}
-	}
-	return nil
+	return play(ctx, s)
 }

@@ -28,6 +28,7 @@ type stage struct {
 	switchA *lab.Switch
 	vpc     *lab.Machine // machine of the control plane
 	nodes   []*node
+	images  []string // archives of images that the nodes have beside those of their installation
 }
 
 // nodeNames are the names of the topology's nodes.
@@ -93,6 +94,7 @@ func (s *stage) build(ctx context.Context, bin string) error {
 		if err != nil {
 			return err
 		}
+		n.images = append(n.images, s.images...)
 		s.nodes = append(s.nodes, n)
 	}
 	s.control, err = kube.New(ctx, s.vpc.Dir, kube.Options{

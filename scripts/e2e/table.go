@@ -1,0 +1,171 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/edgeway-cni/edgeway/scripts/kube"
+)
+
+// table is the table of Kubernetes' own tests in a page, and the file of the results that it shows. A run replaces the
+// results of its mode and groups only.
+type table struct {
+	results string // path of a JSON file
+	page    string // path
+}
+
+// record is the content of the results' file.
+type record struct {
+	Kubernetes string
+	Results    []result // sorted by group and mode, in the order of the table
+}
+
+const (
+	tableBegin = "<!-- make e2e-upstream writes from here to the end mark -->\n"
+	tableEnd   = "<!-- end of what make e2e-upstream writes -->\n"
+)
+
+// load returns the results so far.
+func (t table) load() (r record, err error) {
+	text, err := os.ReadFile(t.results)
+	if errors.Is(err, fs.ErrNotExist) {
+		return record{Kubernetes: kube.Version}, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &r)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %w", t.results, err)
+	}
+	return r, err
+}
+
+// store adds a result, and writes the results and the page. Results of another version of Kubernetes go.
+func (t table) store(new result) error {
+	r, err := t.load()
+	if err != nil {
+		return err
+	}
+	if r.Kubernetes != kube.Version {
+		r = record{Kubernetes: kube.Version}
+	}
+	r.Results = slices.DeleteFunc(r.Results, func(old result) bool { return old.Mode == new.Mode && old.Group == new.Group })
+	r.Results = append(r.Results, new)
+	order := func(r result) int {
+		return slices.IndexFunc(groups, func(g group) bool { return g.name == r.Group })*len(modes) + slices.Index(modes, r.Mode)
+	}
+	slices.SortFunc(r.Results, func(a, b result) int { return cmp.Compare(order(a), order(b)) })
+	text, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return err
+	}
+	page, err := os.ReadFile(t.page)
+	if err != nil {
+		return err
+	}
+	changed, err := r.into(string(page))
+	if err != nil {
+		return fmt.Errorf("%s: %w", t.page, err)
+	}
+	return errors.Join(os.WriteFile(t.results, append(text, '\n'), 0o644), os.WriteFile(t.page, []byte(changed), 0o644))
+}
+
+// into returns the page with the results between its two marks.
+func (r record) into(page string) (string, error) {
+	before, rest, begin := strings.Cut(page, tableBegin)
+	_, after, end := strings.Cut(rest, tableEnd)
+	if !begin || !end {
+		return "", fmt.Errorf("want the lines %q and %q", tableBegin, tableEnd)
+	}
+	return before + tableBegin + "\n" + r.markdown() + "\n" + tableEnd + after, nil
+}
+
+// find returns the result of a group in a mode, or nil if it was not run.
+func (r record) find(group, mode string) *result {
+	for i := range r.Results {
+		if r.Results[i].Group == group && r.Results[i].Mode == mode {
+			return &r.Results[i]
+		}
+	}
+	return nil
+}
+
+// markdown returns the table: a row for each group, and the specs that failed or were skipped, each with its reason.
+func (r record) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Kubernetes %s, kube-proxy in mode nftables, CoreDNS; NetworkPolicy with kube-network-policies %s. \"20 of 21\": one of the specs that ran failed.\n\n",
+		r.Kubernetes, policiesTag)
+	fmt.Fprintf(&b, "| specs | %s |\n|---|%s\n", strings.Join(modes, " | "), strings.Repeat("---|", len(modes)))
+	for _, g := range groups {
+		fmt.Fprintf(&b, "| %s |", g.name)
+		for _, mode := range modes {
+			fmt.Fprintf(&b, " %s |", r.find(g.name, mode))
+		}
+		b.WriteString("\n")
+	}
+	r.list(&b, "Failed", func(one result) []spec { return one.Failed })
+	r.list(&b, "Skipped", func(one result) []spec { return one.Skipped })
+	return b.String()
+}
+
+// list writes the specs that some modes share, with their reasons and modes.
+func (r record) list(b *strings.Builder, title string, of func(result) []spec) {
+	in := map[spec][]string{}
+	for _, one := range r.Results {
+		for _, s := range of(one) {
+			in[spec{s.Name, why(s)}] = append(in[spec{s.Name, why(s)}], one.Mode)
+		}
+	}
+	if len(in) == 0 {
+		return
+	}
+	fmt.Fprintf(b, "\n| %s | in | why |\n|---|---|---|\n", title)
+	for _, s := range slices.SortedFunc(maps.Keys(in), func(a, b spec) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Reason, b.Reason))
+	}) {
+		modesOf := strings.Join(in[s], ", ")
+		fmt.Fprintf(b, "| %s | %s | %s |\n", cell(s.Name), modesOf, cell(s.Reason))
+	}
+}
+
+// String is the cell of a result.
+func (r *result) String() string {
+	if r == nil {
+		return "not run"
+	}
+	ran := r.Passed + len(r.Failed)
+	text := fmt.Sprintf("%d of %d passed", r.Passed, ran)
+	if len(r.Skipped) > 0 {
+		text += fmt.Sprintf(", %d skipped", len(r.Skipped))
+	}
+	return text + " (" + r.Date + ")"
+}
+
+// known lists specs that fail in this laboratory for a reason that is not edgeway's.
+var known = []cause{} // read only
+
+// why returns why a spec failed or was skipped: a known cause, or else what the spec says.
+func why(s spec) string {
+	for _, k := range known {
+		if k.pattern.MatchString(s.Name) {
+			return k.reason
+		}
+	}
+	return s.Reason
+}
+
+// cell makes text fit into a cell of a table: no bar, no line break, no name of one run's namespace.
+func cell(s string) string {
+	return strings.ReplaceAll(runName.ReplaceAllString(strings.Join(strings.Fields(s), " "), "$1"), "|", "/")
+}
+
+// runName matches the suffix of a namespace that a spec made: "services-4711".
+var runName = regexp.MustCompile(`\b([a-z]+(?:-[a-z]+)*)-[0-9]{2,5}\b`)
