@@ -120,6 +120,7 @@ type loop struct {
 	announcer announcer
 	journal   *journal
 	held      map[sessionKey]time.Time // since when sessions are not tried
+	removals  removals
 }
 
 // shared holds the fields of a loop that other goroutines use.
@@ -264,6 +265,10 @@ func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *ou
 	}
 	changes, err := l.kernel.Sync(ctx, scope, plan.Routes)
 	l.changed(o, changes, err)
+	if err == nil || len(changes) > 0 {
+		l.removals.note(plan.Routes.Rules, changes, time.Now())
+	}
+	o.problems = append(o.problems, l.removals.problems(l.config.NodeName, time.Now())...)
 	l.learn(ctx, o, plan.Learned, heardAll)
 	told, err := l.speaker.Sync(ctx, plan.BGP)
 	var lines []line

@@ -4,12 +4,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/durable"
 	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/plugin/uplink"
+	"github.com/edgeway-cni/edgeway/routes"
 )
 
 // saveUplinks writes the file that a plugin without a daemon reads. Without uplinks there is no file.
@@ -25,6 +27,55 @@ func saveUplinks(path string, u uplink.Uplinks) error {
 		return fmt.Errorf("write uplinks: %w", err)
 	}
 	return nil
+}
+
+// removedFor is how long the problem stays after the last deletion: long enough to be read, and a rule that somebody
+// deleted once by hand is not held against the node for ever.
+const removedFor = 10 * time.Minute
+
+// removals notices that another program deletes policy rules of uplinks. A rule depends on no link, so a rule that the
+// last Sync left in the kernel, and that the next Sync has to add, was deleted by somebody else. Routes and proxy
+// entries prove nothing: they go with a link that is set down.
+type removals struct {
+	standing map[string]bool // rules after the last Sync
+	times    int             // deletions since the problem appeared
+	last     time.Time
+	got      string
+}
+
+// note takes the rules that a Sync made true, and its changes. A Sync that could not read the kernel proves nothing.
+func (r *removals) note(want []routes.Rule, changes []routes.Change, now time.Time) {
+	var gone []string
+	refused := map[string]bool{}
+	for _, c := range changes {
+		if rule, ok := c.Object.(routes.Rule); ok && c.Op == routes.Add {
+			refused[rule.String()] = c.Err != nil
+			if r.standing[rule.String()] {
+				gone = append(gone, rule.String())
+			}
+		}
+	}
+	r.standing = map[string]bool{}
+	for _, rule := range want {
+		r.standing[rule.String()] = !refused[rule.String()]
+	}
+	if len(gone) == 0 {
+		return
+	}
+	if now.Sub(r.last) >= removedFor {
+		r.times = 0
+	}
+	r.times, r.last = r.times+1, now
+	r.got = fmt.Sprintf("%d of them deleted by another program and put back, such as %s; deletions so far: %d", len(gone), gone[0], r.times)
+}
+
+// problems returns the problem of the node while the last deletion is recent.
+func (r *removals) problems(node string, now time.Time) []cluster.Problem {
+	if r.times == 0 || now.Sub(r.last) >= removedFor {
+		return nil
+	}
+	return []cluster.Problem{{Object: cluster.EdgeNode{Name: node}.Ref(), Reason: cluster.RulesRemoved, Want: "the policy rules of uplinks to stay", Got: r.got,
+		Next: "edgewayd unmanage, and restart the program that it names: /etc/systemd/networkd.conf.d/05-edgeway.conf keeps systemd-networkd from deleting them; else look for the program with ip monitor rule"}}
 }
 
 // uplinksStatus says how the uplinks are; nil if the node has none.

@@ -69,6 +69,7 @@ const (
 	PodsNotServed     Reason = "podsNotServed"     // the store or the network configuration cannot be written
 	KernelRefused     Reason = "kernelRefused"     // the kernel refuses a change
 	ForeignRoute      Reason = "foreignRoute"      // another owner's route is in the place of ours
+	RulesRemoved      Reason = "rulesRemoved"      // another program deletes the policy rules of uplinks
 	SettingsRefused   Reason = "settingsRefused"   // a session runs on earlier settings
 	PodBroken         Reason = "podBroken"         // a pod's link is not as ADD made it
 	StoreRebuilt      Reason = "storeRebuilt"      // the file of leases was damaged
@@ -134,7 +135,7 @@ func Reasons() []Reason {
 		GatewayOffSubnet, PeerOffSubnet, OffSubnet, SilentNode, OneMAC, LinkDown, ForwardingOff, StrictSource, NotSelected,
 		PeeringGone, SelectsNothing, NoSuchSpeaker, SpeakerNotSelected, SingleSpeaker, NoPassword, Conflict, TooManyLearned,
 		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, BothModes, UplinkMissing, UplinkAddress, AddressRemoved, ForeignRules, ForeignDHCP, ForwardDropped, HostDropped, ForeignNAT, SilentGateway, MTUTooLarge, NoPlugin, DiskFull, ClusterUnreadable, HostUnreadable,
-		WorldNotSaved, SwitchNotTold, PodsNotServed, KernelRefused, ForeignRoute, SettingsRefused, PodBroken,
+		WorldNotSaved, SwitchNotTold, PodsNotServed, KernelRefused, ForeignRoute, RulesRemoved, SettingsRefused, PodBroken,
 		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, NoPathsKey, NoCanary, CompetingNetwork, OtherMTU, StatusRefused, EventsRefused, AnnotationRefused,
 		NotInstalled, PathsKeyDiffers, TermsDiffer, TunnelFiltered, PodCIDRNotRouted, PathBlocked, MTUHole, APIServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,
 		emptyFile, emptyDirectory, unreadableFile, unknownKind, unknownKey, duplicateKey, duplicateEntry,

@@ -45,8 +45,9 @@ func settingsFor(interfaces []uplink.Interface) []settings {
 		}
 		return byEdgewayd + "[Match]\n" + key + "=" + strings.Join(values, " ") + "\n[Link]\nUnmanaged=yes\n"
 	}
-	var manager, cloud string
+	var manager, cloud, foreign string
 	if len(devices) > 0 {
+		foreign = byEdgewayd + "[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\nManageForeignNextHops=no\n"
 		manager = byEdgewayd + "[keyfile]\nunmanaged-devices+=" + strings.Join(devices, ";") + "\n"
 		cloud = byEdgewayd + "network: {config: disabled}\n"
 	}
@@ -54,6 +55,7 @@ func settingsFor(interfaces []uplink.Interface) []settings {
 	return []settings{
 		{"etc/systemd", "etc/systemd/network/05-edgeway.network", network("MACAddress", macs), networkd},
 		{"etc/systemd", "etc/systemd/network/05-edgeway-name.network", network("Name", names), networkd},
+		{"etc/systemd", "etc/systemd/networkd.conf.d/05-edgeway.conf", foreign, networkd},
 		{"etc/NetworkManager", "etc/NetworkManager/conf.d/05-edgeway.conf", manager, networkManager},
 		{"etc/cloud", "etc/cloud/cloud.cfg.d/99-edgeway.cfg", cloud, "nothing: cloud-init reads it at the next boot, and leaves the present configuration of all interfaces as it is"},
 	}
@@ -66,8 +68,8 @@ func unmanageCommand(f *flags) *cobra.Command {
 		Use:   "unmanage [MAC|NAME...]",
 		Short: "keep networkd, NetworkManager and cloud-init away from the interfaces of uplinks",
 		Long: `unmanage writes the files that keep systemd-networkd, NetworkManager and cloud-init from configuring the
-secondary interfaces whose addresses pods have: a DHCP client there adds a second default route. Without
-arguments the interfaces are those of this node's EdgeNode, as the daemon has saved them. Only programs whose
+secondary interfaces whose addresses pods have: a DHCP client there adds a second default route. A file also
+keeps networkd from deleting the policy rules and routes of other programs. Without arguments the interfaces are those of this node's EdgeNode, as the daemon has saved them. Only programs whose
 directory in /etc exists get a file. The last lines say what makes them read it. --undo removes the files, and
 so does uninstall --purge.`,
 		RunE: func(cmd *cobra.Command, args []string) error {

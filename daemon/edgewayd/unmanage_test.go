@@ -30,6 +30,7 @@ func TestUnmanage(t *testing.T) {
 	write := func(b *bytes.Buffer) error { return unmanage(root, interfaces, b) }
 	if got, want := run(write), `installed /etc/systemd/network/05-edgeway.network
 installed /etc/systemd/network/05-edgeway-name.network
+installed /etc/systemd/networkd.conf.d/05-edgeway.conf
 installed /etc/NetworkManager/conf.d/05-edgeway.conf
 next: systemctl restart systemd-networkd
 next: systemctl reload NetworkManager
@@ -39,6 +40,7 @@ next: systemctl reload NetworkManager
 	for path, want := range map[string]string{
 		"etc/systemd/network/05-edgeway.network":      "[Match]\nMACAddress=00:16:3e:08:60:0a 00:16:3e:08:60:0b\n[Link]\nUnmanaged=yes\n",
 		"etc/systemd/network/05-edgeway-name.network": "[Match]\nName=eth3\n[Link]\nUnmanaged=yes\n",
+		"etc/systemd/networkd.conf.d/05-edgeway.conf": "[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\nManageForeignNextHops=no\n",
 		"etc/NetworkManager/conf.d/05-edgeway.conf":   "[keyfile]\nunmanaged-devices+=mac:00:16:3e:08:60:0a;mac:00:16:3e:08:60:0b;interface-name:eth3\n",
 	} {
 		text, err := os.ReadFile(filepath.Join(root, path))
@@ -46,7 +48,7 @@ next: systemctl reload NetworkManager
 			t.Errorf("%s: %v\n%s", path, err, text)
 		}
 	}
-	if got := run(write); strings.Count(got, "kept ") != 3 || strings.Contains(got, "next") {
+	if got := run(write); strings.Count(got, "kept ") != 4 || strings.Contains(got, "next") {
 		t.Errorf("once more:\n%s", got)
 	}
 	interfaces = interfaces[:1]
@@ -54,7 +56,7 @@ next: systemctl reload NetworkManager
 		t.Errorf("without the interface by name:\n%s", got)
 	}
 	undo := func(b *bytes.Buffer) error { return remanage(root, b) }
-	if got := run(undo); strings.Count(got, "delete ") != 2 {
+	if got := run(undo); strings.Count(got, "delete ") != 3 {
 		t.Errorf("undo:\n%s", got)
 	}
 	if got := run(undo); got != "" {

@@ -8,7 +8,7 @@ fi
 
 rm -f /etc/systemd/system/multi-user.target.wants/edgewayd.service
 for settings in /etc/systemd/network/05-edgeway.network /etc/systemd/network/05-edgeway-name.network \
-	/etc/NetworkManager/conf.d/05-edgeway.conf /etc/cloud/cloud.cfg.d/99-edgeway.cfg; do
+	/etc/systemd/networkd.conf.d/05-edgeway.conf /etc/NetworkManager/conf.d/05-edgeway.conf /etc/cloud/cloud.cfg.d/99-edgeway.cfg; do
 	! grep -qs '^# Written by edgewayd unmanage\.' "$settings" || rm -f "$settings"
 done
 for state in /var/lib/edgeway/ipam.db* /var/lib/edgeway/plugin.lock /var/lib/edgeway/world.json* /var/lib/edgeway/.world.json* \
