@@ -104,7 +104,7 @@ func vxlanAttrs(m message, vx VXLAN) message {
 	// Over IPv4 the outer UDP header has no checksum (RFC 7348, section 5). A checksum is the kernel's default, and it is
 	// wrong on the wire once a rule of this machine translates the outer packet, such as a masquerade of everything that
 	// leaves: the kernel takes it for the sum of a header whose rest the card adds, because the card adds the inner
-	// checksum (net/core/utils.c: inet_proto_csum_replace4 with CHECKSUM_PARTIAL).
+	// checksum (net/core/utils.c: inet_proto_csum_replace4 with CHECKSUM_PARTIAL). A link that has a checksum keeps it.
 	m = m.attr8(unix.IFLA_VXLAN_UDP_CSUM, 0)
 	if !vx.Local.IsValid() {
 		return m
