@@ -46,7 +46,7 @@ var faults = []fault{
 	{id: "N11", at: "Node-1", inject: "ip route add default via 10.0.10.1 table 77; ip rule add to 10.10.2.0/24 lookup 77", repair: "ip rule del to 10.10.2.0/24 lookup 77", node: "Node-1", says: "shadowed"},
 	{id: "N12", at: "Node-3", inject: "touch DIR/net.d/05-other.conflist", repair: "rm DIR/net.d/05-other.conflist", node: "Node-3", says: "competingNetwork"},
 	{id: "N13", at: "Node-3", inject: "rm DIR/net.d/10-edgeway.conflist", node: "Node-3", ask: "ls DIR/net.d", says: "10-edgeway.conflist"},
-	{id: "N14", at: "Node-3", inject: "cp DIR/edgewayd.yaml DIR/kept; mkdir -p DIR/bin; sed -i 's, binDir:.*, binDir: DIR/bin,' DIR/edgewayd.yaml", repair: "cp DIR/kept DIR/edgewayd.yaml", restart: true, node: "Node-3", says: "noPlugin"},
+	{id: "N14", at: "Node-3", inject: "cp DIR/edgewayd.yaml DIR/kept; mkdir -p DIR/empty; sed -i 's, binDir:.*, binDir: DIR/empty,' DIR/edgewayd.yaml", repair: "cp DIR/kept DIR/edgewayd.yaml", restart: true, node: "Node-3", says: "noPlugin"},
 	{id: "N20", at: "switch-a", inject: "ip addr add 10.0.10.13/32 dev eth0 || ip addr add 10.0.10.13/32 dev lan-a", repair: "ip addr del 10.0.10.13/32 dev lan-a", node: "Node-3", ask: "EDGEWAYD doctor", says: "10.0.10.13.*MAC"},
 	{id: "N22", inject: "edit nodes.yaml name: Node-3 => name: Other-3", node: "Node-3", says: "noSelf"},
 	{id: "N23", inject: "edit nodes.yaml name: Node-3 => name: node-3", node: "Node-3", says: "noSelf(.|\n)*differs in upper and lower case"},

@@ -38,7 +38,7 @@ func (l *Lab) addNode(spec NodeSpec) error {
 	config := map[string]any{
 		"nodeName": spec.Name,
 		"cluster":  map[string]any{"manifests": l.ClusterDir},
-		"cni":      map[string]any{"confDir": n.file("net.d"), "binDir": l.bin, "chain": []string{}},
+		"cni":      map[string]any{"confDir": n.file("net.d"), "binDir": n.Plugins(), "chain": []string{}},
 		"stateDir": n.file("state"),
 		"socket":   n.Socket(),
 		"metrics":  "",
@@ -46,14 +46,18 @@ func (l *Lab) addNode(spec NodeSpec) error {
 		"paths": map[string]any{"canary": false},
 	}
 	maps.Copy(config, spec.Config)
+	maps.DeleteFunc(config, func(_ string, v any) bool { return v == nil })
 	text, err := yaml.Marshal(config)
 	if err != nil {
 		return fmt.Errorf("%s: configuration: %w", spec.Name, err)
 	}
-	for _, dir := range []string{"net.d", "state"} {
+	for _, dir := range []string{"bin", "net.d", "state"} {
 		if err := os.MkdirAll(n.file(dir), 0o755); err != nil {
 			return fmt.Errorf("%s: %w", spec.Name, err)
 		}
+	}
+	if err := n.Install(l.bin, "edgeway", "edgewayd"); err != nil {
+		return err
 	}
 	if err := os.WriteFile(n.Config, text, 0o644); err != nil {
 		return fmt.Errorf("%s: configuration: %w", spec.Name, err)
@@ -73,7 +77,22 @@ func (n *Node) Log() string { return n.file("edgewayd.log") }
 func (n *Node) file(name string) string { return filepath.Join(n.Dir, name) }
 
 // Program is the path of the daemon's executable.
-func (n *Node) Program() string { return filepath.Join(n.lab.bin, "edgewayd") }
+func (n *Node) Program() string { return filepath.Join(n.Plugins(), "edgewayd") }
+
+// Install gives the node these programs of the directory dir, each by rename, as an upgrade does. A daemon that runs
+// goes on as it is until it is started again.
+func (n *Node) Install(dir string, programs ...string) error {
+	for _, name := range programs {
+		link := n.file("bin/" + name)
+		if err := os.Symlink(filepath.Join(dir, name), link+".new"); err != nil {
+			return fmt.Errorf("%s: install %s: %w", n.Name, name, err)
+		}
+		if err := os.Rename(link+".new", link); err != nil {
+			return fmt.Errorf("%s: install %s: %w", n.Name, name, err)
+		}
+	}
+	return nil
+}
 
 // Start starts the daemon. It returns when the daemon answers on its socket and pods can be added.
 func (n *Node) Start(ctx context.Context) error {
@@ -144,7 +163,7 @@ func (n *Node) Reboot(ctx context.Context) error {
 	if err := n.Kill(); err != nil {
 		return err
 	}
-	for _, p := range n.lab.podsOf(n) {
+	for _, p := range n.Pods() {
 		if err := n.lab.removeMachine(ctx, p.Machine); err != nil {
 			return err
 		}

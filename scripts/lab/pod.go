@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 )
 
@@ -42,13 +43,13 @@ func (n *Node) network() (*libcni.NetworkConfigList, error) {
 	return list, nil
 }
 
-// cni is a container runtime's access to the plugins: their directories, and the runtime's cache.
+// cni is a container runtime's access to the plugins: their directory, and the runtime's cache.
 func (n *Node) cni() *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir([]string{n.lab.bin, n.Plugins()}, n.file("cni-cache"), nil)
+	return libcni.NewCNIConfigWithCacheDir([]string{n.Plugins()}, n.file("cni-cache"), nil)
 }
 
-// Plugins is the directory of plugins of this node alone.
-func (n *Node) Plugins() string { return n.file("plugins") }
+// Plugins is this node's directory of plugins. edgewayd is there too.
+func (n *Node) Plugins() string { return n.file("bin") }
 
 // HostPort is a port of the node that a pod's port answers.
 type HostPort struct {
@@ -142,6 +143,25 @@ func (p *Pod) verb(name string, f func(*libcni.NetworkConfigList) error) error {
 	return nil
 }
 
+// Collect has the plugin collect garbage, as a runtime does that knows the node's pods, and asks its STATUS.
+func (n *Node) Collect(ctx context.Context) error {
+	list, err := n.network()
+	if err != nil {
+		return err
+	}
+	args := &libcni.GCArgs{}
+	for _, p := range n.Pods() {
+		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: p.rt.ContainerID, IfName: p.rt.IfName})
+	}
+	err = n.Do(func() error {
+		return errors.Join(n.cni().GCNetworkList(ctx, list, args), n.cni().GetStatusNetworkList(ctx, list))
+	})
+	if err != nil {
+		return fmt.Errorf("%s: GC and STATUS: %w", n.Name, err)
+	}
+	return nil
+}
+
 // Conflist is the path of the network configuration that the daemon writes.
 func (n *Node) Conflist() string { return filepath.Join(n.file("net.d"), "10-edgeway.conflist") }
 
@@ -157,7 +177,9 @@ func (l *Lab) Pod(name string) *Pod {
 	return nil
 }
 
-func (l *Lab) podsOf(n *Node) []*Pod {
+// Pods returns the pods of the node.
+func (n *Node) Pods() []*Pod {
+	l := n.lab
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var all []*Pod

@@ -63,7 +63,7 @@ type NeighborSpec struct {
 // NodeSpec is a machine that runs edgewayd.
 type NodeSpec struct {
 	HostSpec
-	// Config overrides keys of the daemon configuration that the laboratory writes.
+	// Config overrides keys of the daemon configuration that the laboratory writes. null leaves a key out.
 	Config map[string]any `json:"config,omitempty"`
 }
 

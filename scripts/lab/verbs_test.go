@@ -31,7 +31,9 @@ type verb func(s *story, args []string) (string, error)
 //	cut NODE...                       reset its BGP connections, and wait until each session is up again
 //	reboot NODE...                    only the disk is left; the daemon is not started
 //	portmap BACKEND NODE...           chain that plugin after ours; BACKEND is iptables or nftables; takes effect at the next start
+//	install DIR PROGRAM... on NODE...    the programs of another release; a daemon has to be started again
 //	pod add NODE NAME... | pod del NAME... | pod check NAME...    NAME:PORT has a hostPort to its port 8080
+//	pod visit NODE...                 all verbs there: a pod comes, is checked with all others, goes, and gets its address again
 //	addr MACHINE                      its addresses
 //	routes MACHINE [FILTER...]        what `ip route show FILTER` selects, sorted
 //	learned SWITCH                    the routes that BGP put into its kernel
@@ -61,6 +63,7 @@ func verbs() map[string]verb {
 	return map[string]verb{
 		"lab":        (*story).build,
 		"daemon":     (*story).daemon,
+		"install":    (*story).install,
 		"config":     (*story).config,
 		"switch":     (*story).switches,
 		"cut":        (*story).cut,
@@ -159,6 +162,14 @@ func (s *story) daemon(args []string) (string, error) {
 		return "", fmt.Errorf("daemon %s: want start, kill or stop", args[0])
 	}
 	return s.each(args[1:], verbs[args[0]])
+}
+
+func (s *story) install(args []string) (string, error) {
+	on := slices.Index(args, "on")
+	if on < 2 {
+		return "", errors.New("install: want DIR PROGRAM... on NODE")
+	}
+	return s.each(args[on+1:], func(n *lab.Node) error { return n.Install(args[0], args[1:on]...) })
 }
 
 func (s *story) config(args []string) (string, error) {
@@ -263,6 +274,9 @@ func (s *story) pod(args []string) (out string, err error) {
 		}
 		return out, nil
 	}
+	if args[0] == "visit" {
+		return s.each(args[1:], s.visit)
+	}
 	for _, name := range args[1:] {
 		p := s.lab.Pod(name)
 		switch {
@@ -273,7 +287,7 @@ func (s *story) pod(args []string) (out string, err error) {
 		case args[0] == "check":
 			err = p.Check(s.ctx)
 		default:
-			err = fmt.Errorf("pod %s: want add, del or check", args[0])
+			err = fmt.Errorf("pod %s: want add, del, check or visit", args[0])
 		}
 		if err != nil {
 			return "", err
@@ -298,9 +312,9 @@ func (s *story) portmap(args []string) (string, error) {
 		}
 	}
 	return s.each(args[1:], func(n *lab.Node) error {
-		programs := map[string]string{"edgeway": filepath.Join(filepath.Dir(n.Program()), "edgeway"), "portmap": built}
+		programs := map[string]string{"portmap": built}
 		if backend == "nftables" {
-			programs = map[string]string{"edgeway": programs["edgeway"], "path/nft": nft}
+			programs = map[string]string{"path/nft": nft}
 			script := fmt.Sprintf("#!/bin/sh\nPATH=%s/path exec %s\n", n.Plugins(), built)
 			if err := os.MkdirAll(filepath.Join(n.Plugins(), "path"), 0o755); err != nil {
 				return err
@@ -309,9 +323,6 @@ func (s *story) portmap(args []string) (string, error) {
 				return err
 			}
 		}
-		if err := os.MkdirAll(n.Plugins(), 0o755); err != nil {
-			return err
-		}
 		for name, program := range programs {
 			if err := os.Symlink(program, filepath.Join(n.Plugins(), name)); err != nil {
 				return err
@@ -319,10 +330,42 @@ func (s *story) portmap(args []string) (string, error) {
 		}
 		return s.edit(n, func(config map[string]any) error {
 			cni := config["cni"].(map[string]any) // addNode of package lab writes it
-			cni["binDir"], cni["chain"] = n.Plugins(), []string{"portmap"}
+			cni["chain"] = []string{"portmap"}
 			return nil
 		})
 	})
+}
+
+// visit calls each verb of the plugin on the node.
+func (s *story) visit(n *lab.Node) error {
+	var first []netip.Addr
+	for range 2 {
+		guest, err := n.AddPod(s.ctx, "default", "guest-of-"+n.Name)
+		if err != nil {
+			return err
+		}
+		for _, p := range n.Pods() {
+			if s.lab.Machine(p.Name) != p.Machine {
+				continue // the node was rebooted since
+			}
+			if err := p.Check(s.ctx); err != nil {
+				return err
+			}
+		}
+		if err := n.Collect(s.ctx); err != nil {
+			return err
+		}
+		if err := guest.Delete(s.ctx); err != nil {
+			return err
+		}
+		if first == nil {
+			first = guest.Addrs
+		}
+		if !slices.Equal(guest.Addrs, first) {
+			return fmt.Errorf("%s: the pod %s had the addresses %v, and has %v", n.Name, guest.Name, first, guest.Addrs)
+		}
+	}
+	return nil
 }
 
 func (s *story) machine(name string) (*lab.Machine, error) {
