@@ -9,7 +9,7 @@ STATICCHECK  = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DESTDIR     ?=
 PREFIX      ?= /usr/local
 
-.PHONY: help build cross test test-tools test-k8s e2e e2e-kubeadm e2e-upstream check drill peace upgrade demo demo-shell demo-down bench image packages test-packages install uninstall clean
+.PHONY: help build cross test test-tools test-k8s e2e e2e-kubeadm e2e-upstream check drill peace upgrade e2e-upgrade demo demo-shell demo-down bench image packages test-packages install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,11 +79,12 @@ peace: test-tools build ## nodes without a fault for an hour (PEACE=60m): any pr
 	EDGEWAY_PEACE=$(PEACE) $(GO) test -count=1 -v -timeout 0 -run TestPeace ./scripts/lab
 
 FROM ?= HEAD~100
-upgrade: test-tools build ## from the programs of the commit FROM to these and back under traffic; STORY=forward: only there; three minutes (root)
-	set -e; old=$$(mktemp -d); trap 'rm -rf $$old' EXIT; \
-	git archive $(FROM) | tar -x -C $$old; \
-	for name in plugin/edgeway daemon/edgewayd; do (cd $$old && CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(FROM)" -o bin/ ./$$name); done; \
-	EDGEWAY_UPGRADE=$$old/bin $(GO) test -count=1 -v -timeout 10m -run 'TestUpgrade/$(STORY)' ./scripts/lab
+upgrade: test-tools build ## from the programs of the commit FROM to these and back under traffic; STORY=forward: only there; two minutes (root)
+	scripts/earlier.sh $(FROM) $(GO) test -count=1 -v -timeout 10m -run 'TestUpgrade/$(STORY)' ./scripts/lab
+
+e2e-upgrade: test-tools build ## the same with the DaemonSet on three real kubelets; ten minutes once built (root)
+	scripts/kube/build.sh
+	scripts/earlier.sh $(FROM) sh -c '$(GO) run ./scripts/e2e -install daemonset -from $$EDGEWAY_EARLIER'
 
 demo: test-tools build ## the main job, on real network namespaces with real switches (root)
 	$(GO) run ./scripts/demo

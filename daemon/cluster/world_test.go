@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -86,6 +87,32 @@ func TestSaveAndLoad(t *testing.T) {
 }
 
 // A reader sees the old or the new World, never a part of one.
+// TestVersionsReadEachOthersState: a node that starts while the cluster cannot be read knows it from the file that another
+// version saved, after an upgrade and after a downgrade. An earlier version wrote the file in testdata. It reads back what
+// it wrote; it also wrote whether a node is ready, and used it for nothing.
+func TestVersionsReadEachOthersState(t *testing.T) {
+	const earlier = "testdata/world-of-an-earlier-version.json"
+	text, err := os.ReadFile(earlier)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := Load(earlier)
+	if err != nil {
+		t.Fatal(err)
+	}
+	saved := filepath.Join(t.TempDir(), "world.json")
+	if err := Save(saved, w); err != nil {
+		t.Fatal(err)
+	}
+	now, err := os.ReadFile(saved)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(regexp.MustCompile(`\n *"ready": .*`).ReplaceAllString(string(text), ""), string(now)); diff != "" {
+		t.Errorf("another version does not read this as it was (-earlier +now):\n%s", diff)
+	}
+}
+
 func TestSaveIsAtomic(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "world.json")
 	small, large := World{}, fullWorld(t)

@@ -6,6 +6,7 @@
 //
 //	make e2e
 //	go run ./scripts/e2e -install daemonset   # edgewayd as pods, instead of a program of the node
+//	make e2e-upgrade FROM=COMMIT              # instead of all this, from an earlier version to this one and back
 //
 // The same three nodes also run Kubernetes' own network tests, in the modes of the pods' network that are asked
 // for. The results go into a table of docs/conformance.md.
@@ -41,13 +42,14 @@ func main() {
 	flag.DurationVar(&u.limit, "limit", time.Hour, "of -upstream: time for the specs of one mode, once without NetworkPolicies and once with them")
 	flag.StringVar(&u.table.results, "results", "scripts/e2e/testdata/upstream.json", "of -upstream: file of the results so far")
 	flag.StringVar(&u.table.page, "page", "docs/conformance.md", "of -upstream: page with the table")
+	from := flag.String("from", "", "directory of an earlier version, with its programs in bin/: play the way from there and back")
 	flag.Parse()
 	// SIGPIPE: the reader of the output has gone. The nodes must go too.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	err := func() error {
 		if *upstream == "" {
-			return run(ctx, &stage{deploy: *deploy, install: installation(*install)}, *bin, day)
+			return run(ctx, &stage{deploy: *deploy, install: installation(*install), from: *from}, *bin, day)
 		}
 		if err := u.choose(*only, *focus); err != nil {
 			return err
@@ -82,6 +84,9 @@ func day(ctx context.Context, s *story) error {
 func run(ctx context.Context, st *stage, bin string, play func(context.Context, *story) error) (err error) {
 	if st.install != byPackage && st.install != byDaemonSet {
 		return fmt.Errorf("-install %s: want %s or %s", st.install, byPackage, byDaemonSet)
+	}
+	if st.from != "" && st.install != byDaemonSet {
+		return fmt.Errorf("-from %s: want -install %s", st.from, byDaemonSet)
 	}
 	if err := missing(bin); err != nil {
 		return err

@@ -23,6 +23,7 @@ type stage struct {
 	lab     *lab.Lab
 	bin     string // programs of the nodes
 	deploy  string // directory of the cluster's manifests
+	from    string // directory of an earlier version; "": none
 	install installation
 	control *kube.ControlPlane
 	switchA *lab.Switch
@@ -68,11 +69,19 @@ func collect(ctx context.Context, bin, into string) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
 	}
-	cmd = exec.CommandContext(ctx, "go", "run", "./scripts/package", "-version", "e2e", "-arch", runtime.GOARCH, "-bin", into, "-out", filepath.Join(into, "edgeway.tar"))
+	if err := pack(ctx, "e2e", into, filepath.Join(into, "edgeway.tar")); err != nil {
+		return err
+	}
+	return lab.WriteBusybox(filepath.Join(into, "busybox.tar"))
+}
+
+// pack writes the image of the programs in the directory bin, with the tags version and latest.
+func pack(ctx context.Context, version, bin, to string) error {
+	cmd := exec.CommandContext(ctx, "go", "run", "./scripts/package", "-version", version, "-arch", runtime.GOARCH, "-bin", bin, "-out", to)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
 	}
-	return lab.WriteBusybox(filepath.Join(into, "busybox.tar"))
+	return nil
 }
 
 // build makes machines, switch and control plane. The nodes stay switched off.
@@ -80,6 +89,13 @@ func (s *stage) build(ctx context.Context, bin string) error {
 	s.bin = filepath.Join(s.lab.Dir, "bin")
 	if err := collect(ctx, bin, s.bin); err != nil {
 		return err
+	}
+	if s.from != "" { // nodes import it after the other image: it gets the tag latest
+		archive := filepath.Join(s.bin, "earlier.tar")
+		if err := pack(ctx, "earlier", filepath.Join(s.from, "bin"), archive); err != nil {
+			return err
+		}
+		s.images = append(s.images, archive)
 	}
 	spec, err := lab.ParseTopology([]byte(topology))
 	if err != nil {
@@ -108,7 +124,10 @@ func (s *stage) build(ctx context.Context, bin string) error {
 // admit installs the cluster's part of edgewayd and gives the nodes their credentials. An edgewayd from a
 // package uses the kubelet's credentials.
 func (s *stage) admit() error {
-	parts := []string{"."}
+	deploy, parts := s.deploy, []string{"."}
+	if s.from != "" {
+		deploy = filepath.Join(s.from, "deploy/kubernetes")
+	}
 	if s.install == byPackage {
 		if err := s.control.Apply(filepath.Join(s.deploy, "crds")); err != nil {
 			return err
@@ -116,7 +135,7 @@ func (s *stage) admit() error {
 		parts = []string{"rbac", "rbac/kubelet"}
 	}
 	for _, part := range parts {
-		if _, err := s.control.Kubectl("apply", "-k", filepath.Join(s.deploy, part)); err != nil {
+		if _, err := s.control.Kubectl("apply", "-k", filepath.Join(deploy, part)); err != nil {
 			return err
 		}
 	}

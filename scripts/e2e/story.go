@@ -33,6 +33,12 @@ type story struct {
 
 // acts lists the acts in order. Between apiServerGoes and apiServerComesBack the nodes are on their own.
 func (s *story) acts() []func(context.Context) error {
+	if s.from != "" {
+		return []func(context.Context) error{
+			s.nodesBecomeReady, s.podsRun, s.podsReachEachOther, s.switchKnowsTheWay,
+			s.clusterGoesUp, s.podsReachEachOther, s.clusterGoesBack, s.podsReachEachOther,
+		}
+	}
 	return []func(context.Context) error{
 		s.nodesBecomeReady, s.podsRun, s.podsReachEachOther, s.switchKnowsTheWay, s.resourceTells,
 		s.daemonsAreReplaced, s.rolloutPassesAnOfflineNode, s.wanIsCut,

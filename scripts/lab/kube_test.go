@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/edgeway-cni/edgeway/scripts/kube"
+	"github.com/edgeway-cni/edgeway/scripts/lab"
 )
 
 const (
@@ -38,22 +39,34 @@ func TestAPIServerStories(t *testing.T) {
 
 // kube runs the API server in one machine's namespace:
 //
-//	kube start MACHINE    with our kinds and roles; every node's daemon reads it as its service account
-//	kube stop             the API server goes away; its data stay
+//	kube start MACHINE [DIR]    with our kinds and roles, or those of DIR; every node's daemon reads it as its service account
+//	kube bind NODE...           each daemon's token is bound to its Node, as the token of a pod there
+//	kube stop                   the API server goes away; its data stay
 //	kube resume
 func (s *story) kube(args []string) (string, error) {
 	switch args[0] {
 	case "start":
-		return "", s.startKube(args[1])
+		return "", s.startKube(args[1], append(args[2:], deployed)[0])
+	case "bind":
+		return s.each(args[1:], func(n *lab.Node) error {
+			kubeconfig, err := s.control.ServiceAccountOn(n.Name, "kube-system", "edgeway")
+			if err != nil {
+				return err
+			}
+			return s.edit(n, func(config map[string]any) error {
+				config["cluster"] = map[string]any{"kubeconfig": kubeconfig}
+				return nil
+			})
+		})
 	case "stop":
 		return "", s.control.StopAPIServer()
 	case "resume":
 		return "", s.control.StartAPIServer()
 	}
-	return "", fmt.Errorf("kube %s: want start, stop or resume", args[0])
+	return "", fmt.Errorf("kube %s: want start, bind, stop or resume", args[0])
 }
 
-func (s *story) startKube(name string) error {
+func (s *story) startKube(name, deploy string) error {
 	m, err := s.machine(name)
 	if err != nil {
 		return err
@@ -67,8 +80,8 @@ func (s *story) startKube(name string) error {
 		return err
 	}
 	for _, args := range [][]string{
-		{"apply", "-f", filepath.Join(deployed, "crds")}, {"wait", "--for=condition=established", "crd", "--all"},
-		{"apply", "-k", filepath.Join(deployed, "rbac")},
+		{"apply", "-f", filepath.Join(deploy, "crds")}, {"wait", "--for=condition=established", "crd", "--all"},
+		{"apply", "-k", filepath.Join(deploy, "rbac")},
 	} {
 		if _, err := s.control.Kubectl(args...); err != nil {
 			return err

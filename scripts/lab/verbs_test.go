@@ -49,7 +49,7 @@ type verb func(s *story, args []string) (string, error)
 //	stream start FROM TO... | stream for BYTES | stream stop    a TCP connection, always sending
 //	monitor start MACHINE... | monitor stop [MAX]    what BGP changes in a switch's or a node's kernel
 //	phantoms COUNT FILE               manifests of nodes that exist on paper only
-//	kube start MACHINE | kube stop | kube resume    an API server, which nodes read instead of cluster
+//	kube start MACHINE [DIR] | kube bind NODE... | kube stop | kube resume    an API server, which nodes read instead of cluster
 //	kubectl ARGS...                   as the administrator
 //	controller MACHINE                edgeway-controller runs there
 //	proxy MODE [CIDR]                 kube-proxy runs on each node; CIDR is its clusterCIDR
