@@ -32,6 +32,7 @@ type stage struct {
 	cloud   *ens.Cloud
 	server  *server // of who may do everything
 	options Options
+	account string // the kubeconfig of the controller
 	logs    logs
 	events  logs
 	stop    func()
@@ -68,7 +69,15 @@ func credentials(t *testing.T) string {
 // newStage makes a stage. dial reaches the API server; nil: the usual way.
 func newStage(t *testing.T, of cloud.Service, o kube.Options, dial func(context.Context, string, string) (net.Conn, error)) *stage {
 	t.Helper()
-	s := &stage{T: t, ControlPlane: kube.Start(t, o), cloud: ens.New()}
+	s := newSky(t, of)
+	s.land(o, dial)
+	return s
+}
+
+// newSky makes the cloud of a stage, with the instance i-1 and the controller's key.
+func newSky(t *testing.T, of cloud.Service) *stage {
+	t.Helper()
+	s := &stage{T: t, cloud: ens.New()}
 	actions := []string{"ens:DescribeInstances", "ens:DescribeNetworkInterfaces", "ens:DescribeVSwitches",
 		"ens:DescribeSecurityGroupAttribute", "ens:AssignPrivateIpAddresses", "ens:UnassignPrivateIpAddresses"}
 	if of == cloud.ECS {
@@ -84,16 +93,6 @@ func newStage(t *testing.T, of cloud.Service, o kube.Options, dial func(context.
 	api := httptest.NewServer(s.cloud)
 	t.Cleanup(api.Close)
 	t.Cleanup(s.cloud.Close)
-	for _, apply := range [][]string{{"apply", "-f", "../../../deploy/kubernetes/crds"}, {"apply", "-k", "../../../deploy/kubernetes/rbac/controller"},
-		{"wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"}} {
-		if _, err := s.Kubectl(apply...); err != nil {
-			t.Fatal(err)
-		}
-	}
-	account, err := s.Kubeconfig("system:serviceaccount:kube-system:edgeway-controller", "system:serviceaccounts", "system:authenticated")
-	if err != nil {
-		t.Fatal(err)
-	}
 	s.options = Options{Config: Config{Service: of, Endpoint: api.URL, Credentials: credentials(t), Terms: Terms{PerInterface: cloud.MostAddresses, Release: On}},
 		Log: slog.New(slog.NewTextHandler(&s.logs, nil)), times: times{full: 5 * time.Second, oldest: time.Second, fresh: time.Minute, least: 10 * time.Millisecond, mostPause: 200 * time.Millisecond,
 			mostBlock: 500 * time.Millisecond, subnets: time.Minute, callsASec: 500, groupCheck: time.Hour, orphan: 2 * time.Second},
@@ -101,7 +100,25 @@ func newStage(t *testing.T, of cloud.Service, o kube.Options, dial func(context.
 			fmt.Fprintln(&s.events, name, reason, message)
 			return nil
 		}}
-	if s.options.API, err = cluster.ClientConfig(account, "test"); err != nil {
+	return s
+}
+
+// land gives a stage its API server, and the controller its rights there.
+func (s *stage) land(o kube.Options, dial func(context.Context, string, string) (net.Conn, error)) {
+	t := s.T
+	t.Helper()
+	s.ControlPlane = kube.Start(t, o)
+	for _, apply := range [][]string{{"apply", "-f", "../../../deploy/kubernetes/crds"}, {"apply", "-k", "../../../deploy/kubernetes/rbac/controller"},
+		{"wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"}} {
+		if _, err := s.Kubectl(apply...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	if s.account, err = s.Kubeconfig("system:serviceaccount:kube-system:edgeway-controller", "system:serviceaccounts", "system:authenticated"); err != nil {
+		t.Fatal(err)
+	}
+	if s.options.API, err = cluster.ClientConfig(s.account, "test"); err != nil {
 		t.Fatal(err)
 	}
 	admin, err := cluster.ClientConfig(s.AdminKubeconfig(), "test")
@@ -121,7 +138,6 @@ func newStage(t *testing.T, of cloud.Service, o kube.Options, dial func(context.
 			t.Log(s.logs.text.String())
 		}
 	})
-	return s
 }
 
 // start starts the controller, as after a kill: it remembers nothing.
@@ -175,25 +191,52 @@ func (s *stage) until(what string, ok func() (bool, string)) {
 	}
 }
 
-// same waits until the EdgeNode grants what the cloud has assigned, so many addresses.
+// same waits until the EdgeNode n1 grants what the cloud has assigned to i-1, so many addresses.
 func (s *stage) same(what string, want int) {
 	s.Helper()
+	s.grants(what, "n1", "i-1", want)
+}
+
+func (s *stage) grants(what, name, instance string, want int) {
+	s.Helper()
 	s.until(what, func() (bool, string) {
-		var have []netip.Addr
-		e := s.edgeNode("n1")
-		if e.uplinks != nil {
-			for _, u := range e.uplinks.Interfaces {
-				have = append(have, addresses(u)...)
-			}
-		}
-		var assigned []netip.Addr
-		for _, n := range s.cloud.Interfaces("i-1") {
-			assigned = append(assigned, n.Addresses...)
-		}
-		slices.SortFunc(have, netip.Addr.Compare)
-		slices.SortFunc(assigned, netip.Addr.Compare)
+		have, assigned := s.granted(name), s.addresses(instance)
 		return len(have) == want && slices.Equal(have, assigned), fmt.Sprintf("granted %v, assigned %v, want %d", have, assigned, want)
 	})
+}
+
+// granted are the addresses that an EdgeNode grants, sorted.
+func (s *stage) granted(name string) (out []netip.Addr) {
+	s.Helper()
+	if e := s.edgeNode(name); e.uplinks != nil {
+		for _, u := range e.uplinks.Interfaces {
+			out = append(out, addresses(u)...)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+// addresses are the secondary addresses of an instance, sorted.
+func (s *stage) addresses(instance string) (out []netip.Addr) {
+	for _, n := range s.cloud.Interfaces(instance) {
+		out = append(out, n.Addresses...)
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+// withdrawn are the addresses that an EdgeNode withdraws.
+func (s *stage) withdrawn(name string) (out []netip.Addr) {
+	s.Helper()
+	if e := s.edgeNode(name); e.uplinks != nil {
+		for _, u := range e.uplinks.Interfaces {
+			for _, w := range u.Withdrawn {
+				out = append(out, w.Address)
+			}
+		}
+	}
+	return out
 }
 
 // confirm has the node confirm all withdrawals but of the addresses that pods have, and say how many these are.
@@ -229,14 +272,6 @@ func (s *stage) node(name, maxPods, label, value string) {
 	s.kubectl("patch", "node", name, "--subresource=status", "--type=merge", "-p", fmt.Sprintf(`{"status": {"capacity": {"pods": %q}}}`, maxPods))
 }
 
-// assigned counts the secondary addresses of an instance.
-func (s *stage) assigned(instance string) (n int) {
-	for _, i := range s.cloud.Interfaces(instance) {
-		n += len(i.Addresses)
-	}
-	return n
-}
-
 // An instance of ECS: it gets its interfaces while it runs, as many as its type can have, though answers get lost, the
 // cloud throttles and the controller is killed. A vSwitch is empty, and the next one is used. While all addresses are in use, the
 // Node has a taint. Addresses that are spare go back. An interface that is left over is reported, and stays.
@@ -261,7 +296,7 @@ func TestAPIServerECS(t *testing.T) {
 		return ens.Fault{}
 	})
 	s.start()
-	s.until("the first interface has what its vSwitch has", func() (bool, string) { n := s.assigned("i-1"); return n >= 10, fmt.Sprint(n) })
+	s.until("the first interface has what its vSwitch has", func() (bool, string) { n := len(s.addresses("i-1")); return n >= 10, fmt.Sprint(n) })
 	s.end()
 	s.start() // killed
 	s.same("both interfaces", 20)
@@ -301,7 +336,7 @@ func TestAPIServerECS(t *testing.T) {
 	s.start()
 	s.until("the surplus is gone", func() (bool, string) {
 		s.confirm(4)
-		n := s.assigned("i-1")
+		n := len(s.addresses("i-1"))
 		return n == 10, fmt.Sprint(n)
 	})
 	s.cloud.Unbind(all[2].ID)
@@ -389,40 +424,29 @@ func TestAPIServerUplinks(t *testing.T) {
 	s.start()
 	s.confirm(10)
 	s.until("addresses are withdrawn", func() (bool, string) {
-		n := 0
-		for _, u := range s.edgeNode("n1").uplinks.Interfaces {
-			n += len(u.Withdrawn)
-		}
+		n := len(s.withdrawn("n1"))
 		return n == mostWithdrawn, fmt.Sprint(n)
 	})
 	var kept netip.Addr // of a pod that started before the node heard of the withdrawal
-	for _, u := range s.edgeNode("n1").uplinks.Interfaces {
-		for _, w := range u.Withdrawn {
-			kept = w.Address
-		}
+	for _, kept = range s.withdrawn("n1") {
 	}
 	s.confirm(10, kept)
 	s.until("the confirmed addresses are unassigned", func() (bool, string) {
-		n := len(s.cloud.Interfaces("i-1")[1].Addresses) + len(s.cloud.Interfaces("i-1")[2].Addresses)
+		n := len(s.addresses("i-1"))
 		return n == 46, fmt.Sprint(n)
 	})
 	s.end()
 	s.start() // killed: it must not forget what was withdrawn
 	s.until("the last withdrawal still stands alone", func() (bool, string) {
-		var all []netip.Addr
-		for _, u := range s.edgeNode("n1").uplinks.Interfaces {
-			for _, w := range u.Withdrawn {
-				all = append(all, w.Address)
-			}
-		}
+		all := s.withdrawn("n1")
 		return slices.Equal(all, []netip.Addr{kept}), fmt.Sprint(all, kept)
 	})
-	if !slices.ContainsFunc(s.cloud.Interfaces("i-1"), func(n ens.Interface) bool { return slices.Contains(n.Addresses, kept) }) {
+	if !slices.Contains(s.addresses("i-1"), kept) {
 		t.Errorf("%v was unassigned while a pod had it", kept)
 	}
 	s.until("the surplus is gone", func() (bool, string) {
 		s.confirm(10)
-		n := len(s.cloud.Interfaces("i-1")[1].Addresses) + len(s.cloud.Interfaces("i-1")[2].Addresses)
+		n := len(s.addresses("i-1"))
 		return n == 20, fmt.Sprint(n)
 	})
 

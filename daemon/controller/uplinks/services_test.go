@@ -18,7 +18,7 @@ import (
 // nodes check sources strictly. What a pod sees as the source is checked as well.
 func TestAPIServerServices(t *testing.T) {
 	kube.Need(t, "kube-proxy")
-	l, s := newCloudLab(t, "n1", "n2")
+	l, s := newCloudLab(t, func(*lab.Lab, *stage) {}, "n1", "n2")
 	ctx := t.Context()
 	must := func(what string, err error) {
 		t.Helper()
