@@ -90,6 +90,7 @@ type Controller struct {
 type node struct {
 	Node
 	memory   memory
+	issued   issued
 	due      time.Time      // of the next look
 	instance cloud.Instance // zero: it does not exist
 	asked    time.Time      // when instance was
@@ -307,12 +308,14 @@ func (c *Controller) look(ctx context.Context, n *node) {
 	}
 	c.pause, c.away = backoff{}, nil
 	seen.Lacking = n.memory.note(seen.Interfaces, object.uplinks, time.Now())
+	n.issued.note(object.uplinks)
 	terms := c.terms(n)
 	for range 2 { // a write, and then the call that follows from it
-		terms.Token, terms.Oldest = token(), c.times.oldest
+		terms.Token, terms.Oldest, terms.Issued = token(), c.times.oldest, n.issued
 		step := decide(seen, object.uplinks, object.status, terms)
 		switch {
 		case step.Write != nil:
+			n.issued.add(step.Write, terms.Token) // also if the answer is lost
 			if object, err = c.server.write(ctx, object, n.Instance, *step.Write); err != nil {
 				if !errors.Is(err, errConflict) {
 					err = fmt.Errorf("write EdgeNode %s: %w", n.Name, err)

@@ -77,6 +77,7 @@ type Terms struct {
 	Release      Release
 	Oldest       time.Duration // how old a list can be; 0: a minute
 	Token        string        // ends the tokens of new withdrawals; no other call of decide gets the same
+	Issued       issued        // only what is in it is unassigned; other spare withdrawals get a new token first
 
 	Provider cluster.Provider // of new EdgeNodes; "": ProviderENS
 	Batch    int              // addresses that one call can assign; 0: one
@@ -107,7 +108,8 @@ type Call struct {
 // not written one.
 //
 // In this order: adopt what the list shows and the spec lacks; withdraw as lost what lists lack; forget withdrawals
-// that are over; withdraw what is spare; unassign what the node has confirmed; assign.
+// that are over; withdraw what is spare; have old confirmations confirmed again; unassign what the node has confirmed;
+// assign.
 func decide(c Cloud, spec *cluster.Uplinks, status *cluster.UplinksStatus, t Terms) Step {
 	d := decision{Cloud: c, Terms: t, next: cluster.Uplinks{Provider: cmp.Or(t.Provider, cluster.ProviderENS), Egress: cluster.EgressUplink}}
 	if spec != nil {
@@ -126,6 +128,7 @@ func decide(c Cloud, spec *cluster.Uplinks, status *cluster.UplinksStatus, t Ter
 	d.adopt()
 	d.settle()
 	d.withdraw()
+	d.renew()
 	if spec == nil && len(d.next.Interfaces) > 0 || spec != nil && !equal(*spec, d.next) {
 		return Step{Write: &d.next}
 	}
@@ -237,6 +240,26 @@ func (d *decision) withdraw() {
 	d.take(&d.next.Interfaces[most], spare, all[:min(surplus, mostWithdrawn, len(all))])
 }
 
+// renew gives new tokens to the confirmed withdrawals that this process has not issued. It does not know what happened
+// since they were confirmed: where etcd was restored from a backup, the address may have been granted again since, and a
+// pod may have it. The node confirms the new token if no pod has it.
+func (d *decision) renew() {
+	for _, u := range d.next.Interfaces {
+		for i, w := range u.Withdrawn {
+			if d.returns(u, w) && !d.Issued[w] {
+				u.Withdrawn[i].Token = spare + d.Token
+			}
+		}
+	}
+}
+
+// returns reports whether an address is to be unassigned: it is spare, the node has confirmed its withdrawal, and the list shows it.
+func (d *decision) returns(u cluster.Uplink, w cluster.Withdrawal) bool {
+	i := slices.IndexFunc(d.usable, func(n cloud.Interface) bool { return n.ID == u.ID })
+	return d.Release == On && i >= 0 && !d.missing[u.MAC] && strings.HasPrefix(w.Token, spare) && slices.Contains(d.confirmed, w) &&
+		slices.Contains(d.usable[i].Addresses, w.Address) && !d.Blocked[w.Address.String()]
+}
+
 // take moves addresses from the granted to the withdrawn.
 func (d *decision) take(u *cluster.Uplink, kind string, gone []netip.Addr) {
 	if len(gone) == 0 {
@@ -262,12 +285,9 @@ func (d *decision) call() Call {
 	granted := 0
 	for _, u := range d.next.Interfaces {
 		granted += len(addresses(u))
-		i := slices.IndexFunc(d.usable, func(n cloud.Interface) bool { return n.ID == u.ID })
-		if i < 0 || d.Release == NoRelease || d.missing[u.MAC] {
-			continue
-		}
 		for _, w := range u.Withdrawn {
-			if strings.HasPrefix(w.Token, spare) && slices.Contains(d.confirmed, w) && slices.Contains(d.usable[i].Addresses, w.Address) && !d.Blocked[w.Address.String()] {
+			if d.returns(u, w) && d.Issued[w] {
+				i := slices.IndexFunc(d.usable, func(n cloud.Interface) bool { return n.ID == u.ID })
 				return Call{Interface: u.ID, VSwitch: d.usable[i].VSwitch, Unassign: w.Address}
 			}
 		}
@@ -372,6 +392,37 @@ func (e expected) open(attached, waiting []cloud.Interface, now time.Time) bool 
 		return slices.ContainsFunc(all, func(i cloud.Interface) bool { return i.ID == e.id })
 	}
 	return e.until.After(now) && !here(attached) && (e.attach || !here(waiting))
+}
+
+// issued are the withdrawals that this process has written, and has seen in every spec that it read since. It is lost with the
+// controller: then they are confirmed again.
+type issued map[cluster.Withdrawal]bool
+
+// note forgets what a spec lacks: the address may be granted again.
+func (i issued) note(spec *cluster.Uplinks) {
+	there := issued{}
+	if spec != nil {
+		for _, u := range spec.Interfaces {
+			for _, w := range u.Withdrawn {
+				there[w] = true
+			}
+		}
+	}
+	maps.DeleteFunc(i, func(w cluster.Withdrawal, _ bool) bool { return !there[w] })
+}
+
+// add adds the withdrawals of a spec that have a new token.
+func (i *issued) add(spec *cluster.Uplinks, token string) {
+	if *i == nil {
+		*i = issued{}
+	}
+	for _, u := range spec.Interfaces {
+		for _, w := range u.Withdrawn {
+			if w.Token == spare+token {
+				(*i)[w] = true
+			}
+		}
+	}
 }
 
 // memory is since when lists lack something. It is lost with the controller: then a decision comes a minute later.

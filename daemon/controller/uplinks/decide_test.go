@@ -107,7 +107,7 @@ func TestDecide(t *testing.T) {
 	fullSpec := specOf(link("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.32", "10.0.0.33"))
 	hot := Terms{PerInterface: 3, Batch: 10, Interfaces: 2, Instance: "i-1", VSwitches: []string{"vsw-1", "vsw-2"}}
 	all := Terms{PerInterface: 3}
-	free := Terms{Fill: Fill{1}, PerInterface: 3}
+	free := Terms{Fill: Fill{1}, PerInterface: 3, Issued: issued{{Address: addr("10.0.0.33"), Token: "spare-2"}: true}}
 	for _, test := range []struct {
 		name   string
 		cloud  Cloud
@@ -147,11 +147,16 @@ func TestDecide(t *testing.T) {
 			specOf(link("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33/spare-2")), confirmed(0, "10.0.0.33/spare-1"), free, ""},
 		{"unassign what the node has confirmed with the token", list(eni("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33")),
 			specOf(link("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33/spare-2")), confirmed(0, "10.0.0.33/spare-2"), free, "unassign 10.0.0.33 from eni-1"},
+		{"not what another process withdrew: the address may have been granted since", list(eni("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33")),
+			specOf(link("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33/spare-1")), confirmed(0, "10.0.0.33/spare-1"), free, "write eni-1: 10.0.0.31 -10.0.0.33/spare-T"},
+		{"nor another address with the same token", list(eni("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.32", "10.0.0.33")),
+			specOf(link("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.32/spare-2", "10.0.0.33/spare-2")), confirmed(0, "10.0.0.32/spare-2"), free,
+			"write eni-1: 10.0.0.31 -10.0.0.32/spare-T -10.0.0.33/spare-2"},
 		{"a node without the interface cannot confirm: another machine has it, with its pods", list(eni("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33")),
 			specOf(link("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33/spare-2")), without(confirmed(0, "10.0.0.33/spare-2")), free, ""},
 		{"nothing is surplus on a node without the interface", list(full), fullSpec, without(confirmed(0)), Terms{Fill: Fill{1}, PerInterface: 3}, ""},
 		{"not with noRelease", list(eni("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33")),
-			specOf(link("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33/spare-2")), confirmed(0, "10.0.0.33/spare-2"), Terms{Fill: Fill{1}, Release: NoRelease}, ""},
+			specOf(link("eni-1", "10.0.0.21", "10.0.0.31", "10.0.0.33/spare-2")), confirmed(0, "10.0.0.33/spare-2"), Terms{Fill: Fill{1}, Release: NoRelease, Issued: free.Issued}, ""},
 		{"no call with off, and lists still count", list(eni("eni-1", "10.0.0.21", "10.0.0.31")), specOf(link("eni-1", "10.0.0.21")), nil, Terms{PerInterface: 3, Release: Off}, "write eni-1: 10.0.0.31"},
 		{"no call with off", list(eni("eni-1", "10.0.0.21")), specOf(link("eni-1", "10.0.0.21")), nil, Terms{PerInterface: 3, Release: Off}, ""},
 		{"an unassigned address that lists lacked for a minute is forgotten", lacks(list(eni("eni-1", "10.0.0.21", "10.0.0.31")), lacking(time.Minute, "10.0.0.33")),

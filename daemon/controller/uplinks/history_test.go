@@ -1,6 +1,7 @@
 package uplinks
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -16,10 +17,10 @@ import (
 )
 
 // TestHistories plays random histories of one node, its EdgeNode, and the cloud: calls that are lost, late, or
-// throttled, lists that are up to 30 seconds old, edits in the console, an EdgeNode that is deleted, a controller that
-// is killed between any two requests or works beside another one, a daemon that hears of changes late. Always:
+// throttled, lists that are up to 30 seconds old, edits in the console, an EdgeNode that is deleted, an etcd that is restored
+// from a backup, a controller that is killed between any two requests or works beside another one, a daemon that hears of changes late. Always:
 //
-//   - no address is unassigned while a pod has it;
+//   - no address is unassigned while a pod has it, also when etcd is restored and old confirmations are there again;
 //   - the node gives no pod an address that the controller may unassign;
 //   - once faults have ended, each address of the interfaces is granted or withdrawn, and each granted address is
 //     assigned;
@@ -66,6 +67,7 @@ type model struct {
 	spec    *cluster.Uplinks
 	version int
 	status  *cluster.UplinksStatus
+	backups []backup // of every change
 
 	// The node: the spec that it has, what is on its disk, its pods.
 	had    *cluster.Uplinks
@@ -82,6 +84,21 @@ type snapshot struct {
 	waiting    []string
 }
 
+// backup is what etcd had of the EdgeNode.
+type backup struct {
+	spec   *cluster.Uplinks
+	status *cluster.UplinksStatus
+}
+
+// confirms reports whether the node had confirmed not to lease an address that a pod has now.
+func (b backup) confirms(leased map[netip.Addr]bool) bool {
+	return b.spec != nil && b.status != nil && slices.ContainsFunc(b.spec.Interfaces, func(u cluster.Uplink) bool {
+		return slices.ContainsFunc(u.Withdrawn, func(w cluster.Withdrawal) bool {
+			return leased[w.Address] && strings.HasPrefix(w.Token, spare) && slices.Contains(b.status.Confirmed, w)
+		})
+	})
+}
+
 type lateCall struct {
 	at time.Time
 	Call
@@ -91,6 +108,7 @@ type lateCall struct {
 type controller struct {
 	memory   memory
 	expected expected
+	issued   issued
 	step     Step
 	at       time.Time // of the reads that step follows
 	version  int
@@ -154,9 +172,26 @@ func (m *model) step() {
 	case n < 97 && len(m.late) == 0 && m.spec != nil && !m.withdraws(spare):
 		m.note("EdgeNode deleted") // not while an address is on its way back: the token was all that said so
 		m.spec, m.status, m.version = nil, nil, m.version+1
+	case n < 98 && len(m.backups) > 0:
+		m.restore(m.backups[m.IntN(len(m.backups))])
 	case n < 99:
 		m.now = m.now.Add(20 * time.Second)
 	}
+	if b := (backup{m.spec, m.status}); len(m.backups) == 0 || m.backups[len(m.backups)-1] != b {
+		m.backups = append(m.backups, b)
+	}
+	if i := slices.IndexFunc(m.backups, func(b backup) bool { return b.confirms(m.leased) }); i >= 0 && m.IntN(3) == 0 { // the worst of all
+		m.restore(m.backups[i])
+		m.backups = slices.Delete(m.backups, i, i+1)
+	}
+}
+
+// restore puts etcd back to what it had. The API server is away for a minute meanwhile: no call is on its way any more.
+func (m *model) restore(b backup) {
+	m.now = m.now.Add(oldest)
+	m.arrive()
+	m.spec, m.status, m.version = b.spec, b.status, m.version+1
+	m.note("etcd is restored: %s, confirmed %v", Step{Write: cmp.Or(b.spec, &cluster.Uplinks{})}.text(), cmp.Or(b.status, &cluster.UplinksStatus{}).Confirmed)
 }
 
 func (m *model) withdraws(kind string) bool {
@@ -198,6 +233,8 @@ func (m *model) controllerActs(c *controller, faults bool) {
 		in.Lacking = c.memory.note(list, m.spec, m.now)
 		m.tokens++
 		m.terms.Token = fmt.Sprint(m.tokens)
+		c.issued.note(m.spec)
+		m.terms.Issued = c.issued
 		c.step, c.at, c.version = decide(in, m.spec, m.status, m.terms), m.now, m.version
 		return
 	}
@@ -207,6 +244,7 @@ func (m *model) controllerActs(c *controller, faults bool) {
 		return // what it read is too old to act on
 	}
 	if s.Write != nil {
+		c.issued.add(s.Write, m.terms.Token)
 		if c.version != m.version {
 			return // 409 Conflict
 		}

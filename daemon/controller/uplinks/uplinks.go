@@ -15,6 +15,8 @@
 //
 // An address is unassigned only if the spec withdraws it, and the status of a node that has the interface confirms it with
 // the same token: the node has then written to its disk that it will not lease the address. The token says whether the
-// address is spare or lost, so a restarted controller knows it too. A list that lacks an address proves nothing; lists that lack it for
+// address is spare or lost, so a restarted controller knows it too. It must be a token of this process: others are replaced,
+// and the node confirms again. A controller that was restarted, or whose API server got an old etcd back, cannot tell an old confirmation from
+// a new one. A list that lacks an address proves nothing; lists that lack it for
 // a minute prove that it is gone. All this is decided by decide, which is pure; TestHistories plays random histories.
 package uplinks
