@@ -97,6 +97,8 @@ type node struct {
 	limits   cloud.Limits   // of its type; ECS
 	expected expected
 	refused  error // the last call for another interface
+	failed   backoff
+	since    time.Time // of the first of the failed calls in failed
 	problems []cluster.Problem
 	said     map[subject]string
 }
@@ -209,16 +211,7 @@ func (c *Controller) Run(ctx context.Context) {
 	}
 	for ctx.Err() == nil {
 		c.meet(ctx, events.take())
-		next := time.Now().Add(c.times.full)
-		for _, n := range c.inTurn() {
-			if !n.due.After(time.Now()) {
-				c.look(ctx, n)
-				c.say(ctx, n)
-			}
-			if n.due.Before(next) {
-				next = n.due
-			}
-		}
+		next := c.round(ctx)
 		c.leave(ctx)
 		c.sweep(ctx)
 		next = earlier(next, c.left.due)
@@ -237,6 +230,19 @@ func (c *Controller) Run(ctx context.Context) {
 		}
 		t.Stop()
 	}
+}
+
+// round looks at each node that is due, and returns when the next one is.
+func (c *Controller) round(ctx context.Context) (next time.Time) {
+	next = time.Now().Add(c.times.full)
+	for _, n := range c.inTurn() {
+		if !n.due.After(time.Now()) {
+			c.look(ctx, n)
+			c.say(ctx, n)
+		}
+		next = earlier(next, n.due)
+	}
+	return next
 }
 
 // meet takes over the list of Nodes, and looks soon at those whose objects changed.
@@ -331,6 +337,7 @@ func (c *Controller) look(ctx context.Context, n *node) {
 		}
 		break
 	}
+	n.failed = backoff{}
 	if len(seen.Lacking) > 0 {
 		n.due = time.Now().Add(c.times.oldest / 2)
 	}
@@ -406,6 +413,7 @@ func (c *Controller) call(ctx context.Context, n *node, call Call, deadline time
 	refused := cloud.Is(err, cloud.Refused) || cloud.Is(err, cloud.NotFound)
 	if err == nil || refused {
 		delete(c.tokens, again)
+		n.failed = backoff{}
 	}
 	if v, ok := c.subnets[call.VSwitch]; ok && err == nil {
 		v.Free = max(v.Free-call.Assign, 0)
@@ -612,24 +620,26 @@ func (c *Controller) retry(ctx context.Context, n *node, err error) {
 		Next: "apply the CRDs and the ClusterRole edgeway-controller of this version; the node keeps what it has"})
 }
 
-// fail pauses all calls after an error that concerns all nodes.
+// fail pauses all calls after an error that concerns all nodes, and the calls of this node for longer: the cause may be its own,
+// and it must not be first again after each pause.
 func (c *Controller) fail(ctx context.Context, n *node, err error) {
 	if ctx.Err() != nil {
 		return
 	}
+	first := n.failed.wait == 0
+	if first {
+		n.since = time.Now()
+	}
 	c.pause = c.pause.more(c.times.least, c.times.mostPause)
-	n.due = c.pause.until
-	since := time.Now().UTC().Format(time.RFC3339)
-	if c.away != nil {
-		since = c.away.Want[len(awayWant):]
-	} else {
+	n.failed = n.failed.more(c.times.least, c.times.mostPause)
+	n.due = n.failed.until
+	if c.away == nil && first {
 		c.Log.Warn("cloud", "err", err, "next", "nodes keep what they have; the controller tries again by itself")
 	}
-	c.away = &cluster.Problem{Object: "cloud", Reason: cloudUnreachable, Want: awayWant + since, Got: err.Error(), Next: "nodes keep what they have, and new nodes wait for addresses"}
+	c.away = &cluster.Problem{Object: "cloud", Reason: cloudUnreachable, Want: "an answer; there is none since " + n.since.UTC().Format(time.RFC3339), Got: err.Error(),
+		Next: "nodes keep what they have, and new nodes wait for addresses"}
 	n.problem(*c.away)
 }
-
-const awayWant = "an answer; there is none since "
 
 // leave removes the EdgeNodes of nodes that are gone for good: the Node and the instance, or another Node has the
 // instance now.
@@ -689,7 +699,7 @@ func (c *Controller) sweep(ctx context.Context) {
 		return
 	}
 	was := c.left.since
-	n.problems, c.left.since = nil, map[string]time.Time{}
+	n.problems, n.failed, c.left.since = nil, backoff{}, map[string]time.Time{}
 	for _, i := range all {
 		instance := madeFor(i.Name)
 		if instance == "" {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"strings"
 	"sync"
 	"testing"
@@ -24,10 +25,10 @@ import (
 	"github.com/edgeway-cni/edgeway/scripts/ens"
 )
 
-// objects is an API server that has the Node n1 and its EdgeNode, and no more.
+// objects is an API server that has EdgeNodes by name, and the taints of all Nodes, and no more.
 type objects struct {
 	mu     sync.Mutex // guards the fields below
-	edge   map[string]any
+	edges  map[string]map[string]any
 	taints []any
 }
 
@@ -47,23 +48,27 @@ func (o *objects) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(code)
 		_ = json.NewEncoder(w).Encode(fields) // the caller may have gone
 	}
-	meta := map[string]any{"name": "n1", "resourceVersion": "1"}
-	switch isNode := strings.HasSuffix(r.URL.Path, "/nodes/n1"); {
+	name := path.Base(r.URL.Path)
+	if r.Method == http.MethodPost {
+		name, _ = body.Metadata["name"].(string)
+	}
+	meta := map[string]any{"name": name, "resourceVersion": "1"}
+	switch isNode := strings.Contains(r.URL.Path, "/nodes/"); {
 	case isNode && r.Method == http.MethodPatch:
 		o.taints, _ = body.Spec["taints"].([]any)
 		fallthrough
 	case isNode:
 		write(http.StatusOK, "Node", map[string]any{"metadata": meta, "spec": map[string]any{"taints": o.taints}})
 	case r.Method == http.MethodDelete:
-		o.edge = nil
+		delete(o.edges, name)
 		write(http.StatusOK, "Status", map[string]any{"status": "Success"})
 	case r.Method == http.MethodPost, r.Method == http.MethodPatch:
-		o.edge = map[string]any{"metadata": meta, "spec": body.Spec}
-		write(http.StatusOK, "EdgeNode", o.edge)
-	case o.edge == nil:
+		o.edges[name] = map[string]any{"metadata": meta, "spec": body.Spec}
+		write(http.StatusOK, "EdgeNode", o.edges[name])
+	case o.edges[name] == nil:
 		write(http.StatusNotFound, "Status", map[string]any{"status": "Failure", "reason": "NotFound", "code": http.StatusNotFound})
 	default:
-		write(http.StatusOK, "EdgeNode", o.edge)
+		write(http.StatusOK, "EdgeNode", o.edges[name])
 	}
 }
 
@@ -77,7 +82,7 @@ func (o *objects) tainted() bool {
 func looker(t *testing.T) (*Controller, *ens.Cloud, *node, *objects) {
 	t.Helper()
 	c, fake, n, _ := caller(t)
-	o := &objects{}
+	o := &objects{edges: map[string]map[string]any{}}
 	api := httptest.NewServer(o)
 	t.Cleanup(api.Close)
 	s, err := newServer(&rest.Config{Host: api.URL}, c.Service)
@@ -110,7 +115,7 @@ func TestTaintGoes(t *testing.T) {
 			fake.SetFaults(func(ens.Call) ens.Fault { return ens.Fault{Status: http.StatusServiceUnavailable} })
 			c.TaintWhenFull, n.Tainted = true, true
 			o.taints = []any{map[string]any{"key": fullTaint, "effect": "NoSchedule"}}
-			o.edge = map[string]any{"metadata": map[string]any{"name": "n1", "resourceVersion": "1"}, "spec": map[string]any{"uplinks": map[string]any{"provider": test.provider}},
+			o.edges["n1"] = map[string]any{"metadata": map[string]any{"name": "n1", "resourceVersion": "1"}, "spec": map[string]any{"uplinks": map[string]any{"provider": test.provider}},
 				"status": map[string]any{"uplinks": map[string]any{"free": test.free}}}
 			if test.labelled {
 				c.look(t.Context(), n)
@@ -121,6 +126,32 @@ func TestTaintGoes(t *testing.T) {
 				t.Errorf("tainted: %v, want %v", got, test.want)
 			}
 		})
+	}
+}
+
+// The cloud could not serve one node: its list, or its interface, ended each call with an internal error. No node after it got
+// addresses.
+func TestNodeThatFailsHoldsUpNoOther(t *testing.T) {
+	for _, action := range []string{"DescribeNetworkInterfaces", "AssignPrivateIpAddresses"} {
+		c, fake, _, _ := looker(t)
+		c.times.least, c.times.mostPause = 20*time.Millisecond, 100*time.Millisecond
+		c.Terms.PerInterface = 5
+		fake.AddInstance("i-2", "vsw-1", "sg-1")
+		broken := fake.Interfaces("i-1")[1].ID
+		fake.Bind("i-2")
+		c.nodes["n2"] = &node{Node: Node{Name: "n2", Instance: "i-2"}}
+		fake.SetFaults(func(call ens.Call) ens.Fault {
+			if call.Action == action && (call.Query["InstanceId"] == "i-1" || call.Query["NetworkInterfaceId"] == broken) {
+				return ens.Fault{Code: "CallInterface"}
+			}
+			return ens.Fault{}
+		})
+		for deadline := time.Now().Add(5 * time.Second); len(fake.Interfaces("i-2")[1].Addresses) < 5; {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: n2 has %d addresses", action, len(fake.Interfaces("i-2")[1].Addresses))
+			}
+			c.round(t.Context())
+		}
 	}
 }
 
@@ -198,9 +229,9 @@ func TestInstanceThatIsListedLate(t *testing.T) {
 func TestOneListDeletesNoEdgeNode(t *testing.T) {
 	c, fake, _, o := looker(t)
 	clear(c.nodes)
-	o.edge = map[string]any{"metadata": map[string]any{"name": "n1", "resourceVersion": "1", "annotations": map[string]any{instanceAnnotation(cloud.ENS): "i-1"}},
+	o.edges["n1"] = map[string]any{"metadata": map[string]any{"name": "n1", "resourceVersion": "1", "annotations": map[string]any{instanceAnnotation(cloud.ENS): "i-1"}},
 		"spec": map[string]any{"uplinks": map[string]any{"provider": "ens"}}}
-	if err := c.server.edges.GetStore().Add(&unstructured.Unstructured{Object: o.edge}); err != nil {
+	if err := c.server.edges.GetStore().Add(&unstructured.Unstructured{Object: o.edges["n1"]}); err != nil {
 		t.Fatal(err)
 	}
 	leave := func(want bool) {
