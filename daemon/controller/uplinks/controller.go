@@ -306,7 +306,7 @@ func (c *Controller) look(ctx context.Context, n *node) {
 	switch {
 	case cloud.Is(err, cloud.Refused), cloud.Is(err, cloud.NotFound): // it concerns this node only
 		n.only(cluster.Problem{Object: "Node/" + n.Name, Reason: noInterface, Want: "the interfaces of " + n.Instance, Got: err.Error(),
-			Next: "correct the label " + InstanceLabel(c.Service) + " of the Node"})
+			Next: "correct the label " + InstanceLabel(c.Service) + " of the Node, or the key and the region of the controller; the node keeps what it has"})
 		return
 	case err != nil:
 		c.fail(ctx, n, err)
@@ -463,7 +463,8 @@ func (c *Controller) ask(ctx context.Context, n *node) (out Cloud, err error) {
 		return out, err
 	}
 	now := time.Now()
-	if now.Sub(n.asked) > c.times.subnets {
+	nothing := len(out.Interfaces) == 0 // not even the primary interface: maybe this account does not have the instance
+	if nothing || now.Sub(n.asked) > c.times.subnets {
 		if err := c.limit.Wait(ctx); err != nil {
 			return out, err
 		}
@@ -478,8 +479,11 @@ func (c *Controller) ask(ctx context.Context, n *node) (out Cloud, err error) {
 		if err := c.askLimits(ctx, client, n); err != nil {
 			return out, err
 		}
-		if len(all) > 0 { // else the list may be older than the instance
+		switch {
+		case len(all) > 0: // else the list may be older than the instance
 			n.asked = now
+		case nothing:
+			return out, &cloud.Error{Action: "DescribeInstances", Kind: cloud.NotFound, Message: "no such instance in this account and region"}
 		}
 	}
 	var unknown []string

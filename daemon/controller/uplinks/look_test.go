@@ -213,12 +213,35 @@ func TestNewKeyAfterChmod(t *testing.T) {
 	}
 }
 
+// The key of another account was put in place: its lists are empty. Within a minute all nodes had lost all addresses.
+func TestKeyOfAnotherAccount(t *testing.T) {
+	c, fake, n, o := looker(t)
+	c.times.oldest = time.Nanosecond
+	c.Terms.PerInterface = 2
+	c.look(t.Context(), n)
+	granted := func() string { return fmt.Sprint(o.edges["n1"]["spec"]) }
+	was := granted()
+	if !strings.Contains(was, "10.0.0.3") {
+		t.Fatal(was)
+	}
+	fake.RemoveInstance("i-1") // what it has of its own, the new account does not know
+	for range 3 {
+		c.look(t.Context(), n)
+	}
+	if got := granted(); got != was {
+		t.Errorf("got %s, want %s", got, was)
+	}
+	if len(n.problems) != 1 || n.problems[0].Reason != noInterface {
+		t.Errorf("problems %v", n.problems)
+	}
+}
+
 // A Node joined before the cloud's list had its instance: it had no limits and no gateway for an hour.
 func TestInstanceThatIsListedLate(t *testing.T) {
 	c, fake, _, _ := caller(t)
 	n := &node{Node: Node{Name: "n2", Instance: "i-2"}}
 	for _, want := range []string{"", "i-2"} {
-		if _, err := c.ask(t.Context(), n); err != nil || n.instance.ID != want {
+		if _, err := c.ask(t.Context(), n); cloud.Is(err, cloud.NotFound) != (want == "") || n.instance.ID != want {
 			t.Errorf("got %q, %v, want %q", n.instance.ID, err, want)
 		}
 		fake.AddInstance("i-2", "vsw-1", "sg-1")
