@@ -68,6 +68,7 @@ type reporter interface {
 	Event(e report.Event)
 	Tell(problems []cluster.Problem)
 	Self(n report.Node)
+	MaxPods() int
 	Problems() []cluster.Problem
 }
 

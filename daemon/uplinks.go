@@ -97,6 +97,25 @@ func uplinksStatus(v *view, held policy.Held) *cluster.UplinksStatus {
 	return out
 }
 
+// ensAddresses is how many addresses an interface of an ENS instance can have for pods.
+const ensAddresses = 25
+
+// mostPods is the largest maxPods of the kubelet for which the addresses are enough; 0: not known. More addresses may come
+// to an instance of a cloud, and only the controller knows how many an ECS instance can have.
+func mostPods(spec *cluster.Uplinks, u uplink.Uplinks) int {
+	granted := 0
+	for _, i := range u.Interfaces {
+		granted += len(i.Addresses)
+	}
+	switch spec.Provider {
+	case cluster.ProviderStatic:
+		return granted + cluster.HostPods
+	case cluster.ProviderENS:
+		return max(granted, ensAddresses*len(u.Interfaces)) + cluster.HostPods
+	}
+	return 0
+}
+
 // uplinks is uplinksStatus with the words of the resource, for operators.
 func (d *Daemon) uplinks(v *view) *api.Uplinks {
 	held := d.pods.Held()
@@ -111,7 +130,10 @@ func (d *Daemon) uplinks(v *view) *api.Uplinks {
 			spec.Egress = cluster.EgressNode
 		}
 	}
-	out := &api.Uplinks{Provider: string(spec.Provider), Egress: string(spec.Egress), Used: s.Used, Free: s.Free}
+	out := &api.Uplinks{MostPods: mostPods(spec, v.Plan.Uplinks), Provider: string(spec.Provider), Egress: string(spec.Egress), Used: s.Used, Free: s.Free}
+	if d.loop.reporter != nil {
+		out.MaxPods = d.loop.reporter.MaxPods()
+	}
 	for n, i := range v.Plan.Uplinks.Interfaces {
 		one := api.Uplink{MAC: i.MAC, Name: i.Name, Link: s.Interfaces[n].Link, Address: i.Address.String(), Gateway: i.Gateway.String(),
 			Addresses: len(i.Addresses), Used: held.Used(uplink.Uplinks{Interfaces: []uplink.Interface{i}}), State: string(s.Interfaces[n].State)}

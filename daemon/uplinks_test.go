@@ -130,3 +130,14 @@ func TestRulesAreRemoved(t *testing.T) {
 		})
 	})
 }
+
+// The kubelet's maxPods was 110 on a node with 48 addresses, and nothing said so. An instance of a cloud may get more
+// addresses; how many an ECS instance can have, only the controller knows.
+func TestMostPods(t *testing.T) {
+	u := uplink.Uplinks{Interfaces: []uplink.Interface{{Addresses: make([]netip.Addr, 25)}, {Addresses: make([]netip.Addr, 3)}}}
+	for provider, want := range map[cluster.Provider]int{cluster.ProviderStatic: 38, cluster.ProviderENS: 60, cluster.ProviderECS: 0, "": 0} {
+		if got := mostPods(&cluster.Uplinks{Provider: provider}, u); got != want {
+			t.Errorf("provider %q: %d, want %d", provider, got, want)
+		}
+	}
+}

@@ -105,6 +105,9 @@ type Uplinks struct {
 	Interfaces []Uplink `json:"interfaces"`
 	Used       int      `json:"used"` // addresses that pods have
 	Free       int      `json:"free"` // addresses for more pods
+	// MaxPods is the kubelet's, and MostPods the largest that the addresses are enough for; 0: not known.
+	MaxPods  int `json:"maxPods,omitempty"`
+	MostPods int `json:"mostPods,omitempty"`
 	// Confirmed are the withdrawals that are done.
 	Confirmed []Withdrawal `json:"confirmed,omitempty"`
 }

@@ -49,6 +49,10 @@ const (
 	ProviderECS    Provider = "ecs"
 )
 
+// HostPods is how many pods of the host network a node with uplinks is taken to have: they need no address, and the
+// kubelet's maxPods counts them.
+const HostPods = 10
+
 // Egress says how packets of pods leave the node.
 type Egress string
 

@@ -148,7 +148,14 @@ func (p *page) status(s api.Status) {
 
 // uplinks shows the secondary interfaces that serve pods.
 func (p *page) uplinks(u api.Uplinks) {
-	p.heading(markHead, "Uplinks: %s, egress by the %s: %d addresses in use, %d free", cmp.Or(u.Provider, "the resource is gone"), u.Egress, u.Used, u.Free)
+	pods := ""
+	if u.MaxPods > 0 {
+		pods = fmt.Sprintf("; kubelet maxPods %d", u.MaxPods)
+	}
+	if u.MostPods > 0 && u.MaxPods > u.MostPods {
+		pods += fmt.Sprintf(": set %d or fewer", u.MostPods)
+	}
+	p.heading(markHead, "Uplinks: %s, egress by the %s: %d addresses in use, %d free%s", cmp.Or(u.Provider, "the resource is gone"), u.Egress, u.Used, u.Free, pods)
 	p.row("  LINK", "INTERFACE", "OWN ADDRESS", "GATEWAY", "USED", "STATE")
 	for _, i := range u.Interfaces {
 		state := i.State

@@ -70,3 +70,23 @@ func TestStatusScreen(t *testing.T) {
 		t.Errorf("--all shows %d of 20 routes", n)
 	}
 }
+
+// The line of the uplinks has the kubelet's maxPods where it is known, and what it should be where it is too much.
+func TestStatusOfUplinks(t *testing.T) {
+	for _, tt := range []struct {
+		max, most int
+		want      string
+	}{
+		{0, 58, "Uplinks: static, egress by the uplink: 14 addresses in use, 34 free\n"},
+		{58, 58, "Uplinks: static, egress by the uplink: 14 addresses in use, 34 free; kubelet maxPods 58\n"},
+		{110, 58, "Uplinks: static, egress by the uplink: 14 addresses in use, 34 free; kubelet maxPods 110: set 58 or fewer\n"},
+		{110, 0, "Uplinks: static, egress by the uplink: 14 addresses in use, 34 free; kubelet maxPods 110\n"},
+	} {
+		var out bytes.Buffer
+		s := newScreen(&out, false)
+		newPage(s, false).uplinks(api.Uplinks{Provider: "static", Egress: "uplink", Used: 14, Free: 34, MaxPods: tt.max, MostPods: tt.most})
+		if got, _, _ := strings.Cut(out.String(), "  LINK"); got != tt.want {
+			t.Errorf("got  %q\nwant %q", got, tt.want)
+		}
+	}
+}

@@ -285,6 +285,7 @@ type edgeNode struct {
 	notBefore   time.Time // for anything
 	checkAt     time.Time
 	refusedFor  time.Duration
+	podsAt      time.Time // when maxPods is read again
 }
 
 // due returns when there must next be a request.
@@ -309,6 +310,9 @@ func (w *reportWriter) writeSelf(ctx context.Context, want nodeStatus) error {
 		e.read = false // it may have been changed by others
 	}
 	err := w.readSelf(ctx)
+	if err == nil && want.Uplinks != nil {
+		err = w.readMaxPods(ctx)
+	}
 	if err == nil && e.read && !e.there {
 		err = w.createSelf(ctx)
 	} else if next := want.after(e.has, time.Now()); err == nil && e.read && !next.equal(e.has) {
@@ -347,6 +351,30 @@ func (w *reportWriter) readSelf(ctx context.Context) error {
 		e.has = list.Items[0].Status
 	}
 	return nil
+}
+
+// readMaxPods asks for this node's Node, unless it did so a short time ago. A refusal changes nothing.
+func (w *reportWriter) readMaxPods(ctx context.Context) error {
+	if time.Now().Before(w.edgeNode.podsAt) {
+		return nil
+	}
+	l, err := w.life(ctx, w.node)
+	if err != nil {
+		return err
+	}
+	w.edgeNode.podsAt = time.Now().Add(w.pace.own)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.maxPods = cmp.Or(l.maxPods, w.maxPods)
+	return nil
+}
+
+// MaxPods returns the maxPods of this node's kubelet, as the Node had it a short time ago; 0: not known, or the node has no
+// uplinks.
+func (r *Reporter) MaxPods() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.maxPods
 }
 
 // createSelf creates the EdgeNode. A cluster whose API server cannot keep nodes from each other's EdgeNodes does not

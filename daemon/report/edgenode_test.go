@@ -44,7 +44,7 @@ func (f *ofNode) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	case q.Method == http.MethodGet && q.URL.Query().Get("fieldSelector") != "metadata.name=n1":
 		writeStatusCode(w, http.StatusForbidden, "Forbidden")
 	case q.Method == http.MethodGet && strings.HasSuffix(path, "/nodes"):
-		items := map[bool]string{true: `{"metadata":{"name":"n1","uid":"u"}}`}[f.node]
+		items := map[bool]string{true: `{"metadata":{"name":"n1","uid":"u"},"status":{"capacity":{"pods":"110"}}}`}[f.node]
 		fmt.Fprintf(w, `{"kind":"NodeList","items":[%s]}`, items)
 	case q.Method == http.MethodGet:
 		items := []any{}
@@ -140,6 +140,21 @@ func TestEdgeNodeIsCreatedByItsNode(t *testing.T) {
 	f.do(func() { f.there, f.status = false, nodeStatus{} })
 	r.Self(first)
 	eventually(t, "it is back", 1, f.used)
+}
+
+// The status of a node with uplinks names the maxPods of its kubelet, which the Node has. Other nodes do not ask for it.
+func TestMaxPodsOfANodeWithUplinks(t *testing.T) {
+	f := &ofNode{there: true, node: true}
+	r := f.telling(t, quickReports)
+	r.Self(peaceful(1))
+	eventually(t, "a status", 1, f.used)
+	if n := f.count("GET v1/nodes"); n > 0 || r.MaxPods() != 0 {
+		t.Errorf("a node without uplinks asks %d times, and has maxPods %d", n, r.MaxPods())
+	}
+	with := peaceful(2)
+	with.Uplinks = &cluster.UplinksStatus{Used: 2}
+	r.Self(with)
+	eventually(t, "maxPods", 110, r.MaxPods)
 }
 
 // A write is a change that somebody wants to hear at once, or waits for its turn; noise is none.

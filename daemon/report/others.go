@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
@@ -44,6 +45,7 @@ type life struct {
 	gone    bool      // there is no such Node
 	silent  time.Time // since when its kubelet is not heard; zero: it is heard
 	comment string
+	maxPods int // of its kubelet; 0: it did not say
 }
 
 // amendment holds the right entries of another node that cannot write them itself.
@@ -141,6 +143,7 @@ func (w *reportWriter) life(ctx context.Context, node string) (life, error) {
 		Items []struct {
 			Metadata struct{ UID string }
 			Status   struct {
+				Capacity   struct{ Pods string } // the kubelet's maxPods
 				Conditions []struct {
 					Type, Status, Reason string
 					LastTransitionTime   time.Time
@@ -160,6 +163,7 @@ func (w *reportWriter) life(ctx context.Context, node string) (life, error) {
 		return life{gone: true}, nil
 	}
 	l := life{uid: list.Items[0].Metadata.UID}
+	l.maxPods, _ = strconv.Atoi(list.Items[0].Status.Capacity.Pods) // "": a kubelet has not said it yet
 	for _, c := range list.Items[0].Status.Conditions {
 		if c.Type == "Ready" && c.Status == unknown {
 			l.silent, l.comment = c.LastTransitionTime, c.Reason

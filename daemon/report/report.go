@@ -64,6 +64,7 @@ type Reporter struct {
 	self       *nodeStatus // what the node says of itself; nil: nothing yet
 	generation int64       // of its EdgeNode, as the source knows it
 	moved      bool        // the EdgeNode was created or deleted, as the source heard
+	maxPods    int         // see MaxPods
 	away, back bool        // the source does not hear the API server; it does again
 }
 

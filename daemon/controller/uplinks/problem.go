@@ -37,10 +37,6 @@ func reasons() []cluster.Reason {
 	return []cluster.Reason{cloudUnreachable, noInterface, fewInterfaces, fewAddresses, addressLost, gatewayGuessed, tooManyPods, securityGroup, sharedInstance, notOurs, edgeNodeRefused, eniLeft}
 }
 
-// hostPods is how many pods of the host network a node is taken to have: they need no address, and the kubelet's
-// maxPods counts them.
-const hostPods = 10
-
 // token is a text that no withdrawal had before.
 func token() string { return strings.ToLower(rand.Text()[:10]) }
 
@@ -111,8 +107,8 @@ func (c *Controller) judge(ctx context.Context, n *node, seen Cloud, spec *clust
 		}
 	}
 	// The primary interface serves no pod.
-	if most := max(secondary, t.Interfaces) * t.PerInterface; n.MaxPods > most+hostPods {
-		n.problem(cluster.Problem{Object: "Node/" + n.Name, Reason: tooManyPods, Want: fmt.Sprintf("maxPods of at most %d: %d secondary interfaces x %d addresses, and pods of the host network", most+hostPods, max(secondary, t.Interfaces), t.PerInterface),
+	if most := max(secondary, t.Interfaces) * t.PerInterface; n.MaxPods > most+cluster.HostPods {
+		n.problem(cluster.Problem{Object: "Node/" + n.Name, Reason: tooManyPods, Want: fmt.Sprintf("maxPods of at most %d: %d secondary interfaces x %d addresses, and pods of the host network", most+cluster.HostPods, max(secondary, t.Interfaces), t.PerInterface),
 			Got: fmt.Sprint(n.MaxPods), Next: "set maxPods in the kubelet's configuration, or " + c.another()})
 	}
 }
