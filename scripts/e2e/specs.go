@@ -13,18 +13,18 @@ import (
 // group is a part of Kubernetes' network tests and a row of the table.
 type group struct {
 	name     string
-	pattern  *regexp.Regexp // of the full names of the specs
+	pattern  *regexp.Regexp // of the full names of the specs; for ginkgo the name of the suite stands before them
 	policies bool           // whether an agent must enforce NetworkPolicies
 }
 
 // groups are the parts that concern a CNI plugin.
 var groups = []group{ // read only
-	{name: "Granular Checks", pattern: regexp.MustCompile(`^\[sig-network\] Networking Granular Checks`)},
-	{name: "HostPort", pattern: regexp.MustCompile(`^\[sig-network\] HostPort`)},
-	{name: "Connectivity", pattern: regexp.MustCompile(`^\[sig-network\] Connectivity`)},
-	{name: "Conntrack", pattern: regexp.MustCompile(`^\[sig-network\] Conntrack`)},
-	{name: "Services", pattern: regexp.MustCompile(`^\[sig-network\] Services`)},
-	{name: "NetworkPolicy", pattern: regexp.MustCompile(`^\[sig-network\] Netpol`), policies: true},
+	{name: "Granular Checks", pattern: regexp.MustCompile(`\[sig-network\] Networking Granular Checks`)},
+	{name: "HostPort", pattern: regexp.MustCompile(`\[sig-network\] HostPort`)},
+	{name: "Connectivity", pattern: regexp.MustCompile(`\[sig-network\] Connectivity`)},
+	{name: "Conntrack", pattern: regexp.MustCompile(`\[sig-network\] Conntrack`)},
+	{name: "Services", pattern: regexp.MustCompile(`\[sig-network\] Services`)},
+	{name: "NetworkPolicy", pattern: regexp.MustCompile(`\[sig-network\] Netpol`), policies: true},
 }
 
 // cause is why specs are not run, or why they fail although nothing of ours is wrong.
@@ -70,10 +70,14 @@ func (r specReport) name() string {
 	return strings.Join(append(slices.Clone(r.ContainerHierarchyTexts), r.LeafNodeText), " ")
 }
 
-// parseReport reads the specs of ginkgo's JSON report. It returns an error if the suite did not get as far as
-// its specs.
+// parseReport reads the specs of ginkgo's JSON report. A skipped spec without a message was not chosen, unless the
+// suite ended early (SpecialSuiteFailureReasons of ginkgo's types.Report): then the time was over. The error says that
+// the suite did not get as far as its specs.
 func parseReport(text []byte) ([]specReport, error) {
-	var suites []struct{ SpecReports []specReport }
+	var suites []struct {
+		SpecialSuiteFailureReasons []string
+		SpecReports                []specReport
+	}
 	if err := json.Unmarshal(text, &suites); err != nil {
 		return nil, fmt.Errorf("ginkgo's report: %w", err)
 	}
@@ -81,6 +85,9 @@ func parseReport(text []byte) ([]specReport, error) {
 	for _, s := range suites {
 		for _, r := range s.SpecReports {
 			if r.LeafNodeType == "It" {
+				if r.State == "skipped" && r.Failure.Message == "" && len(s.SpecialSuiteFailureReasons) > 0 {
+					r.Failure.Message = outOfTime
+				}
 				specs = append(specs, r)
 			} else if r.State == "failed" || r.State == "panicked" || r.State == "timedout" {
 				return nil, fmt.Errorf("%s of the test suite %s: %s", r.LeafNodeType, r.State, firstLine(r.Failure.Message))
@@ -90,7 +97,7 @@ func parseReport(text []byte) ([]specReport, error) {
 	return specs, nil
 }
 
-// result sorts the group's specs by their outcome.
+// result sorts the group's specs by their outcome. A skipped spec without a reason was not chosen.
 func (g group) result(specs []specReport) result {
 	r := result{Group: g.name}
 	for _, s := range specs {
@@ -108,8 +115,6 @@ func (g group) result(specs []specReport) result {
 		case s.State == "skipped" || s.State == "pending":
 			if i := slices.IndexFunc(excluded(), func(e cause) bool { return e.pattern.MatchString(name) }); i >= 0 {
 				short.Reason = excluded()[i].reason
-			} else if short.Reason == "" {
-				short.Reason = outOfTime
 			}
 			r.Skipped = append(r.Skipped, short)
 		default:

@@ -186,6 +186,9 @@ func (u *suite) run(ctx context.Context, s *story, groups []group) error {
 	}
 	for _, g := range groups {
 		r := g.result(specs)
+		if i := slices.IndexFunc(r.Skipped, func(s spec) bool { return s.Reason == "" }); i >= 0 {
+			return fmt.Errorf("ginkgo did not choose the spec %q of %s", r.Skipped[i].Name, g.name)
+		}
 		r.Mode, r.Date = u.mode, time.Now().UTC().Format(time.DateOnly)
 		s.pass("%s: %s: %d passed, %d failed, %d skipped", u.mode, g.name, r.Passed, len(r.Failed), len(r.Skipped))
 		for _, spec := range slices.Concat(r.Failed, r.Skipped) {
