@@ -13,7 +13,7 @@
 //
 //	make e2e-upstream
 //	go run ./scripts/e2e -upstream overlay                    # one mode; the other modes keep their results
-//	go run ./scripts/e2e -upstream overlay -focus 'HostPort'  # these specs; the table stays as it is
+//	go run ./scripts/e2e -upstream overlay -focus 'HostPort'  # these specs; the other specs keep their results
 package main
 
 import (
@@ -37,7 +37,7 @@ func main() {
 	var u suite
 	upstream := flag.String("upstream", "", "run Kubernetes' own network tests instead, in these modes: "+strings.Join(modes, ","))
 	only := flag.String("groups", "", "of -upstream: only the groups of specs whose names match the regular expression")
-	focus := flag.String("focus", "", "of -upstream: only the specs whose full names match the regular expression; writes no table")
+	focus := flag.String("focus", "", "of -upstream: only the specs whose full names match the regular expression")
 	flag.IntVar(&u.procs, "procs", 2, "of -upstream: specs at a time")
 	flag.DurationVar(&u.limit, "limit", time.Hour, "of -upstream: time for the specs of one mode, once without NetworkPolicies and once with them")
 	flag.StringVar(&u.table.results, "results", "scripts/e2e/testdata/upstream.json", "of -upstream: file of the results so far")
@@ -58,6 +58,9 @@ func main() {
 			if err := u.in(ctx, mode, &stage{deploy: *deploy, install: byDaemonSet}, *bin); err != nil {
 				return fmt.Errorf("%s: %w", mode, err)
 			}
+		}
+		if u.failed > 0 {
+			return fmt.Errorf("%d specs of Kubernetes' own tests failed", u.failed)
 		}
 		return nil
 	}()

@@ -43,19 +43,36 @@ func excluded() (all []cause) {
 	return all
 }
 
-// spec is a spec that failed or was skipped.
-type spec struct {
-	Name   string
-	Reason string
-}
-
 // result is the outcome of one group in one mode.
 type result struct {
 	Mode, Group string
-	Date        string // of the run: 2026-11-30
-	Passed      int
-	Failed      []spec `json:",omitempty"`
-	Skipped     []spec `json:",omitempty"` // also those that the time limit left out
+	Specs       []spec // by name
+}
+
+// spec is the outcome of a spec.
+type spec struct {
+	Name   string
+	State  string // passed, failed, skipped or missed
+	Reason string `json:",omitempty"` // why it did not pass
+	Date   string // of the run: 2026-11-30
+}
+
+// States of a spec. A run replaces a state by any other, but none by missed.
+const (
+	passed  = "passed"
+	failed  = "failed"
+	skipped = "skipped" // by itself, or because the machine lacks what it needs
+	missed  = "missed"  // not run: not chosen, or too late
+)
+
+// of returns the specs in a state.
+func (r result) of(state string) (all []spec) {
+	for _, s := range r.Specs {
+		if s.State == state {
+			all = append(all, s)
+		}
+	}
+	return all
 }
 
 // specReport holds the fields that are read from a spec in ginkgo's report (types.SpecReport of ginkgo v2).
@@ -70,14 +87,9 @@ func (r specReport) name() string {
 	return strings.Join(append(slices.Clone(r.ContainerHierarchyTexts), r.LeafNodeText), " ")
 }
 
-// parseReport reads the specs of ginkgo's JSON report. A skipped spec without a message was not chosen, unless the
-// suite ended early (SpecialSuiteFailureReasons of ginkgo's types.Report): then the time was over. The error says that
-// the suite did not get as far as its specs.
+// parseReport reads the specs of ginkgo's JSON report. The error says that the suite did not get as far as its specs.
 func parseReport(text []byte) ([]specReport, error) {
-	var suites []struct {
-		SpecialSuiteFailureReasons []string
-		SpecReports                []specReport
-	}
+	var suites []struct{ SpecReports []specReport }
 	if err := json.Unmarshal(text, &suites); err != nil {
 		return nil, fmt.Errorf("ginkgo's report: %w", err)
 	}
@@ -85,9 +97,6 @@ func parseReport(text []byte) ([]specReport, error) {
 	for _, s := range suites {
 		for _, r := range s.SpecReports {
 			if r.LeafNodeType == "It" {
-				if r.State == "skipped" && r.Failure.Message == "" && len(s.SpecialSuiteFailureReasons) > 0 {
-					r.Failure.Message = outOfTime
-				}
 				specs = append(specs, r)
 			} else if r.State == "failed" || r.State == "panicked" || r.State == "timedout" {
 				return nil, fmt.Errorf("%s of the test suite %s: %s", r.LeafNodeType, r.State, firstLine(r.Failure.Message))
@@ -97,7 +106,7 @@ func parseReport(text []byte) ([]specReport, error) {
 	return specs, nil
 }
 
-// result sorts the group's specs by their outcome. A skipped spec without a reason was not chosen.
+// result returns the outcomes of the group's specs.
 func (g group) result(specs []specReport) result {
 	r := result{Group: g.name}
 	for _, s := range specs {
@@ -105,29 +114,23 @@ func (g group) result(specs []specReport) result {
 		if !g.pattern.MatchString(name) {
 			continue
 		}
-		short := spec{Name: strings.TrimPrefix(name, "[sig-network] "), Reason: firstLine(s.Failure.Message)}
+		one := spec{Name: strings.TrimPrefix(name, "[sig-network] "), State: failed, Reason: firstLine(s.Failure.Message)}
+		i := slices.IndexFunc(excluded(), func(e cause) bool { return e.pattern.MatchString(name) })
 		switch {
 		case s.State == "passed":
-			r.Passed++
-		case s.State == "interrupted", s.State == "timedout" && strings.Contains(s.Failure.Message, "suite timeout"):
-			short.Reason = outOfTime
-			r.Skipped = append(r.Skipped, short)
-		case s.State == "skipped" || s.State == "pending":
-			if i := slices.IndexFunc(excluded(), func(e cause) bool { return e.pattern.MatchString(name) }); i >= 0 {
-				short.Reason = excluded()[i].reason
-			}
-			r.Skipped = append(r.Skipped, short)
-		default:
-			r.Failed = append(r.Failed, short)
+			one.State, one.Reason = passed, ""
+		case i >= 0:
+			one.State, one.Reason = skipped, excluded()[i].reason
+		case (s.State == "skipped" || s.State == "pending") && one.Reason != "":
+			one.State = skipped
+		case s.State == "skipped", s.State == "interrupted", s.State == "timedout" && strings.Contains(s.Failure.Message, "suite timeout"):
+			one.State, one.Reason = missed, "not run yet"
 		}
+		r.Specs = append(r.Specs, one)
 	}
-	byName := func(a, b spec) int { return strings.Compare(a.Name, b.Name) }
-	slices.SortFunc(r.Failed, byName)
-	slices.SortFunc(r.Skipped, byName)
+	slices.SortFunc(r.Specs, func(a, b spec) int { return strings.Compare(a.Name, b.Name) })
 	return r
 }
-
-const outOfTime = "not run: the time of the run was over"
 
 func firstLine(s string) string {
 	line, _, _ := strings.Cut(strings.TrimSpace(s), "\n")

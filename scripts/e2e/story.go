@@ -47,8 +47,10 @@ func (s *story) acts() []func(context.Context) error {
 	}
 }
 
-func (s *story) pass(format string, args ...any) {
-	fmt.Printf("PASS  %6.1fs  %s\n", time.Since(s.begin).Seconds(), fmt.Sprintf(format, args...))
+func (s *story) pass(format string, args ...any) { s.say("PASS", format, args...) }
+
+func (s *story) say(verdict, format string, args ...any) {
+	fmt.Printf("%s  %6.1fs  %s\n", verdict, time.Since(s.begin).Seconds(), fmt.Sprintf(format, args...))
 }
 
 // show prints the output of a program.

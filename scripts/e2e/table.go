@@ -16,7 +16,7 @@ import (
 )
 
 // table is the table of Kubernetes' own tests in a page, and the file of the results that it shows. A run replaces the
-// results of its mode and groups only.
+// results of the specs that it ran.
 type table struct {
 	results string // path of a JSON file
 	page    string // path
@@ -57,8 +57,11 @@ func (t table) store(new result) error {
 	if r.Kubernetes != kube.Version {
 		r = record{Kubernetes: kube.Version}
 	}
-	r.Results = slices.DeleteFunc(r.Results, func(old result) bool { return old.Mode == new.Mode && old.Group == new.Group })
-	r.Results = append(r.Results, new)
+	if old := r.find(new.Group, new.Mode); old == nil {
+		r.Results = append(r.Results, new)
+	} else {
+		old.merge(new)
+	}
 	order := func(r result) int {
 		return slices.IndexFunc(groups, func(g group) bool { return g.name == r.Group })*len(modes) + slices.Index(modes, r.Mode)
 	}
@@ -76,6 +79,17 @@ func (t table) store(new result) error {
 		return fmt.Errorf("%s: %w", t.page, err)
 	}
 	return errors.Join(os.WriteFile(t.results, append(text, '\n'), 0o644), os.WriteFile(t.page, []byte(changed), 0o644))
+}
+
+// merge takes the outcomes of a later run.
+func (r *result) merge(new result) {
+	for i, s := range new.Specs {
+		k := slices.IndexFunc(r.Specs, func(old spec) bool { return old.Name == s.Name })
+		if s.State == missed && k >= 0 {
+			new.Specs[i] = r.Specs[k]
+		}
+	}
+	r.Specs = new.Specs
 }
 
 // into returns the page with the results between its two marks.
@@ -101,7 +115,7 @@ func (r record) find(group, mode string) *result {
 // markdown returns the table: a row for each group, and the specs that failed or were skipped, each with its reason.
 func (r record) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Kubernetes %s, kube-proxy in mode nftables, CoreDNS; NetworkPolicy with kube-network-policies %s. \"20 of 21\": one of the specs that ran failed.\n\n",
+	fmt.Fprintf(&b, "Kubernetes %s, kube-proxy in mode nftables, CoreDNS; NetworkPolicy with kube-network-policies %s. \"20 of 21\": one of the specs that ran failed; \"missed\": not run yet.\n\n",
 		r.Kubernetes, policiesTag)
 	fmt.Fprintf(&b, "| specs | %s |\n|---|%s\n", strings.Join(modes, " | "), strings.Repeat("---|", len(modes)))
 	for _, g := range groups {
@@ -111,42 +125,51 @@ func (r record) markdown() string {
 		}
 		b.WriteString("\n")
 	}
-	r.list(&b, "Failed", func(one result) []spec { return one.Failed })
-	r.list(&b, "Skipped", func(one result) []spec { return one.Skipped })
+	r.list(&b, failed)
+	r.list(&b, skipped)
+	r.list(&b, missed)
 	return b.String()
 }
 
-// list writes the specs that some modes share, with their reasons and modes.
-func (r record) list(b *strings.Builder, title string, of func(result) []spec) {
-	in := map[spec][]string{}
+// list writes the specs in a state, with their reasons and modes.
+func (r record) list(b *strings.Builder, state string) {
+	type row struct{ name, reason string }
+	in := map[row][]string{}
 	for _, one := range r.Results {
-		for _, s := range of(one) {
-			in[spec{s.Name, why(s)}] = append(in[spec{s.Name, why(s)}], one.Mode)
+		for _, s := range one.of(state) {
+			in[row{s.Name, why(s)}] = append(in[row{s.Name, why(s)}], one.Mode)
 		}
 	}
 	if len(in) == 0 {
 		return
 	}
-	fmt.Fprintf(b, "\n| %s | in | why |\n|---|---|---|\n", title)
-	for _, s := range slices.SortedFunc(maps.Keys(in), func(a, b spec) int {
-		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Reason, b.Reason))
+	fmt.Fprintf(b, "\n| %s | in | why |\n|---|---|---|\n", state)
+	for _, s := range slices.SortedFunc(maps.Keys(in), func(a, b row) int {
+		return cmp.Or(strings.Compare(a.name, b.name), strings.Compare(a.reason, b.reason))
 	}) {
-		modesOf := strings.Join(in[s], ", ")
-		fmt.Fprintf(b, "| %s | %s | %s |\n", cell(s.Name), modesOf, cell(s.Reason))
+		fmt.Fprintf(b, "| %s | %s | %s |\n", cell(s.name), strings.Join(in[s], ", "), cell(s.reason))
 	}
 }
 
-// String is the cell of a result.
+// String is the cell of a result, with the dates of its oldest and its newest run.
 func (r *result) String() string {
 	if r == nil {
 		return "not run"
 	}
-	ran := r.Passed + len(r.Failed)
-	text := fmt.Sprintf("%d of %d passed", r.Passed, ran)
-	if len(r.Skipped) > 0 {
-		text += fmt.Sprintf(", %d skipped", len(r.Skipped))
+	text := fmt.Sprintf("%d of %d passed", len(r.of(passed)), len(r.of(passed))+len(r.of(failed)))
+	for _, state := range []string{skipped, missed} {
+		if n := len(r.of(state)); n > 0 {
+			text += fmt.Sprintf(", %d %s", n, state)
+		}
 	}
-	return text + " (" + r.Date + ")"
+	var dates []string
+	for _, s := range r.Specs {
+		if s.State != missed {
+			dates = append(dates, s.Date)
+		}
+	}
+	slices.Sort(dates)
+	return text + " (" + strings.Join(slices.Compact([]string{dates[0], dates[len(dates)-1]}), " to ") + ")"
 }
 
 // known lists specs that fail in this laboratory for a reason that is not edgeway's.

@@ -25,6 +25,7 @@ type suite struct {
 	procs  int            // parallel processes of ginkgo
 	limit  time.Duration  // for the specs of each part: without NetworkPolicies, and with them
 	table  table          // where the results go
+	failed int            // specs so far, without those of known
 }
 
 // choose keeps the groups and specs that two regular expressions select. An empty expression selects all.
@@ -83,8 +84,8 @@ func (u *suite) servers() map[string]string {
 	return servers
 }
 
-// play makes a cluster with the pools of the mode and runs the groups. A spec that fails is a result and not an
-// error: the table has it. An error is what kept the specs from running.
+// play makes a cluster with the pools of the mode and runs the groups. A spec that fails is counted and does not stop
+// the run: the table has it. An error is what kept the specs from running.
 func (u *suite) play(ctx context.Context, s *story) error {
 	if err := s.admit(); err != nil {
 		return err
@@ -181,25 +182,32 @@ func (u *suite) run(ctx context.Context, s *story, groups []group) error {
 	if err != nil {
 		return err
 	}
-	if u.focus != nil {
-		specs = slices.DeleteFunc(specs, func(r specReport) bool { return !u.focus.MatchString(r.name()) })
-	}
 	for _, g := range groups {
 		r := g.result(specs)
-		if i := slices.IndexFunc(r.Skipped, func(s spec) bool { return s.Reason == "" }); i >= 0 {
-			return fmt.Errorf("ginkgo did not choose the spec %q of %s", r.Skipped[i].Name, g.name)
+		r.Mode = u.mode
+		for i := range r.Specs {
+			r.Specs[i].Date = time.Now().UTC().Format(time.DateOnly)
 		}
-		r.Mode, r.Date = u.mode, time.Now().UTC().Format(time.DateOnly)
-		s.pass("%s: %s: %d passed, %d failed, %d skipped", u.mode, g.name, r.Passed, len(r.Failed), len(r.Skipped))
-		for _, spec := range slices.Concat(r.Failed, r.Skipped) {
-			show(spec.Name + ": " + spec.Reason)
+		if ran := len(r.of(passed)) + len(r.of(failed)); ran == 0 && u.focus != nil {
+			continue
+		} else if ran == 0 {
+			return fmt.Errorf("ginkgo ran no spec of %s\n%s", g.name, lab.Tail(filepath.Join(dir, "ginkgo.log"), 20))
 		}
-		if u.focus == nil {
-			if err := u.table.store(r); err != nil {
-				return err
+		verdict := "PASS"
+		for _, f := range r.of(failed) {
+			if why(f) == f.Reason {
+				verdict = "FAIL"
+				u.failed++
 			}
 		}
-		if len(r.Failed) > 0 {
+		s.say(verdict, "%s: %s: %d passed, %d failed, %d skipped, %d not run", u.mode, g.name, len(r.of(passed)), len(r.of(failed)), len(r.of(skipped)), len(r.of(missed)))
+		for _, spec := range slices.Concat(r.of(failed), r.of(skipped)) {
+			show(spec.Name + ": " + spec.Reason)
+		}
+		if err := u.table.store(r); err != nil {
+			return err
+		}
+		if len(r.of(failed)) > 0 {
 			kept, err := s.keepLogs()
 			if err != nil {
 				return err
@@ -226,7 +234,7 @@ func (u *suite) ginkgo(ctx context.Context, s *story, groups []group, dir string
 		argv = append(argv, "--skip="+e.pattern.String())
 	}
 	argv = append(argv, kube.Program("e2e.test"), "--", "--kubeconfig="+s.control.AdminKubeconfig(), "--kubectl-path="+kube.Program("kubectl"),
-		"--provider=skeleton", "--dump-logs-on-failure=true", "--e2e-output-dir="+dir)
+		"--provider=skeleton", fmt.Sprintf("--num-nodes=%d", len(s.nodes)), "--dump-logs-on-failure=true", "--e2e-output-dir="+dir)
 	log := filepath.Join(dir, "ginkgo.log")
 	p, err := lab.Program{Argv: argv, Log: log, Dir: dir, Space: s.vpc.Space}.Start()
 	if err != nil {
