@@ -367,7 +367,10 @@ func nextStep(object any, err error) string {
 	_, check := object.(SourceCheck)
 	_, symmetric := object.(Symmetric)
 	_, passage := object.(Passage)
+	link, _ := object.(Link)
 	switch {
+	case link.VLAN != nil && errors.Is(err, unix.EOPNOTSUPP): // net/core/rtnetlink.c: an unknown kind of link
+		return "; load the kernel module: modprobe 8021q"
 	case passage:
 		return "; let the packets pass by the commands of the firewall's own program (docs/troubleshooting.md, Firewalls), or set firewall to off"
 	case masq && unsupported(err):

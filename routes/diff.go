@@ -252,7 +252,7 @@ func diffLinks(observed, desired []Link) (set, drop []Change) {
 		key: func(l Link) string { return l.Name }, right: rightLink, foreign: foreignLink,
 	})
 	for _, c := range changes {
-		if was, ok := c.Was.(Link); ok && c.Err == nil && !sameVXLAN(was, c.Object.(Link)) {
+		if was, ok := c.Was.(Link); ok && c.Err == nil && !sameKind(was, c.Object.(Link)) {
 			set = append(set, Change{Op: Delete, Object: was})
 			c = Change{Op: Add, Object: c.Object}
 		}
@@ -272,15 +272,20 @@ func rightLink(got, want Link) bool {
 		(want.MAC == "" || strings.EqualFold(got.MAC, want.MAC)) &&
 		(want.MTU == 0 || got.MTU == want.MTU) &&
 		(want.Alias == "" || got.Alias == want.Alias) &&
-		got.Up == want.Up && sameVXLAN(got, want)
+		got.Up == want.Up && sameKind(got, want)
 }
 
-func sameVXLAN(got, want Link) bool {
-	return want.VXLAN == nil || (got.VXLAN != nil && *got.VXLAN == *want.VXLAN)
+// sameKind reports whether what only a link of that kind has is the same. It cannot be changed.
+func sameKind(got, want Link) bool {
+	return (want.VXLAN == nil || got.VXLAN != nil && *got.VXLAN == *want.VXLAN) && (want.VLAN == nil || got.VLAN != nil && *got.VLAN == *want.VLAN)
 }
 
-// foreignLink returns an error for a link of our name but another kind: we did not make it.
+// foreignLink returns an error for a link of our name that we did not make: it has another kind, or is a VLAN link that
+// is not in the group of ours.
 func foreignLink(got, want Link) error {
+	if want.VLAN != nil && got.Kind == want.Kind && (got.VLAN == nil || got.VLAN.Foreign) {
+		return fmt.Errorf("link %s: %w; delete or rename the existing link", want.Name, ErrForeign)
+	}
 	if want.Kind == "" || got.Kind == want.Kind {
 		return nil
 	}

@@ -54,6 +54,10 @@ func linkMessage(l Link, index, flags int) (message, error) {
 			})
 		case l.VXLAN != nil:
 			return m.nest(unix.IFLA_INFO_DATA, func(m message) message { return vxlanAttrs(m, *l.VXLAN) })
+		case l.VLAN != nil:
+			return m.nest(unix.IFLA_INFO_DATA, func(m message) message {
+				return m.attr(unix.IFLA_VLAN_ID, binary.NativeEndian.AppendUint16(nil, l.VLAN.ID))
+			})
 		}
 		return m
 	})
@@ -115,8 +119,13 @@ func vxlanAttrs(m message, vx VXLAN) message {
 	return m.attrAddr(unix.IFLA_VXLAN_LOCAL6, vx.Local)
 }
 
-// doomed is the group of links that are deleted together.
-const doomed = 0x65770001
+const (
+	// doomed is the group of links that are deleted together.
+	doomed = 0x65770001
+	// vlanGroup is the group of our VLAN links. Their names are names that an operator may give too, and the kernel sets
+	// the group with the same request that creates the link: there is no moment in which the link is nobody's.
+	vlanGroup = 0x65770002
+)
 
 // delLinks deletes links together. A deletion waits some 20 ms until all processors have released the
 // device (net/core/dev.c: netdev_run_todo, rcu_barrier); a group waits once.
@@ -181,11 +190,19 @@ func (a *applier) addLink(l Link) error {
 		return fmt.Errorf("the name of a link can have at most %d bytes", unix.IFNAMSIZ-1)
 	}
 	m, err := linkMessage(l, 0, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	if err == nil && l.VLAN != nil {
+		var parent int
+		parent, err = a.v.index(l.VLAN.Parent)
+		m = m.attr32(unix.IFLA_LINK, uint32(parent)).attr32(unix.IFLA_GROUP, vlanGroup)
+	}
 	if err != nil {
 		return err
 	}
 	err = a.k.c.change(m)[0]
-	_, ok, ferr := a.v.fetch(l.Name)
+	d, ok, ferr := a.v.fetch(l.Name)
+	if errors.Is(err, unix.EEXIST) && ok && l.VLAN != nil && sameKind(a.v.link(d), l) {
+		err = nil // another process of ours made the link meanwhile
+	}
 	if errors.Is(err, unix.EEXIST) && !ok && l.Peer != nil {
 		return fmt.Errorf("the peer's network namespace already has a link %s: %w", l.Peer.Name, err)
 	}

@@ -57,6 +57,7 @@ type Link struct {
 	Alias string // shown by ip link beside the name, at most 255 bytes; "" leaves it as it is
 	Peer  *Peer  // the other end of a veth that Sync creates
 	VXLAN *VXLAN // only for a vxlan
+	VLAN  *VLAN  // only for a vlan
 }
 
 // Peer is the other end of a veth pair. The same RTM_NEWLINK creates it inside another network
@@ -78,6 +79,14 @@ type VXLAN struct {
 	// Other has the attributes that another maker of the link set, in the words of ip-link(8): "ttl 1 proxy". Sync sets
 	// none of them, and makes such a link again. Observed only.
 	Other string
+}
+
+// VLAN is the part of a link that only a vlan has (IEEE 802.1Q): its frames carry the tag ID on the link Parent.
+type VLAN struct {
+	Parent string // "": in another network namespace
+	ID     uint16 // 1 to 4094
+	// Foreign: Sync did not make the link. Sync puts its own into a group of links when it creates them. Observed only.
+	Foreign bool
 }
 
 // Addr is an address on a link. IPv6 addresses are added without duplicate address detection.
@@ -208,8 +217,8 @@ type Scope struct {
 	Senders bool
 	// SourceCheck: the nftables table "edgeway-source" is ours.
 	SourceCheck bool
-	// Rules: our policy rules, proxy neighbours and the nftables table "edgeway-uplink" are ours, and the routes of
-	// Protocol in the tables that UplinkTable can return.
+	// Rules: our policy rules, proxy neighbours, VLAN links and the nftables table "edgeway-uplink" are ours, and the routes
+	// of Protocol in the tables that UplinkTable and VLAN.Table can return.
 	Rules bool
 	// Passages: the rules in other programs' chains whose comment is ours are ours. nil: Sync adds no Passage.
 	Passages Firewalls

@@ -3,6 +3,7 @@ package routes
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -32,6 +33,13 @@ type Rule struct {
 // has to be remembered.
 func UplinkTable(mac [6]byte) int {
 	return uplinkTables<<24 | int(mac[3])<<16 | int(mac[4])<<8 | int(mac[5])
+}
+
+// Table returns the number of the routing table of a VLAN link, which has the MAC of its parent.
+func (v VLAN) Table() int {
+	h := fnv.New32a()
+	h.Write([]byte(v.Parent))
+	return uplinkTables<<24 | int(h.Sum32()&0xfff)<<12 | int(v.ID)
 }
 
 func isUplinkTable(table int) bool { return table>>24 == uplinkTables }

@@ -104,6 +104,9 @@ func (l Link) String() string {
 			b.WriteString(" " + v.Other)
 		}
 	}
+	if v := l.VLAN; v != nil {
+		fmt.Fprintf(&b, " id %d dev %s", v.ID, v.Parent)
+	}
 	if p := l.Peer; p != nil {
 		b.WriteString(" peer " + p.Name)
 		if p.MAC != "" {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 type device struct {
 	Link
 	index  int
+	lower  int  // the index of the link that a VLAN link is on
 	closed bool // IPv4 forwarding is off on the link
 	// rpFilter is the link's own setting. The kernel takes the greater of this and that of conf/all
 	// (Documentation/networking/ip-sysctl.rst).
@@ -154,6 +156,7 @@ func parseLink(b []byte) (device, bool) {
 		return device{}, false
 	}
 	d := device{index: int(int32(binary.NativeEndian.Uint32(b[4:])))}
+	group := uint32(0)
 	d.Up = binary.NativeEndian.Uint32(b[8:])&unix.IFF_UP != 0
 	for typ, v := range attrs(b[unix.SizeofIfInfomsg:]) {
 		switch typ {
@@ -168,17 +171,27 @@ func parseLink(b []byte) (device, bool) {
 		case unix.IFLA_IFALIAS:
 			d.Alias = attrName(v)
 		case unix.IFLA_LINKINFO:
-			d.Kind, d.VXLAN = parseKind(v)
+			d.Kind, d.VXLAN, d.VLAN = parseKind(v)
+		case unix.IFLA_LINK:
+			d.lower = int(attrUint32(v))
+		case unix.IFLA_GROUP:
+			group = attrUint32(v)
 		case unix.IFLA_AF_SPEC:
 			d.closed, d.rpFilter = parseIPv4Conf(v)
 		case unix.IFLA_LINK_NETNSID:
 			d.peerNS = int(int32(attrUint32(v))) + 1
 		}
 	}
+	if d.peerNS != 0 {
+		d.lower = 0
+	}
+	if d.VLAN != nil {
+		d.VLAN.Foreign = group != vlanGroup
+	}
 	return d, d.Name != ""
 }
 
-func parseKind(b []byte) (kind string, vx *VXLAN) {
+func parseKind(b []byte) (kind string, vx *VXLAN, vlan *VLAN) {
 	var data []byte
 	for typ, v := range attrs(b) {
 		switch typ {
@@ -188,8 +201,11 @@ func parseKind(b []byte) (kind string, vx *VXLAN) {
 			data = v
 		}
 	}
+	if kind == "vlan" {
+		return kind, nil, parseVLAN(data)
+	}
 	if kind != "vxlan" {
-		return kind, nil
+		return kind, nil, nil
 	}
 	vx = &VXLAN{}
 	for typ, v := range attrs(data) {
@@ -210,7 +226,30 @@ func parseKind(b []byte) (kind string, vx *VXLAN) {
 			}
 		}
 	}
-	return kind, vx
+	return kind, vx, nil
+}
+
+// parseVLAN returns nil for a link with the tags of IEEE 802.1ad.
+func parseVLAN(data []byte) *VLAN {
+	vlan := &VLAN{}
+	for typ, v := range attrs(data) {
+		switch {
+		case typ == unix.IFLA_VLAN_ID && len(v) == 2:
+			vlan.ID = binary.NativeEndian.Uint16(v)
+		case typ == unix.IFLA_VLAN_PROTOCOL && len(v) == 2 && binary.BigEndian.Uint16(v) != unix.ETH_P_8021Q:
+			return nil
+		}
+	}
+	return vlan
+}
+
+// link returns the device with the name of the link that it is on.
+func (v *view) link(d device) Link {
+	if d.VLAN != nil {
+		vlan := *d.VLAN
+		vlan.Parent, d.VLAN = v.name(d.lower), &vlan
+	}
+	return d.Link
 }
 
 // otherVXLAN returns an attribute of a VXLAN link in the words of ip-link(8), if it differs from the links that Sync
@@ -260,7 +299,7 @@ func (v *view) links(wanted func(name string) bool) ([]Link, error) {
 	var out []Link
 	for _, d := range devices {
 		if wanted(d.Name) {
-			out = append(out, d.Link)
+			out = append(out, v.link(d))
 		}
 	}
 	return out, nil
@@ -270,11 +309,25 @@ func (v *view) links(wanted func(name string) bool) ([]Link, error) {
 func (v *view) observeLinks(scope Scope, desired []Link) ([]Link, error) {
 	var names []string
 	for _, l := range desired {
-		names = append(names, l.Name)
+		if !slices.Contains(names, l.Name) { // a link that is observed twice would be deleted once
+			names = append(names, l.Name)
+		}
 	}
 	for _, name := range scope.Links {
 		if !slices.Contains(names, name) {
 			names = append(names, name)
+		}
+	}
+	if scope.Rules {
+		if !v.whole {
+			if _, err := v.all(); err != nil {
+				return nil, err
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(v.byName)) {
+			if d := v.byName[name]; d.VLAN != nil && !d.VLAN.Foreign && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
 		}
 	}
 	var out []Link
@@ -284,7 +337,7 @@ func (v *view) observeLinks(scope Scope, desired []Link) ([]Link, error) {
 		if err != nil {
 			errs = append(errs, err)
 		} else if ok {
-			out = append(out, d.Link)
+			out = append(out, v.link(d))
 		}
 	}
 	return out, errors.Join(errs...)
