@@ -137,7 +137,7 @@ func (d *Daemon) uplinks(v *view) *api.Uplinks {
 	for n, i := range v.Plan.Uplinks.Interfaces {
 		one := api.Uplink{MAC: i.MAC, Name: i.Name, Link: s.Interfaces[n].Link, Address: i.Address.String(), Gateway: i.Gateway.String(),
 			Addresses: len(i.Addresses), Used: held.Used(uplink.Uplinks{Interfaces: []uplink.Interface{i}}), State: string(s.Interfaces[n].State)}
-		if at := slices.IndexFunc(spec.Interfaces, func(u cluster.Uplink) bool { return u.MAC == i.MAC && u.Name == i.Name }); at >= 0 {
+		if at := slices.IndexFunc(spec.Interfaces, func(u cluster.Uplink) bool { return u.MAC == i.MAC && u.LinkName() == i.Name }); at >= 0 {
 			one.ID = spec.Interfaces[at].ID
 		}
 		out.Interfaces = append(out.Interfaces, one)

@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"path/filepath"
+	"slices"
 
 	"github.com/edgeway-cni/edgeway/plugin/uplink"
 	"github.com/edgeway-cni/edgeway/routes"
@@ -21,9 +22,13 @@ func (n *Node) ensureUplinks(ctx context.Context, host kernel, o order) (order, 
 	if len(u.Interfaces) == 0 {
 		return o, nil
 	}
-	h, err := host.Host(ctx)
-	if err == nil {
-		_, err = host.Sync(ctx, routes.Scope{}, u.State(h))
+	var h routes.Host
+	for made := true; made && err == nil; { // a VLAN link gets its rules once it is there
+		var changes []routes.Change
+		if h, err = host.Host(ctx); err == nil {
+			changes, err = host.Sync(ctx, routes.Scope{}, u.State(h))
+		}
+		made = slices.ContainsFunc(changes, func(c routes.Change) bool { _, link := c.Object.(routes.Link); return link && c.Op == routes.Add })
 	}
 	if err != nil {
 		return o, fault(codeWiring, "the node's uplinks: %w", err).next("check ip rule, ip link and dmesg of the host")

@@ -94,6 +94,9 @@ func variedUplinks() (all []string) {
 	uplink := func(more string) string {
 		return `{"provider":"static","interfaces":[{"mac":"00:16:3e:08:60:0a","address":"10.0.0.21","subnet":"10.0.0.0/24","gateway":"10.0.0.253"` + more + `}]}`
 	}
+	twice := func(id int) string { // the interface before has VLAN 100 of eth0
+		return fmt.Sprintf(`"vlan":{"parent":"eth0","id":100},"address":"10.0.0.20","subnet":"10.0.0.0/24","gateway":"10.0.0.253"},{"vlan":{"parent":"eth0","id":%d}`, id)
+	}
 	varied := func(valid, key string, values ...string) {
 		for _, value := range values {
 			all = append(all, strings.Replace(valid, key, value, 1))
@@ -107,7 +110,9 @@ func variedUplinks() (all []string) {
 		`"provider":"static","mark":-1`, `"provider":"static","mark":"64"`, `"provider":"ecs"`)
 	varied(uplink(``), `"mac":"00:16:3e:08:60:0a"`, `"name":"eth1"`, `"name":"lo"`, `"name":"a-name-of-16-cha"`, `"name":"eth 1"`, `"name":""`, `"name":5`, `"id":"eni-58z57"`, `"mac":"00:16:3E:08:60:0A"`,
 		`"mac":"01:16:3e:08:60:0a"`, `"mac":"00:00:00:00:00:00"`, `"mac":"00-16-3e-08-60-0a"`, `"mac":"00:16:3e:08:60"`, `"mac":""`, `"mac":"02:16:3e:08:60:0a","name":"eth1"`, `"vlan":{"parent":"eth0","id":100}`,
-		`"name":"eth1","vlan":{}`, `"mac":"02:16:3e:08:60:0a","mtu":1500`)
+		`"name":"eth1","vlan":{}`, `"name":"eth1","vlan":{"parent":"eth0","id":100}`, `"mac":"00:16:3e:08:60:0a","vlan":{"parent":"eth0","id":100}`, `"vlan":{}`, `"vlan":"eth0.100"`, `"vlan":{"parent":"eth0"}`, `"vlan":{"id":100}`,
+		`"vlan":{"parent":"lo","id":100}`, `"vlan":{"parent":"a-name-of-16-cha","id":100}`, `"vlan":{"parent":"","id":100}`, `"vlan":{"parent":"eth0","id":0}`, `"vlan":{"parent":"eth0","id":4094}`, `"vlan":{"parent":"eth0","id":4095}`, `"vlan":{"parent":"eth0","id":"100"}`,
+		`"vlan":{"parent":"eth0","id":100,"protocol":"802.1ad"}`, twice(100), twice(101), `"mac":"02:16:3e:08:60:0a","mtu":1500`)
 	for _, key := range []string{`"address":"10.0.0.21"`, `"gateway":"10.0.0.253"`} {
 		name, _, _ := strings.Cut(key, ":")
 		for _, value := range addresses {

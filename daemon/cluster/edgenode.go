@@ -1,8 +1,10 @@
 package cluster
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
+	"hash/fnv"
 	"math"
 	"math/bits"
 	"net/netip"
@@ -63,12 +65,13 @@ const (
 	EgressNode   Egress = "node"
 )
 
-// Uplink is one secondary interface, found by its MAC or by its name: exactly one of the two is set.
+// Uplink is one secondary interface: exactly one of MAC, Name and VLAN is set.
 type Uplink struct {
 	MAC     string       `json:"mac,omitempty"` // in lower case: "00:16:3e:08:60:0a"
 	Name    string       `json:"name,omitempty"`
-	ID      string       `json:"id,omitempty"` // of the cloud's interface
-	Address netip.Addr   `json:"address"`      // the interface's own, which no pod gets
+	VLAN    VLAN         `json:"vlan,omitzero"` // the node makes the link
+	ID      string       `json:"id,omitempty"`  // of the cloud's interface
+	Address netip.Addr   `json:"address"`       // the interface's own, which no pod gets
 	Subnet  netip.Prefix `json:"subnet"`
 	Gateway netip.Addr   `json:"gateway"`
 	// AnswerARP: the node answers ARP requests for the addresses of its pods, as no cloud does it.
@@ -78,6 +81,31 @@ type Uplink struct {
 	Addresses []AddressRange `json:"addresses,omitempty"` // granted to pods
 	Withdrawn []Withdrawal   `json:"withdrawn,omitempty"`
 }
+
+// VLAN is a tag of IEEE 802.1Q on the frames of the interface Parent.
+type VLAN struct {
+	Parent string `json:"parent"`
+	ID     uint16 `json:"id"` // 1 to 4094
+}
+
+// LinkName returns the name of the link; "" if the MAC says which link it is. The link of a VLAN is "eth0.100". Where that
+// is too long for the kernel, the name has the first characters of the parent's name, and a hash of the rest.
+func (u Uplink) LinkName() string {
+	if u.VLAN == (VLAN{}) {
+		return u.Name
+	}
+	parent, id := u.VLAN.Parent, fmt.Sprintf(".%d", u.VLAN.ID)
+	if len(parent)+len(id) > maxLinkName {
+		h := fnv.New32a()
+		h.Write([]byte(parent))
+		id = fmt.Sprintf("-%04x", h.Sum32()&0xffff) + id
+		parent = parent[:maxLinkName-len(id)]
+	}
+	return parent + id
+}
+
+// maxLinkName is the length of the longest name of a link in bytes (linux/if.h: IFNAMSIZ, with a zero byte).
+const maxLinkName = 15
 
 // Withdrawal takes an address back: no pod gets it again under this token, and the status says when no pod
 // has it any more.
@@ -109,7 +137,7 @@ type UplinksStatus struct {
 // UplinkStatus says how one interface of the spec is on the node.
 type UplinkStatus struct {
 	MAC   string      `json:"mac,omitempty"`
-	Name  string      `json:"name,omitempty"` // as the spec has it
+	Name  string      `json:"name,omitempty"` // as the spec has it, or of the VLAN's link
 	Link  string      `json:"link,omitempty"` // the interface's present name
 	State UplinkState `json:"state"`
 }
@@ -216,7 +244,11 @@ func readEdgeNode(root mapping, name string) EdgeNode {
 	}
 	u.Mark = uplinks.at("mark").bit()
 	for _, f := range uplinks.at("interfaces").items("interface") {
-		u.Interfaces = append(u.Interfaces, readUplink(f, u.Provider == ProviderStatic))
+		one := readUplink(f, u.Provider == ProviderStatic)
+		if one.VLAN != (VLAN{}) && slices.ContainsFunc(u.Interfaces, func(o Uplink) bool { return o.VLAN == one.VLAN }) {
+			f.bad(badValue, "each VLAN once in spec.uplinks.interfaces", fmt.Sprintf("VLAN %d of %s twice", one.VLAN.ID, one.VLAN.Parent))
+		}
+		u.Interfaces = append(u.Interfaces, one)
 	}
 	e.Uplinks = &u
 	return e
@@ -227,6 +259,8 @@ var (
 	linkPattern = regexp.MustCompile(`^[A-Za-z0-9][-A-Za-z0-9_.@]{0,14}$`)
 )
 
+const nameOfInterface = "the name of an interface, of at most 15 characters"
+
 // IsLinkName reports whether an EdgeNode may name a link so: no pattern, and no more than one name.
 func IsLinkName(name string) bool { return linkPattern.MatchString(name) }
 
@@ -235,19 +269,26 @@ func IsLinkName(name string) bool { return linkPattern.MatchString(name) }
 func readUplink(f field, static bool) Uplink {
 	m := f.mapping("mac", "name", "vlan", "id", "address", "subnet", "gateway", "answerARP", "onLink", "addresses", "withdrawn")
 	m.require("address", "subnet", "gateway")
-	if vlan := m.at("vlan"); !vlan.absent() {
-		vlan.bad(badValue, "mac or name"+m.inPath()+"; make the VLAN link with systemd-networkd or NetworkManager, and name it", "vlan")
-	} else if m.at("mac").absent() == m.at("name").absent() && !m.absent() {
-		f.bad(badValue, "either mac or name"+m.inPath(), map[bool]string{true: "none", false: "both"}[m.at("mac").absent()])
+	var by []string
+	for _, key := range []string{"mac", "name", "vlan"} {
+		if !m.at(key).absent() {
+			by = append(by, key)
+		}
 	}
+	if len(by) != 1 && !m.absent() {
+		f.bad(badValue, "one of mac, name and vlan"+m.inPath(), cmp.Or(strings.Join(by, " and "), "none"))
+	}
+	vlan := m.at("vlan").mapping("parent", "id")
+	vlan.require("parent", "id")
 	u := Uplink{
 		MAC:     strings.ToLower(m.at("mac").matching(macPattern, "the MAC of one interface (00:16:3e:08:60:0a)")),
-		Name:    m.at("name").matching(linkPattern, "the name of an interface, of at most 15 characters"),
+		Name:    m.at("name").matching(linkPattern, nameOfInterface),
+		VLAN:    VLAN{Parent: vlan.at("parent").matching(linkPattern, nameOfInterface), ID: uint16(vlan.at("id").number(badValue, 1, 4094))},
 		ID:      m.at("id").text(),
 		Address: m.at("address").addr4(), Gateway: m.at("gateway").addr4(), Subnet: m.at("subnet").prefix4(),
 		AnswerARP: static, OnLink: static,
 	}
-	if u.MAC == "00:00:00:00:00:00" || u.Name == "lo" {
+	if u.MAC == "00:00:00:00:00:00" || u.Name == "lo" || u.VLAN.Parent == "lo" {
 		f.bad(badValue, "an interface to a network"+m.inPath(), "the loopback interface")
 	}
 	if answer := m.at("answerARP"); !answer.absent() {

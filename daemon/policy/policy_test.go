@@ -116,6 +116,9 @@ func readHost(t *testing.T, text string, w *World) (left string) {
 			h.Links = append(h.Links, routes.Link{Name: f[1], MTU: 1500, MAC: f[5], Up: true})
 		case len(f) >= 2 && f[0] == "granted": // "granted eth1 10.0.0.31 10.0.0.32": what the node wrote earlier, by the name of the interface
 			old := uplink.Interface{Name: f[1], Address: netip.MustParseAddr("10.0.0.21"), Subnet: netip.MustParsePrefix("10.0.0.0/24"), Gateway: netip.MustParseAddr("10.0.0.254")}
+			if parent, id, vlan := strings.Cut(f[1], "."); vlan {
+				old.Parent, old.ID = parent, number(t, id)
+			}
 			for _, a := range f[2:] {
 				old.Addresses = append(old.Addresses, netip.MustParseAddr(a))
 			}
@@ -137,6 +140,8 @@ func readHost(t *testing.T, text string, w *World) (left string) {
 				t.Fatal(err)
 			}
 			h.Links = append(h.Links, routes.Link{Name: f[1], MTU: mtu, Up: true})
+		case len(f) >= 6 && f[0] == "vlan": // "vlan eth0.100 id 100 dev eth0", made by edgeway; with "foreign" at the end not
+			h.Links = append(h.Links, routes.Link{Name: f[1], Kind: "vlan", MTU: 1500, VLAN: &routes.VLAN{Parent: f[5], ID: number(t, f[3]), Foreign: len(f) == 7}})
 		case len(f) == 8 && f[0] == "route" && f[6] == "metric":
 			metric, err := strconv.Atoi(f[7])
 			if err != nil {
@@ -181,6 +186,14 @@ func readHost(t *testing.T, text string, w *World) (left string) {
 	}
 	slices.SortFunc(w.Learned, bgp.LearnedPath.Compare)
 	return left
+}
+
+func number(t *testing.T, text string) uint16 {
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uint16(n)
 }
 
 // When the Secret goes, the switch is not told that the resource is gone.

@@ -103,8 +103,7 @@ func (d *draft) uplinks() {
 		for _, a := range i.Addresses {
 			withheld[a] = true
 		}
-		d.problem(ref, cluster.UplinkMissing, "one interface "+i.String()+" on this node", d.candidates(i),
-			"attach the interface, or correct spec.uplinks.interfaces; its addresses are not given to pods until then"+d.podsOf(i.Addresses))
+		d.missing(ref, i)
 	}
 	s := all.State(d.Host)
 	r := &d.plan.Routes
@@ -185,7 +184,7 @@ func (d *draft) granted(ref string, spec cluster.Uplinks, withheld map[netip.Add
 	seen, count := map[netip.Addr]string{}, 0
 	for n, i := range spec.Interfaces {
 		path := fmt.Sprintf("spec.uplinks.interfaces[%d]", n)
-		out := uplink.Interface{MAC: i.MAC, Name: i.Name, Address: i.Address, Subnet: i.Subnet, Gateway: i.Gateway, AnswerARP: i.AnswerARP, OnLink: i.OnLink}
+		out := uplink.Interface{MAC: i.MAC, Name: i.LinkName(), Parent: i.VLAN.Parent, ID: i.VLAN.ID, Address: i.Address, Subnet: i.Subnet, Gateway: i.Gateway, AnswerARP: i.AnswerARP, OnLink: i.OnLink}
 		if !i.Subnet.Contains(i.Address) || !i.Subnet.Contains(i.Gateway) {
 			d.problem(ref, cluster.UplinkAddress, fmt.Sprintf("address and gateway in the subnet %s of %s", i.Subnet, path), fmt.Sprintf("%s and %s", i.Address, i.Gateway), "correct them")
 		}
@@ -313,6 +312,24 @@ func (d *draft) keep(ref string, want uplink.Uplinks, withheld map[netip.Addr]bo
 		slices.SortFunc(i.Addresses, netip.Addr.Compare)
 	}
 	return want
+}
+
+// missing reports an interface that the node does not have. A VLAN link that is about to be made is not reported: the
+// kernel may refuse it, and that is a problem of its own.
+func (d *draft) missing(ref string, i uplink.Interface) {
+	until := "; its addresses are not given to pods until then" + d.podsOf(i.Addresses)
+	holder, held := i.Holder(d.Host)
+	_, makes := i.Makes(d.Host)
+	switch {
+	case held:
+		d.problem(ref, cluster.UplinkMissing, fmt.Sprintf("no link of others with the name %s, or for VLAN %d of %s", i.Name, i.ID, i.Parent), "the link "+holder.Name+", which edgeway did not make",
+			fmt.Sprintf("delete it (ip link del %s), or keep it, and set name: %s instead of vlan%s", holder.Name, holder.Name, until))
+	case makes:
+	case i.Parent != "":
+		d.problem(ref, cluster.UplinkMissing, fmt.Sprintf("the interface %s on this node, for the VLAN link %s", i.Parent, i.Name), "none", "attach the interface, or correct spec.uplinks.interfaces"+until)
+	default:
+		d.problem(ref, cluster.UplinkMissing, "one interface "+i.String()+" on this node", d.candidates(i), "attach the interface, or correct spec.uplinks.interfaces"+until)
+	}
 }
 
 // candidates says what the node has instead of the interface.

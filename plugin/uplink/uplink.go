@@ -39,6 +39,8 @@ const (
 	ReturnMark = 0x20
 	// fallbackMetric is that of routes that count while no other does: a pod's host route has metric 0.
 	fallbackMetric = 4278198272
+	// vlanAlias is what ip link shows of a VLAN link.
+	vlanAlias = "made by edgeway"
 
 	priorityPods, priorityReturn, priorityUplink = 512, 600, 2048
 )
@@ -54,8 +56,11 @@ type Uplinks struct {
 
 // Interface is one secondary interface. All addresses are IPv4.
 type Interface struct {
-	MAC     string       `json:"mac,omitempty"` // in lower case; "": Name says which link it is
-	Name    string       `json:"name,omitempty"`
+	MAC  string `json:"mac,omitempty"` // in lower case; "": Name says which link it is
+	Name string `json:"name,omitempty"`
+	// VLAN: the link Name is made, and kept, on the link Parent. "": the link is there already.
+	Parent  string       `json:"parent,omitempty"`
+	ID      uint16       `json:"id,omitempty"`
 	Seen    string       `json:"seen,omitempty"` // the MAC that the link Name last had, for the time when it is gone
 	Address netip.Addr   `json:"address"`        // the interface's own
 	Subnet  netip.Prefix `json:"subnet"`
@@ -85,11 +90,12 @@ func (u Uplinks) Equal(o Uplinks) bool {
 // key is the interface without its list.
 func (i Interface) key() any {
 	return struct {
-		mac, name, seen  string
-		address, gateway netip.Addr
-		subnet           netip.Prefix
-		answer, onLink   bool
-	}{i.MAC, i.Name, i.Seen, i.Address, i.Gateway, i.Subnet, i.AnswerARP, i.OnLink}
+		mac, name, parent, seen string
+		id                      uint16
+		address, gateway        netip.Addr
+		subnet                  netip.Prefix
+		answer, onLink          bool
+	}{i.MAC, i.Name, i.Parent, i.Seen, i.ID, i.Address, i.Gateway, i.Subnet, i.AnswerARP, i.OnLink}
 }
 
 // Read reads the file that the daemon wrote. A missing file is not an error: the node has no uplinks.
@@ -107,11 +113,41 @@ func Read(path string) (u Uplinks, err error) {
 	return u, nil
 }
 
+func (i Interface) vlan() routes.VLAN { return routes.VLAN{Parent: i.Parent, ID: i.ID} }
+
+// Holder returns the link of somebody else in the place of a VLAN link: it has the name, or the kernel keeps the tag for it.
+func (i Interface) Holder(h routes.Host) (link routes.Link, ok bool) {
+	for _, l := range h.Links {
+		of := l.VLAN != nil && l.VLAN.Parent == i.Parent && l.VLAN.ID == i.ID
+		if i.Parent != "" && (l.Name == i.Name || of) && (l.VLAN == nil || l.VLAN.Foreign) {
+			return l, true
+		}
+	}
+	return link, false
+}
+
+// Makes returns the link on which the interface is made, and false for an interface that cannot be made now, or is there
+// already without this package.
+func (i Interface) Makes(h routes.Host) (parent routes.Link, ok bool) {
+	at := slices.IndexFunc(h.Links, func(l routes.Link) bool { return i.Parent != "" && l.Name == i.Parent })
+	if _, held := i.Holder(h); held || at < 0 {
+		return routes.Link{}, false
+	}
+	return h.Links[at], true
+}
+
 // Link returns the interface's link on the host. ok is false if there is none, or more than one with the MAC.
 func (i Interface) Link(h routes.Host) (link routes.Link, ok bool) {
+	if _, makes := i.Makes(h); i.Parent != "" && !makes {
+		return link, false
+	}
 	for _, l := range h.Links {
-		if i.MAC != "" && !strings.EqualFold(l.MAC, i.MAC) || i.MAC == "" && l.Name != i.Name {
+		made := l.VLAN != nil && !l.VLAN.Foreign // with the MAC of its parent
+		if i.MAC != "" && (!strings.EqualFold(l.MAC, i.MAC) || made) || i.MAC == "" && l.Name != i.Name {
 			continue
+		}
+		if i.Parent != "" && *l.VLAN != i.vlan() {
+			continue // a link of ours that must be made again
 		}
 		if ok {
 			return routes.Link{}, false
@@ -134,6 +170,9 @@ func (i Interface) Now(h routes.Host) string {
 
 // Table is the number of the interface's routing table; ok is false if its MAC is not known.
 func (i Interface) Table(h routes.Host) (table int, ok bool) {
+	if i.Parent != "" {
+		return i.vlan().Table(), true
+	}
 	mac, err := net.ParseMAC(i.Now(h))
 	if err != nil || len(mac) != 6 {
 		return 0, false
@@ -166,6 +205,7 @@ func (u Uplinks) State(h routes.Host) (s routes.State) {
 	}
 	s.Rules = []routes.Rule{{Priority: priorityPods, Longer: 31}, {Priority: priorityReturn, Mark: mark}}
 	s.Sysctls = []routes.Sysctl{routes.Forwarding("", false), {Key: "net/ipv4/conf/all/src_valid_mark", Value: "1"}}
+	var parents []string
 	alone := map[string]bool{} // links that answer ARP for their own addresses only
 	for _, i := range u.Interfaces {
 		link, found := i.Link(h)
@@ -178,11 +218,20 @@ func (u Uplinks) State(h routes.Host) (s routes.State) {
 		for _, a := range i.Addresses {
 			s.Routes = append(s.Routes, routes.Route{Dst: netip.PrefixFrom(a, 32), Type: "unreachable", Protocol: routes.ProtoNode, Metric: fallbackMetric})
 		}
+		one := routes.Link{Name: link.Name, Up: true}
+		if parent, makes := i.Makes(h); makes {
+			vlan := i.vlan()
+			// A link that is not there yet is made first, and down: the kernel may refuse it. The next look finds it.
+			one = routes.Link{Name: i.Name, Kind: "vlan", MTU: parent.MTU, Alias: vlanAlias, Up: found, VLAN: &vlan}
+			parents = append(parents, i.Parent)
+		}
+		if one.Name != "" {
+			s.Links = append(s.Links, one)
+		}
 		if !found {
 			continue
 		}
 		s.Symmetric.Uplinks = append(s.Symmetric.Uplinks, link.Name)
-		s.Links = append(s.Links, routes.Link{Name: link.Name, Up: true})
 		s.Addrs = append(s.Addrs, routes.Addr{Link: link.Name, Prefix: netip.PrefixFrom(i.Address, 32)})
 		s.Sysctls = append(s.Sysctls, routes.Forwarding(link.Name, false))
 		alone[link.Name] = true
@@ -196,6 +245,11 @@ func (u Uplinks) State(h routes.Host) (s routes.State) {
 			for _, a := range i.Addresses {
 				s.Proxies = append(s.Proxies, routes.ProxyNeigh{Link: link.Name, IP: a})
 			}
+		}
+	}
+	for _, p := range parents { // a parent may carry several VLANs, and be an uplink itself
+		if !slices.ContainsFunc(s.Links, func(l routes.Link) bool { return l.Name == p }) {
+			s.Links = slices.Insert(s.Links, 0, routes.Link{Name: p, Up: true})
 		}
 	}
 	for _, l := range h.Links {

@@ -105,6 +105,40 @@ table inet edgeway-uplink mark 0x20 uplinks []
 	}
 }
 
+// A card is an uplink by its MAC, and so is a VLAN on it: the link of the VLAN has the MAC of the card, and is not taken
+// for it. Neither is a link of the VLAN's name that somebody else made.
+func TestCardWithAVLAN(t *testing.T) {
+	h := host()
+	vlan := Interface{Name: "eth1.100", Parent: "eth1", ID: 100}
+	if parent, ok := vlan.Makes(h); !ok || parent.Name != "eth1" {
+		t.Errorf("without a link: made on %q, %v", parent.Name, ok)
+	}
+	h.Links = append(h.Links, routes.Link{Name: "eth1.100", MAC: eth1().MAC, VLAN: &routes.VLAN{Parent: "eth1", ID: 100}})
+	if l, ok := eth1().Link(h); !ok || l.Name != "eth1" {
+		t.Errorf("by the MAC: %q, %v", l.Name, ok)
+	}
+	if l, ok := vlan.Link(h); !ok || l.Name != "eth1.100" {
+		t.Errorf("the VLAN: %q, %v", l.Name, ok)
+	}
+	card, _ := eth1().Table(h)
+	if table, ok := vlan.Table(h); !ok || table == card {
+		t.Errorf("tables %d and %d, %v", card, table, ok)
+	}
+	for _, l := range []routes.Link{{Name: "eth1.100"}, {Name: "eth1.100", VLAN: &routes.VLAN{Parent: "eth1", ID: 100, Foreign: true}}, {Name: "lan", VLAN: &routes.VLAN{Parent: "eth1", ID: 100, Foreign: true}}} {
+		h := host()
+		h.Links = append(h.Links, l)
+		if got, ok := vlan.Link(h); ok {
+			t.Errorf("%+v of somebody else: taken for %q", l, got.Name)
+		}
+		if _, ok := vlan.Makes(h); ok {
+			t.Errorf("%+v of somebody else: made beside it", l)
+		}
+	}
+	if a, b := (Uplinks{Interfaces: []Interface{vlan}}), (Uplinks{Interfaces: []Interface{{Name: "eth1.100"}}}); a.Equal(b) {
+		t.Error("the same with and without a VLAN")
+	}
+}
+
 func TestPool(t *testing.T) {
 	i := eth1()
 	i.Addresses = addrs("10.0.0.0", "10.0.0.31", "10.0.0.40", "10.0.0.41", "10.0.0.42", "10.0.0.255", "10.0.1.9")

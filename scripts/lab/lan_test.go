@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -47,6 +48,12 @@ func TestLAN(t *testing.T) {
 	needPrograms(t)
 	play := func(flavour lab.Flavour, p testscript.Params) {
 		p.Setup, p.Cmds = func(env *testscript.Env) error { return setup(env, flavour) }, commands()
+		p.Condition = func(name string) (bool, error) {
+			if name != "vlan" {
+				return false, fmt.Errorf("unknown condition %q", name)
+			}
+			return hasVLAN(), nil
+		}
 		t.Run(string(flavour), func(t *testing.T) {
 			lab.Need(t, lab.Tools(flavour)...)
 			t.Parallel()
@@ -57,6 +64,18 @@ func TestLAN(t *testing.T) {
 		play(flavour, testscript.Params{Dir: stories})
 	}
 	play(lab.OpenBGPD, testscript.Params{Files: []string{stories + "/stale-speaker.txtar"}})
+}
+
+// hasVLAN reports whether the kernel has VLAN links. It loads its module where there is one.
+func hasVLAN() bool {
+	ns, err := lab.NewSpace("")
+	if err != nil {
+		return false
+	}
+	defer ns.Close()
+	return ns.Do(func() error {
+		return exec.Command("sh", "-c", "ip link add x1 type veth peer name x2 && ip link add link x1 name x1.1 type vlan id 1").Run()
+	}) == nil
 }
 
 // needPrograms skips a test without programs to test, and removes what an interrupted run left.
