@@ -67,6 +67,8 @@ func (k *kubernetes) remedy(failure error) string {
 		return "write the certificate authority that signed the server's present certificate into " + k.credentials() + ", or check that it is the right server"
 	case errors.As(failure, new(x509.HostnameError)):
 		return "name the server in " + k.credentials() + " by an address or a name that its certificate has"
+	case errors.Is(failure, errHearsay):
+		return "check the network between this node and the server; if the server is reached, name it itself in " + k.credentials() + ", and no cache that answers for it"
 	case strings.Contains(failure.Error(), "getting credentials: "): // client-go's words for an exec plugin that fails
 		return "run the command of user.exec in " + k.credentials() + " by hand, and correct it"
 	}
@@ -87,7 +89,7 @@ func (f *feed) problem(last World) (p Problem, own bool) {
 		if last.has(f.kind.kind) {
 			p.Reason, p.Next = NotInstalled, "install the CustomResourceDefinition of "+f.kind.kind+stays
 		}
-	case errors.Is(f.failure, errEmptied), errors.Is(f.failure, errUnconfirmed), errors.Is(f.failure, errNoVersion):
+	case errors.Is(f.failure, errEmptied), errors.Is(f.failure, errUnconfirmed):
 		if last.has(f.kind.kind) {
 			p.Reason, p.Next = emptyCluster, "check that it is the right server and that its etcd is whole"+stays
 		}

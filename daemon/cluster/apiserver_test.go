@@ -157,6 +157,7 @@ func (s *apiServer) asked() []string {
 }
 
 func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Audit-Id", "one")
 	q := r.URL.Query()
 	verb := "list " + r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]
 	if q.Get("watch") != "" {

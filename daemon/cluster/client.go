@@ -25,7 +25,7 @@ type KubernetesOptions struct {
 	LabelKeys []string
 	// Secrets are the names of Secrets in kube-system that matter to this node beside those of the cluster's resources.
 	Secrets   []string
-	UserAgent string // "edgewayd/1.4.0": OpenYurt's yurthub caches by the part before the slash
+	UserAgent string // "edgewayd/1.4.0"
 }
 
 // ClientConfig says how to reach the API server: by a kubeconfig file, or, when its name is empty, by the

@@ -209,6 +209,10 @@ func (c *Connection) send(ctx context.Context, method, path string, query url.Va
 		}
 		return nil, &unreached{err}
 	}
+	if hearsay(resp) {
+		resp.Body.Close()
+		return nil, &unreached{fmt.Errorf("%w: %s", errHearsay, resp.Status)}
+	}
 	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
 		c.ahead.Store(int64(time.Since(date.Add(time.Second / 2)))) // Date has whole seconds
 	}
@@ -219,7 +223,20 @@ func (c *Connection) send(ctx context.Context, method, path string, query url.Va
 	return nil, refused(resp)
 }
 
-// unreached says that there was no answer.
+// errHearsay is an answer of something between this node and the API server.
+var errHearsay = errors.New("answered by a cache or a proxy, not by the API server (no Audit-Id)")
+
+// hearsay reports whether an answer is not the API server's own. An API server sets Audit-Id on each answer, a refusal
+// too (k8s.io/apiserver, pkg/endpoints/filters/audit_init.go). While OpenYurt's yurthub cannot reach the server, it
+// answers a list with the part that it kept, a watch with silence, a patch with the object as it was, and a creation with
+// what was sent. KubeEdge's metaserver answers a list with the objects that its node has. This node's own copy of the
+// cluster state is whole, and counts instead. 401, 429 and 5xx claim nothing about objects, whoever answers so.
+func hearsay(resp *http.Response) bool {
+	claims := resp.StatusCode < http.StatusInternalServerError && resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusTooManyRequests
+	return claims && resp.Header.Get("Audit-Id") == ""
+}
+
+// unreached says that the server did not answer.
 type unreached struct{ error }
 
 func (u *unreached) Unwrap() error { return u.error }

@@ -102,9 +102,6 @@ var errEmptied = errors.New("an empty list, and this node is not known either")
 // errUnconfirmed is an empty list that could not be confirmed.
 var errUnconfirmed = errors.New("an empty list, and no answer whether this node is known")
 
-// errNoVersion is an empty list without a version. An API server versions each list; an empty cache cannot.
-var errNoVersion = errors.New("an empty list without a version, as of a cache that was never filled")
-
 // follow lists the kind and follows it until ctx ends.
 func (k *kubernetes) follow(ctx context.Context, c *Connection, f *feed) {
 	if f.server != c.server { // another server has another history
@@ -205,7 +202,7 @@ func (k *kubernetes) list(ctx context.Context, c *Connection, f *feed) error {
 		q.Del("resourceVersion")
 	}
 	if len(items) == 0 {
-		if err := k.confirm(ctx, c, f, meta); err != nil {
+		if err := k.confirm(ctx, c, f); err != nil {
 			return err
 		}
 	}
@@ -290,14 +287,9 @@ func (k *kubernetes) page(ctx context.Context, c *Connection, of kind, q url.Val
 	return meta, err
 }
 
-// confirm doubts an empty list. An etcd that was restored empty gives one, and so does a caching proxy
-// without content; both would remove everything that is known. A server that knows this node is believed. (A
-// list of one Node with limit=1 would do too, but yurthub would then replace its whole cache of Nodes with
-// that one Node.)
-func (k *kubernetes) confirm(ctx context.Context, c *Connection, f *feed, meta listMeta) error {
-	if meta.ResourceVersion == "" {
-		return errNoVersion
-	}
+// confirm doubts an empty list. An etcd that was restored empty gives one, which would remove everything that is
+// known. A server that knows this node is believed.
+func (k *kubernetes) confirm(ctx context.Context, c *Connection, f *feed) error {
 	if f.kind.kind == kindNode || f.kind == kindSlice {
 		return nil // World checks for it
 	}

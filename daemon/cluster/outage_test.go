@@ -419,29 +419,44 @@ func TestLastResourceGoneMeanwhile(t *testing.T) {
 	c.untilIs(t, "n1 n2")
 }
 
-// A caching proxy (OpenYurt's yurthub) whose server is away answers from its disk: 404 for what it
-// never kept, and for one name an empty list without a version.
+// While OpenYurt's yurthub cannot reach the server it answers from its disk: a list with the one Node that was once asked
+// for, a watch with silence, 404 for what it never kept, and for one name an empty list without a version. Nothing of it
+// counts, and the problem says who answers.
 func TestCachingProxyOffline(t *testing.T) {
-	s := newAPIServer(t)
-	s.put(kindNode, apiNode(t, "n1", "192.0.2.11", "10.10.1.0/24"))
-	s.put(kindPeer, apiPeer(t, "lan", `"n1"`))
-	s.put(kindSecret, apiSecret(t, "bgp", "secret"))
-	secret := func(w http.ResponseWriter, _ *http.Request) bool {
-		fmt.Fprint(w, `{"kind":"SecretList","apiVersion":"v1","metadata":{},"items":null}`)
-		return true
-	}
+	s, c := known(t)
 	s.fails(func(w http.ResponseWriter, r *http.Request) bool {
-		return of("secrets", secret)(w, r) || of("bgppeers", answers(http.StatusNotFound, "NotFound", "bgppeers.network.openyurt.io not found"))(w, r)
+		w.Header().Del("Audit-Id")
+		switch q := r.URL.Query(); {
+		case q.Get("watch") != "":
+			w.WriteHeader(http.StatusOK)
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		case strings.HasSuffix(r.URL.Path, "/nodes"):
+			fmt.Fprint(w, `{"kind":"NodeList","apiVersion":"v1","metadata":{"resourceVersion":"101"},"items":[{"metadata":{"name":"n1","resourceVersion":"101"},
+				"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.11"}]}}]}`)
+		case strings.HasSuffix(r.URL.Path, "/secrets"):
+			fmt.Fprint(w, `{"kind":"SecretList","apiVersion":"v1","metadata":{},"items":null}`)
+		default:
+			status(w, http.StatusNotFound, "NotFound", "not found")
+		}
+		return true
 	})
-	c := newClient(t, s.kubeconfig(t), hasty)
-	disk := World{Nodes: []Node{{Name: "n1"}}, Secrets: []Secret{{Name: "bgp", Data: map[string][]byte{"password": []byte("disk")}}},
-		Peerings: []Peering{{Kind: kindPeer, Name: "disk", Speakers: []Speaker{{Node: "n1", Peers: []Peer{{Password: &SecretKey{"bgp", "password"}}}}}}}}
-	c.last = disk
-	c.until(t, "what the disk knew", func(w World, err error) bool {
-		return err == nil && describe(w) == "n1 BGPPeer/disk Secret/bgp=disk" && len(w.Problems) == 2
+	unsaid := func(c *client) {
+		t.Helper()
+		if p := c.untilProblem(t, all, APIServerUnreachable); !strings.Contains(p.Got, "not by the API server") || !strings.Contains(p.Next, "no cache") {
+			t.Errorf("got %s", p)
+		}
+	}
+	s.cut()
+	unsaid(c)
+	again := newClient(t, c.source.options.Kubeconfig, hasty)
+	again.last = c.last
+	again.until(t, "an error", func(w World, err error) bool {
+		return err != nil && strings.Contains(err.Error(), "not by the API server") && describe(w) == all
 	})
 	s.fails(nil)
-	c.untilIs(t, "n1 BGPPeer/lan Secret/bgp=secret")
+	c.untilIs(t, all)
+	again.untilIs(t, all)
 }
 
 // This machine's clock is a day ahead of the API server's: the World says so.

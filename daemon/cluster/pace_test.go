@@ -34,7 +34,9 @@ func (s *remote) RoundTrip(r *http.Request) (*http.Response, error) {
 		out, in := io.Pipe()
 		s.live[in] = true
 		context.AfterFunc(r.Context(), func() { in.CloseWithError(context.Canceled) })
-		return &http.Response{StatusCode: http.StatusOK, Body: out}, nil
+		opened := reply(http.StatusOK, "")
+		opened.Body = out
+		return opened, nil
 	}
 	item := ""
 	if kindOf(r.URL.Path) == kindNode {
@@ -44,7 +46,7 @@ func (s *remote) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func reply(code int, text string) *http.Response {
-	return &http.Response{StatusCode: code, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(text))}
+	return &http.Response{StatusCode: code, Header: http.Header{"Audit-Id": {"one"}}, Body: io.NopCloser(strings.NewReader(text))}
 }
 
 var errRefused = errors.New("connection refused")

@@ -41,6 +41,7 @@ func largeNode(i int) []byte {
 func largeCluster(t testing.TB) *httptest.Server {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Audit-Id", "one")
 		name := kindOf(r.URL.Path)
 		switch {
 		case r.URL.Query().Get("watch") != "":

@@ -16,6 +16,7 @@ func TestAnnotationsWhileTheServerIsAway(t *testing.T) {
 	var code, requests atomic.Int64
 	code.Store(http.StatusServiceUnavailable)
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		w.Header().Set("Audit-Id", "one")
 		body, _ := io.ReadAll(q.Body)
 		now := int(code.Load())
 		defer requests.Add(1)

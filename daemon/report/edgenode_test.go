@@ -29,6 +29,7 @@ type ofNode struct {
 }
 
 func (f *ofNode) ServeHTTP(w http.ResponseWriter, q *http.Request) {
+	w.Header().Set("Audit-Id", "one")
 	body, _ := io.ReadAll(q.Body)
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -94,6 +94,7 @@ func writeStatusCode(w http.ResponseWriter, code int, reason string) {
 }
 
 func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, q *http.Request) {
+	w.Header().Set("Audit-Id", "one")
 	body, _ := io.ReadAll(q.Body)
 	if q.Method == http.MethodGet {
 		w.Header().Set("Content-Type", "application/json") // every Node lives

@@ -26,6 +26,7 @@ type server struct {
 }
 
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Audit-Id", "one")
 	if r.Method == http.MethodDelete {
 		text, _ := io.ReadAll(r.Body)
 		s.deleted = append(s.deleted, r.URL.Path+" "+string(text))

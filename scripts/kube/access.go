@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -41,6 +42,15 @@ func (c *ControlPlane) Kubeconfig(user string, groups ...string) (string, error)
 		return "", err
 	}
 	return c.writeKubeconfig(user, credential{Cert: cert, Key: key})
+}
+
+// Certificate returns the certificate and the key, as PEM, of a program that is the API server's client, as in
+// Kubeconfig, and a server with these addresses and names itself.
+func (c *ControlPlane) Certificate(user string, groups []string, addrs []net.IP, names []string) (cert, key []byte, err error) {
+	t := template(pkix.Name{CommonName: user, Organization: groups})
+	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
+	t.IPAddresses, t.DNSNames = addrs, names
+	return c.ca.sign(t)
 }
 
 // ServiceAccount writes a kubeconfig with a token of an existing service account.
