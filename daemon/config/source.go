@@ -43,9 +43,15 @@ func (s *Source) paths() []*string {
 	return nil
 }
 
-// inPod reports whether the kubelet started this process: a kubelet tells each container where the API
-// server is.
-func inPod() bool { return os.Getenv("KUBERNETES_SERVICE_HOST") != "" }
+// accountToken is the file in which a kubelet gives a container the token of its service account.
+const accountToken = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+
+// inPod reports whether a kubelet started this process. A kubelet tells each container where the API server is;
+// KubeEdge's edgecore does not, and gives the token alone.
+func inPod() bool {
+	_, err := os.Stat(accountToken)
+	return os.Getenv("KUBERNETES_SERVICE_HOST") != "" || err == nil
+}
 
 // APIServer returns how to reach the API server, or false when the source is a directory.
 func (c Config) APIServer(version string) (cluster.KubernetesOptions, bool) {

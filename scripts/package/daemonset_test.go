@@ -85,6 +85,17 @@ func TestAPIServerDaemonSet(t *testing.T) {
 			}
 		})
 	})
+	t.Run("a new container that is told of no API server, as in KubeEdge", func(t *testing.T) {
+		p.unnoticed(t, web, func() {
+			p.ends(t)
+			p.given.env = nil
+			p.begins(t, "v0.0.2")
+		})
+		out, err := p.k.exec(t.Context(), p.id, "/edgewayd", "status")
+		if err != nil || !strings.Contains(out, "KUBERNETES_SERVICE_HOST") || !strings.Contains(out, "set both variables in the DaemonSet") {
+			t.Errorf("status: %v\n%s", err, out)
+		}
+	})
 	t.Run("uninstall", func(t *testing.T) { p.uninstalls(t, web) })
 }
 
