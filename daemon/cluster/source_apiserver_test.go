@@ -114,6 +114,20 @@ func TestAPIServerSource(t *testing.T) {
 	c.untilIs(t, "n1 BGPPeer/lan Secret/bgp-secret=two")
 	kubectl(t, cp, "-n", "kube-system", "delete", "secret", "bgp-secret")
 	c.untilIs(t, "n1 BGPPeer/lan")
+
+	wan.lose(true)
+	c.untilProblem(t, "n1 BGPPeer/lan", APIServerUnreachable)
+	kubectl(t, cp, "delete", "crd", "bgppeers.network.openyurt.io")
+	wan.lose(false)
+	c.untilProblem(t, "n1 BGPPeer/lan", NotInstalled)
+	mustApply(t, cp, crds)
+	eventually(t, "refusal of a BGPPeer", "", func() string {
+		if err := cp.ApplyText(peer); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	c.untilIs(t, "n1 BGPPeer/lan")
 	kubectl(t, cp, "delete", "bgppeer", "lan")
 	c.untilIs(t, "n1")
 }
