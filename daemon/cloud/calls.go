@@ -346,6 +346,9 @@ func (c *Client) list(ctx context.Context, action string, p parameters, read fun
 			return nil
 		}
 		p["NextToken"] = a.NextToken
+		if err := c.turn(ctx); err != nil {
+			return err
+		}
 	}
 	return &Error{Action: action, Kind: Unreachable, Message: fmt.Sprintf("the list does not end after %d pages", mostPages)}
 }
@@ -369,8 +372,18 @@ func (c *Client) pages(ctx context.Context, action string, p parameters, read fu
 		if n == 0 || seen > total || changed {
 			break
 		}
+		if err := c.turn(ctx); err != nil {
+			return err
+		}
 	}
 	return &Error{Action: action, Kind: Unreachable, Message: fmt.Sprintf("the pages have %d entries of %d: the list changed meanwhile", seen, total)}
+}
+
+func (c *Client) turn(ctx context.Context) error {
+	if c.options.Turn == nil {
+		return nil
+	}
+	return c.options.Turn(ctx)
 }
 
 // list adds the parameters name.1, name.2, ...

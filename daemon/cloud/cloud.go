@@ -58,6 +58,9 @@ type Options struct {
 	// Endpoint is a host, or a URL whose scheme is http or https; "": the endpoint of Region. It serves all calls.
 	Endpoint  string
 	UserAgent string
+	// Turn is asked before each page after the first of a list, and waits until the page may be asked for; nil: at once. The
+	// caller waits before each call himself.
+	Turn func(context.Context) error
 	// Seen is told of each call: the action, and "OK", the code of the refusal, or the [Kind]. It may be nil.
 	Seen func(action, code string)
 }

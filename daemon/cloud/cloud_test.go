@@ -217,6 +217,11 @@ func TestPages(t *testing.T) {
 	if err != nil || len(all) != 1+13*8 {
 		t.Errorf("got %d interfaces, %v", len(all), err)
 	}
+	turns := 0
+	l.options.Turn = func(context.Context) error { turns++; return nil }
+	if _, err := l.Interfaces(ctx, Filter{}); err != nil || turns != 2 {
+		t.Errorf("%d turns for three pages, %v", turns, err)
+	}
 	pages := 0
 	l.cloud.SetFaults(func(ens.Call) ens.Fault {
 		if pages++; pages == 2 {

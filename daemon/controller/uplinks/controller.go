@@ -197,7 +197,8 @@ func (c *Controller) client() (*cloud.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.cloud, err = cloud.New(cloud.Options{Service: c.Service, Credentials: k, Region: c.Region, Endpoint: c.Endpoint, UserAgent: c.UserAgent, Seen: c.Metrics.call})
+	c.cloud, err = cloud.New(cloud.Options{Service: c.Service, Credentials: k, Region: c.Region, Endpoint: c.Endpoint, UserAgent: c.UserAgent, Seen: c.Metrics.call,
+		Turn: func(ctx context.Context) error { return c.limit.Wait(ctx) }})
 	return c.cloud, err
 }
 
