@@ -153,6 +153,26 @@ func TestUplinksThroughRandomHistories(t *testing.T) {
 	}
 }
 
+// An address was granted that is in the pod CIDR of another node: two pods could have it. Nobody gets it, and the problem names both.
+func TestAddressInAPodCIDR(t *testing.T) {
+	w := World{Self: "n1", Config: config.Defaults()}
+	w.Cluster.Nodes = []cluster.Node{{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.11")}},
+		{Name: "n2", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.12")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.32/28")}}}
+	w.Cluster.EdgeNodes = []cluster.EdgeNode{{Name: "n1", Uplinks: &cluster.Uplinks{Interfaces: []cluster.Uplink{{
+		Name: "eth1", Address: netip.MustParseAddr("10.0.0.21"), Subnet: netip.MustParsePrefix("10.0.0.0/24"), Gateway: netip.MustParseAddr("10.0.0.254"),
+		Addresses: []cluster.AddressRange{{First: netip.MustParseAddr("10.0.0.31"), Last: netip.MustParseAddr("10.0.0.32")}}}}}}}
+	w.Host.Links = []routes.Link{{Name: "eth1", MAC: "02:00:00:00:00:01", MTU: 1500, Up: true}}
+	plan := Decide(w)
+	if !leases(plan.Pool, netip.MustParseAddr("10.0.0.31")) || leases(plan.Pool, netip.MustParseAddr("10.0.0.32")) {
+		t.Errorf("pool %v", plan.Pool)
+	}
+	if !slices.ContainsFunc(plan.Problems, func(p cluster.Problem) bool {
+		return p.Object == "EdgeNode/n1" && p.Reason == cluster.UplinkAddress && p.Got == "10.0.0.32, which is in the pod CIDR of Node/n2"
+	}) {
+		t.Errorf("problems %v", plan.Problems)
+	}
+}
+
 // A pool that leases nothing is not an empty pool.
 func TestDeletedEdgeNodeStopsNewPods(t *testing.T) {
 	w := World{Self: "n1", Config: config.Defaults()}

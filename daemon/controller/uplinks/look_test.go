@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path"
 	"strings"
@@ -126,6 +127,93 @@ func TestTaintGoes(t *testing.T) {
 				t.Errorf("tainted: %v, want %v", got, test.want)
 			}
 		})
+	}
+}
+
+// The cloud is away, has too many calls, or takes the controller's clock for wrong: the node keeps what it has, no call changes
+// anything, and one problem says which of these it is.
+func TestCloudAwayChangesNothing(t *testing.T) {
+	for want, fault := range map[string]func(*ens.Cloud){
+		"503 Service Unavailable": func(f *ens.Cloud) {
+			f.SetFaults(func(ens.Call) ens.Fault { return ens.Fault{Status: http.StatusServiceUnavailable} })
+		},
+		"Throttling.User": func(f *ens.Cloud) {
+			f.SetFaults(func(ens.Call) ens.Fault { return ens.Fault{Code: "Throttling.User"} })
+		},
+		"set the clock": func(f *ens.Cloud) { f.SetSkew(20 * time.Minute) },
+	} {
+		c, fake, n, o := looker(t)
+		c.look(t.Context(), n)
+		was := fmt.Sprint(o.edges["n1"]["spec"])
+		before := len(fake.Calls())
+		fault(fake)
+		c.look(t.Context(), n)
+		if len(n.problems) != 1 || n.problems[0].Reason != cloudUnreachable || !strings.Contains(n.problems[0].Got, want) {
+			t.Errorf("problems %v, want %s", n.problems, want)
+		}
+		if got := fmt.Sprint(o.edges["n1"]["spec"]); got != was {
+			t.Errorf("%s: got %s, want %s", want, got, was)
+		}
+		for _, call := range fake.Calls()[before:] {
+			if call.Action != "" && !strings.HasPrefix(call.Action, "Describe") {
+				t.Errorf("%s: %+v", want, call)
+			}
+		}
+	}
+}
+
+// A vSwitch is empty: the problem says which one, and how many addresses are free.
+func TestEmptyVSwitchIsNamed(t *testing.T) {
+	c, fake, n, _ := looker(t)
+	fake.Limit("vsw-1", 0)
+	for range 2 { // the call is refused, and then nothing is left to do
+		c.look(t.Context(), n)
+	}
+	if len(n.problems) == 0 || n.problems[0].Reason != fewAddresses || n.problems[0].Got != "2; vSwitch vsw-1 has 0 free" {
+		t.Errorf("problems %v", n.problems)
+	}
+}
+
+// The goal: 500 nodes cost the account at most 5 calls a second.
+func TestFiveHundredNodes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("some seconds")
+	}
+	const count = 500
+	c, fake, _, _ := looker(t)
+	fake.AddVSwitch("vsw-2", netip.MustParsePrefix("10.1.0.0/16"))
+	c.Terms.PerInterface = 1
+	clear(c.nodes)
+	for i := range count {
+		name := fmt.Sprint("n", i)
+		fake.AddInstance("i-"+name, "vsw-2", "sg-1")
+		fake.Bind("i-" + name)
+		c.nodes[name] = &node{Node: Node{Name: name, Instance: "i-" + name}}
+	}
+	due := func() bool {
+		for _, n := range c.nodes {
+			if !n.due.After(time.Now()) {
+				return true
+			}
+		}
+		return false
+	}
+	for due() {
+		c.round(t.Context())
+	}
+	joined := len(fake.Calls())
+	for _, n := range c.nodes {
+		n.due = time.Time{}
+	}
+	began := time.Now()
+	c.round(t.Context())
+	took, calls := time.Since(began), len(fake.Calls())-joined
+	// The looks at a node are at least 0.8 of the time apart, and each node's instance and vSwitch are asked for once an hour.
+	p := defaultTimes()
+	aSecond := float64(calls)/(0.8*p.full.Seconds()) + count/p.subnets.Seconds()
+	t.Logf("%d nodes: %d calls to join with an address each, %d for a look at all, which took %v: %.2f calls a second", count, joined, calls, took.Round(time.Millisecond), aSecond)
+	if calls > count || aSecond > float64(p.callsASec) {
+		t.Errorf("%d calls for a look at all nodes, %.1f a second", calls, aSecond)
 	}
 }
 
