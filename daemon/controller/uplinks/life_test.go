@@ -275,6 +275,10 @@ func (l *life) joins() {
 	program := l.controller()
 	l.must("daemon", node.Start(ctx))
 	for i := range 50 {
+		if i == 25 { // it is killed on the way, and the stage's controller goes on
+			l.must("kill", program.Kill())
+			l.start()
+		}
 		name := fmt.Sprint("p", i)
 		l.until("an address for "+name, func() (bool, string) { n := len(l.granted("n1")); return n > i, fmt.Sprint(n) })
 		l.must(name, lab.Wait(ctx, 30*time.Second, func() error {
@@ -289,8 +293,6 @@ func (l *life) joins() {
 	if p, err := node.AddPod(ctx, "default", "more"); err == nil {
 		l.Errorf("a pod more than there are addresses: %v", p.Addrs)
 	}
-	l.must("kill", program.Kill())
-	l.start()
 	l.kubectl("label", "node", "n2", "--overwrite", InstanceLabel(cloud.ENS)+"=i-2")
 	l.grants("the other node has joined", "n2", "i-2", 25)
 	l.must("daemon", other.Start(ctx))
@@ -320,6 +322,32 @@ func (l *life) losesTheCloud() {
 			l.Errorf("%s had %v and has %v", name, was, now)
 		}
 		l.talk("the cloud is away", name, "other")
+	}
+
+	// The daemon is killed as well, and comes back: no packet is lost, and the node's rules and routes stay.
+	ctx, node := l.Context(), l.lab.Node("n1")
+	kept := func() (out string) {
+		l.Helper()
+		for _, args := range [][]string{{"rule"}, {"route", "show", "table", "all", "proto", "119"}} {
+			text, err := node.Run(ctx, "ip", args...)
+			l.must("ip", err)
+			out += text
+		}
+		return out
+	}
+	was := kept()
+	flow, err := l.pods["p0"].StartFlow(l.world.Addrs[0], 10*time.Millisecond)
+	l.must("flow", err)
+	l.must("daemon", node.Kill())
+	l.remove("p1")
+	l.add("n1", "p1")
+	l.talk("the daemon is away", "p1", "other")
+	l.must("daemon", node.Start(ctx))
+	if lost := flow.Stop(); lost.Lost > 0 {
+		l.Errorf("while the daemon was away: %v", lost)
+	}
+	if now := kept(); now != was {
+		l.Errorf("rules and routes were\n%s\nand are\n%s", was, now)
 	}
 }
 
