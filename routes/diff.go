@@ -17,8 +17,9 @@ const (
 // are deleted, except sysctls; Observe adds such objects only if they are in scope.
 //
 // Links come before the objects on them, sysctls before addresses, addresses before neighbours and
-// routes, routes before the rules that lead to them. Deletions come last, so that a route that changes its metric or its link has no gap, and end
-// with the links. A link that must be deleted and created again loses everything on it, which is then
+// routes, routes before the rules that lead to them, and marks before the routes that marked packets must not take:
+// a translated connection ends when one packet leaves by another link (net/netfilter/nf_nat_core.c: nf_nat_oif_changed).
+// Deletions come last, so that a route that changes its metric or its link has no gap, and end with the links. A link that must be deleted and created again loses everything on it, which is then
 // added again.
 //
 // A Change that must not be made already has its Err set.
@@ -39,7 +40,7 @@ func Diff(observed, desired State) []Change {
 	if desired.Senders == nil {
 		limit, unlimit = nil, limit
 	}
-	return slices.Concat(passages, dropPassages, diffSourceCheck(observed.SourceCheck, desired.SourceCheck), limit, links, sysctls, addrs, neighs, fdb, routes, diffSymmetric(observed.Symmetric, desired.Symmetric), rules, proxies,
+	return slices.Concat(passages, dropPassages, diffSourceCheck(observed.SourceCheck, desired.SourceCheck), limit, links, sysctls, addrs, neighs, fdb, diffSymmetric(observed.Symmetric, desired.Symmetric), routes, rules, proxies,
 		masq, dropMasq, diffNAT(observed.NAT, desired.NAT), dropProxies, dropRules, dropRoutes, dropFDB, dropNeighs, dropAddrs, unlimit, dropLinks)
 }
 

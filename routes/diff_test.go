@@ -352,6 +352,26 @@ func TestDiff(t *testing.T) {
 	}
 }
 
+// TestTranslatedConnectionsOutliveAnUpgrade: an earlier version gave the table of an uplink no default route where pods leave by
+// the node. The default route came before the mark that keeps such packets off the uplink, and a packet in between ended
+// its connection.
+func TestTranslatedConnectionsOutliveAnUpgrade(t *testing.T) {
+	inside := prefixes("10.0.0.0/8")
+	route := func(dst string) Route {
+		return Route{Dst: pfx(dst), Via: addr("10.0.0.254"), Link: "up", Table: 1701106409, Onlink: true, Protocol: ProtoNode}
+	}
+	earlier := State{Routes: []Route{route("10.0.0.0/8")}, Symmetric: &Symmetric{Mark: 0x20, Uplinks: []string{"up"}}}
+	now := State{Routes: []Route{route("0.0.0.0/0")}, Symmetric: &Symmetric{Mark: 0x20, Uplinks: []string{"up"}, Inside: inside}}
+	want := []string{
+		"replace table inet edgeway-uplink mark 0x20 uplinks [up] inside [10.0.0.0/8] (was table inet edgeway-uplink mark 0x20 uplinks [up])",
+		"add route default via 10.0.0.254 dev up table 1701106409 proto 119 onlink",
+		"delete route 10.0.0.0/8 via 10.0.0.254 dev up table 1701106409 proto 119 onlink",
+	}
+	if d := gocmp.Diff(texts(Diff(earlier, now)), want); d != "" {
+		t.Errorf("(-got +want)\n%s", d)
+	}
+}
+
 func TestForeignErrorIsErrForeign(t *testing.T) {
 	err := error(&foreignError{Route{Dst: pfx("10.0.0.0/8")}, Route{Type: "blackhole", Protocol: 4}})
 	if want := "route 10.0.0.0/8: held by proto static as blackhole; stop the other agent or change the CIDR"; !errors.Is(err, ErrForeign) || err.Error() != want {
