@@ -27,9 +27,9 @@ var groups = []group{ // read only
 	{name: "NetworkPolicy", pattern: regexp.MustCompile(`\[sig-network\] Netpol`), policies: true},
 }
 
-// cause is why specs are not run, or why they fail although nothing of ours is wrong.
+// cause is why specs are not run, or why they fail although nothing is broken.
 type cause struct {
-	pattern *regexp.Regexp // of the full names of the specs
+	pattern *regexp.Regexp // of the specs
 	reason  string
 }
 
