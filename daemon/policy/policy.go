@@ -283,7 +283,7 @@ func (d *draft) forwarding() {
 // forwardingOff records the links to the LAN that drop what arrives for the pods. These links are not ours,
 // so their settings are left as they are. Only IPv4 has such links (see routes.Host).
 func (d *draft) forwardingOff() {
-	if !slices.ContainsFunc(d.self.PodCIDRs, func(c netip.Prefix) bool { return c.Addr().Is4() }) {
+	if !d.Grants() && !slices.ContainsFunc(d.self.PodCIDRs, func(c netip.Prefix) bool { return c.Addr().Is4() }) {
 		return
 	}
 	for _, link := range d.Host.Unforwarded {
