@@ -226,9 +226,21 @@ func (d *draft) granted(ref string, spec cluster.Uplinks, withheld map[netip.Add
 // owners returns a function that says who else has an address; "": nobody.
 func (d *draft) owners(i cluster.Uplink) func(netip.Addr) string {
 	known := map[netip.Addr]string{i.Gateway: "the gateway", i.Address: "the interface's own address"}
+	type network struct {
+		of   string
+		cidr netip.Prefix
+	}
+	var near []network // pod CIDRs that overlap the subnet: of thousands of nodes, hardly any
 	for _, n := range d.Cluster.Nodes {
 		for _, a := range n.Addresses {
-			known[a] = "the address of Node/" + n.Name
+			if i.Subnet.Contains(a) {
+				known[a] = "the address of Node/" + n.Name
+			}
+		}
+		for _, c := range n.PodCIDRs {
+			if c.Overlaps(i.Subnet) {
+				near = append(near, network{n.Name, c})
+			}
 		}
 	}
 	for _, a := range d.Host.Addrs {
@@ -256,9 +268,9 @@ func (d *draft) owners(i cluster.Uplink) func(netip.Addr) string {
 		if who := known[a]; who != "" {
 			return who
 		}
-		for _, n := range d.Cluster.Nodes {
-			if slices.ContainsFunc(n.PodCIDRs, func(c netip.Prefix) bool { return c.Contains(a) }) {
-				return "in the pod CIDR of Node/" + n.Name
+		for _, n := range near {
+			if n.cidr.Contains(a) {
+				return "in the pod CIDR of Node/" + n.of
 			}
 		}
 		for _, o := range others {
