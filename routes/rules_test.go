@@ -2,6 +2,7 @@ package routes
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -97,11 +98,9 @@ func TestEqualRuleOfAnotherOwnerStays(t *testing.T) {
 	s.contains("ip rule", "2048: from 10.0.0.31 lookup main proto boot")
 }
 
-// 9 interfaces with 25 addresses each, and the addresses are not next to each other.
-func BenchmarkUplinks(b *testing.B) {
-	s := newSpace(b)
-	s.wire()
-	var want State
+// scattered are 9 interfaces with 25 addresses each, and the addresses are not next to each other.
+func scattered() (want State) {
+	want.Rules = []Rule{{Priority: 512, Longer: 31}, {Priority: 600, Mark: 0x20}}
 	for i := range 9 {
 		table := UplinkTable([6]byte{5: byte(i + 1)})
 		want.Routes = append(want.Routes, Route{Dst: pfx("0.0.0.0/0"), Via: addr("10.0.0.253"), Link: "eth0", Protocol: ProtoNode, Table: table, Onlink: true})
@@ -112,6 +111,57 @@ func BenchmarkUplinks(b *testing.B) {
 			want.Proxies = append(want.Proxies, ProxyNeigh{"eth0", a.Addr()})
 		}
 	}
+	return want
+}
+
+// BenchmarkUplinkRoundTrip sends a datagram from a pod to another machine and back, over the veth pairs of one machine:
+// without rules, and with those of scattered, of which the pod's is the last.
+func BenchmarkUplinkRoundTrip(b *testing.B) {
+	host, pod := newSpace(b), newSpace(b)
+	lan := host.wire()
+	const own = "10.9.0.49"
+	host.sync(Scope{}, State{
+		Links:   []Link{{Name: "ew1", Kind: "veth", Up: true, Peer: &Peer{Name: "eth0", Netns: pod.f}}},
+		Routes:  []Route{{Dst: pfx(own + "/32"), Link: "ew1", Protocol: ProtoPod}},
+		Sysctls: []Sysctl{Forwarding("", false)},
+	})
+	pod.run("ip addr add " + own + "/32 dev eth0")
+	pod.run("ip link set eth0 up")
+	pod.run("ip route add default via 10.0.0.11 dev eth0 onlink")
+	lan.run("ip addr add 10.0.0.253/24 dev lan0")
+	lan.run("ip route add " + own + " via 10.0.0.11")
+	there, here := lan.listen(netip.MustParseAddrPort("10.0.0.253:0")), pod.listen(netip.MustParseAddrPort(own+":0"))
+	to := there.LocalAddr().(*net.UDPAddr).AddrPort()
+	go func() {
+		text := make([]byte, 1)
+		for {
+			n, from, err := there.ReadFromUDPAddrPort(text)
+			if err != nil {
+				return // the end of the benchmark
+			}
+			_, _ = there.WriteToUDPAddrPort(text[:n], from)
+		}
+	}()
+	trip := func(b *testing.B) {
+		text := []byte{1}
+		for b.Loop() {
+			if _, err := here.WriteToUDPAddrPort(text, to); err != nil {
+				b.Fatal(err)
+			}
+			if _, err := here.Read(text); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.Run("no-rules", trip)
+	host.sync(Scope{}, scattered())
+	b.Run("225-addresses", trip)
+}
+
+func BenchmarkUplinks(b *testing.B) {
+	s := newSpace(b)
+	s.wire()
+	want := scattered()
 	scope := Scope{Protocol: ProtoNode, Rules: true}
 	for b.Loop() {
 		if _, err := s.k.Sync(b.Context(), scope, want); err != nil {
