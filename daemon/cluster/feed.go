@@ -17,8 +17,13 @@ import (
 // patience holds the waits for an API server.
 type patience struct {
 	// least and most bound the wait before an attempt. The wait doubles with each attempt. A WAN that is back
-	// after seconds is used within seconds, and 5,000 nodes that wait for a server ask it 250 times a second.
+	// after seconds is used within seconds.
 	least, most time.Duration
+	// probe is the longest wait before a server that could not be reached is asked again.
+	probe time.Duration
+	// each, for each node of the cluster, and widest bound the time over which the nodes that lost a server at one
+	// moment come back: 5,000 nodes take 15 s, and a server sees some 500 of them a second.
+	each, widest time.Duration
 	// steady is how long an attempt must last for the next wait to be the least again.
 	steady time.Duration
 	// watch is the shortest life that is asked for a watch. The longest is twice that.
@@ -40,8 +45,8 @@ type patience struct {
 }
 
 var defaultPatience = patience{
-	least: 500 * time.Millisecond, most: time.Minute, steady: 30 * time.Second,
-	watch: 4 * time.Minute, silence: time.Minute, first: 10 * time.Second, files: 5 * time.Second,
+	least: 500 * time.Millisecond, most: time.Minute, probe: 5 * time.Second, each: 3 * time.Millisecond, widest: 30 * time.Second,
+	steady: 30 * time.Second, watch: 4 * time.Minute, silence: time.Minute, first: 10 * time.Second, files: 5 * time.Second,
 	dial: 10 * time.Second, answer: 70 * time.Second, ping: 30 * time.Second,
 }
 
@@ -118,7 +123,7 @@ func (k *kubernetes) follow(ctx context.Context, c *Connection, f *feed) {
 		if k.clock().Sub(started) >= k.patience.steady {
 			wait = k.patience.least
 		}
-		k.pause(ctx, err, wait)
+		k.pause(ctx, f, err, wait)
 		wait = min(2*wait, k.patience.most)
 	}
 }
@@ -315,7 +320,7 @@ func (k *kubernetes) watch(ctx context.Context, c *Connection, f *feed) error {
 	q.Set("allowWatchBookmarks", "true")
 	q.Set("resourceVersion", f.version)
 	q.Set("timeoutSeconds", strconv.Itoa(max(1, int(lives.Seconds()))))
-	body, err := c.Get(ctx, f.kind.path(), q)
+	body, err := c.get(ctx, f.kind, q)
 	if err != nil {
 		return err
 	}

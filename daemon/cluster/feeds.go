@@ -43,6 +43,7 @@ func (k *kubernetes) replaced(f *feed, items map[string]told) {
 	k.update(func() bool {
 		news := !f.synced || !maps.EqualFunc(f.items, items, func(a, b told) bool { return a.sum == b.sum })
 		f.items, f.synced, f.asked, f.confirmed = items, true, true, k.clock()
+		k.reached()
 		return news
 	})
 }
@@ -68,11 +69,7 @@ func (k *kubernetes) opened(f *feed) {
 	k.update(func() bool {
 		news := f.failure != nil
 		f.open, f.asked, f.failure = true, true, nil
-		if k.silent {
-			k.silent = false
-			close(k.back)
-			k.back = make(chan struct{})
-		}
+		k.reached()
 		return news
 	})
 }
@@ -93,7 +90,11 @@ func (k *kubernetes) ended(f *feed, err error) {
 		}
 		news = news || f.failure == nil || code(f.failure) != code(err)
 		f.failure = err
-		k.silent = k.silent || unanswered(err)
+		if unanswered(err) {
+			k.silent = true
+		} else {
+			k.reached()
+		}
 		return news
 	})
 }
@@ -114,26 +115,70 @@ func jittered(wait, asked time.Duration) time.Duration {
 	return wait
 }
 
-// pause waits before the next attempt: for a random part of wait, so that 5,000 nodes do not come at once, or
-// for as long as the server asked. When the server could not be reached, the first feed that reaches it wakes
-// the others. Wake-ups stay rare when a server flaps: a feed that reached the server and lost it waits
-// without being woken.
-func (k *kubernetes) pause(ctx context.Context, err error, wait time.Duration) {
-	wait = jittered(wait, min(RetryAfter(err), maxRetryAfter))
-	var back chan struct{}
-	if unanswered(err) {
-		k.mu.Lock()
-		if k.silent {
-			back = k.back
+// pause waits before the next attempt: for a random part of wait, or for as long as the server asked. A server that
+// cut all watches of this node, or that could not be reached, has lost all nodes at one moment: then the node asks
+// again at a random moment, with one feed, and the first feed that is answered wakes the others. As long as another
+// watch is open, the server lives, and a watch that was cut is opened again at once. Wake-ups stay rare when a server
+// flaps: a feed that reached the server and lost it first waits without being woken.
+func (k *kubernetes) pause(ctx context.Context, f *feed, err error, wait time.Duration) {
+	if !unanswered(err) {
+		sleep(ctx, jittered(wait, min(RetryAfter(err), maxRetryAfter)), nil)
+		if err != nil || !f.cut || f.version == "" || k.hears() {
+			return
 		}
-		k.mu.Unlock()
 	}
-	timer := time.NewTimer(wait)
+	wait, back := k.together(f, unanswered(err))
+	sleep(ctx, wait, back)
+}
+
+// hears reports whether a watch is open.
+func (k *kubernetes) hears() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, f := range k.feeds {
+		if f.open {
+			return true
+		}
+	}
+	k.silent = true
+	return false
+}
+
+// together returns how long a feed waits for a server that all feeds lost, and what ends the wait early. The first feed
+// asks for all: after a quarter of the time that the server has been away, and a random time more that grows
+// with the number of nodes. The others ask only when that feed does not: it may be no longer wanted.
+func (k *kubernetes) together(f *feed, failed bool) (wait time.Duration, early chan struct{}) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := k.clock()
+	if k.silent && k.resume.After(now) {
+		return k.resume.Sub(now) + k.patience.most, k.back
+	}
+	if failed {
+		wait = min(max(now.Sub(f.since)/4, k.patience.least/2), k.patience.probe)
+	}
+	wait += rand.N(min(time.Duration(k.size)*k.patience.each, k.patience.widest) + 1)
+	k.resume = now.Add(wait)
+	return wait, k.back
+}
+
+// reached wakes the feeds that wait for the server; k.mu is held.
+func (k *kubernetes) reached() {
+	if k.silent {
+		k.silent, k.resume = false, time.Time{}
+		close(k.back)
+		k.back = make(chan struct{})
+	}
+}
+
+// sleep waits until the time has passed, ctx ends or early is closed.
+func sleep(ctx context.Context, d time.Duration, early chan struct{}) {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 	case <-timer.C:
-	case <-back:
+	case <-early:
 	}
 }
 

@@ -45,6 +45,8 @@ type kubernetes struct {
 	changed func()
 	silent  bool          // the last attempt did not reach the server
 	back    chan struct{} // closed when the server is reached again
+	resume  time.Time     // when a feed next asks a server that all feeds lost
+	size    int           // number of nodes of the cluster
 	// labelKeys are the keys of the labels and annotations that matter to this node, sorted.
 	labelKeys  []string
 	wrongSince time.Time // since when the NodeSlices do not count; zero: they count
@@ -104,6 +106,9 @@ func (k *kubernetes) serve(ctx context.Context, c *Connection) {
 	var wait sync.WaitGroup
 	defer wait.Wait()
 	defer cancel()
+	k.mu.Lock()
+	k.resume = time.Time{} // the feeds of the last connection are gone
+	k.mu.Unlock()
 	running := map[*feed]context.CancelFunc{}
 	files := time.NewTicker(k.patience.files)
 	defer files.Stop()
@@ -151,6 +156,7 @@ func (k *kubernetes) run(ctx context.Context, c *Connection, running map[*feed]c
 func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.size = len(last.Nodes)
 	k.review()
 	if err := k.unread(last); err != nil {
 		return last, err
