@@ -343,6 +343,10 @@ func TestAPIServerReporters(t *testing.T) {
 		t.Errorf("resourceVersion %s became %s in %v in which nothing changed", version, now, time.Since(began))
 	}
 	t.Logf("%d requests for %d changes of 3 nodes, %d edits beside them", before, 3*changes, edits)
+	reads, err := cp.Requests(func(q kube.Request) bool { return q.Agent == "edgewayd/test" && strings.Contains(q.URI, "/nodes") })
+	if err != nil || len(reads) > len(nodes)*(len(nodes)-1) {
+		t.Errorf("%d Nodes were read (%v), want one of each other speaker at most: %v", len(reads), err, reads)
+	}
 }
 
 // While the API server is away for hours, callers go on; when it is back it hears of the present,

@@ -79,7 +79,7 @@ func TestAPIServerDeadSpeaker(t *testing.T) {
 		return lines
 	}
 	p := quickReports
-	p.check = 100 * time.Millisecond
+	p.check, p.others = 100*time.Millisecond, 100*time.Millisecond
 	reportingTo(t, cp.AdminKubeconfig(), "n1", p).Sync([]Session{up("BGPPeer/peer", 3)})
 	live := func() (die func()) {
 		ctx, stop := context.WithCancel(context.Background())

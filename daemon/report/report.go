@@ -82,6 +82,8 @@ type reportPace struct {
 	// check is how often a status that should be right is written again: it may have been lost with its
 	// object, or changed by others. The API server ignores a write that changes nothing.
 	check time.Duration
+	// others is how often the Nodes of the other speakers are asked for: a Node has 12 KB, most of it its images.
+	others time.Duration
 	// refused is the longest wait after an answer that will hardly change by itself: 403, 404, 422.
 	refused time.Duration
 	// retryLeast and retryMost bound the wait while the API server is away. The wait doubles each time.
@@ -95,7 +97,7 @@ type reportPace struct {
 }
 
 var defaultReportPace = reportPace{
-	coalesce: 10 * time.Second, count: time.Minute, settle: 10 * time.Second, check: 2 * time.Minute,
+	coalesce: 10 * time.Second, count: time.Minute, settle: 10 * time.Second, check: 2 * time.Minute, others: 10 * time.Minute,
 	refused: time.Minute, retryLeast: time.Second, retryMost: time.Minute, start: 15 * time.Second, own: 20 * time.Minute,
 }
 

@@ -24,7 +24,7 @@ import (
 )
 
 var quickReports = reportPace{
-	coalesce: 20 * time.Millisecond, count: 20 * time.Millisecond, settle: 50 * time.Millisecond, check: time.Hour,
+	coalesce: 20 * time.Millisecond, count: 20 * time.Millisecond, settle: 50 * time.Millisecond, check: time.Hour, others: time.Hour,
 	refused: 50 * time.Millisecond, retryLeast: 5 * time.Millisecond, retryMost: 40 * time.Millisecond, own: 40 * time.Millisecond,
 }
 

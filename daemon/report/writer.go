@@ -197,7 +197,7 @@ func (w *reportWriter) writeStatus(ctx context.Context, ref string, entries []sp
 	have.uid, have.entries = a.Metadata.UID, entries
 	ask := alive
 	if now.After(have.othersAt) {
-		have.othersAt = have.checkAt
+		have.othersAt = now.Add(jitter(w.pace.others))
 		ask = func(node string) (life, error) { return w.life(ctx, node) }
 	}
 	return w.amendOthers(ctx, ref, a, ask)
