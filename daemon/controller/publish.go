@@ -242,13 +242,11 @@ func sliced(o *corev1.Node) cluster.SlicedNode {
 
 // list reads all Nodes as they are at one moment, and returns the version of that moment.
 func (p *publisher) list(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, listTimeout)
-	defer cancel()
 	options, nodes := metav1.ListOptions{Limit: pageSize}, map[string]cluster.SlicedNode{}
 	for {
-		page, err := p.client.CoreV1().Nodes().List(ctx, options)
+		page, err := nodePage(ctx, p.client, options)
 		if err != nil {
-			return "", fmt.Errorf("list Nodes: %w", err)
+			return "", err
 		}
 		for i := range page.Items {
 			nodes[page.Items[i].Name] = sliced(&page.Items[i])
