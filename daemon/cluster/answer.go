@@ -45,7 +45,11 @@ type listMeta struct{ ResourceVersion, Continue string }
 func readList(r io.Reader, k kind, each func(item)) (listMeta, error) {
 	var meta listMeta
 	var named string
+	protobuf, r := startsWith(r, protobufMagic)
 	body := &bounded{Reader: r, left: maxObject}
+	if protobuf {
+		return readProtobufList(body, k, each)
+	}
 	d := json.NewDecoder(body)
 	var other json.RawMessage
 	err := members(d, func(key string) error {
@@ -66,13 +70,7 @@ func readList(r io.Reader, k kind, each func(item)) (listMeta, error) {
 		}
 		return d.Decode(&other)
 	})
-	switch {
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		err = errCut
-	case err == nil && named != k.kind+"List":
-		err = fmt.Errorf("an answer of kind %q", named)
-	}
-	return meta, err
+	return meta, listEnd(err, named, k)
 }
 
 // members calls do at each value of the JSON object that comes next.
@@ -124,7 +122,11 @@ const (
 // readEvents reads a watch until it ends. each decodes the event's object. A watch that ends without a reason
 // is not an error: a watch lives some minutes, and a server that restarts cuts it short.
 func readEvents(r io.Reader, each func(event string, object func(any) error) error) error {
+	protobuf, r := startsWith(r, "\x00") // the length of a frame
 	body := &bounded{Reader: r, left: maxObject}
+	if protobuf {
+		return readProtobufEvents(body, each)
+	}
 	d := json.NewDecoder(body)
 	for {
 		var event string
@@ -144,7 +146,7 @@ func readEvents(r io.Reader, each func(event string, object func(any) error) err
 			err = each(event, func(v any) error { return json.Unmarshal(object, v) })
 		}
 		switch {
-		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), body.err != nil && errors.Is(err, body.err):
+		case watchEnded(err, body):
 			return nil
 		case err != nil:
 			return err

@@ -136,11 +136,14 @@ func (c *Connection) Get(ctx context.Context, path string, query url.Values) (io
 	return c.send(ctx, http.MethodGet, path, query, nil, acceptJSON)
 }
 
-// get asks for a list of a kind.
+// get asks for a list or a watch of a kind.
 func (c *Connection) get(ctx context.Context, of kind, query url.Values) (io.ReadCloser, error) {
 	accept := acceptJSON
-	if of != of.whole() {
+	switch {
+	case of != of.whole():
 		accept = acceptMetadata
+	case of.kind == kindNode:
+		accept = acceptProtobuf
 	}
 	return c.send(ctx, http.MethodGet, of.path(), query, nil, accept)
 }
@@ -148,6 +151,7 @@ func (c *Connection) get(ctx context.Context, of kind, query url.Values) (io.Rea
 // The forms in which an answer is accepted.
 const (
 	acceptJSON     = "application/json"
+	acceptProtobuf = "application/vnd.kubernetes.protobuf,application/json" // of Kubernetes' own kinds alone
 	acceptMetadata = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 )
 
@@ -258,7 +262,7 @@ func refused(resp *http.Response) error {
 // seconds. Both are 0 in a watch's event. They win over the text.
 func refusal(text []byte, code, retryAfter int) error {
 	var s metav1.Status
-	if json.Unmarshal(text, &s) != nil {
+	if json.Unmarshal(statusText(text), &s) != nil {
 		s = metav1.Status{}
 	}
 	if code != 0 {
