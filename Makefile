@@ -92,6 +92,11 @@ e2e-upgrade: test-tools build ## the same with the DaemonSet on three real kubel
 	scripts/kube/build.sh
 	scripts/earlier.sh $(FROM) sh -c '$(GO) run ./scripts/e2e -install daemonset -from $$EDGEWAY_EARLIER'
 
+FLEET ?= 10,500,5000,20000
+fleet: test-tools build ## what a cluster of FLEET=10,500,5000,20000 nodes costs a node, at a real API server; an hour (root)
+	scripts/kube/build.sh etcd kube-apiserver kubectl
+	EDGEWAY_KUBE=required EDGEWAY_FLEET=$(FLEET) $(GO) test -count=1 -v -timeout 0 -run TestFleet ./scripts/lab
+
 demo: test-tools build ## the main job, on real network namespaces with real switches (root)
 	$(GO) run ./scripts/demo
 
