@@ -29,7 +29,7 @@ controller:
 		t.Errorf("got %+v, %v", c, err)
 	}
 	c, err = parseConfig([]byte("controller: {ens: {region: cn-hangzhou, credentials: env, fill: 5, switch: noRelease}}\n"))
-	if err != nil || len(c.Uplinks) != 1 || fmt.Sprintf("%+v", c.Uplinks[0]) != "{Service:ens Endpoint: Region:cn-hangzhou Credentials: Terms:{Fill:{Free:5} PerInterface:25 Release:noRelease Oldest:0s Token: Provider: Batch:0 Interfaces:0 Instance: VSwitches:[]} TaintWhenFull:false}" {
+	if err != nil || len(c.Uplinks) != 1 || fmt.Sprintf("%+v", c.Uplinks[0]) != "{Service:ens Endpoint: Region:cn-hangzhou Credentials: Terms:{Fill:{Free:5} PerInterface:25 Release:noRelease Oldest:0s Token: Issued:map[] Provider: Batch:0 Interfaces:0 Instance: VSwitches:[]} TaintWhenFull:false}" {
 		t.Errorf("got %+v, %v", c.Uplinks, err)
 	}
 	c, err = parseConfig([]byte("controller: {ens: {}}\n"))
