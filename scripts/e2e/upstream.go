@@ -182,17 +182,17 @@ func (u *suite) run(ctx context.Context, s *story, groups []group) error {
 	if err != nil {
 		return err
 	}
+	ran := false
 	for _, g := range groups {
 		r := g.result(specs)
 		r.Mode = u.mode
 		for i := range r.Specs {
 			r.Specs[i].Date = time.Now().UTC().Format(time.DateOnly)
 		}
-		if ran := len(r.of(passed)) + len(r.of(failed)); ran == 0 && u.focus != nil {
-			continue
-		} else if ran == 0 {
-			return fmt.Errorf("ginkgo ran no spec of %s\n%s", g.name, lab.Tail(filepath.Join(dir, "ginkgo.log"), 20))
+		if len(r.of(passed))+len(r.of(failed)) == 0 {
+			continue // none of its specs was chosen, or ginkgo's order is random and the time was over
 		}
+		ran = true
 		verdict := "PASS"
 		for _, f := range r.of(failed) {
 			if why(f) == f.Reason {
@@ -214,6 +214,9 @@ func (u *suite) run(ctx context.Context, s *story, groups []group) error {
 			}
 			fmt.Println("the log of ginkgo and of all programs is in", kept)
 		}
+	}
+	if !ran {
+		return fmt.Errorf("ginkgo ran no spec\n%s", lab.Tail(filepath.Join(dir, "ginkgo.log"), 20))
 	}
 	return nil
 }
