@@ -110,13 +110,15 @@ type loop struct {
 	turned      func(worked bool, took time.Duration) // called after each look
 	shared
 
-	last    cluster.World     // the World that counts; zero while known is false
-	known   bool              // a source or the disk gave a World
-	saved   bool              // last is on disk
-	granted uplink.Uplinks    // in uplink.File
-	unread  error             // why the last read of the source failed
-	found   []cluster.Problem // in the last read of the source
-	said    map[string]bool   // the failures of the last look: a failure that stays is logged once
+	last    cluster.World  // the World that counts; zero while known is false
+	known   bool           // a source or the disk gave a World
+	saved   bool           // last is on disk
+	granted uplink.Uplinks // in uplink.File
+	// reserved are the addresses of uplinks that no pod gets, as the pool that was set last has them.
+	reserved []netip.Prefix
+	unread   error             // why the last read of the source failed
+	found    []cluster.Problem // in the last read of the source
+	said     map[string]bool   // the failures of the last look: a failure that stays is logged once
 
 	announcer announcer
 	journal   *journal
@@ -286,6 +288,10 @@ func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *ou
 	found, err := l.pods.Sync(ctx, plan)
 	o.problems = append(o.problems, found...)
 	l.failed(o, cluster.PodsNotServed, err, "running pods are not touched; edgewayd tries again on its own")
+	if err == nil && len(plan.Uplinks.Interfaces) > 0 && !slices.Equal(plan.Pool.Reserved, l.reserved) {
+		l.reserved = plan.Pool.Reserved
+		l.look.fire() // what has just left the pool is confirmed in the next look
+	}
 	l.report(ctx, plan, o)
 }
 

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/policy"
+	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/plugin/uplink"
 	"github.com/edgeway-cni/edgeway/routes"
 )
@@ -140,4 +142,52 @@ func TestMostPods(t *testing.T) {
 			t.Errorf("provider %q: %d, want %d", provider, got, want)
 		}
 	}
+}
+
+// stored is a node's store that leases from the pool that was set last, and has no pods.
+type stored struct {
+	noPods
+	pool ipam.Pool
+}
+
+func (s *stored) Sync(_ context.Context, plan policy.Plan) ([]cluster.Problem, error) {
+	s.pool = plan.Pool
+	return nil, nil
+}
+
+func (s *stored) Held() policy.Held { return policy.Held{Known: true, Pool: s.pool} }
+
+// carded is a machine with the card of an uplink.
+type carded struct{ *ruled }
+
+func (c carded) Host(ctx context.Context) (routes.Host, error) {
+	h, err := c.ruled.Host(ctx)
+	h.Links = append(h.Links, routes.Link{Name: "eth1", MAC: "02:00:00:00:00:01", MTU: 1500, Up: true})
+	return h, err
+}
+
+// The controller withdrew an address that no pod had. The node took it out of the pool at once, and confirmed that half a
+// minute later, at the next look that came by itself.
+func TestWithdrawalIsConfirmedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.loop.kernel, m.loop.pods = carded{&ruled{machine: m}}, &stored{}
+		m.loop.grant = func(uplink.Uplinks) error { return nil }
+		a, b := netip.MustParseAddr("10.0.0.31"), netip.MustParseAddr("10.0.0.32")
+		one := cluster.Uplink{MAC: "02:00:00:00:00:01", Address: netip.MustParseAddr("10.0.0.21"), Subnet: netip.MustParsePrefix("10.0.0.0/24"), Gateway: netip.MustParseAddr("10.0.0.254"),
+			Addresses: []cluster.AddressRange{{First: a, Last: b}}}
+		write := func() {
+			m.world.EdgeNodes = []cluster.EdgeNode{{Name: "a", Uplinks: &cluster.Uplinks{Interfaces: []cluster.Uplink{one}}}}
+			m.loop.reread.fire()
+			time.Sleep(5 * time.Second)
+		}
+		m.run(func() {
+			write()
+			one.Addresses, one.Withdrawn = []cluster.AddressRange{{First: a, Last: a}}, []cluster.Withdrawal{{Address: b, Token: "t"}}
+			write()
+			if got := m.loop.seen.Load().Plan.Confirmed; !slices.Equal(got, one.Withdrawn) {
+				t.Errorf("confirmed %v, want %v", got, one.Withdrawn)
+			}
+		})
+	})
 }
