@@ -63,7 +63,7 @@ func asCNI(err error) *cniError {
 		code  uint
 		todo  string
 	}{
-		{ipam.ErrExhausted, codeTryAgain, "delete pods of this node or give it a larger pod CIDR"},
+		{ipam.ErrExhausted, codeTryAgain, "delete pods of this node, lower the kubelet's maxPods, or give the node more addresses: a larger pod CIDR, or more in spec.uplinks of its EdgeNode"},
 		{ipam.ErrNoPool, codeTryAgain, "give the Node a podCIDR and check edgewayd status, or write ipam.ranges into the network configuration"},
 		{ipam.ErrInUse, codeInUse, "ask for another address, or delete the pod that holds it"},
 		{ipam.ErrNotInPool, codeConfig, "ask for an address of the node's pool"},

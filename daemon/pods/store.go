@@ -108,7 +108,7 @@ func (n *leases) full(ctx context.Context) []cluster.Problem {
 		return nil // usage returns the error
 	}
 	return []cluster.Problem{{Object: "pool", Reason: cluster.PoolFull, Want: "an address for the next pod", Got: full,
-		Next: "delete pods of this node, or give the node a larger pod CIDR; new pods wait until then"}}
+		Next: "delete pods of this node, lower the kubelet's maxPods, or give the node more addresses: a larger pod CIDR, or more in spec.uplinks of its EdgeNode; new pods wait until then"}}
 }
 
 // addressTaken returns the problem of each address that ADD passed over, because the kernel has it elsewhere.
