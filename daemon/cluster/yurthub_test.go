@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -21,7 +20,6 @@ import (
 type yurthub struct {
 	program, dir string
 	argv         []string
-	running      *lab.Process
 	// open is the port without TLS, where yurthub's own credentials count; secure is the port that pods use.
 	open, secure, health string
 }
@@ -101,7 +99,6 @@ func (y *yurthub) start(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	y.running = p
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("yurthub:\n%s", lab.Tail(y.log(), 30))
@@ -119,13 +116,6 @@ func (y *yurthub) start(t *testing.T) {
 		resp.Body.Close()
 		return fmt.Sprint(resp.StatusCode)
 	})
-}
-
-func (y *yurthub) stop(t *testing.T) {
-	t.Helper()
-	if err := y.running.End(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // answer is what yurthub answers to edgewayd.
