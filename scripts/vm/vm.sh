@@ -57,7 +57,10 @@ job() {
 if [ $# -gt 0 ]; then
 	job "$@"
 else
+	CGO_ENABLED=0 go build -o "$work/bin/" ./plugin/edgeway ./daemon/edgewayd
 	job ./routes -test.v -test.run VLAN
+	never='SKIP: TestLAN/bird/uplink-vlan'
+	job ./scripts/lab -test.v -test.run TestLAN/bird/uplink-vlan
 fi
 
 mkdir -p "$work/initramfs/bin" "$work/initramfs/lib/modules/$release"
@@ -89,7 +92,7 @@ exec switch_root /machine /bin/sh $work/run
 EOF
 chmod +x "$work/initramfs/init"
 cat >"$work/run" <<EOF
-export PATH=/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+export PATH=/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root EDGEWAY_BIN=${EDGEWAY_BIN:-$work/bin}
 mkdir -p /dev/shm /dev/pts
 mount -t devpts pts /dev/pts; mount -t cgroup2 cgroup /sys/fs/cgroup
 ip link set lo up
@@ -107,4 +110,4 @@ timeout "$limit" nice -n 10 qemu-system-x86_64 -machine q35,accel=tcg -cpu max -
 	-kernel "$root/boot/vmlinuz-$release" -initrd "$work/initramfs.gz" -append 'console=ttyS0 quiet panic=-1' \
 	-fsdev local,id=host,path=/,security_model=none,readonly=on,multidevs=remap -device virtio-9p-pci,fsdev=host,mount_tag=host \
 	</dev/null | tee "$work/console"
-grep -q '^result: 0' "$work/console" || { echo "the tests did not pass on $release" >&2; exit 1; }
+grep -q '^result: 0' "$work/console" && ! grep -q -e "--- ${never:-no such line}" "$work/console" || { echo "the tests did not pass on $release" >&2; exit 1; }
