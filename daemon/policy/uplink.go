@@ -202,8 +202,12 @@ func (d *draft) granted(ref string, spec cluster.Uplinks, withheld map[netip.Add
 					owner = seen[a]
 				}
 				if owner != "" {
+					correct := "what else has it"
+					if !i.Subnet.Contains(a) {
+						correct = "the subnet"
+					}
 					d.problem(ref, cluster.UplinkAddress, fmt.Sprintf("addresses for pods alone in %s.addresses", path), fmt.Sprintf("%s, which is %s", a, owner),
-						"take it out of one of the two; no pod gets it until then")
+						"take it out of this list, or correct "+correct+"; no pod gets it until then")
 				}
 				if owner == "" {
 					out.Addresses = append(out.Addresses, a)
