@@ -41,7 +41,7 @@ var faults = []fault{
 	{id: "N6", at: "Node-3", inject: "ip link set eth0 mtu 1400", repair: "ip link set eth0 mtu 1500", node: "Node-3", says: "mtuHole|otherMTU|mtuTooLarge"},
 	{id: "N7", inject: "edit nodes.yaml 10.10.3.0/24 => 10.10.2.0/24", node: "Node-1", says: "overlap"},
 	{id: "N8", inject: "edit nodes.yaml 10.10.3.0/24 => 10.0.10.0/24", node: "Node-1", says: "overlap"},
-	{id: "N9", at: "Node-1", inject: "ip route del 10.10.2.0/24; ip route add 10.10.2.0/24 via 10.0.10.1 proto static", repair: "ip route del 10.10.2.0/24 proto static", node: "Node-1", says: "foreignRoute"},
+	{id: "N9", at: "Node-1", inject: "ip route replace 10.10.2.0/24 via 10.0.10.1 proto static", repair: "ip route del 10.10.2.0/24 proto static", node: "Node-1", says: "foreignRoute"},
 	{id: "N10", at: "Node-1", inject: "ip route add 10.10.2.128/25 via 10.0.10.1 proto static", repair: "ip route del 10.10.2.128/25", node: "Node-1", says: "shadowed"},
 	{id: "N11", at: "Node-1", inject: "ip route add default via 10.0.10.1 table 77; ip rule add to 10.10.2.0/24 lookup 77", repair: "ip rule del to 10.10.2.0/24 lookup 77", node: "Node-1", says: "shadowed"},
 	{id: "N12", at: "Node-3", inject: "touch DIR/net.d/05-other.conflist", repair: "rm DIR/net.d/05-other.conflist", node: "Node-3", says: "competingNetwork"},
