@@ -124,11 +124,25 @@ const (
 func readEvents(r io.Reader, each func(event string, object func(any) error) error) error {
 	protobuf, r := startsWith(r, "\x00") // the length of a frame
 	body := &bounded{Reader: r, left: maxObject}
+	one := jsonEvents(body)
 	if protobuf {
-		return readProtobufEvents(body, each)
+		one = protobufEvents(body)
 	}
-	d := json.NewDecoder(body)
 	for {
+		switch err := one(each); {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), err != nil && body.err != nil && errors.Is(err, body.err):
+			return nil
+		case err != nil:
+			return err
+		}
+		body.next()
+	}
+}
+
+// jsonEvents returns a function that reads the next event of a watch as JSON.
+func jsonEvents(body *bounded) func(each func(event string, object func(any) error) error) error {
+	d := json.NewDecoder(body)
+	return func(each func(event string, object func(any) error) error) error {
 		var event string
 		var object, other json.RawMessage
 		err := members(d, func(key string) error {
@@ -145,13 +159,7 @@ func readEvents(r io.Reader, each func(event string, object func(any) error) err
 		if err == nil && object != nil {
 			err = each(event, func(v any) error { return json.Unmarshal(object, v) })
 		}
-		switch {
-		case watchEnded(err, body):
-			return nil
-		case err != nil:
-			return err
-		}
-		body.next()
+		return err
 	}
 }
 

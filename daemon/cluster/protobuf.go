@@ -284,46 +284,41 @@ func take(r io.Reader, size int64, into *bytes.Buffer) ([]byte, error) {
 	return into.Bytes(), err
 }
 
-// readProtobufEvents is readEvents of a watch of Nodes as protobuf: each frame is four bytes with its length, and a
-// metav1.WatchEvent.
-func readProtobufEvents(body *bounded, each func(event string, object func(any) error) error) error {
+// protobufEvents returns a function that reads the next event of a watch of Nodes as protobuf: each frame is four bytes with
+// its length, and a metav1.WatchEvent.
+func protobufEvents(body *bounded) func(each func(event string, object func(any) error) error) error {
 	r := bufio.NewReader(body)
 	var buffer bytes.Buffer
-	for {
+	return func(each func(event string, object func(any) error) error) error {
 		var length [4]byte
-		_, err := io.ReadFull(r, length[:])
-		var frame []byte
-		if err == nil {
-			frame, err = take(r, int64(binary.BigEndian.Uint32(length[:])), &buffer)
+		if _, err := io.ReadFull(r, length[:]); err != nil {
+			return err
+		}
+		frame, err := take(r, int64(binary.BigEndian.Uint32(length[:])), &buffer)
+		if err != nil {
+			return err
 		}
 		var event string
 		var object []byte
-		if err == nil {
-			err = message(frame, func(field protowire.Number, value []byte) error {
-				if field == 1 {
-					event = string(value)
-				}
-				return nil
-			})
-		}
-		if err == nil {
-			err = inside(frame, func(field protowire.Number, value []byte) (err error) {
-				if field == 1 {
-					object, _, err = unwrap(value)
-				}
-				return err
-			}, 2)
-		}
-		if err == nil {
-			err = each(event, func(v any) error { return decodeInto(object, v) })
-		}
-		switch {
-		case watchEnded(err, body):
+		err = message(frame, func(field protowire.Number, value []byte) error {
+			if field == 1 {
+				event = string(value)
+			}
 			return nil
-		case err != nil:
+		})
+		if err != nil {
 			return err
 		}
-		body.next()
+		err = inside(frame, func(field protowire.Number, value []byte) (err error) {
+			if field == 1 {
+				object, _, err = unwrap(value)
+			}
+			return err
+		}, 2)
+		if err != nil {
+			return err
+		}
+		return each(event, func(v any) error { return decodeInto(object, v) })
 	}
 }
 
@@ -353,9 +348,4 @@ func listEnd(err error, named string, k kind) error {
 		return fmt.Errorf("an answer of kind %q", named)
 	}
 	return err
-}
-
-// watchEnded reports whether err is the end of a watch, which needs no reason.
-func watchEnded(err error, body *bounded) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || err != nil && body.err != nil && errors.Is(err, body.err)
 }

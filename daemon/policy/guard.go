@@ -50,10 +50,9 @@ func connection(src netip.Addr, in string, dst netip.Addr, via string) routes.Pa
 
 // guarded returns the packets that no firewall of this machine may drop or translate.
 func (w World) guarded(self cluster.Node, plan Plan) (out []routes.Packet) {
-	packet := connection
 	for _, mine := range self.PodCIDRs {
 		here := inMiddle(mine)
-		out = append(out, packet(here, routes.PodLink, here.Next(), routes.PodLink))
+		out = append(out, connection(here, routes.PodLink, here.Next(), routes.PodLink))
 		asked := 0
 		for _, n := range w.Cluster.Nodes {
 			for _, theirs := range n.PodCIDRs {
@@ -62,7 +61,7 @@ func (w World) guarded(self cluster.Node, plan Plan) (out []routes.Packet) {
 				}
 				there := inMiddle(theirs)
 				asked++
-				out = append(out, packet(here, routes.PodLink, there, routes.ByRoute), packet(there, routes.ByRoute, here, routes.PodLink))
+				out = append(out, connection(here, routes.PodLink, there, routes.ByRoute), connection(there, routes.ByRoute, here, routes.PodLink))
 			}
 		}
 	}
@@ -72,7 +71,7 @@ func (w World) guarded(self cluster.Node, plan Plan) (out []routes.Packet) {
 		if l.VXLAN == nil || at < 0 {
 			continue
 		}
-		tunnel := packet(plan.Routes.FDB[at].Dst, routes.ByRoute, l.VXLAN.Local, "")
+		tunnel := connection(plan.Routes.FDB[at].Dst, routes.ByRoute, l.VXLAN.Local, "")
 		tunnel.Protocol, tunnel.DstPort = routes.UDP, l.VXLAN.Port
 		out = append(out, tunnel)
 		tunnel.Src, tunnel.In, tunnel.Dst, tunnel.Out = tunnel.Dst, "", tunnel.Src, routes.ByRoute
@@ -82,9 +81,9 @@ func (w World) guarded(self cluster.Node, plan Plan) (out []routes.Packet) {
 		out = append(out, w.probes(self)...)
 	}
 	for _, s := range plan.BGP.Sessions {
-		session := packet(s.Peer.LocalAddress, "", s.Peer.Address, routes.ByRoute)
+		session := connection(s.Peer.LocalAddress, "", s.Peer.Address, routes.ByRoute)
 		session.DstPort = s.Peer.Port
-		answer := packet(s.Peer.Address, routes.ByRoute, s.Peer.LocalAddress, "")
+		answer := connection(s.Peer.Address, routes.ByRoute, s.Peer.LocalAddress, "")
 		answer.SrcPort, answer.Reply = s.Peer.Port, true
 		out = append(out, session, answer)
 	}
