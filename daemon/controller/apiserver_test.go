@@ -2,9 +2,12 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -190,6 +193,83 @@ func TestAPIServerAwayForAWhile(t *testing.T) {
 	}
 	l.create(t, "b", "a")
 	l.allServed(t, 2)
+	if err := p.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The operator stops the cluster and puts back yesterday's data directory of etcd, while the controller runs. Nodes that
+// have joined since are gone, and so is what the ledger said of them. A new Node registers before they do: it does not
+// get a block whose pods run, and they get their blocks again, without a restart of the controller.
+func TestAPIServerEtcdIsRestored(t *testing.T) {
+	l := newLab(t, kube.Options{}, "all()")
+	crds, err := filepath.Glob("../../deploy/kubernetes/crds/*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, crd := range crds {
+		if err := l.Apply(crd); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data, backup := filepath.Join(l.Dir, "etcd"), filepath.Join(t.TempDir(), "etcd")
+	restart := func(between func() error) {
+		t.Helper()
+		if err := errors.Join(l.StopAPIServer(), l.Stop("etcd"), between(), l.ControlPlane.Run("etcd"), l.StartAPIServer()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	had := func() map[string]string {
+		out := map[string]string{}
+		for _, n := range l.list(t) {
+			out[n.Name] = fmt.Sprint(n.Spec.PodCIDRs)
+		}
+		return out
+	}
+	slices := func() string {
+		out, err := l.Kubectl("get", "nodeslices", "-o", `jsonpath={range .items[*].spec.nodes[*]}{.name} {.podCIDRs}{"\n"}{end}`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	p := l.replica(t)
+	l.create(t, "n1", "a")
+	l.allServed(t, 1)
+	restart(func() error { return os.CopyFS(backup, os.DirFS(data)) })
+	for _, name := range []string{"n2", "n3", "n4"} {
+		l.create(t, name, "a")
+	}
+	l.allServed(t, 4)
+	before := had()
+
+	restart(func() error { return errors.Join(os.RemoveAll(data), os.CopyFS(data, os.DirFS(backup))) })
+	back := time.Now()
+	l.create(t, "n5", "a")
+	l.allServed(t, 2)
+	for _, name := range []string{"n4", "n3", "n2"} { // as their kubelets do
+		l.create(t, name, "a")
+	}
+	l.allServed(t, 5)
+	after := had()
+	for name, cidrs := range before {
+		if after[name] != cidrs {
+			t.Errorf("%s had %s and has %s", name, cidrs, after[name])
+		}
+		if after["n5"] == cidrs {
+			t.Errorf("n5 got %s, which was %s's", cidrs, name)
+		}
+	}
+	until(t, "the NodeSlices name all five", func() bool {
+		text := slices()
+		for name := range after {
+			if !strings.Contains(text, name+" ") {
+				return false
+			}
+		}
+		return true
+	})
+	t.Logf("right %v after the API server was ready:\n%s", time.Since(back).Round(time.Millisecond), slices())
 	if err := p.Err(); err != nil {
 		t.Error(err)
 	}
