@@ -24,7 +24,7 @@ func Adopted(l ipam.Lease, network string) ipam.Lease {
 func (n *Node) unplug(ctx context.Context, rq request, l ipam.Lease) error {
 	netns := rq.netns
 	if netns == nil {
-		f, err := openLeased(l)
+		f, err := OpenLeased(l)
 		if f == nil {
 			return err
 		}

@@ -77,7 +77,7 @@ func (n *Node) podEnd(ctx context.Context, l ipam.Lease) (s routes.State, absent
 	if l.Netns == "" {
 		return s, "its namespace is not known", nil
 	}
-	f, err := openLeased(l)
+	f, err := OpenLeased(l)
 	if err != nil {
 		return s, "", err
 	}

@@ -142,8 +142,9 @@ func netnsOf(l ipam.Lease) presence {
 	return unknown
 }
 
-// openLeased opens the namespace of a lease; nil when the namespace is gone.
-func openLeased(l ipam.Lease) (*os.File, error) {
+// OpenLeased opens the network namespace that the lease was given for; nil when it is gone, or its path names something
+// else.
+func OpenLeased(l ipam.Lease) (*os.File, error) {
 	if l.Netns == "" {
 		return nil, nil
 	}

@@ -307,5 +307,9 @@ func (c *caller) direct(ctx context.Context) (reply api.Reply, err error) {
 	for _, cni := range c.before() {
 		_ = c.node.Do(ctx, Call{CNI: cni, NetnsFile: c.op.netns})
 	}
-	return c.node.run(ctx, c.op), nil
+	reply = c.node.run(ctx, c.op)
+	if c.op.cni.Command == "ADD" && reply.Failed && c.node.GiveWay(ctx, reply) {
+		reply = c.node.run(ctx, c.op)
+	}
+	return reply, nil
 }

@@ -1,8 +1,11 @@
 package routes
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 
 	"github.com/vishvananda/netns"
@@ -70,6 +73,60 @@ func NewNetns() (*os.File, error) {
 	}()
 	err := <-done
 	return made, err
+}
+
+// PinNetns makes a network namespace and mounts it at path (nsfs), so that it lives until UnpinNetns or a reboot. A
+// namespace that is mounted there already stays. A file that is not empty is not mounted over. PinNetns needs
+// CAP_SYS_ADMIN, and a mount namespace in which a mount is wanted.
+func PinNetns(path string) error {
+	if NetnsPinned(path) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|unix.O_NONBLOCK, 0o444)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	switch s, err := f.Stat(); {
+	case err != nil:
+		return err
+	case !s.Mode().IsRegular() || s.Size() > 0:
+		return fmt.Errorf("%s is not an empty file: delete it, and a network namespace is mounted there", path)
+	}
+	ns, err := NewNetns()
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", ns.Fd()), path, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount a network namespace at %s: %w; this needs CAP_SYS_ADMIN and no sandbox that forbids mounts", path, err)
+	}
+	return nil
+}
+
+// NetnsPinned reports that a namespace is mounted at path.
+func NetnsPinned(path string) bool {
+	var s unix.Statfs_t
+	return unix.Statfs(path, &s) == nil && s.Type == unix.NSFS_MAGIC
+}
+
+// UnpinNetns unmounts the namespace at path, and deletes the file and its directory if that is empty. What is absent
+// is not an error. In a container it unmounts the container's copy; to delete a file that is not mounted over here
+// detaches the host's mount (fs/namei.c, vfs_unlink; Linux 3.18).
+func UnpinNetns(path string) error {
+	for NetnsPinned(path) { // one mount may hide another
+		if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %s: %w; this needs CAP_SYS_ADMIN", path, err)
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	_ = os.Remove(filepath.Dir(path)) // a directory with other files stays
+	return nil
 }
 
 // Inside runs do on a thread in the network namespace, and returns when do returns. Sockets that do opens stay in

@@ -8,11 +8,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
+	"github.com/edgeway-cni/edgeway/daemon/config"
 	"github.com/edgeway-cni/edgeway/daemon/policy"
 	"github.com/edgeway-cni/edgeway/ipam"
 	"github.com/edgeway-cni/edgeway/plugin"
@@ -23,8 +25,6 @@ import (
 // alone.
 const (
 	canaryNetwork = "edgeway-canary"
-	canaryID      = "edgeway-canary"
-	canaryIfName  = "eth0"
 	canaryArgs    = "K8S_POD_NAMESPACE=edgeway;K8S_POD_NAME=canary"
 	canaryPod     = "edgeway/canary"
 )
@@ -32,15 +32,17 @@ const (
 // Canary is a pod of the daemon's own. The plugin's verbs lease its addresses and wire it, so its packets take exactly
 // the way of a pod's packets: host routes, forward hooks, NAT, tunnel, MTU and switch.
 //
-// Its network namespace lives as long as the daemon's descriptor of it. A mount would outlive the daemon, but neither
-// the systemd unit nor the DaemonSet may mount. So the canary ends with the daemon, and nothing of it is left to an
-// uninstall. The next daemon makes it again, with the same addresses, link name and MACs: the store remembers the
-// first, and the others are functions of names.
+// Its network namespace is the namespace that is mounted at [CanaryNetns]. The daemon itself may not mount, as systemd's
+// sandbox and the DaemonSet's have it: `edgewayd keep-canary` does that before. Then the canary is kept: it lives on
+// when the daemon ends, and the next daemon adopts it with its link and lease. Without the mount, the namespace lives
+// as long as the daemon's descriptor of it. The next daemon makes the canary again, with the same addresses, link name
+// and MACs: the store remembers the first, and the others are functions of names.
 //
-// It gives way: an address that a pod needs is the pod's (see Pods.giveWay).
+// It gives way: an address that a pod needs is the pod's (plugin.Node.GiveWay).
 type Canary struct {
 	Addrs []netip.Addr // one of each pod CIDR
 	MTU   int          // of its link, in bytes: the MTU of a new pod
+	Kept  bool         // it lives on when the daemon ends
 
 	mu    sync.RWMutex // held for writing to close netns
 	netns *os.File     // nil: the canary has ended
@@ -69,15 +71,16 @@ func (c *Canary) end() {
 	}
 }
 
-func canaryAttachment() ipam.Attachment {
-	return ipam.Attachment{ContainerID: canaryID, IfName: canaryIfName}
+// CanaryNetns is where the canary's network namespace is mounted. Its directory has nothing else.
+func CanaryNetns(c config.Config) string {
+	return filepath.Join(filepath.Dir(c.Socket), "canary", "netns")
 }
 
 // Canary returns the node's canary; nil while there is none: it is switched off, the node has no pod CIDR, the pool
 // has no room for it, or it could not be made.
 func (p *Pods) Canary() *Canary { return p.canary.Load() }
 
-// keepCanary makes, replaces or ends the canary as the plan and the room in the pool say. It returns the problem of a
+// keepCanary makes, adopts, replaces or ends the canary as the plan and the room in the pool say. It returns the problem of a
 // canary that cannot be made.
 func (p *Pods) keepCanary(ctx context.Context, n *leases, plan policy.Plan) []cluster.Problem {
 	p.canaryBusy.Lock()
@@ -85,7 +88,17 @@ func (p *Pods) keepCanary(ctx context.Context, n *leases, plan policy.Plan) []cl
 	have := p.canary.Load()
 	// Nobody asks for a canary at an uplink: other nodes ask at pod CIDRs, and a cloud's addresses are few.
 	wanted := p.config.Paths.Canary && len(plan.Uplinks.Interfaces) == 0
-	if have != nil && !(wanted && have.fits(n, plan)) {
+	if have == nil {
+		have = p.leftCanary(n)
+	}
+	switch {
+	case have == nil:
+	case wanted && have.fits(n, plan):
+		if p.canary.Swap(have) != have {
+			p.log.Info("canary of an earlier edgewayd", "addresses", have.Addrs, "mtu", have.MTU)
+		}
+	default:
+		have.end()
 		if err := p.removeCanary(ctx, n, "it is not what a new pod would be"); err != nil {
 			return noCanary(err)
 		}
@@ -122,26 +135,81 @@ func (c *Canary) fits(n *leases, plan policy.Plan) bool {
 			return false
 		}
 	}
-	lease, held, err := n.store.Lookup(canaryAttachment())
+	lease, held, err := n.store.Lookup(plugin.Canary())
 	if err != nil || !held || !slices.Equal(lease.Addrs, c.Addrs) {
 		return err != nil // an unreadable store says nothing
 	}
-	return c.Inside(func() error {
-		_, err := net.InterfaceByName(canaryIfName)
+	f, err := plugin.OpenLeased(lease)
+	if f == nil {
+		return err != nil // nil: what was mounted there is not any more
+	}
+	_ = f.Close() // nothing was written to it
+	mtu, err := c.linkMTU()
+	return err == nil && mtu == c.MTU
+}
+
+// linkMTU is the MTU that the canary's link has now.
+func (c *Canary) linkMTU() (mtu int, err error) {
+	err = c.Inside(func() error {
+		link, err := net.InterfaceByName(plugin.Canary().IfName)
+		if err == nil {
+			mtu = link.MTU
+		}
 		return err
-	}) == nil
+	})
+	return mtu, err
+}
+
+// leftCanary returns the canary that an earlier daemon left; nil: none. It may be broken, which fits says, and Keep of
+// its routes and settings.
+func (p *Pods) leftCanary(n *leases) *Canary {
+	lease, held, err := n.store.Lookup(plugin.Canary())
+	if err != nil || !held {
+		return nil
+	}
+	c := &Canary{Addrs: lease.Addrs, Kept: lease.Netns == CanaryNetns(p.config)}
+	if c.Kept { // a path of an ended process names nothing, or another's namespace
+		c.netns, _ = plugin.OpenLeased(lease) // nil does not fit
+	}
+	c.MTU, _ = c.linkMTU()
+	return c
+}
+
+// openNetns opens the namespace that keep-canary mounted, or makes one without a mount.
+func (p *Pods) openNetns() (netns *os.File, kept bool, err error) {
+	path := CanaryNetns(p.config)
+	if netns, err = plugin.OpenLeased(ipam.Lease{Netns: path}); err != nil {
+		return nil, false, err
+	}
+	if netns == nil {
+		netns, err = routes.NewNetns()
+		return netns, false, err
+	}
+	err = routes.Inside(netns, func() error {
+		links, err := net.Interfaces()
+		for _, l := range links {
+			if l.Flags&net.FlagUp != 0 && l.Flags&net.FlagLoopback == 0 {
+				return fmt.Errorf("the network namespace at %s has the interface %s, which is not edgeway's: unmount it, and restart edgewayd", path, l.Name)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, false, errors.Join(err, netns.Close())
+	}
+	return netns, true, nil
 }
 
 // addCanary makes the canary. First it ends what an earlier daemon left.
 func (p *Pods) addCanary(ctx context.Context, n *leases, plan policy.Plan) (err error) {
-	if err := n.verbs.Remove(ctx, canaryAttachment()); err != nil {
+	if err := n.verbs.Remove(ctx, plugin.Canary()); err != nil {
 		return err
 	}
-	netns, err := routes.NewNetns()
+	netns, kept, err := p.openNetns()
 	if err != nil {
 		return err
 	}
-	c := &Canary{MTU: plan.MTU, netns: netns}
+	c := &Canary{MTU: plan.MTU, Kept: kept, netns: netns}
 	defer func() {
 		if err != nil {
 			c.end()
@@ -153,9 +221,9 @@ func (p *Pods) addCanary(ctx context.Context, n *leases, plan policy.Plan) (err 
 			wanted = append(wanted, policy.CanaryAddr(r.Subnet).String())
 		}
 	}
-	reply, err := p.wire(ctx, n, netns, plan.MTU, wanted)
+	reply, err := p.wire(ctx, n, c, wanted)
 	if err == nil && reply.Failed { // a pod, or the host, has one of them
-		reply, err = p.wire(ctx, n, netns, plan.MTU, nil)
+		reply, err = p.wire(ctx, n, c, nil)
 	}
 	if err != nil {
 		return err
@@ -164,21 +232,24 @@ func (p *Pods) addCanary(ctx context.Context, n *leases, plan policy.Plan) (err 
 		return err
 	}
 	p.canary.Store(c)
-	p.log.Info("canary", "addresses", c.Addrs, "mtu", c.MTU)
+	p.log.Info("canary", "addresses", c.Addrs, "mtu", c.MTU, "kept", c.Kept)
 	return nil
 }
 
 // wire runs ADD for the canary, asking for addresses.
-func (p *Pods) wire(ctx context.Context, n *leases, netns *os.File, mtu int, addrs []string) (api.Reply, error) {
+func (p *Pods) wire(ctx context.Context, n *leases, c *Canary, addrs []string) (api.Reply, error) {
 	type object = map[string]any
-	conf, err := json.Marshal(object{"cniVersion": "1.1.0", "name": canaryNetwork, "type": "edgeway", "mtu": mtu,
+	conf, err := json.Marshal(object{"cniVersion": "1.1.0", "name": canaryNetwork, "type": "edgeway", "mtu": c.MTU,
 		"socket": p.config.Socket, "dataDir": p.config.StateDir, "runtimeConfig": object{"ips": addrs}})
 	if err != nil {
 		return api.Reply{}, err
 	}
-	cni := api.CNI{Command: "ADD", ContainerID: canaryID, IfName: canaryIfName, Args: canaryArgs, Stdin: conf,
-		Netns: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), netns.Fd())}
-	return n.verbs.Do(ctx, plugin.Call{CNI: cni, NetnsFile: netns}), nil
+	cni := api.CNI{Command: "ADD", ContainerID: plugin.Canary().ContainerID, IfName: plugin.Canary().IfName, Args: canaryArgs, Stdin: conf,
+		Netns: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), c.netns.Fd())}
+	if c.Kept {
+		cni.Netns = CanaryNetns(p.config)
+	}
+	return n.verbs.Do(ctx, plugin.Call{CNI: cni, NetnsFile: c.netns}), nil
 }
 
 // addrsOf reads the addresses of an ADD's result (CNI SPEC 1.1.0, section 5), or its error.
@@ -200,15 +271,15 @@ func addrsOf(reply api.Reply) (out []netip.Addr, err error) {
 	return out, nil
 }
 
-// removeCanary ends the canary, if there is one. The caller holds canaryBusy.
+// removeCanary ends the canary, if there is one, also one that an earlier daemon left. The caller holds canaryBusy.
 func (p *Pods) removeCanary(ctx context.Context, n *leases, why string) error {
-	c := p.canary.Load()
-	if c == nil {
-		return nil
+	if c := p.canary.Swap(nil); c != nil {
+		c.end()
 	}
-	p.canary.Store(nil)
-	c.end()
-	if err := n.verbs.Remove(ctx, canaryAttachment()); err != nil {
+	if _, held, err := n.store.Lookup(plugin.Canary()); err != nil || !held {
+		return err
+	}
+	if err := n.verbs.Remove(ctx, plugin.Canary()); err != nil {
 		return err
 	}
 	p.log.Info("canary ended", "why", why)
@@ -222,33 +293,35 @@ func (p *Pods) endCanary(ctx context.Context, n *leases, why string) error {
 	return p.removeCanary(ctx, n, why)
 }
 
-// The codes of a failed ADD that the canary's address may be the reason of: no address is left (try again later, CNI
-// SPEC 1.1.0, section 5), or a requested address is in use.
-const (
-	codeTryAgain = 11
-	codeInUse    = 101
-)
+// leaveCanary ends the canary, unless it is kept, at the end of the daemon.
+func (p *Pods) leaveCanary(ctx context.Context, n *leases) error {
+	p.canaryBusy.Lock()
+	defer p.canaryBusy.Unlock()
+	switch c := p.canary.Load(); {
+	case c == nil:
+		return nil
+	case c.Kept:
+		p.canary.Store(nil)
+		c.end()
+		return nil
+	}
+	return p.removeCanary(ctx, n, "edgewayd stops")
+}
 
 // giveWay ends the canary when a pod's ADD failed because an address was missing. It reports that another ADD may
 // succeed.
 func (p *Pods) giveWay(ctx context.Context, n *leases, add api.Reply) bool {
-	var failed struct{ Code int }
-	if n == nil || json.Unmarshal(add.Output, &failed) != nil || failed.Code != codeTryAgain && failed.Code != codeInUse {
+	if n == nil {
 		return false
 	}
-	if failed.Code == codeTryAgain {
-		if full, err := n.verbs.Full(ctx); err != nil || full == "" {
-			return false
-		}
-	}
-	p.canaryBusy.Lock() // a canary that is being made has its lease already
+	p.canaryBusy.Lock()
 	defer p.canaryBusy.Unlock()
-	if p.canary.Load() == nil {
+	if !n.verbs.GiveWay(ctx, add) {
 		return false
 	}
-	if err := p.removeCanary(ctx, n, "a pod needs its address"); err != nil {
-		p.log.Warn("canary", "err", err)
-		return false
+	if c := p.canary.Swap(nil); c != nil {
+		c.end()
 	}
+	p.log.Info("canary ended", "why", "a pod needs its address")
 	return true
 }

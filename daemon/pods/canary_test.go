@@ -94,12 +94,12 @@ func TestCanary(t *testing.T) {
 		"another MTU":  func() { plan.MTU -= 50 },
 		"another CIDR": func() { plan.Pool = planFor(0, "10.89.0.0/24").Pool },
 		"link deleted by hand": func() {
-			if err := host.IP(t.Context(), "link del "+plugin.HostLink(canaryAttachment())); err != nil {
+			if err := host.IP(t.Context(), "link del "+plugin.HostLink(plugin.Canary())); err != nil {
 				t.Fatal(err)
 			}
 		},
 		"released by an operator": func() {
-			if _, err := n.releaseLeases(t.Context(), []string{canaryAttachment().String(), Force}); err != nil {
+			if _, err := n.releaseLeases(t.Context(), []string{plugin.Canary().String(), Force}); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -114,7 +114,7 @@ func TestCanary(t *testing.T) {
 		}
 	}
 	// A fault that Keep cannot repair ends it: nobody uses it.
-	if err := host.IP(t.Context(), "link del "+plugin.HostLink(canaryAttachment())); err != nil {
+	if err := host.IP(t.Context(), "link del "+plugin.HostLink(plugin.Canary())); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.keep(t.Context(), true); err != nil || p.Canary() != nil || len(p.unkept()) > 0 {

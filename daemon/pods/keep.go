@@ -88,7 +88,7 @@ func (p *Pods) keep(ctx context.Context, whole bool) error {
 		case f.Done:
 			p.log.Info("repaired "+f.Object, "got", f.Got, "did", f.Repair)
 			continue
-		case f.Of == canaryAttachment(): // nobody uses it: it is made again
+		case f.Of == plugin.Canary(): // nobody uses it: it is made again
 			if err := p.endCanary(ctx, n, f.Got); err != nil {
 				return err
 			}

@@ -130,7 +130,7 @@ func (p *Pods) Close() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), backupTimeout)
 	defer cancel()
-	return errors.Join(p.endCanary(ctx, n, "edgewayd stops"), n.copied(), n.close())
+	return errors.Join(p.leaveCanary(ctx, n), n.copied(), n.close())
 }
 
 // Backup copies the store. A damaged store is rebuilt from the copy and from the node's links.

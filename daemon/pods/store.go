@@ -170,7 +170,7 @@ func (n *leases) usage() (l api.Leases, err error) {
 	if err != nil || !ok {
 		return l, err
 	}
-	canary, _, err := n.store.Lookup(canaryAttachment())
+	canary, _, err := n.store.Lookup(plugin.Canary())
 	if err != nil {
 		return l, err
 	}
