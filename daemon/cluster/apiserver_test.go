@@ -284,7 +284,7 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 // hasty is a patience for tests: every wait is short, and none is so short that a count of
 // requests would depend on the machine.
 var hasty = patience{
-	least: 5 * time.Millisecond, most: 40 * time.Millisecond, probe: 40 * time.Millisecond, steady: time.Hour, watch: time.Hour,
+	least: 5 * time.Millisecond, most: 40 * time.Millisecond, probe: 40 * time.Millisecond, steady: time.Hour, watch: time.Hour, trust: time.Hour,
 	silence: 10 * time.Second, first: 10 * time.Second, files: 10 * time.Millisecond,
 	dial: 10 * time.Second, answer: 10 * time.Second, ping: 10 * time.Second,
 }

@@ -358,14 +358,15 @@ func (n *swallower) carry(from, to net.Conn) {
 		n.mu.Lock()
 		lost := n.lost
 		n.mu.Unlock()
-		if lost {
-			continue // and the connection stays, as nobody says otherwise
-		}
-		if err != nil {
+		switch {
+		case err != nil && !lost:
 			to.Close()
 			return
+		case err != nil:
+			return // and the connection stays, as nobody says otherwise
+		case !lost:
+			_, _ = to.Write(packet[:size])
 		}
-		_, _ = to.Write(packet[:size])
 	}
 }
 

@@ -28,6 +28,8 @@ type patience struct {
 	steady time.Duration
 	// watch is the shortest life that is asked for a watch. The longest is twice that.
 	watch time.Duration
+	// trust is how long after the last answer a watch may go on from its version: see stale.
+	trust time.Duration
 	// silence is how long a list may bring nothing.
 	silence time.Duration
 	// first is how long a World is held back for feeds that have had no answer yet.
@@ -46,7 +48,7 @@ type patience struct {
 
 var defaultPatience = patience{
 	least: 500 * time.Millisecond, most: time.Minute, probe: 5 * time.Second, each: 3 * time.Millisecond, widest: 30 * time.Second,
-	steady: 30 * time.Second, watch: 4 * time.Minute, silence: time.Minute, first: 10 * time.Second, files: 5 * time.Second,
+	steady: 30 * time.Second, watch: 4 * time.Minute, trust: time.Minute, silence: time.Minute, first: 10 * time.Second, files: 5 * time.Second,
 	dial: 10 * time.Second, answer: 70 * time.Second, ping: 30 * time.Second,
 }
 
@@ -56,7 +58,7 @@ const maxRetryAfter = 5 * time.Minute
 // feed is what an API server says about one kind, or about one object. A goroutine lists the kind and then
 // follows its changes from the version that it knows.
 //
-// client-go has two such loops, and neither keeps the promises made here. Its Reflector lists again after a
+// client-go has two such loops, and neither keeps the promises made here. Its Reflector lists again after each
 // cut of the WAN: 100 MB for 5,000 Nodes. Its RetryWatcher resumes at its version, but asks every second
 // while a fault lasts: 3,600 requests an hour for each kind, where at most 280 are promised. It
 // asks for ever from a version that the server refused (410 as an answer, 504 after etcd was restored)
@@ -130,13 +132,13 @@ func (k *kubernetes) follow(ctx context.Context, c *Connection, f *feed) {
 
 // attempt lists, unless the version is known, and watches until the watch ends.
 func (k *kubernetes) attempt(ctx context.Context, c *Connection, f *feed) error {
+	if k.outdated(f) || k.stale(f) {
+		f.version, f.lost = "", true // read anew from etcd: nothing that is known may be undone
+	}
 	if f.version != "" && f.cut {
 		if err := k.compare(ctx, c, f); err != nil {
 			return fmt.Errorf("watch %s: %w", f.kind.resource(), err)
 		}
-	}
-	if k.outdated(f) {
-		f.version, f.lost = "", true // read anew from etcd: nothing that is known may be undone
 	}
 	if f.version == "" {
 		if err := k.list(ctx, c, f); err != nil {
@@ -172,6 +174,17 @@ func (k *kubernetes) compare(ctx context.Context, c *Connection, f *feed) error 
 		f.version, f.lost = "", true
 	}
 	return nil
+}
+
+// stale reports whether this node has had no answer for so long that its version says nothing of the server's history. An
+// etcd that was restored from a backup meanwhile may have passed that version again, with other changes: the server then
+// accepts the version, and only a list tells the two histories apart. Within patience.trust nobody stops a control plane,
+// restores it, and has it write as much again as it lost. The list costs no more than a restart of the API server, and
+// of many Nodes it has fewer bytes than the heartbeats of that minute.
+func (k *kubernetes) stale(f *feed) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return f.version != "" && k.clock().Sub(f.confirmed) > k.patience.trust
 }
 
 // query holds the parameters of both list and watch. A Secret and an EdgeNode are selected by their names, so

@@ -110,6 +110,51 @@ func TestEtcdIsRestored(t *testing.T) {
 	c.untilIs(t, "n1 n3 BGPPeer/lan Secret/bgp=secret")
 }
 
+// The operator restores etcd while a node is offline, and the versions pass those that the node knew. The server accepts
+// the node's versions, and hears nothing of the changes that the backup undid. The state is right as soon as the node is back,
+// by Nodes and by NodeSlices.
+func TestEtcdIsRestoredWhileTheNodeIsOffline(t *testing.T) {
+	own := len(ownKinds())
+	for by, watches := range map[string]int{kindNode: own + 2, kindSlice.kind: own + 1} {
+		t.Run(by, func(t *testing.T) {
+			s := newAPIServer(t)
+			nodes := func(numbers ...int) {
+				var all []SlicedNode
+				for _, i := range numbers {
+					n := sliceNode(i)
+					s.put(kindNode, apiNode(t, n.Name, n.Addresses[0], n.PodCIDRs[0]))
+					all = append(all, n)
+				}
+				if by == kindSlice.kind {
+					s.slice(t, "nodes-1", SliceSpec{Nodes: all})
+					s.slice(t, SliceIndex, SliceSpec{Slices: []string{"nodes-1"}})
+					s.alive(t, 0)
+				}
+			}
+			nodes(1, 2)
+			s.put(kindPeer, apiPeer(t, "lan", `"n2"`))
+			p := hasty
+			p.trust = time.Nanosecond
+			c := newClient(t, s.kubeconfig(t), p)
+			c.untilIs(t, "n1 n2 BGPPeer/lan")
+			waitFor(t, "all watches", func() bool { return s.watches() == watches })
+			s.fails(dropped)
+			s.cut()
+			waitFor(t, "no watch", func() bool { return s.watches() == 0 })
+			c.untilProblem(t, "n1 n2 BGPPeer/lan", APIServerUnreachable)
+			s.remove(kindPeer, "lan")
+			s.remove(kindNode, "n2")
+			nodes(1, 3)
+			s.put(kindPeer, apiPeer(t, "other", `"n3"`))
+			s.mu.Lock()
+			s.history = nil // these changes have versions that the node knows already, of the lost history
+			s.mu.Unlock()
+			s.fails(nil)
+			c.untilIs(t, "n1 n3 BGPPeer/other")
+		})
+	}
+}
+
 // A cluster that was never read is an error, with the cause and the next step. The saved state counts.
 func TestServerAwayFromTheStart(t *testing.T) {
 	s := newAPIServer(t)

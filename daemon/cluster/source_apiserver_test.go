@@ -312,12 +312,30 @@ func createNodes(t *testing.T, cp *kube.ControlPlane, n int) {
 }
 
 // The operator stops the cluster and puts back yesterday's data directory of etcd. What was created since is gone,
-// what was deleted since is there again, and the versions of new objects are numbers that were used before.
+// what was deleted since is there again, and the versions of new objects are numbers that were used before. One node was
+// offline meanwhile, and comes back when the versions have passed those that it knew.
 func TestAPIServerEtcdIsRestored(t *testing.T) {
 	cp, config := servedNode(t)
 	mustApply(t, cp, mustJSONText(apiNode(t, "n2", "192.0.2.12", "10.10.2.0/24")))
-	c := newClientOf(t, KubernetesOptions{Kubeconfig: config, Node: "n1", UserAgent: "edgewayd/test"}, patient())
-	c.untilIs(t, "n1 n2")
+	address := strings.TrimPrefix(cp.URL(), "https://")
+	wan := newSwallower(t, address)
+	text, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	far := filepath.Join(t.TempDir(), "kubeconfig")
+	mustWrite(t, far, strings.ReplaceAll(string(text), address, wan.Addr().String()))
+	p := patient()
+	p.trust = time.Hour
+	online := newClientOf(t, KubernetesOptions{Kubeconfig: config, Node: "n1", UserAgent: "edgewayd/test"}, p)
+	p.trust = time.Second // the control plane is away for longer
+	offline := newClientOf(t, KubernetesOptions{Kubeconfig: far, Node: "n1", UserAgent: "edgewayd/test"}, p)
+	both := func(want string) {
+		t.Helper()
+		online.untilIs(t, want)
+		offline.untilIs(t, want)
+	}
+	both("n1 n2")
 	data, backup := filepath.Join(cp.Dir, "etcd"), filepath.Join(t.TempDir(), "etcd")
 	restart := func(between func() error) {
 		t.Helper()
@@ -325,17 +343,45 @@ func TestAPIServerEtcdIsRestored(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	restart(func() error { return os.CopyFS(backup, os.DirFS(data)) })
-	for i := range 40 { // so that the version is far ahead
-		kubectl(t, cp, "annotate", "node", "n1", "--overwrite", fmt.Sprint("beat=", i))
+	beat := func(many int) (version string) { // each beat is a version
+		t.Helper()
+		admin, err := Connect(KubernetesOptions{Kubeconfig: cp.AdminKubeconfig()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer admin.Close()
+		for i := range many {
+			text := fmt.Appendf(nil, `{"apiVersion":"v1","kind":"Node","metadata":{"name":"n1","annotations":{"beat":"%d"}}}`, i)
+			if text, err = admin.Apply(t.Context(), Path(kindNode)+"/n1", "beat", text); err != nil {
+				t.Fatal(err)
+			}
+			var n usedNode
+			if err := json.Unmarshal(text, &n); err != nil {
+				t.Fatal(err)
+			}
+			version = n.Metadata.ResourceVersion
+		}
+		return version
 	}
+	restart(func() error { return os.CopyFS(backup, os.DirFS(data)) })
+	beat(100)
 	mustApply(t, cp, mustJSONText(apiNode(t, "n3", "192.0.2.13", "10.10.3.0/24")))
+	mustApply(t, cp, `{"apiVersion":"network.edgeway.io/v1alpha1","kind":"NetworkPool","metadata":{"name":"shop"},"spec":{"mode":"underlay","nodeSelector":"all()"}}`)
 	kubectl(t, cp, "delete", "node", "n2")
-	c.untilIs(t, "n1 n3")
+	both("n1 n3 NetworkPool/shop")
+	wan.lose(true)
+	offline.untilProblem(t, "n1 n3 NetworkPool/shop", APIServerUnreachable)
+	known := beat(1) // the offline node knows no later version
 	restart(func() error { return errors.Join(os.RemoveAll(data), os.CopyFS(data, os.DirFS(backup))) })
 	back := time.Now()
-	c.untilIs(t, "n1 n2")
+	online.untilIs(t, "n1 n2")
 	t.Logf("right %v after the API server was ready", time.Since(back))
+	for older(beat(20), known) {
+	}
+	back = time.Now()
+	wan.lose(false)
+	offline.untilIs(t, "n1 n2")
+	t.Logf("right %v after the node was back", time.Since(back))
 	mustApply(t, cp, mustJSONText(apiNode(t, "n4", "192.0.2.14", "10.10.4.0/24")))
-	c.untilIs(t, "n1 n2 n4")
+	both("n1 n2 n4")
 }
