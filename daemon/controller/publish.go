@@ -97,7 +97,7 @@ func (p *publisher) session(ctx context.Context) error {
 			return err
 		}
 	}
-	follow(func(ctx context.Context) error { return p.watch(ctx, version) })
+	follow(func(ctx context.Context) error { return p.followNodes(ctx, version) })
 	for _, kind := range kinds {
 		follow(func(ctx context.Context) error { return p.followResources(ctx, kind, versions[kind]) })
 	}
@@ -260,26 +260,38 @@ func (p *publisher) list(ctx context.Context) (string, error) {
 	}
 }
 
-// watch follows the Nodes from a version on, until an error.
-func (p *publisher) watch(ctx context.Context, version string) error {
+// followNodes follows the Nodes from a version on, until an error. When a watch has ended, it lists them all again: etcd may
+// have been restored from a backup meanwhile, and a watch from a version of the lost history hears nothing of what the
+// backup undid. The API server itself ends a watch only after half an hour to an hour.
+func (p *publisher) followNodes(ctx context.Context, version string) error {
 	for {
-		w, err := p.client.CoreV1().Nodes().Watch(ctx, metav1.ListOptions{ResourceVersion: version, AllowWatchBookmarks: true})
-		if err != nil {
-			return fmt.Errorf("watch Nodes: %w", err)
+		if err := p.watch(ctx, version); err != nil {
+			return err
 		}
-		for event := range w.ResultChan() {
-			n, ok := event.Object.(*corev1.Node)
-			if !ok {
-				w.Stop()
-				return fmt.Errorf("watch Nodes: %w", apierrors.FromObject(event.Object))
-			}
-			version = n.ResourceVersion
-			p.heard(event.Type == "DELETED", event.Type == "BOOKMARK", sliced(n))
+		pause(ctx, p.retry)
+		var err error
+		if version, err = p.list(ctx); err != nil {
+			return err
 		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
+		p.look()
 	}
+}
+
+// watch notes what changes in the Nodes from a version on, until the watch ends.
+func (p *publisher) watch(ctx context.Context, version string) error {
+	w, err := p.client.CoreV1().Nodes().Watch(ctx, metav1.ListOptions{ResourceVersion: version, AllowWatchBookmarks: true})
+	if err != nil {
+		return fmt.Errorf("watch Nodes: %w", err)
+	}
+	defer w.Stop()
+	for event := range w.ResultChan() {
+		n, ok := event.Object.(*corev1.Node)
+		if !ok {
+			return fmt.Errorf("watch Nodes: %w", apierrors.FromObject(event.Object))
+		}
+		p.heard(event.Type == "DELETED", event.Type == "BOOKMARK", sliced(n))
+	}
+	return ctx.Err()
 }
 
 // heard notes a Node, and wakes the publisher where it changed.

@@ -4,11 +4,14 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +22,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/scripts/kube"
@@ -152,6 +156,59 @@ func agree(t *testing.T, what string, a, b func() string, ok func(string) bool) 
 			t.Fatalf("%s: by Nodes\n%.1500s\nby slices\n%.1500s", what, x, y)
 		}
 		<-time.After(20 * time.Millisecond)
+	}
+}
+
+// The operator restores etcd from a backup, a load balancer hides from the controller that the API server was away, and the
+// versions pass the version that the controller knows. The slices have the Nodes that are there.
+func TestSlicesAfterEtcdIsRestored(t *testing.T) {
+	f := newFake(t)
+	f.create("n1")
+	f.create("n2")
+	client, err := kubernetes.NewForConfig(f.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPublisher(client, slog.New(slog.DiscardHandler))
+	p.retry = time.Millisecond
+	version, err := p.list(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- p.followNodes(ctx, version) }()
+	until := func(want ...string) {
+		t.Helper()
+		deadline := time.After(30 * time.Second)
+		for {
+			p.mu.Lock()
+			have := slices.Sorted(maps.Keys(p.nodes))
+			p.mu.Unlock()
+			if slices.Equal(have, want) {
+				return
+			}
+			select {
+			case <-p.wake:
+			case err := <-ended:
+				t.Fatal(err)
+			case <-deadline:
+				t.Fatalf("got %v, want %v", have, want)
+			}
+		}
+	}
+	f.create("n3")
+	until("n1", "n2", "n3")
+	f.mu.Lock()
+	delete(f.objects, "/api/v1/nodes/n2")
+	f.put("/api/v1/nodes/n4", object{})
+	f.history[len(f.history)-1] = "of the lost history"
+	f.mu.Unlock()
+	f.http.CloseClientConnections()
+	until("n1", "n3", "n4")
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }
 
