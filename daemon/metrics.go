@@ -137,14 +137,21 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	}
 	gauge(worst, describe("paths_worst_round_trip_seconds", "The longest round trip of the last answers of other nodes' canaries."))
 	if s.Uplinks != nil {
+		type sums struct{ up, addresses, used float64 }
+		byName := map[string]sums{} // an interface with both families is there twice
 		for _, u := range s.Uplinks.Interfaces {
-			name, up := cmp.Or(u.MAC, u.Name), 0.0
+			name := cmp.Or(u.MAC, u.Name)
+			sum := byName[name]
 			if u.State == api.UplinkUp {
-				up = 1
+				sum.up = 1
 			}
-			gauge(up, describe("uplink_up", "1 when the uplink is there and up.", "interface"), name)
-			gauge(float64(u.Addresses), describe("uplink_addresses", "Addresses that the uplink grants to pods.", "interface"), name)
-			gauge(float64(u.Used), describe("uplink_used", "Addresses of the uplink that pods have.", "interface"), name)
+			sum.addresses, sum.used = sum.addresses+float64(u.Addresses), sum.used+float64(u.Used)
+			byName[name] = sum
+		}
+		for name, sum := range byName {
+			gauge(sum.up, describe("uplink_up", "1 when the uplink is there and up.", "interface"), name)
+			gauge(sum.addresses, describe("uplink_addresses", "Addresses that the uplink grants to pods.", "interface"), name)
+			gauge(sum.used, describe("uplink_used", "Addresses of the uplink that pods have.", "interface"), name)
 		}
 		gauge(float64(s.Uplinks.Free), describe("uplink_free", "Addresses of uplinks that are free for pods."))
 	}

@@ -103,9 +103,13 @@ const ensAddresses = 25
 // mostPods is the largest maxPods of the kubelet for which the addresses are enough; 0: not known. More addresses may come
 // to an instance of a cloud, and only the controller knows how many an ECS instance can have.
 func mostPods(spec *cluster.Uplinks, u uplink.Uplinks) int {
-	granted := 0
+	of := map[bool]int{} // by family: a pod needs an address of each
 	for _, i := range u.Interfaces {
-		granted += len(i.Addresses)
+		of[i.V6()] += len(i.Addresses)
+	}
+	granted := max(of[false], of[true])
+	if of[false] > 0 && of[true] > 0 {
+		granted = min(of[false], of[true])
 	}
 	switch spec.Provider {
 	case cluster.ProviderStatic:
@@ -137,7 +141,7 @@ func (d *Daemon) uplinks(v *view) *api.Uplinks {
 	for n, i := range v.Plan.Uplinks.Interfaces {
 		one := api.Uplink{MAC: i.MAC, Name: i.Name, Link: s.Interfaces[n].Link, Address: i.Address.String(), Gateway: i.Gateway.String(),
 			Addresses: len(i.Addresses), Used: held.Used(uplink.Uplinks{Interfaces: []uplink.Interface{i}}), State: string(s.Interfaces[n].State)}
-		if at := slices.IndexFunc(spec.Interfaces, func(u cluster.Uplink) bool { return u.MAC == i.MAC && u.LinkName() == i.Name }); at >= 0 {
+		if at := slices.IndexFunc(spec.Interfaces, func(u cluster.Uplink) bool { return u.MAC == i.MAC && u.LinkName() == i.Name && u.V6() == i.V6() }); at >= 0 {
 			one.ID = spec.Interfaces[at].ID
 		}
 		out.Interfaces = append(out.Interfaces, one)

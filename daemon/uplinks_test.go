@@ -142,6 +142,12 @@ func TestMostPods(t *testing.T) {
 			t.Errorf("provider %q: %d, want %d", provider, got, want)
 		}
 	}
+	v6 := uplink.Interface{Subnet: netip.MustParsePrefix("fd00::/64"), Addresses: make([]netip.Addr, 20)}
+	for want, one := range map[int]uplink.Uplinks{30: {Interfaces: append(u.Interfaces, v6)}, 31: {Interfaces: []uplink.Interface{v6, {Subnet: v6.Subnet, Addresses: v6.Addresses[:1]}}}} {
+		if got := mostPods(&cluster.Uplinks{Provider: cluster.ProviderStatic}, one); got != want {
+			t.Errorf("a pod has an address of each family: %d, want %d", got, want)
+		}
+	}
 }
 
 // stored is a node's store that leases from the pool that was set last, and has no pods.

@@ -257,6 +257,9 @@ func (n *Node) make(ctx context.Context, o order, g grant, w wiring, at ends) (m
 	} else if err := settle(at, w); err != nil {
 		return 0, fault(codeWiring, "%s: %w", o.attachment, err).next("check ip link and dmesg of the host")
 	}
+	if err := n.answer(ctx, at.host, w.addrs); err != nil {
+		return 0, fault(codeWiring, "%s: neighbours of the uplink: %w", o.attachment, err).next("check ip -6 neigh show proxy and dmesg of the host")
+	}
 	at.pod.AwaitLocal(ctx, w.addrs)
 	return w.metric, nil
 }

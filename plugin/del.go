@@ -87,6 +87,7 @@ func (n *Node) cut(ctx context.Context, host kernel, link string, addrs []netip.
 	if err != nil {
 		return fault(codeWiring, "delete link %s: %w", link, err).next("check ip link show %s", link)
 	}
+	_ = n.answer(ctx, host, addrs) // a file that nobody can read must not keep the pod from ending
 	return forget(ctx, host, addrs)
 }
 

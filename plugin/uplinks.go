@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"net/netip"
 	"path/filepath"
 	"slices"
 
@@ -37,4 +38,22 @@ func (n *Node) ensureUplinks(ctx context.Context, host kernel, o order) (order, 
 		o.pool, err = n.reserve(o.pool, missing)
 	}
 	return o, err
+}
+
+// answer makes the kernel answer neighbour solicitations for those of a pod's IPv6 addresses that are of an uplink
+// (routes.ProxyNeigh), when the pod has started, and no more when it has ended. The daemon does that while it runs.
+func (n *Node) answer(ctx context.Context, host kernel, addrs []netip.Addr) error {
+	if n.reopen == nil || !slices.ContainsFunc(addrs, netip.Addr.Is6) {
+		return nil
+	}
+	u, err := uplink.Read(filepath.Join(n.Dir, uplink.File))
+	if err != nil || len(u.Interfaces) == 0 {
+		return err
+	}
+	h, err := host.Host(ctx)
+	if err == nil {
+		proxies := slices.DeleteFunc(u.State(h).Proxies, func(p routes.ProxyNeigh) bool { return p.IP.Is4() || !slices.Contains(addrs, p.IP) })
+		_, err = host.Sync(ctx, routes.Scope{}, routes.State{Proxies: proxies})
+	}
+	return err
 }

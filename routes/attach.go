@@ -21,7 +21,7 @@ func addrMessage(typ uint16, flags int, a Addr, index int) message {
 	ip := a.Prefix.Addr()
 	h := make([]byte, unix.SizeofIfAddrmsg)
 	h[0], h[1] = family(ip), uint8(a.Prefix.Bits())
-	if a.HostScope {
+	if a.HostScope && ip.Is4() {
 		h[3] = unix.RT_SCOPE_HOST
 	}
 	binary.NativeEndian.PutUint32(h[4:], uint32(index))
@@ -36,6 +36,9 @@ func addrMessage(typ uint16, flags int, a Addr, index int) message {
 	if typ == unix.RTM_NEWADDR && ifa != 0 {
 		m = m.attr32(unix.IFA_FLAGS, ifa)
 	}
+	if typ == unix.RTM_NEWADDR && a.HostScope && ip.Is6() { // struct ifa_cacheinfo: preferred for 0 s, valid for ever
+		m = m.attr(unix.IFA_CACHEINFO, append(binary.NativeEndian.AppendUint32(make([]byte, 4), math.MaxUint32), make([]byte, 8)...))
+	}
 	return m
 }
 
@@ -43,7 +46,9 @@ func addrMessage(typ uint16, flags int, a Addr, index int) message {
 type ifAddr struct {
 	prefix netip.Prefix
 	index  int
-	scope  uint8
+	// aside: the address is not a source while there is another (Addr.HostScope).
+	aside bool
+	scope uint8
 }
 
 func parseAddr(b []byte) (ifAddr, bool) {
@@ -51,6 +56,7 @@ func parseAddr(b []byte) (ifAddr, bool) {
 		return ifAddr{}, false
 	}
 	a := ifAddr{index: int(binary.NativeEndian.Uint32(b[4:])), scope: b[3]}
+	a.aside = b[0] == unix.AF_INET && a.scope == unix.RT_SCOPE_HOST
 	var address, local netip.Addr
 	for typ, v := range attrs(b[unix.SizeofIfAddrmsg:]) {
 		switch typ {
@@ -58,6 +64,8 @@ func parseAddr(b []byte) (ifAddr, bool) {
 			address = attrAddr(v)
 		case unix.IFA_LOCAL:
 			local = attrAddr(v)
+		case unix.IFA_FLAGS:
+			a.aside = a.aside || b[0] == unix.AF_INET6 && attrUint32(v)&unix.IFA_F_DEPRECATED != 0
 		}
 	}
 	if local.IsValid() {
@@ -244,7 +252,7 @@ func (v *view) observeAddrs(scope Scope, desired []Addr) (out []Addr, err error)
 	return eachLink(v, links, func(d device) (out []Addr, err error) {
 		found, err := v.addrs(d.index)
 		for _, f := range found {
-			a := Addr{d.Name, f.prefix, f.scope == unix.RT_SCOPE_HOST && f.prefix.Addr().Is4()}
+			a := Addr{d.Name, f.prefix, f.aside}
 			clash := slices.ContainsFunc(desired, func(w Addr) bool {
 				return w.Link == a.Link && w.Prefix.Addr() == a.Prefix.Addr() && a.Prefix.Addr().Is6()
 			})

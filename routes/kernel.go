@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -22,6 +24,7 @@ type Kernel struct {
 	filtered *conn      // socket for nftables and connection tracking; nil until it is needed
 
 	passages passages
+	proxied  atomic.Bool // a State had IPv6 proxies: routes of pods count for Watch
 }
 
 // Open returns the Kernel of the calling thread's network namespace.
@@ -139,12 +142,18 @@ func (k *Kernel) Sync(ctx context.Context, scope Scope, desired State) ([]Change
 	} else if desired.Passages, err = scope.Passages.existing(k, desired.Passages); err != nil {
 		return nil, err
 	}
+	if slices.ContainsFunc(desired.Proxies, ProxyNeigh.v6) {
+		k.proxied.Store(true) // before the routes of pods are read: Watch reports what changes afterwards
+	}
 	v.brief = true
 	observed, err := k.observe(ctx, v, scope, desired)
 	if err != nil {
 		return nil, err
 	}
 	desired.Routes = v.wrong(desired.Routes)
+	if desired.Proxies, err = v.answerable(desired.Proxies); err != nil {
+		return nil, err
+	}
 	changes := Diff(observed, desired)
 	a := applier{k: k, v: v, ctx: ctx, firewalls: scope.Passages}
 	a.apply(changes)

@@ -32,8 +32,7 @@ type owner struct {
 
 func (v *view) observeFamily(fam uint8, scope Scope, desired []Route) ([]Route, error) {
 	var owners []owner
-	everyTable := scope.Rules && fam == unix.AF_INET // one list of all tables finds those of former uplinks too
-	if scope.Protocol != 0 && everyTable {
+	if scope.Protocol != 0 && scope.Rules { // one list of all tables finds those of former uplinks too
 		owners = append(owners, owner{0, scope.Protocol})
 	} else if scope.Protocol != 0 {
 		owners = append(owners, owner{mainTable, scope.Protocol})

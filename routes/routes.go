@@ -93,7 +93,8 @@ type VLAN struct {
 type Addr struct {
 	Link   string
 	Prefix netip.Prefix
-	// HostScope: the machine answers for the IPv4 address, but never chooses it as a source.
+	// HostScope: the machine answers for the address, but does not choose it as a source: it has scope host, or, in
+	// IPv6, it is deprecated (RFC 4862, section 5.5.4), and chosen only where there is no other.
 	HostScope bool `json:",omitempty"`
 }
 

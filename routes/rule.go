@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -30,7 +29,8 @@ type rule struct {
 	action     uint8
 	protocol   Protocol
 	mark, mask uint32
-	longer     int  // suppress_prefixlength; 0: none
+	longer     int // suppress_prefixlength; 0: none
+	v6         bool
 	special    bool // it matches more than addresses: a mark, a link, a port, an exception
 }
 
@@ -44,7 +44,7 @@ func parseRule(b []byte) (r rule, ok bool) {
 	if len(b) < ruleHeader {
 		return r, false
 	}
-	r.table, r.action = int(b[4]), b[7]
+	r.table, r.action, r.v6 = int(b[4]), b[7], b[0] == unix.AF_INET6
 	r.special = b[3] != 0 || binary.NativeEndian.Uint32(b[8:])&unix.FIB_RULE_INVERT != 0
 	for typ, v := range attrs(b[ruleHeader:]) {
 		switch typ {
@@ -123,15 +123,10 @@ func (r rule) covers(src, dst netip.Addr) bool {
 func (k *Kernel) Ruled(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]Way, error) {
 	v := newView(k.c)
 	out := map[netip.Addr]Way{}
-	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		header := make([]byte, ruleHeader)
-		header[0] = fam
-		rules, err := dump(v.c, newMessage(unix.RTM_GETRULE, 0, header), 0, parseRule)
-		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
-			continue
-		}
+	for _, fam := range families {
+		rules, err := v.c.rules(fam, 0)
 		if err != nil {
-			return nil, fmt.Errorf("list policy rules: %w", err)
+			return nil, err
 		}
 		rules = slices.DeleteFunc(rules, rule.usual)
 		slices.SortStableFunc(rules, func(a, b rule) int { return cmp.Compare(a.priority, b.priority) })
@@ -157,6 +152,7 @@ func (k *Kernel) Ruled(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]
 
 // ForeignRule is a policy rule of another owner that the kernel asks before it asks, or among, the rules of uplinks.
 type ForeignRule struct {
+	V6       bool         `json:"v6,omitempty"`
 	Priority int          `json:"priority"`
 	From     netip.Prefix `json:"from,omitzero"` // zero: packets from everywhere
 	To       netip.Prefix `json:"to,omitzero"`   // zero: packets to everywhere
@@ -165,21 +161,21 @@ type ForeignRule struct {
 	Text    string `json:"text"` // as ip rule prints it
 }
 
-// ForeignRules returns the IPv4 policy rules of other owners up to the last priority of ours. Rules that the kernel
+// ForeignRules returns the policy rules of other owners up to the last priority of ours. Rules that the kernel
 // makes itself, and rules that look into its tables for everything, are left out.
 func (k *Kernel) ForeignRules(ctx context.Context) (out []ForeignRule, err error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	header := make([]byte, ruleHeader)
-	header[0] = unix.AF_INET
-	rules, err := dump(k.c, newMessage(unix.RTM_GETRULE, 0, header), 0, parseRule)
-	if err != nil {
-		return nil, fmt.Errorf("list policy rules: %w", err)
-	}
-	for _, r := range rules {
-		if r.priority <= lastRule && !r.usual() && r.protocol != unix.RTPROT_KERNEL {
-			out = append(out, ForeignRule{r.priority, r.from, r.to, r.special, r.String()})
+	for _, family := range families {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		rules, err := k.c.rules(family, 0)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rules {
+			if r.priority <= lastRule && !r.usual() && r.protocol != unix.RTPROT_KERNEL {
+				out = append(out, ForeignRule{r.v6, r.priority, r.from, r.to, r.special, r.String()})
+			}
 		}
 	}
 	return out, nil
@@ -188,7 +184,7 @@ func (k *Kernel) ForeignRules(ctx context.Context) (out []ForeignRule, err error
 // Catches reports whether the rule can decide about packets from the address before a rule of ours does, or stands among
 // our rules.
 func (r ForeignRule) Catches(a netip.Addr) bool {
-	return r.Priority >= firstRule || !r.Special && (!r.From.IsValid() || r.From.Contains(a))
+	return r.V6 == a.Is6() && (r.Priority >= firstRule || !r.Special && (!r.From.IsValid() || r.From.Contains(a)))
 }
 
 // somePod returns the address of a pod and the index of its link; zero if there is no pod.

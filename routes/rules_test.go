@@ -1,6 +1,7 @@
 package routes
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -173,4 +174,83 @@ func BenchmarkUplinks(b *testing.B) {
 		}
 		b.StartTimer()
 	}
+}
+
+// The same for IPv6: the kernel would answer for an address that no pod has, so an entry comes and goes with the pod's route.
+func TestUplinkIPv6(t *testing.T) {
+	s := newSpace(t)
+	s.wire()
+	for _, foreign := range []string{"ip -6 rule add pref 2048 from fd00:10::99 lookup 77", "ip -6 neigh add proxy fd00:10::98 dev eth0", "ip -6 neigh add proxy fd00:10::32 dev eth0", "ip link add ew1 type veth peer name ew1p", "ip link set ew1p up", "ip link set ew1 up"} {
+		s.run(foreign)
+	}
+	table := UplinkTable([6]byte{0, 0x16, 0x3e, 0x08, 0x60, 0x0a})
+	scope, want := Scope{Protocol: ProtoNode, Rules: true}, State{
+		Addrs: []Addr{{Link: "eth0", Prefix: pfx("fd00:10::21/128"), HostScope: true}},
+		Routes: []Route{
+			{Dst: pfx("fd00:10::fe/128"), Link: "eth0", Protocol: ProtoNode, Table: table},
+			{Dst: pfx("::/0"), Via: addr("fd00:10::fe"), Link: "eth0", Protocol: ProtoNode, Table: table},
+			{Dst: pfx("::/0"), Protocol: ProtoNode, Type: "unreachable", Metric: 4278198272, Table: table},
+			{Dst: pfx("fd00:10::31/128"), Protocol: ProtoNode, Type: "unreachable", Metric: 4278198272},
+		},
+		Rules: []Rule{
+			{Priority: 512, Longer: 31}, {V6: true, Priority: 512, Longer: 127},
+			{Priority: 600, Mark: 0x20}, {V6: true, Priority: 600, Mark: 0x20},
+			{Priority: 2048, From: pfx("fd00:10::30/124"), Table: table},
+		},
+		Proxies: []ProxyNeigh{{"eth0", addr("fd00:10::31")}, {"eth0", addr("fd00:10::32")}},
+	}
+	s.sync(scope, want)
+	s.contains("ip -6 addr show dev eth0", "inet6 fd00:10::21/128 scope global nodad deprecated noprefixroute")
+	s.contains("ip -6 rule", "512: from all lookup main suppress_prefixlength 127 proto 119")
+	s.contains("ip -6 rule", "600: from all fwmark 0x20/0x20 lookup main proto 119")
+	s.contains("ip -6 rule", "2048: from fd00:10::30/124 lookup 1695047690 proto 119")
+	s.contains("ip -6 route show table 1695047690", "default via fd00:10::fe dev eth0 proto 119 metric 1024")
+	s.lacks("ip -6 neigh show proxy", "fd00:10::31")
+	s.contains("ip -6 neigh show proxy", "fd00:10::32")
+
+	looked := make(chan bool, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- s.k.Watch(ctx, Watched{Node: func() {
+			select {
+			case looked <- true:
+			default:
+			}
+		}})
+	}()
+	reported := func() bool {
+		select {
+		case <-looked:
+			return true
+		default:
+			return false
+		}
+	}
+	eventually(t, "Watch reports events", func() bool {
+		s.run("ip addr add 10.9.9.9/32 dev eth0")
+		s.run("ip addr del 10.9.9.9/32 dev eth0")
+		return reported()
+	})
+	for range 5 { // a pod starts and ends
+		s.run("ip -6 route add fd00:10::31 dev ew1 proto 101")
+		eventually(t, "the start of a pod is reported", reported)
+		s.sync(Scope{}, State{Proxies: want.Proxies}) // as the plugin does it without a daemon
+		s.contains("ip -6 neigh show proxy", "fd00:10::31 dev eth0")
+		s.quiet(scope, want)
+		s.run("ip -6 route del fd00:10::31 dev ew1 proto 101")
+		eventually(t, "the end of a pod is reported", reported)
+		s.sync(Scope{}, State{Proxies: want.Proxies})
+		s.lacks("ip -6 neigh show proxy", "fd00:10::31")
+		s.contains("ip -6 neigh show proxy", "fd00:10::32") // of another owner
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	s.sync(scope, State{})
+	s.lacks("ip -6 rule", "proto 119")
+	s.contains("ip -6 rule", "2048: from fd00:10::99 lookup 77")
+	s.lacks("ip -6 route show table all", "table 1695047690")
+	s.contains("ip -6 neigh show proxy", "fd00:10::98 dev eth0")
 }

@@ -118,7 +118,10 @@ func (l Link) String() string {
 
 func (a Addr) String() string {
 	s := a.Prefix.String()
-	if a.HostScope {
+	switch {
+	case a.HostScope && a.Prefix.Addr().Is6():
+		s += " deprecated"
+	case a.HostScope:
 		s += " scope host"
 	}
 	return s + " dev " + a.Link

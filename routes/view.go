@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -26,6 +27,7 @@ type device struct {
 
 // view is what one call has learned of links. Indexes are forgotten with the view.
 type view struct {
+	pods6   map[netip.Addr]bool // IPv6 addresses with a route of ProtoPod; nil: not read
 	c       *conn
 	byName  map[string]device
 	byIndex map[int]device

@@ -32,7 +32,8 @@ type Watched struct {
 	// daemon's links is another than half a second ago. Only neighbours
 	// of the daemon's links (edgeway.*) count: their entries are permanent, while ARP learns and forgets
 	// entries elsewhere all the time. Events of pods' links do not count: each pod causes dozens, and pods'
-	// links are not part of the node's state, except the routes of a pod with several links (see SourceCheck).
+	// links are not part of the node's state, except the routes of a pod with several links (see SourceCheck), and the
+	// IPv6 routes of pods on a node with IPv6 proxies (see ProxyNeigh).
 	Node func()
 	// Firewall is called whenever nftables changes, also for tables of ours. Firewall may be nil.
 	Firewall func()
@@ -59,6 +60,7 @@ func (k *Kernel) Watch(ctx context.Context, changed Watched) error {
 	}
 	defer rtnl.Close()
 	w := newWatcher()
+	w.proxied = &k.proxied
 	devices, err := newView(k.c).all()
 	if err != nil {
 		return fmt.Errorf("watch: %w", err)
@@ -216,14 +218,15 @@ type watcher struct {
 	harmed map[int]bool // pods' links that may have lost something; elsewhere stands for any of them
 	peerNS map[int]int  // index of a pod's link to the number of the pod's namespace
 
-	tunnels atomic.Bool // the daemon has, or had, a link
+	tunnels atomic.Bool  // the daemon has, or had, a link
+	proxied *atomic.Bool // the node has proxies that come and go with the IPv6 routes of pods
 }
 
 // elsewhere is not the index of any link.
 const elsewhere = -1
 
 func newWatcher() *watcher {
-	return &watcher{links: map[int]bool{}, pods: map[int]bool{}, up: map[int]bool{}, harmed: map[int]bool{}, peerNS: map[int]int{}}
+	return &watcher{links: map[int]bool{}, pods: map[int]bool{}, up: map[int]bool{}, harmed: map[int]bool{}, peerNS: map[int]int{}, proxied: &atomic.Bool{}}
 }
 
 // watched reports whether a link's neighbours are the daemon's. The neighbours of a pod's link are not: the
@@ -292,7 +295,7 @@ func (w *watcher) ofPod(h unix.NlMsghdr, body []byte) bool {
 				if h.Type == unix.RTM_DELROUTE && by == uint8(ProtoPod) {
 					w.harm(index)
 				}
-				return w.pods[index] && !w.oneOfSeveral(index)
+				return w.pods[index] && !w.oneOfSeveral(index) && !(w.proxied.Load() && body[0] == unix.AF_INET6 && by == uint8(ProtoPod))
 			}
 		}
 	}
@@ -330,7 +333,7 @@ func (w *watcher) counts(b []byte) (worth bool) {
 			worth = worth || !ok || !w.pods[d.index]
 		case unix.RTM_DELLINK:
 			d, ok := parseLink(body)
-			worth = worth || !ok || !w.pods[d.index] || w.oneOfSeveral(d.index)
+			worth = worth || !ok || !w.pods[d.index] || w.oneOfSeveral(d.index) || w.proxied.Load()
 			if ok && body[0] == unix.AF_UNSPEC { // events about objects on the link came before
 				delete(w.links, d.index)
 				delete(w.pods, d.index)

@@ -133,6 +133,19 @@ func variedUplinks() (all []string) {
 	}, addresses...) {
 		all = append(all, uplink(`,"addresses":[`+value+`]`))
 	}
+	const v6 = `{"provider":"static","interfaces":[{"name":"eth1","address":"fd00:10::21","subnet":"fd00:10::/64","gateway":"fd00:10::fe","addresses":["fd00:10::31"]}]}`
+	both := strings.Replace(v6, `[{`, `[{"name":"eth1","address":"10.0.0.21","subnet":"10.0.0.0/24","gateway":"10.0.0.253","addresses":["10.0.0.31"]},{`, 1)
+	all = append(all, v6, both)
+	varied(v6, `"provider":"static"`, `"provider":"ens"`, `"provider":"ecs"`, `"provider":"static","egress":"node","inside":["fd00::/8","10.0.0.0/8"]`, `"provider":"static","egress":"node","inside":["fe80::/16"]`)
+	varied(v6, `"address":"fd00:10::21"`, `"address":"10.0.0.21"`, `"address":"fe80::21"`)
+	varied(v6, `"gateway":"fd00:10::fe"`, `"gateway":"fe80::fe"`, `"gateway":"10.0.0.253"`, `"gateway":"ff02::2"`, `"gateway":"FE80::1:2:3:4"`)
+	varied(v6, `"subnet":"fd00:10::/64"`, `"subnet":"fd00:10::/128"`, `"subnet":"fd00:10::/129"`, `"subnet":"fd00:10::/0"`, `"subnet":"fd00:10::"`, `"subnet":"2001:DB8::/32"`, `"subnet":"::/8"`, `"subnet":"10.0.0.0/24"`, `"subnet":"fd00:10::10.0.0.0/120"`)
+	for _, value := range append([]string{
+		`"fd00:10::40-fd00:10::4f"`, `"fd00:10::40-10.0.0.55"`, `"fd00:10::40-"`, `"fd00:10::40/124"`, `"fd00:10::/116"`, `"fd00:10::/115"`, `"fd00:10::/128"`, `"fd00:10::/0128"`, `"10.0.0.31"`, `"fd00:10:0:0:0:0:0:31"`, `"fd00:10:0:0:0:0:0::"`, `"fd00::1:2:3:4:5:6"`,
+		`"fd00::1:2:3:4:5:6:7"`, `"fd00:1:2:3:4:5:6::7"`, `"fd00:1:2:3:4:5::7"`, `"fd00:1:2:3::5:6:7"`, `"fd00:1:2:3::5:6:7:8"`, `"fd00:1::12345"`, `"3fff::1"`, `"4000::1"`, `"1fff::1"`, `"fc00::1"`, `"fb00::1"`, `"fe00::1"`, `"2::1"`,
+	}, addresses...) {
+		varied(v6, `"fd00:10::31"`, value)
+	}
 	return all
 }
 
@@ -271,8 +284,9 @@ func TestAPIServerValidation(t *testing.T) {
 	cp := servedKinds(t, kube.Options{})
 	c := dynamicClient(t, cp.AdminKubeconfig())
 	accepted, refused := 0, 0
-	for _, name := range slices.Sorted(maps.Keys(candidates(t))) {
-		o := candidates(t)[name]
+	all := candidates(t)
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		o := all[name]
 		metadata, _ := o["metadata"].(map[string]any)
 		metadata = maps.Clone(metadata)
 		if metadata == nil {

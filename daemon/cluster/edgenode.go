@@ -30,7 +30,7 @@ type EdgeNode struct {
 func (e EdgeNode) Ref() string { return kindEdgeNode + "/" + e.Name }
 
 // Uplinks are the secondary interfaces of a node whose pods have addresses of these interfaces. Its JSON is
-// spec.uplinks of the resource, with the defaults filled in. All addresses are IPv4.
+// spec.uplinks of the resource, with the defaults filled in. IPv6 addresses are there with ProviderStatic only.
 type Uplinks struct {
 	Provider Provider `json:"provider"`
 	Egress   Egress   `json:"egress"`
@@ -65,7 +65,8 @@ const (
 	EgressNode   Egress = "node"
 )
 
-// Uplink is one secondary interface: exactly one of MAC, Name and VLAN is set.
+// Uplink is one secondary interface with addresses of one family: exactly one of MAC, Name and VLAN is set. An interface
+// with both families is two Uplinks.
 type Uplink struct {
 	MAC     string       `json:"mac,omitempty"` // in lower case: "00:16:3e:08:60:0a"
 	Name    string       `json:"name,omitempty"`
@@ -74,7 +75,8 @@ type Uplink struct {
 	Address netip.Addr   `json:"address"`       // the interface's own, which no pod gets
 	Subnet  netip.Prefix `json:"subnet"`
 	Gateway netip.Addr   `json:"gateway"`
-	// AnswerARP: the node answers ARP requests for the addresses of its pods, as no cloud does it.
+	// AnswerARP: the node answers ARP requests, or neighbour solicitations, for the addresses of its pods, as no cloud
+	// does it.
 	AnswerARP bool `json:"answerARP"`
 	// OnLink: pods reach the subnet directly, and not by the gateway.
 	OnLink    bool           `json:"onLink"`
@@ -106,6 +108,9 @@ func (u Uplink) LinkName() string {
 
 // maxLinkName is the length of the longest name of a link in bytes (linux/if.h: IFNAMSIZ, with a zero byte).
 const maxLinkName = 15
+
+// V6 reports whether the addresses are IPv6.
+func (u Uplink) V6() bool { return u.Subnet.Addr().Is6() }
 
 // Withdrawal takes an address back: no pod gets it again under this token, and the status says when no pod
 // has it any more.
@@ -187,8 +192,8 @@ func (r *AddressRange) UnmarshalText(text []byte) error {
 	first, last, isRange := strings.Cut(s, "-")
 	prefix, err := netip.ParsePrefix(s)
 	if err == nil {
-		if !host4(prefix.Addr()) || prefix != prefix.Masked() {
-			return fmt.Errorf("addresses %q: want an IPv4 CIDR without host bits", s)
+		if !hostAddr(prefix.Addr()) || prefix != prefix.Masked() {
+			return fmt.Errorf("addresses %q: want a CIDR without host bits", s)
 		}
 		first, last = prefix.Addr().String(), lastOf(prefix).String()
 	} else if !isRange {
@@ -196,26 +201,40 @@ func (r *AddressRange) UnmarshalText(text []byte) error {
 	}
 	a, errA := netip.ParseAddr(first)
 	b, errB := netip.ParseAddr(last)
-	if errA != nil || errB != nil || !host4(a) || !host4(b) || b.Less(a) || number4(b)-number4(a) >= maxRange {
-		return fmt.Errorf("addresses %q: want an IPv4 address, a range 10.0.0.40-10.0.0.55 or a CIDR 10.0.0.64/28, of at most %d addresses", s, maxRange)
+	if errA != nil || errB != nil || dotted(s) || !hostAddr(a) || !hostAddr(b) || a.Is4() != b.Is4() || b.Less(a) || apart(a, b) >= maxRange {
+		return fmt.Errorf("addresses %q: want an address, a range 10.0.0.40-10.0.0.55 or a CIDR 10.0.0.64/28, of at most %d addresses", s, maxRange)
 	}
 	*r = AddressRange{a, b}
 	return nil
 }
 
-func number4(a netip.Addr) uint32 {
-	b := a.As4()
-	return binary.BigEndian.Uint32(b[:])
+// apart is b - a, at most math.MaxUint64. Both are of one family, and a is not the greater one.
+func apart(a, b netip.Addr) uint64 {
+	x, y := a.As16(), b.As16()
+	low, borrow := bits.Sub64(binary.BigEndian.Uint64(y[8:]), binary.BigEndian.Uint64(x[8:]), 0)
+	if high, _ := bits.Sub64(binary.BigEndian.Uint64(y[:8]), binary.BigEndian.Uint64(x[:8]), borrow); high != 0 {
+		return math.MaxUint64
+	}
+	return low
 }
 
 func lastOf(p netip.Prefix) netip.Addr {
-	b := binary.BigEndian.AppendUint32(nil, number4(p.Addr())|uint32(1<<(32-p.Bits())-1))
-	return netip.AddrFrom4([4]byte(b))
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
 }
 
-// host4 reports whether an IPv4 host can have the address: RFC 1122, section 3.2.1.3.
-func host4(a netip.Addr) bool {
-	return a.Is4() && a.As4()[0] >= 1 && a.As4()[0] <= 223 && a.As4()[0] != 127
+// hostAddr reports whether a host of a LAN can have the address: RFC 1122, section 3.2.1.3; in IPv6 global unicast (RFC
+// 4291, section 2.4, as it is given out) and unique local (RFC 4193).
+func hostAddr(a netip.Addr) bool {
+	b := a.AsSlice()
+	if a.Is4() {
+		return b[0] >= 1 && b[0] <= 223 && b[0] != 127
+	}
+	return a.Is6() && a.Zone() == "" && (b[0]&0xe0 == 0x20 || b[0]&0xfe == 0xfc)
 }
 
 // readEdgeNode reads an EdgeNode. Its status is not read.
@@ -237,7 +256,7 @@ func readEdgeNode(root mapping, name string) EdgeNode {
 	}
 	inside := uplinks.at("inside")
 	for _, f := range inside.list() {
-		u.Inside = append(u.Inside, f.prefix4())
+		u.Inside = append(u.Inside, f.uplinkCIDR())
 	}
 	if len(u.Inside) > 0 && u.Egress != EgressNode {
 		inside.bad(badValue, "spec.uplinks.inside only with egress: node", "egress: "+string(u.Egress))
@@ -245,10 +264,13 @@ func readEdgeNode(root mapping, name string) EdgeNode {
 	u.Mark = uplinks.at("mark").bit()
 	for _, f := range uplinks.at("interfaces").items("interface") {
 		one := readUplink(f, u.Provider == ProviderStatic)
-		if one.VLAN != (VLAN{}) && slices.ContainsFunc(u.Interfaces, func(o Uplink) bool { return o.VLAN == one.VLAN }) {
-			f.bad(badValue, "each VLAN once in spec.uplinks.interfaces", fmt.Sprintf("VLAN %d of %s twice", one.VLAN.ID, one.VLAN.Parent))
+		if one.VLAN != (VLAN{}) && slices.ContainsFunc(u.Interfaces, func(o Uplink) bool { return o.VLAN == one.VLAN && o.V6() == one.V6() }) {
+			f.bad(badValue, "each VLAN once, for each family, in spec.uplinks.interfaces", fmt.Sprintf("VLAN %d of %s twice", one.VLAN.ID, one.VLAN.Parent))
 		}
 		u.Interfaces = append(u.Interfaces, one)
+	}
+	if v6 := u.firstV6(); v6.IsValid() && u.Provider != ProviderStatic {
+		uplinks.bad(badValue, "IPv4 addresses in spec.uplinks, as the provider "+string(u.Provider)+" has no others", v6.String())
 	}
 	e.Uplinks = &u
 	return e
@@ -285,7 +307,7 @@ func readUplink(f field, static bool) Uplink {
 		Name:    m.at("name").matching(linkPattern, nameOfInterface),
 		VLAN:    VLAN{Parent: vlan.at("parent").matching(linkPattern, nameOfInterface), ID: uint16(vlan.at("id").number(badValue, 1, 4094))},
 		ID:      m.at("id").text(),
-		Address: m.at("address").addr4(), Gateway: m.at("gateway").addr4(), Subnet: m.at("subnet").prefix4(),
+		Address: m.at("address").uplinkAddr(hostAddr), Gateway: m.at("gateway").uplinkAddr(router), Subnet: m.at("subnet").uplinkCIDR(),
 		AnswerARP: static, OnLink: static,
 	}
 	if u.MAC == "00:00:00:00:00:00" || u.Name == "lo" || u.VLAN.Parent == "lo" {
@@ -300,7 +322,7 @@ func readUplink(f field, static bool) Uplink {
 	for _, f := range m.at("addresses").list() {
 		var r AddressRange
 		if text := f.text(); r.UnmarshalText([]byte(text)) != nil {
-			f.badText(badAddress, fmt.Sprintf("an IPv4 address, a range (10.0.0.40-10.0.0.55) or a CIDR (10.0.0.64/28), of at most %d addresses", maxRange))
+			f.badText(badAddress, fmt.Sprintf("an address, a range (10.0.0.40-10.0.0.55) or a CIDR (10.0.0.64/28), of at most %d addresses", maxRange))
 		}
 		u.Addresses = append(u.Addresses, r)
 	}
@@ -311,9 +333,28 @@ func readUplink(f field, static bool) Uplink {
 		if !token.absent() && token.text() == "" {
 			token.badText(badValue, "a token")
 		}
-		u.Withdrawn = append(u.Withdrawn, Withdrawal{Address: w.at("address").addr4(), Token: token.text()})
+		u.Withdrawn = append(u.Withdrawn, Withdrawal{Address: w.at("address").uplinkAddr(hostAddr), Token: token.text()})
+	}
+	if other := u.ofOtherFamily(); other.IsValid() {
+		f.bad(badValue, "addresses of one family"+m.inPath()+"; an interface with both families is two entries", u.Subnet.String()+" and "+other.String())
 	}
 	return u
+}
+
+// ofOtherFamily returns an address that is of another family than the subnet.
+func (u Uplink) ofOtherFamily() netip.Addr {
+	all := []netip.Addr{u.Address, u.Gateway}
+	for _, r := range u.Addresses {
+		all = append(all, r.First)
+	}
+	for _, w := range u.Withdrawn {
+		all = append(all, w.Address)
+	}
+	at := slices.IndexFunc(all, func(a netip.Addr) bool { return u.Subnet.IsValid() && a.IsValid() && a.Is4() != u.Subnet.Addr().Is4() })
+	if at < 0 {
+		return netip.Addr{}
+	}
+	return all[at]
 }
 
 // othersMarks are bits of programs that most nodes have. portmap (markMasqBit 13) and kube-proxy (iptables.masqueradeBit 14)
@@ -351,28 +392,48 @@ func (f field) matching(pattern *regexp.Regexp, want string) string {
 	return s
 }
 
-// addr4 reads the IPv4 address of a host.
-func (f field) addr4() netip.Addr {
+// firstV6 returns what is IPv6.
+func (u Uplinks) firstV6() netip.Prefix {
+	all := slices.Clone(u.Inside)
+	for _, i := range u.Interfaces {
+		all = append(all, i.Subnet)
+	}
+	if at := slices.IndexFunc(all, func(p netip.Prefix) bool { return p.Addr().Is6() }); at >= 0 {
+		return all[at]
+	}
+	return netip.Prefix{}
+}
+
+// router reports whether a router can have the address. In IPv6 it may be link-local.
+func router(a netip.Addr) bool {
+	return hostAddr(a) || a.Is6() && a.IsLinkLocalUnicast() && a.Zone() == ""
+}
+
+// dotted reports whether an IPv6 address is written with an IPv4 address in it, which the schema of the resource lacks.
+func dotted(text string) bool { return strings.Contains(text, ":") && strings.Contains(text, ".") }
+
+// uplinkAddr reads an address.
+func (f field) uplinkAddr(ok func(netip.Addr) bool) netip.Addr {
 	if f.absent() {
 		return netip.Addr{}
 	}
 	a, err := netip.ParseAddr(f.text())
-	if err != nil || !host4(a) {
-		f.badText(badAddress, "the IPv4 address of a host")
+	if err != nil || !ok(a) || dotted(f.text()) {
+		f.badText(badAddress, "the address of a host")
 		return netip.Addr{}
 	}
 	return a
 }
 
-// prefix4 reads an IPv4 CIDR without host bits.
-func (f field) prefix4() netip.Prefix {
+// uplinkCIDR reads a CIDR without host bits.
+func (f field) uplinkCIDR() netip.Prefix {
 	if f.absent() {
 		return netip.Prefix{}
 	}
 	p, err := netip.ParsePrefix(f.text())
 	switch {
-	case err != nil || !host4(p.Addr()) || p.Bits() == 0:
-		f.badText(badCIDR, "an IPv4 CIDR (10.0.0.0/24)")
+	case err != nil || !hostAddr(p.Addr()) || p.Bits() == 0 || dotted(f.text()):
+		f.badText(badCIDR, "a CIDR (10.0.0.0/24)")
 	case p != p.Masked():
 		f.badText(badCIDR, p.Masked().String()+" (no host bits)")
 	default:

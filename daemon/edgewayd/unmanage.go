@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -31,7 +32,10 @@ const byEdgewayd = "# Written by edgewayd unmanage. edgewayd unmanage --undo rem
 // settingsFor returns the files for these interfaces. None is named: the files to remove.
 func settingsFor(interfaces []uplink.Interface) []settings {
 	var macs, names, devices []string
-	for _, i := range interfaces {
+	for n, i := range interfaces {
+		if slices.ContainsFunc(interfaces[:n], func(o uplink.Interface) bool { return o.MAC == i.MAC && o.Name == i.Name }) {
+			continue // of another family
+		}
 		if i.MAC != "" {
 			macs, devices = append(macs, i.MAC), append(devices, "mac:"+i.MAC)
 		} else {

@@ -113,14 +113,14 @@ func (w World) uplinkPackets(self cluster.Node, plan Plan) (out []routes.Packet)
 		for _, n := range w.Cluster.Nodes {
 			for _, theirs := range n.PodCIDRs {
 				byUplink := !plan.Uplinks.NodeEgress || slices.ContainsFunc(plan.Routes.NAT.Exclude, func(p netip.Prefix) bool { return p.Overlaps(theirs) })
-				if n.Name != self.Name && theirs.Addr().Is4() && byUplink && asked < guardMost {
+				if n.Name != self.Name && theirs.Addr().Is6() == i.V6() && byUplink && asked < guardMost {
 					asked++
 					both(inMiddle(theirs))
 				}
 			}
 		}
 		for _, a := range w.Host.Addrs {
-			if a.Prefix.Addr().Is4() && !a.Prefix.IsSingleIP() && slices.Contains(self.Addresses, a.Prefix.Addr()) {
+			if a.Prefix.Addr().Is6() == i.V6() && !a.Prefix.IsSingleIP() && slices.Contains(self.Addresses, a.Prefix.Addr()) {
 				out = append(out, connection(inMiddle(a.Prefix), a.Link, here, routes.PodLink))
 			}
 		}

@@ -128,6 +128,7 @@ func readHost(t *testing.T, text string, w *World) (left string) {
 			if f[2] == "from" {
 				r.From, r.To, r.Text = r.To, netip.Prefix{}, f[1]+": "+strings.Join(f[2:], " ")
 			}
+			r.V6 = max(r.From.Addr().BitLen(), r.To.Addr().BitLen()) > 32
 			if _, err := fmt.Sscan(f[1], &r.Priority); err != nil {
 				t.Fatal(err)
 			}

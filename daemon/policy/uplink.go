@@ -128,16 +128,17 @@ func (d *draft) uplinks() {
 	}
 }
 
-// alone reports what another program, above all a DHCP client, has given the interface.
+// alone reports what another program, above all a DHCP client or the kernel after a router advertisement, has given
+// the interface.
 func (d *draft) alone(ref string, i uplink.Interface, link string) {
 	var got []string
 	for _, a := range d.Host.Addrs {
-		if a.Link == link && a.Prefix.Addr().Is4() && a.Prefix.Addr() != i.Address {
+		if a.Link == link && a.Prefix.Addr().Is6() == i.V6() && a.Prefix.Addr() != i.Address {
 			got = append(got, "the address "+a.Prefix.String())
 		}
 	}
 	for _, r := range d.Host.Routes {
-		if r.Link == link && r.Dst.Bits() == 0 && r.Dst.Addr().Is4() {
+		if r.Link == link && r.Dst.Bits() == 0 && r.Dst.Addr().Is6() == i.V6() {
 			got = append(got, "the default route by "+r.Via.String())
 		}
 	}
@@ -159,12 +160,15 @@ func (d *draft) foreign(ref string, u uplink.Uplinks) {
 	if len(found) == 0 {
 		return
 	}
-	got := found[0].Text
+	got, ip := found[0].Text, "ip"
+	if found[0].V6 {
+		ip = "ip -6"
+	}
 	if more := len(found) - 1; more > 0 {
 		got += fmt.Sprintf(", and %d more", more)
 	}
 	d.problem(ref, cluster.ForeignRules, "no rules of others at the priorities 512 to 2048, and none before these for the addresses of pods", got,
-		fmt.Sprintf("stop the program that made them, such as another network plugin, and then: ip rule del pref %d; ours stand beside them", found[0].Priority))
+		fmt.Sprintf("stop the program that made them, such as another network plugin, and then: %s rule del pref %d; ours stand beside them", ip, found[0].Priority))
 }
 
 // Grants reports whether the node has, or had, addresses of uplinks: only then Held matters.
@@ -185,7 +189,7 @@ func (d *draft) granted(ref string, spec cluster.Uplinks, withheld map[netip.Add
 	for n, i := range spec.Interfaces {
 		path := fmt.Sprintf("spec.uplinks.interfaces[%d]", n)
 		out := uplink.Interface{MAC: i.MAC, Name: i.LinkName(), Parent: i.VLAN.Parent, ID: i.VLAN.ID, Address: i.Address, Subnet: i.Subnet, Gateway: i.Gateway, AnswerARP: i.AnswerARP, OnLink: i.OnLink}
-		if !i.Subnet.Contains(i.Address) || !i.Subnet.Contains(i.Gateway) {
+		if !i.Subnet.Contains(i.Address) || !i.Subnet.Contains(i.Gateway) && !i.Gateway.IsLinkLocalUnicast() {
 			d.problem(ref, cluster.UplinkAddress, fmt.Sprintf("address and gateway in the subnet %s of %s", i.Subnet, path), fmt.Sprintf("%s and %s", i.Address, i.Gateway), "correct them")
 		}
 		if at := slices.IndexFunc(d.Held.Granted.Interfaces, func(old uplink.Interface) bool { return i.Name != "" && old.Name == i.Name }); at >= 0 {
@@ -290,7 +294,7 @@ func (d *draft) owners(i cluster.Uplink) func(netip.Addr) string {
 // interface does so when no pod has it.
 func (d *draft) keep(ref string, want uplink.Uplinks, withheld map[netip.Addr]bool) uplink.Uplinks {
 	same := func(old uplink.Interface) int {
-		return slices.IndexFunc(want.Interfaces, func(i uplink.Interface) bool { return i.MAC == old.MAC && i.Name == old.Name })
+		return slices.IndexFunc(want.Interfaces, old.Same)
 	}
 	granted := map[netip.Addr]int{} // to the index of the interface in want
 	for n, i := range want.Interfaces {
@@ -391,9 +395,9 @@ func (d *draft) toNodes(u uplink.Uplinks) (native []netip.Prefix) {
 				continue
 			}
 			for _, c := range n.PodCIDRs {
-				if c.Addr().Is4() && !d.isDisputed(c) && !c.Overlaps(i.Subnet) {
+				if c.Addr().Is6() == i.V6() && !d.isDisputed(c) && !c.Overlaps(i.Subnet) {
 					native = append(native, c)
-					d.plan.Routes.Routes = append(d.plan.Routes.Routes, routes.Route{Dst: c, Via: n.Addresses[at], Link: link.Name, Table: table, Onlink: true, Protocol: routes.ProtoNode})
+					d.plan.Routes.Routes = append(d.plan.Routes.Routes, routes.Route{Dst: c, Via: n.Addresses[at], Link: link.Name, Table: table, Onlink: uplink.Onlink(n.Addresses[at]), Protocol: routes.ProtoNode})
 				}
 			}
 		}

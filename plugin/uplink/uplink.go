@@ -11,6 +11,9 @@
 //	600:  from all fwmark 0x20/0x20 lookup main             answers go back the way that the questions came
 //	2048: from 10.0.0.31 lookup 0x65086000 | ...            all else from an address of eth1 leaves by eth1
 //
+// An interface with both families is two entries of the list. IPv6 has the same rules (suppress_prefixlength 127), in
+// the same table.
+//
 //	u, err := uplink.Read("/var/lib/edgeway/uplinks.json")
 //	state := u.State(host) // routes.State: links, addresses, rules, routes, proxies, settings
 package uplink
@@ -54,7 +57,7 @@ type Uplinks struct {
 	Interfaces []Interface    `json:"interfaces"`
 }
 
-// Interface is one secondary interface. All addresses are IPv4.
+// Interface is one secondary interface with addresses of one family.
 type Interface struct {
 	MAC  string `json:"mac,omitempty"` // in lower case; "": Name says which link it is
 	Name string `json:"name,omitempty"`
@@ -65,7 +68,7 @@ type Interface struct {
 	Address netip.Addr   `json:"address"`        // the interface's own
 	Subnet  netip.Prefix `json:"subnet"`
 	Gateway netip.Addr   `json:"gateway"`
-	// AnswerARP: the LAN does not know by itself that the addresses of pods are here.
+	// AnswerARP: the LAN does not know by itself that the addresses of pods are here. The same for neighbour discovery.
 	AnswerARP bool `json:"answerARP,omitempty"`
 	// OnLink: the subnet is reached directly.
 	OnLink    bool         `json:"onLink,omitempty"`
@@ -136,6 +139,14 @@ func (i Interface) Makes(h routes.Host) (parent routes.Link, ok bool) {
 	return h.Links[at], true
 }
 
+// V6 reports whether the interface's addresses are IPv6.
+func (i Interface) V6() bool { return i.Subnet.Addr().Is6() }
+
+// Same reports whether both are the entry of the same interface and family.
+func (i Interface) Same(o Interface) bool {
+	return i.MAC == o.MAC && i.Name == o.Name && i.V6() == o.V6()
+}
+
 // Link returns the interface's link on the host. ok is false if there is none, or more than one with the MAC.
 func (i Interface) Link(h routes.Host) (link routes.Link, ok bool) {
 	if _, makes := i.Makes(h); i.Parent != "" && !makes {
@@ -191,9 +202,10 @@ func (u Uplinks) Missing(h routes.Host) (addrs []netip.Addr) {
 }
 
 // State is what the host needs for all granted addresses, before there is a pod. Without uplinks it is empty.
-func (u Uplinks) State(h routes.Host) (s routes.State) {
+func (u Uplinks) State(h routes.Host) routes.State {
+	var s state
 	if len(u.Interfaces) == 0 {
-		return s
+		return s.State
 	}
 	mark := cmp.Or(u.Mark, ReturnMark)
 	s.Symmetric = &routes.Symmetric{Mark: mark}
@@ -203,12 +215,15 @@ func (u Uplinks) State(h routes.Host) (s routes.State) {
 			s.Symmetric.Inside = append(s.Symmetric.Inside, i.Subnet)
 		}
 	}
-	s.Rules = []routes.Rule{{Priority: priorityPods, Longer: 31}, {Priority: priorityReturn, Mark: mark}}
-	s.Sysctls = []routes.Sysctl{routes.Forwarding("", false), {Key: "net/ipv4/conf/all/src_valid_mark", Value: "1"}}
 	var parents []string
 	alone := map[string]bool{} // links that answer ARP for their own addresses only
+	families := map[bool]bool{}
 	for _, i := range u.Interfaces {
 		link, found := i.Link(h)
+		if !families[i.V6()] {
+			families[i.V6()] = true
+			s.ofFamily(i.V6(), mark)
+		}
 		if table, ok := i.Table(h); ok {
 			for _, p := range Aggregate(append(slices.Clone(i.Addresses), i.Address)) {
 				s.Rules = append(s.Rules, routes.Rule{Priority: priorityUplink, From: p, Table: table})
@@ -216,7 +231,7 @@ func (u Uplinks) State(h routes.Host) (s routes.State) {
 			s.Routes = append(s.Routes, i.routes(table, link.Name, found)...)
 		}
 		for _, a := range i.Addresses {
-			s.Routes = append(s.Routes, routes.Route{Dst: netip.PrefixFrom(a, 32), Type: "unreachable", Protocol: routes.ProtoNode, Metric: fallbackMetric})
+			s.Routes = append(s.Routes, routes.Route{Dst: single(a), Type: "unreachable", Protocol: routes.ProtoNode, Metric: fallbackMetric})
 		}
 		one := routes.Link{Name: link.Name, Up: true}
 		if parent, makes := i.Makes(h); makes {
@@ -225,23 +240,35 @@ func (u Uplinks) State(h routes.Host) (s routes.State) {
 			one = routes.Link{Name: i.Name, Kind: "vlan", MTU: parent.MTU, Alias: vlanAlias, Up: found, VLAN: &vlan}
 			parents = append(parents, i.Parent)
 		}
-		if one.Name != "" {
+		if one.Name != "" && !slices.ContainsFunc(s.Links, func(l routes.Link) bool { return l.Name == one.Name }) { // else of the other family
 			s.Links = append(s.Links, one)
 		}
 		if !found {
 			continue
 		}
-		s.Symmetric.Uplinks = append(s.Symmetric.Uplinks, link.Name)
-		s.Addrs = append(s.Addrs, routes.Addr{Link: link.Name, Prefix: netip.PrefixFrom(i.Address, 32)})
-		s.Sysctls = append(s.Sysctls, routes.Forwarding(link.Name, false))
-		alone[link.Name] = true
-		for _, a := range h.Addrs {
-			if i.Subnet.Contains(a.Prefix.Addr()) {
-				alone[a.Link] = true
+		if !slices.Contains(s.Symmetric.Uplinks, link.Name) {
+			s.Symmetric.Uplinks = append(s.Symmetric.Uplinks, link.Name)
+			// A router of the LAN would give the node a second default route, and addresses.
+			s.Sysctls = append(s.Sysctls, routes.Refusals(link.Name)...)
+		}
+		// By the rules of RFC 6724 the node would ask its pods from this IPv6 address, because theirs are like it.
+		s.Addrs = append(s.Addrs, routes.Addr{Link: link.Name, Prefix: single(i.Address), HostScope: i.V6()})
+		s.Sysctls = append(s.Sysctls, routes.Forwarding(link.Name, i.V6()))
+		if !i.V6() {
+			alone[link.Name] = true
+			for _, a := range h.Addrs {
+				if i.Subnet.Contains(a.Prefix.Addr()) {
+					alone[a.Link] = true
+				}
 			}
 		}
 		if i.AnswerARP {
-			s.Sysctls = append(s.Sysctls, routes.Sysctl{Key: "net/ipv4/neigh/" + link.Name + "/proxy_delay", Value: "0"})
+			neigh := "net/ipv4/neigh/"
+			if i.V6() {
+				neigh = "net/ipv6/neigh/"
+				s.Sysctls = append(s.Sysctls, routes.Sysctl{Key: "net/ipv6/conf/" + link.Name + "/proxy_ndp", Value: "1"})
+			}
+			s.Sysctls = append(s.Sysctls, routes.Sysctl{Key: neigh + link.Name + "/proxy_delay", Value: "0"})
 			for _, a := range i.Addresses {
 				s.Proxies = append(s.Proxies, routes.ProxyNeigh{Link: link.Name, IP: a})
 			}
@@ -257,36 +284,63 @@ func (u Uplinks) State(h routes.Host) (s routes.State) {
 			s.Sysctls = append(s.Sysctls, routes.Sysctl{Key: "net/ipv4/conf/" + l.Name + "/arp_ignore", Value: "1"})
 		}
 	}
-	return s
+	return s.State
 }
+
+// state is a routes.State in the making.
+type state struct{ routes.State }
+
+// ofFamily adds the rules and settings that a family needs once.
+func (s *state) ofFamily(v6 bool, mark uint32) {
+	longest := 31
+	if v6 {
+		longest = 127
+	}
+	s.Rules = append(s.Rules, routes.Rule{V6: v6, Priority: priorityPods, Longer: longest}, routes.Rule{V6: v6, Priority: priorityReturn, Mark: mark})
+	s.Sysctls = append(s.Sysctls, routes.Forwarding("", v6))
+	if !v6 {
+		s.Sysctls = append(s.Sysctls, routes.Sysctl{Key: "net/ipv4/conf/all/src_valid_mark", Value: "1"})
+	}
+}
+
+// Onlink reports whether a route of an interface's table by via needs the flag onlink. In IPv6 the kernel looks for via
+// in this table first, and refuses the flag where table main has via on another link (net/ipv6/route.c:
+// ip6_route_check_nh, ip6_route_check_nh_onlink).
+func Onlink(via netip.Addr) bool { return via.Is4() }
+
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // routes are those of the interface's table. While the interface is away, its pods' packets leave by no other
 // one: a network drops them there, or takes them for the node's. Packets that leave by the node are marked
 // (routes.Symmetric), and never get here.
 func (i Interface) routes(table int, link string, found bool) (out []routes.Route) {
 	add := func(dst netip.Prefix, via netip.Addr) {
-		r := routes.Route{Dst: dst, Via: via, Link: link, Table: table, Onlink: via.IsValid(), Protocol: routes.ProtoNode}
+		r := routes.Route{Dst: dst, Via: via, Link: link, Table: table, Onlink: Onlink(via), Protocol: routes.ProtoNode}
 		if found {
 			out = append(out, r)
 		}
 	}
-	gateway := netip.PrefixFrom(i.Gateway, 32)
-	add(gateway, netip.Addr{})
+	gateway := single(i.Gateway)
+	if !i.Gateway.IsLinkLocalUnicast() { // a link-local router is on the link without a route
+		add(gateway, netip.Addr{})
+	}
 	if i.OnLink && i.Subnet != gateway {
 		add(i.Subnet, netip.Addr{})
 	}
-	add(routes.Everywhere()[0], i.Gateway)
-	return append(out, routes.Route{Dst: routes.Everywhere()[0], Type: "unreachable", Table: table, Metric: fallbackMetric, Protocol: routes.ProtoNode})
+	everywhere := netip.PrefixFrom(i.Gateway, 0).Masked()
+	add(everywhere, i.Gateway)
+	return append(out, routes.Route{Dst: everywhere, Type: "unreachable", Table: table, Metric: fallbackMetric, Protocol: routes.ProtoNode})
 }
 
-// Pool is the pool of all granted addresses. Those for which leasable is false are reserved.
+// Pool is the pool of all granted addresses: a pod gets one of each family that has some. Those for which leasable is
+// false are reserved.
 func (u Uplinks) Pool(leasable func(netip.Addr) bool) (p ipam.Pool) {
-	var set ipam.RangeSet
+	var sets [2]ipam.RangeSet // of IPv4, of IPv6
 	var reserved, all []netip.Addr
 	subnet := map[netip.Addr]netip.Prefix{}
 	for _, i := range u.Interfaces {
 		for _, a := range i.Addresses {
-			if _, twice := subnet[a]; !twice && i.Subnet.Contains(a) && i.Subnet.Bits() <= 30 {
+			if _, twice := subnet[a]; !twice && i.Subnet.Contains(a) && i.Subnet.Bits() <= a.BitLen()-2 {
 				subnet[a], all = i.Subnet, append(all, a)
 			}
 		}
@@ -296,19 +350,28 @@ func (u Uplinks) Pool(leasable func(netip.Addr) bool) (p ipam.Pool) {
 		if !leasable(a) {
 			reserved = append(reserved, a)
 		}
-		if n := len(set) - 1; n >= 0 && set[n].Last.Next() == a && set[n].Subnet == subnet[a] {
-			set[n].Last = a
-		} else if s := subnet[a]; a != s.Addr() && s.Contains(a.Next()) { // not the network, nor its broadcast address
-			set = append(set, ipam.Range{Subnet: s, First: a, Last: a})
+		set := &sets[0]
+		if a.Is6() {
+			set = &sets[1]
+		}
+		if n := len(*set) - 1; n >= 0 && (*set)[n].Last.Next() == a && (*set)[n].Subnet == subnet[a] {
+			(*set)[n].Last = a
+		} else if s := subnet[a]; a != s.Addr() && (a.Is6() || s.Contains(a.Next())) { // not the network (IPv6: its routers), nor its broadcast address
+			*set = append(*set, ipam.Range{Subnet: s, First: a, Last: a})
 		}
 	}
-	if len(set) > 0 {
-		p = ipam.Pool{Sets: []ipam.RangeSet{set}, Reserved: Aggregate(reserved)}
+	for _, set := range sets {
+		if len(set) > 0 {
+			p.Sets = append(p.Sets, set)
+		}
+	}
+	if len(p.Sets) > 0 {
+		p.Reserved = Aggregate(reserved)
 	}
 	return p
 }
 
-// Aggregate returns the fewest prefixes that have exactly these IPv4 addresses, sorted.
+// Aggregate returns the fewest prefixes that have exactly these addresses, sorted.
 func Aggregate(addrs []netip.Addr) (out []netip.Prefix) {
 	addrs = slices.Clone(addrs)
 	slices.SortFunc(addrs, netip.Addr.Compare)

@@ -26,6 +26,13 @@ func eth1() Interface {
 	}
 }
 
+func eth1v6() Interface {
+	return Interface{
+		MAC: "00:16:3e:08:60:0a", Address: netip.MustParseAddr("fd00:10::21"), Subnet: netip.MustParsePrefix("fd00:10::/64"),
+		Gateway: netip.MustParseAddr("fe80::fe"), AnswerARP: true, OnLink: true, Addresses: addrs("fd00:10::31"),
+	}
+}
+
 func host() routes.Host {
 	return routes.Host{
 		Links: []routes.Link{{Name: "eth0", MAC: "00:16:3e:00:00:01", Up: true}, {Name: "eth1", MAC: "00:16:3e:08:60:0a"}},
@@ -65,6 +72,9 @@ neigh 10.0.0.40 dev eth1 proxy proto 119
 neigh 10.0.0.41 dev eth1 proxy proto 119
 sysctl net/ipv4/ip_forward = 1
 sysctl net/ipv4/conf/all/src_valid_mark = 1
+sysctl net/ipv6/conf/eth1/accept_ra = 0
+sysctl net/ipv6/conf/eth1/accept_redirects = 0
+sysctl net/ipv4/conf/eth1/accept_redirects = 0
 sysctl net/ipv4/conf/eth1/forwarding = 1
 sysctl net/ipv4/neigh/eth1/proxy_delay = 0
 sysctl net/ipv4/conf/eth0/arp_ignore = 1
@@ -78,6 +88,9 @@ route default via 10.0.0.253 dev eth1 table 1695047690 proto 119 onlink
 route unreachable default table 1695047690 proto 119 metric 4278198272
 ` + granted + `sysctl net/ipv4/ip_forward = 1
 sysctl net/ipv4/conf/all/src_valid_mark = 1
+sysctl net/ipv6/conf/eth1/accept_ra = 0
+sysctl net/ipv6/conf/eth1/accept_redirects = 0
+sysctl net/ipv4/conf/eth1/accept_redirects = 0
 sysctl net/ipv4/conf/eth1/forwarding = 1
 sysctl net/ipv4/conf/eth0/arp_ignore = 1
 sysctl net/ipv4/conf/eth1/arp_ignore = 1
@@ -87,6 +100,26 @@ table inet edgeway-uplink mark 0x20 uplinks [eth1] inside [10.0.0.0/8]
 ` + granted + `sysctl net/ipv4/ip_forward = 1
 sysctl net/ipv4/conf/all/src_valid_mark = 1
 table inet edgeway-uplink mark 0x20 uplinks []
+`},
+		{"IPv6 by a link-local router", Uplinks{NodeEgress: true, Interfaces: []Interface{eth1v6()}}, host(), `link eth1 up
+addr fd00:10::21/128 deprecated dev eth1
+route fd00:10::/64 dev eth1 table 1695047690 proto 119
+route default via fe80::fe dev eth1 table 1695047690 proto 119
+route unreachable default table 1695047690 proto 119 metric 4278198272
+route unreachable fd00:10::31 proto 119 metric 4278198272
+rule 512: from all lookup main suppress_prefixlength 127 proto 119 inet6
+rule 600: from all fwmark 0x20/0x20 lookup main proto 119 inet6
+rule 2048: from fd00:10::21 lookup 1695047690 proto 119
+rule 2048: from fd00:10::31 lookup 1695047690 proto 119
+neigh fd00:10::31 dev eth1 proxy proto 119
+sysctl net/ipv6/conf/all/forwarding = 1
+sysctl net/ipv6/conf/eth1/accept_ra = 0
+sysctl net/ipv6/conf/eth1/accept_redirects = 0
+sysctl net/ipv4/conf/eth1/accept_redirects = 0
+sysctl net/ipv6/conf/eth1/forwarding = 1
+sysctl net/ipv6/conf/eth1/proxy_ndp = 1
+sysctl net/ipv6/neigh/eth1/proxy_delay = 0
+table inet edgeway-uplink mark 0x20 uplinks [eth1] inside [fd00:10::/64]
 `},
 		{"no uplinks", Uplinks{}, host(), ""},
 	} {
@@ -147,6 +180,15 @@ func TestPool(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, want := fmt.Sprint(p.Sets, p.Reserved), "[10.0.0.0/24 (10.0.0.31-10.0.0.31), 10.0.0.0/24 (10.0.0.40-10.0.0.42)] [10.0.0.41/32]"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	v6 := eth1v6()
+	v6.Addresses = addrs("fd00:10::", "fd00:10::31", "fd00:10::32", "fd00:10::ffff:ffff:ffff:ffff")
+	p = Uplinks{Interfaces: []Interface{v6, eth1()}}.Pool(func(a netip.Addr) bool { return a != v6.Addresses[2] })
+	if err := p.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := fmt.Sprint(p.Sets[1], p.Reserved, len(p.Sets)), "fd00:10::/64 (fd00:10::31-fd00:10::32), fd00:10::/64 (fd00:10::ffff:ffff:ffff:ffff-fd00:10::ffff:ffff:ffff:ffff) [fd00:10::32/128] 2"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	if p := (Uplinks{}).Pool(nil); len(p.Sets) > 0 {

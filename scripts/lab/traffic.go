@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -284,4 +286,33 @@ func (m *Machine) Seen(ctx context.Context, to netip.AddrPort) (saw netip.Addr, 
 		return saw, fmt.Errorf("%s: %w", m.Name, err)
 	}
 	return netip.ParseAddr(strings.TrimSpace(line))
+}
+
+// AdvertiseRouter sends one router advertisement (RFC 4861, section 4.2) on the link: the machine is a default router,
+// and its neighbours make themselves addresses of the prefix, which has 64 bits.
+func (m *Machine) AdvertiseRouter(link string, prefix netip.Prefix) error {
+	ra := make([]byte, 16, 48)
+	ra[0], ra[4] = 134, 64                      // type, hop limit
+	binary.BigEndian.PutUint16(ra[6:], 1800)    // lifetime of the router in seconds
+	ra = append(ra, 3, 4, byte(prefix.Bits()))  // section 4.6.2: prefix information of 4 x 8 bytes
+	ra = append(ra, 0xc0)                       // on the link, and for addresses
+	ra = append(ra, 0, 0, 14, 16, 0, 0, 14, 16) // valid and preferred for 3600 s
+	ra = append(ra, 0, 0, 0, 0)                 // reserved
+	ra = append(ra, prefix.Addr().AsSlice()...)
+	return m.Do(func() error {
+		conn, err := net.ListenPacket("ip6:ipv6-icmp", "::")
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		raw, err := conn.(*net.IPConn).SyscallConn()
+		if err != nil {
+			return err
+		}
+		cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, 255) })
+		if err = errors.Join(err, cerr); err == nil {
+			_, err = conn.WriteTo(ra, &net.IPAddr{IP: net.ParseIP("ff02::1"), Zone: link})
+		}
+		return err
+	})
 }

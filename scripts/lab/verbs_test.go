@@ -43,6 +43,7 @@ type verb func(s *story, args []string) (string, error)
 //	plan NODE ARGS...                 what the manifests would do, planned there
 //	log NODE                          its daemon's log
 //	in MACHINE COMMAND...             run there
+//	advertise MACHINE LINK PREFIX     a router advertisement
 //	ping FROM TO...                   every address of TO answers
 //	tcp FROM TO...                    every address of TO sees FROM's own address
 //	traffic start FROM TO... | traffic for PACKETS | traffic stop [MAX]    MAX lost in each flow
@@ -79,6 +80,7 @@ func verbs() map[string]verb {
 		"plan":       (*story).plan,
 		"in":         (*story).in,
 		"log":        (*story).log,
+		"advertise":  (*story).advertise,
 		"ping":       (*story).ping,
 		"tcp":        (*story).tcp,
 		"traffic":    (*story).traffic,
@@ -458,6 +460,18 @@ func (s *story) in(args []string) (string, error) {
 		return "", err
 	}
 	return m.Run(s.ctx, args[1], args[2:]...)
+}
+
+func (s *story) advertise(args []string) (string, error) {
+	m, err := s.machine(args[0])
+	if err != nil {
+		return "", err
+	}
+	prefix, err := netip.ParsePrefix(args[2])
+	if err != nil {
+		return "", err
+	}
+	return "", m.AdvertiseRouter(args[1], prefix)
 }
 
 // pairs does f from the first machine to every address of the others.
