@@ -264,8 +264,15 @@ func readEdgeNode(root mapping, name string) EdgeNode {
 	u.Mark = uplinks.at("mark").bit()
 	for _, f := range uplinks.at("interfaces").items("interface") {
 		one := readUplink(f, u.Provider == ProviderStatic)
-		if one.VLAN != (VLAN{}) && slices.ContainsFunc(u.Interfaces, func(o Uplink) bool { return o.VLAN == one.VLAN && o.V6() == one.V6() }) {
-			f.bad(badValue, "each VLAN once, for each family, in spec.uplinks.interfaces", fmt.Sprintf("VLAN %d of %s twice", one.VLAN.ID, one.VLAN.Parent))
+		for _, o := range u.Interfaces {
+			switch {
+			case one.LinkName() == "" || one.LinkName() != o.LinkName() || one.V6() != o.V6():
+			case one.VLAN != (VLAN{}) && o.VLAN != (VLAN{}):
+				f.bad(badValue, "each VLAN once, for each family, in spec.uplinks.interfaces", fmt.Sprintf("VLAN %d of %s twice", one.VLAN.ID, one.VLAN.Parent))
+			case one.VLAN != o.VLAN:
+				vlan := cmp.Or(one.VLAN, o.VLAN)
+				f.bad(badValue, "each VLAN once, for each family, in spec.uplinks.interfaces", fmt.Sprintf("VLAN %d of %s, and name: %s, which is its link", vlan.ID, vlan.Parent, one.LinkName()))
+			}
 		}
 		u.Interfaces = append(u.Interfaces, one)
 	}
