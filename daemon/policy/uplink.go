@@ -294,7 +294,7 @@ func (d *draft) owners(i cluster.Uplink) func(netip.Addr) string {
 // interface does so when no pod has it.
 func (d *draft) keep(ref string, want uplink.Uplinks, withheld map[netip.Addr]bool) uplink.Uplinks {
 	same := func(old uplink.Interface) int {
-		return slices.IndexFunc(want.Interfaces, old.Same)
+		return slices.IndexFunc(want.Interfaces, func(i uplink.Interface) bool { return old.Same(i, d.Host) })
 	}
 	granted := map[netip.Addr]int{} // to the index of the interface in want
 	for n, i := range want.Interfaces {

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
@@ -38,6 +39,9 @@ func (n *uplinkNode) edit() {
 		one := cluster.Uplink{
 			Name: fmt.Sprintf("eth%d", 1+i), Address: netip.AddrFrom4([4]byte{10, 0, 0, byte(20 + i)}),
 			Subnet: netip.MustParsePrefix("10.0.0.0/24"), Gateway: netip.MustParseAddr("10.0.0.254"),
+		}
+		if n.r.IntN(3) == 0 {
+			one.Name, one.MAC = "", fmt.Sprintf("02:00:00:00:00:%02d", 1+i)
 		}
 		for range n.r.IntN(6) {
 			a := n.address()
@@ -191,5 +195,39 @@ func TestDeletedEdgeNodeStopsNewPods(t *testing.T) {
 	w.Held = Held{Granted: plan.Uplinks, Known: true, Pool: plan.Pool}
 	if plan = Decide(w); len(plan.Uplinks.Interfaces) > 0 || len(plan.Routes.Rules) > 0 {
 		t.Errorf("the next look leaves %v", plan.Uplinks)
+	}
+}
+
+// The operator names the card by its MAC instead of its name, and back, while pods have addresses of it. It is one
+// interface in the status, and its addresses can be leased, also while the card is unplugged.
+func TestUplinkByNameBecomesUplinkByMAC(t *testing.T) {
+	interfaces := func(name, mac string) []cluster.EdgeNode {
+		return []cluster.EdgeNode{{Name: "n1", Uplinks: &cluster.Uplinks{Interfaces: []cluster.Uplink{{
+			Name: name, MAC: mac, Address: netip.MustParseAddr("10.0.0.21"), Subnet: netip.MustParsePrefix("10.0.0.0/24"), Gateway: netip.MustParseAddr("10.0.0.254"),
+			Addresses: []cluster.AddressRange{{First: netip.MustParseAddr("10.0.0.31"), Last: netip.MustParseAddr("10.0.0.33")}}}}}}}
+	}
+	w := World{Self: "n1", Config: config.Defaults()}
+	w.Cluster.Nodes = []cluster.Node{{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.11")}}}
+	card := []routes.Link{{Name: "eth1", MAC: "02:00:00:00:00:01", MTU: 1500, Up: true}, {Name: "eth2", MAC: "02:00:00:00:00:02", MTU: 1500, Up: true}}
+	w.Host.Links = card
+	w.Held = Held{Known: true, Pods: map[netip.Addr]string{netip.MustParseAddr("10.0.0.31"): "default/web"}}
+	for _, step := range []struct {
+		name, mac, want string
+		links           []routes.Link
+	}{
+		{"eth1", "", "eth1 3", card}, {"", "02:00:00:00:00:01", "02:00:00:00:00:01 3", card}, {"eth1", "", "eth1 3", card},
+		{"", "02:00:00:00:00:01", "02:00:00:00:00:01 3", card[1:]}, {"", "02:00:00:00:00:01", "02:00:00:00:00:01 3", card},
+		{"", "02:00:00:00:00:02", "02:00:00:00:00:02 0, 02:00:00:00:00:01 3", card}, // another card: the addresses stay until no pod has them
+	} {
+		w.Cluster.EdgeNodes, w.Host.Links = interfaces(step.name, step.mac), step.links
+		plan := Decide(w)
+		var got []string
+		for _, i := range plan.Uplinks.Interfaces {
+			got = append(got, fmt.Sprint(i, " ", len(i.Addresses)))
+		}
+		if strings.Join(got, ", ") != step.want {
+			t.Errorf("%s%s: got %v, want %s", step.name, step.mac, got, step.want)
+		}
+		w.Held.Granted, w.Held.Pool = plan.Uplinks, plan.Pool
 	}
 }

@@ -142,9 +142,15 @@ func (i Interface) Makes(h routes.Host) (parent routes.Link, ok bool) {
 // V6 reports whether the interface's addresses are IPv6.
 func (i Interface) V6() bool { return i.Subnet.Addr().Is6() }
 
-// Same reports whether both are the entry of the same interface and family.
-func (i Interface) Same(o Interface) bool {
-	return i.MAC == o.MAC && i.Name == o.Name && i.V6() == o.V6()
+// Same reports whether both are the entry of the same interface and family, also where one has the name of the link
+// and the other its MAC.
+func (i Interface) Same(o Interface, h routes.Host) bool {
+	if i.V6() != o.V6() || i.MAC == o.MAC && i.Name == o.Name {
+		return i.V6() == o.V6()
+	}
+	a, there := i.Link(h)
+	b, too := o.Link(h)
+	return there && too && a.Name == b.Name || !there && !too && (i.MAC == "") != (o.MAC == "") && i.Now(h) == o.Now(h)
 }
 
 // Link returns the interface's link on the host. ok is false if there is none, or more than one with the MAC.
