@@ -15,13 +15,10 @@ import (
 // of this host keeps its old pod CIDRs. So today's mistake does not cut off a node that worked yesterday. If
 // two Nodes come at the same time with overlapping CIDRs, both are admitted, and Decide routes to neither.
 func Admit(last, next cluster.World, host routes.Host) (cluster.World, []cluster.Problem) {
-	had := map[string]cluster.Node{}
-	for _, n := range last.Nodes {
-		had[n.Name] = n
-	}
-	var settled, changed []int
+	had := byName(last.Nodes)
+	settled, changed := make([]int, 0, len(next.Nodes)), []int(nil)
 	for i, n := range next.Nodes {
-		if old, ok := had[n.Name]; ok && slices.Equal(old.PodCIDRs, n.PodCIDRs) {
+		if old := had[n.Name]; old != nil && slices.Equal(old.PodCIDRs, n.PodCIDRs) {
 			settled = append(settled, i)
 		} else {
 			changed = append(changed, i)
@@ -33,13 +30,17 @@ func Admit(last, next cluster.World, host routes.Host) (cluster.World, []cluster
 		n := &nodes[i]
 		want := "a pod CIDR of its own"
 		got := claimed(next.Nodes, settled, *n)
-		if got == "" && len(had[n.Name].PodCIDRs) > 0 {
+		old := had[n.Name]
+		if old == nil {
+			old = &cluster.Node{}
+		}
+		if got == "" && len(old.PodCIDRs) > 0 {
 			want, got = "a pod CIDR outside the LAN's own addresses", onLAN(host, *n)
 		}
 		if got == "" {
 			continue
 		}
-		n.PodCIDRs = had[n.Name].PodCIDRs
+		n.PodCIDRs = old.PodCIDRs
 		kept := "none"
 		if len(n.PodCIDRs) > 0 {
 			kept = fmt.Sprint(n.PodCIDRs)
@@ -63,17 +64,14 @@ const clockOff = time.Minute
 // A time that lies in the API server's future is wrong, and becomes now.
 func Date(last, next cluster.World, now time.Time) (cluster.World, []cluster.Problem) {
 	now = now.Add(-next.Ahead).UTC().Truncate(time.Second)
-	had := map[string]cluster.Node{}
-	for _, n := range last.Nodes {
-		had[n.Name] = n
-	}
+	had := byName(last.Nodes)
 	next.Nodes = slices.Clone(next.Nodes)
 	var future time.Time
 	for i := range next.Nodes {
 		n := &next.Nodes[i]
 		old := had[n.Name]
 		switch n.Since = now; {
-		case old.Since.IsZero(), next.Ahead != 0 && old.Since.After(now.Add(clockOff)):
+		case old == nil, old.Since.IsZero(), next.Ahead != 0 && old.Since.After(now.Add(clockOff)):
 		case slices.Equal(old.Addresses, n.Addresses) && slices.Equal(old.PodCIDRs, n.PodCIDRs):
 			n.Since = old.Since
 		case !now.After(old.Since):
@@ -113,6 +111,15 @@ func Leave(last, next cluster.World, self string) cluster.World {
 		next.Left = "" // another problem says that the resource does not select the node
 	}
 	return next
+}
+
+// byName returns the nodes by their names.
+func byName(nodes []cluster.Node) map[string]*cluster.Node {
+	out := make(map[string]*cluster.Node, len(nodes))
+	for i := range nodes {
+		out[nodes[i].Name] = &nodes[i]
+	}
+	return out
 }
 
 // claimed names the pod CIDR of a settled node that overlaps a pod CIDR of n, or returns "".

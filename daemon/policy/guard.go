@@ -332,7 +332,7 @@ func (d *draft) deadGateways() {
 			continue
 		}
 		whose := "the default route's gateway"
-		if gw, ref, ok := d.gateway(d.self, g.IP); ok && gw == g.IP {
+		if gw, ref, ok := d.gateway(g.IP); ok && gw == g.IP {
 			whose = "spec.gateway of " + ref
 		}
 		d.problem("gateway "+g.IP.String(), cluster.SilentGateway, whose+" to answer on "+g.Link, "no answer to ARP or neighbour discovery",

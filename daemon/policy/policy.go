@@ -167,11 +167,12 @@ func (s *Survey) Decide(w World) Plan {
 // draft is a Plan while it is decided.
 type draft struct {
 	World
-	survey   *Survey
-	self     cluster.Node
-	place                          // of self
-	disputed map[netip.Prefix]bool // CIDRs that overlap a subnet of this host
-	shared   map[netip.Prefix]bool // this node's CIDRs that the bridge of another plugin still serves
+	survey    *Survey
+	self      cluster.Node
+	place                           // of self
+	resources []cluster.Peering     // that select self
+	disputed  map[netip.Prefix]bool // CIDRs that overlap a subnet of this host
+	shared    map[netip.Prefix]bool // this node's CIDRs that the bridge of another plugin still serves
 
 	carried int // the least MTU of the links that carry the pods' packets
 
@@ -197,8 +198,8 @@ func Sorted(problems ...[]cluster.Problem) []cluster.Problem {
 
 // findSelf finds this node in the cluster. Nothing can be decided for a node that is not found.
 func (d *draft) findSelf() bool {
-	at := slices.IndexFunc(d.Cluster.Nodes, func(n cluster.Node) bool { return n.Name == d.Self })
-	if at < 0 {
+	at, known := d.survey.index[d.Self]
+	if !known {
 		got, next := fmt.Sprintf("%d Nodes of other names", len(d.Cluster.Nodes)), "add the Node, or set nodeName in the configuration to the name that the cluster uses"
 		if name := d.survey.meant(d.Self); name != "" {
 			got, next = "Node/"+name+", which differs "+difference(name, d.Self), "set nodeName: "+name+" in the configuration"
@@ -207,6 +208,11 @@ func (d *draft) findSelf() bool {
 		return false
 	}
 	d.self, d.place = d.Cluster.Nodes[at], d.survey.places[at]
+	for _, r := range d.Cluster.Peerings {
+		if r.Selector.Selects(d.self.Labels) {
+			d.resources = append(d.resources, r)
+		}
+	}
 	d.plan.LANs, d.plan.Mode = d.lans, d.mode(d.self, d.pool)
 	if d.pool != nil {
 		d.plan.NetworkPool = d.pool.Ref()

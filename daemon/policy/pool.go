@@ -33,7 +33,7 @@ func (d *draft) pools() {
 func (s *Survey) pools(c cluster.World) {
 	const next = "choose other podCIDRs for one of the two; edgeway-controller gives no blocks of the younger pool until then"
 	for i, p := range c.Pools {
-		if !slices.ContainsFunc(c.Nodes, func(n cluster.Node) bool { return p.Selector.Selects(n.Labels) }) {
+		if len(s.inPool[i]) == 0 {
 			s.problem(p.Ref(), cluster.SelectsNothing, "nodes that match "+p.Selector.String(), "none", "label the Nodes, or correct spec.nodeSelector")
 		}
 		for _, r := range p.PodCIDRs {

@@ -48,7 +48,7 @@ func (d *draft) routeTo(n cluster.Node, at place, cidr netip.Prefix) {
 		d.problem(object, cluster.OffSubnet, "an address on a subnet of this node, which is in the same LAN", via.String(),
 			"give the two LANs different local ASNs, or correct the Node's InternalIP")
 	}
-	if gw, ref, ok := d.gateway(d.self, cidr.Addr()); ok {
+	if gw, ref, ok := d.gateway(cidr.Addr()); ok {
 		link, connected := d.linkTo(gw)
 		if !connected || d.isDown(link) {
 			if !connected {
@@ -202,7 +202,7 @@ func (d *draft) tunnelTo(n cluster.Node, at place, cidr netip.Prefix) {
 	if to.at.Port != ours.Port {
 		fdb.Port = to.at.Port
 	}
-	if !slices.Contains(d.plan.Routes.FDB, fdb) {
+	if n := len(d.plan.Routes.FDB); n == 0 || d.plan.Routes.FDB[n-1] != fdb { // a node's pod CIDRs come one after the other
 		d.plan.Routes.FDB = append(d.plan.Routes.FDB, fdb)
 	}
 }

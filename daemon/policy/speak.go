@@ -44,8 +44,8 @@ func (d *draft) speak() {
 // first node that it selects says so in the resource's status.
 func (d *draft) unspoken() {
 	for _, r := range d.Cluster.Peerings {
-		first := slices.IndexFunc(d.Cluster.Nodes, func(n cluster.Node) bool { return r.Selector.Selects(n.Labels) })
-		if first < 0 || d.Cluster.Nodes[first].Name != d.self.Name || slices.ContainsFunc(r.Speakers, func(s cluster.Speaker) bool { return d.survey.named[s.Node] }) {
+		members := d.survey.members[r.Ref()]
+		if len(members) == 0 || d.Cluster.Nodes[members[0]].Name != d.self.Name || slices.ContainsFunc(r.Speakers, d.survey.isNode) {
 			continue
 		}
 		for _, s := range r.Speakers {
@@ -148,10 +148,8 @@ func (d *draft) terms(r cluster.Peering, peer cluster.Peer) (t bgp.Peer, held cl
 // its paths, and must prefer the paths of live speakers.
 func (d *draft) paths(r cluster.Peering) []bgp.Path {
 	var paths []bgp.Path
-	for _, n := range d.Cluster.Nodes {
-		if !r.Selector.Selects(n.Labels) {
-			continue
-		}
+	for _, i := range d.survey.members[r.Ref()] {
+		n := d.Cluster.Nodes[i]
 		if len(n.PodCIDRs) == 0 && n.Name != d.self.Name && d.Uplinks(n.Name) == nil {
 			d.problem("Node/"+n.Name, cluster.NoPodCIDR, "spec.podCIDRs", "none", "give the Node a pod CIDR; nothing is advertised for it until then")
 		}
@@ -257,8 +255,8 @@ func (d *draft) neighbours() []routes.Neighbour {
 		for _, p := range r.Speakers[i].Peers {
 			add(p.Address)
 		}
-		for _, n := range d.Cluster.Nodes {
-			if n.Name != d.Self && r.Selector.Selects(n.Labels) {
+		for _, i := range d.survey.members[r.Ref()] {
+			if n := d.Cluster.Nodes[i]; n.Name != d.Self {
 				for _, a := range n.Addresses {
 					add(a)
 				}
@@ -277,7 +275,9 @@ func (d *draft) proxied() {
 	owner := map[netip.Addr]string{}
 	for _, n := range d.Cluster.Nodes {
 		for _, a := range n.Addresses {
-			owner[a] = "Node/" + n.Name
+			if d.MACs[a] != "" {
+				owner[a] = "Node/" + n.Name
+			}
 		}
 	}
 	type seen struct{ link, mac string }
@@ -305,7 +305,7 @@ func (d *draft) markOwn() {
 		return
 	}
 	for _, s := range d.plan.BGP.Sessions {
-		if !slices.ContainsFunc(d.Cluster.Peerings, func(r cluster.Peering) bool { return d.othersAdvertise(r, s.Peer) }) {
+		if !slices.ContainsFunc(d.resources, func(r cluster.Peering) bool { return d.othersAdvertise(r, s.Peer) }) {
 			continue
 		}
 		for i := range s.Paths {
@@ -314,11 +314,10 @@ func (d *draft) markOwn() {
 	}
 }
 
-// othersAdvertise reports whether r makes another node of the cluster advertise this node to the switch.
+// othersAdvertise reports whether r, which selects this node, makes another node of the cluster advertise it to the switch.
 func (d *draft) othersAdvertise(r cluster.Peering, to bgp.Peer) bool {
-	return r.Selector.Selects(d.self.Labels) && slices.ContainsFunc(r.Speakers, func(s cluster.Speaker) bool {
-		_, known := d.Cluster.Node(s.Node)
-		return known && s.Node != d.self.Name && slices.ContainsFunc(s.Peers, func(peer cluster.Peer) bool {
+	return slices.ContainsFunc(r.Speakers, func(s cluster.Speaker) bool {
+		return d.survey.isNode(s) && s.Node != d.self.Name && slices.ContainsFunc(s.Peers, func(peer cluster.Peer) bool {
 			return peer.Address == to.Address && cmp.Or(peer.Port, d.Config.BGP.Port) == to.Port
 		})
 	})

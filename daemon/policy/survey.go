@@ -14,8 +14,10 @@ import (
 // each node of the cluster then takes time in proportion to the number of nodes, however many resources there are.
 type Survey struct {
 	places   []place               // of each node of the cluster state, in its order
+	inPool   [][]int               // the nodes that each pool of the cluster state selects
 	speakers map[uint32][]string   // the Nodes that speak for each LAN
-	named    map[string]bool       // the names of the Nodes
+	members  map[string][]int      // the nodes that each resource selects, by its Ref
+	index    map[string]int        // of each node, by its name
 	like     map[string]string     // the name of a Node, by what names that mean it have in common
 	claims   []claim               // every pod CIDR of the cluster, sorted
 	disputed map[netip.Prefix]bool // pod CIDRs of two nodes that overlap
@@ -47,11 +49,12 @@ type claim struct {
 
 // NewSurvey surveys a cluster state.
 func NewSurvey(c cluster.World) *Survey {
-	s := &Survey{speakers: map[uint32][]string{}, named: map[string]bool{}, like: map[string]string{}, disputed: map[netip.Prefix]bool{}}
-	var addrs []netip.Addr
-	for _, n := range c.Nodes {
-		s.places = append(s.places, place{lans: lans(c, n), pool: poolOf(c.Pools, n)})
-		s.named[n.Name] = true
+	s := &Survey{places: make([]place, len(c.Nodes)), speakers: map[uint32][]string{}, members: make(map[string][]int, len(c.Peerings)),
+		index: make(map[string]int, len(c.Nodes)), like: make(map[string]string, len(c.Nodes)), disputed: map[netip.Prefix]bool{}}
+	s.place(c)
+	addrs := make([]netip.Addr, 0, len(c.Nodes))
+	for i, n := range c.Nodes {
+		s.index[n.Name] = i
 		s.like[common(n.Name)] = n.Name
 		addrs = append(addrs, n.Addresses...)
 		s.sixOnly = s.sixOnly || len(n.Addresses) > 0 && len(n.Family(netip.IPv4Unspecified())) == 0
@@ -72,16 +75,33 @@ func NewSurvey(c cluster.World) *Survey {
 	return s
 }
 
-// lans returns the local ASNs of the resources that select n, sorted: the ASN names the LAN.
-func lans(c cluster.World, n cluster.Node) []uint32 {
-	var asns []uint32
+// place finds the LANs and the pool of each node. The local ASN of a resource names the LAN.
+func (s *Survey) place(c cluster.World) {
+	var selectors []cluster.Selector
 	for _, r := range c.Peerings {
-		if r.Selector.Selects(n.Labels) {
-			asns = append(asns, r.LocalASN)
+		selectors = append(selectors, r.Selector)
+	}
+	for _, p := range c.Pools {
+		selectors = append(selectors, p.Selector)
+	}
+	selected := cluster.Members(c.Nodes, selectors)
+	for i, r := range c.Peerings {
+		s.members[r.Ref()] = selected[i]
+		for _, n := range selected[i] {
+			if at := &s.places[n]; !slices.Contains(at.lans, r.LocalASN) {
+				at.lans = append(at.lans, r.LocalASN)
+			}
 		}
 	}
-	slices.Sort(asns)
-	return slices.Compact(asns)
+	for i := range s.places {
+		slices.Sort(s.places[i].lans)
+	}
+	s.inPool = selected[len(c.Peerings):]
+	for i := len(c.Pools) - 1; i >= 0; i-- {
+		for _, n := range s.inPool[i] {
+			s.places[n].pool = &c.Pools[i]
+		}
+	}
 }
 
 // poolOf returns the NetworkPool that n belongs to: of those that select n, the first by name. nil: none does.
@@ -100,6 +120,7 @@ func (s *Survey) problem(object string, reason cluster.Reason, want, got, next s
 // overlaps finds the pod CIDRs that overlap the pod CIDR of another node. Either owner may be wrong, so neither
 // CIDR gets a route and neither is advertised.
 func (s *Survey) overlaps(nodes []cluster.Node) {
+	s.claims = make([]claim, 0, len(nodes))
 	for _, n := range nodes {
 		for _, c := range n.PodCIDRs {
 			s.claims = append(s.claims, claim{c, "Node/" + n.Name})
@@ -123,7 +144,7 @@ func (s *Survey) overlaps(nodes []cluster.Node) {
 
 // sharedAddresses finds the InternalIPs that two Nodes share.
 func (s *Survey) sharedAddresses(nodes []cluster.Node) {
-	owner := map[netip.Addr]string{}
+	owner := make(map[netip.Addr]string, len(nodes))
 	for _, n := range nodes {
 		for _, a := range n.Addresses {
 			if other, shared := owner[a]; shared {
@@ -138,13 +159,13 @@ func (s *Survey) sharedAddresses(nodes []cluster.Node) {
 
 // resource finds the speakers of a BGP resource, and the problems of the resource as a whole.
 func (s *Survey) resource(nodes []cluster.Node, r cluster.Peering) {
-	if !slices.ContainsFunc(nodes, func(n cluster.Node) bool { return r.Selector.Selects(n.Labels) }) {
+	if len(s.members[r.Ref()]) == 0 {
 		s.problem(r.Ref(), cluster.SelectsNothing, "nodes that match "+r.Selector.String(), "none", "label the Nodes, or correct spec.nodeSelector")
 	}
 	for _, speaker := range r.Speakers {
-		i := slices.IndexFunc(nodes, func(n cluster.Node) bool { return n.Name == speaker.Node })
+		i, known := s.index[speaker.Node]
 		switch {
-		case i < 0:
+		case !known:
 			s.problems = append(s.problems, s.noSuchSpeaker(r, speaker.Node))
 			continue
 		case !r.Selector.Selects(nodes[i].Labels):
@@ -164,6 +185,12 @@ func (s *Survey) noSuchSpeaker(r cluster.Peering, speaker string) cluster.Proble
 		p.Got, p.Next = speaker+", where Node/"+name+" differs "+difference(name, speaker), "name the speaker "+name
 	}
 	return p
+}
+
+// isNode reports whether the speaker is a Node.
+func (s *Survey) isNode(speaker cluster.Speaker) bool {
+	_, known := s.index[speaker.Node]
+	return known
 }
 
 // meant returns the name of the Node that somebody probably means by a name that no Node has, or "".

@@ -85,10 +85,10 @@ func intersects(a, b []uint32) bool {
 	return slices.ContainsFunc(a, func(x uint32) bool { return slices.Contains(b, x) })
 }
 
-// gateway returns the gateway to other LANs that a resource sets for n, and the name of the resource.
-func (w World) gateway(n cluster.Node, like netip.Addr) (netip.Addr, string, bool) {
-	for _, r := range w.Cluster.Peerings {
-		if r.Gateway.IsValid() && r.Gateway.Is4() == like.Is4() && r.Selector.Selects(n.Labels) {
+// gateway returns the gateway to other LANs that a resource sets for this node, and the name of the resource.
+func (d *draft) gateway(like netip.Addr) (netip.Addr, string, bool) {
+	for _, r := range d.resources {
+		if r.Gateway.IsValid() && r.Gateway.Is4() == like.Is4() {
 			return r.Gateway, r.Ref(), true
 		}
 	}
