@@ -91,8 +91,8 @@ type view struct {
 // ones.
 //
 //	look ────┐
-//	reread ──┼─> Host ─ source ─ policy.Admit ─ save ─ Learned ─ policy.Decide ─ Sync kernel, speaker, pods
-//	clock ───┘          └──── only after reread ────┘
+//	reread ──┼─> Host ─ source ─ policy.Admit ─ Learned ─ policy.Decide ─ Sync kernel, speaker ─ save ─ Sync pods
+//	clock ───┘          └ only after reread ┘
 type loop struct {
 	config   config.Config
 	source   cluster.Source
@@ -113,6 +113,7 @@ type loop struct {
 	last    cluster.World  // the World that counts; zero while known is false
 	known   bool           // a source or the disk gave a World
 	saved   bool           // last is on disk
+	survey  *policy.Survey // of last; nil: not made yet
 	granted uplink.Uplinks // in uplink.File
 	// reserved are the addresses of uplinks that no pod gets, as the pool that was set last has them.
 	reserved []netip.Prefix
@@ -218,11 +219,6 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 		l.publish(view{World: w}, o)
 		return false
 	}
-	if !l.saved {
-		err := l.save(l.last)
-		l.saved = err == nil
-		l.failed(&o, cluster.WorldNotSaved, err, "a reboot without the cluster would start from an older cluster state; check the disk of stateDir")
-	}
 	complete := true // a node that learns nothing waits for no switch
 	if len(l.config.BGP.Learn) > 0 {
 		w.Learned, complete = l.speaker.Learned(ctx)
@@ -235,8 +231,10 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 		w.Host.Foreign, err = l.kernel.ForeignRules(ctx)
 		l.failed(&o, cluster.HostUnreadable, err, "edgewayd tries again on its own")
 	}
-	survey := policy.NewSurvey(w.Cluster)
-	plan := survey.Decide(w)
+	if l.survey == nil {
+		l.survey = policy.NewSurvey(l.last)
+	}
+	plan := l.survey.Decide(w)
 	o.problems = append(append(o.problems, plan.Problems...), l.last.Problems...)
 	if l.proven != nil {
 		o.paths = l.proven()
@@ -244,7 +242,7 @@ func (l *loop) once(ctx context.Context, reread bool) bool {
 	}
 	l.apply(ctx, plan, complete, &o)
 	l.annotate(plan, &o)
-	v := view{World: w, Survey: survey, Plan: plan}
+	v := view{World: w, Survey: l.survey, Plan: plan}
 	l.publish(v, o)
 	if l.reporter != nil {
 		l.reporter.Self(l.self(&v, o))
@@ -285,6 +283,7 @@ func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *ou
 	}
 	l.tell(lines)
 	l.failed(o, cluster.SwitchNotTold, err, "edgewayd tries again on its own")
+	l.keep(o)
 	found, err := l.pods.Sync(ctx, plan)
 	o.problems = append(o.problems, found...)
 	l.failed(o, cluster.PodsNotServed, err, "running pods are not touched; edgewayd tries again on its own")
@@ -293,6 +292,17 @@ func (l *loop) apply(ctx context.Context, plan policy.Plan, heardAll bool, o *ou
 		l.look.fire() // what has just left the pool is confirmed in the next look
 	}
 	l.report(ctx, plan, o)
+}
+
+// keep saves the cluster state that counts: after the kernel and the switches have it, because the disk of an edge
+// machine can take a second for the 6 MB of 20,000 nodes, and before a pod gets an address that depends on it.
+func (l *loop) keep(o *outcome) {
+	if l.saved {
+		return
+	}
+	err := l.save(l.last)
+	l.saved = err == nil
+	l.failed(o, cluster.WorldNotSaved, err, "a reboot without the cluster would start from an older cluster state; check the disk of stateDir")
 }
 
 // writeGranted writes what a plugin without a daemon must know, before a pod can get an address of it. An address
@@ -393,7 +403,7 @@ func (l *loop) read(ctx context.Context, host routes.Host) {
 	next = policy.Leave(l.last, next, l.config.NodeName)
 	l.found = append(refused, wrong...)
 	if !l.known || !cluster.Equal(l.last, next) {
-		l.saved = false
+		l.saved, l.survey = false, nil
 		l.log.Info("cluster state changed", "source", next.Source, "nodes", len(next.Nodes), "bgpResources", len(next.Peerings))
 	}
 	l.last, l.known = next, true
