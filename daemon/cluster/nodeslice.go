@@ -301,7 +301,8 @@ func (k *kubernetes) nodes() (said manifest, known bool) {
 	said = manifest{about: kindNode, broken: true}
 	if k.sliceState(k.labelKeys) == slicesCount {
 		said.broken = false
-		f, there := k.feeds[kindSlice.kind], map[string]bool{}
+		f, there := k.feeds[kindSlice.kind], make(map[string]bool, k.size)
+		said.statements = make([]statement, 0, k.size)
 		for _, name := range slices.Sorted(slices.Values(f.items[SliceIndex].slice.spec.Slices)) {
 			s := f.items[name].slice
 			for _, node := range s.names {

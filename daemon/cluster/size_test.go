@@ -126,26 +126,32 @@ func BenchmarkReadNode(b *testing.B) {
 	}
 }
 
-// A World of 5,000 Nodes of which one changed, as after each change of a Node.
-func BenchmarkWorldOf5000Nodes(b *testing.B) {
+// BenchmarkWorld is a World of 20,000 nodes from NodeSlices, as after each change of a Node.
+func BenchmarkWorld(b *testing.B) {
+	const slices, each = 200, 100
 	k := newKubernetes(KubernetesOptions{Node: self}, defaultPatience)
-	f := k.feeds[kindNode]
-	f.synced, f.asked, f.items = true, true, map[string]told{}
 	for _, f := range k.feeds {
-		f.synced, f.asked = true, true
+		f.synced, f.asked, f.items = true, true, map[string]told{}
 	}
-	for i := range manyNodes {
-		it, err := readItem(f.kind, func(v any) error { return json.Unmarshal(largeNode(i), v) })
-		if err != nil {
-			b.Fatal(err)
+	put := func(name string, spec SliceSpec) {
+		k.feeds[kindSlice.kind].items[name] = item{name: name, text: mustJSON(NewNodeSlice(name, spec))}.told(kindSlice, nil)
+	}
+	index := SliceSpec{}
+	for s := range slices {
+		var spec SliceSpec
+		for i := s * each; i < (s+1)*each; i++ {
+			spec.Nodes = append(spec.Nodes, SlicedNode{Name: fmt.Sprintf("node-%05d", i), Addresses: []string{fmt.Sprintf("172.16.%d.%d", i>>8, i&255)}, PodCIDRs: []string{fmt.Sprintf("10.%d.%d.0/24", 100+i>>8, i&255)}})
 		}
-		f.items[it.name] = it.told(f.kind, nil)
+		index.Slices = append(index.Slices, fmt.Sprint("nodes-", s+1))
+		put(fmt.Sprint("nodes-", s+1), spec)
 	}
+	put(SliceIndex, index)
+	put(SliceAlive, SliceSpec{PublishedAt: time.Now().UTC().Format(time.RFC3339)})
 	var w World
 	b.ReportAllocs()
 	for b.Loop() {
 		var err error
-		if w, err = k.World(b.Context(), w); err != nil || len(w.Nodes) != manyNodes {
+		if w, err = k.World(b.Context(), w); err != nil || len(w.Nodes) != slices*each {
 			b.Fatal(len(w.Nodes), err)
 		}
 	}
