@@ -61,7 +61,7 @@ func pack(have []cluster.NodeSlice, nodes map[string]cluster.SlicedNode) []clust
 	for _, s := range out {
 		if len(s.Spec.Nodes) > 0 {
 			slices.SortFunc(s.Spec.Nodes, func(a, b cluster.SlicedNode) int { return cmp.Compare(a.Name, b.Name) })
-			want = append(want, with(*s, s.Spec))
+			want = append(want, *s)
 		}
 	}
 	slices.SortFunc(want, func(a, b cluster.NodeSlice) int { return cmp.Compare(a.Metadata.Name, b.Metadata.Name) })
@@ -148,7 +148,7 @@ func sliceWrites(have []cluster.NodeSlice, want []cluster.NodeSlice, keys []stri
 	}
 	for _, s := range want {
 		if old, ok := was[s.Metadata.Name]; !ok || !slices.EqualFunc(old.Spec.Nodes, s.Spec.Nodes, cluster.SlicedNode.Equal) {
-			out = append(out, sliceWrite{NodeSlice: s})
+			out = append(out, sliceWrite{NodeSlice: with(s, s.Spec)})
 		}
 	}
 	set(cluster.SliceSpec{Slices: names, LabelKeys: keys})

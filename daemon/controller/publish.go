@@ -31,6 +31,7 @@ import (
 type publisher struct {
 	client kubernetes.Interface
 	log    *slog.Logger
+	settle time.Duration // before a round of writes: a new Node has its pod CIDR some milliseconds later
 	space  time.Duration // between two rounds of writes, so that bursts are written together
 	retry  time.Duration // after an error, at first
 	absent time.Duration // after several errors, and while the API server does not have a kind
@@ -43,7 +44,7 @@ type publisher struct {
 }
 
 func newPublisher(c kubernetes.Interface, log *slog.Logger) *publisher {
-	return &publisher{client: c, log: log, space: 200 * time.Millisecond, retry: time.Second, absent: time.Minute, every: cluster.SliceBeat, wake: make(chan struct{}, 1)}
+	return &publisher{client: c, log: log, settle: 50 * time.Millisecond, space: 200 * time.Millisecond, retry: time.Second, absent: time.Minute, every: cluster.SliceBeat, wake: make(chan struct{}, 1)}
 }
 
 // errNoSlices says that the API server has no NodeSlices, or that the controller may not write them.
@@ -107,11 +108,12 @@ func (p *publisher) session(ctx context.Context) error {
 		if have, err = p.publish(ctx, have); err != nil {
 			return err
 		}
+		written := time.Now()
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-p.wake:
-			pause(ctx, p.space)
+			pause(ctx, max(p.settle, p.space-time.Since(written)))
 		case <-beat.C:
 			if have, err = p.beat(ctx); err != nil {
 				return err
