@@ -30,13 +30,16 @@ import (
 )
 
 // fleetLab has a machine for each program whose line is measured: its network card counts all that the program receives.
+// The switch is the way to the other shops, and hears from node-00001 of the shop's own nodes.
 const fleetLab = `
+switches:
+- {name: switch, asn: 65001, links: [{lan: a, addrs: [10.98.0.1/16]}], neighbors: [{name: node, address: 10.98.1.2, asn: 65010}]}
 hosts:
 - {name: cloud, links: [{lan: a, addrs: [10.98.0.2/16]}]}
 - {name: control, links: [{lan: a, addrs: [10.98.0.3/16]}]}
 nodes:
-- {name: node-00001, links: [{lan: a, addrs: [10.98.1.2/16]}]}
-- {name: node-00002, links: [{lan: a, addrs: [10.98.1.3/16]}]}
+- {name: node-00001, links: [{lan: a, addrs: [10.98.1.2/16]}], routes: [{to: 0.0.0.0/0, via: 10.98.0.1}]}
+- {name: node-00002, links: [{lan: a, addrs: [10.98.1.3/16]}], routes: [{to: 0.0.0.0/0, via: 10.98.0.1}]}
 `
 
 // fleetObjects are a shop of five nodes, node-00000 to node-00004. The account by-nodes may not read NodeSlices.
@@ -174,25 +177,31 @@ func (f *fleet) measure(t *testing.T, peace time.Duration) {
 	column.use("node by slices, peace", bySlice.since(before[1]), window)
 	column.use("node by Nodes, peace", whole.since(before[2]), window)
 
-	before[1] = bySlice.now()
-	var toSlice, bySlices, byNodes []time.Duration
+	stop()
+	f.speak(t)
+	before = []usage{controller.now(), bySlice.now(), whole.now()}
+	var toSlice []time.Duration
+	seers := []string{"node-00001", "node-00002", "switch"}
+	seen := make([][]time.Duration, len(seers))
 	for i := range 20 {
 		address := fmt.Sprintf("10.98.2.%d", i+1)
 		at := time.Now()
-		seen := [2]chan time.Duration{make(chan time.Duration, 1), make(chan time.Duration, 1)}
-		for k, name := range []string{"node-00001", "node-00002"} {
-			go func() { seen[k] <- f.via(t, name, address, at) }()
+		var seeing sync.WaitGroup
+		for k, name := range seers {
+			seeing.Go(func() { seen[k] = append(seen[k], f.via(t, name, address, at)) })
 		}
 		f.move(t, address)
 		toSlice = append(toSlice, watcher.saw(t, address).Sub(at))
-		bySlices, byNodes = append(bySlices, <-seen[0]), append(byNodes, <-seen[1])
-		<-time.After(time.Second)
+		seeing.Wait()
+		<-time.After(time.Second) // the looks after the change
 	}
-	stop()
 	column.add("a change: slice is written", spread(toSlice))
-	column.add("a change: route of a node by slices", spread(bySlices))
-	column.add("a change: route of a node by Nodes", spread(byNodes))
+	column.add("a change: route of a node by slices", spread(seen[0]))
+	column.add("a change: route of the switch, whose speaker is that node", spread(seen[2]))
+	column.add("a change: route of a node by Nodes", spread(seen[1]))
 	column.add("node by slices: bytes of a change", bySlice.since(before[1]).bytes/int64(len(toSlice)))
+	column.use("controller, 20 changes", controller.since(before[0]), 0)
+	column.use("node by slices, 20 changes", bySlice.since(before[1]), 0)
 
 	before = []usage{controller.now(), bySlice.now(), whole.now()}
 	if err := f.control.StopAPIServer(); err != nil {
@@ -390,6 +399,15 @@ func (f *fleet) move(t *testing.T, address string) {
 	if _, err := f.client.CoreV1().Nodes().Patch(t.Context(), fleetName(3), types.MergePatchType, []byte(patch), metav1.PatchOptions{}, "status"); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// speak makes node-00001 the speaker of the shop, and waits until the switch has a route to the pods of its nodes.
+func (f *fleet) speak(t *testing.T) {
+	t.Helper()
+	if err := f.control.ApplyText(strings.ReplaceAll(fleetObjects, "localSpeakers: [node-00000]", "localSpeakers: [node-00001]")); err != nil {
+		t.Fatal(err)
+	}
+	f.via(t, "switch", "10.98.1.4", time.Now())
 }
 
 // via waits until a machine's route to node-00003's pods has this next hop, and returns the time since.
