@@ -260,7 +260,9 @@ func (u Uplinks) State(h routes.Host) routes.State {
 		// By the rules of RFC 6724 the node would ask its pods from this IPv6 address, because theirs are like it.
 		s.Addrs = append(s.Addrs, routes.Addr{Link: link.Name, Prefix: single(i.Address), HostScope: i.V6()})
 		s.Sysctls = append(s.Sysctls, routes.Forwarding(link.Name, i.V6()))
-		if !i.V6() {
+		if i.V6() { // else the answers to neighbours come from the node's usual address, of another link: RFC 4861, section 4.4
+			s.Sysctls = append(s.Sysctls, routes.Sysctl{Key: "net/ipv6/conf/" + link.Name + "/use_oif_addrs_only", Value: "1"})
+		} else {
 			alone[link.Name] = true
 			for _, a := range h.Addrs {
 				if i.Subnet.Contains(a.Prefix.Addr()) {

@@ -117,6 +117,7 @@ sysctl net/ipv6/conf/eth1/accept_ra = 0
 sysctl net/ipv6/conf/eth1/accept_redirects = 0
 sysctl net/ipv4/conf/eth1/accept_redirects = 0
 sysctl net/ipv6/conf/eth1/forwarding = 1
+sysctl net/ipv6/conf/eth1/use_oif_addrs_only = 1
 sysctl net/ipv6/conf/eth1/proxy_ndp = 1
 sysctl net/ipv6/neigh/eth1/proxy_delay = 0
 table inet edgeway-uplink mark 0x20 uplinks [eth1] inside [fd00:10::/64]
