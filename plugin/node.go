@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/edgeway-cni/edgeway/ipam"
@@ -52,6 +53,9 @@ type Node struct {
 	// sweep keeps GC and Sweep, which work on all attachments, apart from the verbs. The verbs of one
 	// attachment are serialised by their claims (ipam.Claim).
 	sweep sync.RWMutex
+
+	// decided are the proxy entries of uplinks in a process that keeps the store; see SetProxies.
+	decided atomic.Pointer[[]routes.ProxyNeigh]
 
 	// taken are addresses that ADD passed over; Taken asks the kernel again.
 	taken struct {

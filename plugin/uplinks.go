@@ -40,20 +40,43 @@ func (n *Node) ensureUplinks(ctx context.Context, host kernel, o order) (order, 
 	return o, err
 }
 
-// answer makes the kernel answer neighbour solicitations for those of a pod's IPv6 addresses that are of an uplink
-// (routes.ProxyNeigh), when the pod has started, and no more when it has ended. The daemon does that while it runs.
-func (n *Node) answer(ctx context.Context, host kernel, addrs []netip.Addr) error {
-	if n.reopen == nil || !slices.ContainsFunc(addrs, netip.Addr.Is6) {
-		return nil
+// SetProxies says to a process that keeps the store, which is the daemon, what its last look at the uplinks decided about
+// proxy entries.
+func (n *Node) SetProxies(decided []routes.ProxyNeigh) { n.decided.Store(&decided) }
+
+// proxies returns the proxy entries for the addresses of all uplinks.
+func (n *Node) proxies(ctx context.Context, host kernel) ([]routes.ProxyNeigh, error) {
+	if n.reopen == nil {
+		if decided := n.decided.Load(); decided != nil {
+			return *decided, nil
+		}
+		return nil, nil
 	}
 	u, err := uplink.Read(filepath.Join(n.Dir, uplink.File))
 	if err != nil || len(u.Interfaces) == 0 {
-		return err
+		return nil, err
 	}
 	h, err := host.Host(ctx)
-	if err == nil {
-		proxies := slices.DeleteFunc(u.State(h).Proxies, func(p routes.ProxyNeigh) bool { return p.IP.Is4() || !slices.Contains(addrs, p.IP) })
-		_, err = host.Sync(ctx, routes.Scope{}, routes.State{Proxies: proxies})
+	return u.State(h).Proxies, err
+}
+
+// answer makes the kernel answer neighbour solicitations for those of a pod's IPv6 addresses that are of an uplink
+// (routes.ProxyNeigh), when the pod has started, and no more when it has ended. The daemon's next look would do so too, some
+// 100 ms later: a neighbour would ask in vain, and ask again after a second (RFC 4861, section 10: RETRANS_TIMER).
+func (n *Node) answer(ctx context.Context, host kernel, addrs []netip.Addr) error {
+	if !slices.ContainsFunc(addrs, netip.Addr.Is6) {
+		return nil
 	}
+	all, err := n.proxies(ctx, host)
+	var its []routes.ProxyNeigh
+	for _, p := range all {
+		if p.IP.Is6() && slices.Contains(addrs, p.IP) {
+			its = append(its, p)
+		}
+	}
+	if err != nil || len(its) == 0 {
+		return err
+	}
+	_, err = host.Sync(ctx, routes.Scope{}, routes.State{Proxies: its})
 	return err
 }

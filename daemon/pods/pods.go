@@ -71,6 +71,7 @@ func (p *Pods) Sync(ctx context.Context, plan policy.Plan) ([]cluster.Problem, e
 	if err != nil {
 		return nil, err
 	}
+	n.verbs.SetProxies(plan.Routes.Proxies)
 	if len(plan.Pool.Sets) == 0 {
 		return nil, nil // the plan says why there is no pool
 	}
