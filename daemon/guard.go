@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	// guardEvery is the time between two looks at the firewalls and the gateways. nftables announces each change, and
-	// says by a number whether anything changed; legacy iptables does neither. A look at 5,000 rules of kube-proxy takes
-	// 25 ms.
+	// guardEvery is the time between two looks at the firewalls and the gateways. nftables announces each change; legacy
+	// iptables does not. To see that nothing changed takes 6 ms beside 5,000 rules of legacy iptables, and a question to
+	// nftables. A look at 5,000 rules of kube-proxy takes 25 ms.
 	guardEvery = 5 * time.Second
 	// guardSettles is the pause after a change of nftables: programs change it in many steps.
 	guardSettles = 200 * time.Millisecond
@@ -94,7 +94,8 @@ type watchman struct {
 	cut        bool // a question to another node's canary is not answered
 }
 
-// judgeEvery bounds how long a change of legacy iptables stays unseen. While packets are lost, each look reads it.
+// judgeEvery bounds how long a change of the table nat of legacy iptables stays unseen: its changes are not counted. While
+// packets are lost, each look reads it.
 const judgeEvery = 30 * time.Second
 
 // look returns what it could find, and what it found before of the rest.

@@ -165,7 +165,7 @@ func (a *applier) steps(c *Change) (steps []step, alone func() error, err error)
 	case Symmetric:
 		return nil, func() error { return a.k.setTable(c.Op, o.table()) }, nil
 	case Passage:
-		return nil, func() error { return a.firewalls.set(a.k, c.Op, o) }, nil
+		return nil, func() error { return a.firewalls.set(a.ctx, a.k, c.Op, o) }, nil
 	case Masq:
 		return nil, func() error { return a.setMasq(c.Op, o) }, nil
 	case Rule:

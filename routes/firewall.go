@@ -98,7 +98,8 @@ type Finding struct {
 	Doubt string
 	// Passed: a rule of ours accepts the packet (see Passage). Without it the chain would do as the rest says.
 	Passed bool
-	// Owned: the kernel lets only one program change the chain's table.
+	// Owned: edgeway cannot change the chain's table. The kernel lets only one program change it, or it is a table of
+	// legacy iptables whose lock cannot be opened or whose entries edgeway does not understand.
 	Owned bool
 	// Zone: the chain is firewalld's for a zone, and its last rule is the zone's default.
 	Zone bool
@@ -230,6 +231,7 @@ const (
 type fwRule struct {
 	chain   string // where the rules of several chains are read
 	handle  uint64
+	at      int // offset of the entry, in a table of legacy iptables
 	comment string
 	packets uint64
 	counted bool
@@ -529,10 +531,12 @@ type reader struct {
 	chains []fwChain
 	read   map[Place][]fwRule
 	legacy map[Place][]fwRule
+	ends   map[Place]int // of the chains of legacy iptables: the offset of the entry after the last rule
 	links  map[string]uint32
 	found  map[string]found
 	keys   map[Place]int  // the length of a set's keys; Chain has the set's name
 	names  map[Place]bool // all chains
+	locks  bool           // the lock of legacy iptables can be opened
 }
 
 // programs have chains of these names beside the chains that they share with others.
@@ -599,7 +603,8 @@ func (k *Kernel) Judge(ctx context.Context, packets ...Packet) ([][]Finding, err
 }
 
 func newReader(k *Kernel) *reader {
-	return &reader{k: k, read: map[Place][]fwRule{}, legacy: map[Place][]fwRule{}, links: map[string]uint32{}, found: map[string]found{}, keys: map[Place]int{}, names: map[Place]bool{}}
+	return &reader{k: k, read: map[Place][]fwRule{}, legacy: map[Place][]fwRule{}, ends: map[Place]int{}, links: map[string]uint32{}, found: map[string]found{}, keys: map[Place]int{}, names: map[Place]bool{},
+		locks: unix.Access(k.xtLock, unix.R_OK) == nil}
 }
 
 func (k *Kernel) judgeOnce(packets []Packet) (out [][]Finding, err error) {
@@ -643,7 +648,7 @@ func (r *reader) load() error {
 	if err := r.loadNFT(); err != nil {
 		return err
 	}
-	if err := r.loadLegacy(); err != nil {
+	if err := r.k.eachTable(func(xtFamily, string) bool { return true }, r.addLegacy); err != nil {
 		return err
 	}
 	devices, err := newView(r.k.c).all()

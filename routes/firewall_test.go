@@ -246,8 +246,8 @@ func FuzzLegacy(f *testing.F) {
 		for _, fam := range xtFamilies() {
 			info := make([]byte, xtInfoBytes)
 			info[32] = byte(hooks)
-			r := &reader{legacy: map[Place][]fwRule{}, names: map[Place]bool{}}
-			r.addLegacy(fam, "filter", info, blob)
+			r := newReader(&Kernel{})
+			r.addLegacy(xtTable{fam, "filter", info, blob})
 			_, _ = judge(r, fromPod)
 		}
 	})

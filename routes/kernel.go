@@ -25,6 +25,7 @@ type Kernel struct {
 
 	passages passages
 	proxied  atomic.Bool // a State had IPv6 proxies: routes of pods count for Watch
+	xtLock   string      // the lock of legacy iptables; tests have one of their own
 }
 
 // Open returns the Kernel of the calling thread's network namespace.
@@ -57,7 +58,7 @@ func open(ns netns.NsHandle) (*Kernel, error) {
 		ns.Close()
 		return nil, err
 	}
-	return &Kernel{c: c, ns: ns}, nil
+	return &Kernel{c: c, ns: ns, xtLock: xtLockFile}, nil
 }
 
 // Close closes the sockets.

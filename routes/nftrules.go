@@ -15,20 +15,25 @@ func nftMessageFor(fam uint8, typ uint16, flags int) message {
 	return newMessage(unix.NFNL_SUBSYS_NFTABLES<<8|typ, flags, []byte{fam, unix.NFNETLINK_V0, 0, 0})
 }
 
-// Generation is a number that changes whenever anybody changes nftables; 0 if the kernel has no nftables.
+// Generation is a number that changes whenever anybody changes nftables, or a table of legacy iptables that filters; 0 if
+// the kernel has neither.
 func (k *Kernel) Generation(ctx context.Context) (uint32, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
+	legacy, err := k.legacyGeneration()
+	if err != nil {
+		return 0, err
+	}
 	c, err := k.netfilter()
 	if err != nil {
-		return 0, ifThere(err)
+		return legacy, ifThere(err)
 	}
 	body, err := c.get(nftMessageFor(unix.AF_UNSPEC, unix.NFT_MSG_GETGEN, 0))
 	if err != nil || len(body) < nfgenmsgBytes {
-		return 0, ifThere(err)
+		return legacy, ifThere(err)
 	}
-	return be32(one(body[nfgenmsgBytes:], unix.NFTA_GEN_ID)), nil
+	return legacy + be32(one(body[nfgenmsgBytes:], unix.NFTA_GEN_ID)), nil
 }
 
 func be32(b []byte) uint32 {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -23,6 +24,8 @@ type space struct {
 	k *Kernel
 
 	lab *lab.Space
+	// lock is that of this namespace's legacy iptables. Else the tests would keep each other waiting.
+	lock string
 }
 
 // newSpace makes a namespace that lives as long as its file is open.
@@ -37,7 +40,11 @@ func newSpace(t testing.TB) *space {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &space{t, ns.File, k, ns}
+	s := &space{t, ns.File, k, ns, filepath.Join(t.TempDir(), "xtables.lock")}
+	if err := os.WriteFile(s.lock, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k.xtLock = s.lock
 	t.Cleanup(func() { k.Close(); ns.Close() })
 	if err := ns.Loopback(); err != nil {
 		t.Fatal(err)
@@ -56,11 +63,16 @@ func (s *space) run(command string) string {
 }
 
 func (s *space) try(command string) (string, error) {
-	f := strings.Fields(command)
-	lab.Need(s.t, f[0])
+	return s.exec(strings.Fields(command)...)
+}
+
+func (s *space) exec(args ...string) (string, error) {
+	lab.Need(s.t, args[0])
 	var out []byte
 	err := s.lab.Do(func() (err error) {
-		out, err = exec.Command(f[0], f[1:]...).CombinedOutput()
+		c := exec.Command(args[0], args[1:]...)
+		c.Env = append(os.Environ(), "XTABLES_LOCKFILE="+s.lock)
+		out, err = c.CombinedOutput()
 		return err
 	})
 	return string(out), err

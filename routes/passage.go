@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -127,10 +128,10 @@ func passagesByPlace() identity[Passage, Place] {
 func (f Finding) Passable() bool {
 	ended := f.Passed || f.Outcome == Drops
 	byDefault := f.Place == f.Base || f.Zone || strings.HasPrefix(f.Place.Chain, "ufw-reject-") || strings.HasPrefix(f.Place.Chain, "ufw6-reject-")
-	return ended && f.Policy && byDefault && !f.Owned && !f.Place.Legacy && (f.Hook == Input || f.Hook == Forward || f.Hook == Output)
+	return ended && f.Policy && byDefault && (!f.Owned || f.Passed) && (f.Hook == Input || f.Hook == Forward || f.Hook == Output)
 }
 
-// passages is what NFTables found last. It counts as long as nobody changes nftables: the tables of kube-proxy
+// passages is what Netfilter found last. It counts as long as nobody changes a firewall: the tables of kube-proxy
 // have thousands of rules, and each Sync of the node asks.
 type passages struct {
 	mu         sync.Mutex // guards the rest
@@ -138,7 +139,7 @@ type passages struct {
 	found      []Passage
 }
 
-// Firewalls are other programs' firewalls, as Sync reads and writes them. It is NFTables in the daemon. A program that
+// Firewalls are other programs' firewalls, as Sync reads and writes them. It is Netfilter in the daemon. A program that
 // leaves it out of its Scope does not link the reader of firewalls, which is 128 KiB of the plugin.
 type Firewalls interface {
 	// observe finds the chains that have rules of ours.
@@ -146,14 +147,14 @@ type Firewalls interface {
 	// existing leaves out the passages of chains that do not exist: nothing is dropped there.
 	existing(k *Kernel, all []Passage) ([]Passage, error)
 	// set rewrites our rules in a chain, or deletes them, in one transaction.
-	set(k *Kernel, op Op, p Passage) error
+	set(ctx context.Context, k *Kernel, op Op, p Passage) error
 }
 
-// NFTables are the firewalls that nftables has: it knows rules of ours by their comments. A kernel without nftables has
-// none.
-type NFTables struct{}
+// Netfilter are the firewalls of nftables and of legacy iptables: it knows rules of ours by their comments. A kernel that
+// has neither has none.
+type Netfilter struct{}
 
-func (NFTables) observe(ctx context.Context, k *Kernel) ([]Passage, error) {
+func (Netfilter) observe(ctx context.Context, k *Kernel) ([]Passage, error) {
 	now, err := k.Generation(ctx) // before the rules are read: who changes them meanwhile is seen the next time
 	if err != nil {
 		return nil, fmt.Errorf("read the firewall: %w", err)
@@ -196,19 +197,31 @@ func (k *Kernel) readPassages() (out []Passage, err error) {
 			of[rule.chain] = append(of[rule.chain], rule)
 		}
 		for _, chain := range order {
-			p := Passage{Place: Place{Family: c.Family, Table: c.Table, Chain: chain}}
-			handles, _, placed := endOf(of[chain])
-			for _, rule := range of[chain] {
-				if slices.Contains(handles, rule.handle) {
-					p.comments = append(p.comments, strings.TrimPrefix(rule.comment, passageMark))
-				}
-			}
-			if p.Misplaced = !placed; len(handles) > 0 {
-				out = append(out, p)
-			}
+			out = append(out, passagesIn(Place{Family: c.Family, Table: c.Table, Chain: chain}, of[chain])...)
 		}
 	}
+	if err := k.eachTable(filters, r.addLegacy); err != nil {
+		return nil, fmt.Errorf("read the firewall: %w", err)
+	}
+	for _, p := range slices.SortedFunc(maps.Keys(r.legacy), func(a, b Place) int { return strings.Compare(a.String(), b.String()) }) {
+		out = append(out, passagesIn(p, r.legacy[p])...)
+	}
 	return out, nil
+}
+
+// passagesIn returns the Passage of a chain, if the chain has rules of ours.
+func passagesIn(at Place, rules []fwRule) []Passage {
+	p := Passage{Place: at}
+	handles, _, placed := endOf(rules)
+	for _, rule := range rules {
+		if slices.Contains(handles, rule.handle) {
+			p.comments = append(p.comments, strings.TrimPrefix(rule.comment, passageMark))
+		}
+	}
+	if p.Misplaced = !placed; len(handles) == 0 {
+		return nil
+	}
+	return []Passage{p}
 }
 
 // endOf returns the handles of our rules, and the handle of the last rule if that rule drops everything. placed: our
@@ -245,18 +258,25 @@ func (r fwRule) dropsAll() bool {
 	return res.ends && res.outcome() == Drops
 }
 
-func (NFTables) existing(k *Kernel, all []Passage) ([]Passage, error) {
+func (Netfilter) existing(k *Kernel, all []Passage) ([]Passage, error) {
 	if len(all) == 0 {
 		return nil, nil
 	}
 	r := newReader(k)
-	if err := r.loadNFT(); err != nil {
+	err := r.loadNFT()
+	if slices.ContainsFunc(all, func(p Passage) bool { return p.Place.Legacy }) {
+		err = errors.Join(err, k.eachTable(filters, r.addLegacy))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("read the firewall: %w", err)
 	}
 	return without(all, func(p Passage) bool { return !r.names[p.Place] }), nil
 }
 
-func (NFTables) set(k *Kernel, op Op, p Passage) error {
+func (Netfilter) set(ctx context.Context, k *Kernel, op Op, p Passage) error {
+	if p.Place.Legacy {
+		return k.setLegacy(ctx, op, p)
+	}
 	rules, err := newReader(k).readRules(p.Place)
 	if err != nil && !missing(err) {
 		return err
@@ -331,13 +351,18 @@ func inPrefix(field expr.Any, p netip.Prefix) []expr.Any {
 	case p.IsSingleIP():
 		return []expr.Any{field, equal(p.Addr().AsSlice()...)}
 	}
-	size := p.Addr().BitLen() / 8
-	mask := make([]byte, size)
+	mask := maskOf(p)
+	return []expr.Any{field, &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask))},
+		equal(p.Masked().Addr().AsSlice()...)}
+}
+
+// maskOf has a 1 for each bit of the prefix.
+func maskOf(p netip.Prefix) []byte {
+	mask := make([]byte, p.Addr().BitLen()/8)
 	for bit := range p.Bits() {
 		mask[bit/8] |= 0x80 >> (bit % 8)
 	}
-	return []expr.Any{field, &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(size), Mask: mask, Xor: make([]byte, size)},
-		equal(p.Masked().Addr().AsSlice()...)}
+	return mask
 }
 
 // ports compares the ports and the flag ACK: the flags are byte 13 of the header, and ACK is bit 4 (RFC 9293 section 3.1).
@@ -357,7 +382,7 @@ func (a Accept) ports() (out []expr.Any) {
 const tcpACK = 0x10
 
 // xtMatch is the same in iptables' words: -m tcp --sport 179 --tcp-flags ACK ACK.
-func (a Accept) xtMatch() expr.Any {
+func (a Accept) xtMatch() *expr.Match {
 	ports := func(port uint16) [2]uint16 {
 		if port == 0 {
 			return [2]uint16{0, 65535}

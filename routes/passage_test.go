@@ -1,6 +1,7 @@
 package routes
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,7 +13,7 @@ import (
 )
 
 // passagesScope owns the rules of passages alone.
-var passagesScope = Scope{Passages: NFTables{}}
+var passagesScope = Scope{Passages: Netfilter{}}
 
 // podPackets are two connections of pods in each family, the tunnel's packet, and the answer of a switch.
 func podPackets() []Packet {
@@ -74,9 +75,22 @@ func dropped(s *space, packets []Packet) (out []string) {
 	return out
 }
 
-// plain is a ruleset without numbers.
+// plain is a ruleset without numbers, and the tables of legacy iptables that exist.
 func plain(s *space) string {
-	return regexp.MustCompile(`packets \d+ bytes \d+`).ReplaceAllString(s.run("nft list ruleset"), "N")
+	text := regexp.MustCompile(`packets \d+ bytes \d+`).ReplaceAllString(s.run("nft list ruleset"), "N")
+	return text + legacyRules(s)
+}
+
+// legacyRules are the tables of legacy iptables, byte for byte but for the counters of traffic.
+func legacyRules(s *space) (text string) {
+	s.t.Helper()
+	if err := s.k.eachTable(func(xtFamily, string) bool { return true }, func(t xtTable) {
+		t.each(t.blob, func(_, _ int, e []byte) { clear(e[t.count:t.size]) })
+		text += fmt.Sprintf("%s: %x %x%s\n", t.name, t.info, t.blob, strings.Repeat(", "+passageMark, bytes.Count(t.blob, []byte(passageMark))))
+	}); err != nil {
+		s.t.Fatal(err)
+	}
+	return text
 }
 
 // Each firewall as its program writes it: the rules of a passage let the packets through, and their program still lists
@@ -93,6 +107,10 @@ func TestPassage(t *testing.T) {
 		{"firewalld", "nft -f firewalld.nft", nil, 2},
 		{"firewalld's iptables", "iptables-restore firewalld.iptables", []string{"iptables -S FWD_public"}, 1},
 		{"by hand, two families", "nft -f hand.nft", nil, 4},
+		{"Docker with legacy iptables", "iptables-legacy-restore docker.iptables", []string{"iptables-legacy -S FORWARD"}, 1},
+		{"Docker with legacy iptables, IPv6", "ip6tables-legacy-restore docker.ip6tables", []string{"ip6tables-legacy -S FORWARD"}, 1},
+		{"ufw with legacy iptables", "iptables-legacy-restore ufw.iptables", []string{"iptables-legacy -S FORWARD", "iptables-legacy -S INPUT", "iptables-legacy -L -nv", "iptables-legacy-save"}, 2},
+		{"firewalld's legacy iptables", "iptables-legacy-restore firewalld.iptables", []string{"iptables-legacy -S FWD_public"}, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

@@ -184,29 +184,77 @@ func xtFamilies() []xtFamily {
 	}
 }
 
-// loadLegacy reads the tables of legacy iptables that exist. To ask for another table would make it.
-func (r *reader) loadLegacy() error {
-	return inside(r.k.ns, func() error {
+// filters reports whether the chains of a table decide which packets pass.
+func filters(_ xtFamily, table string) bool { return table != "nat" }
+
+// xtTable is a table of legacy iptables as the kernel gives it out.
+type xtTable struct {
+	xtFamily
+	name string
+	info []byte // struct ipt_getinfo
+	blob []byte // the entries
+}
+
+// eachTable reads the tables of legacy iptables that exist and are wanted. To ask for another table would make it.
+func (k *Kernel) eachTable(wanted func(f xtFamily, table string) bool, do func(t xtTable)) error {
+	return inside(k.ns, func() error {
 		for _, f := range xtFamilies() {
-			names, err := os.ReadFile("/proc/thread-self/net/" + f.names)
-			if errors.Is(err, fs.ErrNotExist) || err == nil && len(names) == 0 {
-				continue
-			}
+			names, err := f.tables()
 			if err != nil {
 				return fmt.Errorf("legacy iptables: %w", err)
 			}
-			for _, table := range strings.Fields(string(names)) {
-				if err := r.loadTable(f, table); err != nil {
-					return fmt.Errorf("legacy iptables, table %s: %w", table, err)
+			for _, name := range names {
+				if !wanted(f, name) {
+					continue
 				}
+				t, err := f.read(name)
+				if err != nil {
+					return fmt.Errorf("legacy iptables, table %s: %w", name, err)
+				}
+				do(t)
 			}
 		}
 		return nil
 	})
 }
 
-// loadTable reads one table. A program that replaces the table between the two questions changes its size (EAGAIN).
-func (r *reader) loadTable(f xtFamily, table string) error {
+// tables are the names of the tables that exist.
+func (f xtFamily) tables() ([]string, error) {
+	names, err := os.ReadFile("/proc/thread-self/net/" + f.names)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return strings.Fields(string(names)), err
+}
+
+// read asks for a table's size, and then for the table. A program that replaces the table between the two questions
+// changes its size (EAGAIN).
+func (f xtFamily) read(name string) (t xtTable, err error) {
+	err = f.onSocket(func(fd int) error {
+		for range dumpRetries {
+			info := make([]byte, xtInfoBytes)
+			copy(info[:31], name)
+			if err = getsockopt(fd, f.level, xtGetInfo, info); err != nil {
+				return err
+			}
+			size := binary.NativeEndian.Uint32(info[80:])
+			blob := make([]byte, xtEntriesAt+int(size))
+			copy(blob[:31], name)
+			binary.NativeEndian.PutUint32(blob[32:], size)
+			if err = getsockopt(fd, f.level, xtGetEntries, blob); err == nil {
+				t = xtTable{f, name, info, blob[xtEntriesAt:]}
+				return nil
+			}
+			if !errors.Is(err, unix.EAGAIN) {
+				return err
+			}
+		}
+		return err
+	})
+	return t, err
+}
+
+func (f xtFamily) onSocket(do func(fd int) error) error {
 	domain := unix.AF_INET
 	if f.family == unix.NFPROTO_IPV6 {
 		domain = unix.AF_INET6
@@ -216,25 +264,7 @@ func (r *reader) loadTable(f xtFamily, table string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	for range dumpRetries {
-		info := make([]byte, xtInfoBytes)
-		copy(info[:31], table)
-		if err = getsockopt(fd, f.level, xtGetInfo, info); err != nil {
-			return err
-		}
-		size := binary.NativeEndian.Uint32(info[80:])
-		blob := make([]byte, xtEntriesAt+int(size))
-		copy(blob[:31], table)
-		binary.NativeEndian.PutUint32(blob[32:], size)
-		if err = getsockopt(fd, f.level, xtGetEntries, blob); err == nil {
-			r.addLegacy(f, table, info, blob[xtEntriesAt:])
-			return nil
-		}
-		if !errors.Is(err, unix.EAGAIN) {
-			return err
-		}
-	}
-	return err
+	return do(fd)
 }
 
 func getsockopt(fd, level, name int, buf []byte) error {
@@ -249,16 +279,18 @@ func getsockopt(fd, level, name int, buf []byte) error {
 
 // addLegacy divides a table's blob into chains. A built-in chain goes from hook_entry to underflow, where its policy
 // is. A chain of a user begins with an ERROR target that has its name.
-func (r *reader) addLegacy(f xtFamily, table string, info, blob []byte) {
-	u32 := func(at int) uint32 { return binary.NativeEndian.Uint32(info[at:]) }
-	place := func(chain string) Place { return Place{f.family, table, chain, true} }
+func (r *reader) addLegacy(t xtTable) {
+	f, blob := t.xtFamily, t.blob
+	place := func(chain string) Place { return Place{f.family, t.name, chain, true} }
+	_, unknown := t.entries()
 	builtin := [...]string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
 	starts, policies := map[int]string{}, map[int]Hook{}
 	for h := range builtin {
-		if u32(32)&(1<<h) == 0 {
+		if t.u32(32)&(1<<h) == 0 {
 			continue
 		}
-		starts[int(u32(36+4*h))], policies[int(u32(56+4*h))] = builtin[h], Hook(h)
+		starts[int(t.u32(36+4*h))], policies[int(t.u32(56+4*h))] = builtin[h], Hook(h)
+		r.names[place(builtin[h])] = true
 	}
 	names := map[int]string{} // of the user's chains, by the offset of their first rule
 	f.each(blob, func(at, next int, e []byte) {
@@ -276,14 +308,16 @@ func (r *reader) addLegacy(f xtFamily, table string, info, blob []byte) {
 			chain = name
 		}
 		rule := f.rule(e, names)
-		rule.handle = uint64(len(r.legacy[place(chain)]) + 1)
+		rule.handle, rule.at = uint64(len(r.legacy[place(chain)])+1), at
 		if h, ok := policies[at]; ok {
-			c := fwChain{Place: place(chain), base: true, hook: h, nat: table == "nat", priority: xtPriority(table, h)}
+			r.ends[place(chain)] = at
+			c := fwChain{Place: place(chain), base: true, hook: h, nat: t.name == "nat", owned: unknown != nil || !r.locks, priority: xtPriority(t.name, h)}
 			c.policy, _, _ = (&walk{}).rule(fwRule{steps: rule.steps[max(len(rule.steps)-1, 0):]})
 			r.chains = append(r.chains, c)
 			return
 		}
 		if f.endsAt(blob, next) {
+			r.ends[place(chain)] = at
 			return // the kernel's own RETURN at the end of a user's chain
 		}
 		r.legacy[place(chain)] = append(r.legacy[place(chain)], rule)

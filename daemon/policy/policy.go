@@ -102,7 +102,7 @@ func (s Session) IsHeld() bool { return s.Held.Reason != "" }
 
 // Scope returns the part of the host's network namespace that Plan.Routes describes.
 func Scope() routes.Scope {
-	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{routes.VXLANLink, routes.VXLANLink6}, NAT: true, Senders: true, SourceCheck: true, Rules: true, Passages: routes.NFTables{}}
+	return routes.Scope{Protocol: routes.ProtoNode, Links: []string{routes.VXLANLink, routes.VXLANLink6}, NAT: true, Senders: true, SourceCheck: true, Rules: true, Passages: routes.Netfilter{}}
 }
 
 // String prints the plan as operators know it: the lines of ip route, and a table for each session.
