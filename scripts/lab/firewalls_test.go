@@ -262,6 +262,62 @@ func (w *walls) says(node, reason, chain string) {
 	}
 }
 
+// opened waits for the line of the status that names the chain.
+func (w *walls) opened(node, chain string) {
+	w.t.Helper()
+	if err := lab.Wait(w.t.Context(), waitLimit, func() error {
+		s, err := w.boxes[node].Status(w.t.Context())
+		if err == nil && !slices.ContainsFunc(s.Firewall, func(p api.Passage) bool { return p.State == api.Installed && strings.Contains(p.Chain, chain) }) {
+			err = fmt.Errorf("%+v", s.Firewall)
+		}
+		return err
+	}); err != nil {
+		w.t.Errorf("%s, %s: %v", node, chain, err)
+	}
+}
+
+// closed restarts a node's daemon with firewall: off.
+func (w *walls) closed(node string) {
+	w.t.Helper()
+	b := w.boxes[node]
+	text, err := os.ReadFile(b.Config)
+	if err == nil {
+		err = os.WriteFile(b.Config, []byte(strings.ReplaceAll(string(text), "firewall: accept", `firewall: "off"`)), 0o644)
+	}
+	if err == nil {
+		err = b.Terminate()
+	}
+	if err == nil {
+		w.reaches(w.pods["node-1"], w.pods[node]) // the rules stay without a daemon
+		err = b.Node.Start(w.t.Context())
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// purged ends a node's daemon and removes edgeway.
+func (w *walls) purged(node string) {
+	w.t.Helper()
+	b := w.boxes[node]
+	if err := b.Terminate(); err != nil {
+		w.t.Fatal(err)
+	}
+	if out, err := b.Command(w.t.Context(), "uninstall", "--purge", "--force", "--plugin-dir", w.t.TempDir()); err != nil || !strings.Contains(out, "delete rules in chain") {
+		w.t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// left reports rules of edgeway's that the commands still print.
+func (w *walls) left(node string, commands ...string) {
+	w.t.Helper()
+	for _, command := range commands {
+		if out, err := w.boxes[node].RunInside(w.t.Context(), strings.Fields(command)...); err != nil || strings.Contains(out, "edgeway accepts") {
+			w.t.Errorf("%s still has rules of edgeway: %v\n%s", node, err, out)
+		}
+	}
+}
+
 // Pods behind firewalld, ufw and Docker are cut off until the commands of the chapter "Firewalls" in
 // docs/troubleshooting.md are typed. Then the LAN reaches them, they reach each other, and their own node.
 func TestFirewallsOfThePage(t *testing.T) {
@@ -339,34 +395,21 @@ func TestFirewallsAreOpened(t *testing.T) {
 	w := newWalls(t, "accept", true)
 	ctx := t.Context()
 	w.eachPair(w.reaches)
-	// opened waits for the line of the status that names the chain.
-	opened := func(node, chain string) {
-		t.Helper()
-		if err := lab.Wait(ctx, waitLimit, func() error {
-			s, err := w.boxes[node].Status(ctx)
-			if err == nil && !slices.ContainsFunc(s.Firewall, func(p api.Passage) bool { return p.State == api.Installed && strings.Contains(p.Chain, chain) }) {
-				err = fmt.Errorf("%+v", s.Firewall)
-			}
-			return err
-		}); err != nil {
-			t.Errorf("%s, %s: %v", node, chain, err)
-		}
-	}
 	for _, f := range firewalls {
 		if err := f.start(ctx, w.boxes[f.node]); err != nil {
 			t.Fatal(err)
 		}
 		chain, _, _ := strings.Cut(f.chain, " of nftables")
-		opened(f.node, chain)
+		w.opened(f.node, chain)
 		w.says(f.node, "forwardDropped", "")
 		w.reaches(w.pc, w.pods[f.node])
 		w.reaches(w.pods[f.node], w.pc)
 	}
 	w.on("node-3", "ip6tables -P FORWARD DROP")
-	opened("node-3", "ip6 filter FORWARD")
+	w.opened("node-3", "ip6 filter FORWARD")
 	w.eachPair(w.reaches)
 
-	docker, pod := w.boxes["node-3"], w.pods["node-3"]
+	pod := w.pods["node-3"]
 	drop := "FORWARD -s 10.0.10.99 -d " + pod.Addrs[0].String() + " -j DROP"
 	w.on("node-3", "iptables -A "+drop)
 	w.cut(w.pc, pod)
@@ -394,50 +437,81 @@ firewall-cmd --reload`)
 		began := time.Now()
 		w.reaches(w.pc, w.pods[again.node])
 		t.Logf("%s: %q: pods are reached again after %v", again.node, again.commands, time.Since(began).Round(time.Millisecond))
-		opened(again.node, "")
+		w.opened(again.node, "")
 	}
 	w.eachPair(w.reaches)
 
 	w.tunnels()
 	w.eachPair(w.reaches)
-	opened("node-1", "inet firewalld filter_IN_public")
-	opened("node-2", "ip filter INPUT")
+	w.opened("node-1", "inet firewalld filter_IN_public")
+	w.opened("node-2", "ip filter INPUT")
 	for _, f := range firewalls {
 		w.says(f.node, "hostDropped", "")
 		w.says(f.node, "forwardDropped", "")
 	}
 
-	text, err := os.ReadFile(docker.Config)
-	if err == nil {
-		err = os.WriteFile(docker.Config, []byte(strings.ReplaceAll(string(text), "firewall: accept", `firewall: "off"`)), 0o644)
-	}
-	if err == nil {
-		err = docker.Terminate()
-	}
-	if err == nil {
-		w.reaches(w.pods["node-1"], pod) // the rules stay without a daemon
-		err = docker.Node.Start(ctx)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.closed("node-3")
 	w.says("node-3", "forwardDropped", "ip filter FORWARD of nftables, policy drop")
 	w.cut(w.pods["node-1"], pod)
-	left := func(node string) {
-		t.Helper()
-		if out, err := w.boxes[node].RunInside(ctx, "nft", "list", "ruleset"); err != nil || strings.Contains(out, "edgeway accepts") {
-			t.Errorf("%s still has rules of edgeway: %v\n%s", node, err, out)
-		}
-	}
-	left("node-3")
+	w.left("node-3", "nft list ruleset")
 	for _, node := range []string{"node-1", "node-2"} {
-		b := w.boxes[node]
-		if err := b.Terminate(); err != nil {
+		w.purged(node)
+		w.left(node, "nft list ruleset")
+	}
+}
+
+// The same with legacy iptables: a policy by hand in both families, the rules of ufw, and those of Docker. It announces
+// no change, so the rules are back within some seconds of a flush, a restore and an appended rule.
+func TestLegacyFirewallsAreOpened(t *testing.T) {
+	lab.Need(t, "iptables-legacy", "ip6tables-legacy", "iptables-legacy-restore", "nft")
+	needPrograms(t)
+	t.Parallel()
+	w := newWalls(t, "accept", true)
+	restore := func(path string) string {
+		path, err := filepath.Abs(path)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if out, err := b.Command(ctx, "uninstall", "--purge", "--force", "--plugin-dir", t.TempDir()); err != nil || !strings.Contains(out, "delete rules in chain") {
-			t.Errorf("%v\n%s", err, out)
+		return "iptables-legacy-restore " + path
+	}
+	ufw, docker := restore("../../routes/testdata/firewall/ufw.iptables"), restore("testdata/docker.rules")
+	const policies = "iptables-legacy -P FORWARD DROP\nip6tables-legacy -P FORWARD DROP"
+	w.on("node-1", policies)
+	w.on("node-2", ufw)
+	w.on("node-3", docker)
+	reached := func() {
+		t.Helper()
+		for _, f := range firewalls {
+			w.says(f.node, "forwardDropped", "")
+			w.reaches(w.pc, w.pods[f.node])
+			w.reaches(w.pods[f.node], w.pc)
 		}
-		left(node)
+		w.eachPair(w.reaches)
+	}
+	w.opened("node-1", "FORWARD of iptables-legacy -t filter")
+	w.opened("node-1", "FORWARD of ip6tables-legacy -t filter")
+	w.opened("node-2", "FORWARD of iptables-legacy -t filter")
+	w.opened("node-3", "FORWARD of iptables-legacy -t filter")
+	reached()
+
+	pod := w.pods["node-3"]
+	drop := "FORWARD -s 10.0.10.99 -d " + pod.Addrs[0].String() + " -j DROP"
+	w.on("node-1", "iptables-legacy -F\nip6tables-legacy -F\n"+policies)
+	w.on("node-2", ufw)
+	w.on("node-3", docker+"\niptables-legacy -A "+drop)
+	began := time.Now()
+	w.cut(w.pc, pod)
+	w.eachPair(w.reaches)
+	t.Logf("pods are reached again after %v", time.Since(began).Round(time.Millisecond))
+	w.on("node-3", "iptables-legacy -D "+drop)
+	reached()
+
+	w.closed("node-3")
+	w.says("node-3", "forwardDropped", "FORWARD of iptables-legacy -t filter, policy drop")
+	w.cut(w.pods["node-1"], pod)
+	w.purged("node-1")
+	w.purged("node-2")
+	for _, f := range firewalls {
+		w.left(f.node, "iptables-legacy-save", "ip6tables-legacy-save")
 	}
 }

@@ -47,6 +47,7 @@ mkdir -p $dir/netns $dir/lib $dir/etc $dir/etc-work
 mount --rbind /run/netns $dir/netns
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir /run/netns
+touch /run/xtables.lock # as the kubelet does for a volume of type FileOrCreate
 mount --rbind $dir/netns /run/netns
 mount --bind $dir/lib /var/lib
 mount -t tmpfs -o mode=755 tmpfs /opt
