@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
@@ -48,9 +49,10 @@ func surveyOf(v *view) *paths.Cluster {
 	groups := map[string]string{} // thousands of nodes are in a few groups
 	var key []byte
 	ways := map[netip.Prefix]paths.Way{}
+	atUplinks := len(v.Plan.Uplinks.Interfaces) > 0 // the canary too is there
 	for _, r := range v.Plan.Routes.Routes {
-		if r.Table != 0 {
-			continue // of an uplink
+		if atUplinks != (r.Table != 0) {
+			continue
 		}
 		ways[r.Dst] = paths.Way{Tunnel: r.Link == routes.VXLANLink || r.Link == routes.VXLANLink6, Via: r.Via}
 	}
@@ -61,7 +63,7 @@ func surveyOf(v *view) *paths.Cluster {
 		at := w.VXLAN(n)
 		one := paths.Node{Name: n.Name, Hosts: n.Addresses, CIDRs: n.PodCIDRs, Terms: paths.Terms{Mode: string(w.Mode(n)), VNI: at.VNI, Port: at.Port}}
 		pool, _ := w.Pool(n)
-		key = fmt.Appendf(key[:0], "%v %s %v", v.Survey.LANs(i), pool.Name, one.Terms)
+		key = fmt.Appendf(key[:0], "%v %s %v %v", v.Survey.LANs(i), pool.Name, one.Terms, len(n.PodCIDRs) > 0)
 		if _, ok := groups[string(key)]; !ok {
 			groups[string(key)] = string(key)
 		}
@@ -76,11 +78,46 @@ func surveyOf(v *view) *paths.Cluster {
 		}
 	}
 	c.Choice = paths.Choose(c.Nodes, w.Self)
+	c.Near, c.Hides, c.Link = near(v, c.Self), hides(v.Plan.Routes.NAT), func(a netip.Addr) string {
+		for _, i := range v.Plan.Uplinks.Interfaces {
+			if link, ok := i.Link(w.Host); ok && slices.Contains(i.Addresses, a) {
+				return link.Name
+			}
+		}
+		return "an uplink that is away"
+	}
 	for _, p := range v.Plan.Problems {
 		c.Known[p.Reason] = true
 	}
 	c.Key, c.NoKey = pathsKey(w)
 	return c
+}
+
+// near returns the subnets that this node's pods share with uplinks of other nodes: those of its own uplinks, or those of
+// its own addresses.
+func near(v *view, self paths.Node) (out []netip.Prefix) {
+	for _, i := range v.Plan.Uplinks.Interfaces {
+		out = append(out, i.Subnet)
+	}
+	if len(out) > 0 {
+		return out
+	}
+	for _, a := range v.World.Host.Addrs {
+		if slices.Contains(self.Hosts, a.Prefix.Addr()) && !a.Prefix.IsSingleIP() {
+			out = append(out, a.Prefix.Masked())
+		}
+	}
+	return out
+}
+
+// hides returns a function that says to which addresses packets of pods get the node's own address; nil: to none.
+func hides(nat *routes.NAT) func(netip.Addr) bool {
+	if nat == nil || nat.Off {
+		return nil
+	}
+	return func(to netip.Addr) bool {
+		return !slices.ContainsFunc(nat.Exclude, func(p netip.Prefix) bool { return p.Contains(to) })
+	}
 }
 
 // pathsKey returns the key of questions between nodes, or the problem of a key that must be there and is not.
@@ -115,7 +152,11 @@ func (d *Daemon) pathStatus() (out api.Paths) {
 		if f.Canary == paths.Answers {
 			out.Reached++
 		}
-		out.Asked = append(out.Asked, api.Asked{Node: f.Node.Name, Address: f.Addr.String(), Canary: f.Canary.String(), FullSize: f.Full.String(), Host: f.Host.String(),
+		addr := ""
+		if f.Addr.IsValid() {
+			addr = f.Addr.String()
+		}
+		out.Asked = append(out.Asked, api.Asked{Node: f.Node.Name, Address: addr, Canary: f.Canary.String(), FullSize: f.Full.String(), Host: f.Host.String(),
 			FullBytes: f.Size, Seconds: f.RTT.Seconds(), Sent: f.Sent, Lost: f.Lost, Version: f.Said.Version, Mode: f.Said.Terms.Mode})
 	}
 	return out

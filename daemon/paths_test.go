@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"reflect"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -57,6 +58,58 @@ func TestSurveyOfPaths(t *testing.T) {
 	}
 	if n := c.Nodes; n[0].Group != n[1].Group || n[0].Group == n[2].Group || n[2].Group != n[3].Group || c.Self.Name != "node-00000" {
 		t.Errorf("groups %q %q %q %q, self %s", n[0].Group, n[1].Group, n[2].Group, n[3].Group, c.Self.Name)
+	}
+}
+
+// What a node with an uplink in the LAN knows of the others, and they of it.
+func TestSurveyOfUplinks(t *testing.T) {
+	v := lookAt(t, 2, 3)
+	lan, gateway := netip.MustParsePrefix("10.0.0.0/24"), netip.MustParseAddr("10.0.0.254")
+	c := &v.World.Cluster
+	c.Nodes[0].PodCIDRs, c.Nodes[1].PodCIDRs = nil, nil
+	seen := func(self string, links ...routes.Link) *paths.Cluster {
+		t.Helper()
+		v.World.Self = self
+		v.World.Host.Links = append(v.World.Host.Links[:1], links...)
+		v.Survey = policy.NewSurvey(v.World.Cluster)
+		v.Plan = v.Survey.Decide(v.World)
+		s := surveyOf(v)
+		if s == nil {
+			t.Fatal("nobody is asked")
+		}
+		return s
+	}
+	c.EdgeNodes = []cluster.EdgeNode{{Name: "node-00000", Uplinks: &cluster.Uplinks{Provider: cluster.ProviderStatic, Egress: cluster.EgressUplink, Interfaces: []cluster.Uplink{
+		{Name: "eth1", Address: netip.MustParseAddr("10.0.0.21"), Subnet: lan, Gateway: gateway, AnswerARP: true, OnLink: true,
+			Addresses: []cluster.AddressRange{{First: netip.MustParseAddr("10.0.0.31"), Last: netip.MustParseAddr("10.0.0.33")}}}}}}}
+	eth1 := routes.Link{Name: "eth1", MAC: "02:00:00:00:00:01", Up: true, MTU: 1500}
+	far := netip.MustParseAddr("10.9.9.9")
+
+	s := seen("node-00000", eth1)
+	if at := s.Nodes[2].Ways; len(at) != 1 || at[0].Via != netip.MustParseAddr("10.0.0.3") { // by the uplink, to the node beside it
+		t.Errorf("way to the pod CIDR beside it: %+v", at)
+	}
+	if at := s.Nodes[3].Ways; len(at) != 1 || at[0] != (paths.Way{}) { // by the uplink's gateway
+		t.Errorf("way to the pod CIDR of the other LAN: %+v", at)
+	}
+	if !slices.Equal(s.Near, []netip.Prefix{lan}) || s.Link(netip.MustParseAddr("10.0.0.33")) != "eth1" || s.Hides != nil && s.Hides(far) {
+		t.Errorf("near %v, link %s", s.Near, s.Link(netip.MustParseAddr("10.0.0.33")))
+	}
+	if n := s.Nodes; n[0].Group != n[1].Group || n[0].Group == n[2].Group || len(s.Choice.Round(0)) != 5 {
+		t.Errorf("groups %q %q %q; asks %v", n[0].Group, n[1].Group, n[2].Group, s.Choice.Round(0))
+	}
+	c.EdgeNodes[0].Uplinks.Egress, c.EdgeNodes[0].Uplinks.Inside = cluster.EgressNode, []netip.Prefix{netip.MustParsePrefix("10.8.0.0/16")}
+	if s = seen("node-00000", eth1); !s.Hides(far) || s.Hides(netip.MustParseAddr("10.8.0.1")) || s.Hides(netip.MustParseAddr("10.0.0.43")) {
+		t.Error("egress by the node hides a pod from other destinations, or does not hide it")
+	}
+	c.EdgeNodes = nil
+	v.World.Host.Addrs[0].Prefix = netip.MustParsePrefix("10.0.0.3/24")
+	if s = seen("node-00002"); !slices.Equal(s.Near, []netip.Prefix{lan}) || s.Hides != nil {
+		t.Errorf("near %v of a node with a pod CIDR", s.Near)
+	}
+	v.World.Config.SourceNAT.Enabled = true
+	if s = seen("node-00002"); !s.Hides(netip.MustParseAddr("10.0.0.33")) || s.Hides(netip.MustParseAddr("11.0.4.254")) {
+		t.Error("source NAT hides a pod from the pods of others, or does not hide it from uplinks")
 	}
 }
 

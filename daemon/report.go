@@ -109,7 +109,7 @@ func pathsReport(r paths.Report) (out report.Paths) {
 			}
 		case f.Canary == paths.Silent && f.Host == paths.Silent:
 			out.Away++
-		case f.Canary == paths.Silent && f.Host == paths.Answers && len(f.Said.Canary) > 0: // else it has no canary
+		case f.Canary == paths.Silent && f.Host == paths.Answers && f.Said.HasCanary(): // else it has no canary
 			out.Cut++
 		}
 	}

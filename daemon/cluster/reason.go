@@ -94,6 +94,7 @@ const (
 	TermsDiffer      Reason = "termsDiffer"      // another node says another mode, VNI or port
 	TunnelFiltered   Reason = "tunnelFiltered"   // the packets of the overlay do not arrive
 	PodCIDRNotRouted Reason = "podCIDRNotRouted" // the switch has no route, or another route, to a pod CIDR
+	UplinkFiltered   Reason = "uplinkFiltered"   // packets of pods do not pass a node's uplink
 	PathBlocked      Reason = "pathBlocked"      // packets reach a node, and not its pods
 	MTUHole          Reason = "mtuHole"          // small packets arrive, and full-size packets do not
 )
@@ -137,7 +138,7 @@ func Reasons() []Reason {
 		NothingLearned, LearnedOffSubnet, LearnedHeld, WrongClock, Shadowed, BothModes, UplinkMissing, UplinkAddress, AddressRemoved, ForeignRules, ForeignDHCP, ForwardDropped, HostDropped, ForeignNAT, SilentGateway, MTUTooLarge, NoPlugin, DiskFull, ClusterUnreadable, HostUnreadable,
 		WorldNotSaved, SwitchNotTold, PodsNotServed, KernelRefused, ForeignRoute, RulesRemoved, SettingsRefused, PodBroken,
 		StoreRebuilt, StoreUnreadable, PoolFull, AddressTaken, NoPathsKey, NoCanary, CompetingNetwork, OtherMTU, StatusRefused, EventsRefused, AnnotationRefused,
-		NotInstalled, PathsKeyDiffers, TermsDiffer, TunnelFiltered, PodCIDRNotRouted, PathBlocked, MTUHole, APIServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,
+		NotInstalled, PathsKeyDiffers, TermsDiffer, TunnelFiltered, PodCIDRNotRouted, UplinkFiltered, PathBlocked, MTUHole, APIServerUnreachable, unauthorized, forbidden, emptyCluster, badKubeconfig, badManifest,
 		emptyFile, emptyDirectory, unreadableFile, unknownKind, unknownKey, duplicateKey, duplicateEntry,
 		duplicateObject, missingField, badValue, badASN, badAddress, badCIDR, badSelector, badSecret, wrongNamespace,
 	}

@@ -275,7 +275,7 @@ func (p *page) paths(s api.Status) {
 		if a.Seconds > 0 {
 			trip = fmt.Sprintf("%.1f ms", a.Seconds*1000)
 		}
-		p.row("  "+a.Node, a.Address, a.Canary, full, a.Host, trip, fmt.Sprintf("%d of %d", a.Lost, a.Sent), cmp.Or(a.Mode, "-"), cmp.Or(a.Version, "-"))
+		p.row("  "+a.Node, cmp.Or(a.Address, "-"), a.Canary, full, a.Host, trip, fmt.Sprintf("%d of %d", a.Lost, a.Sent), cmp.Or(a.Mode, "-"), cmp.Or(a.Version, "-"))
 	})
 }
 

@@ -17,21 +17,17 @@ const (
 	suspectsMost = 8
 )
 
-// groups are the nodes that have pod CIDRs, by group.
+// groups are the nodes by group.
 type groups struct {
 	all   []Node
 	of    map[string][]int // indexes into all
 	names []string         // sorted
-	count int              // of the nodes
 }
 
 func groupsOf(all []Node) *groups {
 	g := &groups{all: all, of: map[string][]int{}}
 	for i, n := range all {
-		if len(n.CIDRs) > 0 {
-			g.of[n.Group] = append(g.of[n.Group], i)
-			g.count++
-		}
+		g.of[n.Group] = append(g.of[n.Group], i)
 	}
 	for name := range g.of {
 		g.names = append(g.names, name)
@@ -60,12 +56,12 @@ func Choose(all []Node, self string) Choice { return groupsOf(all).choose(self) 
 func (g *groups) choose(self string) Choice {
 	c := Choice{self: self}
 	me, found := slices.BinarySearchFunc(g.all, self, func(n Node, name string) int { return cmp.Compare(n.Name, name) })
-	if !found || len(g.all[me].CIDRs) == 0 {
+	if !found {
 		return c
 	}
-	if g.count <= 1+ringNeighbours+windowMost {
-		for i, n := range g.all {
-			if i != me && len(n.CIDRs) > 0 {
+	if len(g.all) <= 1+ringNeighbours+windowMost {
+		for i := range g.all {
+			if i != me {
 				c.Own = append(c.Own, i)
 			}
 		}

@@ -30,12 +30,14 @@ func (v Verdict) String() string { return [...]string{"unsure", "answers", "sile
 // Finding is what the questions to one node in one family say, with what this node knows about the way there.
 type Finding struct {
 	Node   Node
-	Family string // "IPv4" or "IPv6"
-	Addr   netip.Addr
-	Canary Verdict // of small questions to its canary
-	Full   Verdict // of full-size questions to its canary; they are asked while the small ones are answered
-	Host   Verdict // of small questions to the node itself
-	Size   int     // of the full-size questions, in bytes with all headers
+	Family string     // "IPv4" or "IPv6"
+	Addr   netip.Addr // of its canary; invalid: not known
+	From   bool       // this node's canary is at an uplink
+	To     bool       // the other canary is at an uplink
+	Canary Verdict    // of small questions to its canary
+	Full   Verdict    // of full-size questions to its canary; they are asked while the small ones are answered
+	Host   Verdict    // of small questions to the node itself
+	Size   int        // of the full-size questions, in bytes with all headers
 	RTT    time.Duration
 	Sent   int // questions to its canary, since it is asked
 	Lost   int // those of them that were not answered
@@ -52,6 +54,8 @@ type Self struct {
 	Group string
 	Terms Terms
 	CIDRs []netip.Prefix
+	// Uplink are the addresses of its canary at uplinks, with the link: "10.0.0.33 on eth1".
+	Uplink []string
 	// Known are the reasons of this node's problems that its own tables and links show. What follows from them is not
 	// named again.
 	Known map[cluster.Reason]bool
@@ -86,7 +90,7 @@ func Judge(self Self, found []Finding) []cluster.Problem {
 		cut = slices.DeleteFunc(cut, func(f Finding) bool { return !f.near() })
 	}
 	// A node that does not answer either is away, or its daemon is, or an earlier version runs there.
-	cut = slices.DeleteFunc(cut, func(f Finding) bool { return f.Host != Answers || len(f.Said.Canary) == 0 })
+	cut = slices.DeleteFunc(cut, func(f Finding) bool { return f.Host != Answers || !f.Said.HasCanary() })
 	j.keys(keyed)
 	cut = j.terms(cut)
 	cut = j.here(cut)
@@ -141,7 +145,7 @@ func (j *judge) keys(differ []Finding) {
 func (j *judge) terms(cut []Finding) (rest []Finding) {
 	differ := map[string][]Finding{} // by what they say
 	for _, f := range cut {
-		if what := f.otherTerms(); what != "" {
+		if what := f.otherTerms(); what != "" && !f.From && !f.To { // at an uplink, neither mode nor tunnel matters
 			differ[what] = append(differ[what], f)
 		} else {
 			rest = append(rest, f)
@@ -197,10 +201,11 @@ func (j *judge) hereOf(found, cut []Finding) []Finding {
 	if len(cut) == 0 {
 		return nil
 	}
-	whole := func(f Finding) bool { return f.Host == Answers && len(f.Said.Canary) > 0 && f.Canary != Unsure }
+	whole := func(f Finding) bool { return f.Host == Answers && f.Said.HasCanary() && f.Canary != Unsure }
 	all := slices.DeleteFunc(slices.Clone(found), func(f Finding) bool { return !whole(f) })
 	// Several nodes are cut off in the same way, and they are in different LANs or beside this node: the place is here.
 	nodes, groups, near, tunnels, heard := map[string]bool{}, map[string]bool{}, false, 0, 0
+	from, to := true, true // all of them from, or to, an uplink
 	for _, f := range all {
 		switch {
 		case f.Said.Cause != "":
@@ -214,16 +219,24 @@ func (j *judge) hereOf(found, cut []Finding) []Finding {
 			heard++
 		}
 		nodes[f.Node.Name], groups[f.Node.Group], near = true, true, near || f.near()
+		from, to = from && f.From, to && f.To
 	}
 	count := len(slices.DeleteFunc(all, func(f Finding) bool { return f.Said.Cause != "" }))
 	got := fmt.Sprintf("%d nodes answer at their own addresses, and none of them hears a pod of this node", len(nodes))
-	if heard > 0 {
+	switch {
+	case heard > 0 && len(nodes) == 1:
+		got = "one node hears this node's pods, and its answers do not come back"
+	case heard > 0:
 		got = fmt.Sprintf("%d nodes hear this node's pods, and their answers do not come back", len(nodes))
+	case len(nodes) == 1:
+		got = "one node answers at its own address, and hears no pod of this node"
 	}
 	switch {
 	case j.self.Known[cluster.ForwardDropped] || j.self.Known[cluster.HostDropped] && tunnels == count:
-	case len(nodes) < 2 || heard > 0 && heard < count:
+	case count == 0 || heard > 0 && heard < count || len(nodes) < 2 && (!from || to):
 		return cut
+	case from:
+		j.problem("Node/"+j.self.Name, cluster.UplinkFiltered, "answers to the canary at "+strings.Join(j.self.Uplink, ", "), got, nextOfUplink)
 	case tunnels == count:
 		j.problem("Node/"+j.self.Name, cluster.TunnelFiltered, fmt.Sprintf("packets to and from UDP port %d", j.self.Terms.Port), got,
 			fmt.Sprintf("open UDP port %d in this node's firewall, and between the nodes", j.self.Terms.Port))
@@ -235,6 +248,10 @@ func (j *judge) hereOf(found, cut []Finding) []Finding {
 	}
 	return slices.DeleteFunc(cut, func(f Finding) bool { return f.Said.Cause == "" })
 }
+
+// nextOfUplink is the next step where the packets of a node's uplink are lost.
+const nextOfUplink = "check that the switch port of the uplink, or the cloud, lets packets from and to the addresses of pods pass: source check, port security, anti-spoofing, " +
+	"the list of assigned addresses; then the uplink's gateway, and the node's firewall for forwarded packets"
 
 // near reports that the packets go to the node itself, without a router or a tunnel.
 func (f Finding) near() bool { return !f.Way.Tunnel && slices.Contains(f.Node.Hosts, f.Way.Via) }
@@ -258,7 +275,7 @@ func (j *judge) lans(cut []Finding) []Finding {
 	}
 	groups := map[string]*state{}
 	for _, f := range j.all {
-		if f.Host != Answers || len(f.Said.Canary) == 0 || f.near() || f.Node.Group == j.self.Group {
+		if f.Host != Answers || !f.Said.HasCanary() || f.near() || f.Node.Group == j.self.Group {
 			continue
 		}
 		g := groups[f.Node.Group]
@@ -278,7 +295,9 @@ func (j *judge) lans(cut []Finding) []Finding {
 		}
 		cut = slices.DeleteFunc(cut, func(f Finding) bool { return f.Node.Group == name })
 		got := fmt.Sprintf("none from %d nodes, which answer at their own addresses", len(g.nodes))
-		if f := g.lost[0]; f.Way.Tunnel {
+		if f := g.lost[0]; f.To {
+			j.problem("LAN of "+names(g.lost), cluster.UplinkFiltered, "answers of their canaries at their uplinks", got, nextOfUplink)
+		} else if f.Way.Tunnel {
 			j.problem("LAN of "+names(g.lost), cluster.TunnelFiltered, "answers of their canaries through the tunnel", got, fmt.Sprintf("open UDP port %d between the two LANs, and in the firewalls of their nodes", f.Node.Terms.Port))
 		} else {
 			j.problem("LAN of "+names(g.lost), cluster.PodCIDRNotRouted, "answers of their canaries", got, "check that the switches of the two LANs exchange the pod CIDRs: edgewayd peers on a speaker of each LAN shows what is advertised")
@@ -294,8 +313,16 @@ func (j *judge) there(cut []Finding) {
 	for _, f := range cut {
 		object := "Node/" + f.Node.Name
 		switch {
+		case f.To && (f.Said.Cause == "" || f.Said.Cause == string(cluster.UplinkFiltered)):
+			got := "no answer, while the node answers at its own address"
+			if f.Said.HeardYou {
+				got = "it hears this node's pods, and its answers do not arrive"
+			}
+			j.problem(object, cluster.UplinkFiltered, "answers of its canary at its uplink, "+f.Addr.String(), got, nextOfUplink)
 		case f.Said.Cause != "":
 			j.problem(object, cluster.PathBlocked, "answers of its canary", "it says of itself: "+f.Said.Cause, "edgewayd status on that node")
+		case f.From && f.Said.HeardYou:
+			j.problem(object, cluster.PathBlocked, "answers of its canary", "it hears this node's pods, and its answers do not arrive", "check that node's route to "+strings.Join(j.self.Uplink, ", ")+" of this node, and the firewalls of both nodes")
 		case f.Said.HeardYou && !f.near() && !f.Way.Tunnel:
 			back = append(back, f)
 		case f.Way.Tunnel:
@@ -348,12 +375,12 @@ func (j *judge) narrow(narrow []Finding) {
 		return
 	}
 	nodes := map[string]bool{}
-	size := 0
+	size, uplinks := 0, true // uplinks: all of them are at uplinks, and this node is not
 	for _, f := range all {
-		nodes[f.Node.Name], size = true, max(size, f.Size)
+		nodes[f.Node.Name], size, uplinks = true, max(size, f.Size), uplinks && f.To && !f.From
 	}
 	want := fmt.Sprintf("packets of %d bytes", size)
-	if len(nodes) > 1 && !anyWide {
+	if len(nodes) > 1 && !anyWide && !(uplinks && len(lost) == 1) {
 		j.problem("Node/"+j.self.Name, cluster.MTUHole, want+" between this node and others", "small packets only, to "+names(all), "check the MTU of this node's switch port; "+next)
 		return
 	}

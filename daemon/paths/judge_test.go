@@ -29,6 +29,20 @@ func lanNode(lan string, n int, change ...func(*Finding)) Finding {
 	return f
 }
 
+// uplinkNode is a node without a pod CIDR, whose canary is at an uplink.
+func uplinkNode(n int, change ...func(*Finding)) Finding {
+	f := lanNode("c", n)
+	f.Node.Name, f.Node.Group, f.Node.CIDRs, f.To = fmt.Sprint("u", n), "u", nil, true
+	f.Said.Canary, f.Said.Uplink = nil, f.Said.Canary
+	for _, c := range change {
+		c(&f)
+	}
+	return f
+}
+
+func fromUplink(f *Finding) { f.From = true }
+func atUplink(s *Self)      { s.Group, s.CIDRs, s.Uplink = "u", nil, []string{"10.0.9.33 on eth1"} }
+
 func unheard(f *Finding)    { f.Canary, f.Full, f.Said.HeardYou = Silent, Unsure, false }
 func unanswered(f *Finding) { f.Canary, f.Full = Silent, Unsure }
 func away(f *Finding)       { f.Canary, f.Full, f.Host = Silent, Unsure, Silent }
@@ -98,6 +112,24 @@ func TestJudge(t *testing.T) {
 		{name: "this node has another key than all", found: []Finding{lanNode("a", 2, otherKeyed), lanNode("b", 1, otherKeyed), lanNode("b", 2, otherKeyed)}, want: []string{"Node/a1: pathsKeyDiffers"}},
 		{name: "another key beside a path that is cut", found: []Finding{lanNode("a", 2, otherKeyed), lanNode("b", 1, unheard), lanNode("b", 2)}, want: []string{"Node/a2: pathsKeyDiffers", "Node/b1: podCIDRNotRouted"}},
 		{name: "another key, and no pod is reached", found: []Finding{lanNode("a", 2, unheard, func(f *Finding) { f.Host = OtherKey }), lanNode("b", 2)}, want: []string{"Node/a2: pathsKeyDiffers"}},
+		{name: "uplinks in peace, in another mode", self: atUplink, found: []Finding{uplinkNode(2), lanNode("a", 3, fromUplink, func(f *Finding) { f.Said.Terms.Mode = "overlay" })}},
+		{name: "an uplink's switch port drops pods' sources", found: []Finding{uplinkNode(1, unanswered), uplinkNode(2), lanNode("b", 1)}, want: []string{"Node/u1: uplinkFiltered"}},
+		{name: "an uplink's switch port drops pods' destinations", found: []Finding{uplinkNode(1, unheard), uplinkNode(2), lanNode("b", 1)}, want: []string{"Node/u1: uplinkFiltered"}},
+		{name: "the same, as the node itself says it", found: []Finding{uplinkNode(1, unheard, func(f *Finding) { f.Said.Cause = "uplinkFiltered" }), uplinkNode(2)}, want: []string{"Node/u1: uplinkFiltered"}},
+		{name: "an uplink's gateway is dead, as the node itself says", found: []Finding{uplinkNode(1, unheard, func(f *Finding) { f.Said.Cause = "silentGateway" }), uplinkNode(2)}, want: []string{"Node/u1: pathBlocked"}},
+		{name: "the LAN of all uplinks is cut off", found: []Finding{uplinkNode(1, unheard), uplinkNode(2, unheard), lanNode("a", 3)}, want: []string{"LAN of u1, u2: uplinkFiltered"}},
+		{name: "this node's uplink drops pods' sources", self: atUplink, found: []Finding{uplinkNode(2, unheard, fromUplink), lanNode("a", 3, unheard, fromUplink)}, want: []string{"Node/a1: uplinkFiltered"}},
+		{name: "this node's uplink drops pods' destinations", self: atUplink, found: []Finding{uplinkNode(2, unanswered, fromUplink), lanNode("a", 3, unanswered, fromUplink)}, want: []string{"Node/a1: uplinkFiltered"}},
+		{name: "this node's uplink, and one node with a pod CIDR", self: atUplink, found: []Finding{lanNode("a", 3, unheard, fromUplink)}, want: []string{"Node/a1: uplinkFiltered"}},
+		{name: "two nodes with uplinks", self: atUplink, found: []Finding{uplinkNode(2, unheard, fromUplink)}, want: []string{"Node/u2: uplinkFiltered"}},
+		{name: "this node's firewall on a node with uplinks, which is known", self: func(s *Self) { atUplink(s); knows(cluster.ForwardDropped)(s) }, found: []Finding{uplinkNode(2, unheard, fromUplink), lanNode("a", 3, unheard, fromUplink)}},
+		{name: "the uplink's gateway is dead, which is known", self: func(s *Self) { atUplink(s); knows(cluster.SilentGateway)(s) }, found: []Finding{uplinkNode(2, unheard, fromUplink), lanNode("b", 3, unheard, fromUplink)}},
+		{name: "a gateway does not know a pod CIDR", self: atUplink, found: []Finding{uplinkNode(2, fromUplink), lanNode("b", 1, unheard, fromUplink), lanNode("b", 2, fromUplink)}, want: []string{"Node/b1: podCIDRNotRouted"}},
+		{name: "a node does not know the way back to the uplink", self: atUplink, found: []Finding{uplinkNode(2, fromUplink), lanNode("b", 1, unanswered, fromUplink)}, want: []string{"Node/b1: pathBlocked"}},
+		{name: "uplink nodes are away", found: []Finding{uplinkNode(1, away), uplinkNode(2, away), lanNode("a", 3)}},
+		{name: "a small MTU on a node's uplink", found: []Finding{uplinkNode(1, narrow), uplinkNode(2), lanNode("a", 3)}, want: []string{"Node/u1: mtuHole"}},
+		{name: "a small MTU on this node's uplink", self: atUplink, found: []Finding{uplinkNode(2, narrow, fromUplink), lanNode("a", 3, narrow, fromUplink)}, want: []string{"Node/a1: mtuHole"}},
+		{name: "a small MTU in the LAN of all uplinks", found: []Finding{uplinkNode(1, narrow), uplinkNode(2, narrow)}, want: []string{"LAN of u1, u2: mtuHole"}},
 		{name: "terms that differ while they change", found: []Finding{lanNode("b", 1, func(f *Finding) { f.Said.Terms.Mode = "overlay" })}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -28,7 +29,8 @@ const (
 	maxDatagram = 9216 // of a jumbo frame; a larger one is cut, and then ignored
 )
 
-// message is a question or an answer. Every field but Kind and ID belongs to an answer.
+// message is a question or an answer. Every field but Kind and ID belongs to an answer. A question of a node with uplinks
+// also has Uplink, from the node itself, or Name and Pass, from its canary.
 type message struct {
 	Kind string `json:"k"`
 	ID   uint64 `json:"id"` // chosen by the asker, at random
@@ -41,8 +43,13 @@ type Answer struct {
 	Version string       `json:"version,omitempty"`
 	Terms   Terms        `json:"terms,omitzero"`
 	MTU     int          `json:"mtu,omitempty"`    // of its pods, in bytes
-	Canary  []netip.Addr `json:"canary,omitempty"` // none: it has no canary
-	Saw     netip.Addr   `json:"saw,omitzero"`     // the source address of the question
+	Canary  []netip.Addr `json:"canary,omitempty"` // of its canary, in its pod CIDRs
+	// Uplink are its canary's addresses outside its pod CIDRs. An earlier version does not read them, and so it neither
+	// asks there nor judges. A question from the node itself has the address of the question's family.
+	Uplink []netip.Addr `json:"uplink,omitempty"`
+	// Pass lets the canary that the question named in Uplink ask this node's canary (see pass). 0: it is refused, or not asked for.
+	Pass uint64     `json:"pass,omitempty"`
+	Saw  netip.Addr `json:"saw,omitzero"` // the source address of the question
 	// Heard is how many other nodes' canaries its own canary has heard lately.
 	Heard int `json:"heard,omitempty"`
 	// HeardYou: one of them is the asker's.
@@ -50,6 +57,12 @@ type Answer struct {
 	// Cause is the reason of its own problem that cuts its pods off.
 	Cause string `json:"cause,omitempty"`
 }
+
+// canaries are all addresses of the node's canary; none: it has no canary.
+func (a Answer) canaries() []netip.Addr { return slices.Concat(a.Canary, a.Uplink) }
+
+// HasCanary reports whether the node has a canary.
+func (a Answer) HasCanary() bool { return len(a.Canary)+len(a.Uplink) > 0 }
 
 // encode writes a message into a datagram of size bytes. ok is false if it does not fit.
 func encode(m message, size int) (out []byte, ok bool) {
@@ -70,7 +83,7 @@ func decode(b []byte) (m message, ok bool) {
 		return m, false
 	}
 	n := int(binary.BigEndian.Uint16(b[len(magic):]))
-	if n > len(b)-headBytes || json.Unmarshal(b[headBytes:headBytes+n], &m) != nil || len(m.Canary) > mostAddrs {
+	if n > len(b)-headBytes || json.Unmarshal(b[headBytes:headBytes+n], &m) != nil || len(m.Canary) > mostAddrs || len(m.Uplink) > mostAddrs {
 		return m, false
 	}
 	for _, text := range []string{m.Name, m.Version, m.Terms.Mode, m.Cause} {

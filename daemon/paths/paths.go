@@ -11,6 +11,21 @@
 //	host 10.0.10.11 ────────────────── LAN, switch ──────────> host 10.0.10.13: "I am node-3, in mode underlay;
 //	        small                                                my canary heard yours"
 //
+// # Uplinks
+//
+// The canary of a node with uplinks has an address that follows from no pod CIDR, and no other node knows which. Each
+// node says it, and that counts for as little as it can:
+//
+//   - An address that a node says in the answer to a question is asked, and not trusted for more: it must be in no pod
+//     CIDR and no address of any node, it gets small questions only until one is answered, and none while neither the node
+//     nor the address answers. So a node that lies leads one packet a round to a stranger, for each that it gets itself.
+//   - Such a canary's questions are answered when they have the pass that the answer to its node's own address had. Who
+//     writes another's address into its packets never sees a pass. An answer is as long as its question, as all are.
+//   - An earlier version gives no pass and is not asked, and it does not read Answer.Uplink: it judges nothing.
+//
+// A path through a router whose routes are not edgeway's, or through the tunnel's node, may never have been meant to
+// work. It counts from its first answer (see hope).
+//
 //	p := paths.New(paths.Options{Canary: canary, Cluster: cluster, ...})
 //	go p.Run(ctx)                // a round of questions each Options.Every
 //	p.Report().Problems          // Node/node-3: podCIDRNotRouted
@@ -23,10 +38,11 @@ import (
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
 
-// Node is what must be known of a node to ask it.
+// Node is what must be known of a node to ask it. One without pod CIDRs has a canary if it has uplinks, which it alone
+// knows.
 type Node struct {
 	Name   string
-	Group  string         // nodes of one group are reached in the same way: LANs, NetworkPool and mode
+	Group  string         // nodes of one group are reached in the same way: LANs, NetworkPool, mode, and whether by pod CIDRs
 	Hosts  []netip.Addr   // the node's own addresses
 	CIDRs  []netip.Prefix // its pod CIDRs
 	Canary []netip.Addr   // the addresses that its canary asks for
@@ -57,6 +73,12 @@ type Cluster struct {
 	// NoKey is the problem of a key that is missing where there must be one; zero: none. With it, nobody is asked and
 	// nobody is answered.
 	NoKey cluster.Problem
+	// Near are the subnets that this node's pods reach without a router, at uplinks of other nodes.
+	Near []netip.Prefix
+	// Hides reports whether this node gives pods' packets to an address its own address; nil: to none.
+	Hides func(netip.Addr) bool
+	// Link names the uplink that an address of this node's canary belongs to.
+	Link func(netip.Addr) string
 }
 
 // family is IPv4 or IPv6.

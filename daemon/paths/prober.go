@@ -51,6 +51,7 @@ type Options struct {
 // Prober asks other nodes, and answers them.
 type Prober struct {
 	o      Options
+	secret []byte // of the passes
 	report atomic.Pointer[Report]
 	sent   atomic.Uint64
 	lost   atomic.Uint64
@@ -81,7 +82,7 @@ type Report struct {
 
 // New returns a Prober that has asked nobody yet.
 func New(o Options) *Prober {
-	p := &Prober{o: o, heard: map[pathKey]time.Time{}, paths: map[pathKey]*path{}}
+	p := &Prober{o: o, secret: newSecret(), heard: map[pathKey]time.Time{}, paths: map[pathKey]*path{}}
 	p.report.Store(&Report{})
 	return p
 }
@@ -109,13 +110,14 @@ type station struct {
 
 // senders finds the node that has an address.
 type senders struct {
+	nodes []Node // sorted by name
 	hosts map[netip.Addr]string
 	cidrs map[netip.Prefix]string
 	bits  [families][]int // the lengths of cidrs
 }
 
 func newSenders(nodes []Node) senders {
-	s := senders{hosts: map[netip.Addr]string{}, cidrs: map[netip.Prefix]string{}}
+	s := senders{nodes: nodes, hosts: map[netip.Addr]string{}, cidrs: map[netip.Prefix]string{}}
 	for _, n := range nodes {
 		for _, a := range n.Hosts {
 			s.hosts[a] = n.Name
@@ -128,6 +130,11 @@ func newSenders(nodes []Node) senders {
 		}
 	}
 	return s
+}
+
+func (s senders) has(name string) bool {
+	_, ok := slices.BinarySearchFunc(s.nodes, name, func(n Node, name string) int { return cmp.Compare(n.Name, name) })
+	return ok
 }
 
 func (s senders) owner(a netip.Addr) (node string, ok bool) {
@@ -168,7 +175,17 @@ type path struct {
 	size       int // of the last full-size question
 	sent, lost int // questions to the canary
 	translated netip.Addr
-	round      int // of the last question
+	round      int    // of the last question
+	pass       uint64 // of the node's last answer at its own address
+	hope       hope
+}
+
+// counts reports whether the path is known to work, or must.
+func (at *path) counts() bool { return at.hope == sure || at.rtt > 0 }
+
+// closed forgets the questions to a canary that cannot be asked any more.
+func (at *path) closed() {
+	at.verdict[small], at.verdict[full], at.sent, at.lost, at.rtt, at.translated = tally{}, tally{}, 0, 0, 0, netip.Addr{}
 }
 
 // tally counts the questions in a row that were not answered.
@@ -203,6 +220,7 @@ func (t tally) verdict() Verdict {
 type question struct {
 	key    pathKey
 	kind   kind
+	to     netip.Addr
 	sent   time.Time
 	answer *Answer
 	rtt    time.Duration
@@ -247,12 +265,12 @@ func (p *Prober) publish(r *Report) {
 	}
 }
 
-// open opens the sockets that the canary and the node's addresses need. It reports false without a canary, and
-// without the key that there must be.
+// open opens the sockets that the canary and the node's addresses need. Without a canary the node asks nobody, and still
+// says that it is there. open reports false without the key that there must be.
 func (p *Prober) open(ctx context.Context) bool {
 	canary, ok := p.o.Canary()
 	c := p.o.Cluster()
-	if !ok || c == nil || c.NoKey.Reason != "" {
+	if c == nil || c.NoKey.Reason != "" {
 		p.close()
 		return false
 	}
@@ -264,17 +282,20 @@ func (p *Prober) open(ctx context.Context) bool {
 	if old == nil || p.opened != want {
 		p.close()
 		old = &station{}
-		err := canary.Inside(func() error {
-			var errs []error
-			for f := range families {
-				if a, ok := f.of(canary.Addrs); ok {
-					conn, err := listen(ctx, netip.AddrPortFrom(a, p.o.Port))
-					old.canary[f] = conn
-					errs = append(errs, err)
+		var err error
+		if ok {
+			err = canary.Inside(func() error {
+				var errs []error
+				for f := range families {
+					if a, ok := f.of(canary.Addrs); ok {
+						conn, err := listen(ctx, netip.AddrPortFrom(a, p.o.Port))
+						old.canary[f] = conn
+						errs = append(errs, err)
+					}
 				}
-			}
-			return errors.Join(errs...)
-		})
+				return errors.Join(errs...)
+			})
+		}
 		for f := range families {
 			if a := want.hosts[f]; a.IsValid() {
 				conn, herr := listen(ctx, netip.AddrPortFrom(a, p.o.Port))
@@ -293,7 +314,14 @@ func (p *Prober) open(ctx context.Context) bool {
 		p.known, p.who = c, newSenders(c.Nodes)
 	}
 	own := &station{senders: p.who, key: c.Key, canary: old.canary, host: old.host}
-	own.answer = Answer{Name: c.Self.Name, Version: p.o.Version, Terms: c.Self.Terms, MTU: canary.MTU, Canary: canary.Addrs, Cause: p.cause(c)}
+	own.answer = Answer{Name: c.Self.Name, Version: p.o.Version, Terms: c.Self.Terms, MTU: canary.MTU, Cause: p.cause(c)}
+	for _, a := range canary.Addrs {
+		if c.Self.holds(a) {
+			own.answer.Canary = append(own.answer.Canary, a)
+		} else {
+			own.answer.Uplink = append(own.answer.Uplink, a)
+		}
+	}
 	fresh := p.own.Load() == nil
 	p.own.Store(own)
 	if fresh {
@@ -313,7 +341,7 @@ func (p *Prober) cause(c *Cluster) string {
 		}
 	}
 	for _, x := range p.report.Load().Problems {
-		if x.Object == "Node/"+c.Self.Name && (x.Reason == cluster.ForwardDropped || x.Reason == cluster.TunnelFiltered) {
+		if x.Object == "Node/"+c.Self.Name && (x.Reason == cluster.ForwardDropped || x.Reason == cluster.TunnelFiltered || x.Reason == cluster.UplinkFiltered) {
 			return string(x.Reason)
 		}
 	}
@@ -357,7 +385,10 @@ func (p *Prober) take(own *station, conn *net.UDPConn, b []byte, from netip.Addr
 	}
 	src := from.Addr().Unmap().WithZone("")
 	node, known := own.senders.owner(src)
-	if !known { // nobody else gets an answer
+	if !known && atCanary && m.Kind == questionOf {
+		node, known = p.admitted(own, src, m)
+	}
+	if !known && m.Kind == questionOf { // nobody else gets an answer
 		return
 	}
 	now := time.Now()
@@ -368,7 +399,7 @@ func (p *Prober) take(own *station, conn *net.UDPConn, b []byte, from netip.Addr
 		defer p.mu.Unlock()
 		q := p.waiting[m.ID]
 		switch {
-		case q == nil || q.answer != nil:
+		case q == nil || q.answer != nil || !known && src != q.to:
 			return
 		case m.Kind == otherKey || !proven:
 			q.otherKey = true
@@ -389,6 +420,9 @@ func (p *Prober) take(own *station, conn *net.UDPConn, b []byte, from netip.Addr
 		}
 		reply := message{Kind: answerTo, ID: m.ID, Answer: own.answer}
 		reply.Saw = src
+		if !atCanary {
+			reply.Pass = p.grant(own, node, src, m)
+		}
 		p.mu.Lock()
 		asker := pathKey{node, familyOf(src)}
 		if atCanary {
@@ -447,7 +481,7 @@ func (p *Prober) ask(ctx context.Context) {
 	}
 	p.settle(own)
 	p.forget(c)
-	p.judge(c)
+	p.judge(own, c)
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -464,7 +498,7 @@ func (p *Prober) choose(c *Cluster) []int {
 	chosen := c.Choice.Round(p.round)
 	suspects := map[string]bool{}
 	for key, at := range p.paths {
-		if at.verdict[small].misses > 0 || at.verdict[full].misses > 0 {
+		if at.counts() && (at.verdict[small].misses > 0 || at.verdict[full].misses > 0) {
 			suspects[key.node] = true
 		}
 	}
@@ -489,29 +523,51 @@ func (p *Prober) at(n Node, f family) *path {
 	return at
 }
 
-// askCanary sends the questions to the canary of a node: to the address that the node said, or that a canary asks for.
+// askCanary sends the questions to the canary of a node: to the address that the node said, or that a canary asks for. A
+// node without pod CIDRs may have a canary, which it alone knows: the node itself is asked.
 func (p *Prober) askCanary(own *station, c *Cluster, i int) {
 	n := c.Nodes[i]
 	for f := range families {
-		conn := own.canary[f]
-		addr, ok := n.canary(f, p.paths[pathKey{n.Name, f}])
-		if conn == nil || !ok {
+		conn, known := own.canary[f], p.paths[pathKey{n.Name, f}]
+		addr, ok := n.canary(f, known, own.senders)
+		_, outside := f.of(own.answer.Uplink)
+		hope := c.hope(n, addr, !outside)
+		if conn == nil || !ok && len(n.CIDRs) > 0 || ok && hope == none {
+			if known != nil {
+				known.closed()
+			}
 			continue
 		}
 		at := p.at(n, f)
-		to := netip.AddrPortFrom(addr, p.o.Port)
-		p.send(own, conn, to, question{key: pathKey{n.Name, f}, kind: small}, smallBytes)
-		if at.said.MTU > 0 && at.verdict[small].misses == 0 {
-			at.size = min(own.answer.MTU, at.said.MTU)
-			p.send(own, conn, to, question{key: pathKey{n.Name, f}, kind: full}, min(at.size-f.headers(), maxDatagram))
+		at.hope = hope
+		var m message
+		if outside && !c.hides(addr) {
+			m.Name, m.Pass = c.Self.Name, at.pass
+		}
+		if !ok || m.Name != "" && m.Pass == 0 {
+			at.closed()
+			continue
+		}
+		away := at.verdict[small].misses >= after && at.verdict[host].misses >= after
+		if away && !n.holds(addr) || !at.counts() && at.sent >= hopeTries && p.round%hopeEvery != 0 {
+			continue
+		}
+		to, q := netip.AddrPortFrom(addr, p.o.Port), question{key: pathKey{n.Name, f}, kind: small}
+		p.send(own, conn, to, m, q, smallBytes)
+		if at.said.MTU > 0 && at.verdict[small].verdict() == Answers {
+			at.size, q.kind = min(own.answer.MTU, at.said.MTU), full
+			p.send(own, conn, to, m, q, min(at.size-f.headers(), maxDatagram))
 		}
 	}
 }
 
 // canary returns the address of the node's canary: the one that it said, or else the one that a canary asks for.
-func (n Node) canary(f family, at *path) (netip.Addr, bool) {
-	if at != nil {
-		if a, ok := f.of(at.said.Canary); ok {
+func (n Node) canary(f family, at *path, known senders) (netip.Addr, bool) {
+	if at != nil && at.said.Name == n.Name {
+		if a, ok := f.of(at.said.Uplink); ok && known.admits(a) {
+			return a, true
+		}
+		if a, ok := f.of(at.said.Canary); ok && n.holds(a) {
 			return a, true
 		}
 	}
@@ -528,27 +584,34 @@ func (n Node) way(a netip.Addr) Way {
 	return Way{}
 }
 
+// askHost asks the node itself, where askCanary did not leave it out.
 func (p *Prober) askHost(own *station, c *Cluster, i int) {
 	n := c.Nodes[i]
 	for f := range families {
+		key := pathKey{n.Name, f}
 		to, ok := f.of(n.Hosts)
-		if conn := own.host[f]; conn != nil && ok && p.paths[pathKey{n.Name, f}] != nil {
-			p.send(own, conn, netip.AddrPortFrom(to, p.o.Port), question{key: pathKey{n.Name, f}, kind: host}, smallBytes)
+		if at := p.paths[key]; own.host[f] == nil || !ok || at == nil || at.round != p.round {
+			continue
 		}
+		var m message
+		if a, ok := f.of(own.answer.Uplink); ok {
+			m.Uplink = []netip.Addr{a}
+		}
+		p.send(own, own.host[f], netip.AddrPortFrom(to, p.o.Port), m, question{key: key, kind: host}, smallBytes)
 	}
 }
 
 // send sends a question. One that cannot be sent is not answered.
-func (p *Prober) send(own *station, conn *net.UDPConn, to netip.AddrPort, q question, size int) {
-	id := rand.Uint64()
-	out, ok := encode(message{Kind: questionOf, ID: id}, size)
+func (p *Prober) send(own *station, conn *net.UDPConn, to netip.AddrPort, m message, q question, size int) {
+	m.Kind, m.ID = questionOf, rand.Uint64()
+	out, ok := encode(m, size)
 	if !ok {
 		return
 	}
 	own.key.sign(out)
-	q.sent = time.Now()
+	q.sent, q.to = time.Now(), to.Addr()
 	p.mu.Lock()
-	p.waiting[id] = &q
+	p.waiting[m.ID] = &q
 	p.left++
 	p.mu.Unlock()
 	_, _ = conn.WriteToUDPAddrPort(out, to)
@@ -573,9 +636,12 @@ func (p *Prober) settle(own *station) {
 		}
 		if q.kind == small {
 			at.rtt, at.translated = q.rtt, netip.Addr{}
-			if q.answer.Saw.IsValid() && !slices.Contains(own.answer.Canary, q.answer.Saw) {
+			if q.answer.Saw.IsValid() && !slices.Contains(own.answer.canaries(), q.answer.Saw) && !p.known.hides(q.to) {
 				at.translated = q.answer.Saw
 			}
+		}
+		if q.kind == host {
+			at.pass = q.answer.Pass
 		}
 		if q.kind == host || at.verdict[host].misses > 0 || !at.verdict[host].asked {
 			at.said = *q.answer
@@ -598,12 +664,19 @@ func (p *Prober) forget(c *Cluster) {
 }
 
 // judge publishes the findings and the problems.
-func (p *Prober) judge(c *Cluster) {
+func (p *Prober) judge(own *station, c *Cluster) {
 	r := &Report{}
 	self := Self{Name: c.Self.Name, Group: c.Self.Group, Terms: c.Self.Terms, CIDRs: c.Self.CIDRs, Known: c.Known}
+	for _, a := range own.answer.Uplink {
+		self.Uplink = append(self.Uplink, a.String()+" on "+c.Link(a))
+	}
 	for key, at := range p.paths {
-		addr, _ := at.node.canary(key.family, at)
-		f := Finding{Node: at.node, Family: key.family.String(), Addr: addr, Canary: at.verdict[small].verdict(), Full: at.verdict[full].verdict(), Host: at.verdict[host].verdict(),
+		addr, ok := at.node.canary(key.family, at, own.senders)
+		if !(at.counts() && at.sent > 0) && at.verdict[host].verdict() != OtherKey {
+			continue
+		}
+		_, from := key.family.of(own.answer.Uplink)
+		f := Finding{Node: at.node, Family: key.family.String(), Addr: addr, From: from, To: ok && !at.node.holds(addr), Canary: at.verdict[small].verdict(), Full: at.verdict[full].verdict(), Host: at.verdict[host].verdict(),
 			Size: at.size, RTT: at.rtt, Sent: at.sent, Lost: at.lost, Said: at.said, Translated: at.translated, Way: at.node.way(addr)}
 		r.Findings = append(r.Findings, f)
 	}
