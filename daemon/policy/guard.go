@@ -321,6 +321,14 @@ func (d *draft) gateways() (out []routes.Neighbour) {
 		seen[n] = true
 		out = append(out, n)
 	}
+	for _, i := range d.plan.Uplinks.Interfaces {
+		link, ok := i.Link(d.Host)
+		n := routes.Neighbour{Link: link.Name, IP: i.Gateway}
+		if ok && link.Up && !i.Gateway.IsLinkLocalUnicast() && !ours[i.Gateway] && !seen[n] {
+			seen[n] = true
+			out = append(out, n)
+		}
+	}
 	return out
 }
 
@@ -334,6 +342,9 @@ func (d *draft) deadGateways() {
 		whose := "the default route's gateway"
 		if gw, ref, ok := d.gateway(g.IP); ok && gw == g.IP {
 			whose = "spec.gateway of " + ref
+		}
+		if slices.ContainsFunc(d.plan.Uplinks.Interfaces, func(i uplink.Interface) bool { return i.Gateway == g.IP }) {
+			whose = "the gateway of an uplink of " + cluster.EdgeNode{Name: d.Self}.Ref()
 		}
 		d.problem("gateway "+g.IP.String(), cluster.SilentGateway, whose+" to answer on "+g.Link, "no answer to ARP or neighbour discovery",
 			"correct the address, or check the switch and the VLAN of its port; packets for other LANs are lost until it answers")
