@@ -40,7 +40,7 @@ const (
 //
 // It gives way: an address that a pod needs is the pod's (plugin.Node.GiveWay).
 type Canary struct {
-	Addrs []netip.Addr // one of each pod CIDR
+	Addrs []netip.Addr // one of each pod CIDR, or one of each family of the uplinks
 	MTU   int          // of its link, in bytes: the MTU of a new pod
 	Kept  bool         // it lives on when the daemon ends
 
@@ -76,8 +76,8 @@ func CanaryNetns(c config.Config) string {
 	return filepath.Join(filepath.Dir(c.Socket), "canary", "netns")
 }
 
-// Canary returns the node's canary; nil while there is none: it is switched off, the node has no pod CIDR, the pool
-// has no room for it, or it could not be made.
+// Canary returns the node's canary; nil while there is none: it is switched off, the node has no pod CIDR and no
+// uplink, the pool has no room for it, or it could not be made.
 func (p *Pods) Canary() *Canary { return p.canary.Load() }
 
 // keepCanary makes, adopts, replaces or ends the canary as the plan and the room in the pool say. It returns the problem of a
@@ -86,8 +86,7 @@ func (p *Pods) keepCanary(ctx context.Context, n *leases, plan policy.Plan) []cl
 	p.canaryBusy.Lock()
 	defer p.canaryBusy.Unlock()
 	have := p.canary.Load()
-	// Nobody asks for a canary at an uplink: other nodes ask at pod CIDRs, and a cloud's addresses are few.
-	wanted := p.config.Paths.Canary && len(plan.Uplinks.Interfaces) == 0
+	wanted := p.config.Paths.Canary
 	if have == nil {
 		have = p.leftCanary(n)
 	}
@@ -130,8 +129,10 @@ func (c *Canary) fits(n *leases, plan policy.Plan) bool {
 	if c.MTU != plan.MTU || len(c.Addrs) != len(plan.Pool.Sets) {
 		return false
 	}
-	for _, set := range plan.Pool.Sets {
-		if !slices.ContainsFunc(c.Addrs, func(a netip.Addr) bool { return inPool(ipam.Pool{Sets: []ipam.RangeSet{set}}, a) }) {
+	for _, set := range plan.Pool.Sets { // an address of uplinks may leave the pool
+		if !slices.ContainsFunc(c.Addrs, func(a netip.Addr) bool {
+			return policy.Leases(ipam.Pool{Sets: []ipam.RangeSet{set}, Reserved: plan.Pool.Reserved}, a)
+		}) {
 			return false
 		}
 	}
@@ -216,10 +217,8 @@ func (p *Pods) addCanary(ctx context.Context, n *leases, plan policy.Plan) (err 
 		}
 	}()
 	var wanted []string
-	for _, set := range plan.Pool.Sets {
-		for _, r := range set {
-			wanted = append(wanted, policy.CanaryAddr(r.Subnet).String())
-		}
+	for _, a := range plan.CanaryAddrs() {
+		wanted = append(wanted, a.String())
 	}
 	reply, err := p.wire(ctx, n, c, wanted)
 	if err == nil && reply.Failed { // a pod, or the host, has one of them

@@ -215,6 +215,10 @@ func (p *Pods) Held() policy.Held {
 	}
 	h := policy.Held{Known: true, Pool: pool, Pods: map[netip.Addr]string{}}
 	for _, l := range all {
+		if l.Attachment == plugin.Canary() {
+			h.Canary = l.Addrs
+			continue
+		}
 		for _, a := range l.Addrs {
 			h.Pods[a] = cmp.Or(l.Pod.String(), l.Attachment.String())
 		}

@@ -1,6 +1,38 @@
 package policy
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/edgeway-cni/edgeway/ipam"
+)
+
+// CanaryAddrs are the addresses that this node's canary asks for, one of each family. Of uplinks it is the last address
+// of the pool, which no other node can compute.
+func (p Plan) CanaryAddrs() (out []netip.Addr) {
+	for _, set := range p.Pool.Sets {
+		if len(p.Uplinks.Interfaces) == 0 {
+			for _, r := range set {
+				out = append(out, CanaryAddr(r.Subnet))
+			}
+		} else if a := last(ipam.Pool{Sets: []ipam.RangeSet{set}, Reserved: p.Pool.Reserved}, set); a.IsValid() {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// last is the last address of the set that the pool leases; invalid: there is none.
+func last(pool ipam.Pool, set ipam.RangeSet) netip.Addr {
+	for _, r := range slices.Backward(set) {
+		for a := r.Last; a.IsValid() && a.Compare(r.First) >= 0; a = a.Prev() {
+			if Leases(pool, a) {
+				return a
+			}
+		}
+	}
+	return netip.Addr{}
+}
 
 // CanaryAddr is the address that a node's canary asks for in one of the node's pod CIDRs, so that other nodes know
 // it without being told: the last address that a pod can have. Pods take the first addresses first. In a large

@@ -22,13 +22,15 @@ type Held struct {
 	// Known says that the store was read, and that Pods and Pool are true.
 	Known bool
 	Pods  map[netip.Addr]string // leased addresses, with the names of their pods
-	Pool  ipam.Pool             // from which ADD leases now
+	// Canary are the addresses of the node's canary, which gives way: they count as free.
+	Canary []netip.Addr
+	Pool   ipam.Pool // from which ADD leases now
 }
 
 // inUse reports whether a pod has the address, or could get it before the next look.
 func (h Held) inUse(a netip.Addr) bool {
 	_, leased := h.Pods[a]
-	return !h.Known || leased || leases(h.Pool, a)
+	return !h.Known || leased || slices.Contains(h.Canary, a) || Leases(h.Pool, a)
 }
 
 // Used is the number of addresses that pods have.
@@ -48,7 +50,7 @@ func (h Held) Free() (n int) {
 	for _, set := range h.Pool.Sets {
 		for _, r := range set {
 			for a := r.First; a.IsValid() && a.Compare(r.Last) <= 0; a = a.Next() {
-				if _, leased := h.Pods[a]; !leased && leases(h.Pool, a) {
+				if _, leased := h.Pods[a]; !leased && Leases(h.Pool, a) {
 					n++
 				}
 			}
@@ -57,7 +59,8 @@ func (h Held) Free() (n int) {
 	return n
 }
 
-func leases(p ipam.Pool, a netip.Addr) bool {
+// Leases reports whether a pod can get the address from the pool.
+func Leases(p ipam.Pool, a netip.Addr) bool {
 	if slices.ContainsFunc(p.Reserved, func(r netip.Prefix) bool { return r.Contains(a) }) {
 		return false
 	}

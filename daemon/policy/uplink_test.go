@@ -62,7 +62,7 @@ func (n *uplinkNode) add() {
 	for _, set := range n.held.Pool.Sets {
 		for _, r := range set {
 			for a := r.First; a.Compare(r.Last) <= 0; a = a.Next() {
-				if _, taken := n.held.Pods[a]; !taken && leases(n.held.Pool, a) {
+				if _, taken := n.held.Pods[a]; !taken && Leases(n.held.Pool, a) {
 					free = append(free, a)
 				}
 			}
@@ -89,7 +89,7 @@ func (n *uplinkNode) look() {
 	w.Host.Links = w.Host.Links[:1+n.r.IntN(3)] // eth1 or eth2 may be gone
 	plan := Decide(w)
 	for _, c := range plan.Confirmed {
-		if _, leased := n.held.Pods[c.Address]; leased || leases(n.held.Pool, c.Address) {
+		if _, leased := n.held.Pods[c.Address]; leased || Leases(n.held.Pool, c.Address) {
 			n.t.Fatalf("%v is confirmed: leased %v, pool %v", c.Address, n.held.Pods, n.held.Pool)
 		}
 	}
@@ -124,7 +124,7 @@ func (n *uplinkNode) check(when string) {
 	n.t.Helper()
 	for a := netip.MustParseAddr("10.0.0.30"); a.Compare(netip.MustParseAddr("10.0.0.38")) < 0; a = a.Next() {
 		_, leased := n.held.Pods[a]
-		if !leased && !leases(n.held.Pool, a) {
+		if !leased && !Leases(n.held.Pool, a) {
 			continue
 		}
 		granted := false
@@ -167,7 +167,7 @@ func TestAddressInAPodCIDR(t *testing.T) {
 		Addresses: []cluster.AddressRange{{First: netip.MustParseAddr("10.0.0.31"), Last: netip.MustParseAddr("10.0.0.32")}}}}}}}
 	w.Host.Links = []routes.Link{{Name: "eth1", MAC: "02:00:00:00:00:01", MTU: 1500, Up: true}}
 	plan := Decide(w)
-	if !leases(plan.Pool, netip.MustParseAddr("10.0.0.31")) || leases(plan.Pool, netip.MustParseAddr("10.0.0.32")) {
+	if !Leases(plan.Pool, netip.MustParseAddr("10.0.0.31")) || Leases(plan.Pool, netip.MustParseAddr("10.0.0.32")) {
 		t.Errorf("pool %v", plan.Pool)
 	}
 	if !slices.ContainsFunc(plan.Problems, func(p cluster.Problem) bool {
@@ -189,7 +189,7 @@ func TestDeletedEdgeNodeStopsNewPods(t *testing.T) {
 	w.Held = Held{Granted: plan.Uplinks, Known: true, Pool: plan.Pool}
 	w.Cluster.EdgeNodes = nil
 	plan = Decide(w)
-	if err := plan.Pool.Validate(); err != nil || leases(plan.Pool, netip.MustParseAddr("10.0.0.31")) || leases(plan.Pool, netip.MustParseAddr("10.0.0.32")) {
+	if err := plan.Pool.Validate(); err != nil || Leases(plan.Pool, netip.MustParseAddr("10.0.0.31")) || Leases(plan.Pool, netip.MustParseAddr("10.0.0.32")) {
 		t.Errorf("pool %v, %v, want one that leases nothing", plan.Pool, err)
 	}
 	w.Held = Held{Granted: plan.Uplinks, Known: true, Pool: plan.Pool}
@@ -229,5 +229,68 @@ func TestUplinkByNameBecomesUplinkByMAC(t *testing.T) {
 			t.Errorf("%s%s: got %v, want %s", step.name, step.mac, got, step.want)
 		}
 		w.Held.Granted, w.Held.Pool = plan.Uplinks, plan.Pool
+	}
+}
+
+// The canary gives way: nobody is told to delete it, and an address is not given back while it has it.
+func TestCanaryOfAWithdrawnAddress(t *testing.T) {
+	first, last := netip.MustParseAddr("10.0.0.31"), netip.MustParseAddr("10.0.0.32")
+	w := World{Self: "n1", Config: config.Defaults()}
+	w.Cluster.Nodes = []cluster.Node{{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.11")}}}
+	spec := cluster.Uplink{Name: "eth1", Address: netip.MustParseAddr("10.0.0.21"), Subnet: netip.MustParsePrefix("10.0.0.0/24"), Gateway: netip.MustParseAddr("10.0.0.254"),
+		Addresses: []cluster.AddressRange{{First: first, Last: last}}}
+	grant := func() {
+		w.Cluster.EdgeNodes = []cluster.EdgeNode{{Name: "n1", Uplinks: &cluster.Uplinks{Interfaces: []cluster.Uplink{spec}}}}
+	}
+	grant()
+	w.Host.Links = []routes.Link{{Name: "eth1", MAC: "02:00:00:00:00:01", MTU: 1500, Up: true}}
+	plan := Decide(w)
+	if got := plan.CanaryAddrs(); !slices.Equal(got, []netip.Addr{last}) {
+		t.Errorf("canary at %v, want the last address", got)
+	}
+	w.Held = Held{Granted: plan.Uplinks, Known: true, Pool: plan.Pool, Canary: []netip.Addr{last}}
+	if w.Held.Free() != 2 || w.Held.Used(plan.Uplinks) != 0 {
+		t.Errorf("free %d, used %d", w.Held.Free(), w.Held.Used(plan.Uplinks))
+	}
+	spec.Addresses[0].Last = first
+	spec.Withdrawn = []cluster.Withdrawal{{Address: last, Token: "k3x9"}}
+	grant()
+	plan = Decide(w)
+	if got := plan.CanaryAddrs(); !slices.Equal(got, []netip.Addr{first}) {
+		t.Errorf("canary at %v, want the address that is left", got)
+	}
+	w.Held.Granted, w.Held.Pool = plan.Uplinks, plan.Pool
+	plan = Decide(w)
+	if len(plan.Confirmed) > 0 || slices.ContainsFunc(plan.Problems, func(p cluster.Problem) bool { return p.Reason == cluster.AddressRemoved }) {
+		t.Errorf("while the canary has it: confirmed %v, problems %v", plan.Confirmed, plan.Problems)
+	}
+	w.Held.Canary = []netip.Addr{first}
+	if plan = Decide(w); len(plan.Confirmed) != 1 {
+		t.Errorf("confirmed %v", plan.Confirmed)
+	}
+}
+
+// The gateway of an uplink was dead, and only the pods knew.
+func TestDeadGatewayOfAnUplink(t *testing.T) {
+	w := World{Self: "n1", Config: config.Defaults()}
+	w.Cluster.Nodes = []cluster.Node{{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.11")}}}
+	w.Host.Addrs = []routes.Addr{{Link: "eth0", Prefix: netip.MustParsePrefix("10.0.0.11/24")}}
+	w.Cluster.EdgeNodes = []cluster.EdgeNode{{Name: "n1", Uplinks: &cluster.Uplinks{Interfaces: []cluster.Uplink{{
+		Name: "eth1", Address: netip.MustParseAddr("10.0.1.21"), Subnet: netip.MustParsePrefix("10.0.1.0/24"), Gateway: netip.MustParseAddr("10.0.1.254"),
+		Addresses: []cluster.AddressRange{{First: netip.MustParseAddr("10.0.1.31"), Last: netip.MustParseAddr("10.0.1.32")}}}}}}}
+	w.Host.Links = []routes.Link{{Name: "eth0", MAC: "02:00:00:00:00:00", MTU: 1500, Up: true}, {Name: "eth1", MAC: "02:00:00:00:00:01", MTU: 1500, Up: true}}
+	gateway := routes.Neighbour{Link: "eth1", IP: netip.MustParseAddr("10.0.1.254")}
+	plan := Decide(w)
+	if !slices.Equal(plan.Gateways, []routes.Neighbour{gateway}) || len(plan.Problems) > 0 {
+		t.Errorf("gateways %v, problems %v", plan.Gateways, plan.Problems)
+	}
+	w.Dead = map[routes.Neighbour]bool{gateway: true}
+	plan = Decide(w)
+	if len(plan.Problems) != 1 || plan.Problems[0].Reason != cluster.SilentGateway || plan.Problems[0].Want != "the gateway of an uplink of EdgeNode/n1 to answer on eth1" {
+		t.Errorf("problems %v", plan.Problems)
+	}
+	w.Host.Links[1].Up = false
+	if plan = Decide(w); len(plan.Gateways) > 0 {
+		t.Errorf("a link that is down: %v", plan.Gateways)
 	}
 }
