@@ -171,20 +171,6 @@ func older(a, b string) bool {
 	return errX == nil && errY == nil && x < y
 }
 
-// partial is the kind of an object of which only the metadata is asked for.
-const partial = "PartialObjectMetadata"
-
-// metadata is the kind under which the metadata of k's objects are listed.
-func (k kind) metadata() kind { return kind{k.apiVersion + "#" + k.kind, partial} }
-
-// whole is the kind whose metadata k is, and k itself where it is a whole kind.
-func (k kind) whole() kind {
-	if version, name, ok := strings.Cut(k.apiVersion, "#"); ok && k.kind == partial {
-		return kind{version, name}
-	}
-	return k
-}
-
 // resource is a kind's name in paths.
 func (k kind) resource() string { return strings.ToLower(k.kind) + "s" }
 
@@ -193,7 +179,6 @@ func (k kind) resource() string { return strings.ToLower(k.kind) + "s" }
 func Path(name string) string { return kind{APIVersion(name), name}.path() }
 
 func (k kind) path() string {
-	k = k.whole()
 	if k.kind == kindSecret {
 		return "api/v1/namespaces/" + secretNamespace + "/secrets"
 	}

@@ -13,7 +13,6 @@ import (
 type item struct {
 	name    string
 	version string // its resourceVersion
-	content string // label contentLabel, of a NodeSlice
 	sum     digest // of text: items with equal sums say the same
 	text    []byte // the part of the object that we use, as JSON
 	wrong   error  // a value has a type that Kubernetes does not allow there; nil: all types are right
@@ -46,11 +45,12 @@ func readItem(k kind, decode func(any) error) (item, error) {
 			return item{}, err
 		}
 		var meta struct {
-			SliceMeta
-			Generation int64 `json:"generation,omitempty"`
+			Name            string `json:"name"`
+			ResourceVersion string `json:"resourceVersion"`
+			Generation      int64  `json:"generation"`
 		}
 		_ = json.Unmarshal(all["metadata"], &meta) // an object without a name is refused below
-		it.name, it.version, it.content = meta.Name, meta.ResourceVersion, meta.Labels[contentLabel]
+		it.name, it.version = meta.Name, meta.ResourceVersion
 		delete(all, "status") // ours, written by other nodes
 		if all != nil {
 			all["apiVersion"], all["kind"] = mustJSON(k.apiVersion), mustJSON(k.kind)

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"k8s.io/apimachinery/pkg/labels"
 )
 
 // apiServer is as much of an API server as the source asks of one: lists, and watches that go on
@@ -166,8 +168,8 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if name := q.Get("fieldSelector"); name != "" {
 		verb += " " + strings.TrimPrefix(name, "metadata.name=")
 	}
-	if r.Header.Get("Accept") == acceptMetadata {
-		verb += " metadata"
+	if known := q.Get("labelSelector"); strings.Contains(known, "notin") {
+		verb += fmt.Sprintf(" but %d", 1+strings.Count(known, ","))
 	}
 	s.mu.Lock()
 	s.requests = append(s.requests, verb)
@@ -198,17 +200,23 @@ func statusObject(code int, reason, message string) map[string]any {
 func (s *apiServer) list(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	items, answered := []any{}, kindOf(r.URL.Path)
-	if r.Header.Get("Accept") == acceptMetadata {
-		answered = partial
+	items := []any{}
+	selector, err := labels.Parse(r.URL.Query().Get("labelSelector"))
+	if err != nil {
+		status(w, http.StatusBadRequest, "BadRequest", err.Error())
+		return
 	}
 	for name, o := range s.objects[r.URL.Path] {
-		if chosen(r, name) {
+		var is struct {
+			Metadata struct{ Labels map[string]string }
+		}
+		_ = json.Unmarshal(mustJSON(o), &is) // what is no object has no labels
+		if chosen(r, name) && selector.Matches(labels.Set(is.Metadata.Labels)) {
 			items = append(items, o)
 		}
 	}
 	_ = json.NewEncoder(w).Encode(map[string]any{
-		"kind": answered + "List", "metadata": map[string]any{"resourceVersion": strconv.Itoa(s.version)}, "items": items,
+		"kind": kindOf(r.URL.Path) + "List", "metadata": map[string]any{"resourceVersion": strconv.Itoa(s.version)}, "items": items,
 	})
 }
 

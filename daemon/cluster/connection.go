@@ -139,10 +139,7 @@ func (c *Connection) Get(ctx context.Context, path string, query url.Values) (io
 // get asks for a list or a watch of a kind.
 func (c *Connection) get(ctx context.Context, of kind, query url.Values) (io.ReadCloser, error) {
 	accept := acceptJSON
-	switch {
-	case of != of.whole():
-		accept = acceptMetadata
-	case of.kind == kindNode:
+	if of.kind == kindNode {
 		accept = acceptProtobuf
 	}
 	return c.send(ctx, http.MethodGet, of.path(), query, nil, accept)
@@ -152,7 +149,6 @@ func (c *Connection) get(ctx context.Context, of kind, query url.Values) (io.Rea
 const (
 	acceptJSON     = "application/json"
 	acceptProtobuf = "application/vnd.kubernetes.protobuf,application/json" // of Kubernetes' own kinds alone
-	acceptMetadata = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 )
 
 // Apply is a server-side apply: the field manager owns exactly the fields that text sets. It never conflicts

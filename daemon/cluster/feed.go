@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -159,14 +162,16 @@ func (k *kubernetes) attempt(ctx context.Context, c *Connection, f *feed) error 
 
 // compare notices a server that lost its memory: etcd was restored from a backup, and versions count from an earlier
 // number again. A watch from a version that is still to come hears nothing, and no error says so. A server that
-// restarts cuts its watches, so that only a watch that was cut is compared: with the version of a list of one object,
-// or of none, that is read from etcd.
+// restarts cuts its watches, so that only a watch that was cut is compared: with the version of a list of no object that
+// is read from etcd.
 func (k *kubernetes) compare(ctx context.Context, c *Connection, f *feed) error {
 	of := f.name
 	if of == "" {
 		of = k.options.Node
 	}
-	meta, err := k.page(ctx, c, f.kind, f.query(of), func(item) {})
+	q := f.query(of)
+	q.Set("labelSelector", "none,!none") // no object has a label and has it not
+	meta, err := k.page(ctx, c, f.kind, q, func(item) {})
 	if err != nil && !expired(err) {
 		return err
 	}
@@ -204,22 +209,20 @@ func (k *kubernetes) list(ctx context.Context, c *Connection, f *feed) error {
 	if !f.lost {
 		q.Set("resourceVersion", "0")
 	}
-	items := map[string]told{}
-	was := f.items
-	var meta listMeta
-	for !k.listChanges(ctx, c, f, items, &meta) {
-		var err error
-		meta, err = k.page(ctx, c, f.kind, q, func(it item) { items[it.name] = it.told(f.kind, was) })
-		if err != nil {
-			return err
-		}
-		if meta.Continue == "" {
-			break
-		}
-		q.Set("continue", meta.Continue)
-		q.Del("resourceVersion")
+	items := f.known()
+	if len(items) > 0 {
+		q.Set("labelSelector", contentLabel+" notin ("+strings.Join(contents(items), ",")+")")
 	}
-	if len(items) == 0 {
+	meta, err := k.pages(ctx, c, f, q, items)
+	if err == nil && slices.ContainsFunc(items[SliceIndex].named(), func(name string) bool { return items[name].slice == nil }) {
+		clear(items)
+		q.Del("labelSelector")
+		meta, err = k.pages(ctx, c, f, q, items)
+	}
+	if err != nil {
+		return err
+	}
+	if len(items) == 0 && !(f.synced && len(f.items) == 0) {
 		if err := k.confirm(ctx, c, f); err != nil {
 			return err
 		}
@@ -232,49 +235,22 @@ func (k *kubernetes) list(ctx context.Context, c *Connection, f *feed) error {
 	return nil
 }
 
-// mostChanges bounds the slices that are read one by one.
-const mostChanges = 20
-
-// listChanges lists slices of which the content is known: only their names and versions, and then those that have
-// changed. All slices of 20,000 nodes have 3 MB, their names and versions 20 KB, and after a restart of the API
-// server each node asks. It reports whether that did: else everything must be listed.
-func (k *kubernetes) listChanges(ctx context.Context, c *Connection, f *feed, items map[string]told, meta *listMeta) bool {
-	if f.kind != kindSlice || len(f.items) == 0 {
-		return false
-	}
-	q := url.Values{}
-	if !f.lost {
-		q.Set("resourceVersion", "0")
-	}
-	var changed []string
-	head, err := k.page(ctx, c, kindSlice.metadata(), q, func(it item) {
-		if old, ok := f.items[it.name]; ok && old.slice.version == it.versionAndContent() {
-			items[it.name] = old
-		} else {
-			changed = append(changed, it.name)
+// pages adds all objects that a query selects to items.
+func (k *kubernetes) pages(ctx context.Context, c *Connection, f *feed, q url.Values, items map[string]told) (listMeta, error) {
+	q = maps.Clone(q)
+	for {
+		meta, err := k.page(ctx, c, f.kind, q, func(it item) { items[it.name] = it.told(f.kind, f.items) })
+		if err != nil || meta.Continue == "" {
+			return meta, err
 		}
-	})
-	if err == nil && (head.Continue != "" || len(changed) > mostChanges) {
-		err = errTooLarge
+		q.Set("continue", meta.Continue)
+		q.Del("resourceVersion")
 	}
-	for _, name := range changed {
-		if err == nil {
-			_, err = k.page(ctx, c, kindSlice, f.query(name), func(it item) { items[it.name] = it.told(kindSlice, f.items) })
-		}
-	}
-	if *meta = head; err != nil {
-		clear(items)
-	}
-	return err == nil
 }
 
 // told reads the item, unless the item has not changed.
 func (it item) told(k kind, was map[string]told) told {
 	if old, ok := was[it.name]; ok && old.sum == it.sum {
-		if old.slice != nil {
-			same := *old.slice
-			same.version, old.slice = it.versionAndContent(), &same
-		}
 		return old
 	}
 	if k == kindSlice {
@@ -305,8 +281,8 @@ func (k *kubernetes) page(ctx context.Context, c *Connection, of kind, q url.Val
 	return meta, err
 }
 
-// confirm doubts an empty list. An etcd that was restored empty gives one, which would remove everything that is
-// known. A server that knows this node is believed.
+// confirm doubts an empty list where the last one was not. An etcd that was restored empty gives one, which would remove
+// everything that is known. A server that knows this node is believed.
 func (k *kubernetes) confirm(ctx context.Context, c *Connection, f *feed) error {
 	if f.kind.kind == kindNode || f.kind == kindSlice {
 		return nil // World checks for it

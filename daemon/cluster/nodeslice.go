@@ -73,15 +73,22 @@ var kindSlice = kind{groupEdgeway + "/v1alpha1", "NodeSlice"}
 // SlicePath is the path under which NodeSlices are listed.
 func SlicePath() string { return kindSlice.path() }
 
-// contentLabel is the label with the digest of a NodeSlice's spec. An API server whose etcd was restored can give the
-// same version to another content.
+// contentLabel is the label with the digest of a NodeSlice's spec, by which nodes ask for the slices that they do not
+// have yet.
 const contentLabel = groupEdgeway + "/content"
+
+// mostKnown bounds the digests that a request names, so that its line stays below 8 KB, which proxies accept.
+const mostKnown = 300
+
+func (s SliceSpec) content() string {
+	sum := sha256.Sum256(mustJSON(s))
+	return hex.EncodeToString(sum[:8])
+}
 
 // NewNodeSlice returns a NodeSlice of that name.
 func NewNodeSlice(name string, spec SliceSpec) NodeSlice {
-	sum := sha256.Sum256(mustJSON(spec))
 	return NodeSlice{APIVersion: kindSlice.apiVersion, Kind: kindSlice.kind, Spec: spec, Metadata: SliceMeta{Name: name,
-		Labels: map[string]string{"app.kubernetes.io/part-of": "edgeway", contentLabel: hex.EncodeToString(sum[:8])}}}
+		Labels: map[string]string{"app.kubernetes.io/part-of": "edgeway", contentLabel: spec.content()}}}
 }
 
 // NodeKeys returns the keys of those labels and annotations of Nodes that matter, sorted: the labels by which
@@ -156,19 +163,47 @@ func (n SlicedNode) node() usedNode {
 
 // sliced is a NodeSlice as it was read: its nodes are statements about Nodes.
 type sliced struct {
-	version string          // and content label
+	content string          // the digest, which the label of a slice that somebody edited does not say
 	spec    SliceSpec       // without nodes
 	nodes   map[string]told // by name
 	names   []string        // of nodes, in the slice's order
 	wrong   error           // the text is no NodeSlice
 }
 
-func (it item) versionAndContent() string { return it.version + "/" + it.content }
+// known returns the slices whose content a list need not repeat. All slices of 20,000 nodes have 3 MB, and after a restart
+// of the API server each node asks. A digest counts in whatever history the server has. A known slice that is gone stays:
+// the index no longer names it, or edgeway-controller writes it again. Index and "alive" are always read, so that a
+// server that lost its slices is noticed.
+func (f *feed) known() map[string]told {
+	known := map[string]told{}
+	for name, t := range f.items {
+		if t.slice != nil && len(t.slice.names) > 0 && len(known) < mostKnown {
+			known[name] = t
+		}
+	}
+	return known
+}
+
+// contents returns the digests of slices.
+func contents(of map[string]told) (digests []string) {
+	for _, t := range of {
+		digests = append(digests, t.slice.content)
+	}
+	return digests
+}
+
+// named returns the names in the index.
+func (t told) named() []string {
+	if t.slice == nil {
+		return nil
+	}
+	return t.slice.spec.Slices
+}
 
 // readSlice reads a NodeSlice. A node that has not changed since was keeps its statement.
 func readSlice(it item, was *sliced) *sliced {
 	var n NodeSlice
-	s := &sliced{version: it.versionAndContent(), nodes: map[string]told{}}
+	s := &sliced{nodes: map[string]told{}}
 	if err := json.Unmarshal(it.text, &n); err != nil {
 		s.wrong = err
 		return s
@@ -183,7 +218,8 @@ func readSlice(it item, was *sliced) *sliced {
 		s.nodes[node.Name] = entry.told(kind{APIVersion(kindNode), kindNode}, earlier)
 		s.names = append(s.names, node.Name)
 	}
-	s.spec, s.spec.Nodes = n.Spec, nil
+	s.content, s.spec = n.Spec.content(), n.Spec
+	s.spec.Nodes = nil
 	return s
 }
 
