@@ -28,8 +28,11 @@ const (
 	secretNamespace = "kube-system"
 )
 
-// ownKinds are the kinds that Kubernetes does not have itself.
-func ownKinds() []string { return []string{kindPeer, kindCluster, kindPool, kindEdgeNode} }
+// SharedKinds are the kinds of resources that matter to all nodes.
+func SharedKinds() []string { return []string{kindPeer, kindCluster, kindPool} }
+
+// ownKinds are the kinds that Kubernetes does not have itself, and that people write.
+func ownKinds() []string { return append(SharedKinds(), kindEdgeNode) }
 
 // Keys of every object. In our kinds any other key is a typing error. Node and Secret come from an API server
 // and carry more keys than we read.

@@ -21,9 +21,9 @@ var ErrNotRead = errors.New("not read yet")
 //	             v
 //	┌── feed NodeSlice         ──┐
 //	├── or feed Node           ──┤
-//	├── feed BGPPeer           ──┤ items   merge with last
-//	├── feed BGPClusterConfig  ──┤
-//	├── feed NetworkPool       ──┤
+//	├── or feed BGPPeer        ──┤ items   merge with last
+//	├── or BGPClusterConfig    ──┤
+//	├── or NetworkPool         ──┤
 //	├── feed EdgeNode/self     ──┼─────────────────────────> World
 //	└── feed Secret/name, ...  ──┘                             │
 //	         ^     those that the World's resources name       │
@@ -64,14 +64,9 @@ func newKubernetes(o KubernetesOptions, p patience) *kubernetes {
 	k := &kubernetes{options: o, patience: p, clock: time.Now, named: make(chan struct{}, 1),
 		feeds: map[string]*feed{}, changed: func() {}, back: make(chan struct{})}
 	k.connect = func() (*Connection, error) { return connectWith(o, p) }
-	k.feeds[kindSlice.kind] = &feed{kind: kindSlice} // Nodes only where these do not count
-	for _, name := range ownKinds() {
-		f := &feed{kind: kind{APIVersion(name), name}}
-		if name == kindEdgeNode {
-			f.name = o.Node // of no use to other nodes
-		}
-		k.feeds[f.ref()] = f
-	}
+	own := &feed{kind: kind{APIVersion(kindEdgeNode), kindEdgeNode}, name: o.Node} // the others are of no use here
+	k.feeds[own.ref()] = own
+	k.feeds[kindSlice.kind] = &feed{kind: kindSlice} // Nodes and resources only where these do not count
 	return k
 }
 
@@ -161,7 +156,11 @@ func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 	if err := k.unread(last); err != nil {
 		return last, err
 	}
-	resources := merge([]manifest{k.says(kindPeer), k.says(kindCluster), k.says(kindPool)}, last)
+	var said []manifest
+	for _, kind := range SharedKinds() {
+		said = append(said, k.says(kind))
+	}
+	resources := merge(slices.Clone(said), last)
 	k.need(append(resources.passwords(k.options.Node), k.options.Secrets...))
 	k.labelKeys = k.keysOf(resources)
 	k.review()
@@ -173,9 +172,9 @@ func (k *kubernetes) World(_ context.Context, last World) (World, error) {
 	}
 	k.given = true
 	nodes, known := k.nodes()
-	said := []manifest{nodes}
-	for about := range k.feeds {
-		if about != kindNode && about != kindSlice.kind {
+	said = append(said, nodes)
+	for about, f := range k.feeds {
+		if f.name != "" {
 			said = append(said, k.says(about))
 		}
 	}
@@ -233,7 +232,9 @@ func (k *kubernetes) unread(last World) error {
 			failure = f.failure
 		}
 	}
-	if _, known := k.nodes(); !known && len(last.Nodes) == 0 {
+	if _, known := k.nodes(); known {
+		synced = true
+	} else if len(last.Nodes) == 0 {
 		nodes := k.feeds[kindNode]
 		if nodes == nil {
 			nodes = k.feeds[kindSlice.kind]
@@ -292,13 +293,23 @@ func (k *kubernetes) awaits() bool {
 	return false
 }
 
-// says returns what the server has said of a kind or an object; k.mu is held. An object that the server did
-// not mention is not known to be gone.
+// says returns what the server has said of a kind of resource, or of an object; k.mu is held. The slices count first: both
+// say the same. An object that the server did not mention is not known to be gone.
 func (k *kubernetes) says(about string) manifest {
+	if slices.Contains(SharedKinds(), about) && k.carried() {
+		return k.slicesSay(about)
+	}
+	return k.feedSays(about)
+}
+
+// feedSays returns what a feed has read; k.mu is held.
+func (k *kubernetes) feedSays(about string) manifest {
 	f := k.feeds[about]
-	m := manifest{about: about, broken: !f.synced}
-	for _, t := range f.items {
-		m.statements = append(m.statements, t.statement)
+	m := manifest{about: about, broken: f == nil || !f.synced}
+	if f != nil {
+		for _, t := range f.items {
+			m.statements = append(m.statements, t.statement)
+		}
 	}
 	return m
 }

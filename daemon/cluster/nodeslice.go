@@ -1,12 +1,15 @@
 package cluster
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -16,11 +19,17 @@ import (
 // the slices, and each node reads them instead of the Nodes.
 //
 //	nodes-1 ... nodes-200   Spec.Nodes, at most SliceMost of them
-//	index                   Spec.Slices: those that count; Spec.LabelKeys: the labels and annotations that they have
+//	resources-1 ...         Spec.Resources, at most ResourceMost of them
+//	index                   Spec.Slices, Spec.ResourceSlices: those that count; Spec.LabelKeys: the labels and annotations that they have
 //	alive                   Spec.PublishedAt: when the controller last compared them with all Nodes
 //
 // The index is written after a new slice and before a slice goes. A Node never moves from one slice to another.
 // So the slices of the index are all Nodes at each moment, and none of them is empty.
+//
+// A cluster of many LANs has a BGP resource for each of them. Their status, which speakers write at each change of a
+// session, would go to every node, and after a restart of the API server all of them. So the controller publishes the
+// resources in slices too, unless they are few (ResourceFew) or one of them is large (ResourceLarge): then the index
+// names no such slice, and each node reads the resources themselves.
 type NodeSlice struct {
 	APIVersion string    `json:"apiVersion"`
 	Kind       string    `json:"kind"`
@@ -37,10 +46,38 @@ type SliceMeta struct {
 
 // SliceSpec is the content of a NodeSlice.
 type SliceSpec struct {
-	Nodes       []SlicedNode `json:"nodes,omitempty"` // by name
-	Slices      []string     `json:"slices,omitempty"`
-	LabelKeys   []string     `json:"labelKeys,omitempty"`
-	PublishedAt string       `json:"publishedAt,omitempty"` // RFC 3339
+	Nodes          []SlicedNode     `json:"nodes,omitempty"`     // by name
+	Resources      []SlicedResource `json:"resources,omitempty"` // by kind and name
+	Slices         []string         `json:"slices,omitempty"`
+	ResourceSlices []string         `json:"resourceSlices,omitempty"`
+	LabelKeys      []string         `json:"labelKeys,omitempty"`
+	PublishedAt    string           `json:"publishedAt,omitempty"` // RFC 3339
+}
+
+// SlicedResource is a BGPPeer, BGPClusterConfig or NetworkPool without its status.
+type SlicedResource struct {
+	Kind string          `json:"kind"`
+	Name string          `json:"name"`
+	Spec json.RawMessage `json:"spec,omitempty"` // as the API server writes it
+}
+
+// Ref names the resource as messages do.
+func (r SlicedResource) Ref() string { return r.Kind + "/" + r.Name }
+
+// Equal reports whether both entries say the same.
+func (r SlicedResource) Equal(o SlicedResource) bool {
+	return r.Ref() == o.Ref() && bytes.Equal(r.Spec, o.Spec)
+}
+
+// item returns the resource as the API server would have sent it.
+func (r SlicedResource) item() item {
+	all := map[string]any{"apiVersion": APIVersion(r.Kind), "kind": r.Kind, "metadata": map[string]any{"name": r.Name}}
+	if r.Spec != nil {
+		all["spec"] = r.Spec
+	}
+	it := item{name: r.Name, text: mustJSON(all)}
+	it.sum = it.digest()
+	return it
 }
 
 // SlicedNode has the fields of a Node that nodes use, as the Node has them: the reader checks them by the same
@@ -62,6 +99,12 @@ const (
 const (
 	// SliceMost is the largest number of nodes in a slice. A slice of 100 nodes has some 12 KB.
 	SliceMost = 100
+	// ResourceMost is the largest number of resources in a slice, which has some 10 KB with so many BGPPeers.
+	ResourceMost = 32
+	// ResourceFew is the number of resources up to which each node reads them itself.
+	ResourceFew = 32
+	// ResourceLarge is the size of a spec above which each node reads the resources itself: etcd accepts 1.5 MB for a slice.
+	ResourceLarge = 32 << 10
 	// SliceBeat is the longest time between two writes of "alive".
 	SliceBeat = 5 * time.Minute
 	// sliceStale is the age of "alive" at which the slices no longer count: three beats were missed.
@@ -78,7 +121,7 @@ func SlicePath() string { return kindSlice.path() }
 const contentLabel = groupEdgeway + "/content"
 
 // mostKnown bounds the digests that a request names, so that its line stays below 8 KB, which proxies accept.
-const mostKnown = 300
+const mostKnown = 350
 
 func (s SliceSpec) content() string {
 	sum := sha256.Sum256(mustJSON(s))
@@ -161,12 +204,12 @@ func (n SlicedNode) node() usedNode {
 	return u
 }
 
-// sliced is a NodeSlice as it was read: its nodes are statements about Nodes.
+// sliced is a NodeSlice as it was read: its nodes are statements about Nodes, its resources about themselves.
 type sliced struct {
 	content string          // the digest, which the label of a slice that somebody edited does not say
-	spec    SliceSpec       // without nodes
-	nodes   map[string]told // by name
-	names   []string        // of nodes, in the slice's order
+	spec    SliceSpec       // without nodes and resources
+	said    map[string]told // by reference: "Node/n1", "BGPPeer/lan"
+	refs    []string        // of what is said, in the slice's order
 	wrong   error           // the text is no NodeSlice
 }
 
@@ -177,7 +220,7 @@ type sliced struct {
 func (f *feed) known() map[string]told {
 	known := map[string]told{}
 	for name, t := range f.items {
-		if t.slice != nil && len(t.slice.names) > 0 && len(known) < mostKnown {
+		if t.slice != nil && len(t.slice.refs) > 0 && len(known) < mostKnown {
 			known[name] = t
 		}
 	}
@@ -197,29 +240,40 @@ func (t told) named() []string {
 	if t.slice == nil {
 		return nil
 	}
-	return t.slice.spec.Slices
+	return slices.Concat(t.slice.spec.Slices, t.slice.spec.ResourceSlices)
 }
 
-// readSlice reads a NodeSlice. A node that has not changed since was keeps its statement.
+// readSlice reads a NodeSlice. A node or a resource that has not changed since was keeps its statement.
 func readSlice(it item, was *sliced) *sliced {
 	var n NodeSlice
-	s := &sliced{nodes: map[string]told{}}
+	s := &sliced{said: map[string]told{}}
 	if err := json.Unmarshal(it.text, &n); err != nil {
 		s.wrong = err
 		return s
 	}
+	add := func(of string, entry item) {
+		ref := of + "/" + entry.name
+		if was != nil && was.said[ref].sum == entry.sum {
+			s.said[ref] = was.said[ref]
+		} else {
+			s.said[ref] = told{sum: entry.sum, statement: entry.statement(kind{APIVersion(of), of})}
+		}
+		s.refs = append(s.refs, ref)
+	}
 	for _, node := range n.Spec.Nodes {
 		entry := item{name: node.Name, text: mustJSON(node.node())}
 		entry.sum = entry.digest()
-		var earlier map[string]told
-		if was != nil {
-			earlier = was.nodes
+		add(kindNode, entry)
+	}
+	for _, r := range n.Spec.Resources {
+		if !slices.Contains(SharedKinds(), r.Kind) {
+			s.wrong = fmt.Errorf("a resource of kind %q", r.Kind)
+			return s
 		}
-		s.nodes[node.Name] = entry.told(kind{APIVersion(kindNode), kindNode}, earlier)
-		s.names = append(s.names, node.Name)
+		add(r.Kind, r.item())
 	}
 	s.content, s.spec = n.Spec.content(), n.Spec
-	s.spec.Nodes = nil
+	s.spec.Nodes, s.spec.Resources = nil, nil
 	return s
 }
 
@@ -252,8 +306,8 @@ func (k *kubernetes) sliceState(need []string) sliceState {
 	if err != nil || k.serverTime().Sub(at) > sliceStale {
 		return slicesOld
 	}
-	for _, name := range index.spec.Slices {
-		if s := f.items[name].slice; s == nil || s.wrong != nil || len(s.names) == 0 {
+	for _, name := range f.items[SliceIndex].named() {
+		if s := f.items[name].slice; s == nil || s.wrong != nil || len(s.refs) == 0 {
 			return slicesPartial
 		}
 	}
@@ -279,13 +333,20 @@ func covers(keys, need []string) bool {
 	})
 }
 
-// review reads Nodes if and only if the slices do not count; k.mu is held. The state is looked at for a moment
-// before all Nodes are read: slices that come and go, and labels that are new, are soon right.
+// carried reports whether the slices have the resources; k.mu is held.
+func (k *kubernetes) carried() bool {
+	return k.sliceState(nil) == slicesCount && len(k.feeds[kindSlice.kind].items[SliceIndex].slice.spec.ResourceSlices) > 0
+}
+
+// review reads Nodes, and resources, if and only if the slices do not count or do not have them; k.mu is held. The
+// state is looked at for a moment before all are read: slices that come and go, and labels that are new, are soon
+// right.
 func (k *kubernetes) review() {
 	state, now := k.sliceState(k.labelKeys), k.clock()
 	if state == slicesCount {
 		k.wrongSince = time.Time{}
 		k.want(kindNode, false)
+		k.wantResources()
 		return
 	}
 	if k.wrongSince.IsZero() {
@@ -301,14 +362,23 @@ func (k *kubernetes) review() {
 	}
 	if f.asked && !unanswered(f.failure) && now.Sub(k.wrongSince) >= wait {
 		k.want(kindNode, true)
+		k.wantResources()
+	}
+}
+
+// wantResources reads the resources where the slices do not have them; k.mu is held.
+func (k *kubernetes) wantResources() {
+	direct := !k.carried()
+	for _, name := range SharedKinds() {
+		k.want(name, direct)
 	}
 }
 
 // reviewed is review at a time when nothing was read; k.mu is held. It reports whether a feed came or went.
 func (k *kubernetes) reviewed() bool {
-	before := k.feeds[kindNode] != nil
+	before := slices.Sorted(maps.Keys(k.feeds))
 	k.review()
-	return (k.feeds[kindNode] != nil) != before
+	return !slices.Equal(before, slices.Sorted(maps.Keys(k.feeds)))
 }
 
 // want starts or ends the feed of a kind; k.mu is held.
@@ -334,26 +404,32 @@ func (k *kubernetes) rename() {
 // nodes returns what the server says of the Nodes, and whether that is all Nodes; k.mu is held. The slices count
 // before the Nodes: both say the same.
 func (k *kubernetes) nodes() (said manifest, known bool) {
-	said = manifest{about: kindNode, broken: true}
 	if k.sliceState(k.labelKeys) == slicesCount {
-		said.broken = false
-		f, there := k.feeds[kindSlice.kind], make(map[string]bool, k.size)
-		said.statements = make([]statement, 0, k.size)
-		for _, name := range slices.Sorted(slices.Values(f.items[SliceIndex].slice.spec.Slices)) {
-			s := f.items[name].slice
-			for _, node := range s.names {
-				if !there[node] { // two controllers may both have placed a new Node, for a moment
-					there[node] = true
-					said.statements = append(said.statements, s.nodes[node].statement)
-				}
+		return k.slicesSay(kindNode), true
+	}
+	said = k.feedSays(kindNode)
+	return said, !said.broken
+}
+
+// slicesSay returns what slices that count say of a kind; k.mu is held.
+func (k *kubernetes) slicesSay(about string) manifest {
+	f, size := k.feeds[kindSlice.kind], 0
+	index := f.items[SliceIndex].slice.spec
+	names := index.ResourceSlices
+	if about == kindNode {
+		names, size = index.Slices, k.size
+	}
+	said, there := manifest{about: about, statements: make([]statement, 0, size)}, make(map[string]bool, size)
+	for _, name := range slices.Sorted(slices.Values(names)) {
+		s := f.items[name].slice
+		for _, ref := range s.refs {
+			if strings.HasPrefix(ref, about+"/") && !there[ref] { // two controllers may both have placed a new Node, for a moment
+				there[ref] = true
+				said.statements = append(said.statements, s.said[ref].statement)
 			}
 		}
-		return said, true
 	}
-	if f := k.feeds[kindNode]; f != nil && f.synced {
-		return k.says(kindNode), true
-	}
-	return said, false
+	return said
 }
 
 // onlyKeys returns the World whose Nodes have the labels and annotations of these keys, which are sorted, and no

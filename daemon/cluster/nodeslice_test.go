@@ -3,6 +3,7 @@ package cluster
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -34,6 +35,15 @@ func slicedOf(t *testing.T, text json.RawMessage, keys []string) (SlicedNode, bo
 	return SlicedNode{Name: n.Name, Labels: n.Labels, Annotations: n.Annotations, Addresses: addresses, PodCIDRs: cidrs}.Only(keys), true
 }
 
+// slicedResource returns the entry of a resource as edgeway-controller makes it.
+func slicedResource(kind string, object map[string]any) SlicedResource {
+	r := SlicedResource{Kind: kind, Name: object["metadata"].(map[string]any)["name"].(string)}
+	if spec, ok := object["spec"]; ok {
+		r.Spec = mustJSON(spec)
+	}
+	return r
+}
+
 // slice puts a NodeSlice.
 func (s *apiServer) slice(t *testing.T, name string, spec SliceSpec) {
 	t.Helper()
@@ -49,16 +59,23 @@ func sliceNode(i int) SlicedNode {
 	return SlicedNode{Name: fmt.Sprint("n", i), Addresses: []string{fmt.Sprint("192.0.2.", 10+i)}, PodCIDRs: []string{fmt.Sprintf("10.10.%d.0/24", i)}}
 }
 
-// The same World, byte for byte, comes out of the Nodes and of their slices, over all stories.
+// The same World, byte for byte, comes out of the Nodes and resources and of their slices, over all stories.
 func TestSlicesSayWhatNodesSay(t *testing.T) {
 	for path, objects := range stories(t) {
 		t.Run(path, func(t *testing.T) {
 			byNodes, bySlices, keys := newAPIServer(t), newAPIServer(t), []string(nil)
+			var resources []SlicedResource
 			for ref, text := range objects { // the resources first: they say which labels matter
 				kind, _, _ := strings.Cut(ref, "/")
 				if kind != kindNode {
-					byNodes.put(kind, jsonOf(t, string(text)))
-					bySlices.put(kind, jsonOf(t, string(text)))
+					object := jsonOf(t, string(text))
+					maps.DeleteFunc(object, func(key string, _ any) bool { return !slices.Contains(objectKeys, key) }) // as an API server does
+					byNodes.put(kind, object)
+					if slices.Contains(SharedKinds(), kind) {
+						resources = append(resources, slicedResource(kind, object))
+					} else {
+						bySlices.put(kind, jsonOf(t, string(text)))
+					}
 					if w, err := ParseManifest("x.json", text); err == nil {
 						keys = append(keys, w.NodeKeys()...)
 					}
@@ -86,6 +103,10 @@ func TestSlicesSayWhatNodesSay(t *testing.T) {
 					bySlices.slice(t, name, half)
 					index.Slices = append(index.Slices, name)
 				}
+			}
+			for i, r := range resources {
+				index.ResourceSlices = append(index.ResourceSlices, fmt.Sprint("resources-", i))
+				bySlices.slice(t, index.ResourceSlices[i], SliceSpec{Resources: []SlicedResource{r}})
 			}
 			bySlices.slice(t, SliceIndex, index)
 			bySlices.alive(t, 0)
@@ -118,8 +139,10 @@ func TestSlicesSayWhatNodesSay(t *testing.T) {
 				}
 				return ""
 			})
-			if asked := bySlices.asked(); slices.ContainsFunc(asked, func(s string) bool { return s == "list nodes" || strings.HasPrefix(s, "watch nodes ") }) {
-				t.Errorf("with slices the Nodes were asked for: %v", asked)
+			if asked := bySlices.asked(); slices.ContainsFunc(asked, func(s string) bool {
+				return s == "list nodes" || strings.HasPrefix(s, "watch nodes ") || len(resources) > 0 && (strings.Contains(s, "bgp") || strings.Contains(s, "pools"))
+			}) {
+				t.Errorf("with slices the Nodes or the resources were asked for: %v", asked)
 			}
 		})
 	}
@@ -326,4 +349,80 @@ func TestSlicesAreReadOnceOnly(t *testing.T) {
 	if got := lists(); got != "list nodeslices, list nodeslices but 8" {
 		t.Errorf("asked for %s", got)
 	}
+}
+
+// A resource in a slice changes and goes as the resource itself does, and is not lost with its slice: while nothing else
+// says what resources there are, the last known ones stay.
+func TestResourcesOfSlices(t *testing.T) {
+	s := newAPIServer(t)
+	s.put(kindNode, apiNode(t, self, "192.0.2.11", "10.10.1.0/24"))
+	lan := func(name string, asn int) SlicedResource {
+		p := apiPeer(t, name, `"n1"`)
+		p["spec"].(map[string]any)["localAsNumber"], p["spec"].(map[string]any)["nodeSelector"] = asn, "all()"
+		delete(p["spec"].(map[string]any), "authPassword")
+		s.put(kindPeer, p)
+		return slicedResource(kindPeer, p)
+	}
+	a, b := lan("a", 65010), lan("b", 65020)
+	index := SliceSpec{Slices: []string{"nodes-1"}, ResourceSlices: []string{"resources-1"}}
+	publish := func() {
+		t.Helper()
+		s.slice(t, "nodes-1", SliceSpec{Nodes: []SlicedNode{sliceNode(1)}})
+		s.slice(t, "resources-1", SliceSpec{Resources: []SlicedResource{a, b}})
+		s.slice(t, SliceIndex, index)
+		s.alive(t, 0)
+	}
+	publish()
+	reads := func(c *client, peers bool) {
+		t.Helper()
+		eventually(t, "reads BGPPeers", peers, func() bool {
+			c.source.mu.Lock()
+			defer c.source.mu.Unlock()
+			return c.source.feeds[kindPeer] != nil
+		})
+	}
+	quick := hasty
+	quick.first = 300 * time.Millisecond
+	c := newClient(t, s.kubeconfig(t), quick)
+	c.untilIs(t, "n1 BGPPeer/a BGPPeer/b")
+	reads(c, false)
+	a = lan("a", 65030)
+	publish()
+	c.until(t, "another AS number", func(w World, err error) bool { return err == nil && w.Peerings[0].LocalASN == 65030 })
+	s.slice(t, "resources-1", SliceSpec{Resources: []SlicedResource{a}})
+	c.untilIs(t, "n1 BGPPeer/a")
+	publish()
+	c.untilIs(t, "n1 BGPPeer/a BGPPeer/b")
+
+	s.fails(func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, "/nodeslices") || strings.HasSuffix(r.URL.Path, "/edgenodes") {
+			return false
+		}
+		http.Error(w, "{}", http.StatusForbidden)
+		return true
+	})
+	for name, harm := range map[string]func(){
+		"the slice is gone":  func() { s.remove(kindSlice.kind, "resources-1") },
+		"the slice is empty": func() { s.slice(t, "resources-1", SliceSpec{}) },
+		"a resource is strange": func() {
+			s.slice(t, "resources-1", SliceSpec{Resources: []SlicedResource{{Kind: kindSecret, Name: "x"}}})
+		},
+		"the index names none":   func() { s.slice(t, SliceIndex, SliceSpec{Slices: []string{"nodes-1"}}) },
+		"the controller is gone": func() { s.alive(t, time.Hour) },
+	} {
+		harm()
+		c.until(t, name, func(w World, err error) bool {
+			if got := describe(w); err != nil || got != "n1 BGPPeer/a BGPPeer/b" {
+				t.Fatalf("%s: %s, %v", name, got, err)
+			}
+			return len(w.Problems) > 0 // BGPPeers are asked for
+		})
+		publish()
+		reads(c, false)
+	}
+	s.fails(nil)
+	s.slice(t, SliceIndex, SliceSpec{Slices: []string{"nodes-1"}})
+	s.remove(kindPeer, "b")
+	reads(c, true)
+	c.untilIs(t, "n1 BGPPeer/a")
 }

@@ -3,7 +3,9 @@ package controller
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 )
@@ -111,7 +113,75 @@ func (r *rooms) put(s *cluster.NodeSlice, group string) { r.of[group] = s }
 func group(n cluster.SlicedNode) string { return fmt.Sprint(n.Labels) } // fmt sorts the keys
 
 func hasNodes(s cluster.NodeSlice) bool {
-	return s.Metadata.Name != cluster.SliceIndex && s.Metadata.Name != cluster.SliceAlive
+	return s.Metadata.Name != cluster.SliceIndex && s.Metadata.Name != cluster.SliceAlive && !hasResources(s)
+}
+
+// resourceSlice begins the names of the slices with resources.
+const resourceSlice = "resources-"
+
+func hasResources(s cluster.NodeSlice) bool {
+	return strings.HasPrefix(s.Metadata.Name, resourceSlice)
+}
+
+// resourcesOf returns the resources of a kind in the slices.
+func resourcesOf(have []cluster.NodeSlice, kind string) (all []cluster.SlicedResource) {
+	for _, s := range have {
+		for _, r := range s.Spec.Resources {
+			if r.Kind == kind {
+				all = append(all, r)
+			}
+		}
+	}
+	return all
+}
+
+// packResources is pack for resources: a resource stays in the slice that has it, and a new one goes to the first slice
+// that has room. There are no slices where each node is to read the resources itself.
+func packResources(have []cluster.NodeSlice, all []cluster.SlicedResource) (want []cluster.NodeSlice) {
+	if len(all) <= cluster.ResourceFew || slices.ContainsFunc(all, func(r cluster.SlicedResource) bool { return len(r.Spec) > cluster.ResourceLarge }) {
+		return nil
+	}
+	homeless := map[string]cluster.SlicedResource{}
+	for _, r := range all {
+		homeless[r.Ref()] = r
+	}
+	was := map[string]cluster.NodeSlice{}
+	for _, s := range have {
+		if hasResources(s) {
+			was[s.Metadata.Name] = s
+		}
+	}
+	names := slices.Sorted(maps.Keys(was))
+	kept := map[string][]cluster.SlicedResource{}
+	for _, name := range names {
+		for _, r := range was[name].Spec.Resources {
+			if now, ok := homeless[r.Ref()]; ok && len(kept[name]) < cluster.ResourceMost {
+				kept[name] = append(kept[name], now)
+				delete(homeless, r.Ref())
+			}
+		}
+	}
+	fresh := slices.Sorted(maps.Keys(homeless))
+	for i := 0; i < len(names) || len(fresh) > 0; i++ {
+		if i == len(names) {
+			n := len(names) + 1
+			for slices.Contains(names, fmt.Sprint(resourceSlice, n)) {
+				n++
+			}
+			names = append(names, fmt.Sprint(resourceSlice, n))
+		}
+		in := kept[names[i]]
+		for ; len(fresh) > 0 && len(in) < cluster.ResourceMost; fresh = fresh[1:] {
+			in = append(in, homeless[fresh[0]])
+		}
+		if len(in) > 0 {
+			slices.SortFunc(in, func(a, b cluster.SlicedResource) int { return cmp.Compare(a.Ref(), b.Ref()) })
+			s := slot(have, names[i])
+			s.Spec = cluster.SliceSpec{Resources: in}
+			want = append(want, s)
+		}
+	}
+	return want
 }
 
 // sliceWrite is a write of a slice, or its deletion.
@@ -121,15 +191,20 @@ type sliceWrite struct {
 }
 
 // sliceWrites returns the writes that turn the present slices into want, in their order. After each of them the
-// slices of the index hold every node that is there before and after all of them, with the labels of the index.
+// slices of the index hold every node and resource that is there before and after all of them, with the labels of the
+// index.
 func sliceWrites(have []cluster.NodeSlice, want []cluster.NodeSlice, keys []string) (out []sliceWrite) {
 	was := map[string]cluster.NodeSlice{}
 	for _, s := range have {
 		was[s.Metadata.Name] = s
 	}
-	var names []string
+	full := cluster.SliceSpec{LabelKeys: keys}
 	for _, s := range want {
-		names = append(names, s.Metadata.Name)
+		if hasResources(s) {
+			full.ResourceSlices = append(full.ResourceSlices, s.Metadata.Name)
+		} else {
+			full.Slices = append(full.Slices, s.Metadata.Name)
+		}
 	}
 	index, there := was[cluster.SliceIndex]
 	if !there {
@@ -137,23 +212,24 @@ func sliceWrites(have []cluster.NodeSlice, want []cluster.NodeSlice, keys []stri
 	}
 	now := index.Spec
 	set := func(to cluster.SliceSpec) {
-		if there && slices.Equal(now.Slices, to.Slices) && slices.Equal(now.LabelKeys, to.LabelKeys) {
+		if there && slices.Equal(now.Slices, to.Slices) && slices.Equal(now.ResourceSlices, to.ResourceSlices) && slices.Equal(now.LabelKeys, to.LabelKeys) {
 			return
 		}
 		now, there = to, true
 		out = append(out, sliceWrite{NodeSlice: with(index, to)})
 	}
 	if there {
-		set(cluster.SliceSpec{Slices: both(now.Slices, names), LabelKeys: both(now.LabelKeys, keys)})
+		set(cluster.SliceSpec{Slices: both(now.Slices, full.Slices), ResourceSlices: both(now.ResourceSlices, full.ResourceSlices), LabelKeys: both(now.LabelKeys, keys)})
 	}
 	for _, s := range want {
-		if old, ok := was[s.Metadata.Name]; !ok || !slices.EqualFunc(old.Spec.Nodes, s.Spec.Nodes, cluster.SlicedNode.Equal) {
+		if old, ok := was[s.Metadata.Name]; !ok || !slices.EqualFunc(old.Spec.Nodes, s.Spec.Nodes, cluster.SlicedNode.Equal) ||
+			!slices.EqualFunc(old.Spec.Resources, s.Spec.Resources, cluster.SlicedResource.Equal) {
 			out = append(out, sliceWrite{NodeSlice: with(s, s.Spec)})
 		}
 	}
-	set(cluster.SliceSpec{Slices: names, LabelKeys: keys})
+	set(full)
 	for _, s := range have {
-		if hasNodes(s) && !slices.Contains(names, s.Metadata.Name) {
+		if name := s.Metadata.Name; hasNodes(s) && !slices.Contains(full.Slices, name) || hasResources(s) && !slices.Contains(full.ResourceSlices, name) {
 			out = append(out, sliceWrite{s, true})
 		}
 	}

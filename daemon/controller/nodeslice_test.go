@@ -165,3 +165,74 @@ func TestSlicesNodeInTwoSlices(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 }
+
+// Whatever happens to resources: after each single write a node reads every resource that is there before and after, or
+// reads the resources themselves. Few resources, and large ones, have no slices. One changed resource changes one slice.
+func TestSlicesLoseNoResourceBetweenWrites(t *testing.T) {
+	source := rand.New(rand.NewPCG(3, 4))
+	read := func(all []cluster.NodeSlice) map[string]cluster.SlicedResource {
+		index, _ := readBackIndex(all)
+		if len(index.Spec.ResourceSlices) == 0 {
+			return nil
+		}
+		out := map[string]cluster.SlicedResource{}
+		for _, name := range index.Spec.ResourceSlices {
+			in := slot(all, name).Spec.Resources
+			if len(in) == 0 || len(in) > cluster.ResourceMost {
+				t.Fatalf("%s has %d resources", name, len(in))
+			}
+			for _, r := range in {
+				out[r.Ref()] = r
+			}
+		}
+		return out
+	}
+	nodes := slicedNodes(5)
+	for range 40 {
+		var have []cluster.NodeSlice
+		all := map[string]cluster.SlicedResource{}
+		for range 12 {
+			before := maps.Clone(all)
+			for range source.IntN(200) {
+				r := cluster.SlicedResource{Kind: "BGPPeer", Name: fmt.Sprint("p", source.IntN(300)), Spec: []byte(fmt.Sprintf(`{"localAsNumber":%d}`, source.IntN(9)))}
+				if delete(all, r.Ref()); source.IntN(3) > 0 {
+					all[r.Ref()] = r
+				}
+			}
+			writes := sliceWrites(have, append(pack(have, nodes), packResources(have, slices.Collect(maps.Values(all)))...), nil)
+			for i := range writes {
+				got := read(published(have, writes[:i+1]))
+				if got == nil {
+					continue
+				}
+				for ref := range all {
+					_, was := before[ref]
+					if _, is := got[ref]; was && !is {
+						t.Fatalf("after write %d of %d, %s is missing", i+1, len(writes), ref)
+					}
+				}
+			}
+			have = published(have, writes)
+			if got := read(have); (got == nil) != (len(all) <= cluster.ResourceFew) || got != nil && !maps.EqualFunc(got, all, cluster.SlicedResource.Equal) {
+				t.Fatalf("%d resources are read, want %d", len(got), len(all))
+			}
+		}
+		all["BGPPeer/new"] = cluster.SlicedResource{Kind: "BGPPeer", Name: "new", Spec: []byte("{}")}
+		for i := range 2 * cluster.ResourceFew {
+			r := cluster.SlicedResource{Kind: "NetworkPool", Name: fmt.Sprint("p", i)}
+			all[r.Ref()] = r
+		}
+		want := func() []cluster.NodeSlice {
+			return append(pack(have, nodes), packResources(have, slices.Collect(maps.Values(all)))...)
+		}
+		have = published(have, sliceWrites(have, want(), nil))
+		all["BGPPeer/new"] = cluster.SlicedResource{Kind: "BGPPeer", Name: "new", Spec: []byte(`{"localAsNumber":1}`)}
+		if writes := sliceWrites(have, want(), nil); len(writes) != 1 {
+			t.Fatalf("one changed resource: %d writes", len(writes))
+		}
+		all["BGPPeer/new"] = cluster.SlicedResource{Kind: "BGPPeer", Name: "new", Spec: make([]byte, cluster.ResourceLarge+1)}
+		if have = published(have, sliceWrites(have, want(), nil)); read(have) != nil || slices.ContainsFunc(have, hasResources) {
+			t.Fatal("a large resource is in a slice")
+		}
+	}
+}

@@ -25,7 +25,7 @@ import (
 //
 //	Nodes (list, then watch) ──┐
 //	BGPPeer, BGPClusterConfig, ├──> pack, sliceWrites ──> NodeSlices, each with the version that was read
-//	NetworkPool: their labels ─┘
+//	NetworkPool, their labels ─┘
 //
 // Another replica that also writes makes a write fail (409): the session ends, and the next one reads everything.
 type publisher struct {
@@ -39,12 +39,18 @@ type publisher struct {
 
 	mu    sync.Mutex
 	nodes map[string]cluster.SlicedNode // with all labels
-	said  map[string]cluster.World      // resources, by kind
+	said  map[string]said               // resources, by kind
 	wake  chan struct{}                 // one slot
 }
 
 func newPublisher(c kubernetes.Interface, log *slog.Logger) *publisher {
 	return &publisher{client: c, log: log, settle: 50 * time.Millisecond, space: 200 * time.Millisecond, retry: time.Second, absent: time.Minute, every: cluster.SliceBeat, wake: make(chan struct{}, 1)}
+}
+
+// said are the resources of a kind.
+type said struct {
+	cluster.World
+	all []cluster.SlicedResource // also those that are not valid: each node says so
 }
 
 // errNoSlices says that the API server has no NodeSlices, or that the controller may not write them.
@@ -78,7 +84,7 @@ func (p *publisher) session(ctx context.Context) error {
 		return err
 	}
 	p.mu.Lock()
-	p.nodes, p.said = map[string]cluster.SlicedNode{}, map[string]cluster.World{}
+	p.nodes, p.said = map[string]cluster.SlicedNode{}, map[string]said{}
 	p.mu.Unlock()
 	ctx, cancel := context.WithCancelCause(ctx)
 	var following sync.WaitGroup
@@ -91,7 +97,7 @@ func (p *publisher) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	kinds := []string{"BGPPeer", "BGPClusterConfig", "NetworkPool"}
+	kinds := cluster.SharedKinds()
 	versions := map[string]string{}
 	for _, kind := range kinds {
 		if versions[kind], err = p.read(ctx, kind); err != nil {
@@ -141,16 +147,20 @@ func (p *publisher) beat(ctx context.Context) ([]cluster.NodeSlice, error) {
 func (p *publisher) publish(ctx context.Context, have []cluster.NodeSlice) ([]cluster.NodeSlice, error) {
 	start := time.Now()
 	p.mu.Lock()
-	var all cluster.World
-	for _, w := range p.said {
-		all.Peerings, all.Pools = append(all.Peerings, w.Peerings...), append(all.Pools, w.Pools...)
+	var all said
+	for _, kind := range cluster.SharedKinds() {
+		of, known := p.said[kind]
+		if !known { // the kind is not installed: nobody deleted what there was
+			of.all = resourcesOf(have, kind)
+		}
+		all.Peerings, all.Pools, all.all = append(all.Peerings, of.Peerings...), append(all.Pools, of.Pools...), append(all.all, of.all...)
 	}
 	keys, nodes := all.NodeKeys(), make(map[string]cluster.SlicedNode, len(p.nodes))
 	for name, n := range p.nodes {
 		nodes[name] = n.Only(keys)
 	}
 	p.mu.Unlock()
-	writes := sliceWrites(have, pack(have, nodes), keys)
+	writes := sliceWrites(have, append(pack(have, nodes), packResources(have, all.all)...), keys)
 	var err error
 	for _, w := range writes {
 		if have, err = p.write(ctx, have, w); err != nil {
@@ -323,7 +333,7 @@ func (p *publisher) look() {
 // have the kind. A resource that is not valid does not count: nodes that still use its last valid version read Nodes
 // where they miss a label.
 func (p *publisher) read(ctx context.Context, kind string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	text, err := p.rest().Get().AbsPath("/"+cluster.Path(kind)).SetHeader("Accept", "application/json").DoRaw(ctx)
 	if apierrors.IsNotFound(err) {
@@ -339,14 +349,24 @@ func (p *publisher) read(ctx context.Context, kind string) (string, error) {
 	if err := json.Unmarshal(text, &list); err != nil {
 		return "", fmt.Errorf("list %ss: %w", kind, err)
 	}
-	var w cluster.World
+	var now said
 	if len(list.Items) > 0 {
-		if w, err = cluster.ParseManifest(kind+".json", text); err != nil {
+		if now.World, err = cluster.ParseManifest(kind+".json", text); err != nil {
 			return "", fmt.Errorf("list %ss: %w", kind, err)
 		}
 	}
+	for _, text := range list.Items {
+		var o struct {
+			Metadata struct{ Name string }
+			Spec     json.RawMessage
+		}
+		if err := json.Unmarshal(text, &o); err != nil {
+			return "", fmt.Errorf("list %ss: %w", kind, err)
+		}
+		now.all = append(now.all, cluster.SlicedResource{Kind: kind, Name: o.Metadata.Name, Spec: o.Spec})
+	}
 	p.mu.Lock()
-	p.said[kind] = w
+	p.said[kind] = now
 	p.mu.Unlock()
 	p.look()
 	return list.Metadata.ResourceVersion, nil

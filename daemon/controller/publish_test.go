@@ -212,8 +212,8 @@ func TestSlicesAfterEtcdIsRestored(t *testing.T) {
 	}
 }
 
-// A node that reads slices knows what a node knows that reads Nodes, to the byte, and has not even the right to read
-// Nodes. Heartbeats cost it nothing, and a restart of the API server next to nothing. EDGEWAY_FLEET is the number of
+// A node that reads slices knows what a node knows that reads Nodes and resources, to the byte, and has not even the
+// right to read Nodes or BGPPeers. Heartbeats cost it nothing, and a restart of the API server next to nothing. EDGEWAY_FLEET is the number of
 // nodes: 20000 measures what docs/kubernetes.md says.
 func TestAPIServerNodeSlices(t *testing.T) {
 	n, err := strconv.Atoi(cmp.Or(os.Getenv("EDGEWAY_FLEET"), "120"))
@@ -227,7 +227,7 @@ func TestAPIServerNodeSlices(t *testing.T) {
 	if _, err := l.Kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"); err != nil {
 		t.Fatal(err)
 	}
-	role := func(name, core, own string) string {
+	role := func(name, core, bgp, own string) string {
 		return fmt.Sprintf(`
 ---
 {apiVersion: v1, kind: ServiceAccount, metadata: {name: %[1]s, namespace: kube-system}}
@@ -237,14 +237,14 @@ kind: ClusterRole
 metadata: {name: %[1]s}
 rules:
 - {apiGroups: [""], resources: [%[2]s], verbs: [list, watch]}
-- {apiGroups: [network.openyurt.io, network.alibabacloud.com], resources: [bgppeers, bgpclusterconfigs], verbs: [list, watch]}
-- {apiGroups: [network.edgeway.io], resources: [%[3]s], verbs: [list, watch]}
+- {apiGroups: [network.openyurt.io, network.alibabacloud.com], resources: [%[3]s], verbs: [list, watch]}
+- {apiGroups: [network.edgeway.io], resources: [%[4]s], verbs: [list, watch]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 metadata: {name: %[1]s}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: %[1]s}
-subjects: [{kind: ServiceAccount, name: %[1]s, namespace: kube-system}]`, name, core, own)
+subjects: [{kind: ServiceAccount, name: %[1]s, namespace: kube-system}]`, name, core, bgp, own)
 	}
 	peer := func(name, selector string) string {
 		return fmt.Sprintf(`
@@ -261,7 +261,11 @@ spec: {localSpeakers: [node-00001], localAsNumber: 65010, peerIP: 192.0.2.1, pee
 {apiVersion: network.alibabacloud.com/v1beta1, kind: BGPClusterConfig, metadata: {name: c}, spec: {localASN: 65010, nodeSelector: shop=s1, bgpSpeakers: [{name: node-00005, peers: [{name: sw, peerAddress: 192.0.2.2, peerASN: 65001}]}]}}
 ---
 {apiVersion: network.edgeway.io/v1alpha1, kind: EdgeNode, metadata: {name: node-00001}}`
-	if err := l.ApplyText(role("by-nodes", "nodes", "networkpools, edgenodes") + role("by-slices", "pods", "networkpools, edgenodes, nodeslices") + peer("lan", "shop in (s0,s1)") + pool); err != nil {
+	others := "" // so many that slices have them
+	for i := range cluster.ResourceFew {
+		others += peer(fmt.Sprint("other-", i), fmt.Sprintf("shop=s%d", 100+i))
+	}
+	if err := l.ApplyText(role("by-nodes", "nodes", "bgppeers, bgpclusterconfigs", "networkpools, edgenodes") + role("by-slices", "pods", "no-such", "edgenodes, nodeslices") + peer("lan", "shop in (s0,s1)") + pool + others); err != nil {
 		t.Fatal(err)
 	}
 	l.fleet(t, n)

@@ -42,7 +42,11 @@ nodes:
 - {name: node-00002, links: [{lan: a, addrs: [10.98.1.3/16]}], routes: [{to: 0.0.0.0/0, via: 10.98.0.1}]}
 `
 
-// fleetObjects are a shop of five nodes, node-00000 to node-00004. The account by-nodes may not read NodeSlices.
+// fleetPeer is the BGPPeer of a shop of five nodes.
+const fleetPeer = `{"apiVersion": "network.openyurt.io/v1alpha1", "kind": "BGPPeer", "metadata": {"name": "shop-%05d"},
+  "spec": {"localSpeakers": [%q], "localAsNumber": %d, "peerIP": "10.98.0.1", "peerAsNumber": 65001, "nodeSelector": "shop=s%[1]d"}}`
+
+// fleetObjects are the first shop, node-00000 to node-00004. The account by-nodes may not read NodeSlices.
 const fleetObjects = `
 {apiVersion: network.openyurt.io/v1alpha1, kind: BGPPeer, metadata: {name: shop},
   spec: {localSpeakers: [node-00000], localAsNumber: 65010, peerIP: 10.98.0.1, peerAsNumber: 65001, nodeSelector: shop=s0}}
@@ -320,7 +324,7 @@ func (f *fleet) each(do func(i int)) {
 
 func fleetName(i int) string { return fmt.Sprintf("node-%05d", i) }
 
-// create makes Nodes as kubelets do: 12 KB each, most of it the list of images. Shops have five nodes.
+// create makes Nodes as kubelets do: 12 KB each, most of it the list of images. Shops have five nodes and a BGPPeer.
 func (f *fleet) create(t *testing.T) {
 	t.Helper()
 	var images []corev1.ContainerImage
@@ -333,6 +337,12 @@ func (f *fleet) create(t *testing.T) {
 		conditions = append(conditions, corev1.NodeCondition{Type: kind, Status: "False", Reason: "KubeletHas" + string(kind), Message: "kubelet has no " + string(kind)})
 	}
 	f.each(func(i int) {
+		if i >= 5 && i%5 == 0 {
+			peer := fmt.Sprintf(fleetPeer, i/5, fleetName(i), 4200000000+i/5)
+			if err := f.client.CoreV1().RESTClient().Post().AbsPath("/apis/network.openyurt.io/v1alpha1/bgppeers").SetHeader("Content-Type", "application/json").Body([]byte(peer)).Do(t.Context()).Error(); err != nil {
+				t.Error(err)
+			}
+		}
 		address := fmt.Sprintf("172.%d.%d.%d", 16+i/60000, i/250%250, 1+i%250)
 		if i < 5 {
 			address = fmt.Sprintf("10.98.1.%d", i+1)
@@ -547,7 +557,7 @@ func (f *fleet) watchSlices(t *testing.T) *sliceWatch {
 
 func (w *sliceWatch) saw(t *testing.T, address string) (at time.Time) {
 	t.Helper()
-	err := lab.Wait(t.Context(), 10*time.Second, func() error {
+	err := lab.Wait(t.Context(), time.Minute, func() error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if at = w.at[address]; at.IsZero() {
