@@ -50,7 +50,8 @@ func newPublisher(c kubernetes.Interface, log *slog.Logger) *publisher {
 // said are the resources of a kind.
 type said struct {
 	cluster.World
-	all []cluster.SlicedResource // also those that are not valid: each node says so
+	all         []cluster.SlicedResource // also those that are not valid: each node says so
+	generations map[string]int64         // by name; a status has none
 }
 
 // errNoSlices says that the API server has no NodeSlices, or that the controller may not write them.
@@ -349,7 +350,7 @@ func (p *publisher) read(ctx context.Context, kind string) (string, error) {
 	if err := json.Unmarshal(text, &list); err != nil {
 		return "", fmt.Errorf("list %ss: %w", kind, err)
 	}
-	var now said
+	now := said{generations: map[string]int64{}}
 	if len(list.Items) > 0 {
 		if now.World, err = cluster.ParseManifest(kind+".json", text); err != nil {
 			return "", fmt.Errorf("list %ss: %w", kind, err)
@@ -357,12 +358,13 @@ func (p *publisher) read(ctx context.Context, kind string) (string, error) {
 	}
 	for _, text := range list.Items {
 		var o struct {
-			Metadata struct{ Name string }
+			Metadata metav1.ObjectMeta
 			Spec     json.RawMessage
 		}
 		if err := json.Unmarshal(text, &o); err != nil {
 			return "", fmt.Errorf("list %ss: %w", kind, err)
 		}
+		now.generations[o.Metadata.Name] = o.Metadata.Generation
 		now.all = append(now.all, cluster.SlicedResource{Kind: kind, Name: o.Metadata.Name, Spec: o.Spec})
 	}
 	p.mu.Lock()
@@ -374,11 +376,10 @@ func (p *publisher) read(ctx context.Context, kind string) (string, error) {
 
 // followResources reads the resources of a kind again whenever one of them has changed.
 func (p *publisher) followResources(ctx context.Context, kind, version string) error {
-	generations := map[string]int64{} // a status has no generation
 	for ctx.Err() == nil {
 		if version == "" {
 			pause(ctx, p.absent)
-		} else if !p.changed(ctx, kind, version, generations) {
+		} else if !p.changed(ctx, kind, version) {
 			pause(ctx, p.space)
 		}
 		var err error
@@ -389,9 +390,12 @@ func (p *publisher) followResources(ctx context.Context, kind, version string) e
 	return ctx.Err()
 }
 
-// changed waits until a resource of the kind comes, goes or has another generation. It returns false when the watch
-// ended before.
-func (p *publisher) changed(ctx context.Context, kind, version string, generations map[string]int64) bool {
+// changed waits until a resource of the kind comes, goes or has another generation than the one that was read. It
+// returns false when the watch ended before.
+func (p *publisher) changed(ctx context.Context, kind, version string) bool {
+	p.mu.Lock()
+	generations := p.said[kind].generations
+	p.mu.Unlock()
 	stream, err := p.rest().Get().AbsPath("/"+cluster.Path(kind)).SetHeader("Accept", "application/json").
 		Param("watch", "true").Param("resourceVersion", version).Stream(ctx)
 	if err != nil {
@@ -406,10 +410,7 @@ func (p *publisher) changed(ctx context.Context, kind, version string, generatio
 		if err := d.Decode(&event); err != nil {
 			return false
 		}
-		meta := event.Object.Metadata
-		known := generations[meta.Name]
-		generations[meta.Name] = meta.Generation
-		if event.Type != "MODIFIED" || known != meta.Generation {
+		if meta := event.Object.Metadata; event.Type != "MODIFIED" || generations[meta.Name] != meta.Generation {
 			return true
 		}
 	}

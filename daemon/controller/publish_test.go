@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"slices"
 	"strconv"
@@ -23,6 +25,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/scripts/kube"
@@ -156,6 +159,43 @@ func agree(t *testing.T, what string, a, b func() string, ok func(string) bool) 
 			t.Fatalf("%s: by Nodes\n%.1500s\nby slices\n%.1500s", what, x, y)
 		}
 		<-time.After(20 * time.Millisecond)
+	}
+}
+
+// Speakers write a status into each BGPPeer: only another spec has the controller read all resources again.
+func TestStatusOfAResourceIsNoChange(t *testing.T) {
+	event := ""
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("watch") {
+			fmt.Fprint(w, event)
+			return
+		}
+		fmt.Fprint(w, `{"kind": "BGPPeerList", "apiVersion": "network.openyurt.io/v1alpha1", "metadata": {"resourceVersion": "7"},
+			"items": [{"metadata": {"name": "lan", "generation": 3}, "spec": {"localAsNumber": 65010}}]}`)
+	}))
+	defer server.Close()
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPublisher(client, slog.New(slog.DiscardHandler))
+	p.said = map[string]said{}
+	version, err := p.read(t.Context(), "BGPPeer")
+	if err != nil || version != "7" || len(p.said["BGPPeer"].all) != 1 {
+		t.Fatalf("read version %q of %v, %v", version, p.said, err)
+	}
+	for _, tt := range []struct {
+		what, event string
+		changed     bool
+	}{
+		{"a status", `{"type": "MODIFIED", "object": {"metadata": {"name": "lan", "generation": 3}}}`, false},
+		{"another spec", `{"type": "MODIFIED", "object": {"metadata": {"name": "lan", "generation": 4}}}`, true},
+		{"a new resource", `{"type": "ADDED", "object": {"metadata": {"name": "other", "generation": 1}}}`, true},
+		{"a resource gone", `{"type": "DELETED", "object": {"metadata": {"name": "lan", "generation": 3}}}`, true},
+	} {
+		if event = tt.event; p.changed(t.Context(), "BGPPeer", version) != tt.changed {
+			t.Errorf("%s: want changed %v", tt.what, tt.changed)
+		}
 	}
 }
 
