@@ -46,8 +46,8 @@ var errUnknownTable = errors.New("edgeway does not understand the entries of thi
 // lockXT waits for the locks of iptables. unlock gives them back.
 func (k *Kernel) lockXT(ctx context.Context) (unlock func(), err error) {
 	file, err := unix.Open(k.xtLock, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open %s, the lock of iptables: %w", k.xtLock, err)
+	if err != nil { // not wrapped: Sync takes ENOENT for a rule that is gone already
+		return nil, fmt.Errorf("open %s, the lock of iptables: %v", k.xtLock, err)
 	}
 	var socket int
 	if err := inside(k.ns, func() (err error) {
@@ -247,7 +247,11 @@ func (t xtTable) replace(next xtTable, from []int) error {
 	copy(counters[:31], t.name)
 	binary.NativeEndian.PutUint32(counters[32:], uint32(len(from)))
 	return t.onSocket(func(fd int) error {
-		if err := unix.SetsockoptString(fd, t.level, xtReplace, string(append(request, next.blob...))); err != nil {
+		err := unix.SetsockoptString(fd, t.level, xtReplace, string(append(request, next.blob...)))
+		if errors.Is(err, unix.ENOENT) { // not wrapped either
+			return fmt.Errorf("the kernel lacks a match that a rule has (comment, tcp or udp of iptables): %v", err)
+		}
+		if err != nil {
 			return err
 		}
 		for _, i := range from {

@@ -296,11 +296,16 @@ func TestLegacyPassageNeedsTheLock(t *testing.T) {
 		t.Errorf("the rules that are there are no longer wanted: %v", p)
 	}
 	s.sync(passagesScope, want)
+	for range 2 {
+		if _, err := s.k.Sync(t.Context(), passagesScope, State{}); err == nil || !strings.Contains(err.Error(), "delete rules in chain FORWARD") {
+			t.Errorf("rules that cannot be deleted: %v", err)
+		}
+	}
 	s.run("iptables-legacy -F")
 	if p := wanted(s, podPackets()); len(p) != 0 || len(dropped(s, podPackets())) == 0 {
 		t.Errorf("rules that cannot be written: %v", p)
 	}
-	if _, err := s.k.Sync(t.Context(), passagesScope, want); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "the lock of iptables") {
+	if _, err := s.k.Sync(t.Context(), passagesScope, want); err == nil || !strings.Contains(err.Error(), "open "+s.k.xtLock+", the lock of iptables: no such file") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -320,6 +325,32 @@ func TestLegacyPassageOverwritesNobody(t *testing.T) {
 	}
 	if rules := s.run("iptables-legacy -S FORWARD"); !strings.Contains(rules, "10.10.3.5") || strings.Contains(rules, "edgeway") {
 		t.Errorf("rules\n%s", rules)
+	}
+}
+
+// A kernel without a match of iptables says so, and the table stays as it is.
+func TestLegacyPassageNeedsTheMatches(t *testing.T) {
+	s := newSpace(t)
+	s.run("iptables-legacy -P FORWARD DROP")
+	before := legacyRules(s)
+	if err := s.k.eachTable(filters, func(found xtTable) {
+		rule, err := found.entry(Accept{In: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		copy(rule[found.size+2:], "nothing") // for comment
+		next, from, err := found.with(int(found.u32(56+4*int(Forward))), [][]byte{rule}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := found.replace(next, from); err == nil || absent(err) || !strings.Contains(err.Error(), "the kernel lacks a match") {
+			t.Errorf("error %v", err)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if after := legacyRules(s); after != before {
+		t.Errorf("before\n%s\nafter\n%s", before, after)
 	}
 }
 
