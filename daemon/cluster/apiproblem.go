@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -66,9 +67,9 @@ func (k *kubernetes) remedy(failure error) string {
 	case errors.As(failure, new(x509.UnknownAuthorityError)):
 		return "write the certificate authority that signed the server's present certificate into " + k.credentials() + ", or check that it is the right server"
 	case errors.As(failure, new(x509.HostnameError)):
-		return "name the server in " + k.credentials() + " by an address or a name that its certificate has"
+		return "name the server in " + k.file() + " by an address or a name that its certificate has"
 	case errors.Is(failure, errHearsay):
-		return "check the network between this node and the server; if the server is reached, name it itself in " + k.credentials() + ", and no cache that answers for it"
+		return "check the network between this node and the server; if the server is reached, name it itself in " + k.file() + ", and no cache that always answers for it, such as KubeEdge's metaserver"
 	case strings.Contains(failure.Error(), "getting credentials: "): // client-go's words for an exec plugin that fails
 		return "run the command of user.exec in " + k.credentials() + " by hand, and correct it"
 	}
@@ -127,6 +128,9 @@ func (k *kubernetes) credentials() string {
 	}
 	return k.options.Kubeconfig
 }
+
+// file says where an operator names the API server. A pod's variables are not always his to set.
+func (k *kubernetes) file() string { return cmp.Or(k.options.Kubeconfig, "cluster.kubeconfig") }
 
 func (w World) has(kind string) bool {
 	switch kind {

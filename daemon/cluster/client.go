@@ -37,7 +37,7 @@ func ClientConfig(kubeconfig, userAgent string) (*rest.Config, error) {
 	if kubeconfig == "" {
 		c, err = rest.InClusterConfig()
 		if errors.Is(err, rest.ErrNotInCluster) {
-			return nil, fmt.Errorf("API server: %w; set cluster.kubeconfig or cluster.manifests, or run edgewayd as a pod; in a pod, as of KubeEdge, set both variables in the DaemonSet to an API server that the node reaches", err)
+			return nil, fmt.Errorf("API server: %w; set cluster.kubeconfig or cluster.manifests, or run edgewayd as a pod; on a node of KubeEdge, which empties both variables in each pod, set cluster.kubeconfig to a file that names an API server which the node reaches", err)
 		}
 	} else {
 		c, err = clientcmd.BuildConfigFromFlags("", kubeconfig)

@@ -504,6 +504,17 @@ func TestCachingProxyOffline(t *testing.T) {
 	again.untilIs(t, all)
 }
 
+// What a pod of KubeEdge says when edgecore empties its variables, and when edgecore's metaserver is their value.
+func TestPodOfKubeEdge(t *testing.T) {
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	if _, err := Connect(KubernetesOptions{}); err == nil || !strings.Contains(err.Error(), "set cluster.kubeconfig to a file") {
+		t.Errorf("without an API server: %v", err)
+	}
+	if next := newKubernetes(KubernetesOptions{}, hasty).remedy(errHearsay); !strings.Contains(next, "name it itself in cluster.kubeconfig") {
+		t.Errorf("with the metaserver: %s", next)
+	}
+}
+
 // This machine's clock is a day ahead of the API server's: the World says so.
 func TestClockADayAheadOfTheAPIServer(t *testing.T) {
 	s, c := known(t)

@@ -47,7 +47,7 @@ func (s *Source) paths() []*string {
 const accountToken = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 
 // inPod reports whether a kubelet started this process. A kubelet tells each container where the API server is;
-// KubeEdge's edgecore does not, and gives the token alone.
+// KubeEdge's edgecore gives the token, and the variable empty unless its metaserver authorizes pods.
 func inPod() bool {
 	_, err := os.Stat(accountToken)
 	return os.Getenv("KUBERNETES_SERVICE_HOST") != "" || err == nil

@@ -85,15 +85,51 @@ func TestAPIServerDaemonSet(t *testing.T) {
 			}
 		})
 	})
+	// After the variables of the pod, KubeEdge's edgecore adds its own, which are empty: the runtime takes the last.
+	p.given.env = append(p.given.env, "KUBERNETES_SERVICE_HOST=", "KUBERNETES_SERVICE_PORT=")
+	status := func(args ...string) string {
+		out, err := p.k.exec(t.Context(), p.id, append([]string{"/edgewayd", "status"}, args...)...)
+		if err != nil {
+			return err.Error()
+		}
+		return out
+	}
 	t.Run("a new container that is told of no API server, as in KubeEdge", func(t *testing.T) {
 		p.unnoticed(t, web, func() {
 			p.ends(t)
-			p.given.env = nil
 			p.begins(t, "v0.0.2")
 		})
-		out, err := p.k.exec(t.Context(), p.id, "/edgewayd", "status")
-		if err != nil || !strings.Contains(out, "KUBERNETES_SERVICE_HOST") || !strings.Contains(out, "set both variables in the DaemonSet") {
-			t.Errorf("status: %v\n%s", err, out)
+		if out := status(); !strings.Contains(out, "set cluster.kubeconfig to a file") {
+			t.Error(out)
+		}
+	})
+	t.Run("a new container with the kubeconfig for KubeEdge", func(t *testing.T) {
+		if err := server.StartAPIServer(); err != nil {
+			t.Fatal(err)
+		}
+		_, text, _ := strings.Cut(read(t, "../../docs/kubernetes.md"), "cluster: {kubeconfig: kubeconfig}\n```\n```yaml\n")
+		text, _, _ = strings.Cut(text, "```")
+		err := errors.Join(os.WriteFile(filepath.Join(dir, "config/kubeconfig"), []byte(strings.ReplaceAll(text, "https://192.0.2.10:6443", server.URL())), 0o644),
+			os.WriteFile(filepath.Join(dir, "config/edgewayd.yaml"), []byte("cluster: {kubeconfig: kubeconfig}\n"), 0o644))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.unnoticed(t, web, func() {
+			p.ends(t)
+			p.begins(t, "v0.0.2")
+		})
+		err = lab.Wait(t.Context(), waitLimit, func() error {
+			var got api.Status
+			if err := json.Unmarshal([]byte(status("-o", "json")), &got); err != nil {
+				return err
+			}
+			if got.World.FromDisk || !strings.Contains(got.World.Source, server.URL()) {
+				return fmt.Errorf("cluster state: %+v; want that of %s. Problems: %+v", got.World, server.URL(), got.Problems)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
 		}
 	})
 	t.Run("uninstall", func(t *testing.T) { p.uninstalls(t, web) })
@@ -326,6 +362,6 @@ func serviceAccount(t *testing.T, server *kube.ControlPlane, dir string) given {
 	}
 	return given{
 		volumes: map[string]string{"config": at("config"), "tmp": at("tmp")}, account: at("account"),
-		env: map[string]string{"KUBERNETES_SERVICE_HOST": u.Hostname(), "KUBERNETES_SERVICE_PORT": u.Port()},
+		env: []string{"KUBERNETES_SERVICE_HOST=" + u.Hostname(), "KUBERNETES_SERVICE_PORT=" + u.Port()},
 	}
 }

@@ -154,7 +154,7 @@ func readDaemonSet(t *testing.T, path string) appsv1.DaemonSet {
 type given struct {
 	volumes map[string]string // directories of the volumes that are not directories of the host
 	account string            // directory of the service account's files
-	env     map[string]string
+	env     []string          // NAME=VALUE, in the kubelet's order
 }
 
 // runPod makes the pod's sandbox, as the kubelet does.
@@ -218,7 +218,8 @@ func (k *kubelet) start(t *testing.T, spec corev1.PodSpec, c corev1.Container, g
 	for _, arg := range c.Args {
 		config.Args = append(config.Args, strings.ReplaceAll(arg, "$(NODE_NAME)", k.Name))
 	}
-	for key, value := range g.env {
+	for _, variable := range g.env {
+		key, value, _ := strings.Cut(variable, "=")
 		config.Envs = append(config.Envs, &runtimeapi.KeyValue{Key: key, Value: value})
 	}
 	for _, add := range c.SecurityContext.Capabilities.Add {
