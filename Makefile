@@ -9,7 +9,7 @@ STATICCHECK  = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DESTDIR     ?=
 PREFIX      ?= /usr/local
 
-.PHONY: help build cross test test-tools test-k8s test-yurt test-vm e2e e2e-kubeadm e2e-upstream check drill peace upgrade e2e-upgrade demo demo-shell demo-down bench image packages test-packages install uninstall clean
+.PHONY: help build cross test test-tools test-k8s test-yurt test-kubeedge test-vm e2e e2e-kubeadm e2e-upstream check drill peace upgrade e2e-upgrade demo demo-shell demo-down bench image packages test-packages install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,13 @@ test-yurt: test-tools ## a node behind OpenYurt's yurthub whose cloud is away: Y
 	@test -x "$(YURTHUB)" || { echo "YURTHUB=/path/of/yurthub is missing: this repository does not build it" >&2; exit 1; }
 	scripts/kube/build.sh etcd kube-apiserver kubectl
 	EDGEWAY_KUBE=required EDGEWAY_YURTHUB=$(YURTHUB) $(GO) test -count=1 -v -run TestYurthub ./daemon/cluster
+
+EDGECORE ?=
+CLOUDCORE ?=
+test-kubeedge: test-tools ## a node whose kubeconfig names KubeEdge's metaserver: EDGECORE=/path/of/edgecore CLOUDCORE=/path/of/cloudcore, 1.23.1 or newer; a minute (root)
+	@test -x "$(EDGECORE)" -a -x "$(CLOUDCORE)" || { echo "EDGECORE=/path/of/edgecore or CLOUDCORE=/path/of/cloudcore is missing: this repository does not build them" >&2; exit 1; }
+	scripts/kube/build.sh etcd kube-apiserver kubectl
+	EDGEWAY_KUBE=required EDGEWAY_EDGECORE=$(EDGECORE) EDGEWAY_CLOUDCORE=$(CLOUDCORE) $(GO) test -count=1 -v -run TestKubeEdge ./daemon/cluster
 
 test-vm: test-tools ## tests that need modules of the kernel (8021q): on Debian's kernel, in qemu; two minutes (root)
 	scripts/vm/vm.sh

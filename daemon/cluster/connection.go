@@ -229,8 +229,8 @@ var errHearsay = errors.New("answered by a cache or a proxy, not by the API serv
 // hearsay reports whether an answer is not the API server's own. An API server sets Audit-Id on each answer, a refusal
 // too (k8s.io/apiserver, pkg/endpoints/filters/audit_init.go). While OpenYurt's yurthub cannot reach the server, it
 // answers a list with the part that it kept, a watch with silence, a patch with the object as it was, and a creation with
-// what was sent. KubeEdge's metaserver answers a list with the objects that its node has. This node's own copy of the
-// cluster state is whole, and counts instead. 401, 429 and 5xx claim nothing about objects, whoever answers so.
+// what was sent. KubeEdge's metaserver then answers a list with the few objects that its node has, mostly none, and it
+// never sets Audit-Id. This node's own copy of the cluster state is whole, and counts instead. 401, 429 and 5xx claim nothing about objects, whoever answers so.
 func hearsay(resp *http.Response) bool {
 	claims := resp.StatusCode < http.StatusInternalServerError && resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusTooManyRequests
 	return claims && resp.Header.Get("Audit-Id") == ""
