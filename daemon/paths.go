@@ -78,7 +78,8 @@ func surveyOf(v *view) *paths.Cluster {
 		}
 	}
 	c.Choice = paths.Choose(c.Nodes, w.Self)
-	c.Near, c.Hides, c.Link = near(v, c.Self), hides(v.Plan.Routes.NAT), func(a netip.Addr) string {
+	c.LAN, c.Near = near(v, c.Self)
+	c.Hides, c.Link = hides(v.Plan.Routes.NAT), func(a netip.Addr) string {
 		for _, i := range v.Plan.Uplinks.Interfaces {
 			if link, ok := i.Link(w.Host); ok && slices.Contains(i.Addresses, a) {
 				return link.Name
@@ -93,21 +94,20 @@ func surveyOf(v *view) *paths.Cluster {
 	return c
 }
 
-// near returns the subnets that this node's pods share with uplinks of other nodes: those of its own uplinks, or those of
-// its own addresses.
-func near(v *view, self paths.Node) (out []netip.Prefix) {
-	for _, i := range v.Plan.Uplinks.Interfaces {
-		out = append(out, i.Subnet)
-	}
-	if len(out) > 0 {
-		return out
-	}
+// near returns the subnets of this node's own addresses, and those of its uplinks; without uplinks, the first twice.
+func near(v *view, self paths.Node) (lan, uplinks []netip.Prefix) {
 	for _, a := range v.World.Host.Addrs {
 		if slices.Contains(self.Hosts, a.Prefix.Addr()) && !a.Prefix.IsSingleIP() {
-			out = append(out, a.Prefix.Masked())
+			lan = append(lan, a.Prefix.Masked())
 		}
 	}
-	return out
+	for _, i := range v.Plan.Uplinks.Interfaces {
+		uplinks = append(uplinks, i.Subnet)
+	}
+	if len(uplinks) == 0 {
+		uplinks = lan
+	}
+	return lan, uplinks
 }
 
 // hides returns a function that says to which addresses packets of pods get the node's own address; nil: to none.

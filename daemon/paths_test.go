@@ -92,7 +92,7 @@ func TestSurveyOfUplinks(t *testing.T) {
 	if at := s.Nodes[3].Ways; len(at) != 1 || at[0] != (paths.Way{}) { // by the uplink's gateway
 		t.Errorf("way to the pod CIDR of the other LAN: %+v", at)
 	}
-	if !slices.Equal(s.Near, []netip.Prefix{lan}) || s.Link(netip.MustParseAddr("10.0.0.33")) != "eth1" || s.Hides != nil && s.Hides(far) {
+	if !slices.Equal(s.Near, []netip.Prefix{lan}) || !slices.Equal(s.LAN, []netip.Prefix{lan}) || s.Link(netip.MustParseAddr("10.0.0.33")) != "eth1" || s.Hides != nil && s.Hides(far) {
 		t.Errorf("near %v, link %s", s.Near, s.Link(netip.MustParseAddr("10.0.0.33")))
 	}
 	if n := s.Nodes; n[0].Group != n[1].Group || n[0].Group == n[2].Group || len(s.Choice.Round(0)) != 5 {

@@ -73,7 +73,9 @@ type Cluster struct {
 	// NoKey is the problem of a key that is missing where there must be one; zero: none. With it, nobody is asked and
 	// nobody is answered.
 	NoKey cluster.Problem
-	// Near are the subnets that this node's pods reach without a router, at uplinks of other nodes.
+	// LAN are the subnets of this node's own addresses.
+	LAN []netip.Prefix
+	// Near are the subnets in which this node's pods reach uplinks of nodes in LAN without a router.
 	Near []netip.Prefix
 	// Hides reports whether this node gives pods' packets to an address its own address; nil: to none.
 	Hides func(netip.Addr) bool

@@ -32,9 +32,11 @@ const (
 //
 //	both in pod CIDRs              sure: routes, switches and tunnels are what edgeway is for
 //	one end in a tunnel's node     none, since a tunnel begins at a node's own address, unless the node hides the pod
-//	on a subnet of both, or by a   sure
-//	route of edgeway to the node
-//	else                           maybe: routers decide that edgeway knows nothing of
+//	both nodes in one LAN, and on  sure
+//	one subnet, or by a route of
+//	edgeway to the node
+//	else                           maybe: routers decide that edgeway knows nothing of, and two sites may have
+//	                               uplinks in subnets of the same addresses
 func (c *Cluster) hope(n Node, to netip.Addr, mine bool) hope {
 	theirs := n.holds(to)
 	hidden := c.hides(to)
@@ -46,7 +48,7 @@ func (c *Cluster) hope(n Node, to netip.Addr, mine bool) hope {
 		return none
 	case hidden:
 		return maybe
-	case theirs && n.way(to).Via.IsValid(), !theirs && slices.ContainsFunc(c.Near, func(p netip.Prefix) bool { return p.Contains(to) }):
+	case theirs && n.way(to).Via.IsValid(), !theirs && in(c.Near, to) && slices.ContainsFunc(n.Hosts, func(a netip.Addr) bool { return in(c.LAN, a) }):
 		return sure
 	}
 	return maybe
@@ -55,8 +57,10 @@ func (c *Cluster) hope(n Node, to netip.Addr, mine bool) hope {
 func (c *Cluster) hides(to netip.Addr) bool { return c.Hides != nil && c.Hides(to) }
 
 // holds reports whether the address is in a pod CIDR of the node.
-func (n Node) holds(a netip.Addr) bool {
-	return slices.ContainsFunc(n.CIDRs, func(c netip.Prefix) bool { return c.Contains(a) })
+func (n Node) holds(a netip.Addr) bool { return in(n.CIDRs, a) }
+
+func in(all []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(all, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // admits reports whether a node may say that its canary has the address, outside its pod CIDRs: it belongs to no node as

@@ -43,7 +43,7 @@ func newWorld(t *testing.T, uplink string) *world {
 		{Name: "u", Group: "u", Hosts: []netip.Addr{addr("10.0.0.2")}},
 	}}
 	for i, canary := range []string{"10.1.0.254", uplink} {
-		w.asks[i] = &Cluster{Self: w.nodes[i], Nodes: w.nodes, Choice: Choose(w.nodes, w.nodes[i].Name), Near: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
+		w.asks[i] = &Cluster{Self: w.nodes[i], Nodes: w.nodes, Choice: Choose(w.nodes, w.nodes[i].Name), LAN: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}, Near: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
 			Link: func(netip.Addr) string { return "eth1" }}
 		w.of[i] = New(Options{Port: 9476, Every: 300 * time.Millisecond, Log: slog.New(slog.DiscardHandler), Changed: func() {}, Cluster: func() *Cluster { return w.asks[i] },
 			Canary: func() (Canary, bool) {
@@ -245,12 +245,13 @@ func TestPass(t *testing.T) {
 }
 
 func TestHope(t *testing.T) {
-	c := &Cluster{Self: Node{Terms: Terms{Mode: "underlay"}, CIDRs: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}}, Near: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}}
+	c := &Cluster{Self: Node{Terms: Terms{Mode: "underlay"}, CIDRs: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}}, LAN: []netip.Prefix{netip.MustParsePrefix("10.3.0.0/24")}, Near: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}}
 	inCIDR := func(mode string, via Way) Node {
 		return Node{Terms: Terms{Mode: mode}, CIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}, Ways: []Way{via}}
 	}
 	near := Way{Via: addr("10.0.0.1")}
-	outside := Node{Terms: Terms{Mode: "overlay"}}
+	outside := Node{Terms: Terms{Mode: "overlay"}, Hosts: []netip.Addr{addr("10.3.0.7")}}
+	far := Node{Terms: Terms{Mode: "overlay"}, Hosts: []netip.Addr{addr("10.4.0.7")}}
 	for _, c := range []struct {
 		name    string
 		of      *Cluster
@@ -263,6 +264,7 @@ func TestHope(t *testing.T) {
 	}{
 		{"pod CIDRs", c, inCIDR("overlay", Way{}), "10.1.0.254", true, true, false, sure},
 		{"uplinks of one subnet", c, outside, "10.0.0.33", false, true, false, sure},
+		{"uplinks of two sites that have the same subnet", c, far, "10.0.0.33", false, false, false, maybe},
 		{"uplinks of two subnets", c, outside, "10.0.7.33", false, false, false, maybe},
 		{"to an uplink of the node's own LAN", c, outside, "10.0.0.33", true, false, false, sure},
 		{"to an uplink behind routers", c, outside, "10.0.7.33", true, false, false, maybe},
