@@ -145,6 +145,7 @@ func (d *Daemon) pathStatus() (out api.Paths) {
 		for _, a := range c.Addrs {
 			out.Canary = append(out.Canary, a.String())
 		}
+		out.CanaryKept = c.Kept
 	}
 	out.Sent, out.Lost = d.prober.Count()
 	for _, f := range d.prober.Report().Findings {

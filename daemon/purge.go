@@ -26,12 +26,12 @@ type Remains struct {
 
 // Remaining returns the remains on this machine. No daemon may run, because Remaining opens the store.
 func Remaining(ctx context.Context, c config.Config) (r Remains, err error) {
-	owned := map[string]bool{}
+	owned := map[string]bool{plugin.HostLink(plugin.Canary()): true} // it gives way to an uninstall, too
 	err = pods.WithVerbs(ctx, c, func(verbs *plugin.Node) error {
 		all, err := verbs.Attachments(ctx)
 		for _, a := range all {
 			owned[a.Link] = true
-			if a.Standing.Lives() {
+			if a.Standing.Lives() && a.Lease.Attachment != plugin.Canary() {
 				r.Pods = append(r.Pods, fmt.Sprintf("%s %v", a.Lease.Pod, a.Lease.Addrs))
 			}
 		}
@@ -50,8 +50,30 @@ func Remaining(ctx context.Context, c config.Config) (r Remains, err error) {
 		}
 		return err
 	})
+	if path := pods.CanaryNetns(c); routes.NetnsPinned(path) {
+		r.Kernel = append(r.Kernel, "network namespace "+path)
+	}
 	r.Files = stateFiles(c)
 	return r, err
+}
+
+// EndCanary ends the canary and removes its network namespace, where no daemon runs. It returns what it did.
+func EndCanary(ctx context.Context, c config.Config) (did []string, err error) {
+	path := pods.CanaryNetns(c)
+	err = pods.WithVerbs(ctx, c, func(verbs *plugin.Node) error { return verbs.Remove(ctx, plugin.Canary()) })
+	if err != nil {
+		return nil, fmt.Errorf("end the canary: %w", err)
+	}
+	if _, err := os.Lstat(path); err != nil {
+		return nil, nil
+	}
+	switch err := routes.UnpinNetns(path); {
+	case err == nil:
+		did = append(did, "delete "+path)
+	case !routes.NetnsPinned(path):
+		return nil, fmt.Errorf("end the canary: %w", err)
+	} // a container that may not unmount it leaves an empty namespace, which Remaining lists
+	return did, nil
 }
 
 // Purge removes everything that Remaining finds: running pods lose their network. It returns the list of

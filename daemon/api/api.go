@@ -259,7 +259,8 @@ type Unreachable struct {
 
 // Paths says which other nodes' canaries this node's canary reaches.
 type Paths struct {
-	Canary []string `json:"canary"` // this node's canary's addresses; none: it has no canary
+	Canary     []string `json:"canary"`     // this node's canary's addresses; none: it has no canary
+	CanaryKept bool     `json:"canaryKept"` // the canary lives on when the daemon ends
 	// Probed is the number of paths that were asked lately, one for each node and family; Reached is how many of them
 	// answered the last question.
 	Probed  int `json:"probed"`

@@ -93,7 +93,7 @@ on the nodes that BGP resources name as speakers, sessions with the LAN's switch
 	cmd.PersistentFlags().StringVar(&f.config, "config", "", "configuration file (default "+config.DefaultFile+" where it exists)")
 	cmd.PersistentFlags().StringVar(&f.socket, "socket", "", "the daemon's socket (default: what the configuration says)")
 	cmd.PersistentFlags().StringVar(&f.node, "node-name", "", "this node's name in the cluster (default: what the configuration says)")
-	cmd.AddCommand(runCommand(&f), checkCommand(&f), ipamCommand(&f), installCommand(&f), unmanageCommand(&f), uninstallCommand(&f))
+	cmd.AddCommand(runCommand(&f), checkCommand(&f), ipamCommand(&f), installCommand(&f), keepCanaryCommand(&f), unmanageCommand(&f), uninstallCommand(&f))
 	cmd.AddCommand(viewCommands(&f)...)
 	cmd.AddCommand(planCommand(&f), switchConfigCommand(&f), bundleCommand(&f), doctorCommand(&f), whyCommand(&f), logLevelCommand(&f), rolloutCommand(&f))
 	sayUsage(cmd)

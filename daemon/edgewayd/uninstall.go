@@ -79,6 +79,13 @@ func (r *removal) run(ctx context.Context, c config.Config, out io.Writer) error
 	if err := r.removeFiles(c, out); err != nil {
 		return err
 	}
+	did, err := daemon.EndCanary(ctx, c)
+	if err != nil {
+		return fmt.Errorf("uninstall: %w", err)
+	}
+	for _, d := range did {
+		fmt.Fprintln(out, d)
+	}
 	if r.purge {
 		if err := remanage("/", out); err != nil {
 			return fmt.Errorf("uninstall: %w", err)
@@ -90,9 +97,9 @@ func (r *removal) run(ctx context.Context, c config.Config, out io.Writer) error
 		if err != nil {
 			return fmt.Errorf("uninstall: %w", err)
 		}
-		if found, err = daemon.Remaining(ctx, c); err != nil {
-			return err
-		}
+	}
+	if found, err = daemon.Remaining(ctx, c); err != nil {
+		return err
 	}
 	printRemains(out, found)
 	return nil

@@ -320,3 +320,21 @@ func TestPluginTakesTheAddressOfAKeptCanary(t *testing.T) {
 		t.Errorf("the canary's namespace has %s", inside)
 	}
 }
+
+// On a node whose daemon is stopped, an imported lease could have the address of the canary that the daemon left.
+func TestImportEndsAKeptCanary(t *testing.T) {
+	p, n, host := onKeepingMachine(t)
+	p.keeps(t, n, planFor(1500, "10.88.0.0/24"))
+	if err := errors.Join(p.leaveCanary(t.Context(), n), n.close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := host.Do(func() error {
+		_, err := Answer(t.Context(), p.config, []string{"import", "n", "[]"})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if inside := all(t, CanaryNetns(p.config)); strings.Contains(inside, "eth0") {
+		t.Errorf("the canary's namespace has %s", inside)
+	}
+}

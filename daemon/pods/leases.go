@@ -62,6 +62,11 @@ func Answer(ctx context.Context, c config.Config, args []string) ([]byte, error)
 	if err != nil {
 		return nil, err
 	}
+	if len(args) > 0 && args[0] == "import" && !missing { // an imported lease may have the address of a canary that a daemon left
+		if err := n.verbs.Remove(ctx, plugin.Canary()); err != nil {
+			return nil, errors.Join(err, n.close())
+		}
+	}
 	out, err := n.answer(ctx, c, args)
 	return out, errors.Join(err, n.close())
 }

@@ -229,7 +229,11 @@ func remove(prefix, dir string) error {
 	for _, name := range names {
 		errs = append(errs, ipNetns(ctx, "del "+filepath.Base(name)))
 	}
-	errs = append(errs, os.RemoveAll(dir))
+	kept, err := filepath.Glob(filepath.Join(dir, "*", canaryNetns))
+	for _, path := range kept {
+		(&Space{Path: path}).Remove()
+	}
+	errs = append(errs, err, os.RemoveAll(dir))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("take down laboratory %s: %w", prefix, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -67,6 +68,9 @@ func (l *Lab) addNode(spec NodeSpec) error {
 	l.nodes[spec.Name] = n
 	return nil
 }
+
+// canaryNetns is where `edgewayd keep-canary` mounts a namespace, in a node's directory.
+const canaryNetns = "canary/netns"
 
 // Socket is the path of the daemon's unix socket.
 func (n *Node) Socket() string { return n.file("edgewayd.sock") }
@@ -138,7 +142,7 @@ func (n *Node) PID() int {
 
 // Command runs the daemon's executable as an operator does on the command line.
 func (n *Node) Command(ctx context.Context, args ...string) (string, error) {
-	return n.Run(ctx, n.Program(), append(args, "--config", n.Config)...)
+	return n.Run(ctx, n.Program(), slices.Concat(args, []string{"--config", n.Config})...) // append would write into the caller's args
 }
 
 // Status asks the daemon for its status.
@@ -168,6 +172,7 @@ func (n *Node) Reboot(ctx context.Context) error {
 			return err
 		}
 	}
+	(&Space{Path: n.file(canaryNetns)}).Remove()
 	if err := os.Remove(n.Socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -44,7 +44,7 @@ type verb func(s *story, args []string) (string, error)
 //	log NODE                          its daemon's log
 //	in MACHINE COMMAND...             run there
 //	advertise MACHINE LINK PREFIX     a router advertisement
-//	ping FROM TO...                   every address of TO answers
+//	ping FROM TO...                   every address of TO, which may be an address itself, answers
 //	tcp FROM TO...                    every address of TO sees FROM's own address
 //	traffic start FROM TO... | traffic for PACKETS | traffic stop [MAX]    MAX lost in each flow
 //	stream start FROM TO... | stream for BYTES | stream stop    a TCP connection, always sending
@@ -482,6 +482,10 @@ func (s *story) pairs(args []string, f func(from, to *lab.Machine, addr netip.Ad
 	}
 	var errs []error
 	for _, name := range args[1:] {
+		if addr, err := netip.ParseAddr(name); err == nil {
+			errs = append(errs, f(from, &lab.Machine{Name: name}, addr))
+			continue
+		}
 		to, err := s.machine(name)
 		if err != nil {
 			return err

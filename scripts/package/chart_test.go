@@ -120,6 +120,7 @@ networkPools: {shop: {nodeSelector: pool=shop, mode: overlay, podCIDRs: [{cidr: 
 passwordSecrets: [bgp-secret, bgp-secret-2]
 flannel: {enabled: true}
 speakers: {separate: true, maxUnavailable: 20%}
+keepCanary: true
 rollout: {enabled: false}
 networkPolicy: {enabled: true, image: 'registry.example/policies:v1', failOpen: true}
 nodeSelector: {a: b}

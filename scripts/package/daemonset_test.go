@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/edgeway-cni/edgeway/daemon/api"
@@ -35,8 +37,12 @@ func TestAPIServerDaemonSet(t *testing.T) {
 	bin := loadVersion(t, k, "v0.0.1")
 	runtimeCalls(t, k, calls, bin)
 
-	ds := readDaemonSet(t, "../../deploy/kubernetes/daemonset/daemonset.yaml")
-	spec := ds.Spec.Template.Spec
+	spec := overlay(t, "canary").Spec.Template.Spec // the manifests, and the init container that keeps the canary
+	for _, containers := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
+		for i := range containers {
+			containers[i].Image = "localhost/edgeway"
+		}
+	}
 	g := serviceAccount(t, server, dir)
 	k.runPod(t, spec)
 	if said := k.prepare(t, spec, g); !strings.Contains(said, "installed /opt/cni/bin/edgeway") {
@@ -185,23 +191,50 @@ func (p *podStory) ends(t *testing.T) {
 // unnoticed does something that neither traffic nor the switch may notice.
 func (p *podStory) unnoticed(t *testing.T, web *lab.Pod, do func()) {
 	t.Helper()
-	flow, err := p.lab.Machine("host").StartFlow(web.Addrs[0], 20*time.Millisecond)
-	if err != nil {
-		t.Fatal(err)
+	canary, links := p.canary(t)
+	flows := map[string]*lab.Flow{}
+	for name, addr := range map[string]netip.Addr{"web": web.Addrs[0], "the canary": canary} {
+		flow, err := p.lab.Machine("host").StartFlow(addr, 20*time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flows[name] = flow
 	}
 	monitor, err := p.lab.Machine("switch").Monitor(t.Context(), "bird")
 	if err != nil {
 		t.Fatal(err)
 	}
 	do()
-	lost := flow.Stop()
-	t.Logf("host to web: %s", lost)
-	if lost.Lost > 0 {
-		t.Errorf("host to web: %s", lost)
+	for name, flow := range flows {
+		lost := flow.Stop()
+		t.Logf("host to %s: %s", name, lost)
+		if lost.Lost > 0 {
+			t.Errorf("host to %s: %s", name, lost)
+		}
+	}
+	if addr, now := p.canary(t); addr != canary || now != links {
+		t.Errorf("canary %v, before %v; links (-before +after):\n%s", addr, canary, cmp.Diff(links, now))
 	}
 	if events, err := monitor.Stop(t.Context()); err != nil || len(events) > 0 {
 		t.Errorf("routes of the switch changed: %v, %v", events, err)
 	}
+}
+
+// canary returns the first address of the node's canary, and the node's links to pods with their indexes.
+func (p *podStory) canary(t *testing.T) (addr netip.Addr, links string) {
+	t.Helper()
+	out, err := p.k.exec(t.Context(), p.id, "/edgewayd", "paths", "-o", "json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said api.Paths
+	if err := json.Unmarshal([]byte(out), &said); err != nil || len(said.Canary) == 0 || !said.CanaryKept {
+		t.Fatalf("canary %v, kept: %v, %v", said.Canary, said.CanaryKept, err)
+	}
+	if links, err = p.k.Run(t.Context(), "ip", "-o", "link", "show", "type", "veth"); err != nil {
+		t.Fatal(err)
+	}
+	return netip.MustParseAddr(said.Canary[0]), links
 }
 
 // serves starts a pod. The host behind the switch must reach it.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,6 +47,7 @@ dir=$1
 mkdir -p $dir/netns $dir/lib $dir/etc $dir/etc-work
 mount --rbind /run/netns $dir/netns
 mount -t tmpfs -o mode=755 tmpfs /run
+mount --make-shared /run # as systemd makes it
 mkdir /run/netns
 touch /run/xtables.lock # as the kubelet does for a volume of type FileOrCreate
 mount --rbind $dir/netns /run/netns
@@ -168,6 +170,7 @@ func (k *kubelet) runPod(t *testing.T, spec corev1.PodSpec) {
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
 			CgroupParent: string(k.cgroup()),
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+				Privileged:       slices.ContainsFunc(spec.InitContainers, privileged),
 				NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE, Pid: runtimeapi.NamespaceMode_CONTAINER},
 			},
 		},
@@ -177,6 +180,10 @@ func (k *kubelet) runPod(t *testing.T, spec corev1.PodSpec) {
 		t.Fatal(err)
 	}
 	k.id = reply.PodSandboxId
+}
+
+func privileged(c corev1.Container) bool {
+	return c.SecurityContext.Privileged != nil && *c.SecurityContext.Privileged
 }
 
 // prepare runs the init containers and returns what they say.
@@ -206,8 +213,9 @@ func (k *kubelet) start(t *testing.T, spec corev1.PodSpec, c corev1.Container, g
 		Mounts:   mounts(t, spec, c, g),
 		Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
 			Capabilities:     &runtimeapi.Capability{},
+			Privileged:       privileged(c),
 			ReadonlyRootfs:   *c.SecurityContext.ReadOnlyRootFilesystem,
-			NoNewPrivs:       !*c.SecurityContext.AllowPrivilegeEscalation,
+			NoNewPrivs:       !privileged(c) && !*c.SecurityContext.AllowPrivilegeEscalation,
 			Seccomp:          &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
 			NamespaceOptions: k.sandbox.Linux.SecurityContext.NamespaceOptions,
 			// The kubelet passes these for a container without privileges.
@@ -222,11 +230,16 @@ func (k *kubelet) start(t *testing.T, spec corev1.PodSpec, c corev1.Container, g
 		key, value, _ := strings.Cut(variable, "=")
 		config.Envs = append(config.Envs, &runtimeapi.KeyValue{Key: key, Value: value})
 	}
-	for _, add := range c.SecurityContext.Capabilities.Add {
-		config.Linux.SecurityContext.Capabilities.AddCapabilities = append(config.Linux.SecurityContext.Capabilities.AddCapabilities, string(add))
+	if caps := c.SecurityContext.Capabilities; caps != nil {
+		for _, add := range caps.Add {
+			config.Linux.SecurityContext.Capabilities.AddCapabilities = append(config.Linux.SecurityContext.Capabilities.AddCapabilities, string(add))
+		}
+		for _, drop := range caps.Drop {
+			config.Linux.SecurityContext.Capabilities.DropCapabilities = append(config.Linux.SecurityContext.Capabilities.DropCapabilities, string(drop))
+		}
 	}
-	for _, drop := range c.SecurityContext.Capabilities.Drop {
-		config.Linux.SecurityContext.Capabilities.DropCapabilities = append(config.Linux.SecurityContext.Capabilities.DropCapabilities, string(drop))
+	if privileged(c) { // the kubelet masks nothing then
+		config.Linux.SecurityContext.MaskedPaths, config.Linux.SecurityContext.ReadonlyPaths = nil, nil
 	}
 	created, err := k.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: k.id, SandboxConfig: k.sandbox, Config: config})
 	if err != nil {
@@ -254,6 +267,9 @@ func mounts(t *testing.T, spec corev1.PodSpec, c corev1.Container, g given) (out
 		}
 		if m.MountPropagation != nil && *m.MountPropagation == corev1.MountPropagationHostToContainer {
 			mount.Propagation = runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
+		}
+		if m.MountPropagation != nil && *m.MountPropagation == corev1.MountPropagationBidirectional {
+			mount.Propagation = runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL
 		}
 		out = append(out, mount)
 	}

@@ -33,6 +33,7 @@ func TestChartHasTheManifests(t *testing.T) {
 		"overlays/speakers/speaker/account.yaml":     "files/rbac/speaker-account.yaml",
 
 		"overlays/networkpolicy/kube-network-policies.yaml": "files/networkpolicy.yaml",
+		"overlays/canary/keep-canary.yaml":                  "files/keep-canary.yaml",
 	}
 	crds, err := filepath.Glob(source + "kubernetes/crds/*.yaml")
 	if err != nil || len(crds) == 0 {
@@ -51,7 +52,7 @@ func TestChartHasTheManifests(t *testing.T) {
 // TestAPIServerManifests has a real API server check everything that an operator may apply.
 func TestAPIServerManifests(t *testing.T) {
 	server := withCRDs(t)
-	for _, dir := range []string{"kubernetes", "kubernetes/controller", "kubernetes/rbac/kubelet", "kubernetes/rbac/flannel", "kubernetes/rbac/paths", "overlays/networkpolicy", "overlays/speakers", "overlays/uninstall"} {
+	for _, dir := range []string{"kubernetes", "kubernetes/controller", "kubernetes/rbac/kubelet", "kubernetes/rbac/flannel", "kubernetes/rbac/paths", "overlays/canary", "overlays/networkpolicy", "overlays/speakers", "overlays/uninstall"} {
 		t.Run(dir, func(t *testing.T) { dryRun(t, server, "-k", "../../deploy/"+dir) })
 	}
 }

@@ -33,6 +33,7 @@ func TestPackages(t *testing.T) {
 		{"remove keeps what pods need", removes},
 		{"install again finds it", installsAgain},
 		{"ready while the API server is silent", readyAlone},
+		{"kill -9 and stop keep the canary", killed},
 		{"purge leaves nothing", purges},
 		{"the RPM", rpms},
 	} {
@@ -114,6 +115,8 @@ func upgrades(t *testing.T, s *story) {
 	start(s.lab.Machine("host"), s.web.Addrs)
 	start(s.far.Machine, s.web.Addrs)
 	start(s.web.Machine, s.far.Addrs)
+	start(s.lab.Machine("host"), canary(t, s)) // in a namespace that keep-canary mounted
+	links := s.m.must(t, "ip", "-o", "link", "show", "type", "veth")
 	watched := map[string]*lab.Monitor{}
 	for name, m := range map[string]*lab.Machine{"the switch, bird": s.lab.Machine("switch"), "the machine, 119": s.m.Machine, "the machine, 101": s.m.Machine} {
 		_, proto, _ := strings.Cut(name, ", ")
@@ -129,6 +132,9 @@ func upgrades(t *testing.T, s *story) {
 		t.Errorf("dpkg did not restart the daemon:\n%s", out)
 	}
 	s.up(t, "v0.0.2")
+	if diff := cmp.Diff(links, s.m.must(t, "ip", "-o", "link", "show", "type", "veth")); diff != "" {
+		t.Errorf("links, and the canary's is among them (-before +after):\n%s", diff)
+	}
 	new, err := s.lab.Node("packaged").AddPod(ctx, "default", "new")
 	if err != nil {
 		t.Fatal(err)
@@ -149,8 +155,8 @@ func upgrades(t *testing.T, s *story) {
 		if err != nil {
 			t.Error(err)
 		}
-		if name == "the machine, 101" { // the new pod's routes come and go, and the canary ends with the daemon
-			events = without(events, append(slices.Clone(new.Addrs), canary(t, s)...))
+		if name == "the machine, 101" { // the new pod's routes come and go
+			events = without(events, new.Addrs)
 		}
 		if len(events) > 0 {
 			t.Errorf("routes of %s changed:\n%s", name, strings.Join(events, "\n"))
@@ -158,6 +164,35 @@ func upgrades(t *testing.T, s *story) {
 	}
 	if text, err := os.ReadFile(s.m.path("etc/edgeway/edgewayd.yaml")); err != nil || !strings.Contains(string(text), "the operator's") {
 		t.Errorf("the operator's configuration is now %q, %v", text, err)
+	}
+}
+
+// killed checks that the canary outlives kill -9, and a stop with nothing for ipam check to find. A pod of the other node
+// pings it: between nodes of a LAN there is no switch's route.
+func killed(t *testing.T, s *story) {
+	var flows []*lab.Flow
+	for _, addr := range canary(t, s) {
+		f, err := s.far.StartFlow(addr, 20*time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flows = append(flows, f)
+	}
+	links := s.m.must(t, "ip", "-o", "link", "show", "type", "veth")
+	s.m.must(t, "systemctl", "kill", "--signal=KILL", "edgewayd")
+	s.m.must(t, "systemctl", "stop", "edgewayd")
+	s.m.must(t, "edgewayd", "ipam", "check")
+	s.m.must(t, "systemctl", "start", "edgewayd")
+	s.up(t, "v0.0.2")
+	if diff := cmp.Diff(links, s.m.must(t, "ip", "-o", "link", "show", "type", "veth")); diff != "" {
+		t.Errorf("links, and the canary's is among them (-before +after):\n%s", diff)
+	}
+	for _, f := range flows {
+		lost := f.Stop()
+		t.Logf("%s to %s: %s", f.From, f.Addr, lost)
+		if lost.Lost > 0 || lost.Sent < 10 {
+			t.Errorf("%s to %s: %s", f.From, f.Addr, lost)
+		}
 	}
 }
 
@@ -191,7 +226,7 @@ func without(lines []string, addrs []netip.Addr) (rest []string) {
 // plugin, and that the running pod and its address stay.
 func removes(t *testing.T, s *story) {
 	out := s.m.must(t, "dpkg", "-r", "edgeway")
-	for _, want := range []string{"delete /etc/cni/net.d/10-edgeway.conflist", "left   pods: default/web", "left   files: /var/lib/edgeway/ipam.db"} {
+	for _, want := range []string{"delete /etc/cni/net.d/10-edgeway.conflist", "delete /run/edgeway/canary/netns", "left   pods: default/web", "left   files: /var/lib/edgeway/ipam.db"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("dpkg does not say %q:\n%s", want, out)
 		}

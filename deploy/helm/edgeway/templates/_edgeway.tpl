@@ -22,6 +22,10 @@
 {{- $v := .top.Values }}
 {{- $ds := .top.Files.Get "files/daemonset.yaml" | fromYaml }}
 {{- $template := $ds.spec.template }}{{ $pod := $template.spec }}{{ $main := first $pod.containers }}
+{{- if $v.keepCanary }}
+{{- $patch := .top.Files.Get "files/keep-canary.yaml" | fromYaml }}
+{{- $_ := set $pod "initContainers" (concat $patch.spec.template.spec.initContainers $pod.initContainers) }}
+{{- end }}
 {{- include "edgeway.pod" (dict "top" .top "template" $template "image" $v.image.repository "config" (include "edgeway.config" .top)) }}
 {{- if $v.podMonitor.enabled }}{{ $_ := set $main "ports" (list (dict "name" "metrics" "containerPort" $v.podMonitor.port)) }}{{ end }}
 {{- $_ := set $ds.metadata "namespace" .top.Release.Namespace }}
