@@ -89,6 +89,7 @@ func (d *draft) uplinks() {
 				"delete spec.uplinks, or recreate the Node without pod CIDRs; until then new pods get addresses of the uplinks")
 		}
 	}
+	wanted := families(want)
 	all := d.keep(ref, want, withheld)
 	for n := range all.Interfaces {
 		if i := &all.Interfaces[n]; i.MAC == "" {
@@ -114,6 +115,10 @@ func (d *draft) uplinks() {
 	r.Routes, r.Proxies, r.Sysctls, r.Symmetric = append(r.Routes, s.Routes...), append(r.Proxies, s.Proxies...), append(r.Sysctls, s.Sysctls...), s.Symmetric
 	native := d.toNodes(all)
 	d.plan.Pool = all.Pool(func(a netip.Addr) bool { return !withheld[a] })
+	// A family that the resource took out keeps no new pod waiting while a pod still has an address of it.
+	if sets := slices.DeleteFunc(slices.Clone(d.plan.Pool.Sets), func(s ipam.RangeSet) bool { return !wanted[s[0].Subnet.Addr().Is6()] }); len(sets) > 0 {
+		d.plan.Pool.Sets = sets
+	}
 	if all.NodeEgress {
 		r.Symmetric.Inside = append(r.Symmetric.Inside, native...)
 		nat := &routes.NAT{Sources: slices.Clone(d.self.PodCIDRs), Exclude: slices.Clone(r.Symmetric.Inside)}
@@ -129,6 +134,15 @@ func (d *draft) uplinks() {
 	if spec != nil && d.Held.Known {
 		d.confirm(*spec)
 	}
+}
+
+// families says of which families pods get addresses: by true, IPv6.
+func families(u uplink.Uplinks) map[bool]bool {
+	out := map[bool]bool{}
+	for _, i := range u.Interfaces {
+		out[i.V6()] = out[i.V6()] || len(i.Addresses) > 0
+	}
+	return out
 }
 
 // alone reports what another program, above all a DHCP client or the kernel after a router advertisement, has given

@@ -10,6 +10,7 @@ import (
 
 	"github.com/edgeway-cni/edgeway/daemon/cluster"
 	"github.com/edgeway-cni/edgeway/daemon/config"
+	"github.com/edgeway-cni/edgeway/plugin/uplink"
 	"github.com/edgeway-cni/edgeway/routes"
 )
 
@@ -23,7 +24,10 @@ type uplinkNode struct {
 	token int
 }
 
-func (n *uplinkNode) address() netip.Addr {
+func (n *uplinkNode) address(v6 bool) netip.Addr {
+	if v6 {
+		return netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(30 + n.r.IntN(8))})
+	}
 	return netip.AddrFrom4([4]byte{10, 0, 0, byte(30 + n.r.IntN(8))})
 }
 
@@ -40,16 +44,20 @@ func (n *uplinkNode) edit() {
 			Name: fmt.Sprintf("eth%d", 1+i), Address: netip.AddrFrom4([4]byte{10, 0, 0, byte(20 + i)}),
 			Subnet: netip.MustParsePrefix("10.0.0.0/24"), Gateway: netip.MustParseAddr("10.0.0.254"),
 		}
+		v6 := n.r.IntN(2) == 0
+		if v6 {
+			one.Address, one.Subnet, one.Gateway = netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(20 + i)}), netip.MustParsePrefix("fd00::/64"), netip.MustParseAddr("fd00::fe")
+		}
 		if n.r.IntN(3) == 0 {
 			one.Name, one.MAC = "", fmt.Sprintf("02:00:00:00:00:%02d", 1+i)
 		}
 		for range n.r.IntN(6) {
-			a := n.address()
+			a := n.address(v6)
 			one.Addresses = append(one.Addresses, cluster.AddressRange{First: a, Last: a})
 		}
 		if n.r.IntN(2) == 0 {
 			n.token++
-			one.Withdrawn = append(one.Withdrawn, cluster.Withdrawal{Address: n.address(), Token: fmt.Sprint(n.token)})
+			one.Withdrawn = append(one.Withdrawn, cluster.Withdrawal{Address: n.address(v6), Token: fmt.Sprint(n.token)})
 		}
 		u.Interfaces = append(u.Interfaces, one)
 	}
@@ -122,7 +130,11 @@ func (n *uplinkNode) look() {
 // check says that no pod is cut off, now or after a reboot, and that no pod can start without rules.
 func (n *uplinkNode) check(when string) {
 	n.t.Helper()
-	for a := netip.MustParseAddr("10.0.0.30"); a.Compare(netip.MustParseAddr("10.0.0.38")) < 0; a = a.Next() {
+	var all []netip.Addr
+	for last := byte(30); last < 38; last++ {
+		all = append(all, netip.AddrFrom4([4]byte{10, 0, 0, last}), netip.AddrFrom16([16]byte{0: 0xfd, 15: last}))
+	}
+	for _, a := range all {
 		_, leased := n.held.Pods[a]
 		if !leased && !Leases(n.held.Pool, a) {
 			continue
@@ -195,6 +207,39 @@ func TestDeletedEdgeNodeStopsNewPods(t *testing.T) {
 	w.Held = Held{Granted: plan.Uplinks, Known: true, Pool: plan.Pool}
 	if plan = Decide(w); len(plan.Uplinks.Interfaces) > 0 || len(plan.Routes.Rules) > 0 {
 		t.Errorf("the next look leaves %v", plan.Uplinks)
+	}
+}
+
+// The IPv6 entry was taken out of the EdgeNode while a pod had an address of it, and no new pod started before that pod had
+// ended: 0 of 0 addresses were free.
+func TestFamilyIsTakenOut(t *testing.T) {
+	w := World{Self: "n1", Config: config.Defaults()}
+	w.Cluster.Nodes = []cluster.Node{{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.11")}}}
+	w.Host.Links = []routes.Link{{Name: "eth1", MAC: "02:00:00:00:00:01", MTU: 1500, Up: true}}
+	v4, v6 := netip.MustParseAddr("10.0.0.31"), netip.MustParseAddr("fd00::31")
+	both := []cluster.Uplink{{Name: "eth1", Address: netip.MustParseAddr("10.0.0.21"), Subnet: netip.MustParsePrefix("10.0.0.0/24"), Gateway: netip.MustParseAddr("10.0.0.254"),
+		Addresses: []cluster.AddressRange{{First: v4, Last: v4}}},
+		{Name: "eth1", Address: netip.MustParseAddr("fd00::21"), Subnet: netip.MustParsePrefix("fd00::/64"), Gateway: netip.MustParseAddr("fd00::fe"),
+			Addresses: []cluster.AddressRange{{First: v6, Last: v6}}}}
+	w.Held = Held{Known: true, Pods: map[netip.Addr]string{v6: "default/web"}}
+	for _, step := range []struct {
+		name       string
+		interfaces []cluster.Uplink
+		links      []routes.Link
+		want       string
+	}{
+		{"both families", both, w.Host.Links, "10.0.0.0/24 (10.0.0.31-10.0.0.31), fd00::/64 (fd00::31-fd00::31) reserved []"},
+		{"the card is away", both, nil, "10.0.0.0/24 (10.0.0.31-10.0.0.31), fd00::/64 (fd00::31-fd00::31) reserved [10.0.0.31/32 fd00::31/128]"},
+		{"IPv4 alone", both[:1], w.Host.Links, "10.0.0.0/24 (10.0.0.31-10.0.0.31) reserved [fd00::31/128]"},
+		{"neither", nil, w.Host.Links, "10.0.0.0/24 (10.0.0.31-10.0.0.31), fd00::/64 (fd00::31-fd00::31) reserved [10.0.0.31/32 fd00::31/128]"},
+	} {
+		w.Cluster.EdgeNodes, w.Host.Links = []cluster.EdgeNode{{Name: "n1", Uplinks: &cluster.Uplinks{Interfaces: step.interfaces}}}, step.links
+		plan := Decide(w)
+		got := fmt.Sprint(slices.Concat(plan.Pool.Sets...), " reserved ", plan.Pool.Reserved)
+		if got != step.want || !slices.ContainsFunc(plan.Uplinks.Interfaces, func(i uplink.Interface) bool { return slices.Contains(i.Addresses, v6) }) {
+			t.Errorf("%s: got %s, want %s; and the pod's address in %v", step.name, got, step.want, plan.Uplinks)
+		}
+		w.Held.Granted, w.Held.Pool = plan.Uplinks, plan.Pool
 	}
 }
 
