@@ -262,6 +262,11 @@ func (u Uplinks) State(h routes.Host) routes.State {
 		s.Sysctls = append(s.Sysctls, routes.Forwarding(link.Name, i.V6()))
 		if i.V6() { // else the answers to neighbours come from the node's usual address, of another link: RFC 4861, section 4.4
 			s.Sysctls = append(s.Sysctls, routes.Sysctl{Key: "net/ipv6/conf/" + link.Name + "/use_oif_addrs_only", Value: "1"})
+			// Neighbours are asked from a link-local address (net/ipv6/ndisc.c: ndisc_solicit). The kernel makes it when the
+			// link goes up, and somebody may remove it.
+			if ip, ok := linkLocal(link.MAC); ok && link.Up {
+				s.Addrs = append(s.Addrs, routes.Addr{Link: link.Name, Prefix: netip.PrefixFrom(ip, 64)})
+			}
 		} else {
 			alone[link.Name] = true
 			for _, a := range h.Addrs {
@@ -315,6 +320,15 @@ func (s *state) ofFamily(v6 bool, mark uint32) {
 // in this table first, and refuses the flag where table main has via on another link (net/ipv6/route.c:
 // ip6_route_check_nh, ip6_route_check_nh_onlink).
 func Onlink(via netip.Addr) bool { return via.Is4() }
+
+// linkLocal returns the link-local address that the kernel makes of a MAC: RFC 4291, appendix A.
+func linkLocal(mac string) (netip.Addr, bool) {
+	m, err := net.ParseMAC(mac)
+	if err != nil || len(m) != 6 {
+		return netip.Addr{}, false
+	}
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]}), true
+}
 
 func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
