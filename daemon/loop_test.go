@@ -159,6 +159,36 @@ func TestClusterGoneKeepsRoutes(t *testing.T) {
 	})
 }
 
+// countedPods is a node that counts how often its pods were told something.
+type countedPods struct {
+	noPods
+	told *int
+}
+
+func (c countedPods) Sync(context.Context, policy.Plan) ([]cluster.Problem, error) {
+	*c.told++
+	return nil, nil
+}
+
+// With 20,000 nodes each route waited for the disk. Pods still wait for it: after a reboot without the cluster their addresses
+// must be those of the saved state.
+func TestASlowDiskDelaysNoRoute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, told := newMachine(t), 0
+		m.loop.pods = countedPods{told: &told}
+		m.loop.save = func(cluster.World) error { time.Sleep(time.Minute); return nil }
+		m.run(func() {
+			if !m.routed("2") || told != 0 {
+				t.Errorf("while the disk writes: state %v, pods told %d times", m.state, told)
+			}
+			time.Sleep(2 * time.Minute)
+			if told == 0 {
+				t.Error("the pods were not told when the disk had written")
+			}
+		})
+	})
+}
+
 // An unreadable cluster stopped being a problem as soon as something else happened.
 func TestClusterGoneIsSaidAsLongAsItIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
