@@ -116,3 +116,20 @@ func TestGuard(t *testing.T) {
 		}
 	}
 }
+
+// In a firewall of legacy iptables, the rules of edgeway stood there and the problem stayed for five seconds: nothing
+// announced the change to the guard.
+func TestGuardLooksAfterItsRulesChanged(t *testing.T) {
+	m := newMachine(t)
+	rules := routes.Change{Op: routes.Add, Object: routes.Passage{Place: routes.Place{Family: 2, Table: "filter", Chain: "FORWARD", Legacy: true}}}
+	for err, want := range map[error]int{nil: 1, errors.New("another program holds the lock"): 0} {
+		rules.Err = err
+		m.loop.changed(&outcome{said: map[string]bool{}}, []routes.Change{rules}, err)
+		if got := len(m.loop.firewall); got != want {
+			t.Errorf("%v: %d looks, want %d", err, got, want)
+		}
+		if want == 1 {
+			<-m.loop.firewall
+		}
+	}
+}

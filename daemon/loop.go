@@ -131,7 +131,7 @@ type loop struct {
 type shared struct {
 	look, reread trigger
 	harmed       trigger                  // a pod's link may lack something: pods.Keep looks
-	firewall     trigger                  // nftables changed: the guard looks
+	firewall     trigger                  // a firewall changed: the guard looks
 	seen         atomic.Pointer[view]     // the last look's view; nil before the first look
 	lan          atomic.Pointer[lan]      // of the last round of probes; nil before the first round
 	guarded      atomic.Pointer[guarding] // of the last look of the guard; nil before the first look
@@ -416,6 +416,9 @@ func (l *loop) changed(o *outcome, changes []routes.Change, err error) {
 	for _, c := range changes {
 		if c.Err == nil {
 			made = append(made, line{kind: c.Kind(), text: c.String, attrs: []any{"took", c.Took}})
+			if _, ok := c.Object.(routes.Passage); ok {
+				l.firewall.fire() // legacy iptables announces no change
+			}
 			continue
 		}
 		p := cluster.Problem{Object: "kernel", Reason: cluster.KernelRefused, Want: c.String(), Got: c.Err.Error(), Next: "edgewayd tries again on its own"}

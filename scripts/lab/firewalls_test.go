@@ -504,7 +504,7 @@ func TestLegacyFirewallsAreOpened(t *testing.T) {
 	w.eachPair(w.reaches)
 	t.Logf("pods are reached again after %v", time.Since(began).Round(time.Millisecond))
 	w.on("node-3", "iptables-legacy -D "+drop)
-	reached()
+	w.reaches(w.pc, pod)
 
 	w.closed("node-3")
 	w.says("node-3", "forwardDropped", "FORWARD of iptables-legacy -t filter, policy drop")
