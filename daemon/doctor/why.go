@@ -180,7 +180,7 @@ func (q *way) leg(from, to end, p routes.Packet) (out []Step) {
 		}
 	case !from.here:
 		p.In = routes.ByRoute
-		if r, err := q.k.Lookup(q.ctx, from.addr); err == nil {
+		if r, err := q.back(from, to); err == nil {
 			p.In = r.Link
 			say(OK, "", "%v sends; packets arrive on %s, by which this machine would answer", from, r.Link)
 		} else {
@@ -222,6 +222,14 @@ func (q *way) leg(from, to end, p routes.Packet) (out []Step) {
 		q.told(from, r, say)
 	}
 	return out
+}
+
+// back is the route of the answer. A pod's answer leaves by the uplink of the pod's address, if that is of one.
+func (q *way) back(from, to end) (routes.Route, error) {
+	if to.pod && to.link != "" {
+		return q.k.Way(q.ctx, routes.Packet{Src: to.addr, Dst: from.addr, In: to.link})
+	}
+	return q.k.Lookup(q.ctx, from.addr)
 }
 
 type sayer = func(state, next, format string, args ...any)
@@ -422,6 +430,9 @@ func (q *way) told(from end, r routes.Route, say sayer) {
 		if c.Contains(from.addr) {
 			cidr = c
 		}
+	}
+	if !cidr.IsValid() {
+		return // an address of an uplink, which its LAN knows
 	}
 	for _, s := range q.plan.BGP.Sessions {
 		if slices.ContainsFunc(q.plan.Sessions, func(p policy.Session) bool { return p.Key == s.Peer.Key() && !p.IsHeld() }) {
