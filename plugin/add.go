@@ -260,6 +260,7 @@ func (n *Node) make(ctx context.Context, o order, g grant, w wiring, at ends) (m
 	if err := n.answer(ctx, at.host, w.addrs); err != nil {
 		return 0, fault(codeWiring, "%s: neighbours of the uplink: %w", o.attachment, err).next("check ip -6 neigh show proxy and dmesg of the host")
 	}
+	n.announce(ctx, at.host, w.addrs)
 	at.pod.AwaitLocal(ctx, w.addrs)
 	return w.metric, nil
 }

@@ -63,6 +63,9 @@ type Node struct {
 		addrs map[netip.Addr]bool
 	}
 
+	// announcing are announcements that no call waits for: see announce.
+	announcing sync.WaitGroup
+
 	// stderr receives a delegated plugin's standard error, which also goes into the error. Nil: into the
 	// error alone.
 	stderr io.Writer
@@ -87,6 +90,7 @@ func (n *Node) DeleteEarly() (err error) {
 
 // Close closes the sockets, not the Store. No verb may be running.
 func (n *Node) Close() error {
+	n.announcing.Wait()
 	if n.home == nil {
 		return nil
 	}
@@ -125,6 +129,7 @@ type kernel interface {
 	Fill(ctx context.Context, index int, desired routes.State) error
 	Settle(link string) error
 	AwaitLocal(ctx context.Context, addrs []netip.Addr)
+	Announce(ctx context.Context, link string, a netip.Addr) error
 	Cookie() uint64
 	Host(ctx context.Context) (routes.Host, error)
 	Lookup(ctx context.Context, a netip.Addr) (routes.Route, error)

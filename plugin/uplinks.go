@@ -80,3 +80,36 @@ func (n *Node) answer(ctx context.Context, host kernel, addrs []netip.Addr) erro
 	_, err = host.Sync(ctx, routes.Scope{}, routes.State{Proxies: its})
 	return err
 }
+
+// announce announces those of a pod's IPv4 addresses that are of an uplink to its LAN, which may know them at another node. A
+// process that serves many calls does not wait for that. A LAN that does not hear it, or a kernel without the table
+// (routes.Announced), finds the pod once the LAN asks again. Neighbour discovery of IPv6 asks within a minute (RFC 4861,
+// section 7.3).
+func (n *Node) announce(ctx context.Context, host kernel, addrs []netip.Addr) {
+	all, err := n.proxies(ctx, host)
+	var its []routes.ProxyNeigh
+	for _, p := range all {
+		if p.IP.Is4() && slices.Contains(addrs, p.IP) {
+			its = append(its, p)
+		}
+	}
+	if err != nil || len(its) == 0 {
+		return
+	}
+	if n.reopen != nil {
+		for _, p := range its {
+			_ = host.Announce(ctx, p.Link, p.IP)
+		}
+		return
+	}
+	n.announcing.Go(func() {
+		host, done, err := n.host()
+		if err != nil {
+			return
+		}
+		defer done()
+		for _, p := range its {
+			_ = host.Announce(context.WithoutCancel(ctx), p.Link, p.IP)
+		}
+	})
+}

@@ -164,6 +164,8 @@ func (a *applier) steps(c *Change) (steps []step, alone func() error, err error)
 		return nil, func() error { return a.k.setTable(c.Op, o.table()) }, nil
 	case Symmetric:
 		return nil, func() error { return a.k.setTable(c.Op, o.table()) }, nil
+	case Announced:
+		return nil, func() error { return a.k.setTable(c.Op, o.table()) }, nil
 	case Passage:
 		return nil, func() error { return a.firewalls.set(a.ctx, a.k, c.Op, o) }, nil
 	case Masq:
@@ -366,6 +368,7 @@ func nextStep(object any, err error) string {
 	_, senders := object.(Senders)
 	_, check := object.(SourceCheck)
 	_, symmetric := object.(Symmetric)
+	_, announced := object.(Announced)
 	_, passage := object.(Passage)
 	link, _ := object.(Link)
 	switch {
@@ -381,6 +384,8 @@ func nextStep(object any, err error) string {
 		return "; load the kernel modules nf_tables and nft_fib_inet, or set cni.sourceCheck to false"
 	case symmetric && (unsupported(err) || errors.Is(err, unix.ENOENT)):
 		return "; load the kernel modules nf_tables and nft_ct; until then NodePorts and hostPorts of pods on uplinks do not answer"
+	case announced && (unsupported(err) || errors.Is(err, unix.ENOENT)):
+		return "; use a kernel with CONFIG_NF_TABLES_ARP; until then a machine that knows a pod's address at another MAC does not reach the pod before its entry has aged"
 	case errors.Is(err, unix.EPERM):
 		return "; run as root or with CAP_NET_ADMIN"
 	case errors.Is(err, unix.ENETDOWN):

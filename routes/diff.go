@@ -40,7 +40,7 @@ func Diff(observed, desired State) []Change {
 	if desired.Senders == nil {
 		limit, unlimit = nil, limit
 	}
-	return slices.Concat(passages, dropPassages, diffSourceCheck(observed.SourceCheck, desired.SourceCheck), limit, links, sysctls, addrs, neighs, fdb, diffSymmetric(observed.Symmetric, desired.Symmetric), routes, rules, proxies,
+	return slices.Concat(passages, dropPassages, diffSourceCheck(observed.SourceCheck, desired.SourceCheck), limit, links, sysctls, addrs, neighs, fdb, diffSymmetric(observed.Symmetric, desired.Symmetric), diffAnnounced(observed.Announced, desired.Announced), routes, rules, proxies,
 		masq, dropMasq, diffNAT(observed.NAT, desired.NAT), dropProxies, dropRules, dropRoutes, dropFDB, dropNeighs, dropAddrs, unlimit, dropLinks)
 }
 

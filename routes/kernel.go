@@ -107,6 +107,7 @@ func (k *Kernel) observe(ctx context.Context, v *view, scope Scope, desired Stat
 		func() error { s.Senders = k.observeSenders(scope, desired.Senders); return nil },
 		func() error { s.SourceCheck = k.observeSourceCheck(scope, desired.SourceCheck); return nil },
 		func() error { s.Symmetric = k.observeSymmetric(scope, desired.Symmetric); return nil },
+		func() error { s.Announced = k.observeAnnounced(scope, desired.Announced); return nil },
 		func() (err error) {
 			if scope.Passages != nil {
 				s.Passages, err = scope.Passages.observe(ctx, k)

@@ -136,7 +136,7 @@ func (k *Kernel) readNAT() (content natContent, err error) {
 	if err != nil {
 		return content, err
 	}
-	if content.exists, err = hasTable(c, tableName); err != nil || !content.exists {
+	if content.exists, err = hasTable(c, natTable()); err != nil || !content.exists {
 		return content, err
 	}
 	sets, err := c.GetSets(natTable())

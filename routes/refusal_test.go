@@ -378,7 +378,7 @@ func TestKernelWithoutAPartOfNftables(t *testing.T) {
 	if change.Err == nil || !strings.HasSuffix(change.Err.Error(), want) {
 		t.Errorf("got %v, want ...%s", change.Err, want)
 	}
-	if there, err := hasTable(c, sourceTable); err != nil || there {
+	if there, err := hasTable(c, inetTable(sourceTable)); err != nil || there {
 		t.Errorf("part of the table still exists: %v, %v", there, err)
 	}
 }

@@ -201,6 +201,7 @@ type State struct {
 	Senders     *Senders     // nil: any machine may send to the VXLAN port
 	SourceCheck *SourceCheck // nil: a pod may send from any address
 	Symmetric   *Symmetric   // nil: packets are not marked
+	Announced   *Announced   // nil: no address of a pod is announced
 	Passages    []Passage    // one for each chain
 }
 
@@ -250,7 +251,7 @@ const (
 // Change is one difference between the observed and the desired state, and the result of applying it.
 type Change struct {
 	Op     Op
-	Object any // Link, Addr, Route, Rule, Neigh, ProxyNeigh, FDB, Sysctl, NAT, Masq, Senders, SourceCheck, Symmetric or Passage
+	Object any // Link, Addr, Route, Rule, Neigh, ProxyNeigh, FDB, Sysctl, NAT, Masq, Senders, SourceCheck, Symmetric, Announced or Passage
 	Was    any // only for a Replace: the observed object
 	Err    error
 	Took   time.Duration

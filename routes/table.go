@@ -31,7 +31,7 @@ func (k *Kernel) readTable(chain *nftables.Chain, sets []*nftables.Set) *table {
 	if err != nil {
 		return nil
 	}
-	if there, err := hasTable(c, chain.Table.Name); err != nil || !there {
+	if there, err := hasTable(c, chain.Table); err != nil || !there {
 		return nil
 	}
 	t := &table{chain: chain, sets: sets}
@@ -42,7 +42,7 @@ func (k *Kernel) readTable(chain *nftables.Chain, sets []*nftables.Set) *table {
 		}
 		t.elements = append(t.elements, elements)
 	}
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	chains, err := c.ListChainsOfTableFamily(chain.Table.Family)
 	if err == nil {
 		t.rules, _, _ = rulesIn(c, chains, chain)
 	}
@@ -87,7 +87,11 @@ func addElements(c *nftables.Conn, set *nftables.Set, elements []nftables.SetEle
 func commit(c *nftables.Conn, t *nftables.Table) error {
 	err := c.Flush()
 	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("%w; if another program made this table, run: nft delete table inet %s", err, t.Name)
+		family := "inet"
+		if t.Family == nftables.TableFamilyARP {
+			family = "arp"
+		}
+		return fmt.Errorf("%w; if another program made this table, run: nft delete table %s %s", err, family, t.Name)
 	}
 	return err
 }
@@ -96,9 +100,9 @@ func inetTable(name string) *nftables.Table {
 	return &nftables.Table{Name: name, Family: nftables.TableFamilyINet}
 }
 
-func hasTable(c *nftables.Conn, name string) (bool, error) {
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
-	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == name }), err
+func hasTable(c *nftables.Conn, want *nftables.Table) (bool, error) {
+	tables, err := c.ListTablesOfFamily(want.Family)
+	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == want.Name }), err
 }
 
 // rulesIn reads the rules of a chain; none if the chain has another hook than want.

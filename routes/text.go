@@ -265,6 +265,9 @@ func (s State) String() string {
 	if s.Symmetric != nil {
 		fmt.Fprintln(&b, s.Symmetric.String())
 	}
+	if s.Announced != nil {
+		fmt.Fprintln(&b, s.Announced.String())
+	}
 	list("passage", len(s.Passages), func(i int) string { return s.Passages[i].String() })
 	list("", len(s.Masq), func(i int) string { return s.Masq[i].String() })
 	return b.String()

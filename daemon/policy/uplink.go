@@ -113,6 +113,7 @@ func (d *draft) uplinks() {
 	r := &d.plan.Routes
 	r.Links, r.Addrs, r.Rules = append(r.Links, s.Links...), append(r.Addrs, s.Addrs...), append(r.Rules, s.Rules...)
 	r.Routes, r.Proxies, r.Sysctls, r.Symmetric = append(r.Routes, s.Routes...), append(r.Proxies, s.Proxies...), append(r.Sysctls, s.Sysctls...), s.Symmetric
+	r.Announced = s.Announced
 	native := d.toNodes(all)
 	d.plan.Pool = all.Pool(func(a netip.Addr) bool { return !withheld[a] })
 	// A family that the resource took out keeps no new pod waiting while a pod still has an address of it.

@@ -45,6 +45,7 @@ if command -v nft >/dev/null; then
 	nft delete table inet edgeway-vxlan 2>/dev/null || true
 	nft delete table inet edgeway-source 2>/dev/null || true
 	nft delete table inet edgeway-uplink 2>/dev/null || true
+	nft delete table arp edgeway-announced 2>/dev/null || true
 elif [ -e /proc/net/netfilter ]; then
 	echo "edgeway: left the nftables tables inet edgeway*, if there are any: there is no nft to look with; a reboot removes them"
 fi

@@ -285,6 +285,9 @@ func (u Uplinks) State(h routes.Host) routes.State {
 			for _, a := range i.Addresses {
 				s.Proxies = append(s.Proxies, routes.ProxyNeigh{Link: link.Name, IP: a})
 			}
+			if !i.V6() {
+				s.Announced = &routes.Announced{}
+			}
 		}
 	}
 	for _, p := range parents { // a parent may carry several VLANs, and be an uplink itself

@@ -80,6 +80,7 @@ sysctl net/ipv4/neigh/eth1/proxy_delay = 0
 sysctl net/ipv4/conf/eth0/arp_ignore = 1
 sysctl net/ipv4/conf/eth1/arp_ignore = 1
 table inet edgeway-uplink mark 0x20 uplinks [eth1]
+table arp edgeway-announced
 `},
 		{"a cloud, and egress by the node", inside, host(), `link eth1 up
 addr 10.0.0.21/32 dev eth1

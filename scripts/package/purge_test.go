@@ -29,6 +29,7 @@ ip route add unreachable default proto 119 table 1695047690 metric 4278198272
 ip route add unreachable 10.0.0.31/32 proto 119 metric 4278198272
 ip neigh add proxy 10.0.0.31 dev eth1 protocol 119
 nft add table inet edgeway-uplink
+nft add table arp edgeway-announced
 sh "$0" purge
 mkdir -p /var/lib/edgeway /etc/edgeway
 state | diff /mnt/before -
