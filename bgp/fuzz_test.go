@@ -18,6 +18,6 @@ func FuzzUpdate(f *testing.F) {
 		h := hearing{}
 		h.begin(time.Now())
 		h.ask(learnList)
-		_, _ = h.update(goodPeer(), offer{known: true, ipv4: true}, framed(2, body...), time.Now())
+		_ = h.update(goodPeer(), offer{known: true, ipv4: true}, framed(2, body...), time.Now())
 	})
 }

@@ -168,7 +168,7 @@ func (j *journal) received(m message) (pass bool, err error) {
 		j.proceed()
 		return true, nil
 	case kind == bgp.BGP_MSG_UPDATE:
-		return j.heard.update(j.peer, j.offer, m, time.Now())
+		return false, j.heard.update(j.peer, j.offer, m, time.Now())
 	}
 	return true, nil // ROUTE-REFRESH: GoBGP sends its table again
 }
@@ -257,6 +257,22 @@ func (j *journal) up() (bool, offer) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.state == stateEstablished, j.offer
+}
+
+// ends returns the families of which both sides send an End-of-RIB (RFC 4724), once the switch's OPEN is known.
+func (j *journal) ends() (families []uint16) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !j.offer.restart || j.peer.RestartTime == 0 {
+		return nil
+	}
+	if j.offer.ipv4 {
+		families = append(families, bgp.AFI_IP)
+	}
+	if j.offer.ipv6 {
+		families = append(families, bgp.AFI_IP6)
+	}
+	return families
 }
 
 // offer is the content of the switch's OPEN.

@@ -140,9 +140,8 @@ func within(p netip.Prefix, prefixes []netip.Prefix) bool {
 	})
 }
 
-// update reads an UPDATE. GoBGP needs only an End-of-RIB, which it waits for after a restart. If the session
-// learns no prefix, and what comes back need not be its own, update reads no paths.
-func (h *hearing) update(p Peer, o offer, m message, now time.Time) (pass bool, err error) {
+// update reads an UPDATE. If the session learns no prefix, and what comes back need not be its own, update reads no paths.
+func (h *hearing) update(p Peer, o offer, m message, now time.Time) error {
 	h.updates++
 	h.quiet = now
 	if eor4, eor6 := m.endOfRIB(); eor4 || eor6 {
@@ -151,14 +150,14 @@ func (h *hearing) update(p Peer, o offer, m message, now time.Time) (pass bool, 
 			h.all = true
 			h.forget()
 		}
-		return true, nil
+		return nil
 	}
 	if len(h.learn) == 0 && h.returns.own == nil {
-		return false, nil
+		return nil
 	}
 	u, err := readUpdate(m[bgp.BGP_HEADER_LENGTH:], o.as4)
 	if err != nil {
-		return false, err
+		return err
 	}
 	if h.returns.update(p, u, now) {
 		h.edition++
@@ -179,7 +178,7 @@ func (h *hearing) update(p Peer, o offer, m message, now time.Time) (pass bool, 
 			h.edition++
 		}
 	}
-	return false, nil
+	return nil
 }
 
 func (h *hearing) drop(prefix netip.Prefix) {

@@ -57,6 +57,17 @@ func (m message) endOfRIB() (ipv4, ipv6 bool) {
 	return false, false
 }
 
+// endOfRIB returns the End-of-RIB of a family, bgp.AFI_IP or bgp.AFI_IP6.
+func endOfRIB(family uint16) message {
+	body := []byte{0, 0, 0, 0}
+	if family == bgp.AFI_IP6 {
+		body = []byte{0, 0, 0, 6, byte(bgp.BGP_ATTR_FLAG_OPTIONAL), byte(bgp.BGP_ATTR_TYPE_MP_UNREACH_NLRI), 3, 0, bgp.AFI_IP6, bgp.SAFI_UNICAST}
+	}
+	m := append(message{}, marker...)
+	m = binary.BigEndian.AppendUint16(m, uint16(bgp.BGP_HEADER_LENGTH+len(body)))
+	return append(append(m, bgp.BGP_MSG_UPDATE), body...)
+}
+
 // without returns an OPEN without the capability.
 func (m message) without(capability bgp.BGPCapabilityCode) message {
 	parsed, err := bgp.ParseBGPMessage(m)

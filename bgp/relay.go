@@ -28,6 +28,8 @@ const (
 	// farewellTimeout bounds the wait for a switch to handle everything that we sent and to close its end. An FRR
 	// that handles 5,000 paths on a busy processor takes more than a second.
 	farewellTimeout = 3 * time.Second
+	// togetherTimeout bounds how long the first KEEPALIVE waits for the paths: GoBGP sends 5,000 within 0.2 s.
+	togetherTimeout = 2 * time.Second
 )
 
 // relay is one connection to the switch. It carries the messages between GoBGP and the switch, and the
@@ -49,6 +51,12 @@ type relay struct {
 	sending sync.Mutex // guards the fields below: messages go out whole
 	out     *bufio.Writer
 	last    bool // the last message has gone out, perhaps only half of it
+	// held are the first KEEPALIVE and the UPDATEs behind it, until the End-of-RIBs that awaited names are there. The
+	// switch is then Established with all paths in its socket. Otherwise a daemon that is killed in between loses the
+	// paths that are not sent yet: they are stale, and the switch deletes them at the next loss (RFC 4724, section 4.2).
+	held    []message
+	awaited [2]bool // IPv4, IPv6
+	greeted bool    // the first KEEPALIVE was sent
 }
 
 func newRelay(j *journal, outer *net.TCPConn, inner net.Conn, quiet bool) *relay {
@@ -69,7 +77,7 @@ func (r *relay) run() {
 // inward carries the switch's messages to GoBGP.
 func (r *relay) inward() {
 	in := bufio.NewReaderSize(r.outer, 64<<10)
-	for {
+	for begun := false; ; {
 		m, err := readMessage(in)
 		pass := false
 		if err == nil {
@@ -85,6 +93,14 @@ func (r *relay) inward() {
 		}
 		if pass {
 			_, _ = r.inner.Write(m) // if GoBGP has closed its end, outward ends the connection
+		}
+		if m.kind() == bgp.BGP_MSG_KEEPALIVE && !begun {
+			// GoBGP has restarted, and waits for these before it sends its paths (RFC 4724, section 4.1). Our
+			// paths do not depend on the switch's.
+			begun = true
+			for _, family := range r.journal.ends() {
+				_, _ = r.inner.Write(endOfRIB(family))
+			}
 		}
 	}
 	_ = r.inner.Close()
@@ -120,13 +136,28 @@ func (r *relay) send(m message, flush bool) {
 	if r.last {
 		return
 	}
-	r.journal.sent(m)
-	last := m.kind() == bgp.BGP_MSG_NOTIFICATION
-	if last && r.quiet && notificationOf(m).code == 2 {
-		r.close()
+	r.held = append(r.held, m)
+	if r.holds(m) {
 		return
 	}
-	_, err := r.out.Write(m)
+	r.write(flush)
+}
+
+// write sends what is held. The caller holds sending.
+func (r *relay) write(flush bool) {
+	var all []byte
+	last := false
+	for _, m := range r.held {
+		r.journal.sent(m)
+		last = m.kind() == bgp.BGP_MSG_NOTIFICATION
+		if last && r.quiet && notificationOf(m).code == 2 {
+			r.close()
+			return
+		}
+		all = append(all, m...)
+	}
+	r.held = nil
+	_, err := r.out.Write(all)
 	if err == nil && (flush || last) {
 		err = r.out.Flush()
 	}
@@ -137,6 +168,36 @@ func (r *relay) send(m message, flush bool) {
 		// We send no FIN: FRR handles it before the messages that it has read earlier, misses the NOTIFICATION,
 		// and keeps our paths for the restart time. The switch closes the connection after a NOTIFICATION.
 		r.await()
+	}
+}
+
+// holds reports whether the message waits for others, which the switch is to get with it. The caller holds sending.
+func (r *relay) holds(m message) bool {
+	switch m.kind() {
+	case bgp.BGP_MSG_KEEPALIVE:
+		if !r.greeted {
+			r.greeted = true
+			for _, family := range r.journal.ends() {
+				r.awaited[family-bgp.AFI_IP] = true
+			}
+			time.AfterFunc(togetherTimeout, r.release)
+		}
+	case bgp.BGP_MSG_UPDATE:
+		eor4, eor6 := m.endOfRIB()
+		r.awaited[0], r.awaited[1] = r.awaited[0] && !eor4, r.awaited[1] && !eor6
+	default:
+		r.awaited = [2]bool{}
+	}
+	return r.awaited != [2]bool{}
+}
+
+// release sends what is held.
+func (r *relay) release() {
+	r.sending.Lock()
+	defer r.sending.Unlock()
+	r.awaited = [2]bool{}
+	if !r.last && len(r.held) > 0 {
+		r.write(true)
 	}
 }
 

@@ -211,3 +211,73 @@ func TestEndOfRIB(t *testing.T) {
 		}
 	}
 }
+
+// A daemon that was killed within a second after its session was up lost the paths that it had not sent yet: they were stale,
+// and a switch deletes what is stale at the next loss (RFC 4724, section 4.2). GoBGP waits for no End-of-RIB of the
+// switch any more, and the KEEPALIVE that brings the session up comes with all paths.
+func TestKilledAsSoonAsTheSessionIsUp(t *testing.T) {
+	r, gobgp, sw := relayed(t, false)
+	r.journal.mu.Lock()
+	r.journal.peer.RestartTime = time.Minute
+	r.journal.mu.Unlock()
+	open := openOf(goodPeer())
+	caps := open.Body.(*bgp.BGPOpen).OptParams[0].(*bgp.OptionParameterCapability)
+	caps.Capability = append(caps.Capability, bgp.NewCapMultiProtocol(bgp.RF_IPv6_UC), bgp.NewCapGracefulRestart(false, true, 120, nil))
+	text, err := open.Serialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(c net.Conn, m ...[]byte) {
+		t.Helper()
+		if _, err := c.Write(bytes.Join(m, nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(c net.Conn, want []byte) {
+		t.Helper()
+		if m, err := readMessage(c); err != nil || !bytes.Equal(m, want) {
+			t.Fatalf("got %x, %v; want %x", m, err, want)
+		}
+	}
+	keepalive, update := framed(bgp.BGP_MSG_KEEPALIVE), framed(bgp.BGP_MSG_UPDATE, make([]byte, 4000)...)
+	eor4, eor6 := framed(bgp.BGP_MSG_UPDATE, 0, 0, 0, 0), framed(bgp.BGP_MSG_UPDATE, 0, 0, 0, 6, 0x80, 15, 3, 0, 2, 1)
+	write(sw, text, keepalive)
+	read(gobgp, text)
+	read(gobgp, keepalive)
+	read(gobgp, eor4)
+	read(gobgp, eor6)
+	write(gobgp, keepalive)
+	write(gobgp, update, eor4)
+	write(gobgp, update, eor6)
+	want := bytes.Join([][]byte{keepalive, update, eor4, update, eor6}, nil)
+	got := make([]byte, len(want)+1)
+	n, err := sw.Read(got)
+	if err != nil || !bytes.Equal(got[:n], want) {
+		t.Errorf("the first of the switch's reads has %d octets, %v; want %d: all paths", n, err, len(want))
+	}
+	write(gobgp, keepalive)
+	read(sw, keepalive)
+}
+
+// A session whose paths do not come is up all the same.
+func TestSessionIsUpWithoutPaths(t *testing.T) {
+	r, gobgp, sw := relayed(t, false)
+	r.sending.Lock()
+	r.awaited, r.greeted = [2]bool{true, true}, true
+	r.sending.Unlock()
+	if _, err := gobgp.Write(framed(bgp.BGP_MSG_KEEPALIVE)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error { // the relay has read it
+		r.sending.Lock()
+		defer r.sending.Unlock()
+		if len(r.held) == 0 {
+			return errors.New("nothing is held")
+		}
+		return nil
+	})
+	r.release()
+	if m, err := readMessage(sw); err != nil || m.kind() != bgp.BGP_MSG_KEEPALIVE {
+		t.Error(m, err)
+	}
+}

@@ -16,9 +16,8 @@ import (
 const (
 	// connectRetry is how often a switch is dialled.
 	connectRetry = 5 * time.Second
-	// deferral is how long the first UPDATE after a restart waits for the switch's
-	// End-of-RIB (RFC 4724, section 4.1). It is short because our paths do not depend on the
-	// switch's paths. GoBGP reads 0 as 360 s.
+	// deferral is how long GoBGP's first UPDATE waits for an End-of-RIB (RFC 4724, section 4.1), which the relay gives it
+	// at once. GoBGP reads 0 as 360 s.
 	deferral = 5 * time.Second
 )
 
