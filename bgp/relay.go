@@ -28,7 +28,7 @@ const (
 	// farewellTimeout bounds the wait for a switch to handle everything that we sent and to close its end. An FRR
 	// that handles 5,000 paths on a busy processor takes more than a second.
 	farewellTimeout = 3 * time.Second
-	// togetherTimeout bounds how long the first KEEPALIVE waits for the paths: GoBGP sends 5,000 within 0.2 s.
+	// togetherTimeout bounds how long the first KEEPALIVE waits for the paths, which GoBGP sends at once.
 	togetherTimeout = 2 * time.Second
 )
 
@@ -145,19 +145,17 @@ func (r *relay) send(m message, flush bool) {
 
 // write sends what is held. The caller holds sending.
 func (r *relay) write(flush bool) {
-	var all []byte
-	last := false
 	for _, m := range r.held {
 		r.journal.sent(m)
-		last = m.kind() == bgp.BGP_MSG_NOTIFICATION
-		if last && r.quiet && notificationOf(m).code == 2 {
-			r.close()
-			return
-		}
-		all = append(all, m...)
 	}
+	m := r.held[len(r.held)-1]
+	last := m.kind() == bgp.BGP_MSG_NOTIFICATION
+	if last && r.quiet && notificationOf(m).code == 2 {
+		r.close()
+		return
+	}
+	_, err := r.out.Write(slices.Concat(r.held...))
 	r.held = nil
-	_, err := r.out.Write(all)
 	if err == nil && (flush || last) {
 		err = r.out.Flush()
 	}
